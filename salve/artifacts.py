@@ -1,0 +1,192 @@
+"""Content-addressed, immutable results on disk.
+
+``Store.get_or_make(kind, recipe, make)`` answers with the folder ``<root>/<kind>/<key>``, where the key is the hash
+of the recipe: the scientific settings that the result depends on and the digests of the artifacts it was made from.
+A result is written to a temporary folder, checksummed, marked ``DONE.json`` and renamed into place, so a folder that
+exists is whole. A second process that wants the same result waits for the first.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from filelock import FileLock
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+DONE = "DONE.json"
+
+
+def digest_of(value: Any) -> str:
+    """Hex SHA-256 of a JSON-like value, independent of the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def digest_of_file(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Hex SHA-256 of named tensors: names, dtypes, shapes and bits, independent of their order."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+class NotMade(LookupError):
+    """A store that only finds was asked for an artifact that is not there."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One finished result: its folder, the digest of its content, and whether this call had to make it."""
+
+    kind: str
+    key: str
+    path: Path
+    digest: str
+    reused: bool
+
+    def file(self, name: str) -> Path:
+        """Path of one of its files."""
+        return self.path / name
+
+    def table(self, name: str) -> pd.DataFrame:
+        """One of its tables."""
+        return read_table(self.path / name)
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """One of its safetensors files."""
+        return load_tensors(self.path / name)
+
+    def record(self, name: str) -> dict[str, Any]:
+        """One of its JSON records."""
+        return read_record(self.path / name)
+
+
+class Store:
+    """The folder that holds every artifact.
+
+    Args:
+        root: where artifacts live; made when the first one is written.
+        announce: called with a sentence each time an artifact is made or found.
+    """
+
+    def __init__(self, root: Path, announce: Callable[[str], None] = lambda _: None) -> None:
+        self.root = root
+        self._announce = announce
+        self._may_make = True
+
+    def only_found(self) -> "Store":
+        """The same store, which raises :class:`NotMade` instead of making anything."""
+        store = Store(self.root, self._announce)
+        store._may_make = False
+        return store
+
+    def find(self, kind: str, recipe: Mapping[str, Any]) -> Artifact | None:
+        """The finished artifact of this recipe, or None."""
+        key = digest_of(recipe)[:16]
+        path = self.root / kind / key
+        if not (path / DONE).is_file():
+            return None
+        return Artifact(kind, key, path, read_record(path / DONE)["digest"], reused=True)
+
+    def get_or_make(self, kind: str, recipe: Mapping[str, Any], make: Callable[[Path, Path], None]) -> Artifact:
+        """Find the artifact of this recipe, or make it.
+
+        Args:
+            kind: what it is; the name of its folder.
+            recipe: JSON-like; everything its content depends on.
+            make: called as ``make(folder, scratch)``. It writes the result into ``folder``. What it keeps in
+                ``scratch`` (checkpoints, finished shards) outlives a kill and is there when it is called again;
+                it is removed once the artifact is whole.
+
+        Returns:
+            The artifact; its ``digest`` covers names and bytes of all files that ``make`` wrote.
+        """
+        if found := self.find(kind, recipe):
+            self._announce(f"{kind} {found.key}: found, not made again")
+            return found
+        key = digest_of(recipe)[:16]
+        if not self._may_make:
+            raise NotMade(f"{kind} {key} is not there.")
+        final, scratch = self.root / kind / key, self.root / "unfinished" / f"{kind}-{key}"
+        scratch.mkdir(parents=True, exist_ok=True)
+        # The lock lies beside scratch, not in it: scratch goes away while the lock is still held.
+        with FileLock(scratch.with_suffix(".lock")):
+            if found := self.find(kind, recipe):
+                self._announce(f"{kind} {key}: made meanwhile by another process")
+                return found
+            self._announce(f"{kind} {key}: making")
+            folder = scratch / "result"
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            make(folder, scratch)
+            files = {
+                str(path.relative_to(folder)): digest_of_file(path)
+                for path in sorted(folder.rglob("*"))
+                if path.is_file()
+            }
+            digest = digest_of(files)
+            write_record(folder / "recipe.json", dict(recipe))
+            write_record(folder / DONE, {"digest": digest, "files": files})
+            final.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(folder, final)
+            shutil.rmtree(scratch, ignore_errors=True)
+        return Artifact(kind, key, final, digest, reused=False)
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a JSON record with sorted keys."""
+    path.write_text(json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read a JSON record."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(record, dict):
+        raise ValueError(f"{path.name} holds no JSON object.")
+    return record
+
+
+def write_table(path: Path, frame: pd.DataFrame) -> None:
+    """Write a table as CSV; infinite values are written as ``inf``."""
+    frame.to_csv(path, index=False)
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a table; a class that is called "NA" or "null" stays text, only an empty cell is missing."""
+    return pd.read_csv(path, keep_default_na=False, na_values=[""])
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str] | None = None) -> None:
+    """Write named tensors as safetensors with an optional text header."""
+    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path, metadata=dict(header or {}))
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read named tensors."""
+    return load_file(path)
+
+
+def read_header(path: Path) -> dict[str, str]:
+    """The text header of a safetensors file."""
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})

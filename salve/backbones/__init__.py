@@ -1,0 +1,21 @@
+"""Backbones, their sites, fine-tuning, and captured activations."""
+
+from salve.backbones.capture import Captured, captured, load_captured
+from salve.backbones.classifier import Classifier
+from salve.backbones.load import load_backbone, preset, read_state_dict
+from salve.backbones.sites import Site, find_site, head_logits, site_activations, sites
+
+__all__ = [
+    "Captured",
+    "Classifier",
+    "Site",
+    "captured",
+    "find_site",
+    "head_logits",
+    "load_backbone",
+    "load_captured",
+    "preset",
+    "read_state_dict",
+    "site_activations",
+    "sites",
+]

@@ -1,0 +1,138 @@
+"""Capturing a site's activations once, in bounded memory, onto disk."""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from salve.artifacts import Artifact, Store, digest_of_tensors, load_tensors, save_tensors, write_record
+from salve.backbones.sites import Site, site_activations
+from salve.data.base import ImageData
+from salve.types import Split, UserError
+
+#: Rows per file: what is in memory at once, and what a killed capture loses.
+SHARD_ROWS = 2048
+
+SPLITS: tuple[Split, ...] = ("train", "val")
+
+
+class Captured(NamedTuple):
+    """Activations ``[N, M]`` at the site and labels ``[N]``, in the order of the data."""
+
+    activations: Tensor
+    labels: Tensor
+
+
+@torch.inference_mode()
+def capture(
+    model: nn.Module,
+    site: Site,
+    count: int,
+    batches: Callable[[Sequence[int]], Iterable[tuple[Tensor, Tensor]]],
+    folder: Path,
+    split: str,
+    device: torch.device,
+    advance: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Write ``<split>-00000.safetensors``, … into ``folder``; shards that are there already are kept.
+
+    Args:
+        model: the backbone; put into eval mode on ``device``.
+        site: where to read.
+        count: ``N``, images of the split.
+        batches: given image indices, yields ``(images, labels)`` batches in that order.
+        folder: where the shards go. split: their name. device: where the model runs.
+        advance: told the number of images done, for a progress bar.
+
+    Raises:
+        UserError: an activation is NaN or infinite; the message names the image.
+    """
+    model.to(device).eval()
+    for shard, start in enumerate(range(0, count, SHARD_ROWS)):
+        path = folder / f"{split}-{shard:05d}.safetensors"
+        rows = range(start, min(start + SHARD_ROWS, count))
+        if path.is_file():
+            advance(len(rows))
+            continue
+        parts: list[tuple[Tensor, Tensor]] = []
+        done = start
+        for images, labels in batches(rows):
+            activations = site_activations(model, site, images.to(device))
+            bad = (~activations.isfinite()).any(dim=1).nonzero()
+            if len(bad):
+                raise UserError(
+                    f"The activations at {site.name} are NaN or infinite for image {done + int(bad[0])} of the {split} "
+                    "split; check the weights and the image."
+                )
+            parts.append((activations.float().cpu(), labels))
+            done += len(labels)
+            advance(len(labels))
+        tensors = [torch.cat(part) for part in zip(*parts, strict=True)]
+        unfinished = path.with_suffix(".unfinished")
+        save_tensors(unfinished, dict(zip(Captured._fields, tensors, strict=True)))
+        os.replace(unfinished, path)
+
+
+def captured(
+    store: Store,
+    model: nn.Module,
+    site: Site,
+    data: ImageData,
+    device: torch.device,
+    progress: Callable[[str, int], AbstractContextManager[Callable[[int], None]]],
+) -> Artifact:
+    """The activations of both splits as an artifact, captured once per (weights, site, data, preprocessing).
+
+    The readers' own weights are left out of what counts as the weights: they do not change what they read, so a
+    head that is trained or edited later finds the activations that were captured before.
+
+    Args:
+        store: where artifacts live. model, site, device: what is read, and where it runs.
+        data: bound to the backbone's preprocessing.
+        progress: ``progress(what, total)`` opens a progress bar and gives the function that advances it.
+
+    Returns:
+        An artifact of kind ``activations``: shards of each split, and ``activations.json``.
+    """
+    own = {f"{reader}.{part}" for reader in site.readers for part in ("weight", "bias")}
+    weights = {name: tensor for name, tensor in model.state_dict().items() if name not in own}
+    recipe = {
+        "weights": digest_of_tensors(weights),
+        "site": site.name,
+        "data": data.fingerprint(),
+        "preprocess": asdict(data.preprocess) if data.preprocess else None,
+    }
+
+    def make(folder: Path, scratch: Path) -> None:
+        record: dict[str, object] = {"site": site.name, "width": site.width}
+        shards = scratch / "shards"
+        shards.mkdir(exist_ok=True)
+        lowest = 0.0
+        for split in SPLITS:
+            count = len(data.labels(split))
+            with progress(f"capturing {site.name} ({split})", count) as advance:
+                load = partial(_in_order, data, split)
+                capture(model, site, count, load, shards, split, device, advance)
+            record[split] = count
+        for path in sorted(shards.glob("*.safetensors")):
+            lowest = min(lowest, float(load_tensors(path)["activations"].min()))
+            os.replace(path, folder / path.name)
+        write_record(folder / "activations.json", {**record, "nonnegative": lowest >= 0})
+
+    return store.get_or_make("activations", recipe, make)
+
+
+def _in_order(data: ImageData, split: Split, rows: Sequence[int]) -> Iterable[tuple[Tensor, Tensor]]:
+    return data.loader(split, indices=rows)
+
+
+def load_captured(folder: Path, split: str) -> Captured:
+    """All shards of a split, in order."""
+    shards = [load_tensors(path) for path in sorted(folder.glob(f"{split}-*.safetensors"))]
+    return Captured(*(torch.cat([shard[name] for shard in shards]) for name in Captured._fields))

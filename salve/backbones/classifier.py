@@ -1,0 +1,75 @@
+"""Fine-tuning a backbone with Lightning."""
+
+import math
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+
+class Classifier(pl.LightningModule):
+    """Trains a classifier: AdamW without decay on norms and biases, warm-up and cosine, label smoothing.
+
+    Args:
+        model: maps images ``[N, 3, H, W]`` (or, for a probe, activations ``[N, M]``) to logits ``[N, C]``.
+        num_classes: ``C``.
+        learning_rate: the peak, reached after ``warmup`` of all steps.
+        weight_decay: of weights with two or more axes.
+        label_smoothing: share of the target spread over all classes.
+        warmup: share of the steps, 0 to 1.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        num_classes: int,
+        learning_rate: float,
+        weight_decay: float,
+        label_smoothing: float = 0.1,
+        warmup: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.learning_rate, self.weight_decay, self.warmup = learning_rate, weight_decay, warmup
+        self.loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
+
+    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+        """The smoothed cross-entropy of one batch."""
+        inputs, labels = batch
+        logits = self.model(inputs)
+        loss: Tensor = self.loss(logits, labels)
+        self.train_accuracy(logits, labels)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, sync_dist=True)
+        self.log("train_accuracy", self.train_accuracy, on_step=False, on_epoch=True, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
+        """Plain cross-entropy and accuracy."""
+        inputs, labels = batch
+        logits = self.model(inputs)
+        self.val_accuracy(logits, labels)
+        self.log("val_loss", nn.functional.cross_entropy(logits, labels), sync_dist=True)
+        self.log("val_accuracy", self.val_accuracy, prog_bar=True)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW and its schedule, stepped every batch."""
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": self.weight_decay},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate)
+        steps = max(1, int(self.trainer.estimated_stepping_batches))
+        rising = max(1, round(self.warmup * steps))
+
+        def factor(step: int) -> float:
+            if step < rising:
+                return (step + 1) / rising
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rising) / max(1, steps - rising))))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

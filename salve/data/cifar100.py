@@ -1,0 +1,128 @@
+"""CIFAR-100 through torchvision."""
+
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+
+from salve.data.base import ImageData, check_split
+from salve.data.download import fetch
+from salve.data.folders import check_limit, root_folder
+from salve.data.transforms import RawImage
+from salve.types import Labels, Split, UserError
+
+
+class ArrayImages:
+    """Images `[N, H, W, 3]` (uint8) with labels `[N]`, in memory."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
+        self.images = images
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[RawImage, int]:
+        return torch.from_numpy(self.images[index]).permute(2, 0, 1), int(self.labels[index])
+
+
+class Cifar100Data(ImageData):
+    """CIFAR-100 (Krizhevsky 2009): 100 classes of 32 × 32 photographs; "val" is its test set.
+
+    Args:
+        root: where torchvision keeps or puts the folder `cifar-100-python`.
+        batch_size, num_workers: see `ImageData`.
+        download: fetch it into `root` if it is not there.
+        limit_per_class: use only the first so many images of each class in each split; None uses all.
+
+    Raises:
+        UserError: no root, limit_per_class below 1; and, once the disk is read, nothing found or a failed download.
+    """
+
+    name = "cifar100"
+    native_size = 32
+
+    def __init__(
+        self,
+        root: str | Path,
+        batch_size: int,
+        num_workers: int = 0,
+        download: bool = False,
+        limit_per_class: int | None = None,
+    ) -> None:
+        super().__init__(batch_size, num_workers)
+        check_limit(limit_per_class)
+        self.root = root_folder(root)
+        self.download = download
+        self.limit_per_class = limit_per_class
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self._loaded[0]
+
+    def raw(self, split: Split) -> ArrayImages:
+        check_split(split)
+        return self._loaded[1][split]
+
+    def labels(self, split: Split) -> Labels:
+        return torch.from_numpy(self.raw(split).labels)
+
+    def fingerprint(self) -> str:
+        """Of the archive's published MD5, which torchvision has compared, and of how many images of it are used."""
+        identity = {
+            "md5": torchvision.datasets.CIFAR100.tgz_md5,
+            "train": len(self.labels("train")),
+            "val": len(self.labels("val")),
+        }
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+    def check(self) -> None:
+        """Load both splits (about 1 s).
+
+        Raises:
+            UserError: they are not there, damaged, or cannot be downloaded.
+        """
+        _ = self._loaded
+
+    def prepare_data(self) -> None:
+        """Download if asked to and needed; Lightning calls this in one process only."""
+        if self.download and not self._is_there():
+            fetch(
+                self.name,
+                self.root,
+                is_there=self._is_there,
+                download=lambda: torchvision.datasets.CIFAR100(self.root, download=True),
+            )
+
+    def _is_there(self) -> bool:
+        try:
+            torchvision.datasets.CIFAR100(self.root)
+        except RuntimeError:  # torchvision: absent, or a checksum that does not match
+            return False
+        return True
+
+    @cached_property
+    def _loaded(self) -> tuple[tuple[str, ...], dict[str, ArrayImages]]:
+        self.prepare_data()
+        try:
+            sets = {
+                split: torchvision.datasets.CIFAR100(self.root, train=split == "train") for split in ("train", "val")
+            }
+        except RuntimeError as error:
+            raise UserError(
+                f"no CIFAR-100 in data.root={self.root}, or a damaged one: pass data.download=true to fetch it, "
+                "or as data.root the folder that holds cifar-100-python/"
+            ) from error
+        names = tuple(name.replace("_", " ") for name in sets["train"].classes)
+        return names, {split: self._limited(data.data, np.asarray(data.targets)) for split, data in sets.items()}
+
+    def _limited(self, images: np.ndarray, labels: np.ndarray) -> ArrayImages:
+        if self.limit_per_class is not None:
+            keep = [np.flatnonzero(labels == label)[: self.limit_per_class] for label in np.unique(labels)]
+            order = np.sort(np.concatenate(keep))
+            images, labels = images[order], labels[order]
+        return ArrayImages(images, labels.astype(np.int64))

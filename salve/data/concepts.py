@@ -1,0 +1,146 @@
+"""The embedded data: drawn scenes whose concepts are known, pixel by pixel."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from salve.data import scenes
+from salve.data.base import ConceptTruth, ImageData, RawImages, check_split
+from salve.types import Labels, Split, UserError
+
+_SPLIT_STREAM: dict[str, int] = {"train": 0, "val": 1}
+_SMALLEST_IMAGE = 32  # below it the thin parts of the objects vanish
+
+
+class DrawnImages:
+    """Drawn images `[N, 3, H, W]` (uint8) with labels `[N]`, in memory."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images = images
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.images[index], int(self.labels[index])
+
+
+class ConceptsData(ImageData):
+    """Ten classes of small drawn scenes with ground truth for every concept in them.
+
+    Each class has an object of its own, told by its shape alone: it is in every image of the class and in no other.
+    Three objects are shared by two or three classes with different frequency. A tag in a corner is spurious: it means
+    nothing, but is correlated with one class. Places, sizes, colours, tilt, background and clutter vary at random
+    (`salve.data.scenes` has the tables). Labels run 0, 1, …, 9, 0, 1, … so that every prefix is balanced.
+
+    Args:
+        batch_size, num_workers: see `ImageData`.
+        seed: of the drawing; image i of a split depends on the seed, the split and i only.
+        image_size: side in pixels.
+        train_per_class, val_per_class: images per class.
+        spurious_correlation: P(tag | clinic), 0..1; elsewhere it is `scenes.SPURIOUS_BASE_RATE`.
+        clutter: 0..1, how many meaningless specks and strokes there may be.
+
+    Raises:
+        UserError: a value outside its range.
+    """
+
+    name = "concepts"
+    # Objects lie anywhere, often near the border: a smaller crop would cut too many of them off.
+    min_crop_scale = 0.6
+
+    def __init__(
+        self,
+        batch_size: int,
+        num_workers: int = 0,
+        seed: int = 0,
+        image_size: int = 64,
+        train_per_class: int = 250,
+        val_per_class: int = 50,
+        spurious_correlation: float = 0.5,
+        clutter: float = 0.5,
+    ) -> None:
+        super().__init__(batch_size, num_workers)
+        if seed < 0:
+            raise UserError(f"data.seed must be 0 or more, not {seed}")
+        if image_size < _SMALLEST_IMAGE:
+            raise UserError(f"data.image_size must be at least {_SMALLEST_IMAGE} pixels, not {image_size}")
+        for key, count in (("train_per_class", train_per_class), ("val_per_class", val_per_class)):
+            if count < 1:
+                raise UserError(f"data.{key} must be at least 1, not {count}")
+        for key, share in (("spurious_correlation", spurious_correlation), ("clutter", clutter)):
+            if not 0 <= share <= 1:
+                raise UserError(f"data.{key} must be between 0 and 1, not {share}")
+        self.seed = seed
+        self.native_size = image_size
+        self.per_class: dict[str, int] = {"train": train_per_class, "val": val_per_class}
+        self.spurious_correlation = float(spurious_correlation)
+        self.clutter = float(clutter)
+        self._rates = scenes.rates(self.spurious_correlation)
+        self._drawn: dict[str, DrawnImages] = {}
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return scenes.CLASSES
+
+    def raw(self, split: Split) -> RawImages:
+        """All images of a split, drawn when first asked for and then kept."""
+        labels = self.labels(split)
+        if split not in self._drawn:
+            images = np.stack([self._draw(split, i) for i in range(len(labels))])
+            self._drawn[split] = DrawnImages(torch.from_numpy(images), labels)
+        return self._drawn[split]
+
+    def labels(self, split: Split) -> Labels:
+        check_split(split)
+        return torch.arange(self.per_class[split] * len(self.classes)) % len(self.classes)
+
+    def fingerprint(self) -> str:
+        """Of the parameters and of the version of the drawing code, which together determine every pixel."""
+        parameters = {
+            "generator": scenes.GENERATOR_VERSION,
+            "seed": self.seed,
+            "image_size": self.native_size,
+            "per_class": self.per_class,
+            "spurious_correlation": self.spurious_correlation,
+            "clutter": self.clutter,
+        }
+        return hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()
+
+    def truth(self, split: Split) -> ConceptTruth:
+        """Presence and masks of the concepts; masks are drawn again when asked for, at about 1 ms per image."""
+        presence = np.stack(
+            [scenes.sample_presence(self._layout(split, i), self._rates[k]) for i, k in enumerate(self.labels(split))]
+        )
+        return ConceptTruth(
+            concepts=scenes.CONCEPTS,
+            class_concept=tuple(scenes.CONCEPTS.index(scenes.SCENES[name]) for name in scenes.CLASSES),
+            presence=torch.from_numpy(presence),
+            masks=partial(self._masks, split),
+        )
+
+    def scene(self, split: Split, index: int) -> scenes.Scene:
+        """What is in image `index` of a split, and where."""
+        label = index % len(self.classes)
+        return scenes.sample_scene(self._layout(split, index), self._rates[label], self.clutter)
+
+    def _layout(self, split: Split, index: int) -> np.random.Generator:
+        return scenes.stream(self.seed, _SPLIT_STREAM[split], index, 0)
+
+    def _draw(self, split: Split, index: int) -> np.ndarray:
+        pixels = scenes.stream(self.seed, _SPLIT_STREAM[split], index, 1)
+        return scenes.draw(self.scene(split, index), pixels, self.native_size)
+
+    def _masks(self, split: Split, indices: Sequence[int], concept: int) -> Bool[Tensor, "n H W"]:
+        size = self.native_size
+        masks = np.zeros((len(indices), size, size), dtype=bool)
+        for row, index in enumerate(indices):
+            masks[row] = scenes.visible_mask(self.scene(split, int(index)), concept, size)
+        return torch.from_numpy(masks)

@@ -1,0 +1,5 @@
+"""How fragile a class is under an edit."""
+
+from salve.diagnosis.critical import critical_strength
+
+__all__ = ["critical_strength"]

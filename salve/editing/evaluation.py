@@ -1,0 +1,52 @@
+"""Measuring an edited network on images, beside a frozen copy of the original (METHOD §6)."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+
+from salve.metrics import PredictiveDrift
+
+
+class EditEvaluation(pl.LightningModule):
+    """Runs the original and the edited network over a test set; use with ``Trainer.test`` under any strategy.
+
+    Args:
+        model: the original; it is copied, never changed.
+        edited_state: the edited ``state_dict``.
+        num_classes: ``C``.
+    """
+
+    def __init__(self, model: nn.Module, edited_state: Mapping[str, Tensor], num_classes: int) -> None:
+        super().__init__()
+        self.original = copy.deepcopy(model).eval().requires_grad_(False)
+        self.edited = copy.deepcopy(model).eval().requires_grad_(False)
+        self.edited.load_state_dict(edited_state)
+        for name in ("original", "edited"):
+            setattr(self, f"{name}_accuracy", MulticlassAccuracy(num_classes, average="none"))
+            setattr(self, f"{name}_confusion", MulticlassConfusionMatrix(num_classes))
+        self.drift = PredictiveDrift(num_classes)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Add one batch of images ``[N, 3, H, W]`` with labels ``[N]``."""
+        images, labels = batch
+        logits = {"original": self.original(images), "edited": self.edited(images)}
+        for name, values in logits.items():
+            getattr(self, f"{name}_accuracy").update(values, labels)
+            getattr(self, f"{name}_confusion").update(values, labels)
+        self.drift.update(logits["original"], logits["edited"], labels)
+
+    def on_test_epoch_end(self) -> None:
+        """Log what a logger can show; the full tables come from :meth:`measures`."""
+        found = self.measures()
+        for name in ("original", "edited"):
+            confusion = found[f"{name}_confusion"].double()
+            self.log(f"{name}_accuracy", (confusion.diagonal().sum() / confusion.sum()).float())
+
+    def measures(self) -> dict[str, Any]:
+        """Per-class accuracies ``[C]``, confusion counts ``[C, C]`` (rows true), mean KL per class ``[C]``."""
+        names = ("original_accuracy", "edited_accuracy", "original_confusion", "edited_confusion", "drift")
+        return {name: getattr(self, name).compute().cpu() for name in names}

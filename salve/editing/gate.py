@@ -1,0 +1,109 @@
+"""The permanent edit as arithmetic (METHOD §4, Flovik 2025): a gate on the activation's channels.
+
+Scaling input channel ``j`` of every reader by ``s_j`` equals gating the activation by ``s_j`` (Law 1).
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from salve.types import Activations, Contribution, UserError
+
+Mode = Literal["suppress", "enhance"]
+Scale = Literal["unit", "max"]
+Channels = Literal["all", "aligned"]
+
+
+def contribution(
+    decoder: Float[Tensor, "M d"], latent: int, scale: Scale = "unit", channels: Channels = "all", sign: int = 1
+) -> Contribution:
+    """The contribution vector ``c`` of a latent.
+
+    Args:
+        decoder: ``[M, d]`` with unit-norm columns.
+        latent: its index ``l``.
+        scale: ``unit`` keeps ``c = D[:, l]``; ``max`` divides by ``max_j |c_j|``, so that α = 1 just closes the
+            strongest channel.
+        channels: ``all`` keeps every channel, as published; ``aligned`` keeps only those where ``c_j`` has the sign
+            that the latent has for the class, which makes sense only where activations are not negative.
+        sign: +1 or −1, the sign of the latent's mean over the class; used by ``aligned``.
+
+    Returns:
+        ``[M]``.
+    """
+    if not 0 <= latent < decoder.shape[1]:
+        raise UserError(f"Latent {latent} does not exist: this SAE has latents 0 to {decoder.shape[1] - 1}.")
+    column = decoder[:, latent]
+    if channels == "aligned":
+        column = (sign * column).clamp_min(0)
+    if scale == "max" and (strongest := column.abs().max()) > 0:
+        column = column / strongest
+    return column
+
+
+def gates(
+    contributions: Contribution | Float[Tensor, "S M"], alphas: Float[Tensor, " K"], mode: Mode = "suppress"
+) -> Float[Tensor, "K M"]:
+    """The gate at each of several strengths.
+
+    ``suppress``: ``s_j = max(0, 1 − α |c_j|)``; ``enhance``: ``s_j = 1 + α |c_j|``. Several contributions compose: the
+    gate of a set is the product of its members' gates.
+
+    Args:
+        contributions: ``[M]``, or ``[S, M]`` for a set of latents edited together.
+        alphas: ``[K]`` strengths ≥ 0; +inf closes every channel with ``c_j ≠ 0`` and is refused for ``enhance``.
+        mode: ``suppress`` or ``enhance``.
+
+    Returns:
+        ``[K, M]``, in the dtype of the contributions.
+
+    Raises:
+        UserError: a negative or NaN strength, an unknown mode, an infinite enhancement.
+    """
+    if mode not in ("suppress", "enhance"):
+        raise UserError(f"mode={mode} is unknown; choose suppress or enhance.")
+    if bool((alphas < 0).any() | alphas.isnan().any()):
+        raise UserError("An intervention strength α must not be negative or NaN.")
+    if mode == "enhance" and bool(alphas.isinf().any()):
+        raise UserError("An infinite strength α can only suppress.")
+    size = contributions.abs().reshape(-1, 1, contributions.shape[-1])  # [S, 1, M]
+    # 0 · inf is NaN, yet a channel that the latent does not touch stays open at every strength.
+    push = torch.where(size > 0, alphas.to(size.dtype)[None, :, None] * size, torch.zeros_like(size))  # [S, K, M]
+    each = (1 - push).clamp_min(0) if mode == "suppress" else 1 + push
+    return each.prod(dim=0)
+
+
+def gate(contribution: Contribution, alpha: float, mode: Mode = "suppress") -> Contribution:
+    """The gate ``s`` ``[M]`` of one latent at one strength; see :func:`gates`."""
+    return gates(contribution, torch.tensor([alpha], dtype=contribution.dtype, device=contribution.device), mode)[0]
+
+
+def edited_logits(
+    weight: Float[Tensor, "C M"],
+    bias: Float[Tensor, " C"],
+    activations: Activations,
+    contribution: Contribution | Float[Tensor, "S M"],
+    alphas: Float[Tensor, " K"] | Sequence[float],
+    mode: Mode = "suppress",
+) -> Float[Tensor, "K N C"]:
+    """Logits of the edited head for every strength at once: ``y(α) = (W ⊙ s(α)) a + b``.
+
+    One matrix product ``[N, M] × [M, K·C]``: 2·N·M·K·C flops, without a copy of the activations per strength.
+
+    Args:
+        weight: ``[C, M]`` and bias: ``[C]`` of the linear reader.
+        activations: ``[N, M]`` at the site.
+        contribution: ``[M]`` of a latent, or ``[S, M]`` of a set (see :func:`gates`).
+        alphas: ``[K]`` strengths.
+        mode: ``suppress`` or ``enhance``.
+
+    Returns:
+        ``[K, N, C]``, in the dtype of the weights.
+    """
+    strengths = torch.as_tensor(alphas, dtype=weight.dtype, device=weight.device)
+    gated = weight * gates(contribution.to(weight.dtype), strengths, mode)[:, None, :]  # [K, C, M]
+    logits = activations @ gated.reshape(-1, weight.shape[1]).T  # [N, K·C]
+    return logits.reshape(len(activations), len(strengths), len(weight)).transpose(0, 1) + bias

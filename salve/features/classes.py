@@ -1,0 +1,77 @@
+"""Which latents the classes depend on (METHOD §2)."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from salve.types import Labels, Latents
+
+Selection = Literal["largest", "margin"]
+Kind = Literal["class-defining", "cross-class", "diffuse", "dead"]
+
+
+def class_means(latents: Latents, labels: Labels, num_classes: int) -> Float[Tensor, "C d"]:
+    """Class-conditional mean ``μ_k = mean_{n ∈ class k} z_n`` (Flovik 2025).
+
+    Args:
+        latents: ``[N, d]``. labels: ``[N]``, each in ``0 … C−1``. num_classes: ``C``.
+
+    Returns:
+        ``[C, d]``; the row of a class without images is NaN.
+    """
+    total = torch.zeros(num_classes, latents.shape[1], dtype=latents.dtype, device=latents.device)
+    total.index_add_(0, labels, latents)
+    return total / torch.bincount(labels, minlength=num_classes)[:, None]
+
+
+def shares(means: Float[Tensor, "C d"]) -> Float[Tensor, "C d"]:
+    """``|μ_kl| / Σ_k' |μ_k'l|``: how much of a latent belongs to each class; 0 for a dead latent or an empty class."""
+    size = means.nan_to_num(0.0).abs()
+    total = size.sum(dim=0)
+    return size / torch.where(total > 0, total, torch.ones_like(total))
+
+
+def kinds(means: Float[Tensor, "C d"], threshold: float = 0.5) -> list[Kind]:
+    """What each latent is, by the shares τ that classes hold of it.
+
+    Class-defining: exactly one class holds at least τ. Cross-class: otherwise, and two or more classes hold at least
+    τ/2 each. Dead: every class mean is zero. Diffuse: the rest.
+
+    Args:
+        means: ``[C, d]``. threshold: τ in (0, 1].
+
+    Returns:
+        ``d`` names.
+    """
+    share = shares(means)
+    owners, sharers = (share >= threshold).sum(dim=0), (share >= threshold / 2).sum(dim=0)
+    dead = share.sum(dim=0) == 0
+    return [
+        "dead" if is_dead else "class-defining" if own == 1 else "cross-class" if sharing >= 2 else "diffuse"
+        for is_dead, own, sharing in zip(dead.tolist(), owners.tolist(), sharers.tolist(), strict=True)
+    ]
+
+
+def margins(means: Float[Tensor, "C d"]) -> Float[Tensor, "C d"]:
+    """``|μ_kl| − max_{k'≠k} |μ_k'l|``: by how much class ``k`` leads on latent ``l``; with one class, ``|μ_kl|``."""
+    size = means.nan_to_num(0.0).abs()
+    if size.shape[0] == 1:
+        return size
+    best, second = size.topk(2, dim=0).values
+    # The leader is compared with the runner-up, everyone else with the leader; on a tie both give zero.
+    return torch.where(size == best, size - torch.where(best == second, best, second), size - best)
+
+
+def select_latents(means: Float[Tensor, "C d"], by: Selection = "margin") -> Int[Tensor, " C"]:
+    """The latent through which each class is edited.
+
+    Args:
+        means: ``[C, d]``. by: ``largest`` takes the largest ``|μ_kl|`` (paper), ``margin`` the largest margin.
+
+    Returns:
+        ``[C]`` latent indices; −1 for a class without images.
+    """
+    score = means.nan_to_num(0.0).abs() if by == "largest" else margins(means)
+    return torch.where(means.isnan().any(dim=1), -1, score.argmax(dim=1))

@@ -1,0 +1,19 @@
+"""Measures: pure formulas, and torchmetrics around them."""
+
+from salve.metrics.functional import (
+    firing,
+    fraction_of_variance_explained,
+    kl_divergence,
+    per_class_accuracy,
+)
+from salve.metrics.streaming import FractionOfVarianceExplained, LatentUsage, PredictiveDrift
+
+__all__ = [
+    "FractionOfVarianceExplained",
+    "LatentUsage",
+    "PredictiveDrift",
+    "firing",
+    "fraction_of_variance_explained",
+    "kl_divergence",
+    "per_class_accuracy",
+]

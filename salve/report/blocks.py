@@ -1,0 +1,97 @@
+"""What a page is made of; the template turns it into HTML and escapes every text."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from salve.report.style import save_figure
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a table: its text, a style class ("num", "good", "bad", "dim") and an optional second line."""
+
+    text: str
+    style: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class TableBlock:
+    """A table with a caption; ``csv`` is the file it can be had from; ``folded`` hides it until it is opened."""
+
+    title: str
+    header: Sequence[Cell]
+    rows: Sequence[Sequence[Cell]]
+    csv: str = ""
+    folded: bool = False
+    template: str = field(default="table", init=False)
+
+    def __post_init__(self) -> None:
+        if any(len(row) != len(self.header) for row in self.rows):
+            raise ValueError(f"Table {self.title!r} has a row that is not as long as its header.")
+
+
+@dataclass(frozen=True)
+class FigureBlock:
+    """A figure that lies in ``figures/<name>.png`` and ``.svg``, with its size in CSS pixels."""
+
+    name: str
+    alt: str
+    size: tuple[int, int]
+    caption: str = ""
+    csv: str = ""
+    template: str = field(default="figure", init=False)
+
+
+@dataclass(frozen=True)
+class StripBlock:
+    """One class's images with its numbers beside them."""
+
+    title: str
+    subtitle: str
+    figure: FigureBlock | None
+    numbers: Sequence[tuple[str, str, str]]  # name, value, control
+    template: str = field(default="strip", init=False)
+
+
+@dataclass(frozen=True)
+class Prose:
+    """A sub-heading (may be empty) and a paragraph."""
+
+    text: str
+    heading: str = ""
+    template: str = field(default="prose", init=False)
+
+
+Block = TableBlock | FigureBlock | StripBlock | Prose
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page: what is shown and how to read it, then its blocks; without blocks, the stage to run."""
+
+    id: str
+    title: str
+    blocks: Sequence[Block]
+    stage: str
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """Writes figures into a folder and answers with their blocks."""
+
+    folder: Path
+
+    def figure(self, figure: Figure | None, name: str, alt: str, caption: str = "", csv: str = "") -> list[FigureBlock]:
+        """Save a figure under ``name`` (a slug); an empty list where there is none."""
+        if figure is None:
+            return []
+        return [FigureBlock(name, alt, save_figure(figure, self.folder, name), caption, csv)]
+
+
+def numbers(*texts: str, style: str = "num") -> list[Cell]:
+    """Right-aligned cells."""
+    return [Cell(text, style) for text in texts]

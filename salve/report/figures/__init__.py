@@ -1,0 +1,1 @@
+"""Figures, one module per verb: arrays and tables in, a matplotlib ``Figure`` out; nothing is read or written here."""

@@ -1,0 +1,90 @@
+"""Reads what earlier stages left, forgiving of what is not there."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from salve.artifacts import load_tensors, read_record
+
+# Read as text whatever they look like: a class may be called "01", "inf" or "NA".
+TEXT_COLUMNS = (
+    *("class", "classes", "top_class", "worst_class", "target", "label", "concept"),
+    *("latents", "kind", "mode", "split", "reason"),
+)
+
+
+class Artifacts:
+    """Tables, tensors and records by stage kind and file name; what is missing is empty, never an error.
+
+    Args:
+        folders: stage kind (``"finetune"``, ``"sae"``, ...) to the folder that the stage wrote.
+    """
+
+    def __init__(self, folders: Mapping[str, Path]) -> None:
+        self.folders = {kind: Path(folder) for kind, folder in folders.items() if Path(folder).is_dir()}
+
+    def __contains__(self, kind: str) -> bool:
+        return kind in self.folders
+
+    def _file(self, kind: str, name: str) -> Path | None:
+        path = self.folders[kind] / name if kind in self.folders else None
+        return path if path is not None and path.is_file() else None
+
+    def table(self, kind: str, name: str) -> pd.DataFrame:
+        """A table with text columns as ``str`` ("" where empty); no rows and no columns where there is no file."""
+        path = self._file(kind, name)
+        if path is None:
+            return pd.DataFrame()
+        try:
+            dtype = dict.fromkeys(TEXT_COLUMNS, str)
+            frame = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=dtype)
+        except pd.errors.EmptyDataError:
+            return pd.DataFrame()
+        for column in frame.columns.intersection(list(TEXT_COLUMNS)):
+            frame[column] = frame[column].fillna("").astype(str)
+        return frame
+
+    def tensors(self, kind: str, name: str) -> dict[str, np.ndarray]:
+        """Named arrays of a safetensors file; empty where there is no file."""
+        path = self._file(kind, name)
+        return {} if path is None else {key: value.numpy() for key, value in load_tensors(path).items()}
+
+    def record(self, kind: str, name: str) -> dict[str, Any]:
+        """A JSON record; empty where there is no file."""
+        path = self._file(kind, name)
+        return {} if path is None else read_record(path)
+
+    def files(self, pattern: str) -> list[tuple[str, Path]]:
+        """(kind, path) of every artifact file that matches a glob pattern, sorted."""
+        return [(kind, path) for kind in sorted(self.folders) for path in sorted(self.folders[kind].glob(pattern))]
+
+    def classes(self) -> list[str]:
+        """Class names in the classifier's order; where there is no classifier, in the order tables give them."""
+        names = self.record("finetune", "classifier.json").get("classes")
+        if names:
+            return [str(name) for name in names]
+        for kind, table in (("features", "selected.csv"), ("finetune", "classes.csv"), ("diagnose", "summary.csv")):
+            frame = self.table(kind, table)
+            if "class" in frame and len(frame):
+                return list(dict.fromkeys(frame["class"]))
+        return []
+
+    def selected(self) -> dict[str, dict[str, Any]]:
+        """By class, the row of the latent chosen for its edits."""
+        table = self.table("features", "selected.csv")
+        return {row["class"]: row for row in records(table)} if "class" in table else {}
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """A table's rows by column name."""
+    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
+
+
+def column(frame: pd.DataFrame, name: str) -> pd.Series:
+    """A column as floats; all NaN where the table has none."""
+    if name not in frame:
+        return pd.Series(np.nan, index=frame.index, dtype=float)
+    return pd.to_numeric(frame[name], errors="coerce").astype(float)

@@ -1,0 +1,1 @@
+"""The page's sections, one module per verb: tables and figures with what they show and how to read them."""

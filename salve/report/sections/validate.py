@@ -1,0 +1,94 @@
+"""What the chosen latents look at, in pictures and, with ground truth, in numbers."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from salve.report.blocks import Block, Prose, Section, Shelf, StripBlock
+from salve.report.figures import validate as figures
+from salve.report.inputs import Artifacts, records
+from salve.report.text import is_missing, label, latent_name, number, percent, plural, slug
+
+MAX_STRIPS = 24
+
+
+def validation(artifacts: Artifacts, shelf: Shelf) -> Section:
+    """What the chosen latents look at, in pictures and, with ground truth, in numbers."""
+    blocks: list[Block] = []
+    table = artifacts.table("validate", "localisation.csv")
+    strips = _strips(artifacts, shelf, table)
+    if strips or len(table):
+        blocks.append(
+            Prose(
+                "For each class's latent: an image made to excite it (left), the validation images that excite it "
+                "most (top row, with the latent's value; another class's name is in colour), and the same images "
+                "under their Grad-FAM map (bottom row, bright where the latent comes from). A good latent lights "
+                "up on the same thing in every image; light on the background, or images of many classes, means "
+                "that it stands for something else."
+            )
+        )
+    shown = figures.MAX_ROWS
+    if len(table) and "class" in table:
+        blocks += shelf.figure(
+            figures.localisation_dots(table),
+            "validate-localisation",
+            "Dot plot per class: pointing game and overlap with the mask, the class's latent and a random latent.",
+            "Where the Grad-FAM map lies, against the masks. The pointing game asks whether the map's peak falls "
+            "on the class's concept, IoU how much of the thresholded map overlaps it; a latent has found its "
+            "concept when the filled dot is far to the right of the hollow one, a latent drawn at random."
+            + (f" The first {shown} of {len(table)} classes are shown." if len(table) > shown else ""),
+            "validate-localisation.csv",
+        )
+    blocks += strips
+    more = len(artifacts.classes()) - MAX_STRIPS
+    if strips and more > 0:
+        blocks.append(Prose(f"The first {MAX_STRIPS} classes are shown; {plural(more, 'class')} more in the tables."))
+    return Section("validate", "Validate: what each latent looks at", blocks, "validate")
+
+
+def _strips(artifacts: Artifacts, shelf: Shelf, localisation: pd.DataFrame) -> list[StripBlock]:
+    saliency = artifacts.tensors("validate", "saliency.safetensors")
+    maximised = artifacts.tensors("validate", "maximisation.safetensors").get("images", np.zeros((0,), np.uint8))
+    images, maps = saliency.get("images", np.zeros((0,), np.uint8)), saliency.get("maps")
+    selected, top = artifacts.table("features", "selected.csv"), artifacts.table("validate", "top.csv")
+    names = list(selected["class"]) if "class" in selected else artifacts.classes()
+    located = {} if "class" not in localisation else {row["class"]: row for row in records(localisation)}
+    chosen, blocks = artifacts.selected(), []
+    for i, name in enumerate(names[:MAX_STRIPS]):
+        latent, sign = chosen.get(name, {}).get("latent"), chosen.get(name, {}).get("sign")
+        if i >= max(len(images), len(maximised)) or (chosen and is_missing(latent)):
+            continue
+        own = top[top["class"] == name].sort_values("rank") if "class" in top and "rank" in top else pd.DataFrame()
+        captions = [
+            (
+                number(row.get("value")) + ("" if row["label"] == name else f"  {label(row['label'], 9)}"),
+                row["label"] != name,
+            )
+            for row in records(own)
+        ]
+        figure = figures.class_strip(
+            maximised[i] if i < len(maximised) else None,
+            images[i] if i < len(images) else None,
+            maps[i] if maps is not None and i < len(maps) else None,
+            captions,
+        )
+        alt = f"Class {name}: the image that maximises its latent, its top-activating images, and their Grad-FAM maps."
+        saved = shelf.figure(figure, "-".join(filter(None, ("validate", f"{i:02d}", slug(name)))), alt)
+        subtitle = f"latent {latent_name(latent, sign)}" if not is_missing(latent) else ""
+        facts = _localisation_numbers(located.get(name, {}))
+        blocks.append(StripBlock(name, subtitle, saved[0] if saved else None, facts))
+    return blocks
+
+
+def _localisation_numbers(row: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    facts = []
+    for key, name, control in (("pointing", "Pointing game", "random_pointing"), ("iou", "IoU", "random_iou")):
+        if not is_missing(row.get(key)):
+            beside = f"random latent {percent(row[control], 0)}" if not is_missing(row.get(control)) else ""
+            facts.append((name, percent(row[key], 0), beside))
+    if not is_missing(row.get("auroc")):
+        concept = f"for “{row['concept']}”" if not is_missing(row.get("concept")) else "for its concept"
+        facts.insert(0, ("AUROC", number(row["auroc"]), concept))
+    return facts

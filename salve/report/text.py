@@ -1,0 +1,103 @@
+"""How numbers and names are written, the same in the terminal, in tables and in figures."""
+
+import math
+import re
+import unicodedata
+from typing import Any
+
+MISSING = "–"
+NEVER = "∞"
+
+
+def is_missing(value: Any) -> bool:
+    """True for None, NaN and empty text."""
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """``digits`` significant digits, ∞ for infinity, – for a missing value."""
+    if is_missing(value):
+        return MISSING
+    value = float(value)
+    if math.isnan(value):
+        return MISSING
+    if math.isinf(value):
+        return NEVER if value > 0 else "−" + NEVER
+    text = f"{value:.{digits}g}"
+    if "e" in text and 1e-4 <= abs(value) < 1e7:
+        text = f"{value:.0f}"
+    return text.replace("-", "−")
+
+
+def percent(fraction: Any, decimals: int = 1) -> str:
+    """A fraction 0..1 as percent, with a space that does not break: 0.964 → "96.4 %"."""
+    if is_missing(fraction) or math.isnan(float(fraction)):
+        return MISSING
+    return f"{100 * float(fraction):.{decimals}f}\u00a0%"
+
+
+def points(fraction: Any, signed: bool = True) -> str:
+    """A difference of fractions in percentage points: −0.012 → "−1.2"."""
+    if is_missing(fraction) or math.isnan(float(fraction)):
+        return MISSING
+    value = round(100 * float(fraction), 1) + 0.0  # + 0.0 turns −0.0 into 0.0
+    text = f"{value:+.1f}" if signed and value else f"{value:.1f}"
+    return text.replace("-", "−")
+
+
+def sign_of(value: Any) -> str:
+    """The sign a latent has for its class, "+" or "−"; text is passed through (sets of latents)."""
+    if is_missing(value):
+        return ""
+    try:
+        number_ = float(value)
+    except ValueError:
+        return str(value)
+    return "" if math.isnan(number_) or number_ == 0 else ("+" if number_ > 0 else "−")
+
+
+def latent_name(latent: Any, sign: Any = None) -> str:
+    """A latent with its sign: "12 (+)"."""
+    if is_missing(latent) or math.isnan(float(latent)):
+        return MISSING
+    mark = sign_of(sign)
+    return f"{int(float(latent))}" + (f" ({mark})" if mark else "")
+
+
+def yes_no(value: Any) -> str:
+    """ "yes", "no", or – where it was not measured."""
+    if is_missing(value):
+        return MISSING
+    return "yes" if str(value).strip().lower() in ("true", "1", "1.0", "yes") else "no"
+
+
+def label(text: Any, width: int = 22) -> str:
+    """A name as figures show it: one line, no control characters, shortened beyond ``width``.
+
+    Long names lose their middle (what tells them apart is often at the end), short ones their end.
+    """
+    clean = "".join(ch if unicodedata.category(ch)[0] != "C" else " " for ch in str(text))
+    clean = " ".join(clean.split())
+    if len(clean) <= width:
+        return clean
+    if width < 16:
+        return clean[: width - 1].rstrip() + "…"
+    head = width // 2
+    return clean[:head].rstrip() + "…" + clean[len(clean) - (width - 1 - head) :].lstrip()
+
+
+def slug(text: Any) -> str:
+    """Letters, digits and hyphens only: safe as a file name and in a link; may be empty."""
+    plain = unicodedata.normalize("NFKD", str(text)).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:40].rstrip("-")
+
+
+def count_of(value: Any) -> str:
+    """A whole number with thousands set apart by a thin space."""
+    return f"{int(value):,}".replace(",", "\u2009")
+
+
+def plural(count: int, noun: str) -> str:
+    """ "1 class", "2 classes", "3 images"."""
+    ending = "" if count == 1 else ("es" if noun.endswith(("s", "x", "ch")) else "s")
+    return f"{count_of(count)} {noun}{ending}"

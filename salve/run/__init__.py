@@ -1,0 +1,1 @@
+"""From a Hydra configuration to a finished run; nothing below this package has heard of a config."""

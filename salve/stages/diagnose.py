@@ -1,0 +1,94 @@
+"""Stage ``diagnose``: at which strength does each image's class give way."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from salve.artifacts import Artifact, write_table
+from salve.diagnosis import critical_strength
+from salve.editing import edited_logits
+from salve.sae import load_sae
+from salve.stages.job import Job
+from salve.stages.targets import EditSettings, contributions_of, refuse_aligned_on_signed, targets_of
+
+
+def diagnose(
+    job: Job, settings: EditSettings, classifier: Artifact, activations: Artifact, sae: Artifact, features: Artifact
+) -> Artifact:
+    """Critical strengths of every val image under its class's latent.
+
+    Returns:
+        Artifact ``diagnose``: ``images.csv`` and ``summary.csv``.
+    """
+    refuse_aligned_on_signed(settings, activations)
+    geometry = {name: asdict(settings)[name] for name in ("alpha", "scale", "channels")}
+    recipe = {
+        "activations": activations.digest,
+        "classifier": classifier.digest,
+        "sae": sae.digest,
+        "features": features.digest,
+        "settings": geometry,
+    }
+
+    def make(folder: Path, _: Path) -> None:
+        autoencoder = load_sae(sae.file("sae.safetensors"))
+        val = job.activations(activations, "val")
+        weight, bias = job.head(classifier)
+        tables = []
+        for target in targets_of(job.classes, features, []):
+            own = (val.labels == target.classes[0]).nonzero()[:, 0]
+            vector = contributions_of(autoencoder.decoder, target, settings)[0]
+            found = strengths(weight, bias, val.activations[own], vector, val.labels[own], settings.alpha)
+            tables.append(found.assign(image=own.tolist(), **{"class": target.name, "latent": target.latents[0]}))
+        images = pd.concat(tables, ignore_index=True)
+        columns = ["image", "class", "latent", "correct"]
+        write_table(folder / "images.csv", images[columns + [c for c in images.columns if c not in columns]])
+        rows = [summarise(name, group, settings.alpha) for name, group in images.groupby("class", sort=False)]
+        write_table(folder / "summary.csv", pd.DataFrame(rows))
+
+    return job.store.get_or_make("diagnose", recipe, make)
+
+
+def strengths(
+    weight: Tensor, bias: Tensor, activations: Tensor, contribution: Tensor, labels: Tensor, grid: list[float]
+) -> pd.DataFrame:
+    """Every critical strength of images ``[n, M]``, and beside them what the edited head really does on the grid."""
+    columns = {}
+    for criterion in ("logit", "flip"):
+        for method in ("linear", "exact"):
+            found = critical_strength(weight, bias, activations, contribution, labels, criterion, method)
+            columns[f"{criterion}_{method}"] = found.tolist()
+    predictions = edited_logits(weight, bias, activations, contribution, grid).argmax(dim=2)  # [K, n]
+    left = predictions != labels
+    first = left.to(torch.uint8).argmax(dim=0)
+    empirical = torch.where(left.any(dim=0), torch.tensor(grid)[first], torch.inf)
+    return pd.DataFrame({"correct": (~left[0]).tolist(), **columns, "flip_grid": empirical.tolist()})
+
+
+def summarise(name: str, images: pd.DataFrame, grid: list[float]) -> dict[str, object]:
+    """One row of ``summary.csv``: a class's distribution over its correctly classified images."""
+    right = images[images["correct"]]
+    flip, logit = right["flip_exact"], right["logit_exact"]
+    close = (right["flip_linear"] == flip) | ((right["flip_linear"] - flip).abs() <= 0.01 * flip)
+    # The grid's value is the first strength at or above the exact one; the one before it lies below.
+    before = right["flip_grid"].map(lambda value: max([a for a in grid if a < value], default=0.0))
+    tolerance = 1e-4 * flip.clip(lower=1.0)
+    inside = (flip <= right["flip_grid"] + tolerance) & (flip >= before - tolerance)
+    beyond = (right["flip_grid"] == float("inf")) & (flip >= grid[-1] - tolerance)
+    return {
+        "class": name,
+        "latent": int(images["latent"].iloc[0]),
+        "images": len(images),
+        "correct": len(right),
+        "alpha_logit_median": logit.quantile(0.5, interpolation="lower"),
+        "alpha_logit_infinite": float((logit == float("inf")).mean()),
+        "alpha_flip_median": flip.quantile(0.5, interpolation="lower"),
+        "alpha_flip_q10": flip.quantile(0.1, interpolation="lower"),
+        "alpha_flip_q90": flip.quantile(0.9, interpolation="lower"),
+        "alpha_flip_infinite": float((flip == float("inf")).mean()),
+        "linear_exact_agreement": float(close.mean()),
+        "grid_agreement": float((inside | beyond).mean()),
+    }

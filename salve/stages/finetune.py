@@ -1,0 +1,124 @@
+"""Stage ``finetune``: a classifier whose head fits the data."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import nn
+
+from salve.artifacts import Artifact, digest_of_tensors, save_tensors, write_record, write_table
+from salve.backbones import Classifier, captured, find_site, load_captured
+from salve.sae.module import rows_loader
+from salve.stages.job import Job
+from salve.types import UserError
+
+MODES = ("auto", "full", "probe", "none")
+
+
+@dataclass
+class FinetuneSettings:
+    """How the classifier is trained.
+
+    Attributes:
+        mode: ``full`` trains every weight, ``probe`` the head alone on captured activations, ``none`` nothing; ``auto``
+            is ``none`` when the head came with the weights and ``full`` when it did not.
+        epochs, learning_rate, weight_decay, label_smoothing, warmup: see :class:`salve.backbones.Classifier`.
+        patience: epochs without better val accuracy before it stops early; None never does.
+    """
+
+    mode: str
+    epochs: int
+    learning_rate: float
+    weight_decay: float
+    label_smoothing: float
+    warmup: float
+    patience: int | None
+
+
+def finetune(job: Job, settings: FinetuneSettings) -> Artifact:
+    """The classifier, trained if it has to be.
+
+    Returns:
+        Artifact ``classifier``: ``model.safetensors`` (a plain state_dict), ``classifier.json``, ``history.csv``.
+    """
+    pl.seed_everything(job.seed, workers=True, verbose=False)
+    model, fits = job.build()
+    mode = settings.mode
+    if mode == "auto":
+        mode = "none" if fits else "full"
+    if mode == "none" and not fits:
+        raise UserError(
+            f"finetune.mode=none, but the weights ({job.backbone.weights}) bring no head for the {len(job.classes)} "
+            "classes of the data; choose full, probe or auto."
+        )
+    recipe: dict[str, Any] = {
+        "backbone": {"library": job.backbone.library, "name": job.backbone.name, "args": job.backbone.args},
+        "weights": job.backbone.weights if job.backbone.weights == "random" else digest_of_tensors(model.state_dict()),
+        "classes": list(job.classes),
+        "mode": mode,
+    }
+    if mode != "none":
+        recipe |= {
+            "data": job.data.fingerprint(),
+            "preprocess": asdict(job.data.preprocess) if job.data.preprocess else None,
+            "batch_size": job.data.batch_size,
+            "seed": job.seed,
+            "settings": {name: value for name, value in asdict(settings).items() if name != "mode"},
+        }
+
+    def make(folder: Path, scratch: Path) -> None:
+        if mode == "full":
+            _train_fully(job, settings, model, folder, scratch)
+        elif mode == "probe":
+            _train_head(job, settings, model, folder, scratch)
+        save_tensors(folder / "model.safetensors", model.state_dict())
+        record = {
+            "backbone": f"{job.backbone.library}/{job.backbone.name}",
+            "weights": Path(job.backbone.weights).name,
+            "mode": mode,
+            "classes": list(job.classes),
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        }
+        write_record(folder / "classifier.json", record)
+
+    return job.store.get_or_make("classifier", recipe, make)
+
+
+def _train_fully(job: Job, settings: FinetuneSettings, model: nn.Module, folder: Path, scratch: Path) -> None:
+    model.to(memory_format=torch.channels_last)
+    module = _classifier(job, settings, model)
+    data = {"datamodule": job.data}
+    history = job.fit(
+        "finetune", module, data, scratch, epochs=settings.epochs, best="val_accuracy", patience=settings.patience
+    )
+    write_table(folder / "history.csv", history)
+
+
+def _train_head(job: Job, settings: FinetuneSettings, model: nn.Module, folder: Path, scratch: Path) -> None:
+    site = find_site(model, "last")
+    activations = captured(job.store, model, site, job.data, job.device, job.progress)
+    train, val = (load_captured(activations.path, split) for split in ("train", "val"))
+    head = model.cpu().get_submodule(site.readers[0])
+    size = job.data.batch_size
+    data = {
+        "train_dataloaders": rows_loader(*train, batch_size=size, shuffle=True),
+        "val_dataloaders": rows_loader(*val, batch_size=max(size, 1024)),
+    }
+    module = _classifier(job, settings, head)
+    history = job.fit(
+        "finetune", module, data, scratch, epochs=settings.epochs, best="val_accuracy", patience=settings.patience
+    )
+    write_table(folder / "history.csv", history)
+
+
+def _classifier(job: Job, settings: FinetuneSettings, model: nn.Module) -> Classifier:
+    return Classifier(
+        model,
+        len(job.classes),
+        settings.learning_rate,
+        settings.weight_decay,
+        settings.label_smoothing,
+        settings.warmup,
+    )

@@ -1,0 +1,33 @@
+"""Stage ``report``: one folder with tables, figures, recipes and a page."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from salve.artifacts import Artifact
+from salve.report import write_report
+
+
+def report(
+    out: Path,
+    artifacts: Mapping[str, Artifact],
+    *,
+    title: str,
+    facts: Mapping[str, str],
+    config: str,
+    commands: Sequence[str],
+) -> Path:
+    """Write the report of a run.
+
+    Args:
+        out: the run's folder. artifacts: what there is, by kind. title, facts, config, commands: what the page says
+            about the run.
+
+    Returns:
+        Path of ``index.html``.
+    """
+    control = artifacts.get("control")
+    if control is not None and control.file("recipes").is_dir():
+        shutil.copytree(control.file("recipes"), out / "recipes", dirs_exist_ok=True)
+    paths = {kind: artifact.path for kind, artifact in artifacts.items()}
+    return write_report(out, title=title, facts=facts, config=config, artifacts=paths, commands=commands)

@@ -1,0 +1,103 @@
+"""What an edit acts on: each class's latent, and sets of latents; shared by the stages that edit."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from salve.artifacts import Artifact
+from salve.editing import contribution
+from salve.types import UserError
+
+
+@dataclass
+class EditSettings:
+    """How latents are turned into edits.
+
+    Attributes:
+        alpha: strengths, increasing from 0; all are measured in one pass. modes: suppress, enhance or both.
+        scale: unit or max. channels: all or aligned. sets: further edits of several latents together, each a list of
+            class names (their latents) or latent numbers.
+        evaluate: how many edits are also measured through the edited network, image by image.
+    """
+
+    alpha: list[float]
+    modes: list[str]
+    scale: str
+    channels: str
+    sets: list[list[Any]] = field(default_factory=list)
+    evaluate: int = 1
+
+
+class Target(NamedTuple):
+    """What one edit is meant to act on: a class's own latent, or a named set of latents."""
+
+    name: str
+    classes: tuple[int, ...]
+    latents: tuple[int, ...]
+    signs: tuple[int, ...]
+    kinds: tuple[str, ...]
+
+
+def targets_of(classes: Sequence[str], features: Artifact, sets: Sequence[Sequence[Any]]) -> list[Target]:
+    """One target per class that has a latent, then one per set.
+
+    Raises:
+        UserError: a set names neither a class nor a latent.
+    """
+    selected = features.table("selected.csv")
+    latents = features.table("latents.csv")
+    targets = []
+    for k, row in enumerate(selected.itertuples()):
+        if not pd.isna(row.latent):
+            targets.append(Target(classes[k], (k,), (int(row.latent),), (int(row.sign),), (str(row.kind),)))
+    by_name = {target.name: target for target in targets}
+
+    def member_of_set(member: Any) -> Target:
+        if str(member) in by_name:
+            return by_name[str(member)]
+        if isinstance(member, int) and 0 <= member < len(latents):
+            row = latents.iloc[member]
+            owners = tuple(k for k, name in enumerate(classes) if name == row["top_class"])
+            return Target(f"latent {member}", owners, (member,), (int(row["sign"]),), (str(row["kind"]),))
+        raise UserError(
+            f"edit.sets names {member}, which is neither a class ({', '.join(by_name)}) nor a latent "
+            f"from 0 to {len(latents) - 1}."
+        )
+
+    for members in sets:
+        parts = [member_of_set(member) for member in members]
+        # Two classes may share a latent: it is edited once.
+        latent = {part.latents[0]: (part.signs[0], part.kinds[0]) for part in parts}
+        targets.append(
+            Target(
+                " + ".join(part.name for part in parts),
+                tuple(dict.fromkeys(k for part in parts for k in part.classes)),
+                tuple(latent),
+                tuple(sign for sign, _ in latent.values()),
+                tuple(kind for _, kind in latent.values()),
+            )
+        )
+    return targets
+
+
+def contributions_of(decoder: Tensor, target: Target, settings: EditSettings) -> Tensor:
+    """The contribution vectors ``[S, M]`` of a target's latents."""
+    rows = [
+        contribution(decoder, latent, settings.scale, settings.channels, sign)  # type: ignore[arg-type]
+        for latent, sign in zip(target.latents, target.signs, strict=True)
+    ]
+    return torch.stack(rows)
+
+
+def refuse_aligned_on_signed(settings: EditSettings, activations: Artifact) -> None:
+    """``edit.channels=aligned`` means nothing where a negative channel carries the class as well as a positive one."""
+    record = activations.record("activations.json")
+    if settings.channels == "aligned" and not record["nonnegative"]:
+        raise UserError(
+            "edit.channels=aligned needs activations that are never negative, but those at "
+            f"{record['site']} are signed; use edit.channels=all."
+        )

@@ -1,0 +1,256 @@
+"""Stage ``validate``: where in the image the classes' latents look, and numbers for it."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torchmetrics.functional.classification import binary_auroc
+from torchvision.transforms.v2 import functional as transforms
+
+from salve.artifacts import Artifact, save_tensors, write_table
+from salve.backbones import Site, site_activations
+from salve.data.base import ConceptTruth
+from salve.data.transforms import Preprocess
+from salve.sae import SAE, load_sae
+from salve.saliency import grad_fam, insertion_deletion_auc, iou, maximise, pointing_game
+from salve.stages.job import Job
+from salve.stages.targets import Target, targets_of
+
+
+@dataclass
+class ValidateSettings:
+    """How much is looked at.
+
+    Attributes:
+        top_images: most activating val images per class. localise_images: images per class scored against masks.
+        random_latents: other latents, drawn at random, that each class's latent is compared with.
+        faithfulness_steps: points of the insertion and deletion curves; 0 leaves them out.
+        maximisation_steps: of activation maximisation; 0 leaves it out.
+    """
+
+    top_images: int
+    localise_images: int
+    random_latents: int
+    faithfulness_steps: int
+    maximisation_steps: int
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """What the parts of this stage share."""
+
+    job: Job
+    model: nn.Module
+    site: Site
+    sae: SAE
+    latents: Tensor  # [N, d] of the val split
+    labels: Tensor  # [N]
+
+    def images(self, indices: Sequence[int]) -> Tensor:
+        """Preprocessed val images ``[n, 3, H, W]``."""
+        dataset = self.job.data.dataset("val")
+        return torch.stack([dataset[i][0] for i in indices]).to(self.job.device)
+
+    def maps(self, indices: Sequence[int], latents: Sequence[int], signs: Sequence[int]) -> Tensor:
+        """Grad-FAM ``[n, L, H, W]``."""
+        chosen, sign = torch.tensor(latents, device=self.job.device), torch.tensor(signs, device=self.job.device)
+        size = self.job.data.batch_size
+        parts = [
+            grad_fam(self.model, self.site.name, self.sae, self.images(indices[i : i + size]), chosen, signs=sign).cpu()
+            for i in range(0, len(indices), size)
+        ]
+        return torch.cat(parts)
+
+
+def validate(
+    job: Job, settings: ValidateSettings, classifier: Artifact, activations: Artifact, sae: Artifact, features: Artifact
+) -> Artifact:
+    """Look at each class's latent on the val split.
+
+    Returns:
+        Artifact ``validate``: ``top.csv``, ``saliency.safetensors``, ``maximisation.csv`` and ``.safetensors``, and
+        ``localisation.csv`` with scores against masks where the data has them.
+    """
+    recipe = {
+        "activations": activations.digest,
+        "classifier": classifier.digest,
+        "sae": sae.digest,
+        "features": features.digest,
+        "settings": asdict(settings),
+        "seed": job.seed,
+    }
+
+    def make(folder: Path, _: Path) -> None:
+        model, site = job.model(classifier)
+        val = job.activations(activations, "val")
+        autoencoder = load_sae(sae.file("sae.safetensors"))
+        latents = autoencoder.encode(val.activations)
+        scene = _Scene(job, model, site, autoencoder.to(job.device), latents, val.labels)
+        targets = targets_of(job.classes, features, [])
+        _top_images(scene, settings, targets, folder)
+        if settings.maximisation_steps:
+            _maximise(scene, settings, targets, folder)
+        rows = []
+        with job.progress("scoring saliency maps", len(targets)) as advance:
+            for target in targets:
+                rows.append(_localise(scene, settings, target, features))
+                advance(1)
+        write_table(folder / "localisation.csv", pd.DataFrame(rows))
+
+    return job.store.get_or_make("validate", recipe, make)
+
+
+def _top_images(scene: _Scene, settings: ValidateSettings, targets: Sequence[Target], folder: Path) -> None:
+    rows, images, maps = [], [], []
+    preprocess = _preprocess(scene.job)
+    for target in targets:
+        latent, sign = target.latents[0], target.signs[0]
+        values = sign * scene.latents[:, latent]
+        top = values.topk(min(settings.top_images, len(values)))
+        indices = top.indices.tolist()
+        shown = preprocess.denormalise(scene.images(indices).cpu())
+        images.append((shown * 255).round().to(torch.uint8))
+        maps.append(scene.maps(indices, [latent], [sign])[:, 0])
+        rows += [
+            {
+                "class": target.name,
+                "rank": rank + 1,
+                "latent": latent,
+                "image": index,
+                "label": scene.job.classes[int(scene.labels[index])],
+                "value": value * sign,
+            }
+            for rank, (index, value) in enumerate(zip(indices, top.values.tolist(), strict=True))
+        ]
+    write_table(folder / "top.csv", pd.DataFrame(rows))
+    save_tensors(folder / "saliency.safetensors", {"images": torch.stack(images), "maps": torch.stack(maps)})
+
+
+def _maximise(scene: _Scene, settings: ValidateSettings, targets: Sequence[Target], folder: Path) -> None:
+    preprocess = _preprocess(scene.job)
+    device = scene.job.device
+    found = maximise(
+        scene.model,
+        scene.site.name,
+        scene.sae,
+        torch.tensor([target.latents[0] for target in targets], device=device),
+        preprocess,
+        size=preprocess.size,
+        steps=settings.maximisation_steps,
+        signs=torch.tensor([target.signs[0] for target in targets], device=device),
+        seed=scene.job.seed,
+    )
+    save_tensors(folder / "maximisation.safetensors", {"images": (found.images * 255).round().to(torch.uint8)})
+    columns = {
+        "class": [target.name for target in targets],
+        "latent": [target.latents[0] for target in targets],
+        "start_value": found.start_values.tolist(),
+        "final_value": found.final_values.tolist(),
+    }
+    write_table(folder / "maximisation.csv", pd.DataFrame(columns))
+
+
+def _localise(scene: _Scene, settings: ValidateSettings, target: Target, features: Artifact) -> dict[str, object]:
+    """Scores of one class's latent, each beside its control."""
+    latent, sign, k = target.latents[0], target.signs[0], target.classes[0]
+    generator = torch.Generator().manual_seed(scene.job.seed + k)
+    table = features.table("latents.csv")
+    alive = table[(table["kind"] != "dead") & (table["latent"] != latent)]
+    drawn = torch.randperm(len(alive), generator=generator)[: settings.random_latents].tolist()
+    others = [int(alive["latent"].iloc[i]) for i in drawn]
+    # A random signed latent is looked at with the sign it has where it is strongest.
+    signs = [sign, *(int(alive["sign"].iloc[i]) for i in drawn)]
+    value = sign * scene.latents[:, latent]
+    row: dict[str, object] = {"class": target.name, "latent": latent}
+    truth = scene.job.data.truth("val")
+    own = (scene.labels == k).nonzero()[:, 0].tolist()
+    if truth is not None:
+        row |= _against_truth(scene, settings, truth, k, value, own, [latent, *others], signs)
+    if settings.faithfulness_steps and own:
+        row |= _faithfulness(scene, settings, latent, sign, own, generator)
+    return row
+
+
+def _against_truth(
+    scene: _Scene,
+    settings: ValidateSettings,
+    truth: ConceptTruth,
+    k: int,
+    value: Tensor,
+    own: list[int],
+    latents: list[int],
+    signs: list[int],
+) -> dict[str, object]:
+    concept = truth.class_concept[k]
+    indices = [i for i in own if bool(truth.presence[i, concept])][: settings.localise_images]
+    row: dict[str, object] = {
+        "concept": truth.concepts[concept],
+        "auroc": float(binary_auroc(value, truth.presence[:, concept].long())),
+        "n": len(indices),
+    }
+    if not indices:
+        return row
+    preprocess = _preprocess(scene.job)
+    masks = masks_like(truth.masks(indices, concept), preprocess)
+    maps = scene.maps(indices, latents, signs)  # [n, 1 + random, H, W]
+    scores = {
+        "pointing": [float(pointing_game(maps[:, j], masks).nanmean()) for j in range(maps.shape[1])],
+        "iou": [float(iou(maps[:, j], masks).nanmean()) for j in range(maps.shape[1])],
+    }
+    for name, (mine, *random) in scores.items():
+        row[name] = mine
+        row[f"random_{name}"] = sum(random) / len(random) if random else float("nan")
+    # Pointing at a pixel at random hits with the share of the image that the object covers.
+    row["chance_pointing"] = float(masks.float().mean())
+    return row
+
+
+def masks_like(masks: Tensor, preprocess: Preprocess) -> Tensor:
+    """Masks ``[n, H, W]`` at native resolution, where preprocessing puts their pixels: ``[n, size, size]`` bool."""
+    side = preprocess.size if preprocess.resize is None else preprocess.resize
+    height, width = masks.shape[1:]
+    shape = (side, side)
+    if preprocess.resize is not None:  # the shorter side becomes `resize`
+        shape = (max(side, round(side * height / width)), max(side, round(side * width / height)))
+    near = transforms.InterpolationMode.NEAREST_EXACT
+    enlarged = transforms.resize(masks.to(torch.uint8), list(shape), interpolation=near)
+    return transforms.center_crop(enlarged, [preprocess.size, preprocess.size]).bool()
+
+
+def _faithfulness(
+    scene: _Scene, settings: ValidateSettings, latent: int, sign: int, own: list[int], generator: torch.Generator
+) -> dict[str, object]:
+    """Insertion and deletion areas of the latent's value, over its value on the whole image, beside a random map's."""
+    indices = own[: settings.top_images]
+    images = scene.images(indices)
+    maps = scene.maps(indices, [latent], [sign])[:, 0].to(scene.job.device)
+
+    @torch.no_grad()
+    def score(batch: Tensor) -> Tensor:
+        return sign * scene.sae.pre_activations(site_activations(scene.model, scene.site, batch))[:, latent]
+
+    blank = torch.zeros((), device=scene.job.device)
+    # Noise as coarse as the map: pixel noise would be an easier control to beat.
+    coarse = torch.rand(len(indices), 1, 7, 7, generator=generator)
+    noise = nn.functional.interpolate(coarse, size=tuple(maps.shape[1:]), mode="bilinear")[:, 0].to(maps.device)
+    mine = insertion_deletion_auc(score, images, maps, blank, steps=settings.faithfulness_steps)
+    random = insertion_deletion_auc(score, images, noise, blank, steps=settings.faithfulness_steps)
+    whole = score(images)
+
+    def relative(area: Tensor) -> float:
+        return float((area.mean() / whole.mean()).cpu())
+
+    return {
+        "insertion": relative(mine.insertion),
+        "deletion": relative(mine.deletion),
+        "random_insertion": relative(random.insertion),
+        "random_deletion": relative(random.deletion),
+    }
+
+
+def _preprocess(job: Job) -> Preprocess:
+    assert job.data.preprocess is not None, "the data are bound to the backbone before any stage runs"
+    return job.data.preprocess

@@ -1,0 +1,80 @@
+"""CIFAR-100, on files of the published layout but with our own pixels."""
+
+import hashlib
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+
+from salve.data.cifar100 import Cifar100Data
+from salve.data.transforms import Preprocess
+from salve.types import UserError
+
+NAMES = ["apple", "aquarium_fish", "maple_tree"]
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small CIFAR-100 whose checksums torchvision is told to expect."""
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+
+    def put(name: str, content: object) -> str:
+        data = pickle.dumps(content)
+        (folder / name).write_bytes(data)
+        return hashlib.md5(data).hexdigest()
+
+    def images(n: int) -> dict[str, object]:
+        pixels = np.random.default_rng(n).integers(0, 256, (n, 3072), dtype=np.uint8)
+        return {"data": pixels, "fine_labels": [i % 3 for i in range(n)]}
+
+    cifar = torchvision.datasets.CIFAR100
+    monkeypatch.setattr(cifar, "train_list", [["train", put("train", images(12))]])
+    monkeypatch.setattr(cifar, "test_list", [["test", put("test", images(6))]])
+    monkeypatch.setattr(cifar, "meta", {**cifar.meta, "md5": put("meta", {"fine_label_names": NAMES})})
+    return tmp_path
+
+
+def test_images_labels_and_names(root: Path) -> None:
+    data = Cifar100Data(root, batch_size=4)
+    data.check()
+    assert data.native_size == 32
+    assert data.classes == ("apple", "aquarium fish", "maple tree")
+    assert data.labels("train").tolist() == [0, 1, 2] * 4
+    assert len(data.labels("val")) == 6
+    data.bind(Preprocess(32, None, mean=(0, 0, 0), std=(1, 1, 1)))
+    image, label = data.dataset("val")[4]  # type: ignore[misc]
+    theirs, their_label = torchvision.datasets.CIFAR100(root, train=False)[4]
+    expected = torch.from_numpy(np.asarray(theirs).copy()).permute(2, 0, 1) / 255
+    torch.testing.assert_close(image, expected)
+    assert label == their_label == 1
+
+
+def test_limit_and_fingerprint(root: Path, tmp_path: Path) -> None:
+    data, limited = Cifar100Data(root, batch_size=4), Cifar100Data(root, batch_size=4, limit_per_class=2)
+    assert limited.labels("train").tolist() == [0, 1, 2] * 2
+    assert limited.fingerprint() != data.fingerprint()
+    assert Cifar100Data(root, batch_size=9, limit_per_class=99).fingerprint() == data.fingerprint()
+    with pytest.raises(UserError, match="limit_per_class"):
+        Cifar100Data(root, batch_size=4, limit_per_class=0)
+
+
+def test_nothing_there_or_damaged_is_a_sentence(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no CIFAR-100 in data.root=.*nowhere.*data.download=true"):
+        Cifar100Data(tmp_path / "nowhere", batch_size=4).check()
+    (root / "cifar-100-python" / "test").write_bytes(b"damaged")
+    with pytest.raises(UserError, match="or a damaged one"):
+        Cifar100Data(root, batch_size=4).labels("val")
+
+
+def test_download_is_asked_for_only_when_needed(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(torchvision.datasets.CIFAR100, "download", unreachable)
+    Cifar100Data(root, batch_size=4, download=True).check()
+    with pytest.raises(UserError, match=r"cifar100 could not be downloaded .*\(no network\)"):
+        Cifar100Data(tmp_path / "new", batch_size=4, download=True).check()

@@ -1,0 +1,137 @@
+"""Preprocessing: any picture in, what the library's own preset would give out."""
+
+import numpy as np
+import pytest
+import timm.data
+import torch
+from PIL import Image
+from torchvision.transforms._presets import ImageClassification
+
+from salve.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocess, to_rgb, to_uint8_tensor
+from salve.types import UserError
+
+
+@pytest.fixture
+def photo() -> Image.Image:
+    """Smooth, not square, different in every direction."""
+    v, u = np.mgrid[0:90, 0:130] / 130
+    channels = [u, v, 0.5 + 0.5 * np.sin(14 * u + 9 * v)]
+    return Image.fromarray((np.stack(channels, axis=-1) * 255).astype(np.uint8))
+
+
+def test_eval_agrees_with_torchvisions_preset(photo: Image.Image) -> None:
+    ours = Preprocess(size=48, resize=56).eval_transform()(photo)
+    theirs = ImageClassification(crop_size=48, resize_size=56)(photo)
+    assert ours.shape == (3, 48, 48)
+    assert (ours - theirs).abs().max() < 3 / 255 / min(IMAGENET_STD)
+
+
+def test_eval_agrees_with_timms_bicubic_transform(photo: Image.Image) -> None:
+    ours = Preprocess(48, 56, "bicubic", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)).eval_transform()(photo)
+    theirs = timm.data.create_transform(
+        48, interpolation="bicubic", mean=(0.5,) * 3, std=(0.25,) * 3, crop_pct=48 / 56, crop_mode="center"
+    )(photo)
+    assert (ours - theirs).abs().max() < 4 / 255 / 0.25
+
+
+def test_without_resize_the_whole_image_is_squashed(photo: Image.Image) -> None:
+    left_red_right_blue = Image.new("RGB", (80, 20), "red")
+    left_red_right_blue.paste("blue", (40, 0, 80, 20))
+    plain = Preprocess(16, None, mean=(0, 0, 0), std=(1, 1, 1))
+    squashed = plain.eval_transform()(left_red_right_blue)
+    assert squashed[0, :, :6].eq(1).all()
+    assert squashed[2, :, 10:].eq(1).all()
+
+
+def test_images_of_the_right_size_pass_unchanged() -> None:
+    pixels = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
+    for resize in (None, 32):
+        out = Preprocess(32, resize, mean=(0, 0, 0), std=(1, 1, 1)).eval_transform()(pixels)
+        torch.testing.assert_close(out, pixels / 255)
+
+
+def test_denormalise_undoes_the_normalisation(photo: Image.Image) -> None:
+    preprocess = Preprocess(64, 64)
+    normalised = preprocess.eval_transform()(photo)[None]
+    plain = Preprocess(64, 64, mean=(0, 0, 0), std=(1, 1, 1)).eval_transform()(photo)[None]
+    torch.testing.assert_close(preprocess.denormalise(normalised), plain)
+    assert preprocess.denormalise(normalised * 100).max() <= 1
+
+
+def test_training_crops_differ_flip_and_follow_the_seed(photo: Image.Image) -> None:
+    train = Preprocess(32, 36).train_transform()
+    torch.manual_seed(3)
+    first = torch.stack([train(photo) for _ in range(16)])
+    torch.manual_seed(3)
+    again = torch.stack([train(photo) for _ in range(16)])
+    assert torch.equal(first, again)
+    assert first.shape == (16, 3, 32, 32)
+    # red grows to the right in the photo, so its slope tells the flipped crops apart
+    rises = first[:, 0, :, -1].mean(1) > first[:, 0, :, 0].mean(1)
+    assert 0 < rises.sum() < 16
+
+
+def test_min_scale_bounds_what_a_crop_can_lose() -> None:
+    v, u = np.mgrid[0:64, 0:64] / 64
+    picture = torch.from_numpy((np.stack([u, v, v]) * 255).astype(np.uint8))
+    for min_scale in (0.1, 0.9):
+        train = Preprocess(64, None, mean=(0, 0, 0), std=(1, 1, 1)).train_transform(min_scale)
+        crops = torch.stack([train(picture) for _ in range(40)])
+        # the ranges of u and v that a crop spans multiply to its share of the area
+        spans = crops.amax((2, 3)) - crops.amin((2, 3))
+        smallest = (spans[:, 0] * spans[:, 1]).min()
+        assert (smallest > 0.8) == (min_scale == 0.9)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr", "F"])
+def test_every_mode_becomes_three_channels(mode: str) -> None:
+    red = Image.new("RGB", (8, 6), "red")
+    converted = to_uint8_tensor(red.convert("RGB").convert("L").convert(mode) if mode == "LA" else red.convert(mode))
+    assert converted.shape == (3, 6, 8)
+    assert converted.dtype == torch.uint8
+    if mode in ("P", "RGB", "RGBA", "CMYK", "YCbCr"):
+        expected = torch.tensor([255, 0, 0]).view(3, 1, 1)
+        assert (converted.int() - expected).abs().max() <= 2
+    else:
+        assert torch.equal(converted[0], converted[1])
+
+
+def test_what_is_transparent_shows_white() -> None:
+    for mode in ("RGBA", "LA", "PA"):
+        assert to_uint8_tensor(Image.new("RGBA", (4, 4), (0, 0, 0, 0)).convert(mode)).eq(255).all(), mode
+    palette = Image.new("RGB", (4, 4), "blue").convert("P")
+    palette.info["transparency"] = bytes(256)  # every palette entry fully transparent
+    assert to_uint8_tensor(palette).eq(255).all()
+
+
+def test_sixteen_bits_are_scaled_not_clipped() -> None:
+    grey = Image.fromarray(np.full((5, 5), 65535 // 2, dtype=np.uint16))
+    assert to_uint8_tensor(grey).eq(127).all()
+
+
+def test_camera_orientation_is_applied() -> None:
+    picture = Image.new("RGB", (8, 4), "black")
+    picture.paste("white", (0, 0, 1, 4))  # left edge
+    picture.getexif()[0x0112] = 6  # the top of the scene is the right of the file
+    upright = np.asarray(to_rgb(picture))
+    assert upright.shape == (8, 4, 3)
+    assert (upright[0] == 255).all()
+    assert (upright[1:] == 0).all()
+
+
+def test_wrong_values_are_refused() -> None:
+    with pytest.raises(UserError, match=r"resize \(32\) must not be below preprocess.size \(64\)"):
+        Preprocess(64, 32)
+    with pytest.raises(UserError, match="bilinear or bicubic"):
+        Preprocess(64, 64, "nearest")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="std"):
+        Preprocess(64, 64, std=(1, 1, 0))
+    with pytest.raises(UserError, match="share of the image"):
+        Preprocess(64, 64).train_transform(0)
+    with pytest.raises(UserError, match=r"uint8 of shape \[3, H, W\]"):
+        to_uint8_tensor(torch.zeros(1, 4, 4, dtype=torch.uint8))
+
+
+def test_constants_are_imagenets() -> None:
+    preset = ImageClassification(crop_size=224)
+    assert (list(IMAGENET_MEAN), list(IMAGENET_STD)) == (preset.mean, preset.std)
