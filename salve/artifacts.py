@@ -171,9 +171,20 @@ def write_table(path: Path, frame: pd.DataFrame) -> None:
     frame.to_csv(path, index=False)
 
 
+#: Columns that hold names: a class may be called "01", "inf" or "NA", and stays text.
+TEXT_COLUMNS = (
+    *("class", "classes", "top_class", "worst_class", "target", "label", "concept"),
+    *("latents", "kind", "mode", "split", "reason", "recipe"),
+)
+
+
 def read_table(path: Path) -> pd.DataFrame:
-    """Read a table; a class that is called "NA" or "null" stays text, only an empty cell is missing."""
-    return pd.read_csv(path, keep_default_na=False, na_values=[""])
+    """Read a table; text columns are ``str`` ("" where empty), elsewhere only an empty cell is missing."""
+    dtype = dict.fromkeys(TEXT_COLUMNS, str)
+    frame = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=dtype)
+    for column in frame.columns.intersection(list(TEXT_COLUMNS)):
+        frame[column] = frame[column].fillna("").astype(str)
+    return frame
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str] | None = None) -> None:

@@ -7,20 +7,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from salve.artifacts import load_tensors, read_record
-
-# Read as text whatever they look like: a class may be called "01", "inf" or "NA".
-TEXT_COLUMNS = (
-    *("class", "classes", "top_class", "worst_class", "target", "label", "concept"),
-    *("latents", "kind", "mode", "split", "reason"),
-)
-
+from salve.artifacts import load_tensors, read_record, read_table
 
 class Artifacts:
     """Tables, tensors and records by stage kind and file name; what is missing is empty, never an error.
 
     Args:
-        folders: stage kind (``"finetune"``, ``"sae"``, ...) to the folder that the stage wrote.
+        folders: kind (``"classifier"``, ``"sae"``, ...) to the folder that the stage wrote.
     """
 
     def __init__(self, folders: Mapping[str, Path]) -> None:
@@ -39,13 +32,9 @@ class Artifacts:
         if path is None:
             return pd.DataFrame()
         try:
-            dtype = dict.fromkeys(TEXT_COLUMNS, str)
-            frame = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=dtype)
+            return read_table(path)
         except pd.errors.EmptyDataError:
             return pd.DataFrame()
-        for column in frame.columns.intersection(list(TEXT_COLUMNS)):
-            frame[column] = frame[column].fillna("").astype(str)
-        return frame
 
     def tensors(self, kind: str, name: str) -> dict[str, np.ndarray]:
         """Named arrays of a safetensors file; empty where there is no file."""
@@ -63,10 +52,10 @@ class Artifacts:
 
     def classes(self) -> list[str]:
         """Class names in the classifier's order; where there is no classifier, in the order tables give them."""
-        names = self.record("finetune", "classifier.json").get("classes")
+        names = self.record("classifier", "classifier.json").get("classes")
         if names:
             return [str(name) for name in names]
-        for kind, table in (("features", "selected.csv"), ("finetune", "classes.csv"), ("diagnose", "summary.csv")):
+        for kind, table in (("features", "selected.csv"), ("features", "classes.csv"), ("diagnose", "summary.csv")):
             frame = self.table(kind, table)
             if "class" in frame and len(frame):
                 return list(dict.fromkeys(frame["class"]))

@@ -36,7 +36,7 @@ def write_report(
         title: heading of the page.
         facts: names and values shown at the top, in their order.
         config: resolved configuration as YAML, shown at the end.
-        artifacts: stage kind ("finetune", "activations", "sae", "features", "validate", "control", "diagnose") → the
+        artifacts: kind ("classifier", "activations", "sae", "features", "validate", "control", "diagnose") → the
             folder that the stage wrote. A part whose artifacts are missing says which stage to run.
         commands: what to type to get this run again.
 
@@ -105,7 +105,7 @@ def _copy_recipes(artifacts: Artifacts, out: Path) -> list[str]:
 
 def statement(artifacts: Artifacts, main: Headline) -> str:
     """What was run and what came out, in a few sentences."""
-    record = artifacts.record("finetune", "classifier.json")
+    record = artifacts.record("classifier", "classifier.json")
     site = artifacts.record("activations", "activations.json").get("site")
     if not main.classes:
         return "Nothing has been run yet."

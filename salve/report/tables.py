@@ -29,7 +29,7 @@ def class_summary(artifacts: Artifacts) -> pd.DataFrame:
     """
     rows = pd.DataFrame({"class": artifacts.classes()})
     for kind, name, key, columns in (
-        ("finetune", "classes.csv", "class", ("val_accuracy",)),
+        ("features", "classes.csv", "class", ("val_accuracy",)),
         ("features", "selected.csv", "class", ("latent", "sign", "kind")),
         (
             *("control", "summary.csv", "target"),
@@ -95,14 +95,22 @@ def _mean(values: pd.Series) -> float | None:
     return float(known.mean()) if len(known) else None
 
 
+def overall_accuracy(artifacts: Artifacts) -> float | None:
+    """Share of all validation images that the untouched classifier gets right; None where it was not measured."""
+    classes = artifacts.table("features", "classes.csv")
+    if not len(classes):
+        return None
+    return float((column(classes, "val_accuracy") * column(classes, "val_images")).sum() / classes["val_images"].sum())
+
+
 def headline(artifacts: Artifacts, rows: pd.DataFrame) -> Headline:
     """The main result from ``class_summary``'s rows and the classifier's record."""
     flips = rows["alpha_flip_median"].dropna()
-    accuracy = artifacts.record("finetune", "classifier.json").get("val_accuracy")
+    accuracy = overall_accuracy(artifacts)
     verdicts = [yes_no(value) for value in rows["separates"]]
     return Headline(
         classes=len(rows),
-        val_accuracy=_mean(rows["val_accuracy"]) if accuracy is None else float(accuracy),
+        val_accuracy=accuracy,
         separate=verdicts.count("yes"),
         judged=len(verdicts) - verdicts.count(MISSING),
         flip_low=float(flips.min()) if len(flips) else None,

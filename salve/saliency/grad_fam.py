@@ -167,7 +167,7 @@ def _by_gradient(
     with torch.enable_grad():
         targets = (sae.encode(run.activations)[:, index] * sign).sum(dim=0)  # [L]
     maps = []
-    # A loop beats autograd's is_grads_batched here (1.5 to 1.8 times on one core): attention has no batching rule.
+    # Measured on one core: the loop is 1.5 to 1.8 times as fast as autograd's is_grads_batched behind a ViT's last block.
     for target in targets:
         (gradient,) = torch.autograd.grad(target, run.place, retain_graph=True)
         weights = _as_map(gradient, site, images, at).mean(dim=(2, 3))  # [N, K]

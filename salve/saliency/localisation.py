@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from matplotlib import colormaps
 from torch import Tensor
 from torch.nn import functional as F
@@ -15,9 +15,7 @@ from torch.nn import functional as F
 from salve.types import Images, UserError
 
 
-def pointing_game(
-    maps: Float[Tensor, "N H W"], masks: Bool[Tensor, "N H W"], tolerance: int = 0
-) -> Float[Tensor, " N"]:
+def pointing_game(maps: Tensor, masks: Tensor, tolerance: int = 0) -> Float[Tensor, " N"]:
     """Whether the maximum of each map lies on the object: 1 for a hit, 0 for a miss (Zhang et al. 2018).
 
     Maps that were enlarged from a coarse grid have plateaus, above all along the border. When several pixels share
@@ -26,7 +24,7 @@ def pointing_game(
 
     Args:
         maps: ``[N, H, W]``.
-        masks: ``[N, H, W]``, True on the object.
+        masks: boolean ``[N, H, W]``, True on the object.
         tolerance: pixels by which the object is widened, to all sides and diagonally; 0 for an exact hit.
 
     Returns:
@@ -48,12 +46,12 @@ def pointing_game(
     return torch.where(masks.any(dim=2).any(dim=1), score, torch.nan)
 
 
-def iou(maps: Float[Tensor, "N H W"], masks: Bool[Tensor, "N H W"], fraction: float = 0.5) -> Float[Tensor, " N"]:
+def iou(maps: Tensor, masks: Tensor, fraction: float = 0.5) -> Float[Tensor, " N"]:
     """Intersection over union of each object with the part of its map that reaches ``fraction`` of the maximum.
 
     Args:
         maps: ``[N, H, W]``, ≥ 0, as `grad_fam` gives them.
-        masks: ``[N, H, W]``, True on the object.
+        masks: boolean ``[N, H, W]``, True on the object.
         fraction: of each map's own maximum, in (0, 1].
 
     Returns:
@@ -85,8 +83,8 @@ class InsertionDeletion(NamedTuple):
 @torch.no_grad()
 def insertion_deletion_auc(
     score_fn: Callable[[Tensor], Tensor],
-    images: Images,
-    maps: Float[Tensor, "N H W"],
+    images: Tensor,
+    maps: Tensor,
     baseline: Tensor,
     steps: int = 32,
     seed: int = 0,
@@ -139,7 +137,7 @@ def insertion_deletion_auc(
     return InsertionDeletion(insertion, deletion)
 
 
-def overlay(images: Images, maps: Float[Tensor, "N H W"], opacity: float = 0.7, colormap: str = "inferno") -> Images:
+def overlay(images: Tensor, maps: Tensor, opacity: float = 0.7, colormap: str = "inferno") -> Images:
     """Maps drawn over their images, for people to look at.
 
     Each map is scaled to 0..1 by its own minimum and maximum; a pixel of scaled saliency ``s`` shows

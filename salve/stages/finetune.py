@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytorch_lightning as pl
 import torch
 from torch import nn
@@ -93,7 +94,7 @@ def _train_fully(job: Job, settings: FinetuneSettings, model: nn.Module, folder:
     history = job.fit(
         "finetune", module, data, scratch, epochs=settings.epochs, best="val_accuracy", patience=settings.patience
     )
-    write_table(folder / "history.csv", history)
+    write_table(folder / "history.csv", _by_split(history))
 
 
 def _train_head(job: Job, settings: FinetuneSettings, model: nn.Module, folder: Path, scratch: Path) -> None:
@@ -110,7 +111,23 @@ def _train_head(job: Job, settings: FinetuneSettings, model: nn.Module, folder: 
     history = job.fit(
         "finetune", module, data, scratch, epochs=settings.epochs, best="val_accuracy", patience=settings.patience
     )
-    write_table(folder / "history.csv", history)
+    write_table(folder / "history.csv", _by_split(history))
+
+
+def _by_split(history: pd.DataFrame) -> pd.DataFrame:
+    """One row per epoch and split, from one row per epoch."""
+    parts = [
+        pd.DataFrame(
+            {
+                "epoch": history["epoch"],
+                "split": split,
+                "loss": history[f"{split}_loss"],
+                "accuracy": history[f"{split}_accuracy"],
+            }
+        )
+        for split in ("train", "val")
+    ]
+    return pd.concat(parts).sort_values("epoch", kind="stable", ignore_index=True)
 
 
 def _classifier(job: Job, settings: FinetuneSettings, model: nn.Module) -> Classifier:

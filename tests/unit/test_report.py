@@ -16,11 +16,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
 
 from salve.artifacts import save_tensors, write_record, write_table
-from salve.report import summary_table, write_report
+from salve.report import style, summary_table, write_report
 from salve.report.figures.discover import class_mean_heat_map, heat_map_columns
 from salve.report.figures.validate import overlay
 from salve.report.inputs import Artifacts
@@ -28,7 +29,7 @@ from salve.report.sections.control import panel_order
 from salve.report.tables import class_summary, headline
 from salve.report.text import label, number, percent, points, slug
 
-KINDS = ("finetune", "activations", "sae", "features", "validate", "control", "diagnose")
+KINDS = ("classifier", "activations", "sae", "features", "validate", "control", "diagnose")
 CLASSES = (
     *("tench", "English springer", "cassette player", "chain saw", "church"),
     *("French horn", "garbage truck", "gas pump", "golf ball", "parachute"),
@@ -74,9 +75,9 @@ class Run:
 
     def _finetune(self) -> None:
         n = len(self.classes)
-        record = {"backbone": "resnet18", "mode": "full", "val_accuracy": round(float(self.accuracy.mean()), 4)}
+        record = {"backbone": "resnet18", "mode": "full"}
         record |= {"train_images": 9469, "val_images": n * self.images, "classes": list(self.classes)}
-        write_record(self.root / "finetune" / "classifier.json", record | {"parameters": 11_181_642})
+        write_record(self.root / "classifier" / "classifier.json", record | {"parameters": 11_181_642})
         write_record(
             self.root / "activations" / "activations.json", {"site": "avgpool", "width": 512, "nonnegative": True}
         )
@@ -86,10 +87,10 @@ class Run:
             for split, gap in (("train", 0.2), ("val", 0.12))
         ]
         write_table(
-            self.root / "finetune" / "history.csv", pd.DataFrame(rows, columns=["epoch", "split", "loss", "accuracy"])
+            self.root / "classifier" / "history.csv", pd.DataFrame(rows, columns=["epoch", "split", "loss", "accuracy"])
         )
         write_table(
-            self.root / "finetune" / "classes.csv",
+            self.root / "features" / "classes.csv",
             pd.DataFrame({"class": self.classes, "val_images": self.images, "val_accuracy": self.accuracy}),
         )
 
@@ -354,16 +355,28 @@ class Page(HTMLParser):
         return {link for link in self.links if not link.startswith("#")}
 
 
+def _touch(folder: Path, name: str) -> tuple[int, int]:
+    for suffix in (".png", ".svg"):
+        (folder / f"{name}{suffix}").touch()
+    return 1, 1
+
+
 @pytest.fixture
-def quick_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Empty files instead of drawings, for tests of the page alone."""
+    monkeypatch.setattr("salve.report.blocks.save_figure", lambda _, folder, name: _touch(folder, name))
 
-    def touch(figure: Figure, folder: Path, name: str) -> tuple[int, int]:
-        for suffix in (".png", ".svg"):
-            (folder / f"{name}{suffix}").touch()
-        return 1, 1
 
-    monkeypatch.setattr("salve.report.blocks.save_figure", touch)
+@pytest.fixture
+def drawn_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are laid out and drawn once, but not encoded: that takes most of the time."""
+
+    @style.styled
+    def draw(figure: Figure, folder: Path, name: str) -> tuple[int, int]:
+        FigureCanvasAgg(figure).draw()
+        return _touch(folder, name)
+
+    monkeypatch.setattr("salve.report.blocks.save_figure", draw)
 
 
 @pytest.fixture(scope="module")
@@ -378,8 +391,8 @@ def ten_page(ten: Run) -> Page:
     # No global state of matplotlib is touched.
     assert dict(mpl.rcParams) == settings
     assert ("matplotlib.pyplot" in sys.modules) == loaded
-    # The promise is 10 s on one core; a shared, busy one is given twice that before the test complains.
-    assert time.process_time() - started < 20
+    # The promise is 10 s on one core; a busy machine is given three times that before the test complains.
+    assert time.process_time() - started < 30
     return Page(path)
 
 
@@ -406,7 +419,7 @@ def test_page_says_what_came_out(ten: Run, ten_page: Page) -> None:
     summary = ten.table("control", "summary.csv")
     flips = ten.table("diagnose", "summary.csv")["alpha_flip_median"]
     located = ten.table("validate", "localisation.csv")
-    accuracy = json.loads((ten.root / "finetune" / "classifier.json").read_text())["val_accuracy"]
+    accuracy = ten.table("features", "classes.csv")["val_accuracy"].mean()
     top = ten_page.text.split("Class by class.")[0].replace("\u00a0", " ")
     assert f"{100 * accuracy:.1f} % accuracy" in top
     assert int(summary["separates"].sum()) == 9
@@ -436,14 +449,15 @@ def test_tables_are_byte_equal_copies(ten: Run, ten_page: Page) -> None:
     ).read_bytes()
 
 
-def test_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
-    run = Run(tmp_path, CLASSES[:2], images=8, size=16, top=2)
+def test_one_class_and_the_same_bytes_from_the_same_input(tmp_path: Path) -> None:
+    run = Run(tmp_path, CLASSES[:1], images=8, size=16, top=2, failing=())
     once, twice = tmp_path / "once", tmp_path / "twice"
-    write(once, run.folders)
+    page = Page(write(once, run.folders))
+    assert CLASSES[0] in page.cells
     write(twice, run.folders)
     files = sorted(path.relative_to(once) for path in once.rglob("*") if path.is_file())
     assert files == sorted(path.relative_to(twice) for path in twice.rglob("*") if path.is_file())
-    assert len(files) > 30
+    assert len(files) > 25
     for file in files:
         assert (once / file).read_bytes() == (twice / file).read_bytes(), file
 
@@ -460,7 +474,7 @@ NASTY = (
 
 
 def test_hostile_class_names_are_shown_and_harmless(tmp_path: Path) -> None:
-    run = Run(tmp_path / "run", NASTY, images=6, size=16, top=1)
+    run = Run(tmp_path / "run", NASTY, truth=False, images=6, size=16, top=1)
     page = Page(write(tmp_path / "out", run.folders, title="<script>alert(2)</script>"))
     assert "script" not in page.tags
     assert not [name for name in page.attributes if name.startswith("on")]
@@ -522,14 +536,14 @@ def test_headline_refuses_numbers_that_contradict_each_other(ten: Run) -> None:
 @pytest.mark.parametrize(
     ("missing", "stage"),
     [
-        (("finetune",), "finetune"),
+        (("classifier",), "finetune"),
         (("sae", "features"), "discover"),
         (("validate", "features"), "validate"),
         (("control",), "control"),
         (("diagnose",), "diagnose"),
     ],
 )
-@pytest.mark.usefixtures("quick_figures")
+@pytest.mark.usefixtures("no_figures")
 def test_a_missing_stage_is_named_and_the_rest_is_there(tmp_path: Path, missing: tuple[str, ...], stage: str) -> None:
     run = Run(tmp_path / "run", CLASSES[:2], images=5, size=16, top=1)
     folders = {kind: path for kind, path in run.folders.items() if kind not in missing}
@@ -547,7 +561,7 @@ def test_nothing_run_at_all(tmp_path: Path) -> None:
     assert summary_table({}).row_count == 0
 
 
-@pytest.mark.usefixtures("quick_figures")
+@pytest.mark.usefixtures("no_figures")
 def test_ground_truth_columns_are_left_out_where_there_are_none(tmp_path: Path) -> None:
     run = Run(tmp_path / "run", CLASSES[:2], truth=False, images=5, size=16, top=1)
     page = Page(write(tmp_path / "out", run.folders))
@@ -557,10 +571,10 @@ def test_ground_truth_columns_are_left_out_where_there_are_none(tmp_path: Path) 
     assert not (tmp_path / "out" / "figures" / "validate-localisation.png").exists()
 
 
+@pytest.mark.usefixtures("drawn_figures")
 @pytest.mark.parametrize(
     ("classes", "options"),
     [
-        (1, {}),
         (1, {"missing_latent": 0}),
         (3, {"missing_latent": 1, "flips": "all"}),
         (2, {"flips": "constant"}),
@@ -582,6 +596,7 @@ def test_degenerate_runs_make_a_whole_page(tmp_path: Path, classes: int, options
         )
 
 
+@pytest.mark.usefixtures("drawn_figures")
 def test_tables_without_rows_and_constant_numbers(tmp_path: Path) -> None:
     run = Run(tmp_path / "run", CLASSES[:2], images=5, size=16, top=1)
     for path in sorted(run.root.glob("*/*.csv")):

@@ -5,7 +5,8 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision.models import VisionTransformer, resnet18
+from torchvision.models import VisionTransformer
+from torchvision.models.resnet import BasicBlock, ResNet
 
 from salve.data.transforms import Preprocess
 from salve.sae.models import SAE, make_sae
@@ -45,28 +46,18 @@ def network() -> nn.Module:
     )
 
 
-def test_without_penalties_the_image_saturates_in_the_latents_colours() -> None:
-    sae = colour_sae([1.0, -1.0, 0.0], [1.0, -1.0, 0.0])
-    preprocess = Preprocess(SIZE, None)
+def test_without_penalties_the_image_takes_the_latents_colours() -> None:
+    sae, signs = colour_sae([1.0, -1.0, 0.0], [1.0, -1.0, 0.0]), torch.tensor([1, -1])
     result = maximise(
-        MeanColour(),
-        "last",
-        sae,
-        [0, 1],
-        preprocess,
-        size=SIZE,
-        l2=0,
-        tv=0,
-        signs=torch.tensor([1, -1]),
-        steps=100,
-        lr=0.5,
+        MeanColour(), "last", sae, [0, 1], Preprocess(SIZE, None), size=SIZE, l2=0.0, tv=0.0, signs=signs, steps=300
     )
-    colours = result.images.mean(dim=(2, 3))
-    assert colours[0, 0] > 0.95
-    assert colours[0, 1] < 0.05
-    assert colours[1, 0] < 0.05
-    assert colours[1, 1] > 0.95
-    assert (colours[:, 2] - 0.5).abs().max() < 0.02
+    red, green, blue = result.images.mean(dim=(2, 3)).T
+    # The sigmoid only nears its ends; blue is nothing to these latents and stays the grey that it was.
+    assert red[0] > 0.9
+    assert green[0] < 0.1
+    assert red[1] < 0.1
+    assert green[1] > 0.9
+    assert (blue - 0.5).abs().max() < 0.02
 
 
 def test_the_l2_penalty_has_its_stated_meaning() -> None:
@@ -76,15 +67,16 @@ def test_the_l2_penalty_has_its_stated_meaning() -> None:
     unit = row.norm() * torch.full((3,), 0.5).norm()
     expected = 3 * row / (2 * penalty * unit) * 0.5 + 0.25
     result = maximise(
-        MeanColour(), "last", colour_sae(row.tolist()), [0], preprocess, size=SIZE, l2=penalty, tv=0, steps=300
+        MeanColour(), "last", colour_sae(row.tolist()), [0], preprocess, size=SIZE, l2=penalty, tv=0.0, steps=300
     )
     torch.testing.assert_close(result.images.mean(dim=(2, 3))[0], expected, rtol=0, atol=0.01)
 
 
-def test_penalties_calm_the_image(network: nn.Module) -> None:
+def test_the_total_variation_penalty_calms_the_image(network: nn.Module) -> None:
     sae, preprocess = make_sae("linear_l1", 32, 4, torch.Generator().manual_seed(0)), Preprocess(SIZE, None)
     calm, wild = (
-        maximise(network, "last", sae, [0, 1], preprocess, size=SIZE, tv=tv, l2=0, steps=20).images for tv in (5.0, 0.0)
+        maximise(network, "last", sae, [0, 1], preprocess, size=SIZE, l2=0.0, tv=tv, steps=20).images
+        for tv in (5.0, 0.0)
     )
     assert calm.diff(dim=2).abs().mean() < 0.5 * wild.diff(dim=2).abs().mean()
 
@@ -124,7 +116,7 @@ def test_the_seed_determines_the_result(network: nn.Module) -> None:
 
 def test_the_model_is_left_as_found() -> None:
     torch.manual_seed(0)
-    model = resnet18(num_classes=10).train()
+    model = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=10).train()
     model.layer1.eval()
     modes = [module.training for module in model.modules()]
     state = {name: value.clone() for name, value in model.state_dict().items()}

@@ -152,7 +152,7 @@ def test_other_bad_arguments_are_refused() -> None:
     with pytest.raises(UserError, match="tolerance=-1"):
         pointing_game(maps, mask, -1)
     with pytest.raises(UserError, match="fraction=0"):
-        iou(maps, mask, 0)
+        iou(maps, mask, 0.0)
     with pytest.raises(UserError, match="negative"):
         iou(-maps, mask)
     with pytest.raises(UserError, match="steps=0"):

@@ -7,6 +7,7 @@ from salve.report.blocks import Block, Cell, FigureBlock, Prose, Section, Shelf,
 from salve.report.figures import discover as figures
 from salve.report.figures import training
 from salve.report.inputs import Artifacts, column, records
+from salve.report.tables import overall_accuracy
 from salve.report.text import count_of, is_missing, latent_name, number, percent, plural, slug
 
 MAX_RANKS = 6
@@ -15,17 +16,17 @@ FOLD_ROWS = 25
 
 def classifier(artifacts: Artifacts, shelf: Shelf) -> Section:
     """What was trained and how well it does before anything is changed."""
-    record = artifacts.record("finetune", "classifier.json")
-    history, classes = artifacts.table("finetune", "history.csv"), artifacts.table("finetune", "classes.csv")
+    record = artifacts.record("classifier", "classifier.json")
+    history, classes = artifacts.table("classifier", "history.csv"), artifacts.table("features", "classes.csv")
     blocks: list[Block] = []
     if record or len(classes):
         mode = {"full": "all weights were fine-tuned", "probe": "only the head was trained, on a frozen backbone"}
         how = mode.get(str(record.get("mode")), "its weights were taken as they are")
-        images = f" of {count_of(record['val_images'])} validation images" if "val_images" in record else ""
+        images = f" of {count_of(classes['val_images'].sum())} validation images" if len(classes) else ""
         blocks.append(
             Prose(
                 f"The classifier is {record.get('backbone', 'a network')}; {how}. It is right on "
-                f"{percent(record.get('val_accuracy'))}{images}; every edit below is compared with this frozen "
+                f"{percent(overall_accuracy(artifacts))}{images}; every edit below is compared with this frozen "
                 "original."
             )
         )
@@ -37,7 +38,7 @@ def classifier(artifacts: Artifacts, shelf: Shelf) -> Section:
             "Loss and accuracy after each epoch. Validation (blue) should follow training (orange): a widening gap in "
             "the loss means that the classifier learns its training images by heart. Training images are augmented, so "
             "they can score below the validation images.",
-            "finetune-history.csv",
+            "classifier-history.csv",
         )
     return Section("classifier", "The classifier", blocks, "finetune")
 

@@ -1,0 +1,144 @@
+"""What every test runs under: shapes checked at run time, no network, nothing in the user's home, nothing left behind.
+
+The functions on tensors say their shapes in their annotations. Here, and only here, jaxtyping and beartype hold every
+call to them. A test that gives a function what its annotations forbid, to see it refused, asks for ``unchecked_shapes``.
+"""
+
+import os
+import random
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from beartype import BeartypeConf, beartype
+from jaxtyping import config as jaxtyping_config
+from jaxtyping import install_import_hook
+
+HOME = Path(__file__).parents[1] / ".pytest_cache" / "home"
+
+# Before anything that reads them is imported; processes that tests start inherit them.
+os.environ |= {
+    "MPLBACKEND": "Agg",
+    "MPLCONFIGDIR": str(HOME / "matplotlib"),
+    "XDG_CACHE_HOME": str(HOME / "cache"),
+    "TORCH_HOME": str(HOME / "torch"),
+    "HF_HOME": str(HOME / "huggingface"),
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "WANDB_MODE": "offline",
+    "WANDB_SILENT": "true",
+    "WANDB_CONFIG_DIR": str(HOME / "wandb"),
+    "WANDB_CACHE_DIR": str(HOME / "wandb"),
+    "WANDB_DATA_DIR": str(HOME / "wandb"),
+}
+for _variable in ("WANDB_API_KEY", "HYDRA_FULL_ERROR", "PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+    os.environ.pop(_variable, None)
+
+PURE = ("salve.metrics", "salve.sae", "salve.features", "salve.saliency", "salve.editing", "salve.diagnosis")
+#: As type checkers have it, an int will do for a float.
+checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
+install_import_hook(PURE, f"{__name__}.checked")
+
+import torch  # noqa: E402  (after the environment is set)
+from torch import nn  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _leave_no_trace(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every test starts from the same random state and leaves generators, threads and environment as they were."""
+    threads, environment = torch.get_num_threads(), dict(os.environ)
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  (the global one is what must be kept)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+    random.setstate(python)
+    np.random.set_state(numpy)  # noqa: NPY002
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment)
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection to anywhere but this machine fails the test; code cannot mistake that for a network error."""
+    connect = socket.socket.connect
+
+    def local(self: socket.socket, address: Any) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            pytest.fail(f"The test reached for the network: {address}.")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", local)
+
+
+@pytest.fixture
+def unchecked_shapes() -> Iterator[None]:
+    """As a user has it: no shapes are checked at run time, so that a function's own refusal is what is seen."""
+    jaxtyping_config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping_config.update("jaxtyping_disable", False)
+
+
+def _resnet18() -> nn.Module:
+    from torchvision.models import resnet18
+
+    return resnet18(num_classes=5)
+
+
+def _resnet50() -> nn.Module:
+    from torchvision.models import resnet50
+
+    return resnet50(num_classes=5, width_per_group=8)
+
+
+def _vit() -> nn.Module:
+    from torchvision.models import VisionTransformer
+
+    return VisionTransformer(
+        image_size=32, patch_size=8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=5
+    )
+
+
+def _timm(name: str, **arguments: Any) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        import timm
+
+        return timm.create_model(name, num_classes=5, **arguments)
+
+    return build
+
+
+TINY: dict[str, Callable[[], nn.Module]] = {
+    "resnet18": _resnet18,
+    "resnet50": _resnet50,
+    "vit": _vit,
+    "timm resnet10t": _timm("resnet10t", channels=(8, 16, 24, 32)),
+    "timm test_vit": _timm("test_vit", img_size=32),
+    "timm efficientnet": _timm("tf_efficientnet_lite0"),
+    "timm convnext": _timm("convnext_atto"),
+    "timm dinov2 registers": _timm("vit_small_patch14_reg4_dinov2", img_size=28, depth=2),
+}
+
+
+@pytest.fixture
+def tiny() -> Callable[[str], nn.Module]:
+    """``tiny(name)``: a small backbone with random weights, five classes and inputs of 32 pixels, in eval mode.
+
+    The input of ``timm dinov2 registers`` is 28 pixels: its patches are of 14.
+    """
+
+    def build(name: str) -> nn.Module:
+        torch.manual_seed(0)
+        model = TINY[name]()
+        # A fresh classifier of timm's may be all zeros, behind which every activation gives the same logits.
+        for parameter in model.parameters():
+            if not parameter.any():
+                nn.init.normal_(parameter, std=0.1)
+        return model.eval()
+
+    return build

@@ -1,0 +1,362 @@
+"""Artifacts are made once, whole or not at all, whoever asks and whatever is killed."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from salve.artifacts import (
+    DONE,
+    Artifact,
+    NotMade,
+    Store,
+    digest_of,
+    digest_of_file,
+    digest_of_tensors,
+    load_tensors,
+    read_header,
+    read_record,
+    read_table,
+    save_tensors,
+    write_record,
+    write_table,
+)
+
+RECIPE = {"weights": "abc", "sae": {"k": 2, "sparsity": 0.5}}
+
+
+def write_hello(folder: Path, _: Path) -> None:
+    (folder / "hello.txt").write_text("hello")
+
+
+def refuse(*_: Path) -> None:
+    raise AssertionError("made although it was there")
+
+
+def finished(root: Path) -> list[Path]:
+    """Every folder below a store that is marked as whole."""
+    return [path.parent for path in root.rglob(DONE)]
+
+
+# -- made once, found later
+
+
+def test_made_once_and_found_later(tmp_path: Path) -> None:
+    said: list[str] = []
+    store = Store(tmp_path, said.append)
+    assert store.find("thing", RECIPE) is None
+    made = store.get_or_make("thing", RECIPE, write_hello)
+    found = store.get_or_make("thing", RECIPE, refuse)
+    assert not made.reused
+    assert found.reused
+    assert (found.path, found.digest, found.key) == (made.path, made.digest, made.key)
+    assert made.path == tmp_path / "thing" / made.key
+    assert found.file("hello.txt").read_text() == "hello"
+    assert [made.key in sentence for sentence in said] == [True, True]
+
+
+def test_a_second_store_on_the_same_folder_finds_it(tmp_path: Path) -> None:
+    made = Store(tmp_path).get_or_make("thing", RECIPE, write_hello)
+    assert Store(tmp_path).get_or_make("thing", RECIPE, refuse).digest == made.digest
+
+
+def test_order_of_the_recipes_keys_does_not_matter(tmp_path: Path) -> None:
+    made = Store(tmp_path).get_or_make("thing", RECIPE, write_hello)
+    turned = {"sae": {"sparsity": 0.5, "k": 2}, "weights": "abc"}
+    assert Store(tmp_path).get_or_make("thing", turned, refuse).key == made.key
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"weights": "abc", "sae": {"k": 3, "sparsity": 0.5}},
+        {"weights": "abc", "sae": {"k": 2, "sparsity": 0.5}, "seed": 0},
+        {"weights": "abc", "sae": {"k": "2", "sparsity": 0.5}},
+        {"weights": "abc"},
+    ],
+)
+def test_another_recipe_is_another_artifact(tmp_path: Path, other: dict) -> None:
+    store = Store(tmp_path)
+    made = store.get_or_make("thing", RECIPE, write_hello)
+    assert store.get_or_make("thing", other, write_hello).key != made.key
+
+
+def test_the_kind_is_part_of_the_address(tmp_path: Path) -> None:
+    Store(tmp_path).get_or_make("thing", RECIPE, write_hello)
+    assert Store(tmp_path).find("other", RECIPE) is None
+
+
+def test_the_folder_says_what_it_was_made_from_and_lists_its_files(tmp_path: Path) -> None:
+    made = Store(tmp_path).get_or_make("thing", RECIPE, write_hello)
+    assert made.record("recipe.json") == RECIPE
+    expected = hashlib.sha256(b"hello").hexdigest()
+    assert made.record(DONE) == {"digest": made.digest, "files": {"hello.txt": expected}}
+
+
+def test_only_found_raises_and_makes_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    with pytest.raises(NotMade, match="thing"):
+        store.only_found().get_or_make("thing", RECIPE, refuse)
+    assert not (tmp_path / "store").exists()
+    made = store.get_or_make("thing", RECIPE, write_hello)
+    assert store.only_found().get_or_make("thing", RECIPE, refuse).digest == made.digest
+
+
+# -- the digest is of the content
+
+
+def content_digest(root: Path, files: dict[str, str]) -> str:
+    def make(folder: Path, _: Path) -> None:
+        for name, text in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text)
+
+    return Store(root).get_or_make("thing", {"root": root.name}, make).digest
+
+
+def test_same_content_has_the_same_digest_whatever_the_recipe(tmp_path: Path) -> None:
+    files = {"a.txt": "1", "deeper/b.txt": "2"}
+    assert content_digest(tmp_path / "one", files) == content_digest(tmp_path / "two", dict(reversed(files.items())))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"a.txt": "1", "deeper/b.txt": "3"},
+        {"a.txt": "1", "deeper/c.txt": "2"},
+        {"a.txt": "2", "deeper/b.txt": "1"},
+        {"a.txt": "1", "deeper/b.txt": "2", "empty": ""},
+        {"a.txt": "1"},
+    ],
+)
+def test_a_changed_byte_name_or_file_changes_the_digest(tmp_path: Path, changed: dict[str, str]) -> None:
+    files = {"a.txt": "1", "deeper/b.txt": "2"}
+    assert content_digest(tmp_path / "one", files) != content_digest(tmp_path / "two", changed)
+
+
+def test_digest_of_file_is_sha256(tmp_path: Path) -> None:
+    content = os.urandom((1 << 20) + 17)  # more than one block
+    (tmp_path / "file").write_bytes(content)
+    assert digest_of_file(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+def test_digest_of_refuses_what_is_no_json() -> None:
+    with pytest.raises(TypeError):
+        digest_of({"path": Path("x")})
+
+
+def test_digest_of_tensors_covers_names_shapes_dtypes_and_bits() -> None:
+    base = {"a": torch.arange(6.0), "b": torch.ones(2, dtype=torch.int64)}
+    same = {"b": torch.ones(2, dtype=torch.int64), "a": torch.arange(12.0)[::2] / 2}  # order and strides differ
+    assert digest_of_tensors(base) == digest_of_tensors(same)
+    others = [
+        {**base, "a": base["a"].reshape(2, 3)},
+        {**base, "a": base["a"].double()},
+        {**base, "a": base["a"].nextafter(torch.tensor(torch.inf))},
+        {**base, "b": base["b"].int()},
+        {"a": base["a"], "c": base["b"]},
+        {"a": base["a"]},
+        {},
+    ]
+    assert len({digest_of_tensors(tensors) for tensors in [base, *others]}) == 1 + len(others)
+
+
+def test_digest_of_tensors_tells_minus_zero_and_takes_every_dtype() -> None:
+    assert digest_of_tensors({"a": torch.tensor([0.0])}) != digest_of_tensors({"a": torch.tensor([-0.0])})
+    kinds = (torch.bfloat16, torch.float16, torch.bool, torch.uint8, torch.int64)
+    assert len({digest_of_tensors({"a": torch.ones(2, dtype=kind)}) for kind in kinds}) == len(kinds)
+    assert digest_of_tensors({"a": torch.tensor(1.0)}) != digest_of_tensors({"a": torch.ones(1)})
+    assert digest_of_tensors({"a": torch.zeros(0)}) != digest_of_tensors({"a": torch.zeros(0, 2)})
+
+
+# -- failing and being killed
+
+
+def test_a_failing_make_leaves_no_artifact_but_its_scratch(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+
+    def fail(folder: Path, scratch: Path) -> None:
+        (folder / "half.txt").write_text("half")
+        (scratch / "checkpoint").write_text("epoch 3")
+        raise RuntimeError("out of luck")
+
+    with pytest.raises(RuntimeError, match="out of luck"):
+        store.get_or_make("thing", RECIPE, fail)
+    assert store.find("thing", RECIPE) is None
+    assert finished(tmp_path) == []
+
+    def finish(folder: Path, scratch: Path) -> None:
+        assert list(folder.iterdir()) == []  # nothing of the failed attempt
+        (folder / "whole.txt").write_text((scratch / "checkpoint").read_text())
+
+    made = store.get_or_make("thing", RECIPE, finish)
+    assert made.file("whole.txt").read_text() == "epoch 3"
+    assert sorted(path.name for path in made.path.iterdir()) == [DONE, "recipe.json", "whole.txt"]
+
+
+def test_scratch_is_gone_after_success(tmp_path: Path) -> None:
+    seen: list[Path] = []
+
+    def make(folder: Path, scratch: Path) -> None:
+        (scratch / "checkpoint").write_text("x")
+        seen.append(scratch)
+        write_hello(folder, scratch)
+
+    Store(tmp_path).get_or_make("thing", RECIPE, make)
+    assert not seen[0].exists()
+    assert not list(tmp_path.rglob("checkpoint"))
+
+
+def test_a_folder_without_its_mark_is_no_artifact_and_is_replaced(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    made = store.get_or_make("thing", RECIPE, write_hello)
+    (made.path / DONE).unlink()
+    (made.path / "stray.txt").write_text("left over")
+    assert store.find("thing", RECIPE) is None
+    again = store.get_or_make("thing", RECIPE, write_hello)
+    assert again.digest == made.digest
+    assert not again.file("stray.txt").exists()
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from salve.artifacts import Store
+
+def make(folder, scratch):
+    (folder / "half.txt").write_text("half")
+    (scratch / "checkpoint").write_text("epoch 3")
+    print("in the middle", flush=True)
+    time.sleep(120)
+
+Store(Path(sys.argv[1])).get_or_make("thing", {"a": 1}, make)
+"""
+
+
+def test_a_killed_process_leaves_nothing_that_is_found_and_the_next_one_completes(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    with process, process.stdout:
+        assert process.stdout.readline().strip() == "in the middle"
+        process.send_signal(signal.SIGKILL)
+        assert process.wait(30) == -signal.SIGKILL
+    store = Store(tmp_path)
+    assert store.find("thing", {"a": 1}) is None
+    assert finished(tmp_path) == []
+
+    def finish(folder: Path, scratch: Path) -> None:
+        assert not (folder / "half.txt").exists()
+        (folder / "whole.txt").write_text((scratch / "checkpoint").read_text())
+
+    # The killed process's lock is no obstacle.
+    assert store.get_or_make("thing", {"a": 1}, finish).file("whole.txt").read_text() == "epoch 3"
+
+
+def _want(root: Path, answers: "multiprocessing.Queue[tuple[str, bool]]") -> None:
+    def make(folder: Path, _: Path) -> None:
+        with (root / "calls").open("a") as calls:
+            calls.write(f"{os.getpid()}\n")
+        time.sleep(0.5)  # long enough for the others to arrive
+        (folder / "who.txt").write_text(str(os.getpid()))
+
+    artifact = Store(root / "store").get_or_make("thing", {"a": 1}, make)
+    answers.put((artifact.digest, artifact.reused))
+
+
+def test_processes_that_want_the_same_artifact_make_it_once(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    answers: multiprocessing.Queue[tuple[str, bool]] = context.Queue()
+    processes = [context.Process(target=_want, args=(tmp_path, answers)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    got = [answers.get(timeout=120) for _ in processes]
+    for process in processes:
+        process.join(30)
+    assert [process.exitcode for process in processes] == [0, 0, 0, 0]
+    assert len((tmp_path / "calls").read_text().split()) == 1
+    assert len({digest for digest, _ in got}) == 1
+    assert sorted(reused for _, reused in got) == [False, True, True, True]
+
+
+# -- files
+
+
+def test_tables_keep_infinities_missing_cells_and_awkward_text(tmp_path: Path) -> None:
+    frame = pd.DataFrame(
+        {
+            "class": ["NA", "null", 'a "quoted", name', "two\nlines", "nan", "<b>&amp;", " spaces "],
+            "alpha": [np.inf, -np.inf, np.nan, 0.1, 1e-300, 1 / 3, 5.0],
+            "latent": [1, 2, 3, 4, 5, 6, 7],
+            "separates": [True, False, True, False, True, False, True],
+        }
+    )
+    write_table(tmp_path / "t.csv", frame)
+    back = read_table(tmp_path / "t.csv")
+    pd.testing.assert_frame_equal(back, frame, check_exact=True, check_dtype=False)
+    assert back["separates"].dtype == bool
+    assert back["latent"].dtype == np.int64
+
+
+def test_a_table_of_an_artifact_is_read_as_it_was_written(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"class": ["NA", "x"], "alpha": [np.inf, np.nan]})
+    made = Store(tmp_path).get_or_make("thing", RECIPE, lambda folder, _: write_table(folder / "t.csv", frame))
+    pd.testing.assert_frame_equal(made.table("t.csv"), frame, check_dtype=False)
+
+
+def test_tensors_round_trip_with_their_header_and_the_same_bytes(tmp_path: Path) -> None:
+    tensors = {"z": torch.arange(6.0).reshape(2, 3).T, "a": torch.tensor([torch.nan, -0.0, torch.inf])}
+    save_tensors(tmp_path / "one.safetensors", tensors, {"variant": "topk", "k": "2"})
+    save_tensors(tmp_path / "two.safetensors", dict(reversed(tensors.items())), {"k": "2", "variant": "topk"})
+    back = load_tensors(tmp_path / "one.safetensors")
+    assert digest_of_tensors(back) == digest_of_tensors(tensors)
+    assert read_header(tmp_path / "one.safetensors") == {"variant": "topk", "k": "2"}
+    assert digest_of_file(tmp_path / "one.safetensors") == digest_of_file(tmp_path / "two.safetensors")
+
+
+WRITE = """
+import sys, torch
+from pathlib import Path
+from salve.artifacts import save_tensors, write_record
+header = {name: name for name in ("scale", "variant", "site", "fingerprint", "k", "mode", "width")}
+save_tensors(Path(sys.argv[1]) / "t.safetensors", {"b": torch.ones(2), "a": torch.arange(3)}, header)
+write_record(Path(sys.argv[1]) / "r.json", {name: 1 for name in set(header)})
+"""
+
+
+def test_files_are_the_same_bytes_in_every_process(tmp_path: Path) -> None:
+    """A digest is compared across runs, so nothing may follow the process's hash seed."""
+    digests = []
+    for seed in ("1", "2", "3"):
+        folder = tmp_path / seed
+        folder.mkdir()
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        subprocess.run([sys.executable, "-c", WRITE, str(folder)], check=True, env=environment)
+        digests.append([digest_of_file(folder / name) for name in ("t.safetensors", "r.json")])
+    assert digests[0] == digests[1] == digests[2]
+
+
+def test_records_round_trip_and_only_objects_are_records(tmp_path: Path) -> None:
+    record = {"name": "Église, <b>", "values": [1, 2.5, None], "nested": {"a": True}}
+    write_record(tmp_path / "r.json", record)
+    assert read_record(tmp_path / "r.json") == record
+    (tmp_path / "list.json").write_text(json.dumps([1, 2]))
+    with pytest.raises(ValueError, match=r"list\.json"):
+        read_record(tmp_path / "list.json")
+
+
+def test_an_artifact_reads_its_tensors(tmp_path: Path) -> None:
+    tensors = {"a": torch.arange(3)}
+    made: Artifact = Store(tmp_path).get_or_make(
+        "thing", RECIPE, lambda folder, _: save_tensors(folder / "t.safetensors", tensors)
+    )
+    assert made.tensors("t.safetensors")["a"].tolist() == [0, 1, 2]
