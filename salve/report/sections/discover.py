@@ -19,7 +19,7 @@ def classifier(artifacts: Artifacts, shelf: Shelf) -> Section:
     record = artifacts.record("classifier", "classifier.json")
     history, classes = artifacts.table("classifier", "history.csv"), artifacts.table("features", "classes.csv")
     blocks: list[Block] = []
-    if record or len(classes):
+    if record:
         mode = {"full": "all weights were fine-tuned", "probe": "only the head was trained, on a frozen backbone"}
         how = mode.get(str(record.get("mode")), "its weights were taken as they are")
         images = f" of {count_of(classes['val_images'].sum())} validation images" if len(classes) else ""

@@ -1,0 +1,32 @@
+.PHONY: help install quickstart test check clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+help:  ## say what there is
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+# Made anew when the dependencies change.
+.venv/.installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("salve needs Python 3.10 or newer") if sys.version_info < (3, 10) else None'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+install: .venv/.installed  ## make .venv and install the package with everything its tests need
+
+quickstart: install  ## understand and change a small classifier, in three minutes
+	$(BIN)/salve
+
+test: install  ## the whole test suite
+	$(BIN)/python -m pytest
+
+check: install  ## everything a reviewer would check: format, lint, types, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+clean:  ## remove the environment and caches; outputs/ stays
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache
