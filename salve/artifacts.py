@@ -188,7 +188,14 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str] | None = None) -> None:
-    """Write named tensors as safetensors with an optional text header."""
+    """Write named tensors as safetensors with an optional text header of one entry.
+
+    Raises:
+        ValueError: a header of several entries, which safetensors writes in an order that changes from call to call:
+            the file's digest would change with it.
+    """
+    if header and len(header) > 1:
+        raise ValueError(f"A header must have one entry, so that its bytes are fixed; this one has {', '.join(header)}.")
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path, metadata=dict(header or {}))
 
 

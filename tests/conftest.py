@@ -1,7 +1,8 @@
 """What every test runs under: shapes checked at run time, no network, nothing in the user's home, nothing left behind.
 
-The functions on tensors say their shapes in their annotations. Here, and only here, jaxtyping and beartype hold every
-call to them. A test that gives a function what its annotations forbid, to see it refused, asks for ``unchecked_shapes``.
+The functions on tensors say their shapes in their annotations; here, and only here, jaxtyping and beartype hold every
+call to them. A test that gives a function what its annotations forbid, to see it refused, asks for the fixture
+``unchecked_shapes``.
 """
 
 import os

@@ -41,7 +41,9 @@ def load_backbone(
     if weights == "random":
         return _create(library, name, num_classes, args), False
     if weights == "imagenet":
-        model = _create(library, name, None, args, pretrained=True)
+        # torchvision loads its weights into a model of their own size only; timm fits the head, and some have none.
+        classes = num_classes if library == "timm" else None
+        model = _create(library, name, classes, args, pretrained=True)
         fits = False  # ImageNet's classes in ImageNet's order are not the data's, even when there are as many.
     else:
         state = read_state_dict(Path(weights))
@@ -95,9 +97,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def _classes_in(state: Mapping[str, Tensor], library: str, name: str, args: dict[str, Any]) -> int | None:
-    """How many classes the head in a state_dict has; None keeps the library's default."""
+    """How many classes the head in a state_dict has; None, the library's default, where it has no such head."""
     with torch.device("meta"):
-        skeleton = _create(library, name, None, dict(args))
+        skeleton = _create(library, name, 1, dict(args))
     weight = state.get(f"{find_site(skeleton, 'last').readers[0]}.weight")
     return None if weight is None else int(weight.shape[0])
 

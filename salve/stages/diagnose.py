@@ -64,7 +64,7 @@ def strengths(
     predictions = edited_logits(weight, bias, activations, contribution, grid).argmax(dim=2)  # [K, n]
     left = predictions != labels
     first = left.to(torch.uint8).argmax(dim=0)
-    empirical = torch.where(left.any(dim=0), torch.tensor(grid)[first], torch.inf)
+    empirical = torch.where(left.any(dim=0), torch.tensor(grid, dtype=torch.float64)[first], torch.inf)
     return pd.DataFrame({"correct": (~left[0]).tolist(), **columns, "flip_grid": empirical.tolist()})
 
 
