@@ -181,6 +181,7 @@ TEXT_COLUMNS = (
 def read_table(path: Path) -> pd.DataFrame:
     """Read a table; text columns are ``str`` ("" where empty), elsewhere only an empty cell is missing."""
     dtype = dict.fromkeys(TEXT_COLUMNS, str)
+    # Some pandas read numbers fast instead of to the last bit unless told otherwise.
     frame = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=dtype)
     for column in frame.columns.intersection(list(TEXT_COLUMNS)):
         frame[column] = frame[column].fillna("").astype(str)
@@ -195,7 +196,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str,
             the file's digest would change with it.
     """
     if header and len(header) > 1:
-        raise ValueError(f"A header must have one entry, so that its bytes are fixed; this one has {', '.join(header)}.")
+        raise ValueError(f"A header must have one entry, so that its bytes are fixed, not {', '.join(header)}.")
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path, metadata=dict(header or {}))
 
 

@@ -1,6 +1,7 @@
 """Fine-tuning a backbone with Lightning."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -37,7 +38,7 @@ class Classifier(pl.LightningModule):
         self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
 
-    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+    def training_step(self, batch: Sequence[Tensor], _: int) -> Tensor:
         """The smoothed cross-entropy of one batch."""
         inputs, labels = batch
         logits = self.model(inputs)
@@ -47,7 +48,7 @@ class Classifier(pl.LightningModule):
         self.log("train_accuracy", self.train_accuracy, on_step=False, on_epoch=True, prog_bar=True)
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
+    def validation_step(self, batch: Sequence[Tensor], _: int) -> None:
         """Plain cross-entropy and accuracy."""
         inputs, labels = batch
         logits = self.model(inputs)

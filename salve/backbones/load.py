@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -47,33 +48,44 @@ def load_backbone(
         fits = False  # ImageNet's classes in ImageNet's order are not the data's, even when there are as many.
     else:
         state = read_state_dict(Path(weights))
-        model = _create(library, name, _classes_in(state, library, name, args), args)
+        model = _create(library, name, num_classes, args)
+        head = state.get(f"{find_site(model, 'last').readers[0]}.weight")
+        if head is not None and head.ndim == 2:
+            _replace_head(model, len(head))
         _load_strictly(model, state, weights)
-        fits = find_site(model, "last") is not None and _head(model).out_features == num_classes
+        fits = _head(model).out_features == num_classes
     if not fits:
         _replace_head(model, num_classes)
     return model, fits
 
 
 def _create(library: str, name: str, classes: int | None, args: dict[str, Any], pretrained: bool = False) -> nn.Module:
+    if library not in ("torchvision", "timm"):
+        raise UserError(f"backbone.library={library} is unknown; the libraries are torchvision and timm.")
     if classes is not None:
         args = {**args, "num_classes": classes}
     try:
         if library == "torchvision":
             return torchvision_models.get_model(name, weights="DEFAULT" if pretrained else None, **args)
         return timm.create_model(name, pretrained=pretrained, **args)
-    except (ValueError, RuntimeError, TypeError) as error:
-        known = torchvision_models.list_models() if library == "torchvision" else timm.list_models()
-        if name.split(".")[0] in known:
-            raise UserError(f"backbone {name} of {library} could not be built: {error}") from error
-        near = [other for other in known if other.startswith(name[:5])][:8]
-        hint = f"; near it: {', '.join(near)}" if near else ""
-        raise UserError(f"backbone.name={name} is no model of {library}{hint}.") from error
-    except OSError as error:  # urllib's and the hub's errors are OSErrors
+    except OSError as error:  # urllib's and the hub's errors are OSErrors, and sometimes ValueErrors too
         raise UserError(
-            f"The ImageNet weights of {name} could not be downloaded by {library} ({error}); "
+            f"The ImageNet weights of {name} could not be downloaded by {library} ({_reason(error)}); "
             "give backbone.weights the path of a state_dict, or random."
         ) from error
+    except (ValueError, RuntimeError, TypeError, AssertionError, KeyError) as error:
+        known = torchvision_models.list_models() if library == "torchvision" else timm.list_models()
+        if name.split(".")[0] in known:
+            given = f" with backbone.args={args}" if args else ""
+            raise UserError(f"backbone {name} of {library} could not be built{given}: {_reason(error)}.") from error
+        near = get_close_matches(name, known, 5)
+        hint = f"; near it: {', '.join(near)}" if near else ""
+        raise UserError(f"backbone.name={name} is no model of {library}{hint}.") from error
+
+
+def _reason(error: Exception) -> str:
+    """The first sentence of a library's message, on one line."""
+    return " ".join(str(error).split()).split(". ")[0].rstrip(".")
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -87,21 +99,15 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
-        raise UserError(f"{path} could not be read as a state_dict: {error}") from error
-    except Exception as error:  # weights_only raises pickle.UnpicklingError, which has no narrower base
-        raise UserError(f"{path} holds more than tensors, so it was not loaded: {type(error).__name__}.") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{path} could not be read as a state_dict: {_reason(error)}.") from error
+    except Exception as error:  # UnpicklingError for code in the file, and anything for a damaged one
+        raise UserError(f"{path} was not loaded: it is damaged, or holds more than tensors.") from error
+    if not isinstance(state, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    ):
         raise UserError(f"{path} holds no plain state_dict (parameter names to tensors).")
     half = (torch.float16, torch.bfloat16)
     return {key: value.float() if value.dtype in half else value for key, value in state.items()}
-
-
-def _classes_in(state: Mapping[str, Tensor], library: str, name: str, args: dict[str, Any]) -> int | None:
-    """How many classes the head in a state_dict has; None, the library's default, where it has no such head."""
-    with torch.device("meta"):
-        skeleton = _create(library, name, 1, dict(args))
-    weight = state.get(f"{find_site(skeleton, 'last').readers[0]}.weight")
-    return None if weight is None else int(weight.shape[0])
 
 
 def _load_strictly(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
@@ -124,9 +130,9 @@ def _head(model: nn.Module) -> nn.Linear:
 
 
 def _replace_head(model: nn.Module, num_classes: int) -> None:
-    path = find_site(model, "last").readers[0]
-    parent, _, leaf = path.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, nn.Linear(_head(model).in_features, num_classes))
+    head = _head(model)
+    parent, _, leaf = find_site(model, "last").readers[0].rpartition(".")
+    setattr(model.get_submodule(parent), leaf, nn.Linear(head.in_features, num_classes, head.bias is not None))
 
 
 def preset(
@@ -140,10 +146,13 @@ def preset(
         overrides: fields of :class:`Preprocess`; ``None`` values are not set. A ``size`` alone keeps the preset's
             ratio between resize and crop.
         pretrained: whether the weights are the library's own ImageNet ones.
+
+    Raises:
+        UserError: a size that the architecture cannot read.
     """
     if library == "torchvision":
         chosen = _torchvision_preset(name)
-        fixed = getattr(model, "image_size", None)
+        fixed, strict, argument = getattr(model, "image_size", None), True, "image_size"
     else:
         config = timm.data.resolve_model_data_config(model)
         size = int(config["input_size"][-1])
@@ -155,14 +164,21 @@ def preset(
             std=tuple(config["std"]),
         )
         embed = getattr(model, "patch_embed", None)
-        fixed = getattr(embed, "img_size", (None,))[0]
+        fixed, strict = (getattr(embed, "img_size", None) or (None,))[0], getattr(embed, "strict_img_size", False)
+        argument = "img_size"
     if fixed is not None and fixed != chosen.size:
         chosen = _resized(chosen, int(fixed))
     elif fixed is None and not pretrained:
         chosen = replace(_resized(chosen, native_size), resize=None)
     given = {key: value for key, value in overrides.items() if value is not None}
     if "size" in given:
-        chosen = _resized(chosen, int(given.pop("size")))
+        size = int(given.pop("size"))
+        if strict and fixed not in (None, size):
+            raise UserError(
+                f"backbone.preprocess.size={size}, but this {type(model).__name__} reads {fixed} pixels; "
+                f"give backbone.args.{argument}={size} with it."
+            )
+        chosen = _resized(chosen, size)
     if given.pop("squash", False):
         given["resize"] = None
     for key in ("mean", "std"):

@@ -47,24 +47,29 @@ def sites(model: nn.Module) -> dict[str, Site]:
         UserError: the backbone ends in something other than one linear layer.
     """
     if isinstance(model, TorchvisionResNet):
-        site = Site("avgpool", ("fc",), model.fc.in_features, "avgpool", "input")
+        site = Site("avgpool", ("fc",), _linear(model, model.fc).in_features, "avgpool", "input")
     elif isinstance(model, TorchvisionViT):
         # The patch tokens of the last block's *output* get no gradient from CLS: the map is one LayerNorm earlier.
         last_block = f"encoder.layers.{list(dict(model.encoder.layers.named_children()))[-1]}"
-        site = Site("cls", ("heads.head",), model.heads.head.in_features, f"{last_block}.ln_1", prefix_tokens=1)
+        width = _linear(model, getattr(model.heads, "head", None)).in_features
+        site = Site("cls", ("heads.head",), width, f"{last_block}.ln_1", prefix_tokens=1)
     elif callable(getattr(model, "get_classifier", None)):
         site = _timm_site(model)
     else:
         raise UserError(
-            f"No site is known in a {type(model).__name__}: salve reads torchvision's ResNets and ViTs, and timm models."
+            f"No site is known in a {type(model).__name__}: salve reads torchvision ResNets and ViTs, and timm models."
         )
     return {site.name: site}
 
 
-def _timm_site(model: nn.Module) -> Site:
-    classifier = model.get_classifier()  # type: ignore[operator]
-    if not isinstance(classifier, nn.Linear):
+def _linear(model: nn.Module, head: object) -> nn.Linear:
+    if not isinstance(head, nn.Linear):
         raise UserError(f"This {type(model).__name__} does not end in one linear layer, so it has no site to edit at.")
+    return head
+
+
+def _timm_site(model: nn.Module) -> Site:
+    classifier = _linear(model, model.get_classifier())  # type: ignore[operator]
     modules = dict(model.named_modules())
     reader = next(name for name, module in modules.items() if module is classifier)
     blocks = modules.get("blocks")

@@ -1,7 +1,7 @@
 """Measuring an edited network on images, beside a frozen copy of the original (METHOD §6)."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -30,7 +30,7 @@ class EditEvaluation(pl.LightningModule):
             setattr(self, f"{name}_confusion", MulticlassConfusionMatrix(num_classes))
         self.drift = PredictiveDrift(num_classes)
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def test_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
         """Add one batch of images ``[N, 3, H, W]`` with labels ``[N]``."""
         images, labels = batch
         logits = {"original": self.original(images), "edited": self.edited(images)}

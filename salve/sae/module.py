@@ -1,6 +1,6 @@
 """Training an SAE with Lightning on activations that are already in memory."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -80,7 +80,7 @@ class SparseAutoencoder(pl.LightningModule):
         self.fve = FractionOfVarianceExplained(sae.width)
         self.usage = LatentUsage(sae.dictionary_size, sae.negligible)
 
-    def training_step(self, batch: tuple[Tensor], _: int) -> Tensor:
+    def training_step(self, batch: Sequence[Tensor], _: int) -> Tensor:
         """The loss of one batch."""
         reconstruction, latents = self.sae(batch[0])
         loss = sae_loss(batch[0], reconstruction, latents, self.sparsity)
@@ -92,7 +92,7 @@ class SparseAutoencoder(pl.LightningModule):
         super().optimizer_step(*args, **kwargs)
         self.sae.normalise_decoder()
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
+    def validation_step(self, batch: Sequence[Tensor], _: int) -> None:
         """Accumulate the measures."""
         activations, labels = batch
         reconstruction, latents = self.sae(activations)

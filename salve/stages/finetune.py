@@ -101,7 +101,7 @@ def _train_head(job: Job, settings: FinetuneSettings, model: nn.Module, folder: 
     site = find_site(model, "last")
     activations = captured(job.store, model, site, job.data, job.device, job.progress)
     train, val = (load_captured(activations.path, split) for split in ("train", "val"))
-    head = model.cpu().get_submodule(site.readers[0])
+    head = model.cpu().get_submodule(site.readers[0]).train()
     size = job.data.batch_size
     data = {
         "train_dataloaders": rows_loader(*train, batch_size=size, shuffle=True),

@@ -173,5 +173,5 @@ class quiet_lightning(warnings.catch_warnings):
 
     def __enter__(self) -> None:
         super().__enter__()
-        for advice in ("does not have many workers", "exists and is not empty", "The number of training batches"):
+        for advice in ("does not have many workers", "exists and is not empty", "The number of training batches", "LeafSpec"):
             warnings.filterwarnings("ignore", f".*{advice}.*")

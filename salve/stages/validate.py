@@ -26,6 +26,7 @@ class ValidateSettings:
 
     Attributes:
         top_images: most activating val images per class. localise_images: images per class scored against masks.
+        pointing_tolerance: pixels that a map's maximum may lie beside the object and still hit.
         random_latents: other latents, drawn at random, that each class's latent is compared with.
         faithfulness_steps: points of the insertion and deletion curves; 0 leaves them out.
         maximisation_steps: of activation maximisation; 0 leaves it out.
@@ -33,6 +34,7 @@ class ValidateSettings:
 
     top_images: int
     localise_images: int
+    pointing_tolerance: int
     random_latents: int
     faithfulness_steps: int
     maximisation_steps: int
@@ -196,9 +198,12 @@ def _against_truth(
     preprocess = _preprocess(scene.job)
     masks = masks_like(truth.masks(indices, concept), preprocess)
     maps = scene.maps(indices, latents, signs)  # [n, 1 + random, H, W]
+    each = [maps[:, j] for j in range(maps.shape[1])]
+    near = settings.pointing_tolerance
     scores = {
-        "pointing": [float(pointing_game(maps[:, j], masks).nanmean()) for j in range(maps.shape[1])],
-        "iou": [float(iou(maps[:, j], masks).nanmean()) for j in range(maps.shape[1])],
+        "pointing": [float(pointing_game(one, masks, near).nanmean()) for one in each],
+        "pointing_strict": [float(pointing_game(one, masks).nanmean()) for one in each],
+        "iou": [float(iou(one, masks).nanmean()) for one in each],
     }
     for name, (mine, *random) in scores.items():
         row[name] = mine

@@ -291,7 +291,7 @@ def test_processes_that_want_the_same_artifact_make_it_once(tmp_path: Path) -> N
 # -- files
 
 
-def test_tables_keep_infinities_missing_cells_and_awkward_text(tmp_path: Path) -> None:
+def test_tables_keep_infinities_missing_numbers_and_awkward_text(tmp_path: Path) -> None:
     frame = pd.DataFrame(
         {
             "class": ["NA", "null", 'a "quoted", name', "two\nlines", "nan", "<b>&amp;", " spaces "],
@@ -305,6 +305,23 @@ def test_tables_keep_infinities_missing_cells_and_awkward_text(tmp_path: Path) -
     pd.testing.assert_frame_equal(back, frame, check_exact=True, check_dtype=False)
     assert back["separates"].dtype == bool
     assert back["latent"].dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    "names", [["01", "2", "10"], ["inf", "nan", "-inf"], ["True", "False", "True"], ["", "NA", "x"]]
+)
+def test_names_that_look_like_something_else_stay_names(tmp_path: Path, names: list[str]) -> None:
+    frame = pd.DataFrame({"class": names, "target": names, "top_class": names, "latents": ["3", "4; 5", "6"]})
+    write_table(tmp_path / "t.csv", frame)
+    back = read_table(tmp_path / "t.csv")
+    assert [list(back[column]) for column in frame] == [names, names, names, ["3", "4; 5", "6"]]
+    assert all(isinstance(value, str) for column in back for value in back[column])
+
+
+def test_numbers_come_back_to_the_last_bit(tmp_path: Path) -> None:
+    numbers = np.random.default_rng(0).standard_normal(2000) * 10.0 ** np.arange(-1000, 1000).clip(-300, 300)
+    write_table(tmp_path / "t.csv", pd.DataFrame({"value": numbers}))
+    assert read_table(tmp_path / "t.csv")["value"].tolist() == numbers.tolist()
 
 
 def test_a_table_of_an_artifact_is_read_as_it_was_written(tmp_path: Path) -> None:

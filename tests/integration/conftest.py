@@ -1,0 +1,57 @@
+"""A whole run, small enough for a test, and the means to start others like it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from rich.console import Console
+
+from salve.artifacts import Artifact
+from salve.cli import conf_dir
+from salve.run.execute import execute
+from salve.run.schema import register, resolve
+
+SMALL = [
+    "trainer=cpu",
+    "data.train_per_class=8",
+    "data.val_per_class=4",
+    "data.image_size=32",
+    "data.batch_size=20",
+    "finetune.epochs=2",
+    "sae.epochs=3",
+    "sae.dictionary_size=24",
+    "sae.batch_size=32",
+    "validate.top_images=2",
+    "validate.localise_images=2",
+    "validate.random_latents=2",
+    "validate.faithfulness_steps=2",
+    "validate.maximisation_steps=2",
+    "edit.alpha=[0,1,5,20,100]",
+]
+
+NARROW = ["backbone.args.channels=[8,16,24,32]"]
+
+Start = Callable[..., dict[str, Artifact]]
+
+
+@pytest.fixture(scope="session")
+def start() -> Start:
+    """``start(folder, *overrides)`` composes and runs, with artifacts under ``folder/store``."""
+
+    def run(folder: Path, *overrides: str) -> dict[str, Artifact]:
+        backbone = [] if any(override.startswith("backbone=") for override in overrides) else NARROW
+        register()
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            config = compose("config", [*SMALL, *backbone, f"output_dir={folder / 'store'}", *overrides])
+        with (folder / "console.txt").open("a") as file:
+            return execute(resolve(config), folder / "run", "salve (test)", Console(file=file, width=120))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def whole_run(start: Start, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Artifact]]:
+    """One run of all stages; read only."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, start(folder)

@@ -1,0 +1,207 @@
+"""The whole pipeline on a few drawn images: what it leaves, what it reuses, and that its two paths agree."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import pytorch_lightning as pl
+import timm
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from salve.artifacts import Artifact
+from salve.backbones import load_captured
+from salve.data import ConceptsData, Preprocess
+from salve.editing import apply_recipe, load_recipe, undo_recipe
+from salve.sae import load_sae
+from salve.types import UserError
+
+KINDS = ("classifier", "activations", "sae", "features", "validate", "control", "diagnose")
+Run = tuple[Path, dict[str, Artifact]]
+
+
+def plain_model(artifacts: dict[str, Artifact]) -> torch.nn.Module:
+    """A model built by timm alone, with the exported weights."""
+    model = timm.create_model("resnet10t", num_classes=10, channels=[8, 16, 24, 32], output_stride=8)
+    model.load_state_dict(load_file(artifacts["classifier"].file("model.safetensors")), strict=True)
+    return model.eval()
+
+
+def val_images() -> tuple[torch.Tensor, torch.Tensor]:
+    data = ConceptsData(20, image_size=32, train_per_class=8, val_per_class=4)
+    data.bind(Preprocess(32, None))
+    images, labels = zip(*data.loader("val"), strict=True)
+    return torch.cat(images), torch.cat(labels)
+
+
+def test_a_run_leaves_a_report_a_person_can_open(whole_run: Run) -> None:
+    folder, artifacts = whole_run
+    assert tuple(artifacts) == KINDS
+    page = (folder / "run" / "index.html").read_text()
+    classes = artifacts["classifier"].record("classifier.json")["classes"]
+    assert len(classes) == 10
+    assert all(name in page for name in classes)
+    assert len(list((folder / "run" / "figures").glob("*.png"))) >= 8
+    assert len(list((folder / "run" / "recipes").glob("*.json"))) == 10
+    config = yaml.safe_load((folder / "run" / "config.yaml").read_text())
+    assert config["sae"]["dictionary_size"] == 24
+    manifest = json.loads((folder / "run" / "manifest.json").read_text())
+    assert manifest["artifacts"]["sae"]["digest"] == artifacts["sae"].digest
+    assert manifest["seed"] == 0
+    summary = (folder / "console.txt").read_text()
+    assert all(name in summary for name in classes)
+    assert "index.html" in summary
+    metrics = pd.read_csv(folder / "run" / "logs" / "discover" / "metrics.csv")
+    assert {"fve", "l0", "dead_fraction", "l1", "downstream_accuracy"} <= set(metrics.columns)
+    assert metrics["fve"].notna().sum() == 3
+
+
+def test_cached_activations_and_reader_give_the_networks_logits(whole_run: Run) -> None:
+    _, artifacts = whole_run
+    model = plain_model(artifacts)
+    images, labels = val_images()
+    captured = load_captured(artifacts["activations"].path, "val")
+    assert torch.equal(captured.labels, labels)
+    with torch.no_grad():
+        torch.testing.assert_close(model.fc(captured.activations), model(images), rtol=1e-4, atol=1e-4)
+
+
+def test_the_fast_path_agrees_with_the_edited_network(whole_run: Run) -> None:
+    _, artifacts = whole_run
+    table = artifacts["control"].table("evaluation.csv")
+    assert len(table) == 10
+    assert table["accuracy_edited"].tolist() == pytest.approx(table["accuracy_cached"].tolist())
+    # And both agree with a network that only timm and this test have touched.
+    summary = artifacts["control"].table("summary.csv")
+    curves = artifacts["control"].table("curves.csv")
+    images, labels = val_images()
+    for _, row in summary.iloc[[0, 7]].iterrows():
+        model = plain_model(artifacts)
+        recipe = load_recipe(artifacts["control"].file(row["recipe"]))
+        model.load_state_dict(apply_recipe(recipe, model.state_dict()))
+        with torch.no_grad():
+            right = model(images).argmax(1) == labels
+        expected = curves.query("mode == 'suppress' and target == @row.target and alpha == @row.alpha_used")
+        found = [float(right[labels == k].double().mean()) for k in range(10)]
+        assert expected["accuracy"].tolist() == pytest.approx(found)
+
+
+def test_recipes_undo_to_the_exported_bits(whole_run: Run) -> None:
+    _, artifacts = whole_run
+    state = load_file(artifacts["classifier"].file("model.safetensors"))
+    for path in sorted(artifacts["control"].file("recipes").glob("*.json")):
+        recipe = load_recipe(path)
+        back = undo_recipe(recipe, apply_recipe(recipe, state))
+        assert all(torch.equal(back[name].view(-1).view(torch.uint8), t.view(-1).view(torch.uint8)) for name, t in state.items())
+
+
+def test_diagnosis_agrees_with_the_grid(whole_run: Run) -> None:
+    _, artifacts = whole_run
+    images, summary = artifacts["diagnose"].table("images.csv"), artifacts["diagnose"].table("summary.csv")
+    assert len(images) == 40
+    assert (images["flip_grid"] + 1e-3 >= images["flip_exact"]).all()
+    assert (images.loc[~images["correct"], "flip_exact"] == 0).all()
+    assert summary["correct"].sum() == images["correct"].sum()
+
+
+def test_localisation_has_its_control_beside_it(whole_run: Run) -> None:
+    _, artifacts = whole_run
+    table = artifacts["validate"].table("localisation.csv")
+    wanted = {"auroc", "concept", "pointing", "iou", "random_pointing", "random_iou", "insertion", "random_insertion"}
+    assert wanted <= set(table.columns)
+    assert table["pointing"].between(0, 1).all()
+
+
+def test_a_second_run_makes_nothing(whole_run: Run, start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    folder, artifacts = whole_run
+    shutil.copytree(folder / "store", tmp_path / "store")
+    for name in ("fit", "test"):
+        monkeypatch.setattr(pl.Trainer, name, lambda *_, **__: pytest.fail("something was computed again"))
+    again = start(tmp_path)
+    assert all(again[kind].reused and again[kind].digest == artifacts[kind].digest for kind in KINDS)
+
+
+def test_another_sae_reuses_what_does_not_depend_on_it(whole_run: Run, start, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    folder, _ = whole_run
+    shutil.copytree(folder / "store", tmp_path / "store")
+    found = start(tmp_path, "sae=topk", "sae.dictionary_size=16", "sae.epochs=2", "stages=[discover,control]", "edit.sets=[[storm,3]]")
+    assert {kind: artifact.reused for kind, artifact in found.items()} == {
+        "classifier": True,
+        "activations": True,
+        "sae": False,
+        "features": False,
+        "control": False,
+    }
+    assert load_sae(found["sae"].file("sae.safetensors")).variant == "topk"
+    summary = found["control"].table("summary.csv")
+    assert summary["target"].tolist()[-1] == "storm + latent 3"
+    assert len(summary["latents"].tolist()[-1].split("; ")) in (1, 2)
+    assert len(list(found["control"].file("recipes").glob("*.json"))) == 11
+
+
+def test_report_alone_only_reads(whole_run: Run, start, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(UserError, match="nothing to report"):
+        start(tmp_path, "stages=[report]")
+    assert not list((tmp_path / "store").rglob("*.safetensors"))
+    folder, _ = whole_run
+    shutil.copytree(folder / "store", tmp_path / "store", dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "store" / "artifacts" / "diagnose")
+    found = start(tmp_path, "stages=[report]")
+    assert tuple(found) == KINDS[:-1]
+    assert (tmp_path / "run" / "index.html").is_file()
+
+
+def test_same_seed_same_bits_other_seed_other_bits(whole_run: Run, start, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    _, artifacts = whole_run
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    same = start(tmp_path / "a", "stages=[discover]")
+    assert {kind: a.digest for kind, a in same.items()} == {kind: artifacts[kind].digest for kind in same}
+    other = start(tmp_path / "b", "stages=[finetune]", "seed=1")
+    assert other["classifier"].digest != artifacts["classifier"].digest
+
+
+def test_probe_trains_the_head_alone_and_captures_once(whole_run: Run, start, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    _, artifacts = whole_run
+    weights = artifacts["classifier"].file("model.safetensors")
+    found = start(tmp_path, "finetune=probe", "finetune.epochs=3", f"backbone.weights={weights}", "stages=[discover]")
+    # The capture that the probe was trained on serves the SAE too.
+    assert not found["classifier"].reused
+    assert found["activations"].reused
+    before, after = load_file(weights), load_file(found["classifier"].file("model.safetensors"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"fc.weight", "fc.bias"}
+
+
+def test_weights_that_fit_are_taken_as_they_are(whole_run: Run, start, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    _, artifacts = whole_run
+    weights = artifacts["classifier"].file("model.safetensors")
+    found = start(tmp_path, f"backbone.weights={weights}", "stages=[finetune]")
+    assert found["classifier"].record("classifier.json")["mode"] == "none"
+    assert found["classifier"].file("model.safetensors").read_bytes() == weights.read_bytes()
+
+
+def test_aligned_edits_are_refused_where_activations_are_signed(start, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    backbone = ["backbone=timm", "backbone.name=test_vit", "backbone.weights=random", "+backbone.args.img_size=32"]
+    with pytest.raises(UserError, match=r"activations that are never negative.*cls"):
+        start(tmp_path, *backbone, "edit.channels=aligned", "stages=[control]", "finetune.epochs=1")
+
+
+def test_a_set_that_names_nothing_is_refused(whole_run: Run, start, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    folder, _ = whole_run
+    shutil.copytree(folder / "store", tmp_path / "store")
+    with pytest.raises(UserError, match="neither a class"):
+        start(tmp_path, "stages=[control]", "edit.sets=[[castle]]")
+
+
+def test_a_vit_goes_through_every_stage(start, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    backbone = ["backbone=timm", "backbone.name=test_vit", "backbone.weights=random", "+backbone.args.img_size=32"]
+    found = start(tmp_path, *backbone, "finetune.epochs=1", "edit.modes=[suppress]")
+    assert tuple(found) == KINDS
+    assert found["activations"].record("activations.json")["site"] == "cls"
+    assert not found["activations"].record("activations.json")["nonnegative"]
+
+

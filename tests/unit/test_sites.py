@@ -1,0 +1,210 @@
+"""Sites: what they are called, who reads them, and that the activation is what the head really receives."""
+
+from collections.abc import Callable
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torchvision.models import VisionTransformer, mobilenet_v3_small, resnet18
+
+from salve.backbones import Site, find_site, head_logits, site_activations, sites
+from salve.types import UserError
+
+Tiny = Callable[[str], nn.Module]
+
+#: What each backbone's only site is: name, readers, width, map, side of the map, prefix tokens.
+EXPECTED = {
+    "resnet18": Site("avgpool", ("fc",), 512, "avgpool", "input"),
+    "resnet50": Site("avgpool", ("fc",), 2048, "avgpool", "input"),
+    "vit": Site("cls", ("heads.head",), 16, "encoder.layers.encoder_layer_1.ln_1", "output", 1),
+    "timm resnet10t": Site("global_pool", ("fc",), 32, "global_pool", "input"),
+    "timm test_vit": Site("cls", ("head",), 64, "blocks.5.norm1", "output", 1),
+    "timm efficientnet": Site("global_pool", ("classifier",), 1280, "global_pool", "input"),
+    "timm convnext": Site("global_pool", ("head.fc",), 320, "head.global_pool", "input"),
+    "timm dinov2 registers": Site("cls", ("head",), 384, "blocks.1.norm1", "output", 5),
+}
+
+
+def batch(name: str) -> Tensor:
+    size = 28 if name == "timm dinov2 registers" else 32
+    return torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def torchvision_resnet(model: nn.Module, images: Tensor) -> Tensor:
+    x = model.maxpool(model.relu(model.bn1(model.conv1(images))))
+    return torch.flatten(model.avgpool(model.layer4(model.layer3(model.layer2(model.layer1(x))))), 1)
+
+
+def torchvision_vit(model: nn.Module, images: Tensor) -> Tensor:
+    tokens = model._process_input(images)
+    cls = model.class_token.expand(len(images), -1, -1)
+    return model.encoder(torch.cat([cls, tokens], dim=1))[:, 0]
+
+
+def timm_pre_logits(model: nn.Module, images: Tensor) -> Tensor:
+    return model.forward_head(model.forward_features(images), pre_logits=True)
+
+
+BY_HAND = {
+    "resnet18": torchvision_resnet,
+    "resnet50": torchvision_resnet,
+    "vit": torchvision_vit,
+    **{name: timm_pre_logits for name in EXPECTED if name.startswith("timm")},
+}
+
+every_backbone = pytest.mark.parametrize("name", EXPECTED)
+
+
+@every_backbone
+def test_the_site_of_each_backbone(tiny: Tiny, name: str) -> None:
+    expected = EXPECTED[name]
+    assert sites(tiny(name)) == {expected.name: expected}
+
+
+@every_backbone
+@torch.no_grad()
+def test_activations_are_what_a_computation_by_hand_gives(tiny: Tiny, name: str) -> None:
+    model = tiny(name)
+    site = find_site(model, "last")
+    activations = site_activations(model, site, batch(name))
+    assert activations.shape == (3, EXPECTED[name].width)
+    assert torch.equal(activations, BY_HAND[name](model, batch(name)))
+    assert not torch.allclose(activations[0], activations[1])
+
+
+@every_backbone
+@torch.no_grad()
+def test_the_head_turns_them_into_the_models_own_logits(tiny: Tiny, name: str) -> None:
+    model = tiny(name)
+    site = find_site(model, "last")
+    logits = head_logits(model, site, site_activations(model, site, batch(name)))
+    assert torch.equal(logits, model(batch(name)))
+    assert logits.std() > 0
+
+
+@every_backbone
+@torch.no_grad()
+def test_law_1_scaling_the_readers_input_channels_is_gating_the_activation(tiny: Tiny, name: str) -> None:
+    model = tiny(name).double()
+    site = find_site(model, "last")
+    images = batch(name).double()
+    gate = torch.rand(site.width, dtype=torch.float64)
+    gate[::3] = 0
+
+    def gated(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        return (inputs[0] * gate,)
+
+    hooks = [model.get_submodule(reader).register_forward_pre_hook(gated) for reader in site.readers]
+    expected = model(images)
+    for hook in hooks:
+        hook.remove()
+    before = model(images)
+    for reader in site.readers:
+        model.get_submodule(reader).weight.mul_(gate)
+    torch.testing.assert_close(model(images), expected, rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(before, expected)
+
+
+@every_backbone
+@torch.no_grad()
+def test_the_map_is_where_the_site_says(tiny: Tiny, name: str) -> None:
+    model = tiny(name)
+    site = find_site(model, "last")
+    seen: list[Tensor] = []
+    hook = model.get_submodule(site.map).register_forward_hook(
+        lambda _, inputs, output: seen.append(inputs[0] if site.map_side == "input" else output)
+    )
+    activations = site_activations(model, site, batch(name))
+    hook.remove()
+    if site.prefix_tokens:
+        tokens = seen[0].shape[1] - site.prefix_tokens
+        assert int(tokens**0.5) ** 2 == tokens  # the patches alone make a square
+    elif name == "timm convnext":
+        assert seen[0].shape[:2] == (3, site.width)  # a LayerNorm follows the pooling, so the means are not equal
+    else:
+        torch.testing.assert_close(seen[0].mean((2, 3)), activations)
+
+
+def test_gradients_flow_to_the_images_unless_the_caller_forbids(tiny: Tiny) -> None:
+    model = tiny("resnet18")
+    images = batch("resnet18").requires_grad_()
+    site_activations(model, find_site(model, "last"), images).sum().backward()
+    assert images.grad is not None
+    assert images.grad.abs().sum() > 0
+
+
+def test_reading_leaves_no_hook_behind_even_after_an_error(tiny: Tiny) -> None:
+    model = tiny("resnet18")
+    site = find_site(model, "last")
+    site_activations(model, site, batch("resnet18"))
+    with pytest.raises(RuntimeError):
+        site_activations(model, site, torch.zeros(1, 4, 32, 32))
+    assert not model.fc._forward_pre_hooks
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit", "timm test_vit"])
+def test_last_is_the_site_that_the_head_reads_and_a_site_answers_to_its_name(tiny: Tiny, name: str) -> None:
+    model = tiny(name)
+    assert find_site(model, "last") == find_site(model, EXPECTED[name].name) == EXPECTED[name]
+
+
+@pytest.mark.parametrize(("name", "valid"), [("resnet18", "avgpool"), ("vit", "cls"), ("timm convnext", "global_pool")])
+@pytest.mark.parametrize("layer", ["layer4", "", "AVGPOOL", "heads.head"])
+def test_a_layer_that_is_no_site_lists_those_that_are(tiny: Tiny, name: str, valid: str, layer: str) -> None:
+    with pytest.raises(UserError) as refused:
+        find_site(tiny(name), layer)
+    assert f"layer={layer} is no site" in str(refused.value)
+    assert valid in str(refused.value)
+    assert "last" in str(refused.value)
+
+
+def test_a_vit_that_averages_its_tokens_is_read_behind_the_average() -> None:
+    model = timm.create_model("test_vit", img_size=32, num_classes=5, global_pool="avg").eval()
+    site = find_site(model, "last")
+    assert site.name == "global_pool"
+    with torch.no_grad():
+        images = batch("vit")
+        assert torch.equal(site_activations(model, site, images), timm_pre_logits(model, images))
+
+
+def head_of_two_layers() -> nn.Module:
+    model = resnet18(num_classes=5)
+    model.fc = nn.Sequential(nn.Linear(512, 8), nn.ReLU(), nn.Linear(8, 5))
+    return model
+
+
+def torchvision_vit_without_a_head() -> nn.Module:
+    model = VisionTransformer(32, 8, num_layers=1, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=5)
+    model.heads = nn.Identity()
+    return model
+
+
+def vit_without_a_head() -> nn.Module:
+    return timm.create_model("test_vit", img_size=32, num_classes=0)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        head_of_two_layers,
+        torchvision_vit_without_a_head,
+        vit_without_a_head,
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 5)),
+        lambda: mobilenet_v3_small(num_classes=5),
+        lambda: timm.create_model("deit_tiny_distilled_patch16_224", img_size=32, depth=1, num_classes=5),
+    ],
+    ids=[
+        "two layers",
+        "torchvision no head",
+        "timm no head",
+        "no known kind",
+        "torchvision without a site",
+        "two heads",
+    ],
+)
+def test_models_that_do_not_end_in_one_linear_layer_are_refused(build: Callable[[], nn.Module]) -> None:
+    with pytest.raises(UserError) as refused:
+        sites(build())
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) > 30
