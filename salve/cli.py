@@ -1,13 +1,16 @@
 """``salve``: the command line, over Hydra."""
 
 import logging
+import os
 import shlex
 import sys
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from salve.types import UserError
 
@@ -35,7 +38,18 @@ def task(config: DictConfig) -> None:
 
 def main() -> None:
     """Entry point."""
+    from salve.run.explain import explain
     from salve.run.schema import register
 
     register()
-    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
+    # Hydra then raises what it would print itself: its own words name an unknown key, but not the known ones.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
+    except (HydraException, OmegaConfBaseException) as error:
+        print(f"salve: {explain(error, conf_dir())}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from pytorch_lightning.callbacks import Callback, RichProgressBar
 from pytorch_lightning.loggers import Logger
@@ -27,7 +28,12 @@ def build_job(config: Config, store: Store, logger: Callable[[str], Logger], con
     Raises:
         UserError: one of these is not so.
     """
-    data = instantiate(config.data)
+    try:
+        data = instantiate(config.data)
+    except InstantiationException as error:  # what Hydra makes of anything that a constructor raises
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        raise
     if not isinstance(data, ImageData):
         raise UserError(f"data._target_ makes a {type(data).__name__}, which is no salve.data.ImageData.")
     data.check()

@@ -1,12 +1,16 @@
 """Types of every setting: an unknown key or a wrong type is an error before anything starts."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from itertools import pairwise
+from math import inf
+from operator import attrgetter
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from salve.sae import VARIANTS
 from salve.stages import (
     BackboneSettings,
     DiscoverSettings,
@@ -15,6 +19,7 @@ from salve.stages import (
     SAESettings,
     ValidateSettings,
 )
+from salve.stages.finetune import MODES
 from salve.types import UserError
 
 STAGES = ("finetune", "discover", "validate", "control", "diagnose", "report")
@@ -122,64 +127,85 @@ def resolve(config: DictConfig) -> Config:
     """The settings as plain typed objects, checked one by one and against each other.
 
     Raises:
-        UserError: a value is missing, out of range or impossible together with another.
+        UserError: a key that is no setting; a value that is missing, out of range or impossible together with another.
     """
-    if missing := sorted(OmegaConf.missing_keys(config)):
-        raise UserError(f"No value was given for {', '.join(missing)}.")
-    resolved = OmegaConf.to_object(config)
+    try:
+        if missing := sorted(OmegaConf.missing_keys(config)):
+            raise UserError(f"No value was given for {', '.join(missing)}.")
+        _refuse_unknown(config)
+        resolved = OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:  # such as an interpolation of a key that does not exist
+        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}.") from error
     assert isinstance(resolved, Config)
     _check(resolved)
     return resolved
 
 
+def _refuse_unknown(node: DictConfig, path: str = "") -> None:
+    """``+sae.foo=1`` puts a key even into a typed node, where it would do nothing."""
+    kind: Any = OmegaConf.get_type(node)
+    known = [item.name for item in fields(kind)]
+    for key in map(str, node):
+        if key not in known:
+            settings = ", ".join(name for name in known if not name.startswith("_"))
+            raise UserError(f"{path}{key} is no setting; {path.rstrip('.') or 'the top level'} has {settings}.")
+        if is_dataclass(OmegaConf.get_type(node, key)):
+            _refuse_unknown(node[key], f"{path}{key}.")
+
+
+CHOICES = {
+    "stages": STAGES,
+    "backbone.library": ("torchvision", "timm"),
+    "finetune.mode": MODES,
+    "sae.variant": tuple(VARIANTS),
+    "discover.select": ("margin", "largest"),
+    "edit.modes": ("suppress", "enhance"),
+    "edit.scale": ("unit", "max"),
+    "edit.channels": ("all", "aligned"),
+    "logger.kind": ("csv", "wandb"),
+    "logger.mode": ("online", "offline"),
+    "trainer.accelerator": ("auto", "cpu", "gpu", "cuda"),
+    "trainer.precision": ("auto", "32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true"),
+}
+ABOVE_ZERO = (
+    *("sae.dictionary_size", "sae.batch_size", "sae.epochs", "sae.learning_rate"),
+    *("finetune.epochs", "finetune.learning_rate", "finetune.patience"),
+    *("discover.dominant", "discover.threshold", "validate.top_images", "validate.localise_images", "trainer.devices"),
+)
+NOT_NEGATIVE = (
+    *("sae.sparsity", "finetune.weight_decay", "finetune.warmup", "finetune.label_smoothing", "edit.evaluate"),
+    *("validate.pointing_tolerance", "validate.random_latents"),
+    *("validate.faithfulness_steps", "validate.maximisation_steps"),
+)
+AT_MOST_ONE = ("discover.threshold", "finetune.warmup", "finetune.label_smoothing")
+
+
 def _check(config: Config) -> None:
-    _among("stages", config.stages, STAGES)
-    if not config.stages:
-        raise UserError(f"stages is empty; choose from {', '.join(STAGES)}.")
-    _among("edit.modes", config.edit.modes, ("suppress", "enhance"))
-    _among("backbone.library", [config.backbone.library], ("torchvision", "timm"))
-    _among("finetune.mode", [config.finetune.mode], ("auto", "full", "probe", "none"))
-    _among("sae.variant", [config.sae.variant], ("linear_l1", "relu_l1", "topk"))
-    _among("discover.select", [config.discover.select], ("margin", "largest"))
-    _among("edit.scale", [config.edit.scale], ("unit", "max"))
-    _among("edit.channels", [config.edit.channels], ("all", "aligned"))
-    _among("logger.kind", [config.logger.kind], ("csv", "wandb"))
-    _among("logger.mode", [config.logger.mode], ("online", "offline"))
-    _among("trainer.accelerator", [config.trainer.accelerator], ("auto", "cpu", "gpu", "cuda"))
+    for key, choices in CHOICES.items():
+        value = attrgetter(key)(config)
+        for one in value if isinstance(value, list) else [value]:
+            if one not in choices:
+                raise UserError(f"{key} has {one}, which is none of {', '.join(choices)}.")
+        if value == []:
+            raise UserError(f"{key} is empty; choose from {', '.join(choices)}.")
+    for keys, holds, rule in (
+        (ABOVE_ZERO, lambda value: 0 < value < inf, "must be above 0"),
+        (NOT_NEGATIVE, lambda value: 0 <= value < inf, "must not be negative"),
+        (AT_MOST_ONE, lambda value: value <= 1, "must be at most 1"),
+    ):
+        for key in keys:
+            value = attrgetter(key)(config)
+            if value is not None and not holds(value):
+                raise UserError(f"{key}={value} {rule}.")
     if not 0 <= config.seed < 2**32:
         raise UserError(f"seed={config.seed} must lie between 0 and 2**32 − 1.")
-    if not 0 < config.discover.threshold <= 1:
-        raise UserError(f"discover.threshold={config.discover.threshold} must lie above 0 and at most at 1.")
-    if config.sae.sparsity < 0:
-        raise UserError(f"sae.sparsity={config.sae.sparsity} must not be negative.")
     if config.sae.variant == "topk" and not 1 <= (config.sae.k or 0) <= config.sae.dictionary_size:
         raise UserError(
             f"sae.variant=topk needs sae.k between 1 and sae.dictionary_size={config.sae.dictionary_size}, "
             f"not {config.sae.k}."
         )
-    positive = {
-        "sae.dictionary_size": config.sae.dictionary_size,
-        "sae.batch_size": config.sae.batch_size,
-        "sae.epochs": config.sae.epochs,
-        "sae.learning_rate": config.sae.learning_rate,
-        "finetune.epochs": config.finetune.epochs,
-        "finetune.learning_rate": config.finetune.learning_rate,
-        "discover.dominant": config.discover.dominant,
-        "validate.top_images": config.validate.top_images,
-        "validate.localise_images": config.validate.localise_images,
-        "trainer.devices": config.trainer.devices,
-    }
-    for key, value in positive.items():
-        if value <= 0:
-            raise UserError(f"{key}={value} must be above 0.")
     alphas = config.edit.alpha
-    if not alphas or alphas[0] != 0 or any(b <= a for a, b in pairwise(alphas)):
+    if not alphas or alphas[0] != 0 or not all(a < b for a, b in pairwise(alphas)):
         raise UserError(f"edit.alpha must increase from 0, which is the model without an edit; it is {alphas}.")
-    if alphas[-1] == float("inf") and "enhance" in config.edit.modes:
+    if alphas[-1] == inf and "enhance" in config.edit.modes:
         raise UserError("edit.alpha holds an infinite strength, which can only suppress; set edit.modes=[suppress].")
-
-
-def _among(key: str, values: list[str], choices: tuple[str, ...]) -> None:
-    for value in values:
-        if value not in choices:
-            raise UserError(f"{key} has {value}, which is none of {', '.join(choices)}.")

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
 from salve.artifacts import Artifact
@@ -52,8 +53,8 @@ class Tracker:
         for kind, stage in stages.items():
             artifact = artifacts.get(kind)
             if artifact is not None and artifact.reused and artifact.file("history.csv").is_file():
-                for row in artifact.table("history.csv").to_dict("records"):
-                    self._run.log({f"{stage}-{key}": value for key, value in row.items()})
+                for row in _by_epoch(artifact.table("history.csv")):
+                    self._run.log({f"{stage}-{name}": value for name, value in row.items()})
         media: dict[str, Any] = {}
         for path in sorted((self._folder / "figures").glob("*.png")):
             media[f"figures/{path.stem}"] = wandb.Image(str(path))
@@ -77,3 +78,16 @@ class Tracker:
         if self._run is not None:
             self._run.finish(exit_code=0 if succeeded else 1)
             self._run = None
+
+
+def _by_epoch(history: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a history with the names under which a Trainer logs them; one per epoch, also if split by rows."""
+    if "split" not in history:
+        return history.to_dict("records")
+    rows = []
+    for epoch, group in history.groupby("epoch"):
+        row: dict[str, Any] = {"epoch": epoch}
+        for part in group.to_dict("records"):
+            row |= {f"{part['split']}_{name}": part[name] for name in ("loss", "accuracy")}
+        rows.append(row)
+    return rows

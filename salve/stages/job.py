@@ -128,7 +128,7 @@ class Job:
         Returns:
             One row per epoch with every logged metric.
         """
-        history = _History()
+        history = _History(self.seed)
         last = ModelCheckpoint(scratch / "checkpoints", filename="last", every_n_epochs=1, enable_version_counter=False)
         callbacks: list[Callback] = [history, last]
         if best is not None:
@@ -152,10 +152,28 @@ class Job:
 
 
 class _History(Callback):
-    """Every epoch's metrics, kept through checkpoints so that a resumed training has the whole curve."""
+    """What makes a resumed training the same as one that was never interrupted.
 
-    def __init__(self) -> None:
+    Every epoch's metrics are kept through checkpoints, and every epoch starts from its own random state, which a
+    checkpoint does not hold.
+    """
+
+    def __init__(self, seed: int) -> None:
         self.rows: list[dict[str, float]] = []
+        self._seed = seed
+        self._first = True
+
+    def _start_epoch(self) -> None:
+        torch.manual_seed(self._seed * 100_003 + len(self.rows))
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._start_epoch()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, _: pl.LightningModule) -> None:
+        # Lightning draws the first epoch's order while it sets up, and every later one's after this hook.
+        if not self._first:
+            self._start_epoch()
+        self._first = False
 
     def on_train_epoch_end(self, trainer: pl.Trainer, _: pl.LightningModule) -> None:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -166,6 +184,7 @@ class _History(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = list(state_dict["rows"])
+        self._start_epoch()
 
 
 class quiet_lightning(warnings.catch_warnings):

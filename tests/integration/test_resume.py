@@ -1,0 +1,113 @@
+"""Killed runs continue: between stages, within a training, and after SIGKILL of the real command."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+
+from salve.artifacts import DONE
+from salve.stages.job import Job
+from tests.integration.conftest import NARROW, SMALL, Start
+
+
+class Killed(BaseException):
+    """Stands for a kill: not even ``except Exception`` sees it."""
+
+
+def die_after(epochs: int):  # type: ignore[no-untyped-def]
+    """A ``Trainer.fit`` that dies once ``epochs`` of this process's epochs are behind it."""
+    plain = pl.Trainer.fit
+
+    class Die(pl.Callback):
+        seen = 0
+
+        def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+            self.seen += 1
+            if self.seen > epochs:
+                raise Killed
+
+    def fit(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+        self.callbacks.append(Die())
+        return plain(self, *args, **kwargs)
+
+    return fit
+
+
+@pytest.mark.parametrize(("stage", "kind", "key"), [("finetune", "classifier", "finetune"), ("discover", "sae", "sae")])
+def test_a_training_goes_on_from_its_last_epoch(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, kind: str, key: str
+) -> None:
+    epochs = [f"{key}.epochs=4"]
+    if kind == "sae":
+        start(tmp_path, *epochs, "stages=[finetune]")
+    with monkeypatch.context() as patch:
+        patch.setattr(pl.Trainer, "fit", die_after(2))
+        with pytest.raises(Killed):
+            start(tmp_path, *epochs, f"stages=[{stage}]")
+    assert not list((tmp_path / "store" / "artifacts").glob(f"{kind}/*"))
+    begun: list[int] = []
+    plain = Job.fit
+
+    def watch(self, name, module, *args, **kwargs):  # type: ignore[no-untyped-def]
+        hook = module.on_train_epoch_start
+        module.on_train_epoch_start = lambda: (begun.append(module.current_epoch), hook())[1]
+        return plain(self, name, module, *args, **kwargs)
+
+    monkeypatch.setattr(Job, "fit", watch)
+    found = start(tmp_path, *epochs, f"stages=[{stage}]")
+    assert begun == [2, 3]
+    history = found[kind].table("history.csv")
+    assert sorted(set(history["epoch"])) == [0, 1, 2, 3]
+
+    # The interruption leaves no trace: the same bits as a training that was never interrupted.
+    (tmp_path / "calm").mkdir()
+    calm = start(tmp_path / "calm", *epochs, f"stages=[{stage}]")
+    assert calm[kind].digest == found[kind].digest
+
+
+def test_a_capture_goes_on_from_its_last_shard(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("salve.backbones.capture.SHARD_ROWS", 30)
+    start(tmp_path, "stages=[finetune]")
+    module = sys.modules["salve.backbones.capture"]
+    real, calls = module.site_activations, list[int]()
+
+    def counted(model, site, images):  # type: ignore[no-untyped-def]
+        calls.append(len(images))
+        if len(calls) == 4:
+            raise Killed
+        return real(model, site, images)
+
+    monkeypatch.setattr(module, "site_activations", counted)
+    with pytest.raises(Killed):
+        start(tmp_path, "stages=[discover]")
+    before = len(calls)
+    start(tmp_path, "stages=[discover]")
+    # 80 train and 40 val images; the first shard of 30 was whole when the kill came.
+    assert sum(calls[before:]) == 80 + 40 - 30
+
+
+def test_sigkill_leaves_nothing_half_written_and_the_same_command_finishes(tmp_path: Path) -> None:
+    command = [
+        *(sys.executable, "-m", "salve.cli", *SMALL, *NARROW, f"output_dir={tmp_path / 'store'}"),
+        *("finetune.epochs=30", "stages=[finetune]"),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "store").rglob("last.ckpt")):
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    artifacts = tmp_path / "store" / "artifacts"
+    assert not list(artifacts.rglob(DONE))
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(list(artifacts.rglob(DONE))) == 1
+    assert not [path for path in (artifacts / "unfinished").iterdir() if path.is_dir()]
