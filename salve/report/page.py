@@ -120,8 +120,9 @@ def statement(artifacts: Artifacts, main: Headline) -> str:
     if main.judged:
         sentences.append(
             f"For {main.separate} of {plural(main.judged, 'class')}, suppressing one latent in the weights takes the "
-            "class to 5 % accuracy or less while the others change by less than 3 points on average: the class "
-            "“separates”."
+            "class to 5 % accuracy or less while the mean accuracy of the others changes by less than 3 points: the "
+            f"class “separates”. For {main.strictly} of them this holds even if the others' gains may not make up for "
+            "losses (the mean of their absolute changes)."
         )
     if main.flip_low is not None and main.flip_high is not None:
         if math.isinf(main.flip_low):
@@ -149,7 +150,7 @@ def _cards(main: Headline) -> list[tuple[str, str, str]]:
             (percent(main.val_accuracy), "validation accuracy", f"{plural(main.classes, 'class')}, before any edit")
         )
     if main.judged:
-        cards.append((f"{main.separate} of {main.judged}", "classes separate", "≤ 5 % left, others within 3 points"))
+        cards.append((f"{main.separate} of {main.judged}", "classes separate", f"≤ 5 % left, others within 3 points; {main.strictly} strictly"))
     if main.flip_low is not None:
         cards.append((main.flip_range, "median α_flip", "lowest to highest class"))
     if main.pointing is not None:

@@ -16,7 +16,8 @@ from salve.report.text import MISSING, is_missing, label, latent_name, number, p
 
 SUMMARY_COLUMNS = (
     *("class", "val_accuracy", "latent", "sign", "kind", "alpha", "accuracy_after", "others_mean_change"),
-    *("others_worst_change", "worst_class", "separates", "reason", "pointing", "random_pointing", "alpha_flip_median"),
+    *("others_worst_change", "worst_class", "separates", "separates_strictly", "reason"),
+    *("pointing", "random_pointing", "alpha_flip_median"),
 )
 
 
@@ -40,6 +41,7 @@ def class_summary(artifacts: Artifacts) -> pd.DataFrame:
                 "others_worst_change",
                 "worst_class",
                 "separates",
+                "separates_strictly",
                 "reason",
             ),
         ),
@@ -54,7 +56,7 @@ def class_summary(artifacts: Artifacts) -> pd.DataFrame:
             if wanted in table:
                 rows[wanted] = rows["class"].map(table[wanted])
     for name in SUMMARY_COLUMNS:
-        text = name in ("class", "kind", "worst_class", "separates", "reason")
+        text = name in ("class", "kind", "worst_class", "separates", "separates_strictly", "reason")
         if name not in rows:
             rows[name] = "" if text else np.nan
         if text:
@@ -71,6 +73,7 @@ class Headline:
     classes: int
     val_accuracy: float | None
     separate: int
+    strictly: int
     judged: int
     flip_low: float | None
     flip_high: float | None
@@ -78,7 +81,7 @@ class Headline:
     random_pointing: float | None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.separate <= self.judged <= self.classes:
+        if not 0 <= self.strictly <= self.separate <= self.judged <= self.classes:
             raise ValueError("More classes separate than were judged, or more were judged than there are.")
 
     @property
@@ -112,6 +115,7 @@ def headline(artifacts: Artifacts, rows: pd.DataFrame) -> Headline:
         classes=len(rows),
         val_accuracy=accuracy,
         separate=verdicts.count("yes"),
+        strictly=[yes_no(value) for value in rows["separates_strictly"]].count("yes"),
         judged=len(verdicts) - verdicts.count(MISSING),
         flip_low=float(flips.min()) if len(flips) else None,
         flip_high=float(flips.max()) if len(flips) else None,

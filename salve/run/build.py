@@ -46,7 +46,7 @@ def build_job(config: Config, store: Store, logger: Callable[[str], Logger], con
         len(data.classes),
         settings.args,
     )
-    find_site(model, config.layer)
+    site = find_site(model, config.layer)
     data.bind(
         preset(
             settings.library,
@@ -84,7 +84,7 @@ def build_job(config: Config, store: Store, logger: Callable[[str], Logger], con
             task = bars.add_task(what, total=total)
             yield lambda done: bars.update(task, advance=done)
 
-    return Job(store, data, settings, config.layer, config.seed, trainer, device, progress)
+    return Job(store, data, settings, site.name, config.seed, trainer, device, progress)
 
 
 def _accelerator(settings: TrainerSettings) -> str:

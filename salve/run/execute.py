@@ -116,7 +116,7 @@ def _facts(config: Config, job: Job) -> dict[str, str]:
     chosen = ("dictionary_size", "k") if config.sae.variant == "topk" else ("dictionary_size", "sparsity")
     return {
         "backbone": f"{config.backbone.library} {config.backbone.name}, weights {Path(config.backbone.weights).name}",
-        "site": config.layer,
+        "site": job.layer,
         "data": f"{job.data.name}: {len(job.data.labels('train'))} train and {len(job.data.labels('val'))} val images "
         f"of {len(job.classes)} classes",
         "SAE": f"{config.sae.variant}, {described(sae, *chosen)}",

@@ -19,7 +19,8 @@ from salve.stages.targets import EditSettings, Target, contributions_of, refuse_
 
 #: An edit separates its class when the class falls to this accuracy …
 TARGET_ACCURACY = 0.05
-#: … while the others' accuracy changes by less than this, in the mean of absolute changes (METHOD §8).
+#: … while the others' mean accuracy changes by less than this. *Strictly* so, if the mean of their absolute changes,
+#: in which gains and losses do not cancel, stays below it.
 OTHERS_CHANGE = 0.03
 
 
@@ -85,9 +86,11 @@ def summarise(
     others = ~own & ~accuracy[0].isnan()
     mine = accuracy[:, own].nanmean(dim=1)  # [K]
     change = accuracy[:, others] - accuracy[0, others]  # [K, others]
-    drift = change.abs().mean(dim=1) if bool(others.any()) else torch.zeros(len(alphas))
+    alone = not bool(others.any())
+    signed = torch.zeros(len(alphas)) if alone else change.mean(dim=1)
+    drift = torch.zeros(len(alphas)) if alone else change.abs().mean(dim=1)
     down = mine <= TARGET_ACCURACY
-    separating = (down & (drift < OTHERS_CHANGE)).nonzero()[:, 0]
+    separating = (down & (signed.abs() < OTHERS_CHANGE)).nonzero()[:, 0]
     reached = down.nonzero()[:, 0]
     # The strength that is reported and kept: the first that separates, else the first that brings the class down.
     at = int(separating[0]) if len(separating) else int(reached[0]) if len(reached) else len(alphas) - 1
@@ -102,11 +105,12 @@ def summarise(
         "accuracy_after": float(mine[at]),
         "others_mean_change": float(drift[at]),
         "separates": bool(len(separating)),
+        "separates_strictly": bool((down & (drift < OTHERS_CHANGE)).any()),
     }
-    if bool(others.any()):
+    if not alone:
         worst = int(change[at].abs().argmax())
         row |= {
-            "others_signed_change": float(change[at].mean()),
+            "others_signed_change": float(signed[at]),
             "others_worst_change": float(change[at, worst]),
             "worst_class": classes[int(others.nonzero()[worst])],
             "kl_others": float(kl[at, others].mean()),
@@ -114,7 +118,7 @@ def summarise(
     if not len(reached):
         row["reason"] = f"accuracy stays at {float(mine.min()):.0%} or above for every strength up to {max(alphas):g}"
     elif not len(separating):
-        row["reason"] = f"by then the other classes change by {float(drift[at]):.1%} in the mean"
+        row["reason"] = f"by then the mean accuracy of the other classes has changed by {float(signed[at]):+.1%}"
     else:
         row["reason"] = ""
     return row

@@ -222,7 +222,7 @@ class Run:
                         self.accuracy[i],
                         curve[at, target],
                     ),
-                    *(np.mean(np.abs(change)), np.mean(change), min(change), worst, 0.0123, fine, reason),
+                    *(np.mean(np.abs(change)), np.mean(change), min(change), worst, 0.0123, fine, fine, reason),
                 )
             )
             matrix = np.zeros((n, n))
@@ -245,7 +245,8 @@ class Run:
             "accuracy_after",
             "others_mean_change",
         ]
-        columns += ["others_signed_change", "others_worst_change", "worst_class", "kl_others", "separates", "reason"]
+        columns += ["others_signed_change", "others_worst_change", "worst_class", "kl_others"]
+        columns += ["separates", "separates_strictly", "reason"]
         write_table(folder / "summary.csv", pd.DataFrame(summary, columns=columns))
         columns = ["target", "alpha", "class", "accuracy_original", "accuracy_edited", "accuracy_cached"]
         write_table(folder / "evaluation.csv", pd.DataFrame(evaluation, columns=columns))

@@ -37,8 +37,8 @@ def control(artifacts: Artifacts, shelf: Shelf) -> Section:
             Prose(
                 "An edit scales the weights that read the activation, channel by channel, by how much the latent "
                 "contributes to each: suppressing closes channels as the strength α grows, enhancing opens them. A "
-                "class separates when some α takes it to 5 % accuracy or less while the others change by less than "
-                "3 points on average."
+                "class separates when some α takes it to 5 % accuracy or less while the mean accuracy of the others "
+                "changes by less than 3 points."
             )
         )
     if "target" in curves and "mode" in curves:

@@ -1,0 +1,348 @@
+"""Every file of settings composes and means what it says; what cannot be is refused before any work starts."""
+
+import copy
+import inspect
+import logging
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, fields
+from functools import cache
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
+
+from salve.cli import conf_dir, main
+from salve.data.transforms import Preprocess
+from salve.run.schema import Config, register, resolve
+from salve.stages import job
+from salve.types import UserError
+
+CONF = conf_dir()
+FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml"))
+#: Values for settings that only a user can give.
+GIVEN = {"data.root": "some/folder", "backbone.name": "resnet10t"}
+
+
+@pytest.fixture(autouse=True)
+def _registered() -> None:
+    register()
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides=list(overrides))
+
+
+def settings(*overrides: str) -> Config:
+    return resolve(composed(*overrides))
+
+
+@cache
+def base(*choices: str) -> DictConfig:
+    return composed(*choices)
+
+
+def changed(*overrides: str) -> DictConfig:
+    """What ``composed`` gives, faster: the files are read once, and single values changed in a copy."""
+    choices = [override for override in overrides if override.partition("=")[0] in ("data", "sae", "backbone")]
+    config = copy.deepcopy(base(*choices))
+    for override in overrides:
+        if override not in choices:
+            key, _, value = override.partition("=")
+            parsed = OverridesParser.create().parse_override(f"x={value}").value()
+            OmegaConf.update(config, key.lstrip("+"), parsed, force_add=key.startswith("+"))
+    return config
+
+
+def chosen(file: str) -> list[str]:
+    """The overrides that choose a file, and give what it leaves to the user."""
+    group, _, name = file.partition("/")
+    choice = [f"{group}={name}"] if name else []
+    missing = OmegaConf.missing_keys(composed(*choice))
+    assert missing <= GIVEN.keys(), f"{file} leaves {missing} to the user: give the test values for them"
+    return [*choice, *(f"{key}={GIVEN[key]}" for key in sorted(missing))]
+
+
+def leaves(tree: Any, path: str = "") -> dict[str, Any]:
+    """A nested mapping by dotted path; an empty one is a value."""
+    if not isinstance(tree, dict) or not tree:
+        return {path: tree}
+    return {
+        leaf: value
+        for key, child in tree.items()
+        for leaf, value in leaves(child, f"{path}.{key}" if path else str(key)).items()
+    }
+
+
+def read(file: str) -> dict[str, Any]:
+    return yaml.safe_load((CONF / f"{file}.yaml").read_text(encoding="utf-8"))
+
+
+# -- every file
+
+
+def test_there_are_files_of_every_kind() -> None:
+    groups = {file.partition("/")[0] for file in FILES}
+    assert {"config", "backbone", "data", "edit", "experiment", "finetune", "logger", "sae", "trainer"} <= groups
+    wanted = {"resnet18", "vit", "vit_b_16", "efficientnet_lite0"}
+    assert wanted <= {file.rpartition("/")[2] for file in FILES if file.startswith("experiment/imagenette/")}
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_file_composes_and_its_values_arrive(file: str) -> None:
+    given = chosen(file)
+    found = leaves(asdict(settings(*given)))
+    content = {key: value for key, value in read(file).items() if key not in ("defaults", "hydra")}
+    group = file.partition("/")[0]
+    wanted = leaves(content if group in ("config", "experiment") else {group: content})
+    assert wanted
+    for key, value in wanted.items():
+        if value == "???":
+            assert str(found[key]) == GIVEN[key]
+        elif value != {}:
+            assert found[key] == value, f"{file} sets {key} to {value}, but a run gets {found[key]}"
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.startswith("experiment/")])
+def test_an_experiment_chooses_what_it_names(file: str) -> None:
+    _, _, name = file.partition("/")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", overrides=[f"experiment={name}"], return_hydra_config=True)
+    choices = config.hydra.runtime.choices
+    for item in read(file).get("defaults", []):
+        if isinstance(item, dict):
+            ((group, choice),) = item.items()
+            assert choices[group.removeprefix("override /")] == choice
+    assert config.name != settings().name  # its runs do not land among the quickstart's
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.startswith("data/")])
+def test_data_settings_are_arguments_of_their_class(file: str) -> None:
+    data = asdict(settings(*chosen(file)))["data"]
+    accepted = inspect.signature(get_class(data.pop("_target_"))).parameters
+    assert data.keys() <= accepted.keys()
+
+
+def test_overrides_of_the_preset_are_fields_of_the_preset() -> None:
+    assert {item.name for item in fields(job.PreprocessSettings)} - {"squash"} <= {
+        item.name for item in fields(Preprocess)
+    }
+
+
+def test_the_default_is_the_embedded_data_on_random_weights() -> None:
+    config = settings()
+    assert type(config.data).__name__ == "ConceptsConfig"
+    assert config.backbone.weights == "random"
+    assert (config.sae.variant, config.sae.centre) == ("linear_l1", False)
+    assert config.stages == ["finetune", "discover", "validate", "control", "diagnose", "report"]
+
+
+def test_settings_are_plain_and_typed() -> None:
+    config = settings("seed=3", "edit.alpha=[0,1]", "backbone.preprocess.mean=[0,0,1]")
+    assert type(config) is Config
+    assert type(config.edit.alpha) is list
+    assert [type(alpha) for alpha in config.edit.alpha] == [float, float]
+    assert type(config.backbone.args) is dict
+    assert config.backbone.preprocess.mean == [0.0, 0.0, 1.0]
+
+
+def test_arguments_of_a_backbone_are_free() -> None:
+    config = settings("backbone=timm", "backbone.name=test_vit", "+backbone.args.img_size=98")
+    assert config.backbone.args == {"img_size": 98}
+
+
+# -- what cannot be, in the terms of Python
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["+sae.foo=1"], ["sae.foo", "sparsity", "dictionary_size"]),
+        (["++sae.foo=1"], ["sae.foo", "sparsity"]),
+        (["+foo=1"], ["foo", "stages", "layer"]),
+        (["+backbone.preprocess.crop=3"], ["backbone.preprocess.crop", "squash"]),
+        (["data=folder", "data.root=x", "+data.size=3"], ["data.size", "limit_per_class"]),
+        (["data=folder"], ["data.root"]),
+        (["backbone=timm"], ["backbone.name"]),
+        (["layer=${nowhere}"], ["layer", "nowhere"]),
+        (["stages=[discover,contrl]"], ["stages", "contrl", "control", "report"]),
+        (["stages=[]"], ["stages", "empty", "finetune"]),
+        (["backbone.library=keras"], ["backbone.library", "keras", "torchvision", "timm"]),
+        (["finetune.mode=half"], ["finetune.mode", "half", "auto", "full", "probe", "none"]),
+        (["sae.variant=gated"], ["sae.variant", "gated", "linear_l1", "relu_l1", "topk"]),
+        (["discover.select=best"], ["discover.select", "best", "margin", "largest"]),
+        (["edit.modes=[suppress,remove]"], ["edit.modes", "remove", "suppress", "enhance"]),
+        (["edit.modes=[]"], ["edit.modes", "empty", "suppress", "enhance"]),
+        (["edit.scale=2"], ["edit.scale", "2", "unit", "max"]),
+        (["edit.channels=some"], ["edit.channels", "some", "all", "aligned"]),
+        (["logger.kind=tensorboard"], ["logger.kind", "tensorboard", "csv", "wandb"]),
+        (["logger.mode=dryrun"], ["logger.mode", "dryrun", "online", "offline"]),
+        (["trainer.accelerator=tpu"], ["trainer.accelerator", "tpu", "auto", "cpu", "gpu"]),
+        (["trainer.precision=8"], ["trainer.precision", "8", "32-true", "bf16-mixed"]),
+        (["seed=-1"], ["seed=-1", "0"]),
+        (["seed=4294967296"], ["seed=4294967296"]),
+        (["discover.threshold=0"], ["discover.threshold", "above 0"]),
+        (["discover.threshold=1.1"], ["discover.threshold", "at most 1"]),
+        (["finetune.warmup=1.5"], ["finetune.warmup", "at most 1"]),
+        (["finetune.label_smoothing=-0.1"], ["finetune.label_smoothing", "negative"]),
+        (["finetune.weight_decay=-1"], ["finetune.weight_decay", "negative"]),
+        (["finetune.patience=0"], ["finetune.patience", "above 0"]),
+        (["sae.sparsity=-1"], ["sae.sparsity", "negative"]),
+        (["sae.sparsity=nan"], ["sae.sparsity"]),
+        (["sae.learning_rate=inf"], ["sae.learning_rate"]),
+        (["sae=topk", "sae.k=0"], ["sae.k", "1", "32", "0"]),
+        (["sae=topk", "sae.k=33"], ["sae.k", "32", "33"]),
+        (["sae=topk", "sae.k=null"], ["sae.k", "None"]),
+        (["edit.evaluate=-1"], ["edit.evaluate", "negative"]),
+        (["edit.alpha=[]"], ["edit.alpha", "0"]),
+        (["edit.alpha=[1,2]"], ["edit.alpha", "0"]),
+        (["edit.alpha=[0,2,1]"], ["edit.alpha", "increase"]),
+        (["edit.alpha=[0,1,1]"], ["edit.alpha", "increase"]),
+        (["edit.alpha=[0,nan]"], ["edit.alpha", "increase"]),
+        (["edit.alpha=[0,inf]"], ["edit.alpha", "infinite", "suppress"]),
+        *(
+            ([f"{key}=0"], [f"{key}=0", "above 0"])
+            for key in (
+                *("sae.dictionary_size", "sae.batch_size", "sae.epochs", "sae.learning_rate", "finetune.epochs"),
+                *("finetune.learning_rate", "discover.dominant", "validate.top_images", "validate.localise_images"),
+                "trainer.devices",
+            )
+        ),
+        *(
+            ([f"validate.{key}=-1"], [f"validate.{key}=-1", "negative"])
+            for key in ("random_latents", "faithfulness_steps", "maximisation_steps", "pointing_tolerance")
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) and "=" in value[0] else "",
+)
+def test_what_cannot_be_is_one_sentence_with_the_key_and_the_choices(overrides: list[str], named: list[str]) -> None:
+    config = changed(*overrides)
+    with pytest.raises(UserError) as refused:
+        resolve(config)
+    message = str(refused.value)
+    assert "\n" not in message
+    assert message.endswith(".")
+    assert all(part in message for part in named)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["edit.alpha=[0,inf]", "edit.modes=[suppress]"], {"edit.alpha": [0, inf]}),
+        (["edit.alpha=[0]"], {"edit.alpha": [0]}),
+        (["finetune.patience=null"], {"finetune.patience": None}),
+        (["validate.faithfulness_steps=0"], {"validate.faithfulness_steps": 0}),
+        (["validate.random_latents=0", "validate.maximisation_steps=0"], {"validate.random_latents": 0}),
+        (["sae=topk", "sae.k=32"], {"sae.k": 32}),
+        (["discover.threshold=1"], {"discover.threshold": 1}),
+        (["edit.sets=[[1,2],[church]]"], {"edit.sets": [[1, 2], ["church"]]}),
+        (["seed=4294967295"], {"seed": 2**32 - 1}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_is_at_the_edge_is_accepted(overrides: list[str], expected: dict[str, Any]) -> None:
+    assert leaves(asdict(settings(*overrides))).items() >= expected.items()
+
+
+# -- what cannot be, on the command line
+
+
+Salve = Callable[..., str]
+
+
+@pytest.fixture
+def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Salve]:
+    """``refused(*arguments)``: what the command says when it ends with status 2, having left no artifact."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+
+    def run(*arguments: str) -> str:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["salve", f"output_dir={tmp_path}/out", *arguments])
+        with pytest.raises(SystemExit) as left:
+            main()
+        assert left.value.code == 2
+        assert not (tmp_path / "out" / "artifacts").exists()
+        shown = capsys.readouterr()
+        assert "Traceback" not in shown.err + shown.out
+        return shown.err.strip()
+
+    yield run
+    for handler in set(root.handlers) - set(handlers):
+        root.removeHandler(handler)
+        handler.close()
+    root.setLevel(level)
+    HydraConfig.instance().cfg = None
+
+
+def test_a_layer_that_is_no_site_lists_the_sites(refused: Salve) -> None:
+    said = refused("backbone=resnet_small", "layer=nonsense")
+    assert re.fullmatch(
+        r"salve: layer=nonsense is no site of this ResNet; its sites are global_pool \(or last.*\)\.", said
+    )
+
+
+def test_a_folder_that_is_not_there_is_named(refused: Salve) -> None:
+    said = refused("data=folder", "data.root=no/such/folder")
+    assert "\n" not in said
+    assert said.startswith("salve: data.root=no/such/folder")
+    assert "train/" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["sae.foo=1"], ["sae.foo", "variant", "dictionary_size", "sparsity"]),
+        (["foo=1"], ["foo", "stages", "layer", "backbone"]),
+        (["+sae.foo=1"], ["sae.foo", "variant"]),
+        (["backbone.preprocess.foo=1"], ["backbone.preprocess.foo", "squash", "size"]),
+        (["data.foo=1"], ["data.foo", "train_per_class"]),
+        (["backbone.args.img_size=32"], ["+backbone.args.img_size"]),
+        (["sae=nonsense"], ["sae=nonsense", "linear_l1", "relu_l1", "topk"]),
+        (["experiment=nonsense"], ["experiment=nonsense", "imagenette/resnet18", "imagenette/vit"]),
+        (["sae.k=abc"], ["sae.k=abc", "Integer"]),
+        (["seed=1.5"], ["seed=1.5", "Integer"]),
+        (["seed=null"], ["seed", "not Optional"]),
+        (["stages=discover"], ["stages=discover", "list"]),
+        (["edit.alpha=[0,a]"], ["edit.alpha=[0,a]", "'a'", "Float"]),
+        (["sae.k=[1"], ["[1"]),
+        (["data=folder"], ["data.root"]),
+        (["data.image_size=3"], ["data.image_size", "32"]),
+        (["data._target_=no.such.thing"], ["no.such.thing"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) and "=" in value[0] else "",
+)
+def test_a_wrong_argument_is_answered_with_what_would_be_right(
+    refused: Salve, arguments: list[str], named: list[str]
+) -> None:
+    said = refused(*arguments)
+    last = said.splitlines()[-1]
+    assert last.startswith("salve: ")
+    assert all(part in last for part in named)
+
+
+def test_help_teaches() -> None:
+    """The one test through a process of its own: the command as a user has it."""
+    done = subprocess.run([sys.executable, "-m", "salve.cli", "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    groups = {path.parent.relative_to(CONF).as_posix() for path in CONF.rglob("*/*.yaml")}
+    assert len(groups) >= 8
+    for group in groups:
+        assert re.search(rf"^{group}: \w+", done.stdout, re.MULTILINE), f"{group} is not listed"
+    commands = re.findall(r"^ +(salve(?: \S+=\S+)*)(?: |$)", done.stdout, re.MULTILINE)
+    assert len(commands) >= 3
+    for stage in ("finetune", "discover", "validate", "control", "diagnose", "report"):
+        assert re.search(rf"^ +{stage} +\w+", done.stdout, re.MULTILINE), f"{stage} is not explained"
+    for command in commands:  # and what it proposes works
+        overrides = [part.replace("PATH", "p").replace("FILE", "f") for part in command.split()[1:]]
+        assert settings(*overrides).stages
