@@ -14,10 +14,6 @@ from salve.run.schema import register, resolve
 
 SMALL = [
     "trainer=cpu",
-    "data.train_per_class=8",
-    "data.val_per_class=4",
-    "data.image_size=32",
-    "data.batch_size=20",
     "finetune.epochs=2",
     "sae.epochs=3",
     "sae.dictionary_size=24",
@@ -30,6 +26,7 @@ SMALL = [
     "edit.alpha=[0,1,5,20,100]",
 ]
 
+FEW = ["data.train_per_class=8", "data.val_per_class=4", "data.image_size=32", "data.batch_size=20"]
 NARROW = ["backbone.args.channels=[8,16,24,32]"]
 
 Start = Callable[..., dict[str, Artifact]]
@@ -40,10 +37,11 @@ def start() -> Start:
     """``start(folder, *overrides)`` composes and runs, with artifacts under ``folder/store``."""
 
     def run(folder: Path, *overrides: str) -> dict[str, Artifact]:
-        backbone = [] if any(override.startswith("backbone=") for override in overrides) else NARROW
+        chosen = {override.split("=")[0] for override in overrides}
+        fitting = [*([] if "data" in chosen else FEW), *([] if "backbone" in chosen else NARROW)]
         register()
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            config = compose("config", [*SMALL, *backbone, f"output_dir={folder / 'store'}", *overrides])
+            config = compose("config", [*SMALL, *fitting, f"output_dir={folder / 'store'}", *overrides])
         with (folder / "console.txt").open("a") as file:
             return execute(resolve(config), folder / "run", "salve (test)", Console(file=file, width=120))
 

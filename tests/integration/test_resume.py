@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 
 from salve.artifacts import DONE
 from salve.stages.job import Job
-from tests.integration.conftest import NARROW, SMALL, Start
+from tests.integration.conftest import FEW, NARROW, SMALL, Start
 
 
 class Killed(BaseException):
@@ -93,8 +93,8 @@ def test_a_capture_goes_on_from_its_last_shard(start: Start, tmp_path: Path, mon
 
 def test_sigkill_leaves_nothing_half_written_and_the_same_command_finishes(tmp_path: Path) -> None:
     command = [
-        *(sys.executable, "-m", "salve.cli", *SMALL, *NARROW, f"output_dir={tmp_path / 'store'}"),
-        *("finetune.epochs=30", "stages=[finetune]"),
+        *(sys.executable, "-m", "salve.cli", *SMALL, *FEW, *NARROW, f"output_dir={tmp_path / 'store'}"),
+        *("finetune.epochs=12", "stages=[finetune]"),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -279,7 +279,7 @@ def test_processes_that_want_the_same_artifact_make_it_once(tmp_path: Path) -> N
     processes = [context.Process(target=_want, args=(tmp_path, answers)) for _ in range(4)]
     for process in processes:
         process.start()
-    got = [answers.get(timeout=120) for _ in processes]
+    got = [answers.get(timeout=60) for _ in processes]
     for process in processes:
         process.join(30)
     assert [process.exitcode for process in processes] == [0, 0, 0, 0]

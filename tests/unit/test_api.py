@@ -1,0 +1,48 @@
+"""The public functions, called as the README shows them."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torchvision.models import resnet18
+
+import salve
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_pipeline_in_a_notebook(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    model = resnet18(num_classes=5).eval().to(dtype)
+    sae = salve.sae.make_sae("linear_l1", 512, 8, generator).to(dtype)
+    images = torch.randn(4, 3, 64, 64, generator=generator, dtype=dtype)
+    labels = torch.tensor([0, 1, 1, 3])
+    site = salve.backbones.find_site(model, "avgpool")
+    with torch.no_grad():
+        activations = salve.backbones.site_activations(model, site, images)
+        latents = sae.encode(activations)
+        contribution = sae.decoder[:, 3].detach()
+        weight, bias = model.fc.weight.detach(), model.fc.bias.detach()
+    means = salve.features.class_means(latents, labels, 5)
+    gate = salve.editing.gate(contribution, 2.0, mode="suppress")
+    logits = salve.editing.edited_logits(weight, bias, activations, contribution, torch.tensor([0.0, 2.0]), "suppress")
+    strength = salve.diagnosis.critical_strength(weight, bias, activations, contribution, labels, "flip", "exact")
+    maps = salve.saliency.grad_fam(model, "avgpool", sae, images, torch.tensor([3, 5]))
+    fve = salve.metrics.fraction_of_variance_explained(activations, sae.decode(latents).detach())
+    shapes = [(means, (5, 8)), (gate, (512,)), (logits, (2, 4, 5)), (strength, (4,)), (maps, (4, 2, 64, 64)), (fve, ())]
+    for found, shape in shapes:
+        assert found.shape == shape
+        assert found.dtype == dtype
+    with torch.no_grad():
+        torch.testing.assert_close(logits[0], model(images))
+
+
+def test_importing_salve_imports_nothing_heavy() -> None:
+    code = "import sys, salve; assert 'torch' not in sys.modules; salve.editing.gate; assert 'torch' in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_unknown_room_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'kitchen'"):
+        _ = salve.kitchen
+    assert "editing" in dir(salve)
