@@ -3,6 +3,7 @@
 import logging
 import os
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -28,11 +29,13 @@ def task(config: DictConfig) -> None:
     from salve.run.schema import resolve
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    folder = Path(HydraConfig.get().runtime.output_dir)
     try:
-        folder = Path(HydraConfig.get().runtime.output_dir)
         execute(resolve(config), folder, "salve " + shlex.join(HydraConfig.get().overrides.task))
     except UserError as error:
         print(f"salve: {error}", file=sys.stderr)
+        if {path.name for path in folder.iterdir()} <= {"salve.log"}:
+            shutil.rmtree(folder)  # refused before any work: no empty run stays behind
         raise SystemExit(2) from None
 
 

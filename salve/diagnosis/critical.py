@@ -33,8 +33,8 @@ def critical_strength(
 
     ``exact`` uses that ``y(α)`` is piecewise linear with breakpoints ``1/|c_j|``: between two of them it is
     ``P − α Q`` with reversed cumulative sums ``P, Q`` over the channels in order of ``|c|``, so the first crossing
-    needs no root finder. ``linear`` is the published approximation ``y(0) / Σ_j w_ij a_j |c_j|``, exact while no channel
-    is closed (``α max |c| < 1``).
+    needs no root finder. ``linear`` is the published approximation ``y(0) / Σ_j w_ij a_j |c_j|``, exact while no
+    channel is closed (``α max |c| < 1``).
 
     Args:
         weight: ``[C, M]`` and bias: ``[C]`` of the linear reader.

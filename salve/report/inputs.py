@@ -9,6 +9,7 @@ import pandas as pd
 
 from salve.artifacts import load_tensors, read_record, read_table
 
+
 class Artifacts:
     """Tables, tensors and records by stage kind and file name; what is missing is empty, never an error.
 

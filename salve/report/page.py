@@ -150,7 +150,13 @@ def _cards(main: Headline) -> list[tuple[str, str, str]]:
             (percent(main.val_accuracy), "validation accuracy", f"{plural(main.classes, 'class')}, before any edit")
         )
     if main.judged:
-        cards.append((f"{main.separate} of {main.judged}", "classes separate", f"≤ 5 % left, others within 3 points; {main.strictly} strictly"))
+        cards.append(
+            (
+                f"{main.separate} of {main.judged}",
+                "classes separate",
+                f"≤ 5 % left, others within 3 points; {main.strictly} strictly",
+            )
+        )
     if main.flip_low is not None:
         cards.append((main.flip_range, "median α_flip", "lowest to highest class"))
     if main.pointing is not None:

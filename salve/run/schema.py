@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from itertools import pairwise
 from math import inf
 from operator import attrgetter
-from typing import Any
+from typing import Any, get_args
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -19,7 +19,6 @@ from salve.stages import (
     SAESettings,
     ValidateSettings,
 )
-from salve.stages.finetune import MODES
 from salve.types import UserError
 
 STAGES = ("finetune", "discover", "validate", "control", "diagnose", "report")
@@ -156,7 +155,7 @@ def _refuse_unknown(node: DictConfig, path: str = "") -> None:
 CHOICES = {
     "stages": STAGES,
     "backbone.library": ("torchvision", "timm"),
-    "finetune.mode": MODES,
+    "finetune.mode": ("auto", "full", "probe", "none"),
     "sae.variant": tuple(VARIANTS),
     "discover.select": ("margin", "largest"),
     "edit.modes": ("suppress", "enhance"),

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import pytorch_lightning as pl
@@ -15,7 +15,7 @@ from salve.sae.module import rows_loader
 from salve.stages.job import Job
 from salve.types import UserError
 
-MODES = ("auto", "full", "probe", "none")
+FinetuneMode = Literal["auto", "full", "probe", "none"]
 
 
 @dataclass

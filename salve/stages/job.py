@@ -1,5 +1,6 @@
 """What every stage works with: the store, the data, the backbone, and how to train."""
 
+import math
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -145,10 +146,12 @@ class Job:
         if best is not None:
             checkpoint = torch.load(scratch / "checkpoints" / "best.ckpt", "cpu", weights_only=True)
             module.load_state_dict(checkpoint["state_dict"])
-        frame = pd.DataFrame(history.rows)
-        if not all(frame[column].dropna().map(lambda value: value == value).all() for column in frame.columns):
-            raise UserError(f"Training of stage {stage} diverged to NaN; lower its learning rate.")
-        return frame
+        if bad := {name for row in history.rows for name, value in row.items() if not math.isfinite(value)}:
+            raise UserError(
+                f"The training of stage {stage} diverged: {', '.join(sorted(bad))} became NaN or infinite; lower its "
+                "learning rate."
+            )
+        return pd.DataFrame(history.rows)
 
 
 class _History(Callback):
@@ -192,5 +195,10 @@ class quiet_lightning(warnings.catch_warnings):
 
     def __enter__(self) -> None:
         super().__enter__()
-        for advice in ("does not have many workers", "exists and is not empty", "The number of training batches", "LeafSpec"):
+        for advice in (
+            "does not have many workers",
+            "exists and is not empty",
+            "The number of training batches",
+            "LeafSpec",
+        ):
             warnings.filterwarnings("ignore", f".*{advice}.*")

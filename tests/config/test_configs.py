@@ -64,13 +64,15 @@ def changed(*overrides: str) -> DictConfig:
     return config
 
 
-def chosen(file: str) -> list[str]:
-    """The overrides that choose a file, and give what it leaves to the user."""
+def chosen(file: str) -> Config:
+    """The settings with a file chosen, and with values for what it leaves to the user."""
     group, _, name = file.partition("/")
-    choice = [f"{group}={name}"] if name else []
-    missing = OmegaConf.missing_keys(composed(*choice))
+    config = composed(*([f"{group}={name}"] if name else []))
+    missing = OmegaConf.missing_keys(config)
     assert missing <= GIVEN.keys(), f"{file} leaves {missing} to the user: give the test values for them"
-    return [*choice, *(f"{key}={GIVEN[key]}" for key in sorted(missing))]
+    for key in missing:
+        OmegaConf.update(config, key, GIVEN[key])
+    return resolve(config)
 
 
 def leaves(tree: Any, path: str = "") -> dict[str, Any]:
@@ -100,15 +102,14 @@ def test_there_are_files_of_every_kind() -> None:
 
 @pytest.mark.parametrize("file", FILES)
 def test_every_file_composes_and_its_values_arrive(file: str) -> None:
-    given = chosen(file)
-    found = leaves(asdict(settings(*given)))
+    found = leaves(asdict(chosen(file)))
     content = {key: value for key, value in read(file).items() if key not in ("defaults", "hydra")}
     group = file.partition("/")[0]
     wanted = leaves(content if group in ("config", "experiment") else {group: content})
     assert wanted
     for key, value in wanted.items():
         if value == "???":
-            assert str(found[key]) == GIVEN[key]
+            assert found[key] == GIVEN[key]
         elif value != {}:
             assert found[key] == value, f"{file} sets {key} to {value}, but a run gets {found[key]}"
 
@@ -128,7 +129,7 @@ def test_an_experiment_chooses_what_it_names(file: str) -> None:
 
 @pytest.mark.parametrize("file", [file for file in FILES if file.startswith("data/")])
 def test_data_settings_are_arguments_of_their_class(file: str) -> None:
-    data = asdict(settings(*chosen(file)))["data"]
+    data = asdict(chosen(file))["data"]
     accepted = inspect.signature(get_class(data.pop("_target_"))).parameters
     assert data.keys() <= accepted.keys()
 

@@ -95,7 +95,10 @@ def test_recipes_undo_to_the_exported_bits(whole_run: Run) -> None:
     for path in sorted(artifacts["control"].file("recipes").glob("*.json")):
         recipe = load_recipe(path)
         back = undo_recipe(recipe, apply_recipe(recipe, state))
-        assert all(torch.equal(back[name].view(-1).view(torch.uint8), t.view(-1).view(torch.uint8)) for name, t in state.items())
+        assert all(
+            torch.equal(back[name].view(-1).view(torch.uint8), t.view(-1).view(torch.uint8))
+            for name, t in state.items()
+        )
 
 
 def test_diagnosis_agrees_with_the_grid(whole_run: Run) -> None:
@@ -127,7 +130,14 @@ def test_a_second_run_makes_nothing(whole_run: Run, start, tmp_path: Path, monke
 def test_another_sae_reuses_what_does_not_depend_on_it(whole_run: Run, start, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     folder, _ = whole_run
     shutil.copytree(folder / "store", tmp_path / "store")
-    found = start(tmp_path, "sae=topk", "sae.dictionary_size=16", "sae.epochs=2", "stages=[discover,control]", "edit.sets=[[storm,3]]")
+    found = start(
+        tmp_path,
+        "sae=topk",
+        "sae.dictionary_size=16",
+        "sae.epochs=2",
+        "stages=[discover,control]",
+        "edit.sets=[[storm,3]]",
+    )
     assert {kind: artifact.reused for kind, artifact in found.items()} == {
         "classifier": True,
         "activations": True,
@@ -203,5 +213,3 @@ def test_a_vit_goes_through_every_stage(start, tmp_path: Path) -> None:  # type:
     assert tuple(found) == KINDS
     assert found["activations"].record("activations.json")["site"] == "cls"
     assert not found["activations"].record("activations.json")["nonnegative"]
-
-

@@ -15,7 +15,6 @@ from wandb.proto import wandb_internal_pb2
 from salve.artifacts import Artifact
 from tests.integration.conftest import Start
 
-
 BLOCK, HEADER = 32768, 7
 FULL, FIRST, LAST = 1, 2, 4
 

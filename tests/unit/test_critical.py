@@ -69,7 +69,9 @@ def test_exact_equals_bisection(criterion: str, seed: int) -> None:
     predicted = (activations @ weight.T + bias).argmax(1)
     labels = torch.where(torch.arange(images) < 4, predicted, labels)
     found = critical_strength(weight, bias, activations, c, labels, criterion)
-    expected = [by_bisection(weight, bias, a, c, int(own), criterion) for a, own in zip(activations, labels, strict=True)]
+    expected = [
+        by_bisection(weight, bias, a, c, int(own), criterion) for a, own in zip(activations, labels, strict=True)
+    ]
     assert found.dtype == torch.float64
     assert found.tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
@@ -92,7 +94,10 @@ def test_the_cases_above_are_of_every_kind() -> None:
 
 def test_linear_is_exact_until_a_channel_closes_and_only_then() -> None:
     generator = torch.Generator().manual_seed(5)
-    weight, activations = torch.randn(3, 8, generator=generator).double(), torch.randn(300, 8, generator=generator).double()
+    weight, activations = (
+        torch.randn(3, 8, generator=generator).double(),
+        torch.randn(300, 8, generator=generator).double(),
+    )
     c = torch.randn(8, generator=generator).double()
     bias, labels = torch.zeros(3).double(), torch.arange(300) % 3
     for criterion in ("logit", "flip"):

@@ -91,7 +91,9 @@ def test_bad_files_and_settings_are_named(tmp_path) -> None:  # type: ignore[no-
         make_sae("topk", 4, 4, k=5)
 
 
-def train(variant: str, activations: Tensor, size: int, sparsity: float, epochs: int, **settings: int) -> torch.nn.Module:
+def train(
+    variant: str, activations: Tensor, size: int, sparsity: float, epochs: int, **settings: int
+) -> torch.nn.Module:
     pl.seed_everything(0, verbose=False)
     sae = make_sae(variant, activations.shape[1], size, torch.Generator().manual_seed(0), **settings)
     module = SparseAutoencoder(sae, sparsity, 3e-3, head=lambda a: a)
