@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from itertools import pairwise
 from math import inf
 from operator import attrgetter
-from typing import Any, get_args
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf

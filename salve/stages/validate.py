@@ -106,16 +106,20 @@ def validate(
 
 
 def _top_images(scene: _Scene, settings: ValidateSettings, targets: Sequence[Target], folder: Path) -> None:
-    rows, images, maps = [], [], []
+    rows: list[dict[str, object]] = []
     preprocess = _preprocess(scene.job)
+    count, classes = min(settings.top_images, len(scene.latents)), len(scene.job.classes)
+    # One row per class, also for one without a latent, which stays blank.
+    images = torch.zeros(classes, count, 3, preprocess.size, preprocess.size, dtype=torch.uint8)
+    maps = torch.zeros(classes, count, preprocess.size, preprocess.size)
     for target in targets:
         latent, sign = target.latents[0], target.signs[0]
         values = sign * scene.latents[:, latent]
-        top = values.topk(min(settings.top_images, len(values)))
+        top = values.topk(count)
         indices = top.indices.tolist()
         shown = preprocess.denormalise(scene.images(indices).cpu())
-        images.append((shown * 255).round().to(torch.uint8))
-        maps.append(scene.maps(indices, [latent], [sign])[:, 0])
+        images[target.classes[0]] = (shown * 255).round().to(torch.uint8)
+        maps[target.classes[0]] = scene.maps(indices, [latent], [sign])[:, 0]
         rows += [
             {
                 "class": target.name,
@@ -128,7 +132,7 @@ def _top_images(scene: _Scene, settings: ValidateSettings, targets: Sequence[Tar
             for rank, (index, value) in enumerate(zip(indices, top.values.tolist(), strict=True))
         ]
     write_table(folder / "top.csv", pd.DataFrame(rows))
-    save_tensors(folder / "saliency.safetensors", {"images": torch.stack(images), "maps": torch.stack(maps)})
+    save_tensors(folder / "saliency.safetensors", {"images": images, "maps": maps})
 
 
 def _maximise(scene: _Scene, settings: ValidateSettings, targets: Sequence[Target], folder: Path) -> None:
@@ -145,7 +149,9 @@ def _maximise(scene: _Scene, settings: ValidateSettings, targets: Sequence[Targe
         signs=torch.tensor([target.signs[0] for target in targets], device=device),
         seed=scene.job.seed,
     )
-    save_tensors(folder / "maximisation.safetensors", {"images": (found.images * 255).round().to(torch.uint8)})
+    images = torch.zeros(len(scene.job.classes), *found.images.shape[1:], dtype=torch.uint8)
+    images[[target.classes[0] for target in targets]] = (found.images.cpu() * 255).round().to(torch.uint8)
+    save_tensors(folder / "maximisation.safetensors", {"images": images})
     columns = {
         "class": [target.name for target in targets],
         "latent": [target.latents[0] for target in targets],

@@ -26,7 +26,9 @@ def validation(artifacts: Artifacts, shelf: Shelf) -> Section:
                 "most (top row, with the latent's value; another class's name is in colour), and the same images "
                 "under their Grad-FAM map (bottom row, bright where the latent comes from). A good latent lights "
                 "up on the same thing in every image; light on the background, or images of many classes, means "
-                "that it stands for something else."
+                "that it stands for something else. Insertion and deletion are the latent's mean value, as a share of "
+                "its value on the whole image, while the most salient pixels are put in or taken away: a faithful map "
+                "has a higher insertion and a lower deletion than a random one."
             )
         )
     shown = figures.MAX_ROWS
@@ -35,9 +37,9 @@ def validation(artifacts: Artifacts, shelf: Shelf) -> Section:
             figures.localisation_dots(table),
             "validate-localisation",
             "Dot plot per class: pointing game and overlap with the mask, the class's latent and a random latent.",
-            "Where the Grad-FAM map lies, against the masks. The pointing game asks whether the map's peak falls "
-            "on the class's concept, IoU how much of the thresholded map overlaps it; a latent has found its "
-            "concept when the filled dot is far to the right of the hollow one, a latent drawn at random."
+            "Where the Grad-FAM map lies, against the masks. The pointing game asks whether the map's peak falls on "
+            "the class's concept (or within validate.pointing_tolerance pixels of it), IoU how much of the thresholded "
+            "map overlaps it; a latent has found its concept when the filled dot is far to the right of the hollow one, a latent drawn at random."
             + (f" The first {shown} of {len(table)} classes are shown." if len(table) > shown else ""),
             "validate-localisation.csv",
         )
@@ -84,9 +86,15 @@ def _strips(artifacts: Artifacts, shelf: Shelf, localisation: pd.DataFrame) -> l
 
 def _localisation_numbers(row: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     facts = []
-    for key, name, control in (("pointing", "Pointing game", "random_pointing"), ("iou", "IoU", "random_iou")):
+    for key, name, control in (
+        ("pointing", "Pointing game", "latent"),
+        ("iou", "IoU", "latent"),
+        ("insertion", "Insertion", "map"),
+        ("deletion", "Deletion", "map"),
+    ):
         if not is_missing(row.get(key)):
-            beside = f"random latent {percent(row[control], 0)}" if not is_missing(row.get(control)) else ""
+            random = row.get(f"random_{key}")
+            beside = "" if is_missing(random) else f"random {control} {percent(random, 0)}"
             facts.append((name, percent(row[key], 0), beside))
     if not is_missing(row.get("auroc")):
         concept = f"for “{row['concept']}”" if not is_missing(row.get("concept")) else "for its concept"
