@@ -39,7 +39,8 @@ def validation(artifacts: Artifacts, shelf: Shelf) -> Section:
             "Dot plot per class: pointing game and overlap with the mask, the class's latent and a random latent.",
             "Where the Grad-FAM map lies, against the masks. The pointing game asks whether the map's peak falls on "
             "the class's concept (or within validate.pointing_tolerance pixels of it), IoU how much of the thresholded "
-            "map overlaps it; a latent has found its concept when the filled dot is far to the right of the hollow one, a latent drawn at random."
+            "map overlaps it; a latent has found its concept when the filled dot is far to the right of the hollow "
+            "one, a latent drawn at random."
             + (f" The first {shown} of {len(table)} classes are shown." if len(table) > shown else ""),
             "validate-localisation.csv",
         )
