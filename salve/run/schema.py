@@ -4,12 +4,14 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from itertools import pairwise
 from math import inf
 from operator import attrgetter
-from typing import Any
+from typing import Any, get_args
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from salve.editing.gate import Channels, Mode, Scale
+from salve.features import Selection
 from salve.sae import VARIANTS
 from salve.stages import (
     BackboneSettings,
@@ -19,6 +21,7 @@ from salve.stages import (
     SAESettings,
     ValidateSettings,
 )
+from salve.stages.finetune import FinetuneMode
 from salve.types import UserError
 
 STAGES = ("finetune", "discover", "validate", "control", "diagnose", "report")
@@ -155,12 +158,12 @@ def _refuse_unknown(node: DictConfig, path: str = "") -> None:
 CHOICES = {
     "stages": STAGES,
     "backbone.library": ("torchvision", "timm"),
-    "finetune.mode": ("auto", "full", "probe", "none"),
+    "finetune.mode": get_args(FinetuneMode),
     "sae.variant": tuple(VARIANTS),
-    "discover.select": ("margin", "largest"),
-    "edit.modes": ("suppress", "enhance"),
-    "edit.scale": ("unit", "max"),
-    "edit.channels": ("all", "aligned"),
+    "discover.select": get_args(Selection),
+    "edit.modes": get_args(Mode),
+    "edit.scale": get_args(Scale),
+    "edit.channels": get_args(Channels),
     "logger.kind": ("csv", "wandb"),
     "logger.mode": ("online", "offline"),
     "trainer.accelerator": ("auto", "cpu", "gpu", "cuda"),

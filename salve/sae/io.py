@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from salve.artifacts import digest_of_tensors, load_tensors, read_header, save_tensors
+from safetensors import SafetensorError
+
+from salve.artifacts import digest_of, digest_of_tensors, load_tensors, read_header, save_tensors
 from salve.sae.models import SAE, make_sae
 from salve.types import UserError
 
@@ -32,7 +34,10 @@ def load_sae(path: Path) -> SAE:
     """
     if not path.is_file():
         raise UserError(f"There is no SAE at {path}.")
-    header = json.loads(read_header(path).get("salve", "{}"))
+    try:
+        header = json.loads(read_header(path).get("salve", "{}"))
+    except SafetensorError as error:
+        raise UserError(f"{path} is no safetensors file: {error}.") from error
     if header.get("format") != FORMAT:
         raise UserError(f"{path} is no SAE file: its header names no variant.")
     tensors = load_tensors(path)
@@ -44,4 +49,4 @@ def load_sae(path: Path) -> SAE:
 
 def fingerprint(sae: SAE) -> str:
     """Hex SHA-256 of the SAE's tensors, variant and settings."""
-    return f"{sae.variant}:{digest_of_tensors(sae.state_dict())}"
+    return f"{sae.variant}:{digest_of([sae.settings(), digest_of_tensors(sae.state_dict())])}"

@@ -68,9 +68,14 @@ def control(
 def _curve_table(
     mode: str, target: str, alphas: Sequence[float], accuracy: Tensor, classes: Sequence[str]
 ) -> pd.DataFrame:
-    table = pd.DataFrame(accuracy.numpy(), columns=list(classes)).assign(alpha=list(alphas))
-    long = table.melt(id_vars="alpha", var_name="class", value_name="accuracy")
-    return long.assign(mode=mode, target=target)[["mode", "target", "alpha", "class", "accuracy"]]
+    columns = {
+        "mode": mode,
+        "target": target,
+        "alpha": list(alphas) * len(classes),
+        "class": [name for name in classes for _ in alphas],
+        "accuracy": accuracy.T.flatten().tolist(),  # [K, C] → class by class
+    }
+    return pd.DataFrame(columns)
 
 
 def summarise(

@@ -214,8 +214,9 @@ def _against_truth(
     for name, (mine, *random) in scores.items():
         row[name] = mine
         row[f"random_{name}"] = sum(random) / len(random) if random else float("nan")
-    # Pointing at a pixel at random hits with the share of the image that the object covers.
-    row["chance_pointing"] = float(masks.float().mean())
+    # Pointing at a pixel at random hits with the share of the image that the object, so widened, covers.
+    wide = nn.functional.max_pool2d(masks.float()[:, None], 2 * near + 1, stride=1, padding=near)
+    row["chance_pointing"] = float(wide.mean())
     return row
 
 

@@ -336,14 +336,18 @@ def test_help_teaches() -> None:
     """The one test through a process of its own: the command as a user has it."""
     done = subprocess.run([sys.executable, "-m", "salve.cli", "--help"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    groups = {path.parent.relative_to(CONF).as_posix() for path in CONF.rglob("*/*.yaml")}
-    assert len(groups) >= 8
-    for group in groups:
-        assert re.search(rf"^{group}: \w+", done.stdout, re.MULTILINE), f"{group} is not listed"
-    commands = re.findall(r"^ +(salve(?: \S+=\S+)*)(?: |$)", done.stdout, re.MULTILINE)
-    assert len(commands) >= 3
+    listed = {}
+    for path in CONF.rglob("*/*.yaml"):
+        group, _, name = path.relative_to(CONF).with_suffix("").as_posix().partition("/")
+        listed.setdefault(group, set()).add(name)
+    assert len(listed) == 8
+    for group, names in listed.items():
+        (line,) = re.findall(rf"^ +{group} +(.*)$", done.stdout, re.MULTILINE)
+        assert set(line.split(", ")) == names
+    commands = re.findall(r"^ +(salve(?: \S+=\S+)*)$", done.stdout, re.MULTILINE)
+    assert len(commands) == 3
     for stage in ("finetune", "discover", "validate", "control", "diagnose", "report"):
         assert re.search(rf"^ +{stage} +\w+", done.stdout, re.MULTILINE), f"{stage} is not explained"
     for command in commands:  # and what it proposes works
-        overrides = [part.replace("PATH", "p").replace("FILE", "f") for part in command.split()[1:]]
+        overrides = [part.replace("FOLDER", "p").replace("FILE", "f") for part in command.split()[1:]]
         assert settings(*overrides).stages
