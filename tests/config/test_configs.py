@@ -342,8 +342,8 @@ def test_help_teaches() -> None:
         listed.setdefault(group, set()).add(name)
     assert len(listed) == 8
     for group, names in listed.items():
-        (line,) = re.findall(rf"^ +{group} +(.*)$", done.stdout, re.MULTILINE)
-        assert set(line.split(", ")) == names
+        lines = re.findall(rf"^ +{group} +(.*)$", done.stdout, re.MULTILINE)  # a stage may have the group's name
+        assert names in [set(line.split(", ")) for line in lines]
     commands = re.findall(r"^ +(salve(?: \S+=\S+)*)$", done.stdout, re.MULTILINE)
     assert len(commands) == 3
     for stage in ("finetune", "discover", "validate", "control", "diagnose", "report"):
