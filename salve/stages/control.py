@@ -94,7 +94,8 @@ def summarise(
     alone = not bool(others.any())
     signed = torch.zeros(len(alphas)) if alone else change.mean(dim=1)
     drift = torch.zeros(len(alphas)) if alone else change.abs().mean(dim=1)
-    down = mine <= TARGET_ACCURACY
+    # A class that is lost without an edit shows nothing about one.
+    down = (mine <= TARGET_ACCURACY) & bool(mine[0] > TARGET_ACCURACY)
     separating = (down & (signed.abs() < OTHERS_CHANGE)).nonzero()[:, 0]
     reached = down.nonzero()[:, 0]
     # The strength that is reported and kept: the first that separates, else the first that brings the class down.
@@ -120,7 +121,9 @@ def summarise(
             "worst_class": classes[int(others.nonzero()[worst])],
             "kl_others": float(kl[at, others].mean()),
         }
-    if not len(reached):
+    if not bool(mine[0] > TARGET_ACCURACY):
+        row["reason"] = f"without any edit its accuracy is only {float(mine[0]):.0%}"
+    elif not len(reached):
         row["reason"] = f"accuracy stays at {float(mine.min()):.0%} or above for every strength up to {max(alphas):g}"
     elif not len(separating):
         row["reason"] = f"by then the mean accuracy of the other classes has changed by {float(signed[at]):+.1%}"

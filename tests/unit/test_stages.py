@@ -60,6 +60,12 @@ def test_an_edit_that_never_brings_the_class_down_has_no_strength() -> None:
     assert "stays at 40%" in str(found["reason"])
 
 
+def test_a_class_that_is_lost_without_an_edit_does_not_separate() -> None:
+    found = edit([0.05, 0.8, 0.8, 0.8], [0.0, 0.8, 0.8, 0.8])
+    assert (found["separates"], found["separates_strictly"], found["alpha"]) == (False, False, math.inf)
+    assert found["reason"] == "without any edit its accuracy is only 5%"
+
+
 def test_a_class_without_images_counts_for_nothing() -> None:
     found = edit([0.9, math.nan, 0.8, 0.8], [0.0, math.nan, 0.8, 0.8])
     assert found["others_mean_change"] == 0.0
