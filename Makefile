@@ -1,4 +1,4 @@
-.PHONY: help install quickstart test check clean
+.PHONY: help install quickstart test lint check clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -22,11 +22,12 @@ quickstart: install  ## understand and change a small classifier, in three minut
 test: install  ## the whole test suite
 	$(BIN)/python -m pytest
 
-check: install  ## everything a reviewer would check: format, lint, types, tests
+lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+
+check: lint test  ## everything a reviewer would check: format, lint, types, tests
 
 clean:  ## remove the environment and caches; outputs/ stays
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache

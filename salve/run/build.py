@@ -60,7 +60,7 @@ def build_job(config: Config, store: Store, logger: Callable[[str], Logger], con
     device = torch.device("cuda" if _accelerator(config.trainer) == "cuda" else "cpu")
 
     def trainer(stage: str, max_epochs: int, callbacks: list[Callback]) -> pl.Trainer:
-        bar: list[Callback] = [RichProgressBar(leave=False)] if console.is_terminal else []
+        bar: list[Callback] = [_Bar()] if console.is_terminal else []
         return pl.Trainer(
             accelerator=_accelerator(config.trainer),
             devices=config.trainer.devices,
@@ -85,6 +85,13 @@ def build_job(config: Config, store: Store, logger: Callable[[str], Logger], con
             yield lambda done: bars.update(task, advance=done)
 
     return Job(store, data, settings, site.name, config.seed, trainer, device, progress)
+
+
+class _Bar(RichProgressBar):
+    """Lightning's bar without the logger's folder, which it shows as a version number."""
+
+    def get_metrics(self, *args: Any) -> dict[str, Any]:
+        return {name: value for name, value in super().get_metrics(*args).items() if name != "v_num"}
 
 
 def _accelerator(settings: TrainerSettings) -> str:

@@ -62,6 +62,9 @@ def execute(config: Config, folder: Path, command: str, console: Console | None 
             )
             console.print(summary_table({kind: artifact.path for kind, artifact in artifacts.items()}))
             console.print(f"Report: {page}", soft_wrap=True)
+        else:
+            for kind, artifact in artifacts.items():
+                console.print(f"{kind}: {artifact.path}", soft_wrap=True)
         tracker.log_results(artifacts)
         succeeded = True
     finally:

@@ -69,6 +69,7 @@ class SparseAutoencoder(pl.LightningModule):
         sparsity: λ of :func:`salve.sae.losses.sae_loss`.
         learning_rate: Adam's; annealed to zero by a cosine over all steps.
         head: maps reconstructions ``[N, M]``, in the same units, to logits ``[N, C]``: the classifier behind the site.
+            A module moves with this one to its device; it is not trained if its parameters need no gradient.
     """
 
     def __init__(self, sae: SAE, sparsity: float, learning_rate: float, head: Callable[[Tensor], Tensor]) -> None:

@@ -75,12 +75,10 @@ def train_sae(job: Job, settings: SAESettings, classifier: Artifact, activations
         scale = float((train.activations - shift).square().mean().sqrt()) or 1.0
         sae.shift.copy_(shift / scale)
         data = ActivationsData(train.activations / scale, val.activations / scale, val.labels, settings.batch_size)
-        module = SparseAutoencoder(
-            sae,
-            settings.sparsity,
-            settings.learning_rate,
-            lambda a: torch.nn.functional.linear(a * scale, weight, bias),
-        )
+        head = torch.nn.Linear(weight.shape[1], weight.shape[0]).requires_grad_(False)
+        head.weight.copy_(weight * scale)  # reads reconstructions in the units of training
+        head.bias.copy_(bias)
+        module = SparseAutoencoder(sae, settings.sparsity, settings.learning_rate, head)
         history = job.fit("discover", module, {"datamodule": data}, scratch, epochs=settings.epochs)
         sae.cpu().fold(scale)
         facts = {"backbone": job.backbone.name, "site": job.layer, "scale": scale}

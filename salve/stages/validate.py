@@ -19,6 +19,9 @@ from salve.saliency import grad_fam, insertion_deletion_auc, iou, maximise, poin
 from salve.stages.job import Job
 from salve.stages.targets import Target, targets_of
 
+#: Images optimised in one batch: bounds memory however many classes there are.
+MAXIMISED_TOGETHER = 5
+
 
 @dataclass
 class ValidateSettings:
@@ -137,28 +140,31 @@ def _top_images(scene: _Scene, settings: ValidateSettings, targets: Sequence[Tar
 
 def _maximise(scene: _Scene, settings: ValidateSettings, targets: Sequence[Target], folder: Path) -> None:
     preprocess = _preprocess(scene.job)
-    device = scene.job.device
-    found = maximise(
-        scene.model,
-        scene.site.name,
-        scene.sae,
-        torch.tensor([target.latents[0] for target in targets], device=device),
-        preprocess,
-        size=preprocess.size,
-        steps=settings.maximisation_steps,
-        signs=torch.tensor([target.signs[0] for target in targets], device=device),
-        seed=scene.job.seed,
-    )
-    images = torch.zeros(len(scene.job.classes), *found.images.shape[1:], dtype=torch.uint8)
-    images[[target.classes[0] for target in targets]] = (found.images.cpu() * 255).round().to(torch.uint8)
+    images = torch.zeros(len(scene.job.classes), 3, preprocess.size, preprocess.size, dtype=torch.uint8)
+    rows = []
+    with scene.job.progress("maximising activations", len(targets)) as advance:
+        for start in range(0, len(targets), MAXIMISED_TOGETHER):
+            part = targets[start : start + MAXIMISED_TOGETHER]
+            found = maximise(
+                scene.model,
+                scene.site.name,
+                scene.sae,
+                torch.tensor([target.latents[0] for target in part], device=scene.job.device),
+                preprocess,
+                size=preprocess.size,
+                steps=settings.maximisation_steps,
+                signs=torch.tensor([target.signs[0] for target in part], device=scene.job.device),
+                seed=scene.job.seed,
+            )
+            images[[target.classes[0] for target in part]] = (found.images.cpu() * 255).round().to(torch.uint8)
+            values = zip(part, found.start_values.tolist(), found.final_values.tolist(), strict=True)
+            rows += [
+                {"class": target.name, "latent": target.latents[0], "start_value": before, "final_value": after}
+                for target, before, after in values
+            ]
+            advance(len(part))
     save_tensors(folder / "maximisation.safetensors", {"images": images})
-    columns = {
-        "class": [target.name for target in targets],
-        "latent": [target.latents[0] for target in targets],
-        "start_value": found.start_values.tolist(),
-        "final_value": found.final_values.tolist(),
-    }
-    write_table(folder / "maximisation.csv", pd.DataFrame(columns))
+    write_table(folder / "maximisation.csv", pd.DataFrame(rows))
 
 
 def _localise(scene: _Scene, settings: ValidateSettings, target: Target, features: Artifact) -> dict[str, object]:
