@@ -6,7 +6,7 @@ Axes (METHOD's symbols): ``N`` images, ``M`` activation width at the site, ``d``
 
 from typing import Literal, TypeAlias
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -23,4 +23,3 @@ Latents: TypeAlias = Float[Tensor, "N d"]
 Logits: TypeAlias = Float[Tensor, "N C"]
 Labels: TypeAlias = Int[Tensor, " N"]
 Contribution: TypeAlias = Float[Tensor, " M"]
-Presence: TypeAlias = Bool[Tensor, "N K"]

@@ -3,7 +3,7 @@
 from salve.backbones.capture import Captured, captured, load_captured
 from salve.backbones.classifier import Classifier
 from salve.backbones.load import load_backbone, preset, read_state_dict
-from salve.backbones.sites import Site, find_site, head_logits, site_activations, sites
+from salve.backbones.sites import Site, find_site, site_activations, sites
 
 __all__ = [
     "Captured",
@@ -11,7 +11,6 @@ __all__ = [
     "Site",
     "captured",
     "find_site",
-    "head_logits",
     "load_backbone",
     "load_captured",
     "preset",

@@ -9,12 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from torchvision.models import ResNet as TorchvisionResNet
 from torchvision.models import VisionTransformer as TorchvisionViT
 
-from salve.types import Activations, Images, Logits, UserError
+from salve.types import Activations, Images, UserError
 
 LAST = "last"
 
@@ -101,11 +100,6 @@ def find_site(model: nn.Module, layer: str) -> Site:
     return known[layer]
 
 
-def readers_of(model: nn.Module, site: Site) -> dict[str, nn.Module]:
-    """The modules that read the site, by path."""
-    return {path: model.get_submodule(path) for path in site.readers}
-
-
 @contextmanager
 def recorded(model: nn.Module, site: Site) -> Iterator[list[Tensor]]:
     """Within the context every forward pass appends the site's activation, as its reader receives it."""
@@ -126,9 +120,3 @@ def site_activations(model: nn.Module, site: Site, images: Images) -> Activation
     with recorded(model, site) as seen:
         model(images)
     return seen[0]
-
-
-@torch.no_grad()
-def head_logits(model: nn.Module, site: Site, activations: Activations) -> Logits:
-    """Logits ``[N, C]`` of the part of the network behind the site, fed with activations ``[N, M]``."""
-    return model.get_submodule(site.readers[0])(activations)

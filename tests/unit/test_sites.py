@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer, mobilenet_v3_small, resnet18
 
-from salve.backbones import Site, find_site, head_logits, site_activations, sites
+from salve.backbones import Site, find_site, site_activations, sites
 from salve.types import UserError
 
 Tiny = Callable[[str], nn.Module]
@@ -78,7 +78,7 @@ def test_activations_are_what_a_computation_by_hand_gives(tiny: Tiny, name: str)
 def test_the_head_turns_them_into_the_models_own_logits(tiny: Tiny, name: str) -> None:
     model = tiny(name)
     site = find_site(model, "last")
-    logits = head_logits(model, site, site_activations(model, site, batch(name)))
+    logits = model.get_submodule(site.readers[0])(site_activations(model, site, batch(name)))
     assert torch.equal(logits, model(batch(name)))
     assert logits.std() > 0
 
