@@ -14,7 +14,7 @@ from salve.artifacts import Artifact, save_tensors, write_table
 from salve.editing import Edit, EditEvaluation, apply_recipe, load_recipe, make_recipe, save_recipe
 from salve.editing.curves import edit_curves
 from salve.sae import load_sae
-from salve.stages.job import Job, quiet_lightning
+from salve.stages.job import Job, quiet_lightning, recipe_of
 from salve.stages.targets import EditSettings, Target, contributions_of, refuse_aligned_on_signed, targets_of
 
 #: An edit separates its class when the class falls to this accuracy …
@@ -34,13 +34,7 @@ def control(
         recipe per target under ``recipes/``.
     """
     refuse_aligned_on_signed(settings, activations)
-    recipe = {
-        "activations": activations.digest,
-        "classifier": classifier.digest,
-        "sae": sae.digest,
-        "features": features.digest,
-        "settings": asdict(settings),
-    }
+    recipe = recipe_of(asdict(settings), classifier, activations, sae, features)
 
     def make(folder: Path, _: Path) -> None:
         autoencoder = load_sae(sae.file("sae.safetensors"))

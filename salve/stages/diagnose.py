@@ -11,7 +11,7 @@ from salve.artifacts import Artifact, write_table
 from salve.diagnosis import critical_strength
 from salve.editing import edited_logits
 from salve.sae import load_sae
-from salve.stages.job import Job
+from salve.stages.job import Job, recipe_of
 from salve.stages.targets import EditSettings, contributions_of, refuse_aligned_on_signed, targets_of
 
 
@@ -25,13 +25,7 @@ def diagnose(
     """
     refuse_aligned_on_signed(settings, activations)
     geometry = {name: asdict(settings)[name] for name in ("alpha", "scale", "channels")}
-    recipe = {
-        "activations": activations.digest,
-        "classifier": classifier.digest,
-        "sae": sae.digest,
-        "features": features.digest,
-        "settings": geometry,
-    }
+    recipe = recipe_of(geometry, classifier, activations, sae, features)
 
     def make(folder: Path, _: Path) -> None:
         autoencoder = load_sae(sae.file("sae.safetensors"))

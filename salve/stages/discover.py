@@ -13,7 +13,7 @@ from salve.backbones import captured
 from salve.features import class_means, kinds, margins, select_latents, shares
 from salve.metrics import FractionOfVarianceExplained, LatentUsage, per_class_accuracy
 from salve.sae import SAE, ActivationsData, SparseAutoencoder, load_sae, make_sae, save_sae
-from salve.stages.job import Job
+from salve.stages.job import Job, recipe_of
 
 
 @dataclass
@@ -58,12 +58,7 @@ def capture(job: Job, classifier: Artifact) -> Artifact:
 
 def train_sae(job: Job, settings: SAESettings, classifier: Artifact, activations: Artifact) -> Artifact:
     """The SAE: artifact ``sae`` with ``sae.safetensors`` (takes raw activations), ``sae.json`` and ``history.csv``."""
-    recipe = {
-        "activations": activations.digest,
-        "classifier": classifier.digest,
-        "settings": asdict(settings),
-        "seed": job.seed,
-    }
+    recipe = recipe_of(asdict(settings), classifier, activations) | {"seed": job.seed}
 
     def make(folder: Path, scratch: Path) -> None:
         pl.seed_everything(job.seed, workers=True, verbose=False)
@@ -128,12 +123,7 @@ def read_features(
         Artifact ``features``: ``latents.csv``, ``dominant.csv``, ``selected.csv``, ``classes.csv``,
         ``class_means.safetensors``.
     """
-    recipe = {
-        "activations": activations.digest,
-        "classifier": classifier.digest,
-        "sae": sae.digest,
-        "settings": asdict(settings),
-    }
+    recipe = recipe_of(asdict(settings), classifier, activations, sae)
 
     def make(folder: Path, _: Path) -> None:
         autoencoder = load_sae(sae.file("sae.safetensors"))

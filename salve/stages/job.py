@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,6 +152,11 @@ class Job:
                 "learning rate."
             )
         return pd.DataFrame(history.rows)
+
+
+def recipe_of(settings: Mapping[str, Any], *inputs: Artifact) -> dict[str, Any]:
+    """What a stage's artifact depends on: its settings, and the content of the artifacts it is made from."""
+    return {"settings": dict(settings), **{artifact.kind: artifact.digest for artifact in inputs}}
 
 
 class _History(Callback):

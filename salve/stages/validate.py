@@ -16,7 +16,7 @@ from salve.data.base import ConceptTruth
 from salve.data.transforms import Preprocess
 from salve.sae import SAE, load_sae
 from salve.saliency import grad_fam, insertion_deletion_auc, iou, maximise, pointing_game
-from salve.stages.job import Job
+from salve.stages.job import Job, recipe_of
 from salve.stages.targets import Target, targets_of
 
 #: Images optimised in one batch: bounds memory however many classes there are.
@@ -79,14 +79,7 @@ def validate(
         Artifact ``validate``: ``top.csv``, ``saliency.safetensors``, ``maximisation.csv`` and ``.safetensors``, and
         ``localisation.csv`` with scores against masks where the data has them.
     """
-    recipe = {
-        "activations": activations.digest,
-        "classifier": classifier.digest,
-        "sae": sae.digest,
-        "features": features.digest,
-        "settings": asdict(settings),
-        "seed": job.seed,
-    }
+    recipe = recipe_of(asdict(settings), classifier, activations, sae, features) | {"seed": job.seed}
 
     def make(folder: Path, _: Path) -> None:
         model, site = job.model(classifier)
