@@ -138,7 +138,7 @@ def summary_table(artifacts: Mapping[str, Path]) -> Table:
     found = Artifacts(artifacts)
     rows = class_summary(found)
     main = headline(found, rows)
-    table = Table(box=box.SIMPLE_HEAD, show_footer=True, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(box=box.SIMPLE_HEAD, show_footer=True, pad_edge=False, padding=0)
     table.title, table.title_justify = "SALVE, class by class", "left"
     defining = int((rows["kind"] == "class-defining").sum())
     measured = main.pointing is not None
