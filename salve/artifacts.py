@@ -24,6 +24,9 @@ from torch import Tensor
 
 DONE = "DONE.json"
 
+#: Part of every key. Raise it when the same recipe comes out otherwise than before, or old results would be found.
+REVISION = 1
+
 
 def digest_of(value: Any) -> str:
     """Hex SHA-256 of a JSON-like value, independent of the order of its keys."""
@@ -99,9 +102,13 @@ class Store:
         store._may_make = False
         return store
 
+    @staticmethod
+    def _key(recipe: Mapping[str, Any]) -> str:
+        return digest_of({"revision": REVISION, "recipe": dict(recipe)})[:16]
+
     def find(self, kind: str, recipe: Mapping[str, Any]) -> Artifact | None:
         """The finished artifact of this recipe, or None."""
-        key = digest_of(recipe)[:16]
+        key = self._key(recipe)
         path = self.root / kind / key
         if not (path / DONE).is_file():
             return None
@@ -123,7 +130,7 @@ class Store:
         if found := self.find(kind, recipe):
             self._announce(f"{kind} {found.key}: found, not made again")
             return found
-        key = digest_of(recipe)[:16]
+        key = self._key(recipe)
         if not self._may_make:
             raise NotMade(f"{kind} {key} is not there.")
         final, scratch = self.root / kind / key, self.root / "unfinished" / f"{kind}-{key}"

@@ -362,3 +362,13 @@ def test_an_artifact_reads_its_tensors(tmp_path: Path) -> None:
         "thing", RECIPE, lambda folder, _: save_tensors(folder / "t.safetensors", tensors)
     )
     assert made.tensors("t.safetensors")["a"].tolist() == [0, 1, 2]
+
+
+def test_results_of_an_older_revision_are_not_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    store.get_or_make("table", {"x": 1}, lambda folder, _: (folder / "a").write_text("old"))
+    assert store.find("table", {"x": 1}) is not None
+    monkeypatch.setattr("salve.artifacts.REVISION", 2)
+    assert store.find("table", {"x": 1}) is None
+    made = store.get_or_make("table", {"x": 1}, lambda folder, _: (folder / "a").write_text("new"))
+    assert made.file("a").read_text() == "new"
