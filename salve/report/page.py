@@ -136,8 +136,8 @@ def statement(artifacts: Artifacts, main: Headline) -> str:
         chance = percent(main.random_pointing, 0)
         beside = "" if chance == MISSING else f" (a random latent's: {chance})"
         sentences.append(
-            f"The peak of a latent's Grad-FAM map lies on its class's concept in {percent(main.pointing, 0)} of "
-            f"images{beside}."
+            f"The peak of a latent's Grad-FAM map lies on its class's concept, or within the tolerance in pixels that "
+            f"the settings give (validate.pointing_tolerance), in {percent(main.pointing, 0)} of images{beside}."
         )
     return " ".join(sentences)
 
