@@ -3,14 +3,16 @@
 ``Store.get_or_make(kind, recipe, make)`` answers with the folder ``<root>/<kind>/<key>``, where the key is the hash
 of the recipe: the scientific settings that the result depends on and the digests of the artifacts it was made from.
 A result is written to a temporary folder, checksummed, marked ``DONE.json`` and renamed into place, so a folder that
-exists is whole. A second process that wants the same result waits for the first.
+exists is whole. A second process that wants the same result waits for the first. ``Store.get_or_make_many`` does so for
+results that are made together.
 """
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,37 +129,107 @@ class Store:
         Returns:
             The artifact; its ``digest`` covers names and bytes of all files that ``make`` wrote.
         """
-        if found := self.find(kind, recipe):
-            self._announce(f"{kind} {found.key}: found, not made again")
-            return found
-        key = self._key(recipe)
-        if not self._may_make:
-            raise NotMade(f"{kind} {key} is not there.")
-        final, scratch = self.root / kind / key, self.root / "unfinished" / f"{kind}-{key}"
-        scratch.mkdir(parents=True, exist_ok=True)
-        # The lock lies beside scratch, not in it: scratch goes away while the lock is still held.
-        with FileLock(scratch.with_suffix(".lock")):
-            if found := self.find(kind, recipe):
-                self._announce(f"{kind} {key}: made meanwhile by another process")
-                return found
-            self._announce(f"{kind} {key}: making")
-            folder = scratch / "result"
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            make(folder, scratch)
-            files = {
-                str(path.relative_to(folder)): digest_of_file(path)
-                for path in sorted(folder.rglob("*"))
-                if path.is_file()
-            }
-            digest = digest_of(files)
-            write_record(folder / "recipe.json", dict(recipe))
-            write_record(folder / DONE, {"digest": digest, "files": files})
-            final.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(final, ignore_errors=True)
-            os.replace(folder, final)
-            shutil.rmtree(scratch, ignore_errors=True)
-        return Artifact(kind, key, final, digest, reused=False)
+
+        def make_one(folders: Mapping[int, Path], scratch: Path) -> None:
+            make(folders[0], scratch)
+
+        [artifact] = self.get_or_make_many(kind, [recipe], make_one)
+        assert artifact is not None, "make removed its folder"
+        return artifact
+
+    def get_or_make_many(
+        self, kind: str, recipes: Sequence[Mapping[str, Any]], make: Callable[[Mapping[int, Path], Path], None]
+    ) -> list[Artifact | None]:
+        """Find the artifacts of several recipes, or make those that are missing in one go.
+
+        Args:
+            kind: what they are. recipes: one for each.
+            make: called as ``make({index of the recipe: folder}, scratch)`` for the missing ones. It writes each
+                result into its folder; a folder that it removes becomes no artifact. A kill leaves ``scratch`` for the
+                next call with the same ones missing.
+
+        Returns:
+            An artifact for each recipe, or None where ``make`` gave up.
+        """
+        keys = [self._key(recipe) for recipe in recipes]
+        wanted = {key: i for i, key in enumerate(keys)}
+        answers: dict[str, Artifact | None] = {}
+
+        def look(how: str) -> list[str]:
+            """Take what is there; the keys of what is missing, in order."""
+            for key in wanted:
+                if key not in answers and (found := self.find(kind, recipes[wanted[key]])):
+                    self._announce(f"{kind} {key}: {how}")
+                    answers[key] = found
+            return sorted(wanted.keys() - answers.keys())
+
+        missing = look("found, not made again")
+        if missing and not self._may_make:
+            raise NotMade(f"{kind} {', '.join(missing)} is not there.")
+        unfinished = self.root / "unfinished"
+        results = {key: unfinished / f"{kind}-{key}" / "result" for key in missing}
+        with ExitStack() as held:
+            for key in missing:  # everyone takes locks in this order, so that no two wait for each other
+                unfinished.mkdir(parents=True, exist_ok=True)
+                # Beside the scratch, not in it: scratch goes away while the lock is still held.
+                held.enter_context(FileLock(unfinished / f"{kind}-{key}.lock"))
+            for key in missing:
+                # A kill came between the mark and the renaming.
+                if not self.find(kind, recipes[wanted[key]]) and (results[key] / DONE).is_file():
+                    self._publish(results[key], kind, key)
+            if missing and (missing := look("made meanwhile by another process")):
+                self._announce(f"{kind} {', '.join(missing)}: making")
+                scratch = unfinished / f"{kind}-{missing[0] if len(missing) == 1 else digest_of(missing)[:16]}"
+                for key in missing:
+                    shutil.rmtree(results[key], ignore_errors=True)
+                    results[key].mkdir(parents=True)
+                scratch.mkdir(exist_ok=True)
+                make({wanted[key]: results[key] for key in missing}, scratch)
+                # All are marked before one is renamed: until then, the same ones are missing after a kill.
+                digests = {k: _seal(results[k], recipes[wanted[k]]) for k in missing if results[k].is_dir()}
+                for key in missing:
+                    answers[key] = None
+                    if key in digests:
+                        final = self._publish(results[key], kind, key)
+                        answers[key] = Artifact(kind, key, final, digests[key], reused=False)
+                    shutil.rmtree(results[key].parent, ignore_errors=True)
+                shutil.rmtree(scratch, ignore_errors=True)
+        return [answers[key] for key in keys]
+
+    def _publish(self, result: Path, kind: str, key: str) -> Path:
+        """Rename a result that is whole into its place."""
+        final = self.root / kind / key
+        final.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(result, final)
+        _flush(final.parent)
+        return final
+
+
+def _seal(folder: Path, recipe: Mapping[str, Any]) -> str:
+    """Checksum a result and mark it as whole, once its files have reached the disk; its digest."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = {str(path.relative_to(folder)): digest_of_file(path) for path in paths}
+    digest = digest_of(files)
+    write_record(folder / "recipe.json", dict(recipe))
+    for path in [*paths, folder / "recipe.json", *(path for path in folder.rglob("*") if path.is_dir())]:
+        _flush(path)
+    write_record(folder.parent / DONE, {"digest": digest, "files": files})
+    _flush(folder.parent / DONE)
+    os.replace(folder.parent / DONE, folder / DONE)
+    _flush(folder)
+    return digest
+
+
+def _flush(path: Path) -> None:
+    """Have a file's bytes, or a folder's entries, written to the disk, so that a power cut cannot take them."""
+    if os.name != "posix":  # elsewhere a folder cannot be opened
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:

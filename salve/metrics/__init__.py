@@ -6,9 +6,10 @@ from salve.metrics.functional import (
     kl_divergence,
     per_class_accuracy,
 )
-from salve.metrics.streaming import FractionOfVarianceExplained, LatentUsage, PredictiveDrift
+from salve.metrics.streaming import BatchMean, FractionOfVarianceExplained, LatentUsage, PredictiveDrift
 
 __all__ = [
+    "BatchMean",
     "FractionOfVarianceExplained",
     "LatentUsage",
     "PredictiveDrift",

@@ -7,6 +7,32 @@ from torchmetrics import Metric
 from salve.metrics.functional import explained, firing, kl_divergence
 
 
+class BatchMean(Metric):
+    """Mean over all rows of what comes as one mean per batch.
+
+    NaN stays NaN, so that a divergence is seen; torchmetrics' own mean drops it, or with it the counts.
+    """
+
+    full_state_update = False
+    count: Tensor
+    total: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, mean: Tensor, count: int) -> None:
+        """Add the mean over ``count`` rows; the mean over none says nothing."""
+        if count:
+            self.total = self.total + mean * count
+            self.count += count
+
+    def compute(self) -> Tensor:
+        """Scalar; NaN if there were no rows."""
+        return self.total / self.count
+
+
 class FractionOfVarianceExplained(Metric):
     """FVE over all batches (see :func:`salve.metrics.fraction_of_variance_explained`).
 

@@ -1,5 +1,6 @@
 """Sparse autoencoders: variants, loss, training, files."""
 
+from salve.sae.ensemble import EpochsData, Member, SAEEnsemble
 from salve.sae.io import fingerprint, load_sae, save_sae
 from salve.sae.losses import sae_loss
 from salve.sae.models import SAE, VARIANTS, LinearL1, ReluL1, TopK, make_sae
@@ -9,8 +10,11 @@ __all__ = [
     "SAE",
     "VARIANTS",
     "ActivationsData",
+    "EpochsData",
     "LinearL1",
+    "Member",
     "ReluL1",
+    "SAEEnsemble",
     "SparseAutoencoder",
     "TopK",
     "fingerprint",

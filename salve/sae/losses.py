@@ -7,7 +7,7 @@ from salve.types import Activations, Latents
 
 
 def sae_loss(
-    activations: Activations, reconstruction: Activations, latents: Latents, sparsity: float
+    activations: Activations, reconstruction: Activations, latents: Latents, sparsity: float | Float[Tensor, ""]
 ) -> Float[Tensor, ""]:
     """``mean_n( Σ_j (a_j − â_j)² + λ Σ_l |z_l| )``: the one meaning of λ in this project (METHOD §2).
 
@@ -17,7 +17,8 @@ def sae_loss(
         sparsity: λ ≥ 0, a price per unit of latent in the unit of squared activation.
 
     Returns:
-        Scalar; the same for a batch and for the batch repeated.
+        Scalar; the same for a batch and for the batch repeated; 0 for an empty one.
     """
     squared = (activations - reconstruction).square().sum(dim=1)
-    return (squared + sparsity * latents.abs().sum(dim=1)).mean()
+    losses = squared + sparsity * latents.abs().sum(dim=1)
+    return losses.mean() if len(losses) else losses.sum()

@@ -59,7 +59,10 @@ class SAE(nn.Module):
         return (activations - self.shift) @ self.encoder.T + self.bias
 
     def activate(self, pre: Latents) -> Latents:
-        """``f``: ``[N, d] → [N, d]``; where the result is not zero it equals its argument."""
+        """``f``: ``[N, d] → [N, d]``; where the result is not zero it equals its argument.
+
+        Ensembles run it under ``torch.vmap``: no branch may depend on values.
+        """
         raise NotImplementedError
 
     def encode(self, activations: Activations) -> Latents:
@@ -78,7 +81,7 @@ class SAE(nn.Module):
     @torch.no_grad()
     def normalise_decoder(self) -> None:
         """Project the decoder's columns back to unit norm, in place."""
-        self.decoder.div_(self.decoder.norm(dim=0, keepdim=True).clamp_min(torch.finfo(self.decoder.dtype).tiny))
+        normalise_columns(self.decoder)
 
     @torch.no_grad()
     def fold(self, scale: float) -> None:
@@ -89,6 +92,12 @@ class SAE(nn.Module):
         """
         self.bias.mul_(scale)
         self.shift.mul_(scale)
+
+
+@torch.no_grad()
+def normalise_columns(decoder: Tensor) -> None:
+    """Scale the columns of ``[…, M, d]`` to unit norm, in place; a column of zeros stays."""
+    decoder.div_(decoder.norm(dim=-2, keepdim=True).clamp_min(torch.finfo(decoder.dtype).tiny))
 
 
 class LinearL1(SAE):

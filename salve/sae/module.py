@@ -5,10 +5,11 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from salve.metrics import FractionOfVarianceExplained, LatentUsage
+from salve.data.ranks import RankBatches, batch_share
+from salve.metrics import BatchMean, FractionOfVarianceExplained, LatentUsage
 from salve.sae.losses import sae_loss
 from salve.sae.models import SAE
 
@@ -27,13 +28,14 @@ class Rows(Dataset[Tensor]):
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
         """What DataLoader asks for: the whole batch in one indexing operation."""
-        rows = torch.as_tensor(indices)
+        rows = torch.as_tensor(indices, dtype=torch.long)  # an empty list has no type of its own
         return tuple(tensor[rows] for tensor in self.tensors)
 
 
 def rows_loader(*tensors: Tensor, batch_size: int, shuffle: bool = False) -> DataLoader[Any]:
-    """A DataLoader over tensor rows without per-row work."""
-    return DataLoader(Rows(*tensors), batch_size, shuffle=shuffle, collate_fn=_as_is)
+    """A DataLoader over tensor rows without per-row work; a rank gets its part of each batch, which may be empty."""
+    rows = Rows(*tensors)
+    return DataLoader(rows, batch_sampler=RankBatches(len(rows), batch_size, shuffle), collate_fn=_as_is)
 
 
 def _as_is(batch: Any) -> Any:
@@ -61,6 +63,38 @@ class ActivationsData(pl.LightningDataModule):
         return rows_loader(self.val, self.val_labels, batch_size=max(self.batch_size, 4096))
 
 
+class Measures(nn.Module):
+    """What a training is followed by, over a whole pass: downstream accuracy, FVE, L0, L1 and dead fraction.
+
+    Args:
+        sae: the SAE that is measured.
+    """
+
+    def __init__(self, sae: SAE) -> None:
+        super().__init__()
+        self.accuracy = BatchMean()
+        self.fve = FractionOfVarianceExplained(sae.width)
+        self.usage = LatentUsage(sae.dictionary_size, sae.negligible)
+
+    def update(self, activations: Tensor, reconstruction: Tensor, latents: Tensor, right: Tensor) -> None:
+        """Add activations ``[N, M]``, reconstructions, latents ``[N, d]``, and which are classified right ``[N]``."""
+        self.accuracy.update(right.float().mean(), len(right))
+        self.fve.update(activations, reconstruction)
+        self.usage.update(latents, activations)
+
+    def compute(self) -> dict[str, Tensor]:
+        """The measures by name, over all ranks; then start anew."""
+        usage = self.usage.compute()
+        measures = {
+            "downstream_accuracy": self.accuracy.compute(),
+            "fve": self.fve.compute(),
+            **{name: usage[name] for name in ("l0", "l1", "dead_fraction")},
+        }
+        for metric in (self.accuracy, self.fve, self.usage):
+            metric.reset()
+        return {name: value.float() for name, value in measures.items()}
+
+
 class SparseAutoencoder(pl.LightningModule):
     """Trains an SAE and measures it every epoch: FVE, L0, L1, dead fraction and downstream accuracy.
 
@@ -78,15 +112,17 @@ class SparseAutoencoder(pl.LightningModule):
         self.sparsity = sparsity
         self.learning_rate = learning_rate
         self._head = head
-        self.fve = FractionOfVarianceExplained(sae.width)
-        self.usage = LatentUsage(sae.dictionary_size, sae.negligible)
+        self.loss = BatchMean()
+        self.measures = Measures(sae)
 
     def training_step(self, batch: Sequence[Tensor], _: int) -> Tensor:
-        """The loss of one batch."""
-        reconstruction, latents = self.sae(batch[0])
-        loss = sae_loss(batch[0], reconstruction, latents, self.sparsity)
-        self.log("loss", loss, on_step=False, on_epoch=True, sync_dist=True)
-        return loss
+        """The loss of one batch; of a rank's part of it, so that the ranks' mean is the whole batch's."""
+        (activations,) = batch
+        reconstruction, latents = self.sae(activations)
+        loss = sae_loss(activations, reconstruction, latents, self.sparsity)
+        self.loss.update(loss.detach(), len(activations))
+        self.log("loss", self.loss, on_step=False, on_epoch=True)
+        return loss * batch_share(len(activations))
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """The optimiser's step, then the decoder's columns back to unit norm."""
@@ -97,18 +133,11 @@ class SparseAutoencoder(pl.LightningModule):
         """Accumulate the measures."""
         activations, labels = batch
         reconstruction, latents = self.sae(activations)
-        self.fve.update(activations, reconstruction)
-        self.usage.update(latents, activations)
-        right = (self._head(reconstruction).argmax(dim=1) == labels).float().mean()
-        self.log("downstream_accuracy", right, batch_size=len(labels), sync_dist=True)
+        self.measures.update(activations, reconstruction, latents, self._head(reconstruction).argmax(dim=1) == labels)
 
     def on_validation_epoch_end(self) -> None:
         """Log the measures over the whole pass."""
-        usage = self.usage.compute()
-        measures = {"fve": self.fve.compute(), **{name: usage[name] for name in ("l0", "l1", "dead_fraction")}}
-        self.log_dict({name: value.float() for name, value in measures.items()})
-        self.fve.reset()
-        self.usage.reset()
+        self.log_dict(self.measures.compute(), sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         """Adam with a cosine to zero."""

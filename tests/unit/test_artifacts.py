@@ -4,10 +4,13 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -286,6 +289,139 @@ def test_processes_that_want_the_same_artifact_make_it_once(tmp_path: Path) -> N
     assert len((tmp_path / "calls").read_text().split()) == 1
     assert len({digest for digest, _ in got}) == 1
     assert sorted(reused for _, reused in got) == [False, True, True, True]
+
+
+# -- several at once
+
+MEMBERS = [{"seed": seed} for seed in range(4)]
+
+
+def write_indices(folders: Mapping[int, Path], _: Path) -> None:
+    for i, folder in folders.items():
+        (folder / "index.txt").write_text(str(i))
+
+
+def refuse_all(*_: object) -> None:
+    raise AssertionError("made although all were there")
+
+
+def test_several_made_in_one_go_are_what_each_is_alone(tmp_path: Path) -> None:
+    calls: list[list[int]] = []
+
+    def make(folders: Mapping[int, Path], scratch: Path) -> None:
+        assert scratch.is_dir()
+        assert all(folder.is_dir() and not list(folder.iterdir()) for folder in folders.values())
+        calls.append(sorted(folders))
+        write_indices(folders, scratch)
+
+    together, alone = Store(tmp_path / "together"), Store(tmp_path / "alone")
+    first = together.get_or_make_many("thing", [MEMBERS[2], MEMBERS[0]], make)
+    found = together.get_or_make_many("thing", MEMBERS, make)
+    assert calls == [[0, 1], [1, 3]]
+    assert [artifact.reused for artifact in found if artifact] == [True, False, True, False]
+    assert (found[0], found[2]) == (replace(first[1], reused=True), replace(first[0], reused=True))
+    for i, (text, recipe) in enumerate(zip(["1", "1", "0", "3"], MEMBERS, strict=True)):
+        same = alone.get_or_make("thing", recipe, lambda folder, _, text=text: write_text(folder, text))
+        assert (same.key, same.digest) == (found[i].key, found[i].digest)
+        names = [sorted(path.name for path in artifact.path.iterdir()) for artifact in (same, found[i])]
+        assert names == [[DONE, "index.txt", "recipe.json"]] * 2
+    assert together.get_or_make_many("thing", MEMBERS, refuse_all) == [replace(one, reused=True) for one in found]
+    assert not [path for path in (tmp_path / "together" / "unfinished").iterdir() if path.is_dir()]
+    with pytest.raises(NotMade, match="thing"):
+        together.only_found().get_or_make_many("thing", [MEMBERS[0], {"seed": 9}], refuse_all)
+
+
+def write_text(folder: Path, text: str) -> None:
+    (folder / "index.txt").write_text(text)
+
+
+def test_a_recipe_given_twice_is_made_once(tmp_path: Path) -> None:
+    a, b, c = Store(tmp_path).get_or_make_many("thing", [MEMBERS[0], MEMBERS[1], dict(MEMBERS[0])], write_indices)
+    assert a == c
+    assert a.key != b.key
+    assert Store(tmp_path).get_or_make_many("thing", [], refuse_all) == []
+
+
+def test_what_make_gives_up_is_no_artifact_and_the_others_are(tmp_path: Path) -> None:
+    def make(folders: Mapping[int, Path], _: Path) -> None:
+        write_indices(folders, _)
+        shutil.rmtree(folders[1])
+
+    store = Store(tmp_path)
+    found = store.get_or_make_many("thing", MEMBERS, make)
+    assert [artifact is None for artifact in found] == [False, True, False, False]
+    assert store.find("thing", MEMBERS[1]) is None
+    assert not [path for path in (tmp_path / "unfinished").iterdir() if path.is_dir()]
+
+
+def test_scratch_of_several_outlives_a_failure_and_belongs_to_those_that_are_missing(tmp_path: Path) -> None:
+    store, seen = Store(tmp_path), list[bool]()
+
+    def fail(folders: Mapping[int, Path], scratch: Path) -> None:
+        seen.append((scratch / "checkpoint").exists())
+        (scratch / "checkpoint").write_text("epoch 3")
+        write_indices(folders, scratch)
+        raise RuntimeError("out of luck")
+
+    for wanted in (MEMBERS, list(reversed(MEMBERS)), MEMBERS[:2]):
+        with pytest.raises(RuntimeError, match="out of luck"):
+            store.get_or_make_many("thing", wanted, fail)
+    assert seen == [False, True, False]
+    assert finished(tmp_path) == []
+    found = store.get_or_make_many("thing", MEMBERS, write_indices)
+    assert [artifact.file("index.txt").read_text() for artifact in found if artifact] == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize("renamed", [0, 1, 3])
+def test_results_that_were_whole_when_a_kill_came_are_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renamed: int
+) -> None:
+    store, plain, left = Store(tmp_path), os.replace, [renamed]
+
+    def dies(source: Path, target: Path) -> None:
+        if Path(source).name == "result":
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+        plain(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", dies)
+        with pytest.raises(KeyboardInterrupt):
+            store.get_or_make_many("thing", MEMBERS, write_indices)
+    assert sum(store.find("thing", recipe) is not None for recipe in MEMBERS) == renamed
+    # Alone or together.
+    store.get_or_make("thing", MEMBERS[0], refuse)
+    found = store.get_or_make_many("thing", MEMBERS, refuse_all)
+    assert [artifact.file("index.txt").read_text() for artifact in found if artifact] == ["0", "1", "2", "3"]
+
+
+def _want_several(root: Path, wanted: list[int], answers: "multiprocessing.Queue[list[tuple[int, str]]]") -> None:
+    def make(folders: Mapping[int, Path], _: Path) -> None:
+        for i, folder in folders.items():
+            with (root / "calls").open("a") as calls:
+                calls.write(f"{wanted[i]}\n")
+            write_text(folder, str(wanted[i]))
+        time.sleep(0.5)  # long enough for the others to arrive
+
+    recipes = [{"seed": seed} for seed in wanted]
+    found = Store(root / "store").get_or_make_many("thing", recipes, make)
+    answers.put([(seed, artifact.file("index.txt").read_text()) for seed, artifact in zip(wanted, found, strict=True)])
+
+
+def test_processes_whose_groups_overlap_make_each_once_and_never_wait_for_each_other(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    answers: multiprocessing.Queue[list[tuple[int, str]]] = context.Queue()
+    groups = [[0, 1, 2, 3], [5, 4, 3, 2], [3, 0, 5], [1]]
+    processes = [context.Process(target=_want_several, args=(tmp_path, group, answers)) for group in groups]
+    for process in processes:
+        process.start()
+    got = [answers.get(timeout=120) for _ in processes]
+    for process in processes:
+        process.join(30)
+    assert [process.exitcode for process in processes] == [0, 0, 0, 0]
+    assert sorted((tmp_path / "calls").read_text().split()) == ["0", "1", "2", "3", "4", "5"]
+    assert all(text == str(seed) for group in got for seed, text in group)
 
 
 # -- files

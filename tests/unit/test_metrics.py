@@ -2,11 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from sklearn.metrics import r2_score
 
 from salve.metrics import (
+    BatchMean,
     FractionOfVarianceExplained,
     LatentUsage,
     PredictiveDrift,
@@ -81,3 +83,14 @@ def test_per_class_accuracy_of_a_class_without_images_is_nan() -> None:
     found = per_class_accuracy(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), 3).tolist()
     assert found[:2] == [0.5, 1.0]
     assert math.isnan(found[2])
+
+
+def test_mean_over_batches_is_weighted_by_their_rows_and_shows_a_divergence() -> None:
+    values = np.random.default_rng(0).normal(size=11)
+    batches = np.split(values, [4, 4, 10])  # of 4, 0, 6 and 1 rows
+    metric = BatchMean()
+    for batch in batches:
+        metric.update(torch.tensor(batch.mean() if len(batch) else np.nan), len(batch))
+    assert float(metric.compute()) == pytest.approx(values.mean(), rel=1e-5)
+    metric.update(torch.tensor(torch.nan), 3)
+    assert torch.isnan(metric.compute())

@@ -98,17 +98,17 @@ def train(
     sae = make_sae(variant, activations.shape[1], size, torch.Generator().manual_seed(0), **settings)
     module = SparseAutoencoder(sae, sparsity, 3e-3, head=lambda a: a)
     data = ActivationsData(activations, activations[:64], torch.zeros(64, dtype=torch.long), 128)
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_epochs=epochs,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            max_epochs=epochs,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            limit_val_batches=0,
+        )
         trainer.fit(module, datamodule=data)
     return sae.requires_grad_(False)
 

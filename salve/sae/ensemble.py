@@ -1,0 +1,201 @@
+"""Training many SAEs on the same activations as one batched computation."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state
+from torch.utils.data import DataLoader
+
+from salve.sae.losses import sae_loss
+from salve.sae.models import SAE, normalise_columns
+from salve.sae.module import ActivationsData, Measures, rows_loader
+from salve.types import Activations, Latents
+
+#: Columns of a training's history, in the order in which Lightning has them for one SAE.
+MEASURES = ("downstream_accuracy", "fve", "l0", "l1", "dead_fraction", "loss")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One SAE of an ensemble, untrained, with its λ and the seed of its order of rows."""
+
+    sae: SAE
+    sparsity: float
+    seed: int
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """What torch's generator is seeded with when an epoch begins."""
+    return seed * 100_003 + epoch
+
+
+def row_order(rows: int, seed: int, epoch: int) -> Int[Tensor, " N"]:
+    """The order in which a training alone, with this seed, goes through its rows in an epoch."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(epoch_seed(seed, epoch))
+        # The loader draws it, whatever its way of drawing; the size of its batches plays no part.
+        [(order,)] = rows_loader(torch.arange(rows), batch_size=rows, shuffle=True)
+    return order
+
+
+class EpochsData(ActivationsData):
+    """Activations for an ensemble: a training batch is the whole split ``[N, M]``, in order."""
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """One batch; each member has its own order of rows."""
+        whole: Any = [self.train]
+        return DataLoader(whole, batch_size=None)
+
+
+class Stack(nn.Module):
+    """SAEs of one variant and shape: each of their tensors, stacked along a first axis of ``G`` members.
+
+    Args:
+        members: by their number in the ensemble.
+    """
+
+    def __init__(self, members: dict[int, Member]) -> None:
+        super().__init__()
+        self.numbers = list(members)
+        saes = [member.sae for member in members.values()]
+        parameters, buffers = stack_module_state(list[nn.Module](saes))
+        for name, value in parameters.items():
+            self.register_parameter(name, nn.Parameter(value, requires_grad=value.requires_grad))
+        for name, value in buffers.items():
+            self.register_buffer(name, value)
+        self._names = (*parameters, *buffers)
+        self.sparsity: Tensor
+        prices = [member.sparsity for member in members.values()]
+        self.register_buffer("sparsity", torch.tensor(prices), persistent=False)
+        # How one SAE computes, without numbers of its own; in a partial it is no part of this module.
+        self._call = partial(functional_call, copy.deepcopy(saes[0]).to("meta"))
+
+    def losses(self, activations: Float[Tensor, "G N M"]) -> Float[Tensor, " G"]:
+        """Each member's loss on a batch of its own."""
+
+        def loss(state: dict[str, Tensor], rows: Tensor, sparsity: Tensor) -> Tensor:
+            reconstruction, latents = self._call(state, (rows,))
+            return sae_loss(rows, reconstruction, latents, sparsity)
+
+        state = {name: getattr(self, name) for name in self._names}
+        losses: Tensor = torch.vmap(loss)(state, activations, self.sparsity)
+        return losses
+
+    def state_of(self, place: int) -> dict[str, Tensor]:
+        """The ``state_dict`` of the member at a place of the stack."""
+        return {name: getattr(self, name).detach()[place] for name in self._names}
+
+    def forward(self, place: int, activations: Activations) -> tuple[Activations, Latents]:
+        """Reconstruction and latents by the member at a place of the stack."""
+        result: tuple[Tensor, Tensor] = self._call(self.state_of(place), (activations,))
+        return result
+
+    def normalise_decoders(self) -> None:
+        """Project the columns of all decoders back to unit norm, in place."""
+        normalise_columns(self.get_parameter("decoder"))
+
+
+class SAEEnsemble(pl.LightningModule):
+    """Trains SAEs together; each becomes what :class:`SparseAutoencoder` would make of it alone, to float tolerance.
+
+    SAEs of one shape are stacked, and a step is one batched computation for each stack. Every loss depends on one
+    member only, so that the gradient of their sum is each member's own; Adam treats every number by itself anyway.
+    What Lightning calls a training step is a whole epoch here: its work between two steps would outlast a step.
+
+    Args:
+        members: they may differ in size, λ, seed and variant. rows: ``N`` of the training split.
+        batch_size: rows of a step, for each member. learning_rate, head: as for one SAE.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        rows: int,
+        batch_size: int,
+        learning_rate: float,
+        head: Callable[[Tensor], Tensor],
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.rows, self.batch_size, self.learning_rate = rows, batch_size, learning_rate
+        self._members = tuple(members)
+        self._head = head
+        shapes: dict[str, dict[int, Member]] = {}
+        for number, member in enumerate(members):
+            shape = str((member.sae.variant, member.sae.dictionary_size, member.sae.settings()))
+            shapes.setdefault(shape, {})[number] = member
+        self._stacks = [Stack(held) for held in shapes.values()]
+        self._measures = [Measures(member.sae) for member in members]
+        # Registered; the lists above are for their types.
+        self.stacks, self.measures = nn.ModuleList(self._stacks), nn.ModuleList(self._measures)
+        self._losses: Tensor
+        self.register_buffer("_losses", torch.zeros(len(members)), persistent=False)
+        self._history: list[Tensor] = []
+
+    def training_step(self, batch: Float[Tensor, "N M"], _: int) -> None:
+        """All steps of an epoch."""
+        optimizer: Any = self.optimizers()
+        schedule: Any = self.lr_schedulers()
+        drawn = {seed: row_order(self.rows, seed, self.current_epoch) for seed in {m.seed for m in self._members}}
+        orders = torch.stack([drawn[member.seed] for member in self._members]).to(batch.device)  # [members, N]
+        order_of = [orders[stack.numbers] for stack in self._stacks]
+        totals = [torch.zeros(len(stack.numbers), device=batch.device) for stack in self._stacks]
+        for start in range(0, self.rows, self.batch_size):
+            stop = min(start + self.batch_size, self.rows)
+            losses = [
+                stack.losses(batch[order[:, start:stop]]) for stack, order in zip(self._stacks, order_of, strict=True)
+            ]
+            optimizer.zero_grad()
+            self.manual_backward(torch.cat(losses).sum())
+            optimizer.step()
+            schedule.step()
+            for stack, total, loss in zip(self._stacks, totals, losses, strict=True):
+                stack.normalise_decoders()
+                total += loss.detach() * (stop - start)
+        for stack, total in zip(self._stacks, totals, strict=True):
+            self._losses[stack.numbers] = total / self.rows
+
+    def validation_step(self, batch: Sequence[Tensor], _: int) -> None:
+        """Accumulate each member's measures."""
+        activations, labels = batch
+        for stack in self._stacks:
+            for place, number in enumerate(stack.numbers):
+                reconstruction, latents = stack(place, activations)
+                right = self._head(reconstruction).argmax(dim=1) == labels
+                self._measures[number].update(activations, reconstruction, latents, right)
+
+    def on_train_epoch_end(self) -> None:
+        """Keep the epoch's measures; not through ``self.log``, since one member may diverge and the others not."""
+        pairs = zip(self._measures, self._losses, strict=True)
+        measured = [{**measures.compute(), "loss": loss} for measures, loss in pairs]
+        self._history.append(torch.tensor([[float(row[name]) for name in MEASURES] for row in measured]))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the history so far."""
+        checkpoint["history"] = torch.stack(self._history)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the history."""
+        self._history = list(checkpoint["history"])
+
+    def configure_optimizers(self) -> Any:
+        """Adam with a cosine to zero over all steps, as for one SAE."""
+        trained = [parameter for parameter in self.stacks.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.Adam(trained, lr=self.learning_rate, fused=True)
+        steps = -(-self.rows // self.batch_size) * int(self.trainer.max_epochs or 1)
+        return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)]
+
+    def trained(self, number: int) -> tuple[SAE, list[dict[str, float]]]:
+        """A member as it is now, and its measures, a row for each epoch."""
+        [stack] = [stack for stack in self._stacks if number in stack.numbers]
+        sae = copy.deepcopy(self._members[number].sae)
+        sae.load_state_dict(stack.state_of(stack.numbers.index(number)))
+        history = [dict(zip(MEASURES, measured[number].tolist(), strict=True)) for measured in self._history]
+        return sae, [{"epoch": epoch, **row} for epoch, row in enumerate(history)]

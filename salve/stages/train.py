@@ -1,0 +1,218 @@
+"""Stage ``discover``: train SAEs on captured activations."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from salve.artifacts import Artifact, write_record, write_table
+from salve.backbones import Captured
+from salve.metrics import FractionOfVarianceExplained, LatentUsage
+from salve.sae import (
+    SAE,
+    ActivationsData,
+    EpochsData,
+    Member,
+    SAEEnsemble,
+    SparseAutoencoder,
+    make_sae,
+    save_sae,
+)
+from salve.stages.job import Job, recipe_of
+from salve.types import UserError
+
+
+@dataclass
+class SAESettings:
+    """Which SAE, and how it is trained.
+
+    Attributes:
+        variant: linear_l1, relu_l1 or topk. dictionary_size: d. sparsity: λ. k: active latents (topk only).
+        centre: subtract the mean activation first; off by default, since it spoils the published edit (METHOD §8).
+        learning_rate, batch_size, epochs: of Adam on cached activations.
+        seed: of the initial weights and the order of rows.
+        ensemble: how many SAEs of a sweep are trained together at most (see :func:`can_share`); 1 trains each alone.
+    """
+
+    variant: str
+    dictionary_size: int
+    sparsity: float
+    k: int | None
+    centre: bool
+    learning_rate: float
+    batch_size: int
+    epochs: int
+    seed: int
+    ensemble: int
+
+
+#: What may differ among SAEs that are trained together.
+VARIES = ("dictionary_size", "sparsity", "k", "seed")
+#: What recipe and record do not hold as a setting: the recipe has the seed beside them.
+NO_SETTING = ("seed", "ensemble")
+
+
+def can_share(a: SAESettings, b: SAESettings) -> bool:
+    """Whether two SAEs can be trained together: they differ at most in size, λ, k and seed."""
+    return not _differences(a, b)
+
+
+def _differences(a: SAESettings, b: SAESettings) -> list[str]:
+    other = _settings(b)
+    return [name for name, value in _settings(a).items() if name not in VARIES and value != other[name]]
+
+
+def train_sae(job: Job, settings: SAESettings, classifier: Artifact, activations: Artifact) -> Artifact:
+    """The SAE: artifact ``sae`` with ``sae.safetensors`` (takes raw activations), ``sae.json`` and ``history.csv``."""
+    [artifact] = train_saes(job, [settings], classifier, activations)
+    return artifact
+
+
+def train_saes(
+    job: Job, settings: Sequence[SAESettings], classifier: Artifact, activations: Artifact
+) -> list[Artifact]:
+    """An artifact ``sae`` for each of several SAEs; what is missing is trained together, or alone if it is only one.
+
+    Raises:
+        UserError: their settings differ in more than what can be trained together, or there are several devices.
+            Also if the training of some diverged; the others' artifacts are there.
+    """
+    for other in settings[1:]:
+        if unlike := _differences(settings[0], other):
+            raise UserError(
+                f"SAEs that are trained together differ only in {', '.join(VARIES)}, not in sae.{unlike[0]}: "
+                f"{getattr(settings[0], unlike[0])} and {getattr(other, unlike[0])}."
+            )
+    if len(settings) > 1 and job.ranks.several:
+        raise UserError("SAEs are trained together on one device; set trainer.devices=1, or sae.ensemble=1.")
+
+    def make(folders: Mapping[int, Path], scratch: Path) -> None:
+        ground = _Ground.of(job, settings[0], classifier, activations)
+        train = _train_alone if len(folders) == 1 else _train_together
+        train(job, ground, {folder: settings[i] for i, folder in folders.items()}, scratch)
+
+    recipes = [recipe_of(_settings(one), classifier, activations) | {"seed": one.seed} for one in settings]
+    found = job.store.get_or_make_many("sae", recipes, make)
+    diverged = [one for one, artifact in zip(settings, found, strict=True) if artifact is None]
+    if diverged:
+        named = "; ".join(", ".join(f"sae.{name}={getattr(one, name)}" for name in VARIES) for one in diverged)
+        raise UserError(
+            f"The training of {len(diverged)} of {len(settings)} SAEs diverged: {named}; lower their learning rate."
+        )
+    return [artifact for artifact in found if artifact is not None]
+
+
+def _train_alone(job: Job, ground: "_Ground", wanted: Mapping[Path, SAESettings], scratch: Path) -> None:
+    [(folder, settings)] = wanted.items()
+    pl.seed_everything(settings.seed, workers=True, verbose=False)
+    sae = ground.untrained(settings)
+    module = SparseAutoencoder(sae, settings.sparsity, settings.learning_rate, ground.head())
+    data = {"datamodule": ActivationsData(*ground.scaled(), settings.batch_size)}
+    history = replace(job, seed=settings.seed).fit("discover", module, data, scratch, epochs=settings.epochs)
+    ground.write(folder, settings, sae.cpu(), history)
+
+
+def _train_together(job: Job, ground: "_Ground", wanted: Mapping[Path, SAESettings], scratch: Path) -> None:
+    """Folders of those that diverge are removed."""
+    common = next(iter(wanted.values()))
+    members = [Member(ground.untrained(one), one.sparsity, one.seed) for one in wanted.values()]
+    data = EpochsData(*ground.scaled(), common.batch_size)
+    ensemble = SAEEnsemble(members, len(data.train), common.batch_size, common.learning_rate, ground.head())
+    job.fit("discover", ensemble, {"datamodule": data}, scratch, epochs=common.epochs)
+    for number, (folder, settings) in enumerate(wanted.items()):
+        sae, rows = ensemble.trained(number)
+        history = pd.DataFrame(rows)
+        if np.isfinite(history.to_numpy()).all():
+            ground.write(folder, settings, sae, history)
+        else:
+            folder.rmdir()
+
+
+def _settings(settings: SAESettings) -> dict[str, Any]:
+    return {name: value for name, value in asdict(settings).items() if name not in NO_SETTING}
+
+
+@dataclass(frozen=True)
+class _Ground:
+    """What SAEs are trained on: captured activations, and the classifier's head behind them.
+
+    Attributes:
+        train, val: activations. weight, bias: of the head. shift, scale: training sees ``(a − shift) / scale``, with
+            the shift inside the SAE. facts: for the file's header.
+    """
+
+    train: Captured
+    val: Captured
+    weight: Tensor
+    bias: Tensor
+    shift: Tensor
+    scale: float
+    facts: dict[str, Any]
+
+    @classmethod
+    def of(cls, job: Job, settings: SAESettings, classifier: Artifact, activations: Artifact) -> "_Ground":
+        train, val = (job.activations(activations, split) for split in ("train", "val"))
+        weight, bias = job.head(classifier)
+        raw = train.activations
+        shift = raw.mean(dim=0) if settings.centre else torch.zeros(raw.shape[1])
+        # One scalar, so that mean ‖a‖² = M and λ means the same on every site.
+        scale = float((raw - shift).square().mean().sqrt()) or 1.0
+        facts = {"backbone": job.backbone.name, "site": job.layer, "scale": scale}
+        return cls(train, val, weight, bias, shift, scale, facts)
+
+    def untrained(self, settings: SAESettings) -> SAE:
+        """An SAE at the start of its training."""
+        options = {} if settings.k is None or settings.variant != "topk" else {"k": settings.k}
+        generator = torch.Generator().manual_seed(settings.seed)
+        sae = make_sae(settings.variant, len(self.shift), settings.dictionary_size, generator, **options)
+        sae.shift.copy_(self.shift / self.scale)
+        return sae
+
+    def scaled(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Train and val activations in the units of training, and the val labels."""
+        return self.train.activations / self.scale, self.val.activations / self.scale, self.val.labels
+
+    def head(self) -> nn.Linear:
+        """The classifier behind the site, for reconstructions in the units of training."""
+        head = nn.Linear(self.weight.shape[1], self.weight.shape[0]).requires_grad_(False)
+        head.weight.copy_(self.weight * self.scale)
+        head.bias.copy_(self.bias)
+        return head
+
+    def write(self, folder: Path, settings: SAESettings, sae: SAE, history: pd.DataFrame) -> None:
+        """The artifact's files, of an SAE as its training left it."""
+        sae.fold(self.scale)
+        save_sae(folder / "sae.safetensors", sae, self.facts)
+        write_table(folder / "history.csv", history)
+        record = _record(settings, sae, history, self.weight, self.bias, self.val.activations, self.val.labels)
+        write_record(folder / "sae.json", record)
+
+
+@torch.no_grad()
+def _record(
+    settings: SAESettings, sae: SAE, history: pd.DataFrame, weight: Tensor, bias: Tensor, val: Tensor, labels: Tensor
+) -> dict[str, object]:
+    """What the finished file does on raw val activations; measured anew, so that a wrong fold would show."""
+    reconstruction, latents = sae(val)
+    usage, fve = LatentUsage(sae.dictionary_size, sae.negligible), FractionOfVarianceExplained(sae.width)
+    usage.update(latents, val)
+    fve.update(val, reconstruction)
+
+    def accuracy(activations: Tensor) -> float:
+        return float(((activations @ weight.T + bias).argmax(dim=1) == labels).double().mean())
+
+    measures = {name: float(value) for name, value in usage.compute().items() if value.ndim == 0}
+    return {
+        **_settings(settings),
+        **measures,
+        "width": sae.width,
+        "fve": float(fve.compute()),
+        "downstream_accuracy": accuracy(reconstruction),
+        "original_accuracy": accuracy(val),
+    }

@@ -1,0 +1,328 @@
+"""SAEs that are trained together come out as those that are trained alone."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from salve.artifacts import Artifact, NotMade, Store
+from salve.backbones import Captured
+from salve.sae import VARIANTS, SparseAutoencoder, make_sae
+from salve.sae import module as sae_module
+from salve.sae.ensemble import SAEEnsemble, row_order
+from salve.stages import BackboneSettings, Job, SAESettings, can_share, train_sae, train_saes
+from salve.types import UserError
+
+ROWS, WIDTH, CLASSES = 70, 12, 3
+SETTINGS = SAESettings(
+    variant="linear_l1",
+    dictionary_size=8,
+    sparsity=0.5,
+    k=None,
+    centre=False,
+    learning_rate=0.01,
+    batch_size=16,  # the last batch has 6 rows
+    epochs=4,
+    seed=0,
+    ensemble=8,
+)
+
+
+class Alone:
+    """The ranks of a job that has one."""
+
+    several = False
+
+    def __call__(self, work: Callable[..., Any], /, *args: Any) -> Any:
+        return work(*args)
+
+
+class SmallJob(Job):
+    """A job whose activations and head are drawn instead of captured."""
+
+    def activations(self, activations: Artifact, split: str) -> Captured:
+        generator = torch.Generator().manual_seed(len(split))
+        rows = ROWS if split == "train" else 25
+        drawn = torch.randn(rows, WIDTH, generator=generator) * torch.linspace(0.5, 4, WIDTH) + 1
+        return Captured(drawn, torch.randint(CLASSES, (rows,), generator=generator))
+
+    def head(self, classifier: Artifact) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(9)
+        return torch.randn(CLASSES, WIDTH, generator=generator), torch.randn(CLASSES, generator=generator)
+
+
+@contextmanager
+def no_progress(_: str, __: int) -> Iterator[Callable[[int], None]]:
+    yield lambda _: None
+
+
+def trainer(_: str, epochs: int, callbacks: list[pl.Callback]) -> pl.Trainer:
+    return pl.Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        callbacks=callbacks,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+
+
+Train = Callable[..., list[Artifact]]
+
+
+def surroundings(folder: Path) -> tuple[Job, Artifact, Artifact]:
+    """A job on a store of its own, and the artifacts that SAEs are made from."""
+    store = Store(folder)
+    inputs = [store.get_or_make(kind, {}, lambda path, _: None) for kind in ("classifier", "activations")]
+    data: Any = None
+    backbone = BackboneSettings("timm", "none", "random")
+    job = SmallJob(store, data, backbone, "last", 0, trainer, torch.device("cpu"), no_progress, Alone())
+    return job, inputs[0], inputs[1]
+
+
+def together(folder: Path, settings: list[SAESettings]) -> list[Artifact]:
+    job, *inputs = surroundings(folder)
+    return train_saes(job, settings, *inputs)
+
+
+def alone(folder: Path, settings: list[SAESettings]) -> list[Artifact]:
+    job, *inputs = surroundings(folder)
+    return [train_sae(job, one, *inputs) for one in settings]
+
+
+def assert_same(got: list[Artifact], expected: list[Artifact]) -> None:
+    """The same keys and files, and numbers to float tolerance."""
+    for one, other in zip(got, expected, strict=True):
+        assert one.key == other.key
+        assert one.record("recipe.json") == other.record("recipe.json")
+        names = [sorted(path.name for path in artifact.path.iterdir()) for artifact in (one, other)]
+        assert names[0] == names[1]
+        pd.testing.assert_frame_equal(one.table("history.csv"), other.table("history.csv"), rtol=1e-3, atol=1e-5)
+        mine, theirs = one.tensors("sae.safetensors"), other.tensors("sae.safetensors")
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
+        mine, theirs = one.record("sae.json"), other.record("sae.json")
+        assert mine.keys() == theirs.keys()
+        for name, value in theirs.items():
+            assert mine[name] == (pytest.approx(value, rel=1e-3, abs=1e-5) if isinstance(value, float) else value)
+
+
+@pytest.fixture
+def fits(monkeypatch: pytest.MonkeyPatch) -> list[type]:
+    """The kinds of modules that were trained, in order."""
+    kinds: list[type] = []
+    plain = Job.fit
+
+    def spy(self: Job, stage: str, module: pl.LightningModule, *args: Any, **kwargs: Any) -> Any:
+        kinds.append(type(module))
+        return plain(self, stage, module, *args, **kwargs)
+
+    monkeypatch.setattr(Job, "fit", spy)
+    return kinds
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_members_are_what_they_would_be_alone(variant: str, tmp_path: Path, fits: list[type]) -> None:
+    base = replace(SETTINGS, variant=variant, k=2, centre=variant == "relu_l1")
+    grid = [
+        replace(base, dictionary_size=size, sparsity=sparsity, seed=seed)
+        for size in (8, 5)
+        for sparsity in (0.1, 1.0)
+        for seed in (0, 3)
+    ]
+    found = together(tmp_path / "together", grid)
+    assert fits == [SAEEnsemble]
+    expected = alone(tmp_path / "alone", grid)
+    assert fits[1:] == [SparseAutoencoder] * len(grid)
+    assert_same(found, expected)
+    # Were the comparison too coarse, two members would pass for each other.
+    with pytest.raises(AssertionError):
+        assert_same([replace(found[0], key=expected[1].key)], expected[1:2])
+    histories = [artifact.table("history.csv")["loss"] for artifact in found]
+    assert all(not np.allclose(histories[0], other, rtol=1e-2) for other in histories[1:])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [replace(SETTINGS, dictionary_size=size) for size in (1, 2)],
+        [replace(SETTINGS, batch_size=1000, seed=seed) for seed in (0, 1)],
+        [replace(SETTINGS, batch_size=69, seed=seed) for seed in (0, 1)],  # a last batch of one row
+        # Not k = 1: fresh, its encoder's gradient is zero but for rounding, which Adam blows up to whole steps.
+        [replace(SETTINGS, variant="topk", sparsity=0.0, k=k) for k in (8, 3)],
+        [replace(SETTINGS, variant="topk", dictionary_size=size, sparsity=0.0, k=size) for size in (3, 6)],
+    ],
+    ids=["one latent", "a batch of all rows", "a last batch of one row", "different k", "k of all"],
+)
+def test_members_at_the_edges(settings: list[SAESettings], tmp_path: Path) -> None:
+    assert_same(together(tmp_path / "together", settings), alone(tmp_path / "alone", settings))
+
+
+def test_the_order_of_rows_is_the_one_of_a_training_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+    plain = SparseAutoencoder.training_step
+
+    def spy(self: SparseAutoencoder, batch: tuple[Tensor], index: int) -> Tensor:
+        seen.append(batch[0])
+        return plain(self, batch, index)
+
+    monkeypatch.setattr(SparseAutoencoder, "training_step", spy)
+    job, *inputs = surroundings(tmp_path)
+    train_sae(job, replace(SETTINGS, seed=5, epochs=3), *inputs)
+    train = job.activations(inputs[1], "train").activations
+    scaled = train / train.square().mean().sqrt()
+    for epoch in range(3):
+        batches = seen[5 * epoch : 5 * epoch + 5]
+        assert [len(batch) for batch in batches] == [16, 16, 16, 16, 6]
+        order = row_order(ROWS, 5, epoch)
+        torch.testing.assert_close(torch.cat(batches), scaled[order])
+        assert sorted(order.tolist()) == list(range(ROWS))
+    assert not torch.equal(row_order(ROWS, 5, 0), row_order(ROWS, 5, 1))
+    assert not torch.equal(row_order(ROWS, 5, 0), row_order(ROWS, 4, 0))
+
+
+def test_drawing_an_order_leaves_the_random_state_alone() -> None:
+    before = torch.random.get_rng_state()
+    order = row_order(10, 1, 2)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(1 * 100_003 + 2)
+    plain = DataLoader(TensorDataset(torch.arange(10)), batch_size=4, shuffle=True)
+    assert torch.equal(torch.cat([batch[0] for batch in plain]), order)
+
+
+def test_a_member_that_diverges_is_named_and_the_others_are_kept(tmp_path: Path) -> None:
+    good = [replace(SETTINGS, seed=seed) for seed in (0, 1)]
+    bad = replace(SETTINGS, sparsity=3e38)
+    job, *inputs = surroundings(tmp_path / "together")
+    with pytest.raises(UserError, match=r"1 of 3 SAEs diverged: .*sae\.sparsity=3e\+38"):
+        train_saes(job, [good[0], bad, good[1]], *inputs)
+    found = train_saes(replace(job, store=job.store.only_found()), good, *inputs)
+    assert_same(found, alone(tmp_path / "alone", good))
+    with pytest.raises(NotMade):
+        train_saes(replace(job, store=job.store.only_found()), [bad], *inputs)
+    assert not [path for path in (tmp_path / "together" / "unfinished").iterdir() if path.is_dir()]
+
+
+class Killed(BaseException):
+    """Stands for a kill."""
+
+
+class Die(pl.Callback):
+    """Dies when the epoch begins."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+        self.begun: list[int] = []
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, _: pl.LightningModule) -> None:
+        if trainer.current_epoch == self.epoch:
+            raise Killed
+        self.begun.append(trainer.current_epoch)
+
+
+def test_a_killed_ensemble_goes_on_and_ends_with_the_same_bits(tmp_path: Path) -> None:
+    settings = [
+        replace(SETTINGS, variant="relu_l1", sparsity=sparsity, seed=s) for s in (0, 1) for sparsity in (0.1, 1)
+    ]
+    job, *inputs = surroundings(tmp_path / "killed")
+
+    def with_(callback: pl.Callback) -> Job:
+        return replace(job, trainer=lambda stage, epochs, rest: trainer(stage, epochs, [*rest, callback]))
+
+    with pytest.raises(Killed):
+        train_saes(with_(Die(2)), settings, *inputs)
+    assert not list((tmp_path / "killed").glob("sae/*"))
+    watch = Die(-1)
+    found = train_saes(with_(watch), list(reversed(settings)), *inputs)
+    assert watch.begun == [2, 3]
+    calm = together(tmp_path / "calm", settings)
+    assert [artifact.digest for artifact in reversed(found)] == [artifact.digest for artifact in calm]
+    assert list(calm[0].table("history.csv")["epoch"]) == [0, 1, 2, 3]
+
+
+def test_what_a_killed_training_left_is_of_use_in_a_group_that_has_only_it_to_make(tmp_path: Path) -> None:
+    a, b = (replace(SETTINGS, seed=seed) for seed in (0, 1))
+    job, *inputs = surroundings(tmp_path / "killed")
+    dying = replace(job, trainer=lambda stage, epochs, rest: trainer(stage, epochs, [*rest, Die(2)]))
+    with pytest.raises(Killed):
+        train_sae(dying, a, *inputs)
+    train_sae(job, b, *inputs)
+    found = train_saes(job, [b, a, a], *inputs)
+    assert [artifact.digest for artifact in found[:2]] == [one.digest for one in alone(tmp_path / "calm", [b, a])]
+    assert found[2] == found[1]
+
+
+def test_only_what_is_missing_is_trained(tmp_path: Path, fits: list[type]) -> None:
+    a, b, c, d = (replace(SETTINGS, seed=seed, epochs=2) for seed in range(4))
+    job, *inputs = surroundings(tmp_path)
+    [before] = train_saes(job, [a], *inputs)
+    # One that is alone takes the way of one alone, and has its bits.
+    assert fits == [SparseAutoencoder]
+    assert before.digest == alone(tmp_path / "alone", [a])[0].digest
+    fits.clear()
+    found = train_saes(job, [b, a, c], *inputs)
+    assert fits == [SAEEnsemble]
+    assert [artifact.reused for artifact in found] == [False, True, False]
+    assert found[1].digest == before.digest
+    train_saes(job, [c, d, a], *inputs)
+    assert fits == [SAEEnsemble, SparseAutoencoder]
+    again = train_saes(job, [a, b, c, d, a], *inputs)
+    assert len(fits) == 2
+    assert all(artifact.reused for artifact in again)
+    # The same SAE asked for twice is one member.
+    twice = train_saes(job, [replace(a, seed=7), replace(a, seed=8), replace(a, seed=7)], *inputs)
+    assert twice[0].path == twice[2].path != twice[1].path
+
+
+@pytest.mark.parametrize(
+    ("change", "fits_together"),
+    [
+        ({"sparsity": 2.0, "dictionary_size": 3, "seed": 4, "k": 1, "ensemble": 1}, True),
+        *(({name: value}, False) for name, value in {"variant": "relu_l1", "centre": True, "epochs": 5}.items()),
+        *(({name: value}, False) for name, value in {"learning_rate": 0.1, "batch_size": 8}.items()),
+    ],
+)
+def test_what_may_differ(change: dict[str, Any], fits_together: bool, tmp_path: Path) -> None:
+    other = replace(SETTINGS, **change)
+    assert can_share(SETTINGS, other) == can_share(other, SETTINGS) == fits_together
+    if not fits_together:
+        with pytest.raises(UserError, match=f"sae.{next(iter(change))}: .* and "):
+            together(tmp_path, [SETTINGS, other])
+        assert not (tmp_path / "sae").exists()
+
+
+def test_several_devices_are_refused(tmp_path: Path) -> None:
+    job, *inputs = surroundings(tmp_path)
+    ranks = Alone()
+    ranks.several = True
+    with pytest.raises(UserError, match="one device"):
+        train_saes(replace(job, ranks=ranks), [SETTINGS, replace(SETTINGS, seed=1)], *inputs)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("rows", [8, 7, 1])
+def test_ranks_with_their_shares_give_the_gradient_of_the_whole_batch(
+    variant: str, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four ranks, of which some have a row more than others, or none at all."""
+    sae = make_sae(variant, 6, 9, torch.Generator().manual_seed(0), **({"k": 3} if variant == "topk" else {}))
+    module = SparseAutoencoder(sae, 0.3, 0.01, head=lambda a: a)
+    monkeypatch.setattr(module, "log", lambda *_, **__: None)
+    batch = torch.randn(rows, 6, generator=torch.Generator().manual_seed(1))
+    trained = [parameter for parameter in sae.parameters() if parameter.requires_grad]
+    expected = torch.autograd.grad(module.training_step([batch], 0), trained)
+    monkeypatch.setattr(sae_module, "batch_share", lambda local: 4 * local / rows)
+    parts = [torch.autograd.grad(module.training_step([batch[rank::4]], 0), trained) for rank in range(4)]
+    for whole, *shares in zip(expected, *parts, strict=True):
+        torch.testing.assert_close(sum(shares) / 4, whole)
+    if rows == 1:
+        assert not any(gradient.any() for gradient in parts[3])
