@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
+from salve.data.ranks import batch_share
+from salve.metrics import BatchMean
+
 
 class Classifier(pl.LightningModule):
     """Trains a classifier: AdamW without decay on norms and biases, warm-up and cosine, label smoothing.
@@ -35,26 +38,37 @@ class Classifier(pl.LightningModule):
         self.model = model
         self.learning_rate, self.weight_decay, self.warmup = learning_rate, weight_decay, warmup
         self.loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        # Of Lightning's own means over ranks the counts are rounded.
+        self.train_loss, self.val_loss = BatchMean(), BatchMean()
         self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
 
     def training_step(self, batch: Sequence[Tensor], _: int) -> Tensor:
-        """The smoothed cross-entropy of one batch."""
-        inputs, labels = batch
-        logits = self.model(inputs)
-        loss: Tensor = self.loss(logits, labels)
-        self.train_accuracy(logits, labels)
-        self.log("train_loss", loss, on_step=False, on_epoch=True, sync_dist=True)
-        self.log("train_accuracy", self.train_accuracy, on_step=False, on_epoch=True, prog_bar=True)
-        return loss
+        """The smoothed cross-entropy of one batch; on several ranks, this one's share of it."""
+        logits, labels = self._seen(batch)
+        size = len(labels)
+        loss: Tensor = self.loss(logits, labels) if size else 0 * logits.sum()
+        self._follow("train", loss.detach(), logits, labels)
+        return loss * batch_share(size)
 
     def validation_step(self, batch: Sequence[Tensor], _: int) -> None:
         """Plain cross-entropy and accuracy."""
+        logits, labels = self._seen(batch)
+        loss = nn.functional.cross_entropy(logits, labels) if len(labels) else 0 * logits.sum()
+        self._follow("val", loss, logits, labels)
+
+    def _seen(self, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits and labels; a rank without a row of a batch takes part with an empty image, which has no label."""
         inputs, labels = batch
-        logits = self.model(inputs)
-        self.val_accuracy(logits, labels)
-        self.log("val_loss", nn.functional.cross_entropy(logits, labels), sync_dist=True)
-        self.log("val_accuracy", self.val_accuracy, prog_bar=True)
+        return self.model(inputs if len(labels) else inputs.new_zeros(1, *inputs.shape[1:])), labels
+
+    def _follow(self, split: str, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        means, accuracy = getattr(self, f"{split}_loss"), getattr(self, f"{split}_accuracy")
+        if len(labels):
+            means.update(loss, len(labels))
+            accuracy.update(logits, labels)
+        self.log(f"{split}_loss", means, on_step=False, on_epoch=True)
+        self.log(f"{split}_accuracy", accuracy, on_step=False, on_epoch=True, prog_bar=True)
 
     def configure_optimizers(self) -> Any:
         """AdamW and its schedule, stepped every batch."""

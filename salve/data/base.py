@@ -3,14 +3,16 @@
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, get_args
 
 import pytorch_lightning as pl
 import torch
 from jaxtyping import Bool
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
+from salve.data.ranks import DrawnBatches, DrawnItems, RankBatches
 from salve.data.transforms import Preprocess, RawImage
 from salve.types import Labels, Split, UserError
 
@@ -157,19 +159,25 @@ class ImageData(pl.LightningDataModule):
     ) -> DataLoader:
         """Batches `(images [n, 3, S, S], labels [n])` of a split, or of the given indices of it in the given order.
 
-        Shuffling and augmentation follow torch's global seed.
+        Shuffling and augmentation follow torch's global seed, whatever the number of workers. Within a process group
+        a rank gets its part of each batch, which may be empty.
         """
         dataset = self.dataset(split, augment)
+        assert self.preprocess is not None
         if indices is not None:
             dataset = Subset(dataset, list(indices))
+        rows = len(self.labels(split) if indices is None else indices)
+        batches = RankBatches(rows, self.batch_size if batch_size is None else batch_size, shuffle, drop_last)
         return DataLoader(
-            dataset,
-            batch_size=self.batch_size if batch_size is None else batch_size,
-            shuffle=shuffle,
-            drop_last=drop_last,
+            DrawnItems(dataset) if augment else dataset,
+            batch_sampler=DrawnBatches(batches) if augment else batches,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
+            collate_fn=partial(_collate, self.preprocess.size),
+            # The seed of the workers is drawn from it: from the global one it would be drawn every epoch without
+            # workers but once with them, and the order of the rows would depend on their number.
+            generator=torch.Generator(),
         )
 
     def train_dataloader(self) -> DataLoader:
@@ -184,6 +192,11 @@ class ImageData(pl.LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         """The val split: there is no third one."""
         return self.val_dataloader()
+
+
+def _collate(size: int, items: list[tuple[Tensor, int]]) -> Any:
+    """A batch; also of no item, which a rank may get."""
+    return default_collate(items) if items else (torch.empty(0, 3, size, size), torch.empty(0, dtype=torch.long))
 
 
 def check_split(split: Any) -> None:

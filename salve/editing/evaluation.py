@@ -29,10 +29,13 @@ class EditEvaluation(pl.LightningModule):
             setattr(self, f"{name}_accuracy", MulticlassAccuracy(num_classes, average="none"))
             setattr(self, f"{name}_confusion", MulticlassConfusionMatrix(num_classes))
         self.drift = PredictiveDrift(num_classes)
+        self._measures: dict[str, Any] = {}
 
     def test_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
         """Add one batch of images ``[N, 3, H, W]`` with labels ``[N]``."""
         images, labels = batch
+        if not len(labels):  # of an uneven last batch, other ranks may have rows
+            return
         logits = {"original": self.original(images), "edited": self.edited(images)}
         for name, values in logits.items():
             getattr(self, f"{name}_accuracy").update(values, labels)
@@ -40,13 +43,17 @@ class EditEvaluation(pl.LightningModule):
         self.drift.update(logits["original"], logits["edited"], labels)
 
     def on_test_epoch_end(self) -> None:
-        """Log what a logger can show; the full tables come from :meth:`measures`."""
-        found = self.measures()
+        """Reduce over all ranks, and log what a logger can show; the full tables come from :meth:`measures`."""
+        names = ("original_accuracy", "edited_accuracy", "original_confusion", "edited_confusion", "drift")
+        self._measures = {name: getattr(self, name).compute().cpu() for name in names}
         for name in ("original", "edited"):
-            confusion = found[f"{name}_confusion"].double()
-            self.log(f"{name}_accuracy", (confusion.diagonal().sum() / confusion.sum()).float())
+            confusion = self._measures[f"{name}_confusion"].double()
+            accuracy = (confusion.diagonal().sum() / confusion.sum()).float()
+            self.log(f"{name}_accuracy", accuracy, sync_dist=True)
 
     def measures(self) -> dict[str, Any]:
-        """Per-class accuracies ``[C]``, confusion counts ``[C, C]`` (rows true), mean KL per class ``[C]``."""
-        names = ("original_accuracy", "edited_accuracy", "original_confusion", "edited_confusion", "drift")
-        return {name: getattr(self, name).compute().cpu() for name in names}
+        """Per-class accuracies ``[C]``, confusion counts ``[C, C]`` (rows true), mean KL per class ``[C]``.
+
+        Of the images of all ranks; to be asked for after ``Trainer.test``.
+        """
+        return self._measures

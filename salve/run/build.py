@@ -1,81 +1,45 @@
 """From settings to objects; the only place that instantiates."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from pytorch_lightning.callbacks import Callback, RichProgressBar
 from pytorch_lightning.loggers import Logger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
 
 from salve.artifacts import Store
 from salve.backbones import find_site, load_backbone, preset
 from salve.data.base import ImageData
-from salve.run.schema import Config, TrainerSettings
-from salve.stages import Job
+from salve.data.transforms import Preprocess
+from salve.run.ranks import Ranks
+from salve.run.schema import Config
+from salve.run.trainers import Trainers
+from salve.stages import BackboneSettings, Job
 from salve.types import UserError
 
 
-def build_job(config: Config, store: Store, logger: Callable[[str], Logger], console: Console) -> Job:
+def build_job(config: Config, store: Store, logger: Callable[[str], Logger], console: Console, ranks: Ranks) -> Job:
     """Everything the stages share, checked: data that can be read, weights that fit, a layer that is a site.
 
     Raises:
         UserError: one of these is not so.
     """
-    try:
-        data = instantiate(config.data)
-    except InstantiationException as error:  # what Hydra makes of anything that a constructor raises
-        if isinstance(error.__cause__, UserError):
-            raise error.__cause__ from None
-        raise
-    if not isinstance(data, ImageData):
-        raise UserError(f"data._target_ makes a {type(data).__name__}, which is no salve.data.ImageData.")
-    data.check()
-    settings = config.backbone
+    data = _data(config.data)
     # Built once here for its errors and its preset; stages build their own, after seeding.
-    model, _ = load_backbone(
-        settings.library,
-        settings.name,
-        settings.weights,
-        len(data.classes),
-        settings.args,
-    )
+    model = _model(config.backbone, len(data.classes))
     site = find_site(model, config.layer)
-    data.bind(
-        preset(
-            settings.library,
-            settings.name,
-            model,
-            data.native_size,
-            asdict(settings.preprocess),
-            pretrained=settings.weights == "imagenet",
-        )
-    )
-    device = torch.device("cuda" if _accelerator(config.trainer) == "cuda" else "cpu")
-
-    def trainer(stage: str, max_epochs: int, callbacks: list[Callback]) -> pl.Trainer:
-        bar: list[Callback] = [_Bar()] if console.is_terminal else []
-        return pl.Trainer(
-            accelerator=_accelerator(config.trainer),
-            devices=config.trainer.devices,
-            strategy=config.trainer.strategy,
-            # SAEs and measurements keep float32: an edit's size is compared across them.
-            precision=_precision(config.trainer, device) if stage == "finetune" else "32-true",
-            max_epochs=max_epochs,
-            callbacks=[*callbacks, *bar],
-            logger=logger(stage),
-            enable_checkpointing=bool(callbacks),
-            enable_progress_bar=console.is_terminal,
-            enable_model_summary=False,
-            log_every_n_steps=1_000_000,
-            num_sanity_val_steps=0,
-        )
+    data.bind(_preset(config.backbone, model, data.native_size))
+    device = torch.device(ranks.accelerator, *(ranks.gpus or [])[:1])
+    precision = _precision(config.trainer.precision, device)
+    trainers = Trainers(ranks.accelerator, ranks.gpus, ranks.local_size, precision, logger, console.is_terminal)
 
     @contextmanager
     def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -84,28 +48,78 @@ def build_job(config: Config, store: Store, logger: Callable[[str], Logger], con
             task = bars.add_task(what, total=total)
             yield lambda done: bars.update(task, advance=done)
 
-    return Job(store, data, settings, site.name, config.seed, trainer, device, progress)
+    return Job(store, data, config.backbone, site.name, config.seed, trainers, device, progress, ranks)
 
 
-class _Bar(RichProgressBar):
-    """Lightning's bar without the logger's folder, which it shows as a version number."""
+def check_job(config: Config) -> None:
+    """What :func:`build_job` checks, without a device; quick for settings that share data and backbone with others.
 
-    def get_metrics(self, *args: Any) -> dict[str, Any]:
-        return {name: value for name, value in super().get_metrics(*args).items() if name != "v_num"}
-
-
-def _accelerator(settings: TrainerSettings) -> str:
-    if settings.accelerator == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if settings.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise UserError(f"trainer.accelerator={settings.accelerator}, but torch finds no GPU; use trainer=cpu.")
-    return "cpu" if settings.accelerator == "cpu" else "cuda"
+    Raises:
+        UserError: the data cannot be read, the weights do not fit, or the layer is no site.
+    """
+    plain = asdict(config)
+    classes, native_size = _known(_checked_data, json.dumps(plain["data"], sort_keys=True))
+    backbone = json.dumps(plain["backbone"], sort_keys=True)
+    find_site(_known(_checked_model, backbone, classes, native_size), config.layer)
 
 
-def _precision(settings: TrainerSettings, device: torch.device) -> Any:  # Lightning's own type is a long Literal
+def _known(check: Callable[..., Any], *args: Any) -> Any:
+    """What a cached check found out, or raised."""
+    found = check(*args)
+    if isinstance(found, UserError):
+        raise found
+    return found
+
+
+@lru_cache(maxsize=64)
+def _checked_data(settings: str) -> tuple[int, int] | UserError:
+    """Number of classes, and pixels; or what is wrong."""
+    try:
+        data = _data(json.loads(settings))
+        return len(data.classes), data.native_size
+    except UserError as error:
+        return error
+
+
+@lru_cache(maxsize=64)
+def _checked_model(settings: str, classes: int, native_size: int) -> nn.Module | UserError:
+    """The backbone without its weights' values; or what is wrong."""
+    backbone = BackboneSettings(**json.loads(settings))
+    try:
+        model = _model(backbone, classes)
+        _preset(backbone, model, native_size)
+        return model.to("meta")
+    except UserError as error:
+        return error
+
+
+def _data(settings: Any) -> ImageData:
+    try:
+        data = instantiate(settings)
+    except InstantiationException as error:  # what Hydra makes of anything that a constructor raises
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        raise
+    if not isinstance(data, ImageData):
+        raise UserError(f"data._target_ makes a {type(data).__name__}, which is no salve.data.ImageData.")
+    data.check()
+    return data
+
+
+def _model(settings: BackboneSettings, classes: int) -> nn.Module:
+    model, _ = load_backbone(settings.library, settings.name, settings.weights, classes, settings.args)
+    return model
+
+
+def _preset(settings: BackboneSettings, model: nn.Module, native_size: int) -> Preprocess:
+    overrides, pretrained = asdict(settings)["preprocess"], settings.weights == "imagenet"
+    return preset(settings.library, settings.name, model, native_size, overrides, pretrained=pretrained)
+
+
+def _precision(setting: str, device: torch.device) -> str:
     """``auto`` as the fastest precision that the device computes in natively."""
-    if settings.precision != "auto":
-        return settings.precision
+    if setting != "auto":
+        return setting
     if device.type == "cuda":
         return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
     # Older torch cannot tell; float32 is then the safe answer.

@@ -14,7 +14,7 @@ from salve.artifacts import Artifact, save_tensors, write_table
 from salve.editing import Edit, EditEvaluation, apply_recipe, load_recipe, make_recipe, save_recipe
 from salve.editing.curves import edit_curves
 from salve.sae import load_sae
-from salve.stages.job import Job, quiet_lightning, recipe_of
+from salve.stages.job import Job, recipe_of
 from salve.stages.targets import EditSettings, Target, contributions_of, refuse_aligned_on_signed, targets_of
 
 #: An edit separates its class when the class falls to this accuracy …
@@ -169,9 +169,7 @@ def _evaluate(
         model.cpu()
         recipe = load_recipe(folder / summary[index]["recipe"])
         module = EditEvaluation(model, apply_recipe(recipe, model.state_dict()), len(job.classes))
-        with quiet_lightning():
-            job.trainer("control", 1, []).test(module, dataloaders=job.data.test_dataloader(), verbose=False)
-        found = module.measures()
+        found = job.test("control", module)
         alpha = summary[index]["alpha_used"]
         at = curves[
             (curves["mode"] == "suppress") & (curves["target"] == targets[index].name) & (curves["alpha"] == alpha)

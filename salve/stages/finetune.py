@@ -68,6 +68,8 @@ def finetune(job: Job, settings: FinetuneSettings) -> Artifact:
             "seed": job.seed,
             "settings": {name: value for name, value in asdict(settings).items() if name != "mode"},
         }
+    if mode == "full":
+        recipe["augmentation"] = "drawn by row"  # as opposed to one after the other, in version 0.1
 
     def make(folder: Path, scratch: Path) -> None:
         if mode == "full":

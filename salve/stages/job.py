@@ -1,23 +1,34 @@
 """What every stage works with: the store, the data, the backbone, and how to train."""
 
+import logging
 import math
+import pickle
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pandas as pd
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from salve.artifacts import Artifact, Store
 from salve.backbones import Captured, Site, find_site, load_backbone, load_captured
 from salve.data.base import ImageData
 from salve.types import UserError
+
+log = logging.getLogger(__name__)
+
+MakeTrainer = Callable[[str, int, list[Callback]], pl.Trainer]
+
+
+#: Of a training: an ensemble's holds all its SAEs, and would take longer to write than some epochs take.
+CHECKPOINTS = 20
 
 
 @dataclass
@@ -53,6 +64,15 @@ class BackboneSettings:
     preprocess: PreprocessSettings = field(default_factory=PreprocessSettings)
 
 
+class Ranks(Protocol):
+    """Calls a function on every rank at once; see :class:`salve.run.ranks.Ranks`."""
+
+    @property
+    def several(self) -> bool: ...
+
+    def __call__(self, work: Callable[..., Any], /, *args: Any) -> Any: ...
+
+
 @dataclass(frozen=True)
 class Job:
     """The surroundings of a stage.
@@ -62,6 +82,7 @@ class Job:
         backbone, layer, seed: what is studied.
         trainer: ``trainer(stage, max_epochs, callbacks)`` makes a Trainer with the job's devices and logger.
         device: where forward passes outside a Trainer run. progress: see :func:`salve.backbones.captured`.
+        ranks: the processes that train and test; only this one does anything else.
     """
 
     store: Store
@@ -69,9 +90,10 @@ class Job:
     backbone: BackboneSettings
     layer: str
     seed: int
-    trainer: Callable[[str, int, list[Callback]], pl.Trainer]
+    trainer: MakeTrainer
     device: torch.device
     progress: Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+    ranks: Ranks
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -129,34 +151,107 @@ class Job:
         Returns:
             One row per epoch with every logged metric.
         """
-        history = _History(self.seed)
-        last = ModelCheckpoint(scratch / "checkpoints", filename="last", every_n_epochs=1, enable_version_counter=False)
-        callbacks: list[Callback] = [history, last]
+        checkpoints = scratch / "checkpoints"
+        training = _Training(stage, self.seed, checkpoints, _resumable(checkpoints, best), epochs, best, patience)
+        rows = self._ranks_for(stage, module)(_fit, self.trainer, training, module, data)
         if best is not None:
-            kept = ModelCheckpoint(
-                scratch / "checkpoints", filename="best", monitor=best, mode="max", enable_version_counter=False
-            )
-            callbacks.append(kept)
-            if patience is not None:
-                callbacks.append(EarlyStopping(best, mode="max", patience=patience))
-        resume = scratch / "checkpoints" / "last.ckpt"
-        trainer = self.trainer(stage, epochs, callbacks)
-        with quiet_lightning():
-            trainer.fit(module, **data, ckpt_path=resume if resume.is_file() else None)
-        if best is not None:
-            checkpoint = torch.load(scratch / "checkpoints" / "best.ckpt", "cpu", weights_only=True)
+            checkpoint = torch.load(checkpoints / "best.ckpt", "cpu", weights_only=True)
             module.load_state_dict(checkpoint["state_dict"])
-        if bad := {name for row in history.rows for name, value in row.items() if not math.isfinite(value)}:
+        if bad := {name for row in rows for name, value in row.items() if not math.isfinite(value)}:
             raise UserError(
                 f"The training of stage {stage} diverged: {', '.join(sorted(bad))} became NaN or infinite; lower its "
                 "learning rate."
             )
-        return pd.DataFrame(history.rows)
+        return pd.DataFrame(rows)
+
+    def test(self, stage: str, module: pl.LightningModule) -> Any:
+        """``Trainer.test`` over the val split; what the module's ``measures()`` then gives."""
+        return self.ranks(_test, self.trainer, stage, module, self.data)
+
+    def _ranks_for(self, stage: str, module: nn.Module) -> Callable[..., Any]:
+        """All ranks, unless batches must be normalised as a whole and cannot be."""
+        normalises = any(isinstance(part, _BatchNorm) for part in module.modules())
+        if self.ranks.several and self.device.type == "cpu" and normalises:
+            log.warning("%s: BatchNorm cannot be shared by processes on the CPU; one of them trains alone.", stage)
+            return _alone
+        return self.ranks
 
 
 def recipe_of(settings: Mapping[str, Any], *inputs: Artifact) -> dict[str, Any]:
     """What a stage's artifact depends on: its settings, and the content of the artifacts it is made from."""
     return {"settings": dict(settings), **{artifact.kind: artifact.digest for artifact in inputs}}
+
+
+@dataclass(frozen=True)
+class _Training:
+    """Arguments of :meth:`Job.fit`, for every rank."""
+
+    stage: str
+    seed: int
+    folder: Path
+    resume: Path | None
+    epochs: int
+    best: str | None
+    patience: int | None
+
+
+def _fit(
+    make_trainer: MakeTrainer, training: _Training, module: pl.LightningModule, data: Mapping[str, Any]
+) -> list[dict[str, float]]:
+    """Train on this rank; every epoch's metrics."""
+    history = _History(training.seed)
+    callbacks: list[Callback] = [history]
+    if training.best is not None:
+        # Before the last one's: a kill between the two must not leave an epoch that is done without its weights.
+        best = ModelCheckpoint(
+            training.folder, filename="best", monitor=training.best, mode="max", enable_version_counter=False
+        )
+        callbacks.append(best)
+        if training.patience is not None:
+            callbacks.append(EarlyStopping(training.best, mode="max", patience=training.patience))
+    every = max(1, training.epochs // CHECKPOINTS)
+    last = ModelCheckpoint(training.folder, filename="last", every_n_epochs=every, enable_version_counter=False)
+    callbacks.append(last)
+    with quiet_lightning():
+        trainer = make_trainer(training.stage, training.epochs, callbacks)
+        trainer.fit(module, **data, ckpt_path=training.resume)
+    _forget_trainer(data.get("datamodule"))
+    return history.rows
+
+
+def _test(make_trainer: MakeTrainer, stage: str, module: pl.LightningModule, data: pl.LightningDataModule) -> Any:
+    """Test on this rank."""
+    with quiet_lightning():
+        make_trainer(stage, 1, []).test(module, datamodule=data, verbose=False)
+    _forget_trainer(data)
+    return module.measures()  # type: ignore[operator]
+
+
+def _forget_trainer(data: pl.LightningDataModule | None) -> None:
+    """A DataModule keeps its Trainer, with which it could not be sent to another rank."""
+    if data is not None:
+        data.trainer = None
+
+
+def _alone(work: Callable[..., Any], /, *args: Any) -> Any:
+    """On this process only."""
+    return work(*args)
+
+
+def _resumable(folder: Path, best: str | None) -> Path | None:
+    """The checkpoint to go on from, if it and what belongs to it can be read."""
+    last = folder / "last.ckpt"
+    if not last.is_file():
+        return None
+    for path in (last, folder / "best.ckpt") if best is not None else (last,):
+        try:
+            torch.load(path, "cpu", weights_only=True)
+        # A damaged file makes the unpickler raise almost anything.
+        except (OSError, EOFError, RuntimeError, ValueError, KeyError, AttributeError, pickle.UnpicklingError) as error:
+            reason = " ".join(str(error).split()).split(". ")[0]
+            log.warning("%s cannot be read (%s): this training starts again.", path, reason)
+            return None
+    return last
 
 
 class _History(Callback):
@@ -196,7 +291,8 @@ class _History(Callback):
 
 
 class quiet_lightning(warnings.catch_warnings):
-    """Without Lightning's advice that does not apply: no workers are a choice, a resumed folder is not empty."""
+    """Without Lightning's advice that does not apply: no workers are a choice, a resumed folder is not empty, and not
+    everything on a cluster's machine is a SLURM step."""
 
     def __enter__(self) -> None:
         super().__enter__()
@@ -205,5 +301,6 @@ class quiet_lightning(warnings.catch_warnings):
             "exists and is not empty",
             "The number of training batches",
             "LeafSpec",
+            "`srun` command is available",
         ):
             warnings.filterwarnings("ignore", f".*{advice}.*")

@@ -1,0 +1,100 @@
+"""One batch over several processes: every rank takes its part, and the parts together are the batch of one device.
+
+What is random about a row, such as its augmentation, depends on the epoch and the row alone: not on the process that
+loads it, nor on what that process loaded before.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import distributed
+from torch.utils.data import BatchSampler, Dataset, RandomSampler, Sampler, SequentialSampler
+
+#: The CPU's generator tells seeds apart by 32 bits.
+_SEEDS = 2**32
+
+
+def place() -> tuple[int, int]:
+    """This process's rank, and how many there are; (0, 1) outside a process group."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+class RankBatches(Sampler[list[int]]):
+    """Batches of indices; with W ranks, rank r yields rows ``r::W`` of each.
+
+    Alone, these are the batches that a ``DataLoader`` makes of the same arguments, by the same random draws. All
+    ranks must have the same random state when they start to iterate; then they draw the same order. Every rank yields
+    equally many lists, the last of which may be empty. No row is repeated and none left out.
+
+    Args:
+        n: rows to draw from. batch_size: rows of a batch over all ranks. shuffle: in an order drawn from torch's
+            global generator. drop_last: leave out an incomplete last batch.
+    """
+
+    def __init__(self, n: int, batch_size: int, shuffle: bool = False, drop_last: bool = False) -> None:
+        rows = range(n)
+        order: Sampler[int] = RandomSampler(rows) if shuffle else SequentialSampler(rows)
+        self._batches = BatchSampler(order, batch_size, drop_last)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        # Asked for here, not in __init__: a loader may be made before the ranks are.
+        rank, ranks = place()
+        for batch in self._batches:
+            yield batch[rank::ranks]
+
+
+class DrawnBatches(Sampler[list[tuple[int, int]]]):
+    """Batches of ``(index, seed)`` for :class:`DrawnItems`, with other seeds in every epoch.
+
+    Args:
+        batches: batches of indices.
+    """
+
+    def __init__(self, batches: RankBatches) -> None:
+        self._batches = batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch = int(torch.randint(_SEEDS, ()))
+        for batch in self._batches:
+            yield [(index, (epoch + index) % _SEEDS) for index in batch]
+
+
+class DrawnItems(Dataset[Any]):
+    """Items whose random draws come from a seed: ``items[index, seed]``.
+
+    Args:
+        items: draws from torch's global generator, which stays as it was.
+    """
+
+    def __init__(self, items: Dataset[Any]) -> None:
+        self._items = items
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        index, seed = key
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs as well
+            return self._items[index]
+
+
+def batch_share(n_local: int) -> float:
+    """``W · n_local / n_global``, by which a rank's mean loss is multiplied; 1.0 without a process group.
+
+    DDP averages gradients over the W ranks. With this factor the average is the gradient of the mean over the whole
+    batch, however its rows are spread. Every rank must call it for every batch, with the number of its own rows.
+    """
+    _, ranks = place()
+    if ranks == 1:
+        return 1.0
+    device = torch.device("cuda", torch.cuda.current_device()) if distributed.get_backend() == "nccl" else None
+    n_global = torch.tensor(n_local, device=device)
+    distributed.all_reduce(n_global)
+    return ranks * n_local / int(n_global)

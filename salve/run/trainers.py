@@ -1,0 +1,148 @@
+"""Lightning's Trainers, the same on every rank."""
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import timm.layers
+import torch
+from pytorch_lightning.callbacks import Callback, RichProgressBar
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins import LayerSync, TorchCheckpointIO
+from pytorch_lightning.plugins.environments import ClusterEnvironment
+from pytorch_lightning.strategies import DDPStrategy
+from torch import nn
+
+from salve.data.ranks import place
+
+
+@dataclass(frozen=True)
+class Trainers:
+    """Makes Trainers: within a process group one of its ranks, elsewhere one for this process alone.
+
+    Attributes:
+        accelerator: ``cpu`` or ``cuda``. gpus: indices of a node's GPUs that may be used; None for the first ones.
+        local_size: ranks on a node. precision: of fine-tuning.
+        logger: by the name of the stage; followers, which get a copy of this, have none. bar: show progress.
+    """
+
+    accelerator: str
+    gpus: list[int] | None
+    local_size: int
+    precision: Any  # Lightning's own type is a long Literal
+    logger: Callable[[str], Logger] | None
+    bar: bool
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "logger": None, "bar": False}
+
+    def __call__(self, stage: str, max_epochs: int, callbacks: list[Callback]) -> pl.Trainer:
+        """A Trainer for a stage."""
+        _, ranks = place()
+        here = self.local_size if ranks > 1 else 1
+        plugins: list[Any] = [_Ranks(here), _Checkpoints()]
+        if ranks > 1 and self.accelerator == "cuda":
+            plugins.append(_SharedBatchNorm())
+        return pl.Trainer(
+            accelerator=self.accelerator,
+            devices=here if self.gpus is None else self.gpus[:here],
+            num_nodes=ranks // here,
+            # A static graph may have parameters that no output depends on, as some timm models do.
+            strategy=DDPStrategy(static_graph=True) if ranks > 1 else "auto",
+            plugins=plugins,
+            # The batches of salve.data.ranks know about ranks; Lightning's sampler would repeat rows.
+            use_distributed_sampler=False,
+            # SAEs and measurements keep float32: an edit's size is compared across them.
+            precision=self.precision if stage == "finetune" else "32-true",
+            max_epochs=max_epochs,
+            callbacks=[*callbacks, *([_Bar()] if self.bar else [])],
+            logger=self.logger(stage) if self.logger else False,
+            enable_checkpointing=bool(callbacks),
+            enable_progress_bar=self.bar,
+            enable_model_summary=False,
+            log_every_n_steps=1_000_000,
+            num_sanity_val_steps=0,
+        )
+
+
+class _Ranks(ClusterEnvironment):
+    """Tells Lightning which rank this is, and keeps it from asking SLURM's or torchrun's variables."""
+
+    def __init__(self, local_size: int) -> None:
+        super().__init__()
+        self._local_size = local_size
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        return True
+
+    @property
+    def main_address(self) -> str:
+        return "127.0.0.1"  # never asked for: the process group is there before a Trainer is
+
+    @property
+    def main_port(self) -> int:
+        return 0
+
+    @staticmethod
+    def detect() -> bool:
+        return False
+
+    def world_size(self) -> int:
+        return place()[1]
+
+    def set_world_size(self, size: int) -> None:
+        pass
+
+    def global_rank(self) -> int:
+        return place()[0]
+
+    def set_global_rank(self, rank: int) -> None:
+        pass
+
+    def local_rank(self) -> int:
+        return place()[0] % self._local_size
+
+    def node_rank(self) -> int:
+        return place()[0] // self._local_size
+
+
+class _Checkpoints(TorchCheckpointIO):
+    """A checkpoint is there as a whole or not at all, also after a kill or on a full disk."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        # Lightning's own goes through the system's folder for temporary files, from where it may have to copy.
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".unfinished")
+        try:
+            with unfinished.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(unfinished, path)
+        finally:
+            with suppress(FileNotFoundError):
+                unfinished.unlink()
+
+
+class _SharedBatchNorm(LayerSync):
+    """BatchNorm over the rows of all ranks; timm's own BatchNorm keeps the activation that it contains."""
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        synchronised: nn.Module = timm.layers.convert_sync_batchnorm(model)
+        return synchronised
+
+    def revert(self, model: nn.Module) -> nn.Module:
+        return model  # has the same state_dict, which is all that is read
+
+
+class _Bar(RichProgressBar):
+    """Lightning's bar without the logger's folder, which it shows as a version number."""
+
+    def get_metrics(self, *args: Any) -> dict[str, Any]:
+        return {name: value for name, value in super().get_metrics(*args).items() if name != "v_num"}

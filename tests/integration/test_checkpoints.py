@@ -1,0 +1,69 @@
+"""Checkpoints survive what kills a training: whole or not there, and written in an order that loses nothing."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from salve.run.trainers import _Checkpoints
+from tests.integration.conftest import Start
+from tests.integration.test_resume import Killed, die_after
+
+
+def test_a_checkpoint_that_cannot_be_finished_leaves_the_last_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer, path, plain = _Checkpoints(), tmp_path / "new" / "last.ckpt", torch.save
+    writer.save_checkpoint({"epoch": 1}, path)
+
+    def full_disk(value: Any, file: Any) -> None:
+        file.write(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        writer.save_checkpoint({"epoch": 2}, path)
+    monkeypatch.setattr(torch, "save", plain)
+    assert writer.load_checkpoint(path) == {"epoch": 1}
+    assert list(path.parent.iterdir()) == [path]
+    writer.save_checkpoint({"epoch": 2}, path)
+    assert writer.load_checkpoint(path) == {"epoch": 2}
+
+
+def test_the_best_weights_are_kept_before_the_epoch_counts_as_done(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    plain = _Checkpoints.save_checkpoint
+
+    def watch(self: _Checkpoints, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
+        written.append(f"{Path(path).stem} {checkpoint['epoch']}")
+        plain(self, checkpoint, path)
+
+    monkeypatch.setattr(_Checkpoints, "save_checkpoint", watch)
+    start(tmp_path, "stages=[finetune]", "finetune.epochs=3")
+    best = [place for place, name in enumerate(written) if name.startswith("best")]
+    assert best
+    assert all(written[place + 1] == written[place].replace("best", "last") for place in best)
+    assert [name for name in written if name.startswith("last")] == ["last 0", "last 1", "last 2"]
+
+
+@pytest.mark.parametrize("damaged", ["last", "best"])
+def test_a_damaged_checkpoint_starts_its_training_again(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, damaged: str
+) -> None:
+    arguments = ["stages=[finetune]", "finetune.epochs=3"]
+    with monkeypatch.context() as patch:
+        patch.setattr(pl.Trainer, "fit", die_after(2))
+        with pytest.raises(Killed):
+            start(tmp_path, *arguments)
+    (path,) = (tmp_path / "store").rglob(f"{damaged}.ckpt")
+    path.write_bytes(path.read_bytes()[:1000])
+    with caplog.at_level(logging.WARNING):
+        found = start(tmp_path, *arguments)
+    assert f"{damaged}.ckpt cannot be read" in caplog.text
+    (tmp_path / "calm").mkdir()
+    assert start(tmp_path / "calm", *arguments)["classifier"].digest == found["classifier"].digest

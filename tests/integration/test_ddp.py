@@ -1,0 +1,131 @@
+"""Two processes do what one does: training, measuring, resuming; and batches that do not divide by two."""
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from salve.artifacts import Artifact
+from salve.types import UserError
+from tests.integration.conftest import FEW, SMALL, Start
+from tests.integration.test_resume import Killed, die_after
+
+#: Without BatchNorm. 40 images in each split: the last batch of 13 has one row, and one rank none.
+VIT = ["backbone=timm", "backbone.name=test_vit", "backbone.weights=random", "+backbone.args.img_size=32"]
+UNEVEN = ["data.train_per_class=4", "data.val_per_class=4", "data.batch_size=13", "sae.batch_size=13"]
+SETTINGS = [*VIT, *UNEVEN, "edit.evaluate=2", "stages=[discover,control]"]
+TWO = ["trainer.devices=2", "trainer.strategy=ddp_spawn"]
+
+MODES = {"full": [*SETTINGS, "data.train_per_class=5"], "probe": [*SETTINGS, "finetune=probe", "finetune.epochs=3"]}
+
+Runs = Callable[[str, bool], dict[str, Artifact]]
+
+
+@pytest.fixture(scope="module")
+def runs(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """``runs(mode, two)``: the artifacts of one run, on one process or two."""
+    done: dict[tuple[str, bool], dict[str, Artifact]] = {}
+
+    def run(mode: str, two: bool) -> dict[str, Artifact]:
+        if (mode, two) not in done:
+            done[mode, two] = start(tmp_path_factory.mktemp(mode), *MODES[mode], *(TWO if two else []))
+        return done[mode, two]
+
+    return run
+
+
+def assert_same(one: Artifact, two: Artifact, file: str, table: str) -> None:
+    """Tensors and tables of two artifacts agree to what float32 sums in another order may differ by."""
+    ours, theirs = one.tensors(file), two.tensors(file)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        torch.testing.assert_close(theirs[name], tensor, rtol=1e-3, atol=2e-4)
+    numbers = one.table(table).select_dtypes("number")
+    assert len(numbers) > 1
+    for column in numbers:
+        assert two.table(table)[column].to_list() == pytest.approx(numbers[column].to_list(), rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("mode", list(MODES))
+def test_two_processes_train_and_measure_what_one_does(runs: Runs, mode: str) -> None:
+    one, two = runs(mode, False), runs(mode, True)
+    assert_same(one["classifier"], two["classifier"], "model.safetensors", "history.csv")
+    assert_same(one["sae"], two["sae"], "sae.safetensors", "history.csv")
+    assert_same(one["control"], two["control"], "confusion.safetensors", "evaluation.csv")
+    confusion = two["control"].tensors("confusion.safetensors")
+    assert confusion["original"].sum() == 40  # every val image once
+    assert torch.equal(confusion["edited"], one["control"].tensors("confusion.safetensors")["edited"])
+    losses = one["sae"].table("history.csv")["loss"]
+    assert losses.iloc[-1] < 0.99 * losses.iloc[0]  # they do not just agree on where they began
+
+
+def test_a_training_of_two_goes_on_from_its_last_epoch(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: Runs
+) -> None:
+    arguments = [*MODES["probe"], *TWO]
+    with monkeypatch.context() as patch:
+        patch.setattr(pl.Trainer, "fit", die_after(2))
+        with pytest.raises(Killed):
+            start(tmp_path, *arguments)
+    assert not list((tmp_path / "store" / "artifacts").glob("classifier/*"))
+    assert list((tmp_path / "store").rglob("last.ckpt"))
+    # No trace of the kill, to the bit.
+    assert start(tmp_path, *arguments)["sae"].digest == runs("probe", True)["sae"].digest
+
+
+def test_batches_that_must_be_normalised_as_a_whole_stay_with_one_process(
+    start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    one = start(tmp_path / "one", "stages=[finetune]")
+    with caplog.at_level(logging.WARNING):
+        two = start(tmp_path / "two", "stages=[finetune]", *TWO)
+    assert two["classifier"].digest == one["classifier"].digest
+    assert "BatchNorm cannot be shared by processes on the CPU" in caplog.text
+
+
+def test_ddp_that_would_run_the_command_again_is_refused(start: Start, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="by running the whole command again"):
+        start(tmp_path, "trainer.devices=2", "trainer.strategy=ddp")
+    assert not (tmp_path / "store").exists()
+
+
+# -- ranks that torchrun starts
+
+
+def torchrun(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"),
+        *("--master-port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "-m", "salve.cli"),
+        *(*SMALL, *FEW, f"output_dir={folder / 'store'}", f"hydra.run.dir={folder / 'run'}", *overrides),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+
+
+def test_torchrun_makes_one_run_of_its_ranks(tmp_path: Path, runs: Runs) -> None:
+    done = torchrun(tmp_path, *MODES["full"], "trainer.devices=2", "trainer.strategy=ddp")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("sae: ") == 1  # one of them led
+    one = runs("full", False)
+    for kind, file, table in (
+        ("classifier", "model.safetensors", "history.csv"),
+        ("sae", "sae.safetensors", "history.csv"),
+        ("control", "confusion.safetensors", "evaluation.csv"),
+    ):
+        folder = next((tmp_path / "store" / "artifacts" / kind).iterdir())
+        assert_same(one[kind], Artifact(kind, folder.name, folder, "", False), file, table)
+
+
+def test_followers_end_with_a_leader_that_refuses(tmp_path: Path) -> None:
+    done = torchrun(tmp_path, "trainer.devices=3")
+    assert done.returncode == 1  # torchrun's own
+    assert done.stderr.count("salve: trainer.devices=3, but 2 ranks were started on each node") == 1
+    assert not (tmp_path / "store").exists()

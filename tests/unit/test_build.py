@@ -1,0 +1,86 @@
+"""What is checked before a job starts, and on which device it then computes."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from pytorch_lightning.loggers.logger import DummyLogger
+from rich.console import Console
+
+from salve.artifacts import Store
+from salve.run import build
+from salve.run.build import build_job, check_job
+from salve.run.explain import conf_dir
+from salve.run.ranks import Ranks
+from salve.run.schema import Config, register, resolve
+from salve.types import UserError
+
+Compose = Callable[..., Config]
+
+
+@pytest.fixture
+def composed() -> Compose:
+    """``composed(*overrides)``: checked settings."""
+
+    def make(*overrides: str) -> Config:
+        register()
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return resolve(compose("config", list(overrides)))
+
+    return make
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the backbones that are built, as they are built; nothing is known from before."""
+    names: list[str] = []
+    plain = build.load_backbone
+
+    def watched(library: str, name: str, *args: object) -> object:
+        names.append(name)
+        return plain(library, name, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(build, "load_backbone", watched)
+    build._checked_data.cache_clear()
+    build._checked_model.cache_clear()
+    return names
+
+
+def test_the_jobs_of_a_sweep_share_what_is_checked_and_need_no_gpu(
+    composed: Compose, loads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # as on a login node
+    for sparsity in (1, 2, 3):
+        check_job(composed(f"sae.sparsity={sparsity}", "layer=global_pool", "trainer.accelerator=gpu"))
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"layer=conv1 is no site.*global_pool"):
+            check_job(composed("layer=conv1"))
+    assert loads == ["resnet10t"]
+    check_job(composed("backbone=resnet18", "backbone.weights=random"))
+    assert loads == ["resnet10t", "resnet18"]
+
+
+def test_what_is_wrong_is_found_once_and_said_for_every_job(
+    composed: Compose, loads: list[str], tmp_path: Path
+) -> None:
+    for seed in range(3):
+        with pytest.raises(UserError, match=r"nothing\.pt is neither random, imagenet nor a file"):
+            check_job(composed(f"seed={seed}", f"backbone.weights={tmp_path / 'nothing.pt'}"))
+        with pytest.raises(UserError, match="train"):
+            check_job(composed(f"seed={seed}", "data=folder", f"data.root={tmp_path}"))
+        with pytest.raises(UserError, match="image_size must be at least"):
+            check_job(composed("data.image_size=1"))
+    assert loads == ["resnet10t"]
+
+
+def test_a_job_computes_on_the_gpu_that_it_was_given(composed: Compose, tmp_path: Path) -> None:
+    def device(ranks: Ranks) -> torch.device:
+        config, console = composed("layer=last"), Console(file=io.StringIO())
+        return build_job(config, Store(tmp_path), lambda _: DummyLogger(), console, ranks).device
+
+    assert device(Ranks("cpu")) == torch.device("cpu")
+    assert device(Ranks("cuda", gpus=[3])) == torch.device("cuda", 3)
+    assert device(Ranks("cuda")) == torch.device("cuda")
