@@ -93,7 +93,8 @@ class Headline:
         return low if low == high else f"{low} to {high}"
 
 
-def _mean(values: pd.Series) -> float | None:
+def mean_of_known(values: pd.Series) -> float | None:
+    """Mean of the values that are not missing; None where all are."""
     known = values.dropna()
     return float(known.mean()) if len(known) else None
 
@@ -119,8 +120,8 @@ def headline(artifacts: Artifacts, rows: pd.DataFrame) -> Headline:
         judged=len(verdicts) - verdicts.count(MISSING),
         flip_low=float(flips.min()) if len(flips) else None,
         flip_high=float(flips.max()) if len(flips) else None,
-        pointing=_mean(rows["pointing"]),
-        random_pointing=_mean(rows["random_pointing"]),
+        pointing=mean_of_known(rows["pointing"]),
+        random_pointing=mean_of_known(rows["random_pointing"]),
     )
 
 

@@ -1,6 +1,6 @@
-"""Loggers: CSV files in the run's folder, or one W&B run per job."""
+"""Loggers: CSV files in the run's folder, or one W&B run per job and one for the summary of a sweep."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,76 +8,199 @@ import pandas as pd
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
 from salve.artifacts import Artifact
-from salve.run.schema import LoggerSettings
+from salve.report.sweep.names import with_values
+from salve.report.text import slug
+from salve.run.lineage import log_artifacts
+from salve.run.schema import STAGES, LoggerSettings
+from salve.types import UserError
+
+#: Kinds with a training history, and the stage whose Trainer logs it.
+TRAININGS = {"classifier": "finetune", "sae": "discover"}
+#: Tables worth looking at beside other runs'; each one is an artifact of its own to W&B, so not all of them.
+TABLES = {
+    "features": ("classes", "selected"),
+    "validate": ("localisation",),
+    "control": ("summary", "curves"),
+    "diagnose": ("summary",),
+}
+#: W&B shows at most so many rows of a table.
+MOST_ROWS = 10_000
+SUMMARY = "summary"
+
+
+def job_type_of(stages: Sequence[str]) -> str:
+    """What kind of job these stages are: ``discover``, ``control+diagnose``, or ``pipeline`` for all of them."""
+    return "pipeline" if set(stages) == set(STAGES) else "+".join(sorted(stages, key=STAGES.index))
+
+
+def run_name(swept: Mapping[str, Any] | None) -> str:
+    """A run of a sweep, for people: ``sparsity=2 dictionary_size=64``; empty outside a sweep."""
+    return with_values(swept or {})
+
+
+def wandb_id(sweep: str, key: str) -> str:
+    """The id by which W&B knows a run of a sweep, the same for every attempt at it."""
+    return f"{slug(sweep)}-{key}".lstrip("-")
 
 
 class Tracker:
     """Sends what happens in a run to its logger.
 
     Args:
-        settings: which logger. folder: the run's folder. name: of the run. config: the resolved settings, plain.
+        settings: which logger. folder: the run's folder. config: the resolved settings, plain.
+        name: of the run. group: the sweep it belongs to, unless ``settings`` name another. job_type: see
+            :func:`job_type_of`. run_id: a W&B run of this id is continued; None starts a new one.
+
+    Raises:
+        UserError: W&B cannot be started, for instance without a key.
     """
 
-    def __init__(self, settings: LoggerSettings, folder: Path, name: str, config: Mapping[str, Any]) -> None:
-        self._folder = folder
+    def __init__(
+        self,
+        settings: LoggerSettings,
+        folder: Path,
+        config: Mapping[str, Any],
+        *,
+        name: str,
+        group: str | None,
+        job_type: str,
+        run_id: str | None,
+    ) -> None:
+        self._folder, self._config = folder, config
         self._run: Any = None
         if settings.kind == "wandb":
-            import wandb  # slow to import, and not needed for CSV
-
-            self._run = wandb.init(
-                project=settings.project,
-                entity=settings.entity,
-                group=settings.group,
-                tags=settings.tags,
-                name=name,
-                mode=settings.mode,  # type: ignore[arg-type]
-                dir=str(folder),
-                config=dict(config),
-                job_type="run",
-                settings=wandb.Settings(console="off", silent=True),
-            )
+            self._run = _start(settings, folder, config, name, group, job_type, run_id)
+            for stage in TRAININGS.values():
+                self._run.define_metric(f"{stage}-*", step_metric=f"{stage}-epoch")
 
     def logger(self, stage: str) -> Logger:
-        """A Lightning logger for a stage; with W&B all stages write to the one run, each under its own name."""
+        """A Lightning logger for a stage; with W&B all stages write to the one run, each under its own name.
+
+        It survives pickling: in a process that a Trainer spawns it attaches to this run, and only rank 0 logs.
+        """
         if self._run is None:
             return CSVLogger(self._folder, name="logs", version=stage)
+        self._claim(stage)
         return WandbLogger(experiment=self._run, prefix=stage, save_dir=str(self._folder))
 
-    def log_results(self, artifacts: Mapping[str, Artifact]) -> None:
-        """What no Trainer has logged: curves of trainings that were found done, tables, figures, the SAE, recipes."""
+    def log_results(self, artifacts: Mapping[str, Artifact], metrics: Mapping[str, Any]) -> None:
+        """What no Trainer has logged: curves of trainings that were found done, tables, figures, lineage, the result.
+
+        Args:
+            artifacts: by kind; one that was not reused counts as made by this run.
+            metrics: of the run, as in ``metrics.json``; they become the W&B run's summary.
+        """
         if self._run is None:
             return
         import wandb
 
-        stages = {"classifier": "finetune", "sae": "discover"}
-        for kind, stage in stages.items():
+        for kind, stage in TRAININGS.items():
             artifact = artifacts.get(kind)
-            if artifact is not None and artifact.reused and artifact.file("history.csv").is_file():
+            if artifact is not None and artifact.file("history.csv").is_file() and self._claim(stage):
                 for row in _by_epoch(artifact.table("history.csv")):
                     self._run.log({f"{stage}-{name}": value for name, value in row.items()})
-        media: dict[str, Any] = {}
-        for path in sorted((self._folder / "figures").glob("*.png")):
-            media[f"figures/{path.stem}"] = wandb.Image(str(path))
-        for kind, artifact in artifacts.items():
-            for path in sorted(artifact.path.glob("*.csv")):
-                # W&B shows at most 10,000 rows of a table.
-                media[f"tables/{kind}-{path.stem}"] = wandb.Table(dataframe=artifact.table(path.name).head(10_000))
+        media = _images(sorted((self._folder / "figures").glob("*.png")))
+        for kind, names in TABLES.items():
+            for name in names:
+                if kind in artifacts and artifacts[kind].file(f"{name}.csv").is_file():
+                    rows = artifacts[kind].table(f"{name}.csv").head(MOST_ROWS)
+                    media[f"tables/{kind}-{name}"] = wandb.Table(dataframe=rows)
         if media:
             self._run.log(media)
-        for kind, name in (("sae", "sae"), ("control", "recipe")):
-            if kind in artifacts:
-                source = artifacts[kind]
-                folder = source.path if kind == "sae" else source.file("recipes")
-                if folder.is_dir():
-                    logged = wandb.Artifact(f"{name}-{source.key}", type=name, metadata={"digest": source.digest})
-                    logged.add_dir(str(folder))
-                    self._run.log_artifact(logged)
+        log_artifacts(self._run, artifacts, self._config)
+        self._run.summary.update({name: value for name, value in metrics.items() if value is not None})
 
     def finish(self, succeeded: bool) -> None:
         """Close the W&B run, so that the next job of this process starts its own."""
         if self._run is not None:
             self._run.finish(exit_code=0 if succeeded else 1)
             self._run = None
+
+    def _claim(self, stage: str) -> bool:
+        """True once per W&B run and stage: a resumed run must not get a curve twice."""
+        mark = self._folder / "wandb" / f"curves-of-{stage}-in-{self._run.id}"
+        if mark.exists():
+            return False
+        mark.parent.mkdir(exist_ok=True)
+        mark.touch()
+        return True
+
+
+def log_sweep_summary(
+    settings: LoggerSettings, name: str, folder: Path, table: pd.DataFrame, figures: Sequence[Path]
+) -> None:
+    """Write the summary of a sweep to its own W&B run, always the same one; nothing for another logger.
+
+    Args:
+        settings: which logger. name: of the sweep. folder: where W&B keeps its files, in ``wandb/``.
+        table: one row per run. figures: PNG files; others are passed over.
+
+    Raises:
+        UserError: W&B cannot be started.
+    """
+    if settings.kind != "wandb":
+        return
+    import wandb
+
+    run = _start(settings, folder, {"sweep": name}, f"{name}: summary", name, SUMMARY, wandb_id(name, SUMMARY))
+    succeeded = False
+    try:
+        rows = table.astype(object).where(table.notna(), None)
+        run.log({"sweep": wandb.Table(dataframe=rows), **_images([p for p in figures if p.suffix == ".png"])})
+        numbers = table.select_dtypes("number")
+        run.summary.update({"runs": len(table)})
+        run.summary.update(
+            {
+                f"{column}/{statistic}": float(value)
+                for column in numbers.columns
+                for statistic, value in numbers[column].agg(["min", "mean", "max"]).items()
+                if pd.notna(value)
+            }
+        )
+        succeeded = True
+    finally:
+        run.finish(exit_code=0 if succeeded else 1)
+
+
+def _start(
+    settings: LoggerSettings,
+    folder: Path,
+    config: Mapping[str, Any],
+    name: str,
+    group: str | None,
+    job_type: str,
+    run_id: str | None,
+) -> Any:
+    """A W&B run of its own, also where this process has another one open."""
+    import wandb  # slow to import, and not needed for CSV
+
+    try:
+        return wandb.init(
+            project=settings.project,
+            entity=settings.entity,
+            group=settings.group or group,
+            job_type=job_type,
+            name=name,
+            tags=settings.tags,
+            id=run_id,
+            resume="allow" if run_id else None,
+            reinit="create_new",
+            mode=settings.mode,  # type: ignore[arg-type]
+            dir=str(folder),
+            config=dict(config),
+            settings=wandb.Settings(console="off", silent=True),
+        )
+    except wandb.errors.Error as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise UserError(
+            f"W&B cannot be started ({reason}); run `wandb login`, or set logger.mode=offline or logger=csv."
+        ) from error
+
+
+def _images(paths: Sequence[Path]) -> dict[str, Any]:
+    import wandb
+
+    return {f"figures/{path.stem}": wandb.Image(str(path)) for path in paths}
 
 
 def _by_epoch(history: pd.DataFrame) -> list[dict[str, Any]]:

@@ -1,0 +1,51 @@
+"""``salve-sweep``: a sweep in one table, with its standard pictures."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from salve.report.sweep.summary import print_summary, summarise_sweep
+from salve.types import UserError
+
+EPILOG = """\
+written into FOLDER:
+  sweep.csv            one row per finished run: its key, every setting that
+                       varies (dotted names), its measures
+  figures/fve-l0       variance explained against active latents, Pareto front
+  figures/selectivity-sparsity, alpha-flip-sparsity
+                       measures of the edits against λ (…-k for TopK SAEs),
+                       mean and standard deviation over seeds
+Each picture is a PNG and an SVG. One whose axes do not vary, or whose stage
+did not run, is left out, and salve-sweep says so.
+
+The folder may be moved or copied: nothing outside it is read.
+
+example:
+  salve -m sae.sparsity=1,2,5 seed=0,1,2 sweep.name=lambda
+  salve-sweep outputs/sweeps/lambda
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="salve-sweep",
+        description="Gather the finished runs of a sweep into one table, print it, draw the standard pictures, and "
+        "say which runs are missing and why. Run it at any time, also while the sweep runs.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="<output_dir>/sweeps/<sweep.name>")
+    given = parser.parse_args(arguments)
+    try:
+        print_summary(summarise_sweep(given.folder), Console())
+    except UserError as error:
+        print(f"salve-sweep: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,190 @@
+"""The summary of a sweep: its table on disk and on the terminal, its pictures, and what is missing."""
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from salve.report.style import save_figure
+from salve.report.sweep.figures import ALPHA_FLIP, KNOBS, SELECTIVITY, against_knob, fve_against_l0, knob_of
+from salve.report.sweep.names import short_names, value_text, with_values
+from salve.report.sweep.read import SweptRun, read_sweep, tidy_table, varying
+from salve.report.text import MISSING, NEVER, is_missing, number, plural, points
+from salve.types import UserError
+
+TABLE = "sweep.csv"
+FIGURES = "figures"
+#: Characters of a run's key that the terminal shows where they tell the runs apart.
+SHORT_KEY = 6
+
+
+@dataclass(frozen=True)
+class SweepSummary:
+    """What came of a sweep so far.
+
+    Attributes:
+        name: of its folder. runs: all that were planned. table: one row per finished run. varying: the settings that
+            tell them apart. csv: where the table is. figures: PNG files, each with an SVG beside it.
+        left_out: by name of a standard picture that there is none of, why.
+    """
+
+    name: str
+    runs: tuple[SweptRun, ...]
+    table: pd.DataFrame
+    varying: tuple[str, ...]
+    csv: Path
+    figures: tuple[Path, ...]
+    left_out: dict[str, str]
+
+    def __post_init__(self) -> None:
+        if len(self.table) != len(self.in_state("finished")):
+            raise ValueError("The table has not one row per finished run.")
+
+    def in_state(self, state: str) -> list[SweptRun]:
+        """The planned runs that are finished, failed, running, interrupted or not begun."""
+        return [run for run in self.runs if run.state == state]
+
+    @property
+    def missing(self) -> list[SweptRun]:
+        """The planned runs that are not finished."""
+        return [run for run in self.runs if run.state != "finished"]
+
+
+def summarise_sweep(folder: Path) -> SweepSummary:
+    """Gather a sweep's finished runs, and write ``sweep.csv`` and ``figures/*.png`` and ``*.svg`` into its folder.
+
+    Args:
+        folder: of the sweep; nothing outside it is read, so it may have been moved.
+
+    Raises:
+        UserError: the folder holds no sweep, or cannot be written into.
+    """
+    runs = read_sweep(folder)
+    table = tidy_table(runs)
+    names = varying(table, runs)
+    try:
+        unfinished = folder / f".{TABLE}.{os.getpid()}"
+        table.to_csv(unfinished, index=False)
+        os.replace(unfinished, folder / TABLE)
+        figures, left_out = _draw(folder / FIGURES, table, names)
+    except OSError as error:
+        raise UserError(f"The summary cannot be written into {folder} ({error.strerror}).") from error
+    return SweepSummary(
+        folder.resolve().name, tuple(runs), table, tuple(names), folder / TABLE, tuple(figures), left_out
+    )
+
+
+def _draw(folder: Path, table: pd.DataFrame, names: list[str]) -> tuple[list[Path], dict[str, str]]:
+    """Draw what can be drawn; a picture of an earlier state of the sweep goes, even if none takes its place."""
+    used = set(knob_of(table))
+    drawn, left_out = [], {}
+    for title, (knob, draw) in _pictures(table, names).items():
+        for suffix in ("png", "svg"):
+            (folder / f"{title}.{suffix}").unlink(missing_ok=True)
+        if knob and knob not in (used or {"sae.sparsity"}):
+            continue
+        figure = draw()
+        if isinstance(figure, str):
+            left_out[title] = figure
+        else:
+            folder.mkdir(exist_ok=True)
+            save_figure(figure, folder, title)
+            drawn.append(folder / f"{title}.png")
+    return drawn, left_out
+
+
+def _pictures(table: pd.DataFrame, names: list[str]) -> dict[str, tuple[str, Callable[[], Figure | str]]]:
+    """By file name, the setting on the horizontal axis (if it is one), and what draws the picture."""
+    pictures: dict[str, tuple[str, Callable[[], Figure | str]]] = {
+        "fve-l0": ("", partial(fve_against_l0, table, names))
+    }
+    for measure, title in ((SELECTIVITY, "selectivity"), (ALPHA_FLIP, "alpha-flip")):
+        for knob in KNOBS:
+            pictures[f"{title}-{knob.rpartition('.')[2]}"] = knob, partial(against_knob, table, names, knob, measure)
+    return pictures
+
+
+def print_summary(summary: SweepSummary, console: Console) -> None:
+    """Show the table, what is missing and why, and where the files are."""
+    if len(summary.table):
+        console.print(_terminal_table(summary))
+    counts = Counter(run.state for run in summary.runs)
+    others = [
+        f"{counts[state]} {state}" for state in ("failed", "running", "interrupted", "not begun") if counts[state]
+    ]
+    line = f"{counts['finished']} of {plural(len(summary.runs), 'planned run')} finished"
+    console.print("; ".join([line, *others]) + ".", highlight=False)
+    for run in summary.missing:
+        what = with_values(run.swept) or "as configured"
+        reason = f": {run.reason}" if run.reason else ""
+        console.print(Text(f"  {run.state}  {run.key}  {what}{reason}"), soft_wrap=True)
+    if summary.missing:
+        console.print("The command that started the sweep finishes what is missing.")
+    console.print(f"Table: {summary.csv}", soft_wrap=True, highlight=False)
+    for path in summary.figures:
+        console.print(f"Figure: {path}", soft_wrap=True, highlight=False)
+    for name, reason in summary.left_out.items():
+        console.print(f"No figure {name}: {reason}.", soft_wrap=True, highlight=False)
+
+
+def _terminal_table(summary: SweepSummary) -> Table:
+    """One row per finished run: what tells it apart, and the main measures that are known."""
+    table = summary.table
+    shortened = table["run"].str[:SHORT_KEY]
+    keys = shortened if shortened.is_unique else table["run"]
+    names = short_names(summary.varying)
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    shown.title, shown.title_justify = f"Sweep {summary.name}", "left"
+    columns: list[tuple[str, list[str]]] = [("run", list(keys))]
+    columns += [(_heading(names[name]), [value_text(value) for value in table[name]]) for name in summary.varying]
+    columns += [(title, texts) for title, texts in _measures(table) if any(text != MISSING for text in texts)]
+    for title, texts in columns:
+        shown.add_column(title, justify="right" if _are_numbers(texts) else "left", overflow="fold", min_width=3)
+    for row in zip(*(texts for _, texts in columns), strict=True):
+        shown.add_row(*map(Text, row))
+    if "selectivity" in table:
+        shown.caption = "Selectivity: accuracy that the edited class loses, less the others' mean |Δ| (points)."
+        shown.caption_justify = "left"
+    return shown
+
+
+def _heading(name: str) -> str:
+    """A long name in two lines, so that its column stays narrow."""
+    head, underscore, tail = name.rpartition("_") if len(name) > 8 else ("", "", name)
+    return f"{head}{underscore}\n{tail}" if head else tail
+
+
+def _are_numbers(texts: list[str]) -> bool:
+    return all(text[:1].isdigit() or text[:1] in "−-–∞." for text in texts)
+
+
+def _measures(table: pd.DataFrame) -> list[tuple[str, list[str]]]:
+    def texts(name: str, write: Callable[[object], str]) -> list[str]:
+        return [write(value) for value in table[name]] if name in table else [MISSING]
+
+    separating = [MISSING]
+    if {"separating", "classes"} <= set(table):
+        pairs = zip(table["separating"], table["classes"], strict=True)
+        separating = [MISSING if is_missing(done) else f"{done:.0f}/{of:.0f}" for done, of in pairs]
+    flips = texts("alpha_flip_median", number)
+    if "alpha_flip_infinite" in table:
+        flips = [
+            NEVER if share > 0.5 else text for share, text in zip(table["alpha_flip_infinite"], flips, strict=True)
+        ]
+    return [
+        ("val\nacc. %", texts("val_accuracy", partial(points, signed=False))),
+        ("FVE\n%", texts("fve", partial(points, signed=False))),
+        ("L0", texts("l0", number)),
+        ("sepa-\nrates", separating),
+        ("selec-\ntivity", texts("selectivity", points)),
+        ("median\nα_flip", flips),
+    ]

@@ -1,0 +1,66 @@
+"""What a run made and what it was made from, as versioned W&B artifacts."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from salve.artifacts import Artifact
+from salve.report.sweep.names import data_name
+
+#: What is logged: kind of artifact → its type in W&B, in the order in which one is made from the other.
+TYPES = {"activations": "activations", "sae": "sae", "control": "recipe"}
+#: The longest name that W&B takes.
+LONGEST = 128
+
+
+def log_artifacts(run: Any, artifacts: Mapping[str, Artifact], config: Mapping[str, Any]) -> None:
+    """Log what the run made as its outputs, and declare what it found as its inputs.
+
+    A name says what a thing is (``sae-resnet18-avgpool-imagenette``), a version is one content of it, and the alias is
+    its key in the store. What is known about it, and what it was made from, stands in its metadata: there the line
+    from activations to SAE to recipe is whole also where one run made them all.
+
+    Args:
+        run: an open W&B run. artifacts: by kind. config: the run's resolved settings, plain.
+    """
+    import wandb
+
+    if "activations" not in artifacts:
+        return
+    site = artifacts["activations"].record("activations.json")["site"]
+    made_from: dict[str, str] = {}
+    for kind, type_ in TYPES.items():
+        artifact = artifacts.get(kind)
+        folder = None if artifact is None else artifact.file("recipes") if kind == "control" else artifact.path
+        if artifact is None or folder is None or not folder.is_dir():
+            continue
+        name = artifact_name(type_, config["backbone"]["name"], site, data_name(config))
+        facts = {"key": artifact.key, "digest": artifact.digest, "made_from": dict(made_from)}
+        if kind == "sae":
+            facts |= artifact.record("sae.json")
+        logged = wandb.Artifact(name, type=type_, metadata=facts)
+        # Of the activations only the manifest: they are large. The store's files never change, so that they can be
+        # uploaded from where they are instead of from a copy.
+        for path in sorted(folder.glob("*.json") if kind == "activations" else folder.rglob("*")):
+            if path.is_file():
+                name_in_it = str(path.relative_to(folder))
+                logged.add_file(str(path), name_in_it, policy="immutable", skip_cache=True)
+        if artifact.reused:
+            _use(run, logged, artifact.key)
+        else:
+            run.log_artifact(logged, aliases=["latest", artifact.key])
+        made_from[kind] = f"{name}:{artifact.key}"
+
+
+def artifact_name(type_: str, *parts: str) -> str:
+    """A name that W&B takes: letters, digits, ``-``, ``_`` and ``.``, at most 128."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join((type_, *parts)))[:LONGEST].rstrip("-")
+
+
+def _use(run: Any, logged: Any, alias: str) -> None:
+    if not run.settings._offline:
+        run.use_artifact(logged, aliases=["latest", alias])
+        return
+    # Offline `use_artifact` refuses. This is what it does online with an artifact that W&B may not know yet; it is
+    # written to the run's file, and `wandb sync` draws the edge.
+    run._log_artifact(logged, aliases=["latest", alias], is_user_created=True, use_after_commit=True)

@@ -1,0 +1,484 @@
+"""A sweep's table, pictures and list of what is missing, from made-up runs on disk."""
+
+import csv
+import itertools
+import json
+import math
+import shutil
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from filelock import FileLock
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from salve.artifacts import write_record, write_table
+from salve.report.metrics import run_metrics
+from salve.report.sweep import SweepSummary, print_summary, summarise_sweep
+from salve.report.sweep.cli import main
+from salve.report.sweep.figures import ALPHA_FLIP, SELECTIVITY, against_knob, averaged, fve_against_l0, pareto_front
+from salve.report.sweep.names import data_name, short_names, with_values
+from salve.types import UserError
+
+LAMBDAS, SIZES, SEEDS = (0.1, 1.0, 10.0), (64, 256), (0, 1, 2)
+
+
+def config(**changes: Any) -> dict[str, Any]:
+    """Settings as a run's config.yaml has them; ``sae__sparsity=2.0`` changes one."""
+    settings: dict[str, Any] = {
+        "name": "quickstart",
+        "stages": ["discover", "control"],
+        "layer": "last",
+        "seed": 0,
+        "output_dir": "elsewhere",
+        "data": {"_target_": "salve.data.ConceptsData", "batch_size": 32, "num_workers": 0},
+        "backbone": {"library": "timm", "name": "resnet10t", "weights": "random", "args": {}},
+        "sae": {"variant": "linear_l1", "dictionary_size": 64, "sparsity": 5.0, "k": None, "seed": 0, "ensemble": 1},
+        "edit": {"alpha": [0, 1, 2], "scale": "unit"},
+        "trainer": {"accelerator": "cpu"},
+        "logger": {"kind": "csv"},
+        "sweep": {"name": "lambda", "runs": []},
+    }
+    for name, value in changes.items():
+        *path, last = name.split("__")
+        part = settings
+        for step in path:
+            part = part[step]
+        part[last] = value
+    return settings
+
+
+class Sweep:
+    """A sweep's folder, written as runs leave it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.runs = folder, dict[str, Any]()
+        folder.mkdir(parents=True)
+
+    def plan(self, **swept: Any) -> str:
+        key = f"{len(self.runs):012x}"
+        self.runs[key] = {"swept": {name.replace("__", "."): value for name, value in swept.items()}}
+        write_record(self.folder / "sweep.json", {"name": self.folder.name, "runs": self.runs})
+        return key
+
+    def finish(self, metrics: Mapping[str, Any], also: Mapping[str, Any] | None = None, **swept: Any) -> str:
+        key = self.plan(**swept)
+        run = self.folder / key
+        run.mkdir()
+        settings = config(**{**swept, **(also or {})})
+        (run / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+        write_record(run / "metrics.json", metrics)
+        write_record(run / "manifest.json", {})
+        return key
+
+
+def measured(sparsity: float, size: int, seed: int) -> dict[str, Any]:
+    """Numbers that depend on all three, none by chance."""
+    return {
+        "val_accuracy": 0.9,
+        "fve": 0.9 - 0.02 * sparsity + 0.0001 * size + 0.01 * seed,
+        "l0": size / (1 + sparsity) + seed,
+        "separating": 7,
+        "classes": 10,
+        "selectivity": 0.5 + 0.02 * sparsity + 0.01 * seed**2,
+        "alpha_flip_median": None if sparsity < 1 and size == 64 else 2.0 + sparsity + seed,
+        "alpha_flip_infinite": 0.7 if sparsity < 1 and size == 64 else 0.1,
+    }
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Sweep:
+    """λ × dictionary size × seed; the SAE's seed follows the run's."""
+    sweep = Sweep(tmp_path / "grid")
+    for sparsity, size, seed in itertools.product(LAMBDAS, SIZES, SEEDS):
+        swept = {"sae__sparsity": sparsity, "sae__dictionary_size": size, "seed": seed}
+        sweep.finish(measured(sparsity, size, seed), {"sae__seed": seed}, **swept)
+    return sweep
+
+
+def shown(summary: SweepSummary, width: int) -> str:
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    with console.file:
+        print_summary(summary, console)
+    return console.export_text()
+
+
+# -- the table
+
+
+def test_the_table_has_a_row_per_run_and_its_settings_and_measures(grid: Sweep) -> None:
+    summary = summarise_sweep(grid.folder)
+    with summary.csv.open(encoding="utf-8", newline="") as file:
+        rows = {row["run"]: row for row in csv.DictReader(file)}
+    assert set(rows) == set(grid.runs)
+    for key, entry in grid.runs.items():
+        sparsity, size, seed = entry["swept"].values()
+        row = rows[key]
+        assert (float(row["sae.sparsity"]), int(row["sae.dictionary_size"])) == (sparsity, size)
+        assert (int(row["seed"]), int(row["sae.seed"])) == (seed, seed)
+        assert (row["backbone.name"], row["layer"], row["data"]) == ("resnet10t", "last", "concepts")
+        assert row["sae.variant"] == "linear_l1"
+        assert row["sae.k"] == ""
+        for name, value in measured(sparsity, size, seed).items():
+            assert row[name] == "" if value is None else float(row[name]) == pytest.approx(value, abs=1e-15)
+    # Settings that are the same in all runs, and not of the core, stay out.
+    assert not {"edit.scale", "stages", "output_dir", "backbone.weights"} & set(summary.table)
+
+
+def test_what_varies_is_a_column_lists_included_and_what_says_how_it_ran_is_not(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path / "s")
+    sweep.finish({"fve": 0.5}, {"trainer__accelerator": "gpu", "data__num_workers": 4}, edit__alpha=[0, 1])
+    sweep.finish({"fve": 0.6}, edit__alpha=[0, 2])
+    summary = summarise_sweep(sweep.folder)
+    assert summary.table["edit.alpha"].tolist() == ["[0,1]", "[0,2]"]
+    assert summary.varying == ("edit.alpha",)
+    assert not {"trainer.accelerator", "data.num_workers"} & set(summary.table)
+
+
+def test_a_swept_group_shows_as_its_main_setting_and_not_as_all_that_comes_with_it(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path / "s")
+    for name, library in (("resnet10t", "timm"), ("vit_b_16", "torchvision")):
+        for layer in ("last", "layer3"):
+            also = {"backbone__name": name, "backbone__library": library, "layer": layer}
+            key = sweep.finish({"fve": 0.5}, also)
+            sweep.runs[key]["swept"] = {"backbone": name, "layer": layer}
+    write_record(sweep.folder / "sweep.json", {"name": "s", "runs": sweep.runs})
+    summary = summarise_sweep(sweep.folder)
+    assert summary.varying == ("backbone.name", "layer")
+    assert "backbone.library" in summary.table
+
+
+def test_it_says_what_is_missing_and_why(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path / "s")
+    sweep.finish(measured(1.0, 64, 0), sae__sparsity=1.0)
+    failed, running, killed, unreadable, fresh = (sweep.plan(sae__sparsity=x) for x in (2.0, 3.0, 4.0, 5.0, 6.0))
+    for key in (failed, running, killed, unreadable):
+        (sweep.folder / key).mkdir()
+    write_record(sweep.folder / failed / "failure.json", {"reason": "The disk is full.", "kind": "OSError"})
+    for key in (running, killed):
+        write_record(sweep.folder / key / "running.json", {"pid": 1, "host": "node"})
+    (sweep.folder / ".locks").mkdir()
+    (sweep.folder / ".locks" / f"{killed}.lock").touch()
+    (sweep.folder / unreadable / "manifest.json").write_text("{}")
+    with FileLock(sweep.folder / ".locks" / f"{running}.lock"):
+        summary = summarise_sweep(sweep.folder)
+    states = {run.key: run.state for run in summary.runs}
+    assert [states[key] for key in (failed, running, killed, fresh)] == [
+        "failed",
+        "running",
+        "interrupted",
+        "not begun",
+    ]
+    assert states[unreadable] == "failed"
+    assert len(summary.table) == 1
+    text = shown(summary, 100)
+    assert "1 of 6 planned runs finished; 2 failed; 1 running; 1 interrupted; 1 not begun." in text
+    assert f"failed  {failed}  sparsity=2: The disk is full." in text
+    assert "config.yaml" in next(line for line in text.splitlines() if unreadable in line)
+    # The lock was only looked at: its run can still be started.
+    FileLock(sweep.folder / ".locks" / f"{running}.lock").acquire(timeout=0).lock.release()
+
+
+def test_nothing_finished_is_a_summary_too(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path / "s")
+    sweep.plan(sae__sparsity=1.0)
+    summary = summarise_sweep(sweep.folder)
+    assert (len(summary.table), summary.figures) == (0, ())
+    assert set(summary.left_out) == {"fve-l0", "selectivity-sparsity", "alpha-flip-sparsity"}
+    assert "0 of 1 planned run finished; 1 not begun." in shown(summary, 80)
+
+
+def test_a_moved_folder_reads_the_same(grid: Sweep, tmp_path: Path) -> None:
+    before = summarise_sweep(grid.folder)
+    files = {
+        p.name: p.read_bytes() for p in [before.csv, *before.figures, *(p.with_suffix(".svg") for p in before.figures)]
+    }
+    moved = tmp_path / "else" / "where"
+    shutil.copytree(grid.folder, moved, ignore=shutil.ignore_patterns("figures", "sweep.csv"))
+    shutil.rmtree(grid.folder)
+    after = summarise_sweep(moved)
+    assert {path.name for path in after.figures} == {path.name for path in before.figures}
+    assert len(files) == 1 + 2 * 3
+    for name, content in files.items():
+        assert next(moved.rglob(name)).read_bytes() == content
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_terminal_table_fits_and_leaves_no_run_out(grid: Sweep, width: int) -> None:
+    text = shown(summarise_sweep(grid.folder), width)
+    table = text.split("18 of 18")[0].splitlines()
+    assert max(map(len, table)) <= width
+    rows = [line.split() for line in table if "7/10" in line]
+    assert len(rows) == 18
+    # Size, λ, seed; the SAE's seed, which follows the run's, is not repeated.
+    expected = [[str(d), f"{x:g}", str(s)] for d in SIZES for x in LAMBDAS for s in SEEDS]
+    assert [row[1:4] for row in rows] == expected
+    assert rows[0][4:] == ["90.0", "90.4", "58.2", "7/10", "+50.2", "∞"]
+
+
+def test_three_hundred_runs_take_seconds(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path / "s")
+    for i, size in itertools.product(range(30), (32, 64)):
+        for seed in range(5):
+            key = f"{len(sweep.runs):012x}"
+            sweep.runs[key] = {"swept": {"sae.sparsity": 0.1 * 1.3**i, "sae.dictionary_size": size, "seed": seed}}
+            run = sweep.folder / key
+            run.mkdir()
+            settings = config(sae__sparsity=0.1 * 1.3**i, sae__dictionary_size=size, seed=seed)
+            (run / "config.yaml").write_text(json.dumps(settings))
+            write_record(run / "metrics.json", measured(0.1 * 1.3**i, size, seed))
+            write_record(run / "manifest.json", {})
+    write_record(sweep.folder / "sweep.json", {"name": "s", "runs": sweep.runs})
+    start = time.process_time()
+    assert len(summarise_sweep(sweep.folder).table) == 300
+    assert time.process_time() - start < 10
+
+
+# -- the pictures
+
+
+def drawn(figure: Figure | str) -> dict[str, list[tuple[float, float]]]:
+    """By label in the legend, the points of its line (one panel)."""
+    assert isinstance(figure, Figure)
+    names = [text.get_text() for text in figure.legends[0].get_texts()] if figure.legends else [""]
+    (axes,) = (axes for axes in figure.axes if axes.get_visible())
+    lines = [bars.lines[0] for bars in axes.containers]
+    return {name: list(zip(*map(list, line.get_data()), strict=True)) for name, line in zip(names, lines, strict=True)}
+
+
+def test_selectivity_against_lambda_is_the_mean_over_seeds_in_points(grid: Sweep) -> None:
+    summary = summarise_sweep(grid.folder)
+    figure = against_knob(summary.table, summary.varying, "sae.sparsity", SELECTIVITY)
+    found = drawn(figure)
+    assert set(found) == {"dictionary_size 64", "dictionary_size 256"}
+    for name, size in (("dictionary_size 64", 64), ("dictionary_size 256", 256)):
+        means = [statistics.mean(100 * measured(x, size, s)["selectivity"] for s in SEEDS) for x in LAMBDAS]
+        assert found[name] == [(x, pytest.approx(mean)) for x, mean in zip(LAMBDAS, means, strict=True)]
+    assert isinstance(figure, Figure)
+    (axes,) = figure.axes
+    assert axes.get_xscale() == "log"
+    spread = statistics.stdev(100 * measured(1.0, 64, s)["selectivity"] for s in SEEDS)
+    segment = axes.containers[0].lines[2][0].get_segments()[1]  # the bar at λ = 1
+    assert segment[1, 1] - segment[0, 1] == pytest.approx(2 * spread)
+    assert "standard deviation over seeds" in figure.get_supxlabel()
+
+
+def test_an_infinite_alpha_flip_stands_at_the_edge_and_not_in_the_line(grid: Sweep) -> None:
+    summary = summarise_sweep(grid.folder)
+    figure = against_knob(summary.table, summary.varying, "sae.sparsity", ALPHA_FLIP)
+    found = drawn(figure)["dictionary_size 64"]
+    assert math.isnan(found[0][1])
+    assert [y for _, y in found[1:]] == [pytest.approx(2 + x + 1) for x in LAMBDAS[1:]]
+    assert isinstance(figure, Figure)
+    hollow = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "none"]
+    assert [list(line.get_xdata()) for line in hollow] == [[0.1]]
+    assert "∞" in figure.get_supxlabel()
+
+
+def test_fve_against_l0_has_a_point_per_configuration_and_the_front(grid: Sweep) -> None:
+    summary = summarise_sweep(grid.folder)
+    figure = fve_against_l0(summary.table, summary.varying)
+    found = drawn(figure)
+    points = []
+    for size in SIZES:
+        values = [[measured(x, size, s) for s in SEEDS] for x in LAMBDAS]
+        means = sorted(
+            (statistics.mean(m["l0"] for m in group), statistics.mean(m["fve"] for m in group)) for group in values
+        )
+        points += means
+        assert found[f"dictionary_size {size}"] == [(pytest.approx(x), pytest.approx(y)) for x, y in means]
+    front = sorted(p for p in points if not any(q[0] <= p[0] and q[1] >= p[1] and q != p for q in points))
+    assert isinstance(figure, Figure)
+    (step,) = (line for line in figure.axes[0].lines if line.get_drawstyle() == "steps-post")
+    assert list(zip(*map(list, step.get_data()), strict=True)) == [
+        (pytest.approx(x), pytest.approx(y)) for x, y in front
+    ]
+
+
+def test_backbones_are_side_by_side_and_topk_is_drawn_against_k(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path / "s")
+    for name in ("resnet10t", "vit_b_16"):
+        for sparsity in (1.0, 2.0):
+            sweep.finish(measured(sparsity, 64, 0), backbone__name=name, sae__sparsity=sparsity)
+        for k in (2, 4):
+            swept = {"sae__sparsity": 0.0, "sae__k": k, "sae__variant": "topk"}
+            sweep.finish(measured(k, 64, 0), backbone__name=name, **swept)
+    summary = summarise_sweep(sweep.folder)
+    assert {path.stem for path in summary.figures} == {
+        *("fve-l0", "selectivity-sparsity", "selectivity-k", "alpha-flip-sparsity", "alpha-flip-k")
+    }
+    figure = against_knob(summary.table, summary.varying, "sae.k", SELECTIVITY)
+    assert isinstance(figure, Figure)
+    assert [axes.get_title("left") for axes in figure.axes] == ["resnet10t", "vit_b_16"]
+    for axes in figure.axes:
+        assert [list(bars.lines[0].get_xdata()) for bars in axes.containers] == [[2, 4]]
+        assert axes.get_xscale() == "linear"
+
+
+@pytest.mark.parametrize(
+    ("metrics", "reasons"),
+    [
+        ({"fve": 0.5, "l0": 3.0}, {"fve-l0": "fewer than two configurations", "selectivity-sparsity": "not known"}),
+        ({"selectivity": 0.5}, {"fve-l0": "fewer than two", "selectivity-sparsity": "does not vary"}),
+        ({"alpha_flip_median": None, "alpha_flip_infinite": 0.9}, {"alpha-flip-sparsity": "does not vary"}),
+    ],
+)
+def test_a_picture_whose_axes_do_not_vary_is_left_out_with_the_reason(
+    tmp_path: Path, metrics: dict[str, Any], reasons: dict[str, str]
+) -> None:
+    sweep = Sweep(tmp_path / "s")
+    for seed in (0, 1):
+        sweep.finish(metrics, seed=seed)
+    (sweep.folder / "figures").mkdir()
+    stale = sweep.folder / "figures" / "fve-l0.png"
+    stale.touch()
+    summary = summarise_sweep(sweep.folder)
+    assert summary.figures == ()
+    for name, reason in reasons.items():
+        assert reason in summary.left_out[name]
+        assert f"No figure {name}: " in shown(summary, 80)
+    assert not stale.exists()  # a picture of runs that are no longer what they were
+
+
+def test_alpha_flip_that_is_infinite_everywhere_is_no_picture(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path / "s")
+    for sparsity in (1.0, 2.0):
+        sweep.finish({"alpha_flip_median": None, "alpha_flip_infinite": 0.9}, sae__sparsity=sparsity)
+    summary = summarise_sweep(sweep.folder)
+    assert "infinite in every run" in summary.left_out["alpha-flip-sparsity"]
+
+
+def test_the_front_is_what_nothing_dominates() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        cost, gain = random.integers(0, 8, (2, 12)).astype(float)
+        cost[0] = gain[1] = np.nan
+        expected = {
+            (cost[i], gain[i])
+            for i in range(2, 12)
+            if not any(
+                cost[j] <= cost[i] and gain[j] >= gain[i] and (cost[j], gain[j]) != (cost[i], gain[i])
+                for j in range(2, 12)
+            )
+        }
+        front = pareto_front(cost, gain)
+        assert [(cost[i], gain[i]) for i in front] == sorted(expected)
+
+
+def test_averages_leave_missing_values_out_and_keep_infinite_ones() -> None:
+    table = pd.DataFrame({"d": [1, 1, 2, 2, 3], "m": [1.0, np.nan, 2.0, np.inf, 5.0]})
+    found = averaged(table, ["d"], ["m"])
+    assert found["m"].tolist() == [1.0, np.inf, 5.0]
+    assert found["m_sd"].isna().all()
+
+
+# -- names
+
+
+def test_names_are_as_short_as_they_can_be() -> None:
+    assert short_names(["sae.sparsity", "sae.seed", "seed", "backbone.name"]) == {
+        **{"sae.sparsity": "sparsity", "sae.seed": "sae.seed", "seed": "seed", "backbone.name": "backbone"}
+    }
+    assert short_names(["a.x.y", "b.x.y", "y"]) == {"a.x.y": "a.x.y", "b.x.y": "b.x.y", "y": "y"}
+    values = {"sae.sparsity": 2.0, "sae.dictionary_size": 64, "edit.alpha": [0, 1], "sae.centre": True}
+    assert with_values(values) == "sparsity=2 dictionary_size=64 alpha=[0,1] centre=true"
+    assert data_name(config()) == "concepts"
+
+
+# -- the command
+
+
+def test_the_command_writes_prints_and_explains_itself(grid: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(grid.folder)]) == 0
+    assert "18 of 18 planned runs finished." in capsys.readouterr().out
+    assert {path.name for path in (grid.folder / "figures").iterdir()} == {
+        f"{name}.{kind}"
+        for name in ("fve-l0", "selectivity-sparsity", "alpha-flip-sparsity")
+        for kind in ("png", "svg")
+    }
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert "sweep.csv" in text
+    assert "salve-sweep outputs/sweeps/" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(None, "holds no sweep.json"), ("[]", "cannot be read"), ("{", "cannot be read")]
+)
+def test_a_folder_that_is_no_sweep_is_refused_in_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None, said: str
+) -> None:
+    if content is not None:
+        (tmp_path / "sweep.json").write_text(content)
+    assert main([str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("salve-sweep: ")
+    assert said in error
+    assert error.count("\n") == 1
+    with pytest.raises(UserError):
+        summarise_sweep(tmp_path)
+
+
+# -- the numbers of one run
+
+
+def write_stages(root: Path, flips: Sequence[float]) -> dict[str, Path]:
+    paths = {kind: root / kind for kind in ("classifier", "sae", "features", "control", "diagnose")}
+    for path in paths.values():
+        path.mkdir(parents=True)
+    write_record(paths["classifier"] / "classifier.json", {"classes": ["a", "b", "c"]})
+    history = [(0, "train", 0.9), (0, "val", 0.6), (1, "train", 0.95), (1, "val", 0.7), (2, "val", 0.65)]
+    write_table(
+        paths["classifier"] / "history.csv",
+        pd.DataFrame([(e, s, 1.0, a) for e, s, a in history], columns=["epoch", "split", "loss", "accuracy"]),
+    )
+    sae = {"fve": 0.8, "l0": 12.0, "dead_fraction": 0.25, "downstream_accuracy": 0.88, "original_accuracy": 0.89}
+    write_record(paths["sae"] / "sae.json", sae)
+    classes = pd.DataFrame({"class": ["a", "b", "c"], "val_images": [10, 10, 20], "val_accuracy": [1.0, 0.5, 0.75]})
+    write_table(paths["features"] / "classes.csv", classes)
+    columns = ["target", "accuracy_before", "accuracy_after", "others_mean_change", "alpha_used"]
+    rows = [("a", 1.0, 0.0, 0.02, 4.0, True, True), ("b", 0.5, 0.3, 0.1, 20.0, False, False)]
+    rows += [("a + b", 0.75, 0.0, 0.5, 9.0, True, False)]  # a set of classes
+    summary = pd.DataFrame(rows, columns=[*columns, "separates", "separates_strictly"])
+    write_table(paths["control"] / "summary.csv", summary)
+    images = pd.DataFrame({"class": "a", "correct": [True] * len(flips) + [False], "flip_exact": [*flips, 0.0]})
+    write_table(paths["diagnose"] / "images.csv", images)
+    return paths
+
+
+def test_the_numbers_of_a_run_are_those_of_its_stages(tmp_path: Path) -> None:
+    found = run_metrics(write_stages(tmp_path, [1.0, 3.0, 2.0, math.inf]))
+    assert found == {
+        "val_accuracy": pytest.approx((10 * 1.0 + 10 * 0.5 + 20 * 0.75) / 40),
+        **{"fve": 0.8, "l0": 12.0, "dead_fraction": 0.25, "downstream_accuracy": 0.88},
+        **{"separating": 1, "separating_strictly": 1, "classes": 2},
+        "on_target_drop": pytest.approx((1.0 + 0.2) / 2),
+        "off_target_drift": pytest.approx((0.02 + 0.1) / 2),
+        "selectivity": pytest.approx((0.98 + 0.1) / 2),
+        "alpha_used_median": 12.0,
+        # Of 1, 2, 3, ∞ the lower of the two in the middle; the misclassified image does not count.
+        **{"alpha_flip_median": 2.0, "alpha_flip_infinite": 0.25},
+    }
+    json.dumps(found, allow_nan=False)
+
+
+def test_an_infinite_median_is_none_and_stages_that_did_not_run_are_absent(tmp_path: Path) -> None:
+    paths = write_stages(tmp_path, [1.0, math.inf, math.inf])
+    found = run_metrics(paths)
+    assert found["alpha_flip_median"] is None
+    assert found["alpha_flip_infinite"] == pytest.approx(2 / 3)
+    assert run_metrics({"classifier": paths["classifier"]}) == {"val_accuracy": 0.7}
+    only_sae = run_metrics({kind: paths[kind] for kind in ("classifier", "sae")})
+    assert only_sae == {
+        "val_accuracy": 0.89, "fve": 0.8, "l0": 12.0, "dead_fraction": 0.25, "downstream_accuracy": 0.88
+    }  # fmt: skip
+    assert run_metrics({}) == {}
