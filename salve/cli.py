@@ -12,24 +12,22 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
 
 from salve.types import UserError
 
 
-def conf_dir() -> Path:
-    """The folder of configurations: inside an installed package, or at the top of the repository."""
-    package = Path(__file__).resolve().parent
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parent / "conf"
-
-
 def task(config: DictConfig) -> None:
-    """One job of Hydra's."""
+    """One job of Hydra's: a run, or some runs of a sweep."""
     from salve.run.execute import execute
+    from salve.run.jobs import make_runs
     from salve.run.schema import resolve
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     folder = Path(HydraConfig.get().runtime.output_dir)
+    if config.sweep.runs:
+        make_runs(folder.parent, config.sweep.runs)
+        return
     try:
         execute(resolve(config), folder, "salve " + shlex.join(HydraConfig.get().overrides.task))
     except UserError as error:
@@ -41,16 +39,31 @@ def task(config: DictConfig) -> None:
 
 def main() -> None:
     """Entry point."""
-    from salve.run.explain import explain
+    from salve.run.explain import conf_dir, explain
+    from salve.run.ranks import joined
+    from salve.run.rerun import RERUN, rerun
     from salve.run.schema import register
+    from salve.run.sweep import SweepIncomplete
 
     register()
     # Hydra then raises what it would print itself: its own words name an unknown key, but not the known ones.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
+        with joined() as leads:  # of several ranks that were started from outside, one leads and the others help it
+            if not leads:
+                return
+            if not any(argument.startswith(RERUN) for argument in sys.argv[1:]):
+                hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
+            elif not rerun(sys.argv[1:], Console()):
+                raise SystemExit(1)
+    except SweepIncomplete as error:
+        print(f"salve: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
     except (HydraException, OmegaConfBaseException) as error:
-        print(f"salve: {explain(error, conf_dir())}", file=sys.stderr)
+        print(f"salve: {explain(error)}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except UserError as error:
+        print(f"salve: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

@@ -22,6 +22,8 @@ HOME = Path(__file__).parents[1] / ".pytest_cache" / "home"
 
 # Before anything that reads them is imported; processes that tests start inherit them.
 os.environ |= {
+    # Tests run beside each other, each on one core.
+    "OMP_NUM_THREADS": "1",
     "MPLBACKEND": "Agg",
     "MPLCONFIGDIR": str(HOME / "matplotlib"),
     "XDG_CACHE_HOME": str(HOME / "cache"),

@@ -1,35 +1,50 @@
 """One run: the stages that were asked for, in order, on artifacts that are found or made."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
+from pytorch_lightning.loggers.logger import DummyLogger
 from rich.console import Console
 
-from salve.artifacts import Artifact, NotMade, Store
+from salve.artifacts import Artifact, NotMade, Store, write_record
 from salve.report import summary_table
+from salve.report.metrics import run_metrics
 from salve.run.build import build_job
+from salve.run.folder import METRICS, RunFolder, swept_of
 from salve.run.manifest import write_manifest
+from salve.run.ranks import gathered
 from salve.run.schema import Config
-from salve.run.tracking import Tracker
-from salve.stages import Job, capture, control, diagnose, finetune, read_features, train_sae, validate
+from salve.run.tracking import Tracker, job_type_of, run_name, wandb_id
+from salve.stages import Job, capture, control, diagnose, finetune, read_features, train_sae, train_saes, validate
 from salve.stages.report import report
 from salve.types import UserError
 
 log = logging.getLogger(__name__)
 
 
-def execute(config: Config, folder: Path, command: str, console: Console | None = None) -> dict[str, Artifact]:
+def execute(
+    config: Config,
+    folder: Path,
+    command: str,
+    console: Console | None = None,
+    *,
+    group: str | None = None,
+    gpus: list[int] | None = None,
+    made: Collection[str] = (),
+) -> dict[str, Artifact]:
     """Run the stages of a configuration.
 
     What a requested stage needs is made when it is not there yet; ``report`` alone only reads what is there.
+    ``manifest.json`` is written last: a folder that has it holds a whole run.
 
     Args:
         config: checked settings. folder: the run's folder. command: how the run was started, for the report.
-        console: where progress and the summary are shown.
+        console: where progress and the summary are shown. group: the sweep that the run belongs to.
+        gpus: the devices to use, of those that torch sees; None leaves the choice to Lightning.
+        made: keys of artifacts that were made for this run just before, and count as made by it.
 
     Returns:
         The artifacts by kind.
@@ -42,35 +57,66 @@ def execute(config: Config, folder: Path, command: str, console: Console | None 
     store = Store(Path(config.output_dir) / "artifacts", log.info)
     succeeded = False
     tracker = None
-    try:
-        # The job is built, and with it everything checked, before a logger opens a run of its own.
-        job = build_job(config, store, lambda stage: _open(tracker).logger(stage), console)
-        folder.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
-        (folder / "config.yaml").write_text(text, encoding="utf-8")
-        tracker = Tracker(config.logger, folder, config.name, plain)
-        artifacts = _run_stages(config, job)
-        write_manifest(folder, config.seed, artifacts)
-        if "report" in config.stages:
-            page = report(
+    with gathered(config.trainer, gpus) as ranks:
+        try:
+            # The job is built, and with it everything checked, before a logger opens a run of its own.
+            job = build_job(config, store, lambda stage: _open(tracker).logger(stage), console, ranks)
+            text = RunFolder(folder).prepare(config)
+            tracker = Tracker(
+                config.logger,
                 folder,
-                artifacts,
-                title=f"salve: {config.name}",
-                facts=_facts(config, job),
-                config=text,
-                commands=[command],
+                plain,
+                name=(run_name(swept_of(folder)) if group else "") or config.name,
+                group=group,
+                job_type=job_type_of(config.stages),
+                run_id=wandb_id(group, folder.name) if group else None,
             )
-            console.print(summary_table({kind: artifact.path for kind, artifact in artifacts.items()}))
-            console.print(f"Report: {page}", soft_wrap=True)
-        else:
-            for kind, artifact in artifacts.items():
-                console.print(f"{kind}: {artifact.path}", soft_wrap=True)
-        tracker.log_results(artifacts)
-        succeeded = True
-    finally:
-        if tracker is not None:
-            tracker.finish(succeeded)
+            found = _run_stages(config, job)
+            artifacts = {kind: replace(a, reused=a.reused and a.key not in made) for kind, a in found.items()}
+            metrics = run_metrics({kind: artifact.path for kind, artifact in artifacts.items()})
+            write_record(folder / METRICS, metrics)
+            _show(config, job, artifacts, folder, text, command, console)
+            tracker.log_results(artifacts, metrics)
+            succeeded = True
+        finally:
+            if tracker is not None:
+                tracker.finish(succeeded)
+    write_manifest(folder, config, job, artifacts)
     return artifacts
+
+
+def _show(
+    config: Config, job: Job, artifacts: dict[str, Artifact], folder: Path, text: str, command: str, console: Console
+) -> None:
+    """The report, if it was asked for, and where things are."""
+    if "report" not in config.stages:
+        for kind, artifact in artifacts.items():
+            console.print(f"{kind}: {artifact.path}", soft_wrap=True)
+        return
+    title, facts = f"salve: {config.name}", _facts(config, job)
+    page = report(folder, artifacts, title=title, facts=facts, config=text, commands=[command])
+    console.print(summary_table({kind: artifact.path for kind, artifact in artifacts.items()}))
+    console.print(f"Report: {page}", soft_wrap=True)
+
+
+def train_together(configs: Sequence[Config], console: Console, gpus: list[int] | None = None) -> set[str]:
+    """Train the SAEs of several runs as one batched computation; the runs find them when they are executed.
+
+    Args:
+        configs: settings that differ only in what :func:`salve.stages.can_share` allows. console, gpus: see
+            :func:`execute`.
+
+    Returns:
+        The keys of the SAEs that were made.
+    """
+    first = configs[0]
+    store = Store(Path(first.output_dir) / "artifacts", log.info)
+    with gathered(first.trainer, gpus) as ranks:
+        job = build_job(first, store, lambda _: DummyLogger(), console, ranks)
+        classifier = finetune(job, first.finetune)
+        activations = capture(job, classifier)
+        saes = train_saes(job, [config.sae for config in configs], classifier, activations)
+    return {sae.key for sae in saes if not sae.reused}
 
 
 def _open(tracker: Tracker | None) -> Tracker:

@@ -7,12 +7,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 
-def explain(error: HydraException | OmegaConfBaseException, conf: Path) -> str:
-    """One sentence for an error of composing the settings.
+def conf_dir() -> Path:
+    """The folder of configurations: inside an installed package, or at the top of the repository."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
 
-    Args:
-        error: what Hydra raised. conf: the folder of configurations, whose files are the choices of a group.
-    """
+
+def explain(error: HydraException | OmegaConfBaseException) -> str:
+    """One sentence for an error that Hydra raised while it composed the settings."""
+    conf = conf_dir()  # whose files are the choices of a group
     cause = error.__cause__ or error
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.partition("/")

@@ -1,5 +1,6 @@
 """What a run was: settings, versions, inputs."""
 
+import json
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -7,21 +8,30 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from salve.artifacts import Artifact, write_record
+from salve.artifacts import Artifact, digest_of_file
+from salve.run.folder import MANIFEST, write_whole
+from salve.run.schema import Config
+from salve.stages import Job
 
 PACKAGES = ("salve", "torch", "torchvision", "timm", "pytorch-lightning", "hydra-core", "torchmetrics")
 
 
-def write_manifest(folder: Path, seed: int, artifacts: Mapping[str, Artifact]) -> None:
-    """Write ``manifest.json``: versions, git state, seed, and the key and digest of every artifact used."""
+def write_manifest(folder: Path, config: Config, job: Job, artifacts: Mapping[str, Artifact]) -> None:
+    """Write ``manifest.json``: versions, git state, seed, digests of what went in, key and digest of every artifact."""
+    weights = Path(config.backbone.weights)
     record: dict[str, Any] = {
         "python": platform.python_version(),
         "versions": {name: version(name) for name in PACKAGES},
         "git": git_state(Path(__file__).parent),
-        "seed": seed,
+        "seed": config.seed,
+        "inputs": {
+            "data": job.data.fingerprint(),
+            "weights": digest_of_file(weights) if weights.is_file() else config.backbone.weights,
+        },
         "artifacts": {kind: {"key": a.key, "digest": a.digest, "reused": a.reused} for kind, a in artifacts.items()},
     }
-    write_record(folder / "manifest.json", record)
+    # The mark of a finished run: it is there as a whole or not at all.
+    write_whole(folder / MANIFEST, json.dumps(record, indent=2) + "\n")
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

@@ -72,7 +72,12 @@ class Cifar100Config(FolderConfig):
 
 @dataclass
 class TrainerSettings:
-    """Where things run; the fields are those of Lightning's Trainer."""
+    """Where things run; the fields are those of Lightning's Trainer.
+
+    Attributes:
+        accelerator: auto, cpu, gpu or cuda. devices: on each node. strategy: with several devices, ``ddp_spawn`` starts
+            their ranks, ``ddp`` finds them started by torchrun or SLURM, ``auto`` is either. precision: of fine-tuning.
+    """
 
     accelerator: str = MISSING
     devices: int = MISSING
@@ -93,6 +98,34 @@ class LoggerSettings:
 
 
 @dataclass
+class SearchSettings:
+    """A search by Optuna in place of a grid.
+
+    Attributes:
+        trials: runs in all, those of earlier commands included. parallel: trials that are asked for, and run, at once.
+        objectives: each measure of a run's ``metrics.json`` that counts, and ``maximize`` or ``minimize``.
+    """
+
+    trials: int
+    parallel: int
+    objectives: dict[str, str]
+
+
+@dataclass
+class SweepSettings:
+    """What the runs of a sweep share.
+
+    Attributes:
+        name: the sweep's folder under ``<output_dir>/sweeps`` and its group in W&B. search: None for a grid.
+        runs: keys of the runs that a job of the sweep makes; set by the sweep itself.
+    """
+
+    name: str = MISSING
+    search: SearchSettings | None = None
+    runs: list[str] = field(default_factory=list)
+
+
+@dataclass
 class Config:
     """All settings of a run."""
 
@@ -110,12 +143,15 @@ class Config:
     edit: EditSettings = MISSING
     trainer: TrainerSettings = MISSING
     logger: LoggerSettings = MISSING
+    sweep: SweepSettings = MISSING
 
 
 def register() -> None:
     """Make the types known to Hydra; called by the entry point, not on import."""
     store = ConfigStore.instance()
     store.store(name="config_schema", node=Config)
+    sweeper = {"_target_": "hydra_plugins.salve_sweeper.SalveSweeper", "params": None}
+    store.store(group="hydra/sweeper", name="salve", node=sweeper)
     for name, node in (
         ("concepts", ConceptsConfig),
         ("folder", FolderConfig),
@@ -167,10 +203,11 @@ CHOICES = {
     "logger.kind": ("csv", "wandb"),
     "logger.mode": ("online", "offline"),
     "trainer.accelerator": ("auto", "cpu", "gpu", "cuda"),
+    "trainer.strategy": ("auto", "ddp_spawn", "ddp"),
     "trainer.precision": ("auto", "32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true"),
 }
 ABOVE_ZERO = (
-    *("sae.dictionary_size", "sae.batch_size", "sae.epochs", "sae.learning_rate"),
+    *("sae.dictionary_size", "sae.batch_size", "sae.epochs", "sae.learning_rate", "sae.ensemble"),
     *("finetune.epochs", "finetune.learning_rate", "finetune.patience"),
     *("discover.dominant", "discover.threshold", "validate.top_images", "validate.localise_images", "trainer.devices"),
 )
@@ -199,8 +236,14 @@ def _check(config: Config) -> None:
             value = attrgetter(key)(config)
             if value is not None and not holds(value):
                 raise UserError(f"{key}={value} {rule}.")
-    if not 0 <= config.seed < 2**32:
-        raise UserError(f"seed={config.seed} must lie between 0 and 2**32 − 1.")
+    if config.sae.ensemble > 1 and config.trainer.devices != 1:
+        raise UserError(
+            f"sae.ensemble={config.sae.ensemble} trains SAEs together on one device; it cannot go with "
+            f"trainer.devices={config.trainer.devices}."
+        )
+    for key in ("seed", "sae.seed"):
+        if not 0 <= attrgetter(key)(config) < 2**32:
+            raise UserError(f"{key}={attrgetter(key)(config)} must lie between 0 and 2**32 − 1.")
     if config.sae.variant == "topk" and not 1 <= (config.sae.k or 0) <= config.sae.dictionary_size:
         raise UserError(
             f"sae.variant=topk needs sae.k between 1 and sae.dictionary_size={config.sae.dictionary_size}, "

@@ -18,11 +18,15 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
-from salve.cli import conf_dir, main
+from salve.cli import main
 from salve.data.transforms import Preprocess
+from salve.run.explain import conf_dir
+from salve.run.plan import refuse_idle_axis
 from salve.run.schema import Config, register, resolve
 from salve.stages import job
 from salve.types import UserError
@@ -105,11 +109,15 @@ def test_every_file_composes_and_its_values_arrive(file: str) -> None:
     found = leaves(asdict(chosen(file)))
     content = {key: value for key, value in read(file).items() if key not in ("defaults", "hydra")}
     group = file.partition("/")[0]
-    wanted = leaves(content if group in ("config", "experiment") else {group: content})
-    assert wanted
+    text = (CONF / f"{file}.yaml").read_text(encoding="utf-8")
+    is_global = file == "config" or text.startswith("# @package _global_")
+    wanted = leaves(content if is_global else {group: content})
+    assert wanted or group == "cluster"
     for key, value in wanted.items():
         if value == "???":
             assert found[key] == GIVEN[key]
+        elif isinstance(value, str) and "${" in value:
+            assert str(found[key]) == re.sub(r"\$\{([\w.]+)\}", lambda named: str(found[named[1]]), value)
         elif value != {}:
             assert found[key] == value, f"{file} sets {key} to {value}, but a run gets {found[key]}"
 
@@ -125,6 +133,42 @@ def test_an_experiment_chooses_what_it_names(file: str) -> None:
             ((group, choice),) = item.items()
             assert choices[group.removeprefix("override /")] == choice
     assert config.name != settings().name  # its runs do not land among the quickstart's
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.startswith("cluster/")])
+def test_a_cluster_chooses_a_launcher_and_only_settings_that_it_has(file: str) -> None:
+    name = file.partition("/")[2]
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = compose("config", overrides=[f"cluster={name}"], return_hydra_config=True)
+    except HydraException as error:
+        pytest.skip(f"the launcher of cluster={name} is not installed: {str(error).splitlines()[0]}")
+    launcher = get_class(config.hydra.launcher._target_)
+    assert issubclass(launcher, Launcher)
+    assert (name == "local") == (launcher.__name__ == "BasicLauncher")
+    accepted = inspect.signature(launcher).parameters
+    given = read(file).get("hydra", {}).get("launcher", {})
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
+        assert given.keys() <= accepted.keys()
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.startswith("sweep/") and file != "sweep/grid"])
+def test_a_named_sweep_sweeps_what_there_is_into_a_folder_of_its_own(file: str) -> None:
+    name = file.partition("/")[2]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", overrides=[f"sweep={name}"], return_hydra_config=True)
+        config.hydra.runtime.output_dir = "somewhere"  # which only a run knows
+    assert config.hydra.mode.name == "MULTIRUN"
+    assert config.sweep.name == f"quickstart-{name}"
+    assert config.hydra.sweep.dir == f"outputs/sweeps/quickstart-{name}"
+    axes = config.hydra.sweeper.params
+    assert axes
+    groups = {file.partition("/")[0] for file in FILES}
+    for override in OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in axes.items()]):
+        key = override.get_key_element()
+        assert key in groups or OmegaConf.select(config, key) is not None
+        refuse_idle_axis(key)
+        assert override.is_sweep_override() or (key, override.value()) == ("layer", "all")
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if file.startswith("data/")])
@@ -340,14 +384,15 @@ def test_help_teaches() -> None:
     for path in CONF.rglob("*/*.yaml"):
         group, _, name = path.relative_to(CONF).with_suffix("").as_posix().partition("/")
         listed.setdefault(group, set()).add(name)
-    assert len(listed) == 8
+    assert len(listed) == 10
     for group, names in listed.items():
         lines = re.findall(rf"^ +{group} +(.*)$", done.stdout, re.MULTILINE)  # a stage may have the group's name
         assert names in [set(line.split(", ")) for line in lines]
-    commands = re.findall(r"^ +(salve(?: \S+=\S+)*)$", done.stdout, re.MULTILINE)
-    assert len(commands) == 3
+    commands = re.findall(r"^ +(salve(?: -m)?(?: \S+=\S+)*)$", done.stdout, re.MULTILINE)
+    assert len(commands) == 4
     for stage in ("finetune", "discover", "validate", "control", "diagnose", "report"):
         assert re.search(rf"^ +{stage} +\w+", done.stdout, re.MULTILINE), f"{stage} is not explained"
     for command in commands:  # and what it proposes works
-        overrides = [part.replace("FOLDER", "p").replace("FILE", "f") for part in command.split()[1:]]
-        assert settings(*overrides).stages
+        overrides = [part.replace("FOLDER", "p").replace("FILE", "f") for part in command.split()[1:] if part != "-m"]
+        swept = [re.sub(r"(=[^\[,]+),.*", r"\1", override) for override in overrides]
+        assert settings(*swept).stages

@@ -141,7 +141,7 @@ def test_a_module_is_small_and_does_nothing_on_import(path: Path) -> None:
         ("sae/x.py", "from salve import __version__", False),
         ("sae/x.py", "import torch, salvelike.features", False),
         ("cli.py", "from salve.run import schema", False),
-        ("run/x.py", "from salve.cli import conf_dir", True),
+        ("run/x.py", "from salve.cli import main", True),
     ],
 )
 def test_an_upward_import_is_seen(tmp_path: Path, file: str, line: str, upward: bool) -> None:

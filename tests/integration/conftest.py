@@ -1,6 +1,8 @@
 """A whole run, small enough for a test, and the means to start others like it."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -8,8 +10,8 @@ from hydra import compose, initialize_config_dir
 from rich.console import Console
 
 from salve.artifacts import Artifact
-from salve.cli import conf_dir
 from salve.run.execute import execute
+from salve.run.explain import conf_dir
 from salve.run.schema import register, resolve
 
 SMALL = [
@@ -28,6 +30,22 @@ SMALL = [
 
 FEW = ["data.train_per_class=8", "data.val_per_class=4", "data.image_size=32", "data.batch_size=20"]
 NARROW = ["backbone.args.channels=[8,16,24,32]"]
+
+
+@contextmanager
+def quiet_logging() -> Iterator[None]:
+    """Hydra sets up logging for a process of its own; this gives back the handlers and the level."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    for handler in set(root.handlers) - set(handlers):
+        root.removeHandler(handler)
+        handler.close()
+    for handler in handlers:
+        if handler not in root.handlers:
+            root.addHandler(handler)
+    root.setLevel(level)
+
 
 Start = Callable[..., dict[str, Artifact]]
 

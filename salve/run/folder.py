@@ -1,0 +1,143 @@
+"""A run's folder: what its files say about the run, and the settings it was made with."""
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from filelock import FileLock, Timeout
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from salve.artifacts import read_record, write_record
+from salve.run.schema import Config, resolve
+from salve.types import UserError
+
+#: What a sweep planned, in the folder that holds its runs.
+PLAN = "sweep.json"
+
+State = Literal["new", "running", "interrupted", "failed", "finished"]
+
+SETTINGS, MANIFEST, METRICS, RUNNING, FAILURE = (
+    *("config.yaml", "manifest.json", "metrics.json"),
+    *("running.json", "failure.json"),
+)
+
+
+class RunFolder:
+    """One run on disk.
+
+    Args:
+        path: the folder; its name is the run's key in a sweep.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def lock(self) -> FileLock:
+        """Held by the process that makes the run; the operating system lets go of it when that process ends."""
+        folder = self.path.parent / ".locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(folder / f"{self.path.name}.lock")
+
+    def state(self) -> State:
+        """What the files say. A run that says it is running, while nobody holds its lock, was interrupted."""
+        if (self.path / MANIFEST).is_file():
+            return "finished"
+        if (self.path / RUNNING).is_file():
+            try:
+                with self.lock.acquire(timeout=0):
+                    return "interrupted"
+            except Timeout:
+                return "running"
+        return "failed" if (self.path / FAILURE).is_file() else "new"
+
+    def prepare(self, settings: Config) -> str:
+        """Make the folder with the settings in it, resolved, and return their text."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(asdict(settings), sort_keys=False, allow_unicode=True)
+        write_whole(self.path / SETTINGS, text)
+        return text
+
+    def forget_failure(self) -> None:
+        """Before the next attempt."""
+        (self.path / FAILURE).unlink(missing_ok=True)
+
+    def begin(self) -> None:
+        """Say that the run is being made; call it with the lock held."""
+        self.forget_failure()
+        write_record(self.path / RUNNING, {"pid": os.getpid(), "host": platform.node()})
+
+    def fail(self, error: BaseException | str) -> str:
+        """Keep the reason of a failure, and return it as one line."""
+        first = (str(error).strip().splitlines() or [""])[0]
+        known = isinstance(error, UserError | str)
+        reason = first if known else f"{type(error).__name__}: {first}".removesuffix(": ")
+        kind = "interrupted" if isinstance(error, str) else type(error).__name__
+        try:
+            write_whole(self.path / FAILURE, json.dumps({"reason": reason, "kind": kind}, ensure_ascii=False))
+            (self.path / RUNNING).unlink(missing_ok=True)
+        except OSError:  # a full disk, which may well be the reason
+            pass
+        return reason
+
+    def finish(self) -> None:
+        """Say that nobody is making the run any more."""
+        (self.path / RUNNING).unlink(missing_ok=True)
+
+    def reason(self) -> str:
+        """Why the last attempt failed; empty if it did not."""
+        path = self.path / FAILURE
+        return str(read_record(path)["reason"]) if path.is_file() else ""
+
+    def metrics(self) -> dict[str, Any]:
+        """The measures of a finished run by name."""
+        path = self.path / METRICS
+        return read_record(path) if path.is_file() else {}
+
+    def settings(self, changes: Sequence[str] = ()) -> Config:
+        """The settings that the run was made with, checked as if they had just been typed.
+
+        Args:
+            changes: ``key=value``, instead of what the folder has.
+
+        Raises:
+            UserError: the folder holds no settings, or some that this version does not know; a change of no setting.
+        """
+        path = self.path / SETTINGS
+        if not path.is_file():
+            raise UserError(f"{self.path} is no folder of a run: it holds no {SETTINGS}.")
+        config = OmegaConf.structured(Config)
+        try:
+            config.merge_with(yaml.safe_load(path.read_text(encoding="utf-8")))
+            if missing := sorted(OmegaConf.missing_keys(config)):
+                raise UserError(f"{path} says nothing of {', '.join(missing)}: another version of salve wrote it.")
+            for override in OverridesParser.create().parse_overrides(list(changes)):
+                key = override.get_key_element()
+                if OmegaConf.is_dict(OmegaConf.select(config, key)):
+                    raise UserError(f"{key} names a group; a rerun changes single settings, such as output_dir=FOLDER.")
+                OmegaConf.update(config, key, override.value())
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+            raise UserError(f"{path}: {str(error).splitlines()[0]}.") from error
+        return resolve(config)
+
+
+def swept_of(folder: Path) -> dict[str, Any]:
+    """The values of the settings that a run's sweep varies, by setting."""
+    plan = folder.parent / PLAN
+    runs = read_record(plan)["runs"] if plan.is_file() else {}
+    return dict(runs.get(folder.name, {}).get("swept", {}))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is either there as a whole or not at all."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)

@@ -1,0 +1,67 @@
+"""What a job of a sweep does, wherever a launcher has put it: make some of the sweep's runs."""
+
+import io
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from rich.console import Console
+
+from salve.run.execute import execute, train_together
+from salve.run.folder import RunFolder
+from salve.run.gpus import leased_gpus
+from salve.run.ranks import joined
+
+log = logging.getLogger(__name__)
+
+
+def make_runs(sweep: Path, keys: Sequence[str]) -> None:
+    """Make runs of a sweep from the settings in their folders; one that fails does not stop the others.
+
+    Args:
+        sweep: the sweep's folder. keys: names of the runs' folders in it. Several share their activations, and their
+            SAEs are trained together.
+    """
+    folders = [RunFolder(sweep / key) for key in sorted(keys)]
+    with joined() as leads, ExitStack() as held:
+        if not leads:
+            return
+        for folder in folders:  # in order, so that two jobs that want the same never wait for each other
+            held.enter_context(folder.lock)
+        missing = [folder for folder in folders if folder.state() != "finished"]
+        for folder in missing:
+            folder.begin()
+        made = _share(missing) if len(missing) > 1 else set()
+        for folder in missing:
+            _make(folder, made)
+
+
+def _share(folders: Sequence[RunFolder]) -> set[str]:
+    """What the runs have in common, and their SAEs at once, which each run finds later; the keys of the SAEs."""
+    try:
+        configs = [folder.settings() for folder in folders]
+        with leased_gpus(configs[0].trainer) as gpus:
+            return train_together(configs, _quiet(), gpus)
+    except Exception:
+        # Each run meets the reason again by itself, and only those fail that it concerns.
+        log.exception("The SAEs could not be trained together; each run trains its own.")
+        return set()
+
+
+def _make(folder: RunFolder, made: set[str]) -> None:
+    sweep, again = folder.path.parent.name, f"salve rerun={folder.path}"
+    try:
+        config = folder.settings()
+        with leased_gpus(config.trainer) as gpus:
+            execute(config, folder.path, again, _quiet(), group=sweep, gpus=gpus, made=made)
+    except Exception as error:
+        log.exception("%s failed", folder.path.name)
+        folder.fail(error)
+    else:
+        folder.finish()
+
+
+def _quiet() -> Console:
+    """What a run would show on the terminal: jobs run beside each other, and the sweep shows their progress."""
+    return Console(file=io.StringIO())

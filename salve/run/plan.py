@@ -1,0 +1,157 @@
+"""What a sweep is going to do: each of its runs, checked, and named after what it computes."""
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from salve.artifacts import REVISION, digest_of
+from salve.backbones import load_backbone, sites
+from salve.run.explain import explain
+from salve.run.folder import RunFolder
+from salve.run.schema import Config, resolve
+from salve.types import UserError
+
+#: Settings that say how and where a run is made, not what it computes: its key does not depend on them.
+NOT_COMPUTED = ("name", "output_dir", "trainer", "logger", "sweep", "cluster", "hydra")
+NOT_COMPUTED_EITHER = ("data.num_workers", "sae.ensemble")
+
+ALL_SITES = "all"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a sweep.
+
+    Attributes:
+        key: hash of everything its results depend on, and the name of its folder.
+        swept: values of the settings that the sweep varies. config: all settings, checked.
+        overrides: what composes these settings.
+    """
+
+    key: str
+    swept: dict[str, Any]
+    config: Config
+    overrides: tuple[str, ...]
+
+    def folder(self, sweep: Path) -> RunFolder:
+        """Where the run is kept."""
+        return RunFolder(sweep / self.key)
+
+    @property
+    def label(self) -> str:
+        """The swept values, for people."""
+        return label_of(self.swept)
+
+
+def label_of(swept: dict[str, Any]) -> str:
+    """``sae.sparsity=2 seed=0``."""
+    return " ".join(f"{key}={value}" for key, value in swept.items()) or "as configured"
+
+
+def run_key(config: Config) -> str:
+    """12 hex digits that two runs share exactly if they compute the same."""
+    settings = {name: value for name, value in asdict(config).items() if name not in NOT_COMPUTED}
+    for path in NOT_COMPUTED_EITHER:
+        group, _, name = path.partition(".")
+        settings[group] = {key: value for key, value in settings[group].items() if key != name}
+    return digest_of({"revision": REVISION, "settings": settings})[:12]
+
+
+def combinations(overrides: Sequence[Override]) -> list[list[tuple[str, str, bool]]]:
+    """Every combination of swept values, as ``(key, value, swept)`` in the order of the command line.
+
+    Raises:
+        UserError: a setting is swept that does not change what is computed, or over an interval.
+    """
+    axes: dict[str, list[tuple[str, str, bool]]] = {}
+    for override in overrides:
+        key = override.get_key_element()
+        if not override.is_sweep_override():
+            axes[key] = [(key, override.get_value_element_as_str(), False)]
+            continue
+        refuse_idle_axis(key)
+        if not override.is_discrete_sweep():
+            raise UserError(f"{key} is given as an interval, of which only a search (sweep=optuna) can take values.")
+        axes[key] = [(key, value, True) for value in override.sweep_string_iterator()]
+    return [list(combination) for combination in itertools.product(*axes.values())]
+
+
+def refuse_idle_axis(key: str) -> None:
+    """Raises UserError for a setting that cannot be swept."""
+    if key.split(".")[0].split("/")[0].lstrip("+") in NOT_COMPUTED or key in NOT_COMPUTED_EITHER:
+        raise UserError(f"{key} cannot be swept: it says how or where runs are made, not what they compute.")
+
+
+def plan(
+    combined: Iterable[Sequence[tuple[str, str, bool]]],
+    compose: Callable[[list[str]], DictConfig],
+    check: Callable[[Config], None],
+) -> list[Run]:
+    """Compose and check every combination.
+
+    Args:
+        combined: see :func:`combinations`. compose: composes the settings from overrides.
+        check: raises UserError for settings that do not fit each other, the data or the weights.
+
+    Returns:
+        The runs, each key once.
+
+    Raises:
+        UserError: some combinations are impossible; the message lists them all, each with its reason.
+    """
+    runs: dict[str, Run] = {}
+    impossible: list[str] = []
+    total = 0
+    for total, combination in enumerate(combined, start=1):  # noqa: B007
+        overrides = [f"{key}={value}" for key, value, _ in combination]
+        swept = {key: value for key, value, is_swept in combination if is_swept}
+        what = label_of(swept)
+        try:
+            for run in _expand(compose(overrides), tuple(overrides), swept):
+                what = run.label
+                check(run.config)
+                runs.setdefault(run.key, run)
+        except (HydraException, OmegaConfBaseException) as error:
+            impossible.append(f"{what}: {explain(error)}")
+        except UserError as error:
+            impossible.append(f"{what}: {error}")
+    if impossible:
+        lines = "\n".join(f"  {line}" for line in impossible)
+        raise UserError(f"{len(impossible)} of {total} combinations cannot be run, so none was started:\n{lines}")
+    return list(runs.values())
+
+
+def _expand(config: DictConfig, overrides: tuple[str, ...], swept: dict[str, Any]) -> list[Run]:
+    """One run, or with ``layer=all`` one per site of the backbone."""
+    with open_dict(config):
+        config.pop("hydra", None)
+    first = resolve(config)
+    layers = [first.layer]
+    if first.layer == ALL_SITES:
+        backbone = first.backbone
+        layers = list(sites(load_backbone(backbone.library, backbone.name, "random", 2, backbone.args)[0]))
+    runs = []
+    for layer in layers:
+        one = replace(first, layer=layer)
+        values = {key: _value(config, key, text) for key, text in swept.items()}
+        chosen = overrides
+        if first.layer == ALL_SITES:
+            values["layer"] = layer
+            chosen = (*(text for text in overrides if not text.startswith("layer=")), f"layer={layer}")
+        runs.append(Run(run_key(one), values, one, chosen))
+    return runs
+
+
+def _value(config: DictConfig, key: str, text: str) -> Any:
+    """The value that a swept setting has; of a group, the name of the chosen file."""
+    value = OmegaConf.select(config, key.lstrip("+"))
+    if value is None or OmegaConf.is_dict(value):
+        return text
+    return OmegaConf.to_object(value) if OmegaConf.is_list(value) else value

@@ -1,0 +1,144 @@
+"""``salve -m``: Hydra's sweeper of this project, which plans, skips what is finished, and survives its jobs."""
+
+import json
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.progress import track
+
+from salve.artifacts import read_record
+from salve.report.sweep import print_summary, summarise_sweep
+from salve.run.build import check_job
+from salve.run.folder import PLAN, RunFolder, write_whole
+from salve.run.launch import make
+from salve.run.plan import Run, combinations, plan, refuse_idle_axis
+from salve.run.ranks import check_ranks
+from salve.run.schema import Config, SearchSettings
+from salve.run.search import Search
+from salve.run.tracking import log_sweep_summary
+
+
+class SweepIncomplete(Exception):
+    """Some runs of a sweep failed; the summary has listed them."""
+
+
+class Sweep:
+    """Grids and searches over one folder of runs, in which each run is named after what it computes.
+
+    Args:
+        hydra_context, task_function, config: what Hydra gives a sweeper.
+    """
+
+    def __init__(self, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self._loader = hydra_context.config_loader
+        self._config = config
+        self._launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+        self._launched = 0
+
+    def make_all(self, arguments: Sequence[str]) -> None:
+        """Make every run that is not finished.
+
+        Args:
+            arguments: overrides, among them the sweeps; of two for one key the later counts.
+
+        Raises:
+            UserError: something about the whole sweep is impossible; nothing was started.
+            SweepIncomplete: some runs failed.
+        """
+        console = Console()
+        folder = Path(self._config.hydra.sweep.dir)
+        overrides = OverridesParser.create(config_loader=self._loader).parse_overrides(list(arguments))
+        overrides = list({override.get_key_element(): override for override in overrides}.values())
+        for override in overrides:
+            if override.is_sweep_override():
+                refuse_idle_axis(override.get_key_element())
+        search = self._config.sweep.search
+        if search is None:
+            runs = self._plan(combinations(overrides))
+            self._make(runs, folder, console)
+        else:
+            settings = OmegaConf.to_object(search)
+            assert isinstance(settings, SearchSettings)
+            runs = self._search(settings, overrides, folder, console)
+        self._end(runs, folder, console)
+
+    def _search(self, settings: SearchSettings, overrides: Sequence[Any], folder: Path, console: Console) -> list[Run]:
+        search = Search(settings, overrides, folder, self._config.seed)
+        console.print(f"{search.done} of {settings.trials} trials are done: {folder}", soft_wrap=True)
+        return search.go_on(lambda combination: self._plan([combination])[0], lambda r: self._make(r, folder, console))
+
+    def _plan(self, combined: Sequence[Sequence[tuple[str, str, bool]]]) -> list[Run]:
+        def compose(overrides: list[str]) -> DictConfig:
+            return self._loader.load_sweep_config(self._config, overrides)
+
+        shown = track(combined, "checking", transient=True, disable=len(combined) < 20)
+        return plan(shown, compose, self._check)
+
+    def _check(self, config: Config) -> None:
+        check_job(config)
+        check_ranks(config.trainer, self._on_slurm and self._config.hydra.launcher.tasks_per_node > 1)
+
+    @property
+    def _on_slurm(self) -> bool:
+        return "Slurm" in self._config.hydra.launcher._target_
+
+    def _make(self, runs: Sequence[Run], folder: Path, console: Console) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        states = {run.key: run.folder(folder).state() for run in runs}
+        missing = [run for run in runs if states[run.key] != "finished"]
+        before = {state: sum(found == state for found in states.values()) for state in ("failed", "interrupted")}
+        again = ", ".join(f"{count} {state} before" for state, count in before.items() if count)
+        found = len(runs) - len(missing)
+        console.print(
+            f"{len(runs)} runs, {found} of them finished: {len(missing)} to make{f' ({again})' if again else ''}.",
+            soft_wrap=True,
+        )
+        self._keep_plan(runs, folder)
+        if not missing:
+            return
+        for run in missing:
+            run.folder(folder).prepare(run.config)
+        make(missing, folder, self._launch, console)
+
+    def _launch(self, jobs: Sequence[Sequence[str]]) -> None:
+        watching: AbstractContextManager[None] = nullcontext()
+        if self._on_slurm:
+            from salve.run.slurm import watched_queue  # submitit is an extra
+
+            watching = watched_queue()
+        try:
+            with watching:
+                self._launcher.launch(jobs, initial_job_idx=self._launched)
+        except SystemExit as told:
+            if "BasicLauncher" in self._config.hydra.launcher._target_:
+                raise
+            raise RuntimeError("A job's process was told to end.") from told  # not this one; joblib passes it on
+        self._launched += len(jobs)
+
+    @staticmethod
+    def _keep_plan(runs: Sequence[Run], folder: Path) -> None:
+        """Add runs to what was planned in this folder before."""
+        path = folder / PLAN
+        with RunFolder(path).lock:
+            planned = read_record(path)["runs"] if path.is_file() else {}
+            planned |= {run.key: {"swept": run.swept} for run in runs}
+            record = {"name": folder.name, "runs": planned}
+            write_whole(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+    def _end(self, runs: Sequence[Run], folder: Path, console: Console) -> None:
+        summary = summarise_sweep(folder)
+        print_summary(summary, console)
+        if runs:
+            log_sweep_summary(runs[0].config.logger, folder.name, folder, summary.table, summary.figures)
+        ends = sum(run.folder(folder).state() != "finished" for run in runs)
+        if ends:
+            raise SweepIncomplete(f"{ends} of {len(runs)} runs did not finish; the same command tries them again.")

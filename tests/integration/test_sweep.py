@@ -1,0 +1,325 @@
+"""Sweeps as a user starts them: nothing twice, nothing lost, nothing mixed up."""
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+
+from salve.artifacts import DONE, read_record, read_table
+from salve.cli import main
+from salve.run.explain import conf_dir
+from salve.run.folder import RunFolder
+from salve.run.schema import Config, register, resolve
+from salve.stages import train
+from tests.integration.conftest import FEW, NARROW, SMALL, quiet_logging
+
+SETTINGS = [*SMALL, *FEW, *NARROW, "stages=[discover,control,diagnose]", "edit.evaluate=0"]
+
+Salve = Callable[..., int]
+
+
+def in_order(*arguments: str) -> list[str]:
+    """Flags first: the command takes its settings in one piece, the later of two for one key."""
+    settings = {argument.partition("=")[0]: argument for argument in arguments if not argument.startswith("-")}
+    return [*(argument for argument in arguments if argument.startswith("-")), *settings.values()]
+
+
+@pytest.fixture
+def salve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Salve]:
+    """``salve(*arguments)`` is the command in this process, with everything under ``tmp_path``; it gives the status."""
+
+    def run(*arguments: str) -> int:
+        given = [] if any(a.startswith("rerun=") for a in arguments) else [*SETTINGS, f"output_dir={tmp_path}/out"]
+        monkeypatch.setattr(sys, "argv", ["salve", *in_order(*given, *arguments)])
+        try:
+            main()
+        except SystemExit as left:
+            return int(left.code or 0)
+        finally:
+            HydraConfig.instance().cfg = None
+        return 0
+
+    with quiet_logging():
+        yield run
+
+
+def resolved() -> Config:
+    register()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return resolve(compose("config"))
+
+
+def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """The command in a process group of its own, which can be killed as a whole."""
+    settings = in_order(*SETTINGS, f"output_dir={folder}/out", *arguments)
+    command = [sys.executable, "-m", "salve.cli", *settings]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def artifacts(folder: Path) -> dict[str, str]:
+    """``kind/key`` → digest of every artifact that is there."""
+    return {
+        str(done.parent.relative_to(folder)): read_record(done)["digest"]
+        for done in folder.glob(f"out/artifacts/*/*/{DONE}")
+    }
+
+
+def count(folder: Path, kind: str) -> int:
+    return sum(name.startswith(f"out/artifacts/{kind}/") for name in artifacts(folder))
+
+
+def runs(folder: Path, name: str = "quickstart") -> dict[str, Path]:
+    """The run folders of a sweep by key."""
+    return {
+        path.name: path for path in (folder / "out" / "sweeps" / name).iterdir() if (path / "config.yaml").is_file()
+    }
+
+
+def table(folder: Path, name: str = "quickstart") -> pd.DataFrame:
+    return read_table(folder / "out" / "sweeps" / name / "sweep.csv")
+
+
+# -- nothing twice
+
+
+def test_a_sweep_makes_once_what_its_runs_share_and_later_only_what_is_new(
+    salve: Salve, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert salve("-m", "sae.sparsity=1,2", "seed=0,1") == 0
+    assert "4 runs, 0 of them finished: 4 to make." in capsys.readouterr().out
+    assert (count(tmp_path, "classifier"), count(tmp_path, "activations"), count(tmp_path, "sae")) == (2, 2, 4)
+    first = artifacts(tmp_path)
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/sweeps/*/*/manifest.json")}
+    assert len(times) == 4
+
+    assert salve("-m", "sae.sparsity=1,2", "seed=0,1") == 0
+    assert "4 runs, 4 of them finished: 0 to make." in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/sweeps/*/*/manifest.json")} == times
+
+    assert salve("-m", "sae.sparsity=1,2,3", "seed=0") == 0
+    assert "3 runs, 2 of them finished: 1 to make." in capsys.readouterr().out
+    assert (count(tmp_path, "classifier"), count(tmp_path, "activations"), count(tmp_path, "sae")) == (2, 2, 5)
+    assert first.items() <= artifacts(tmp_path).items()
+
+    found = table(tmp_path)
+    assert sorted(zip(found["sae.sparsity"], found["seed"], strict=True)) == [(1, 0), (1, 1), (2, 0), (2, 1), (3, 0)]
+    assert found["fve"].between(-1, 1).all()
+
+
+def test_an_ensemble_is_the_same_sweep(salve: Salve, tmp_path: Path) -> None:
+    sweep = ["-m", "sae.sparsity=1,4", "sae.seed=0,1", "sae.dictionary_size=8,24"]
+    assert salve(*sweep, "sweep.name=alone") == 0
+    alone, keys = table(tmp_path, "alone"), runs(tmp_path, "alone").keys()
+    assert salve(*sweep, "sweep.name=together", "sae.ensemble=8", f"output_dir={tmp_path}/other/out") == 0
+    assert runs(tmp_path / "other", "together").keys() == keys
+    assert count(tmp_path / "other", "sae") == 8
+    together = table(tmp_path / "other", "together")
+    pd.testing.assert_frame_equal(
+        alone.sort_values("run", ignore_index=True)[["run", "fve", "l0", "sae.seed"]],
+        together.sort_values("run", ignore_index=True)[["run", "fve", "l0", "sae.seed"]],
+        rtol=1e-3,
+    )
+    logs = [path.read_text() for path in (tmp_path / "other").rglob("salve.log")]
+    assert not any("could not be trained together" in log for log in logs)
+
+
+def test_processes_that_start_at_the_same_moment_make_once_what_they_share(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    sweep = started(tmp_path, "-m", "cluster=joblib", "hydra.launcher.n_jobs=3", "sae.sparsity=1,2,3")
+    said, _ = sweep.communicate(timeout=280)
+    assert sweep.returncode == 0, said
+    assert (count(tmp_path, "classifier"), count(tmp_path, "activations"), count(tmp_path, "sae")) == (1, 1, 3)
+    manifests = [read_record(path / "manifest.json")["artifacts"] for path in runs(tmp_path).values()]
+    assert [sum(not m["classifier"]["reused"] for m in manifests), len(manifests)] == [1, 3]
+
+
+# -- nothing lost
+
+
+def test_one_run_that_fails_does_not_stop_the_others_and_is_tried_again(
+    salve: Salve, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = ["-m", "sae.learning_rate=1e30,0.003", "sae.sparsity=1,2"]
+    for again in ("", " (2 failed before)"):
+        assert salve(*sweep) == 1
+        shown = capsys.readouterr()
+        assert f"to make{again}." in shown.out
+        failed = [line for line in shown.out.splitlines() if line.startswith("  failed")]
+        assert len(failed) == 2
+        assert all("learning_rate=1e+30 sparsity=" in line and "diverged" in line for line in failed)
+        assert shown.err.strip() == "salve: 2 of 4 runs did not finish; the same command tries them again."
+    states = {path.name: sorted(p.name for p in path.glob("*.json")) for path in runs(tmp_path).values()}
+    assert sorted(states.values()) == [["failure.json"]] * 2 + [["manifest.json", "metrics.json"]] * 2
+    assert len(table(tmp_path)) == 2
+
+
+def test_a_full_disk_fails_the_run_and_leaves_nothing_half_written(
+    salve: Salve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = train.save_sae
+    full = [True]
+
+    def disk(path: Path, *arguments: object) -> None:
+        if full:
+            path.write_bytes(b"the first bytes of")
+            full.clear()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(path, *arguments)
+
+    monkeypatch.setattr(train, "save_sae", disk)
+    assert salve("-m", "sae.sparsity=1,2") == 1
+    (failure,) = [
+        read_record(path / "failure.json") for path in runs(tmp_path).values() if (path / "failure.json").is_file()
+    ]
+    assert "No space left on device" in failure["reason"]
+    assert count(tmp_path, "sae") == 1
+    assert salve("-m", "sae.sparsity=1,2") == 0
+    assert count(tmp_path, "sae") == 2
+
+
+def test_a_sweep_killed_at_random_moments_ends_as_if_it_had_not_been(salve: Salve, tmp_path: Path) -> None:
+    sweep = ["-m", "sae.sparsity=1,2", "seed=3", "finetune.epochs=4", "sae.epochs=30"]
+    assert salve(*sweep, f"output_dir={tmp_path}/whole/out") == 0
+    drawn = random.Random(time.time_ns())
+    killed = 0
+    for _ in range(5):
+        begun = time.time()
+        job = started(tmp_path, *sweep)
+        while job.poll() is None and not any(
+            path.stat().st_mtime > begun for path in tmp_path.glob("out/sweeps/*/*/running.json")
+        ):
+            time.sleep(0.02)
+        time.sleep(drawn.uniform(0, 3))  # of the five seconds or so that the two runs take together
+        killed += job.poll() is None
+        with suppress(ProcessLookupError):
+            os.killpg(job.pid, signal.SIGKILL)
+        job.communicate()
+    job = started(tmp_path, *sweep)
+    said, _ = job.communicate(timeout=200)
+    assert job.returncode == 0, said
+    assert killed
+    assert artifacts(tmp_path) == artifacts(tmp_path / "whole")
+    assert not list(tmp_path.glob("out/artifacts/unfinished/*/*"))
+
+
+def test_a_killed_job_is_made_again_by_the_same_command(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    sweep = started(tmp_path, "-m", "cluster=joblib", "hydra.launcher.n_jobs=2", "sae.sparsity=1,2,3", "sae.epochs=20")
+    killed = None
+    while sweep.poll() is None and killed is None:
+        for path in tmp_path.glob("out/sweeps/quickstart/*/running.json"):
+            killed = json.loads(path.read_text())["pid"]
+            time.sleep(0.3)
+            os.kill(killed, signal.SIGKILL)
+            break
+        time.sleep(0.05)
+    said, _ = sweep.communicate(timeout=280)
+    assert killed is not None
+    assert killed != sweep.pid
+    assert sweep.returncode == 0, said
+    assert "A job was killed" in said
+    assert len(table(tmp_path)) == 3
+
+
+# -- what cannot be
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["sae=topk", "sae.k=2,99"],
+            ["1 of 2 combinations cannot be run, so none was started:", "  sae.k=99: sae.variant"],
+        ),
+        (["layer=last,nowhere"], ["1 of 2 combinations", "  layer=nowhere: layer=nowhere is no site"]),
+        (["backbone.weights=a,b"], ["2 of 2 combinations", "  backbone.weights=a: ", "  backbone.weights=b: "]),
+        (["sae=linear_l1,nothing"], ["1 of 2 combinations", "  sae=nothing: sae=nothing is no choice; sae can be"]),
+        (["cluster=local,joblib"], ["cluster cannot be swept"]),
+        (["trainer.strategy=ddp", "trainer.devices=2", "seed=0,1"], ["2 of 2 combinations", "trainer=ddp", "torchrun"]),
+        (["sae.sparsity=interval(1,2)"], ["sae.sparsity is given as an interval"]),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_cannot_be_is_refused_before_anything_starts(
+    salve: Salve, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: list[str]
+) -> None:
+    assert salve("-m", *arguments) == 2
+    shown = capsys.readouterr().err
+    assert "Traceback" not in shown
+    assert all(part in shown for part in said), shown
+    assert not (tmp_path / "out").exists()
+
+
+# -- again
+
+
+def test_settings_of_another_version_are_refused(
+    salve: Salve, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.prepare(resolved())
+    path = folder.path / "config.yaml"
+    whole = path.read_text()
+    path.write_text(whole.replace("  ensemble: 1\n", ""))
+    assert salve(f"rerun={folder.path}") == 2
+    assert f"{path} says nothing of sae.ensemble" in capsys.readouterr().err
+    path.write_text(whole + "future: 1\n")
+    assert salve(f"rerun={folder.path}") == 2
+    assert "Key 'future' not in 'Config'" in capsys.readouterr().err
+
+
+def test_a_rerun_gives_the_same_bits(salve: Salve, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert salve() == 0
+    (folder,) = (tmp_path / "out" / "runs" / "quickstart").iterdir()
+    capsys.readouterr()
+    assert salve(f"rerun={folder}") == 0
+    lines = capsys.readouterr().out.splitlines()
+    same = [line for line in lines if "the same bits" in line]
+    assert [line.partition(":")[0] for line in same] == [
+        *("classifier", "activations", "sae", "features", "control", "diagnose"),
+    ]
+    assert all("found and not made again" in line for line in same)
+    # In another place everything is made anew, bit for bit on one CPU.
+    assert salve(f"rerun={folder}", f"output_dir={tmp_path}/other/out") == 0
+    lines = capsys.readouterr().out.splitlines()
+    same = [line for line in lines if "the same bits" in line]
+    assert len(same) == 6
+    assert not any("found" in line for line in same)
+    assert artifacts(tmp_path) == artifacts(tmp_path / "other")
+    # With other settings it is another result, and the status says so.
+    assert salve(f"rerun={folder}", "sae.sparsity=1") == 1
+    assert "sae: DIFFERENT" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["rerun=nowhere"], "nowhere is no folder of a run"),
+        (["rerun={folder}", "sae.foo=1"], "Key 'foo' not in 'SAESettings'"),
+        (["rerun={folder}", "sae=topk"], "sae names a group"),
+        (["rerun={folder}", "sae.epochs=0"], "sae.epochs=0 must be above 0"),
+    ],
+)
+def test_a_rerun_of_what_is_not_there_is_refused(
+    salve: Salve, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    folder = tmp_path / "run"
+    RunFolder(folder).prepare(resolved())
+    assert salve(*(argument.format(folder=folder) for argument in arguments)) == 2
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert "Traceback" not in shown

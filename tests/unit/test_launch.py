@@ -1,0 +1,112 @@
+"""Recovery from launchers whose jobs are killed, with a launcher that does it on purpose."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from rich.console import Console
+
+from salve.artifacts import write_record
+from salve.run.explain import conf_dir
+from salve.run.folder import MANIFEST, RunFolder
+from salve.run.launch import make
+from salve.run.plan import Run, run_key
+from salve.run.schema import register, resolve
+from salve.types import UserError
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Run]:
+    register()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = resolve(compose("config"))
+    found = []
+    for seed in range(5):
+        one = replace(config, seed=seed)
+        found.append(Run(run_key(one), {"seed": seed}, one, (f"seed={seed}",)))
+        RunFolder(tmp_path / found[-1].key).prepare(one)
+    return found
+
+
+class Launcher:
+    """Runs jobs in turn, two of them "beside each other": a deadly one takes the next, which has begun, with it."""
+
+    def __init__(self, folder: Path, deadly: Callable[[int, int], bool]) -> None:
+        self.folder, self.deadly = folder, deadly
+        self.launched: list[list[int]] = []
+
+    def __call__(self, jobs: Sequence[Sequence[str]]) -> None:
+        seeds = [int(next(text for text in job if text.startswith("seed=")).partition("=")[2]) for job in jobs]
+        self.launched.append(seeds)
+        keys = [next(text for text in job if text.startswith("sweep.runs=")).partition("=")[2][1:-1] for job in jobs]
+        times = sum(seeds[0] in batch for batch in self.launched)
+        for position, (seed, key) in enumerate(zip(seeds, keys, strict=True)):
+            folder = RunFolder(self.folder / key)
+            folder.begin()
+            if self.deadly(seed, times):
+                for other in keys[position + 1 : position + 2]:
+                    RunFolder(self.folder / other).begin()
+                raise RuntimeError("A worker process was terminated.\nmore")
+            write_record(folder.path / MANIFEST, {})
+            folder.finish()
+
+
+def states(runs: list[Run], folder: Path) -> list[str]:
+    return [run.folder(folder).state() for run in runs]
+
+
+def test_a_job_that_dies_once_is_made_alone_in_the_end(runs: list[Run], tmp_path: Path) -> None:
+    died: list[int] = []
+
+    def deadly(seed: int, _: int) -> bool:
+        if seed == 1 and not died:
+            died.append(seed)
+            return True
+        return False
+
+    launcher = Launcher(tmp_path, deadly)
+    make(runs, tmp_path, launcher, Console(quiet=True))
+    assert states(runs, tmp_path) == ["finished"] * 5
+    assert launcher.launched == [[0, 1, 2, 3, 4], [3, 4], [1], [2]]
+
+
+def test_a_job_that_always_dies_fails_and_the_others_do_not(runs: list[Run], tmp_path: Path) -> None:
+    make(runs, tmp_path, Launcher(tmp_path, lambda seed, _: seed == 1), Console(quiet=True))
+    assert states(runs, tmp_path) == ["finished", "failed", "finished", "finished", "finished"]
+    reason = runs[1].folder(tmp_path).reason()
+    assert reason == "its process was killed, twice (RuntimeError: A worker process was terminated.)"
+
+
+def test_a_launcher_that_cannot_start_anything_is_said(runs: list[Run], tmp_path: Path) -> None:
+    def broken(_: Sequence[Sequence[str]]) -> None:
+        raise FileNotFoundError("sbatch")
+
+    with pytest.raises(UserError, match=r"^The launcher gave up: FileNotFoundError: sbatch$"):
+        make(runs, tmp_path, broken, Console(quiet=True))
+    assert states(runs, tmp_path) == ["new"] * 5
+
+
+def test_a_process_that_dies_between_two_jobs_stops_nothing(runs: list[Run], tmp_path: Path) -> None:
+    launcher = Launcher(tmp_path, lambda *_: False)
+
+    def dies_first(jobs: Sequence[Sequence[str]]) -> None:
+        if not launcher.launched:
+            launcher(jobs[:2])
+            raise RuntimeError("A worker process was terminated.")
+        launcher(jobs)
+
+    make(runs, tmp_path, dies_first, Console(quiet=True))
+    assert states(runs, tmp_path) == ["finished"] * 5
+
+
+def test_a_run_whose_lock_is_held_is_running_and_one_that_only_says_so_was_interrupted(
+    runs: list[Run], tmp_path: Path
+) -> None:
+    folder = runs[0].folder(tmp_path)
+    folder.begin()
+    assert folder.state() == "interrupted"
+    with folder.lock:
+        assert runs[0].folder(tmp_path).state() == "running"
+    assert folder.state() == "interrupted"

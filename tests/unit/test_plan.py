@@ -1,0 +1,128 @@
+"""What a sweep plans: combinations, keys, refusals, groups."""
+
+from collections.abc import Callable
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
+
+from salve.run.explain import conf_dir
+from salve.run.launch import jobs_of
+from salve.run.plan import combinations, plan, run_key
+from salve.run.schema import Config, register, resolve
+from salve.types import UserError
+
+
+@pytest.fixture(scope="module")
+def composed() -> Callable[[list[str]], DictConfig]:
+    register()
+
+    def from_overrides(overrides: list[str]) -> DictConfig:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return compose("config", overrides=overrides)
+
+    return from_overrides
+
+
+def combined(*arguments: str) -> list[list[tuple[str, str, bool]]]:
+    return combinations(OverridesParser.create().parse_overrides(list(arguments)))
+
+
+def nothing(_: Config) -> None:
+    """Every combination fits."""
+
+
+def test_every_combination_once_in_the_order_of_the_command_line() -> None:
+    found = combined("sae.sparsity=1,2", "layer=last", "seed=range(0,3)")
+    values = [tuple(value for _, value, _ in one) for one in found]
+    assert values == [(s, "last", n) for s in ("1", "2") for n in ("0", "1", "2")]
+    assert [key for key, _, swept in found[0] if swept] == ["sae.sparsity", "seed"]
+
+
+@pytest.mark.parametrize("axis", ["cluster=local,joblib", "trainer.devices=1,2", "name=a,b", "sae.ensemble=1,8"])
+def test_what_computes_nothing_else_cannot_be_swept(axis: str) -> None:
+    with pytest.raises(UserError, match=rf"^{axis.partition('=')[0]} cannot be swept: "):
+        combined(axis)
+
+
+def test_an_interval_needs_a_search() -> None:
+    with pytest.raises(UserError, match=r"^sae.sparsity is given as an interval.*sweep=optuna"):
+        combined("sae.sparsity=interval(1, 2)")
+
+
+def test_a_key_is_what_is_computed(composed: Callable[[list[str]], DictConfig]) -> None:
+    def key(*overrides: str) -> str:
+        return run_key(resolve(composed(list(overrides))))
+
+    first = key()
+    elsewhere = ["output_dir=x", "name=y", "trainer=cpu", "logger=wandb", "cluster=local", "data.num_workers=1"]
+    assert key(*elsewhere, "sae.ensemble=8", "sae.sparsity=5") == first  # 5 is what the file says
+    for changed in (
+        "sae.sparsity=4",
+        "seed=1",
+        "sae.seed=1",
+        "edit.alpha=[0,1]",
+        "stages=[discover]",
+        "backbone=resnet18",
+    ):
+        assert key(changed) != first
+
+
+def test_all_that_is_impossible_is_said_at_once(composed: Callable[[list[str]], DictConfig]) -> None:
+    def check(config: Config) -> None:
+        if config.seed == 3:
+            raise UserError("No data for 3.")
+
+    with pytest.raises(UserError) as refused:
+        plan(combined("sae=topk", "sae.k=2,40", "sae.dictionary_size=32,64", "seed=0,3"), composed, check)
+    first, *lines = str(refused.value).splitlines()
+    assert first == "5 of 8 combinations cannot be run, so none was started:"
+    assert [line.partition(": ")[0].strip() for line in lines] == [
+        "sae.k=2 sae.dictionary_size=32 seed=3",
+        "sae.k=2 sae.dictionary_size=64 seed=3",
+        "sae.k=40 sae.dictionary_size=32 seed=0",
+        "sae.k=40 sae.dictionary_size=32 seed=3",
+        "sae.k=40 sae.dictionary_size=64 seed=3",
+    ]
+    assert "between 1 and sae.dictionary_size=32" in lines[2]
+    assert lines[0].endswith("No data for 3.")
+
+
+def test_swept_values_have_their_types_and_groups_their_names(composed: Callable[[list[str]], DictConfig]) -> None:
+    runs = plan(combined("sae.sparsity=1,2.5", "backbone=resnet_small,resnet18", "edit.alpha=[0,1]"), composed, nothing)
+    assert [run.swept for run in runs] == [
+        {"sae.sparsity": s, "backbone": b} for s in (1.0, 2.5) for b in ("resnet_small", "resnet18")
+    ]
+    assert runs[1].label == "sae.sparsity=1.0 backbone=resnet18"
+
+
+def test_two_combinations_that_compute_the_same_are_one_run(composed: Callable[[list[str]], DictConfig]) -> None:
+    assert len(plan(combined("sae.sparsity=5,5.0", "seed=0"), composed, nothing)) == 1
+
+
+def test_all_layers_are_the_sites_of_the_backbone(composed: Callable[[list[str]], DictConfig]) -> None:
+    runs = plan(combined("layer=all", "backbone=resnet18,resnet_small"), composed, nothing)
+    assert [run.swept["layer"] for run in runs] == ["avgpool", "global_pool"]
+    assert all(run.config.layer == run.swept["layer"] for run in runs)
+    assert all(run.overrides[-1] == f"layer={run.config.layer}" for run in runs)
+    assert all("layer=all" not in run.overrides for run in runs)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sizes"),
+    [
+        (["sae.sparsity=1,2,3", "sae.seed=0,1"], [1] * 6),
+        (["sae.sparsity=1,2,3", "sae.seed=0,1", "sae.ensemble=32"], [6]),
+        (["sae.sparsity=1,2,3", "sae.seed=0,1", "sae.ensemble=4"], [4, 2]),
+        (["sae.sparsity=1,2", "seed=0,1", "sae.ensemble=32"], [2, 2]),  # another classifier, other activations
+        (["sae.epochs=3,4", "sae.sparsity=1,2", "sae.ensemble=32"], [2, 2]),
+    ],
+)
+def test_runs_that_share_activations_share_a_job(
+    composed: Callable[[list[str]], DictConfig], arguments: list[str], sizes: list[int]
+) -> None:
+    runs = plan(combined(*arguments), composed, nothing)
+    jobs = jobs_of(runs)
+    assert [len(job) for job in jobs] == sizes
+    assert sorted(run.key for job in jobs for run in job) == sorted(run.key for run in runs)
