@@ -1,10 +1,10 @@
-.PHONY: help install quickstart test lint check clean
+.PHONY: help install quickstart test test-slurm lint check clean
 
 PYTHON ?= python3
 BIN := .venv/bin
 
 help:  ## say what there is
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 # Made anew when the dependencies change.
 .venv/.installed: pyproject.toml
@@ -20,7 +20,11 @@ quickstart: install  ## understand and change a small classifier, in three minut
 	$(BIN)/salve
 
 test: install  ## the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4
+
+test-slurm: install  ## sweeps on a real SLURM of one node, brought up for it (Debian or Ubuntu, as root)
+	$(BIN)/python -m pip install --quiet --editable '.[slurm]'
+	tests/cluster/slurm.sh $(BIN)/python -m pytest tests/cluster/test_slurm.py
 
 lint: install
 	$(BIN)/ruff format --check .
