@@ -1,6 +1,6 @@
 """A sweep against as many separate cold runs: how much is saved by making nothing twice.
 
-    python benchmarks/sweep.py                  # 20 values of λ, about fifteen minutes on two cores
+    python benchmarks/sweep.py                  # 20 values of λ, about a quarter of an hour on two cores
     python benchmarks/sweep.py --points 4       # a quick look
 
 Interleaved, so that a machine that is busy for a while slows both: after each block of cold runs, each in an empty

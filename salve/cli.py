@@ -39,7 +39,7 @@ def task(config: DictConfig) -> None:
 
 def main() -> None:
     """Entry point."""
-    from salve.run.explain import conf_dir, explain
+    from salve.run.explain import conf_dir, explain, group_mistake
     from salve.run.ranks import joined
     from salve.run.rerun import RERUN, rerun
     from salve.run.schema import register
@@ -56,6 +56,9 @@ def main() -> None:
                 hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
             elif not rerun(sys.argv[1:], Console()):
                 raise SystemExit(1)
+    except KeyboardInterrupt:
+        print("salve: stopped; the same command finds what is finished, and goes on with the rest.", file=sys.stderr)
+        raise SystemExit(130) from None
     except SweepIncomplete as error:
         print(f"salve: {error}", file=sys.stderr)
         raise SystemExit(1) from None
@@ -64,6 +67,11 @@ def main() -> None:
         raise SystemExit(2) from None
     except UserError as error:
         print(f"salve: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except ValueError:
+        if (said := group_mistake(sys.argv[1:])) is None:
+            raise
+        print(f"salve: {said}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

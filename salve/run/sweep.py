@@ -22,7 +22,7 @@ from salve.run.plan import Run, combinations, plan, refuse_idle_axis
 from salve.run.ranks import check_ranks
 from salve.run.schema import Config, SearchSettings
 from salve.run.search import Search
-from salve.run.tracking import log_sweep_summary
+from salve.run.tracking import check_login, log_sweep_summary
 
 
 class SweepIncomplete(Exception):
@@ -92,9 +92,10 @@ class Sweep:
         return "Slurm" in self._config.hydra.launcher._target_
 
     def _make(self, runs: Sequence[Run], folder: Path, console: Console) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         states = {run.key: run.folder(folder).state() for run in runs}
         missing = [run for run in runs if states[run.key] != "finished"]
+        if missing:
+            check_login(missing[0].config.logger)
         before = {state: sum(found == state for found in states.values()) for state in ("failed", "interrupted")}
         again = ", ".join(f"{count} {state} before" for state, count in before.items() if count)
         found = len(runs) - len(missing)

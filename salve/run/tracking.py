@@ -126,6 +126,26 @@ class Tracker:
         return True
 
 
+def check_login(settings: LoggerSettings) -> None:
+    """Find out before a sweep, and not in each of its jobs, whether W&B knows the user; on a terminal it asks.
+
+    Raises:
+        UserError: it does not.
+    """
+    if settings.kind != "wandb" or settings.mode != "online":
+        return
+    import wandb
+
+    try:
+        why = "" if wandb.login() else "no key"
+    except wandb.Error as error:
+        why = str(error).splitlines()[0].rstrip(".")
+    if why:
+        raise UserError(
+            f"logger=wandb: {why}. Run `wandb login`, set WANDB_API_KEY, or choose logger.mode=offline and sync later."
+        )
+
+
 def log_sweep_summary(
     settings: LoggerSettings, name: str, folder: Path, table: pd.DataFrame, figures: Sequence[Path]
 ) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import wandb
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 
@@ -261,6 +262,15 @@ def test_what_cannot_be_is_refused_before_anything_starts(
     shown = capsys.readouterr().err
     assert "Traceback" not in shown
     assert all(part in shown for part in said), shown
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_sweep_that_w_and_b_would_not_take_is_refused(
+    salve: Salve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(wandb, "login", lambda: False)
+    assert salve("-m", "sae.sparsity=1,2", "logger=wandb") == 2
+    assert capsys.readouterr().err.startswith("salve: logger=wandb: no key. Run `wandb login`")
     assert not (tmp_path / "out").exists()
 
 
