@@ -21,11 +21,11 @@ from pathlib import Path
 SMALLER = ("data.train_per_class=40", "data.val_per_class=20", "finetune.epochs=4", "edit.evaluate=0", "trainer=cpu")
 
 
-def timed(folder: Path, *arguments: str) -> float:
+def timed(folder: Path, *arguments: str, flags: tuple[str, ...] = ()) -> float:
     """Seconds that ``salve`` takes with everything under ``folder``, which is emptied first."""
     shutil.rmtree(folder, ignore_errors=True)
     start = time.perf_counter()
-    command = [sys.executable, "-m", "salve.cli", *SMALLER, f"output_dir={folder}", *arguments]
+    command = [sys.executable, "-m", "salve.cli", *flags, *SMALLER, f"output_dir={folder}", *arguments]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - start
 
@@ -48,7 +48,7 @@ def main() -> None:
                 cold.append(timed(folder, f"sae.sparsity={point}"))
                 print(f"cold run, λ = {point}: {cold[-1]:.1f} s", flush=True)
             for kind, arguments in kinds.items():
-                sweeps[kind].append(timed(folder, "-m", swept, *arguments))
+                sweeps[kind].append(timed(folder, swept, *arguments, flags=("-m",)))
                 print(f"{kind}: {sweeps[kind][-1]:.1f} s", flush=True)
     total = sum(cold)
     print(f"\n{len(points)} cold runs: {total:.0f} s (median {statistics.median(cold):.1f} s each)")

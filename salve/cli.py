@@ -45,6 +45,8 @@ def main() -> None:
     from salve.run.schema import register
     from salve.run.sweep import SweepIncomplete
 
+    # Hydra's parser takes settings in one piece only: `salve sae=topk -m sae.k=2,4` would be an error.
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
     register()
     # Hydra then raises what it would print itself: its own words name an unknown key, but not the known ones.
     os.environ["HYDRA_FULL_ERROR"] = "1"

@@ -32,9 +32,9 @@ Salve = Callable[..., int]
 
 
 def in_order(*arguments: str) -> list[str]:
-    """Flags first: the command takes its settings in one piece, the later of two for one key."""
-    settings = {argument.partition("=")[0]: argument for argument in arguments if not argument.startswith("-")}
-    return [*(argument for argument in arguments if argument.startswith("-")), *settings.values()]
+    """The later of two settings for one key, and flags in their midst."""
+    chosen = list({argument.partition("=")[0]: argument for argument in arguments if argument[0] != "-"}.values())
+    return [*chosen[:1], *(argument for argument in arguments if argument[0] == "-"), *chosen[1:]]
 
 
 @pytest.fixture
