@@ -17,8 +17,11 @@ import tempfile
 import time
 from pathlib import Path
 
-#: The quickstart's data and backbone with fewer images and epochs; only λ differs between points.
-SMALLER = ("data.train_per_class=40", "data.val_per_class=20", "finetune.epochs=4", "edit.evaluate=0", "trainer=cpu")
+#: The quickstart's data and backbone with fewer images and epochs, and the stages that a sweep over λ is about.
+SMALLER = (
+    *("data.train_per_class=40", "data.val_per_class=20", "finetune.epochs=4"),
+    *("stages=[discover,control,diagnose]", "edit.evaluate=0", "trainer=cpu"),
+)
 
 
 def timed(folder: Path, *arguments: str, flags: tuple[str, ...] = ()) -> float:
