@@ -106,7 +106,7 @@ class Stack(nn.Module):
             self.threshold.copy_(learn_threshold(self.threshold, latents, step))
         if self._auxk:
             fired = (latents > 0).any(dim=1)
-            self.silent = torch.where(fired, 0, self.silent + activations.shape[1])
+            self.silent.copy_(torch.where(fired, 0, self.silent + activations.shape[1]))
         return losses
 
     def state_of(self, place: int) -> dict[str, Tensor]:

@@ -147,7 +147,7 @@ class SparseAutoencoder(pl.LightningModule):
         dead = self.silent >= self.patience if self.auxk else None
         loss, latents = objective(self.sae, activations, self.sparsity, dead, self.auxk)
         if self.patience:
-            self.silent = silence(self.silent, latents, activations, self.sae.negligible)
+            self.silent.copy_(silence(self.silent, latents, activations, self.sae.negligible))
         if isinstance(self.sae, BatchTopK):
             self.sae.threshold.copy_(learn_threshold(self.sae.threshold, latents, self.global_step))
         self.loss.update(loss.detach(), len(activations))
@@ -169,7 +169,7 @@ class SparseAutoencoder(pl.LightningModule):
         generator = torch.Generator().manual_seed(torch.initial_seed())
         dead = self.silent >= self.patience
         resample(self.sae, trainer.optimizers[0], trainer.datamodule.train, dead, self.sparsity, generator)
-        self.silent = torch.zeros_like(self.silent)
+        self.silent.zero_()
 
     def validation_step(self, batch: Sequence[Tensor], _: int) -> None:
         """Accumulate the measures."""

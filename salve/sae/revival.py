@@ -59,8 +59,12 @@ def resample(
 ) -> int:
     """Let dead latents begin anew where the SAE is worst, in place.
 
-    Each takes the direction of a row drawn with probability proportional to the square of the row's loss, has an
-    encoder of a fifth of the living's mean norm, no bias, and no history in Adam.
+    Each takes the direction of the error of a row drawn with probability proportional to the square of the row's loss,
+    has an encoder of a fifth of the living's mean norm, no bias, and no history in Adam.
+
+    Two things differ from the source, where few die and inputs are centred. There the direction is the row's own: raw
+    activations all point much the same way. And no more begin anew at a time than are alive: hundreds that answer to
+    the same rows outweigh the living, and the training collapses.
 
     Args:
         activations: ``[N, M]`` to draw from. generator: on the CPU.
@@ -71,13 +75,16 @@ def resample(
     Source: Bricken et al. 2023, "Neuron resampling".
     """
     which = dead.nonzero()[:, 0]
+    shuffled = torch.randperm(len(which), generator=generator)
+    which = which[shuffled[: max(1, int((~dead).sum()))].to(which.device)]
     batches = [sae.losses(rows, sae.run(rows), sparsity) for rows in activations.to(sae.shift).split(4096)]
     weights = torch.cat(batches).double().square().cpu()
     if not len(which) or not 0 < float(weights.sum()) < torch.inf:
         return 0
     short = len(which) > int((weights > 0).sum())
     rows = torch.multinomial(weights, len(which), replacement=short, generator=generator)
-    directions = activations[rows.to(activations.device)].to(sae.shift) - sae.shift
+    chosen = activations[rows.to(activations.device)].to(sae.shift)
+    directions = chosen - sae.run(chosen).reconstruction
     length = directions.norm(dim=1, keepdim=True)
     sae.restart(which, torch.where(length > 0, directions / length, sae.decoder[:, which].T))
     for name, parameter in sae.named_parameters():

@@ -85,6 +85,7 @@ def test_resampling_restarts_the_dead_and_nobody_else(variant: str) -> None:
     sae, rows = example(variant), drawn(50, 6)
     optimizer = adam_of(sae, rows)
     dead = torch.tensor([latent in (2, 7) for latent in range(9)])
+    errors = torch.nn.functional.normalize(rows - sae(rows)[0].detach(), dim=1)
     before, history = copy.deepcopy(sae.state_dict()), copy.deepcopy(optimizer.state_dict()["state"])
     done = resample(sae, optimizer, rows, dead, 0.1, torch.Generator().manual_seed(0))
     assert done == 2
@@ -99,8 +100,7 @@ def test_resampling_restarts_the_dead_and_nobody_else(variant: str) -> None:
             assert not now[dead].any()
     directions = sae.decoder.detach().T[dead]
     torch.testing.assert_close(directions.norm(dim=1), torch.ones(2, dtype=torch.float64))
-    towards = torch.nn.functional.normalize(rows - sae.shift, dim=1)
-    assert all(((towards @ direction) > 1 - 1e-9).any() for direction in directions)
+    assert all(((errors @ direction) > 1 - 1e-9).any() for direction in directions)
     strength = before["encoder"][~dead].norm(dim=1).mean()
     torch.testing.assert_close(sae.encoder.detach()[dead], 0.2 * strength * directions)
     names = [name for name, parameter in sae.named_parameters() if parameter.requires_grad]
@@ -130,6 +130,17 @@ def test_rows_are_drawn_by_the_square_of_their_loss() -> None:
     assert counts[2] == 0
     expected = 400 / 17
     assert abs(float(counts[0]) - expected) < 4 * math.sqrt(expected * 16 / 17)
+
+
+def test_no_more_begin_anew_than_are_alive() -> None:
+    sae, rows = example("relu_l1"), drawn(50, 6)
+    optimizer = adam_of(sae, rows)
+    before = sae.decoder.detach().clone()
+    dead = torch.tensor([latent > 1 for latent in range(9)])
+    assert resample(sae, optimizer, rows, dead, 0.1, torch.Generator().manual_seed(0)) == 2
+    changed = (sae.decoder.detach() != before).any(dim=0)
+    assert int(changed.sum()) == 2
+    assert not changed[~dead].any()
 
 
 def test_with_no_loss_or_nobody_dead_nothing_happens() -> None:
