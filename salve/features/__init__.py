@@ -1,5 +1,24 @@
-"""What the latents say about the classes."""
+"""What the latents say about the classes, the concepts and the images."""
 
 from salve.features.classes import Kind, Selection, class_means, kinds, margins, select_latents, shares
+from salve.features.concepts import ConceptDetectors, concept_auroc, concept_detectors
+from salve.features.monosemanticity import Monosemanticity, monosemanticity
+from salve.features.purity import ClassPurity, class_entropy, top_purity
 
-__all__ = ["Kind", "Selection", "class_means", "kinds", "margins", "select_latents", "shares"]
+__all__ = [
+    "ClassPurity",
+    "ConceptDetectors",
+    "Kind",
+    "Monosemanticity",
+    "Selection",
+    "class_entropy",
+    "class_means",
+    "concept_auroc",
+    "concept_detectors",
+    "kinds",
+    "margins",
+    "monosemanticity",
+    "select_latents",
+    "shares",
+    "top_purity",
+]

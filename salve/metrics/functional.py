@@ -1,7 +1,8 @@
 """Formulas of the measures, pure: tensors in, tensors out, dtypes kept."""
 
 import torch
-from jaxtyping import Bool, Float
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from salve.types import Activations, Labels, Latents, Logits
@@ -28,6 +29,15 @@ def explained(residual: Tensor, variance: Tensor) -> Float[Tensor, ""]:
     return torch.where(variance > 0, 1 - residual / variance.clamp_min(torch.finfo(variance.dtype).tiny), flat)
 
 
+def reconstruction_cosine(x: Activations, x_hat: Activations) -> Float[Tensor, " N"]:
+    """Cosine between each activation and its reconstruction, ``x · x̂ / (‖x‖ ‖x̂‖)``, ``[N]``; 0 where either is zero.
+
+    Blind to length, and not centred: where activations share a large mean, the mean alone comes close to 1. Read it
+    beside the FVE.
+    """
+    return F.cosine_similarity(x, x_hat, dim=1)
+
+
 def firing(latents: Latents, activations: Activations, negligible: float = 0.0) -> Bool[Tensor, "N d"]:
     """Which latents fire for which image: ``|z_l| > negligible · ‖a‖``.
 
@@ -47,3 +57,124 @@ def kl_divergence(original: Logits, edited: Logits) -> Float[Tensor, " N"]:
     """``KL(p_original ‖ p_edited)`` of the predictive distributions, in nats, per image ``[N]``."""
     p, q = original.log_softmax(dim=1), edited.log_softmax(dim=1)
     return (p.exp() * (p - q)).sum(dim=1)
+
+
+def usage_fractions(
+    frequency: Float[Tensor, " d"], almost_dead: float = 1e-3, dense: float = 0.5
+) -> dict[str, Float[Tensor, ""]]:
+    """Shares of a dictionary's latents that hardly ever or nearly always fire; the three do not overlap.
+
+    Args:
+        frequency: ``[d]``, the share of a whole pass's images for which each latent fires; NaN if there were none.
+        almost_dead: a latent that fires, but for less than this share of the images. The default: 1 image in 1000.
+        dense: a latent that fires for more than this share. The default, every second image, lies well above the share
+            of images that a class of a small data set has: the latent of one of ten classes may fire for a tenth.
+
+    Returns:
+        ``dead_fraction`` (never fired), ``almost_dead_fraction`` and ``dense_fraction``; NaN without images.
+    """
+    fractions = {
+        "dead_fraction": frequency == 0,
+        "almost_dead_fraction": (frequency > 0) & (frequency < almost_dead),
+        "dense_fraction": frequency > dense,
+    }
+    unknown = frequency.isnan()
+    return {
+        name: torch.where(unknown, torch.nan, which.to(frequency.dtype)).mean() for name, which in fractions.items()
+    }
+
+
+def relative_magnitude_histogram(
+    latents: Latents, activations: Activations, edges: Float[Tensor, " E"], negligible: float = 0.0
+) -> Int[Tensor, "d E+1"]:
+    """How large each latent is where it fires: counts of ``|z_l| / ‖a‖`` between fixed edges.
+
+    Relative to the activation, so that the same edges do for every backbone; with unit decoder columns it is the length
+    of what the latent adds over the length of the activation.
+
+    Args:
+        latents: ``[N, d]``. activations: ``[N, M]``. edges: ``[E]``, rising; a value on an edge counts above it.
+        negligible: see :func:`firing`.
+
+    Returns:
+        ``[d, E + 1]`` int64: below the first edge, between each edge and the next, and from the last edge on. A row
+        sums to the number of images for which the latent fires.
+    """
+    image, latent = firing(latents, activations, negligible).nonzero(as_tuple=True)
+    size = latents[image, latent].to(edges.dtype).abs() / activations.to(edges.dtype).norm(dim=1)[image]
+    bins = len(edges) + 1
+    index = latent * bins + torch.bucketize(size, edges, right=True)
+    return torch.bincount(index, minlength=latents.shape[1] * bins).reshape(latents.shape[1], bins)
+
+
+def recovered_share(
+    value: Float[Tensor, "*s"], original: Float[Tensor, "*s"], ablated: Float[Tensor, "*s"]
+) -> Float[Tensor, "*s"]:
+    """``(value − ablated) / (original − ablated)``: how much of what an ablation costs is not lost.
+
+    Returns:
+        1 as good as the original, 0 as bad as the ablation, below 0 worse than it, above 1 better than the original.
+        NaN where the two anchors coincide: the ablation costs nothing, so that there is nothing to recover. Where they
+        nearly do, a small change of ``value`` is a large one of the share: report the anchors beside it.
+    """
+    cost = original - ablated
+    return torch.where(cost == 0, torch.nan, (value - ablated) / cost)
+
+
+def downstream_totals(
+    labels: Labels, original: Logits, reconstructed: Logits, zero: Float[Tensor, "#N C"], mean: Float[Tensor, "#N C"]
+) -> tuple[Float[Tensor, "4"], Float[Tensor, "3"]]:
+    """Sums over images behind :func:`downstream`, in float64; they add up over batches and ranks.
+
+    Returns:
+        How many are classified right ``[4]`` (original, reconstructed, zero, mean), and the summed KL from the
+        original's predictive distribution ``[3]`` (reconstructed, zero, mean).
+    """
+    original = original.double()
+    others = [logits.double().expand_as(original) for logits in (reconstructed, zero, mean)]
+    right = torch.stack([(logits.argmax(dim=1) == labels).double().sum() for logits in (original, *others)])
+    return right, torch.stack([kl_divergence(original, logits).sum() for logits in others])
+
+
+def downstream_measures(
+    count: Float[Tensor, ""], right: Float[Tensor, "4"], kl: Float[Tensor, "3"]
+) -> dict[str, Float[Tensor, ""]]:
+    """What :func:`downstream` returns, from the sums of :func:`downstream_totals` over ``count`` images."""
+    original, accuracy, zero, mean = (right / count).unbind()
+    kl_reconstructed, kl_zero, kl_mean = (kl / count).unbind()
+    nothing_lost = torch.zeros_like(kl_zero)
+    return {
+        "original_accuracy": original,
+        "downstream_accuracy": accuracy,
+        "zero_accuracy": zero,
+        "mean_accuracy": mean,
+        "accuracy_recovered_from_zero": recovered_share(accuracy, original, zero),
+        "accuracy_recovered_from_mean": recovered_share(accuracy, original, mean),
+        "downstream_kl": kl_reconstructed,
+        "zero_kl": kl_zero,
+        "mean_kl": kl_mean,
+        "kl_recovered_from_zero": recovered_share(kl_reconstructed, nothing_lost, kl_zero),
+        "kl_recovered_from_mean": recovered_share(kl_reconstructed, nothing_lost, kl_mean),
+    }
+
+
+def downstream(
+    labels: Labels, original: Logits, reconstructed: Logits, zero: Float[Tensor, "#N C"], mean: Float[Tensor, "#N C"]
+) -> dict[str, Float[Tensor, ""]]:
+    """What a classifier loses when it is fed reconstructions, on a scale between two ablations.
+
+    The anchors are the classifier behind the site fed nothing (zero-ablation) and fed the mean activation of the train
+    split for every image (mean-ablation). The second is the stricter: it knows the class prior.
+
+    Args:
+        labels: ``[N]``. original: ``[N, C]`` logits of the untouched classifier. reconstructed: ``[N, C]`` logits when
+            fed ``â``. zero, mean: ``[N, C]`` logits of the ablations, or ``[1, C]`` where they are the same for all.
+
+    Returns:
+        Accuracies [fraction] ``original_``, ``downstream_`` (fed ``â``), ``zero_`` and ``mean_accuracy``; mean KL from
+        the original's predictive distribution [nats] ``downstream_``, ``zero_`` and ``mean_kl``; and the recovered
+        shares ``accuracy_recovered_from_zero``, ``accuracy_recovered_from_mean``, ``kl_recovered_from_zero`` and
+        ``kl_recovered_from_mean`` (see :func:`recovered_share`; the original's KL from itself is 0).
+    """
+    right, kl = downstream_totals(labels, original, reconstructed, zero, mean)
+    return downstream_measures(torch.tensor(float(len(labels)), dtype=kl.dtype, device=kl.device), right, kl)

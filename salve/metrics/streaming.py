@@ -4,7 +4,13 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from salve.metrics.functional import explained, firing, kl_divergence
+from salve.metrics.functional import (
+    downstream_measures,
+    downstream_totals,
+    explained,
+    kl_divergence,
+    reconstruction_cosine,
+)
 
 
 class BatchMean(Metric):
@@ -69,41 +75,58 @@ class FractionOfVarianceExplained(Metric):
         return explained(self.residual, variance)
 
 
-class LatentUsage(Metric):
-    """How latents are used over a whole pass: L0, mean L1 and the share of dead latents.
+class ReconstructionCosine(Metric):
+    """Mean over all rows of the cosine between activation and reconstruction.
 
-    Args:
-        dictionary_size: ``d``.
-        negligible: see :func:`salve.metrics.firing`.
+    See :func:`salve.metrics.reconstruction_cosine`.
     """
 
     full_state_update = False
     count: Tensor
-    fires: Tensor
-    l1: Tensor
+    total: Tensor
 
-    def __init__(self, dictionary_size: int, negligible: float = 0.0) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.negligible = negligible
         self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("fires", torch.zeros(dictionary_size, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("l1", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, latents: Tensor, activations: Tensor) -> None:
-        """Add latents ``[N, d]`` of activations ``[N, M]``."""
-        self.count += latents.shape[0]
-        self.fires += firing(latents, activations, self.negligible).sum(dim=0)
-        self.l1 += latents.double().abs().sum()
+    def update(self, x: Tensor, x_hat: Tensor) -> None:
+        """Add ``[N, M]`` activations and their reconstructions."""
+        self.count += len(x)
+        self.total += reconstruction_cosine(x.double(), x_hat.double()).sum()
+
+    def compute(self) -> Tensor:
+        """Scalar in −1 … 1; NaN if there were no rows."""
+        return self.total / self.count
+
+
+class Downstream(Metric):
+    """What a classifier loses when it is fed reconstructions, over all batches.
+
+    See :func:`salve.metrics.downstream`.
+    """
+
+    full_state_update = False
+    count: Tensor
+    right: Tensor
+    kl: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("right", torch.zeros(4, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("kl", torch.zeros(3, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, labels: Tensor, original: Tensor, reconstructed: Tensor, zero: Tensor, mean: Tensor) -> None:
+        """Add labels ``[N]`` and logits ``[N, C]``; those of the ablations may be ``[1, C]``."""
+        right, kl = downstream_totals(labels, original, reconstructed, zero, mean)
+        self.count += len(labels)
+        self.right += right
+        self.kl += kl
 
     def compute(self) -> dict[str, Tensor]:
-        """``l0`` and ``l1`` per image, ``dead_fraction`` of the latents, and each latent's firing ``frequency [d]``."""
-        count = self.count.clamp_min(1)
-        return {
-            "l0": self.fires.sum() / count,
-            "l1": self.l1 / count,
-            "dead_fraction": (self.fires == 0).double().mean(),
-            "frequency": self.fires / count,
-        }
+        """Scalars by name; NaN if there were no images."""
+        return downstream_measures(self.count, self.right, self.kl)
 
 
 class PredictiveDrift(Metric):

@@ -18,6 +18,7 @@ from salve.run.manifest import write_manifest
 from salve.run.ranks import gathered
 from salve.run.schema import Config
 from salve.run.tracking import Tracker, job_type_of, run_name, wandb_id
+from salve.sae import VARIANTS
 from salve.stages import Job, capture, control, diagnose, finetune, read_features, train_sae, train_saes, validate
 from salve.stages.report import report
 from salve.types import UserError
@@ -162,7 +163,7 @@ def _facts(config: Config, job: Job) -> dict[str, str]:
         return ", ".join(f"{name} {values[name]}" for name in names if values[name] is not None)
 
     sae = asdict(config.sae)
-    chosen = ("dictionary_size", "k") if config.sae.variant == "topk" else ("dictionary_size", "sparsity")
+    chosen = ("dictionary_size", "k" if "k" in VARIANTS[config.sae.variant].takes else "sparsity")
     return {
         "backbone": f"{config.backbone.library} {config.backbone.name}, weights {Path(config.backbone.weights).name}",
         "site": job.layer,

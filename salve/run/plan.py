@@ -58,6 +58,7 @@ def label_of(swept: dict[str, Any]) -> str:
 def run_key(config: Config) -> str:
     """12 hex digits that two runs share exactly if they compute the same."""
     settings = {name: value for name, value in asdict(config).items() if name not in NOT_COMPUTED}
+    settings["sae"] = {**config.sae.scientific(), "seed": config.sae.seed}
     for path in NOT_COMPUTED_EITHER:
         group, _, name = path.partition(".")
         settings[group] = {key: value for key, value in settings[group].items() if key != name}

@@ -196,6 +196,7 @@ CHOICES = {
     "backbone.library": ("torchvision", "timm"),
     "finetune.mode": get_args(FinetuneMode),
     "sae.variant": tuple(VARIANTS),
+    "sae.start": ("random", "data"),
     "discover.select": get_args(Selection),
     "edit.modes": get_args(Mode),
     "edit.scale": get_args(Scale),
@@ -212,7 +213,15 @@ ABOVE_ZERO = (
     *("discover.dominant", "discover.threshold", "validate.top_images", "validate.localise_images", "trainer.devices"),
 )
 NOT_NEGATIVE = (
-    *("sae.sparsity", "finetune.weight_decay", "finetune.warmup", "finetune.label_smoothing", "edit.evaluate"),
+    *(
+        "sae.sparsity",
+        "sae.auxk",
+        "sae.resample",
+        "finetune.weight_decay",
+        "finetune.warmup",
+        "finetune.label_smoothing",
+        "edit.evaluate",
+    ),
     *("validate.pointing_tolerance", "validate.random_latents"),
     *("validate.faithfulness_steps", "validate.maximisation_steps"),
 )
@@ -244,11 +253,7 @@ def _check(config: Config) -> None:
     for key in ("seed", "sae.seed"):
         if not 0 <= attrgetter(key)(config) < 2**32:
             raise UserError(f"{key}={attrgetter(key)(config)} must lie between 0 and 2**32 − 1.")
-    if config.sae.variant == "topk" and not 1 <= (config.sae.k or 0) <= config.sae.dictionary_size:
-        raise UserError(
-            f"sae.variant=topk needs sae.k between 1 and sae.dictionary_size={config.sae.dictionary_size}, "
-            f"not {config.sae.k}."
-        )
+    config.sae.check()
     alphas = config.edit.alpha
     if not alphas or alphas[0] != 0 or not all(a < b for a, b in pairwise(alphas)):
         raise UserError(f"edit.alpha must increase from 0, which is the model without an edit; it is {alphas}.")

@@ -1,25 +1,47 @@
-"""Sparse autoencoders: variants, loss, training, files."""
+"""Sparse autoencoders: variants, losses, training, files; docs/saes.md says when to use which."""
 
 from salve.sae.ensemble import EpochsData, Member, SAEEnsemble
 from salve.sae.io import fingerprint, load_sae, save_sae
 from salve.sae.losses import sae_loss
-from salve.sae.models import SAE, VARIANTS, LinearL1, ReluL1, TopK, make_sae
+from salve.sae.models import (
+    SAE,
+    VARIANTS,
+    BatchTopK,
+    Gated,
+    JumpReLU,
+    LinearL1,
+    Matryoshka,
+    Pass,
+    ReluL1,
+    TopK,
+    make_sae,
+)
 from salve.sae.module import ActivationsData, SparseAutoencoder
+from salve.sae.objective import objective
+from salve.sae.revival import auxk_losses, resample
 
 __all__ = [
     "SAE",
     "VARIANTS",
     "ActivationsData",
+    "BatchTopK",
     "EpochsData",
+    "Gated",
+    "JumpReLU",
     "LinearL1",
+    "Matryoshka",
     "Member",
+    "Pass",
     "ReluL1",
     "SAEEnsemble",
     "SparseAutoencoder",
     "TopK",
+    "auxk_losses",
     "fingerprint",
     "load_sae",
     "make_sae",
+    "objective",
+    "resample",
     "sae_loss",
     "save_sae",
 ]

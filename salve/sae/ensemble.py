@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 from torch.utils.data import DataLoader
 
-from salve.sae.losses import sae_loss
-from salve.sae.models import SAE, normalise_columns
+from salve.sae.base import SAE, normalise_columns
 from salve.sae.module import ActivationsData, Measures, rows_loader
+from salve.sae.objective import Objective
+from salve.sae.topk import BatchTopK, learn_threshold
 from salve.types import Activations, Latents
 
 #: Columns of a training's history, in the order in which Lightning has them for one SAE.
@@ -58,10 +59,13 @@ class Stack(nn.Module):
     """SAEs of one variant and shape: each of their tensors, stacked along a first axis of ``G`` members.
 
     Args:
-        members: by their number in the ensemble.
+        members: by their number in the ensemble. auxk, patience: see :class:`SparseAutoencoder`.
     """
 
-    def __init__(self, members: dict[int, Member]) -> None:
+    silent: Tensor
+    threshold: Tensor
+
+    def __init__(self, members: dict[int, Member], auxk: int = 0, patience: int = 0) -> None:
         super().__init__()
         self.numbers = list(members)
         saes = [member.sae for member in members.values()]
@@ -75,17 +79,34 @@ class Stack(nn.Module):
         prices = [member.sparsity for member in members.values()]
         self.register_buffer("sparsity", torch.tensor(prices), persistent=False)
         # How one SAE computes, without numbers of its own; in a partial it is no part of this module.
-        self._call = partial(functional_call, copy.deepcopy(saes[0]).to("meta"))
+        self._objective = partial(functional_call, Objective(copy.deepcopy(saes[0]), auxk).to("meta").train())
+        self._infer = partial(functional_call, copy.deepcopy(saes[0]).to("meta").eval())
+        self._patience = patience
+        self._learns_threshold = isinstance(saes[0], BatchTopK)
+        # Part of the state that a resumed training needs, and only there if something depends on it.
+        silent = torch.zeros(len(saes), saes[0].dictionary_size, dtype=torch.long)
+        self.register_buffer("silent", silent, persistent=bool(auxk))
+        self._auxk = auxk
 
-    def losses(self, activations: Float[Tensor, "G N M"]) -> Float[Tensor, " G"]:
-        """Each member's loss on a batch of its own."""
+    def losses(self, activations: Float[Tensor, "G N M"], step: int) -> Float[Tensor, " G"]:
+        """Each member's loss on a training batch of its own.
 
-        def loss(state: dict[str, Tensor], rows: Tensor, sparsity: Tensor) -> Tensor:
-            reconstruction, latents = self._call(state, (rows,))
-            return sae_loss(rows, reconstruction, latents, sparsity)
+        Args:
+            step: how many batches came before.
+        """
 
-        state = {name: getattr(self, name) for name in self._names}
-        losses: Tensor = torch.vmap(loss)(state, activations, self.sparsity)
+        def loss(state: dict[str, Tensor], rows: Tensor, sparsity: Tensor, dead: Tensor) -> tuple[Tensor, Tensor]:
+            result: tuple[Tensor, Tensor] = self._objective(state, (rows, sparsity, dead))
+            return result
+
+        state = {f"sae.{name}": getattr(self, name) for name in self._names}
+        dead = self.silent >= self._patience
+        losses, latents = torch.vmap(loss)(state, activations, self.sparsity, dead)
+        if self._learns_threshold:
+            self.threshold.copy_(learn_threshold(self.threshold, latents, step))
+        if self._auxk:
+            fired = (latents > 0).any(dim=1)
+            self.silent.copy_(torch.where(fired, 0, self.silent + activations.shape[1]))
         return losses
 
     def state_of(self, place: int) -> dict[str, Tensor]:
@@ -94,7 +115,7 @@ class Stack(nn.Module):
 
     def forward(self, place: int, activations: Activations) -> tuple[Activations, Latents]:
         """Reconstruction and latents by the member at a place of the stack."""
-        result: tuple[Tensor, Tensor] = self._call(self.state_of(place), (activations,))
+        result: tuple[Tensor, Tensor] = self._infer(self.state_of(place), (activations,))
         return result
 
     def normalise_decoders(self) -> None:
@@ -111,7 +132,7 @@ class SAEEnsemble(pl.LightningModule):
 
     Args:
         members: they may differ in size, λ, seed and variant. rows: ``N`` of the training split.
-        batch_size: rows of a step, for each member. learning_rate, head: as for one SAE.
+        batch_size: rows of a step, for each member. learning_rate, head, auxk, patience: as for one SAE.
     """
 
     def __init__(
@@ -121,6 +142,9 @@ class SAEEnsemble(pl.LightningModule):
         batch_size: int,
         learning_rate: float,
         head: Callable[[Tensor], Tensor],
+        *,
+        auxk: int = 0,
+        patience: int = 0,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -131,7 +155,7 @@ class SAEEnsemble(pl.LightningModule):
         for number, member in enumerate(members):
             shape = str((member.sae.variant, member.sae.dictionary_size, member.sae.settings()))
             shapes.setdefault(shape, {})[number] = member
-        self._stacks = [Stack(held) for held in shapes.values()]
+        self._stacks = [Stack(held, auxk, patience) for held in shapes.values()]
         self._measures = [Measures(member.sae) for member in members]
         # Registered; the lists above are for their types.
         self.stacks, self.measures = nn.ModuleList(self._stacks), nn.ModuleList(self._measures)
@@ -147,10 +171,12 @@ class SAEEnsemble(pl.LightningModule):
         orders = torch.stack([drawn[member.seed] for member in self._members]).to(batch.device)  # [members, N]
         order_of = [orders[stack.numbers] for stack in self._stacks]
         totals = [torch.zeros(len(stack.numbers), device=batch.device) for stack in self._stacks]
-        for start in range(0, self.rows, self.batch_size):
+        starts = range(0, self.rows, self.batch_size)
+        for step, start in enumerate(starts, start=self.current_epoch * len(starts)):
             stop = min(start + self.batch_size, self.rows)
             losses = [
-                stack.losses(batch[order[:, start:stop]]) for stack, order in zip(self._stacks, order_of, strict=True)
+                stack.losses(batch[order[:, start:stop]], step)
+                for stack, order in zip(self._stacks, order_of, strict=True)
             ]
             optimizer.zero_grad()
             self.manual_backward(torch.cat(losses).sum())

@@ -26,11 +26,15 @@ def save_sae(path: Path, sae: SAE, facts: dict[str, Any] | None = None) -> None:
     save_tensors(path, sae.state_dict(), {"salve": json.dumps(header, sort_keys=True)})
 
 
-def load_sae(path: Path) -> SAE:
+def load_sae(path: Path, *, width: int | None = None, backbone: str | None = None, site: str | None = None) -> SAE:
     """Read an SAE, ready to encode raw activations.
 
+    Args:
+        path: the file. width, backbone, site: what it must have been made for, or None for anything. The site
+            ``last`` goes with every name: which one it was depends on the backbone.
+
     Raises:
-        UserError: no such file, or not an SAE of this project.
+        UserError: no such file, not an SAE of this project, or one that does not fit.
     """
     if not path.is_file():
         raise UserError(f"There is no SAE at {path}.")
@@ -41,10 +45,18 @@ def load_sae(path: Path) -> SAE:
     if header.get("format") != FORMAT:
         raise UserError(f"{path} is no SAE file: its header names no variant.")
     tensors = load_tensors(path)
-    width, dictionary_size = tensors["decoder"].shape
-    sae = make_sae(header["variant"], width, dictionary_size, **header["settings"])
+    if bad := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise UserError(f"The SAE in {path} is broken: its {', '.join(bad)} holds NaN or infinity.")
+    own_width, dictionary_size = tensors["decoder"].shape
+    facts = {"width": own_width, **header["facts"]}
+    for name, wanted in (("width", width), ("backbone", backbone), ("site", site)):
+        has = facts.get(name)
+        if wanted is not None and has != wanted and not (name == "site" and "last" in (has, wanted)):
+            said = "does not say which it is" if has is None else f"was made for {has}"
+            raise UserError(f"The SAE in {path} does not fit {name} {wanted}: it {said}.")
+    sae = make_sae(header["variant"], own_width, dictionary_size, **header["settings"]).to(tensors["decoder"].dtype)
     sae.load_state_dict(tensors)
-    return sae.to(tensors["decoder"].dtype).eval().requires_grad_(False)
+    return sae.eval().requires_grad_(False)
 
 
 def fingerprint(sae: SAE) -> str:

@@ -6,10 +6,27 @@ from torch import Tensor
 from salve.types import Activations, Latents
 
 
+def squared_errors(activations: Activations, reconstruction: Activations) -> Float[Tensor, " N"]:
+    """``Σ_j (a_j − â_j)²`` of each row."""
+    return (activations - reconstruction).square().sum(dim=1)
+
+
+def l1_losses(
+    activations: Activations, reconstruction: Activations, latents: Latents, sparsity: float | Float[Tensor, ""]
+) -> Float[Tensor, " N"]:
+    """``Σ_j (a_j − â_j)² + λ Σ_l |z_l|`` of each row."""
+    return squared_errors(activations, reconstruction) + sparsity * latents.abs().sum(dim=1)
+
+
+def mean_loss(losses: Float[Tensor, " N"]) -> Float[Tensor, ""]:
+    """The mean over rows; 0 for no rows."""
+    return losses.mean() if len(losses) else losses.sum()
+
+
 def sae_loss(
     activations: Activations, reconstruction: Activations, latents: Latents, sparsity: float | Float[Tensor, ""]
 ) -> Float[Tensor, ""]:
-    """``mean_n( Σ_j (a_j − â_j)² + λ Σ_l |z_l| )``: the one meaning of λ in this project (METHOD §2).
+    """``mean_n( Σ_j (a_j − â_j)² + λ Σ_l |z_l| )``: the one meaning of λ as a price of latents (METHOD §2).
 
     Args:
         activations, reconstruction: ``[N, M]``, in units where ``mean ‖a‖² = M``.
@@ -19,6 +36,4 @@ def sae_loss(
     Returns:
         Scalar; the same for a batch and for the batch repeated; 0 for an empty one.
     """
-    squared = (activations - reconstruction).square().sum(dim=1)
-    losses = squared + sparsity * latents.abs().sum(dim=1)
-    return losses.mean() if len(losses) else losses.sum()
+    return mean_loss(l1_losses(activations, reconstruction, latents, sparsity))

@@ -10,8 +10,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from salve.data.ranks import RankBatches, batch_share
 from salve.metrics import BatchMean, FractionOfVarianceExplained, LatentUsage
-from salve.sae.losses import sae_loss
-from salve.sae.models import SAE
+from salve.sae.base import SAE
+from salve.sae.objective import objective
+from salve.sae.revival import resample, silence
+from salve.sae.topk import BatchTopK, learn_threshold
+from salve.types import UserError
 
 
 class Rows(Dataset[Tensor]):
@@ -98,28 +101,55 @@ class Measures(nn.Module):
 class SparseAutoencoder(pl.LightningModule):
     """Trains an SAE and measures it every epoch: FVE, L0, L1, dead fraction and downstream accuracy.
 
+    A latent counts as dead when it has not fired for ``patience`` rows.
+
     Args:
         sae: the SAE to train, in units where ``mean ‖a‖² = M``.
-        sparsity: λ of :func:`salve.sae.losses.sae_loss`.
+        sparsity: λ of the variant (:meth:`salve.sae.SAE.losses`).
         learning_rate: Adam's; annealed to zero by a cosine over all steps.
         head: maps reconstructions ``[N, M]``, in the same units, to logits ``[N, C]``: the classifier behind the site.
             A module moves with this one to its device; it is not trained if its parameters need no gradient.
+        auxk: dead latents that also reconstruct the error, at most; 0 for none.
+        resample: after how many epochs, and again, dead latents begin anew, within the first half of the training;
+            0 for never. The Trainer needs an :class:`ActivationsData` then.
+        patience: rows; what a latent is dead after. Needed with ``auxk`` or ``resample``.
     """
 
-    def __init__(self, sae: SAE, sparsity: float, learning_rate: float, head: Callable[[Tensor], Tensor]) -> None:
+    silent: Tensor
+
+    def __init__(
+        self,
+        sae: SAE,
+        sparsity: float,
+        learning_rate: float,
+        head: Callable[[Tensor], Tensor],
+        *,
+        auxk: int = 0,
+        resample: int = 0,
+        patience: int = 0,
+    ) -> None:
         super().__init__()
+        if (auxk or resample) and patience < 1:
+            raise UserError(f"patience={patience} must be at least 1 row with auxk or resample.")
         self.sae = sae
         self.sparsity = sparsity
         self.learning_rate = learning_rate
+        self.auxk, self.resample, self.patience = auxk, resample, patience
         self._head = head
         self.loss = BatchMean()
         self.measures = Measures(sae)
+        if patience:
+            self.register_buffer("silent", torch.zeros(sae.dictionary_size, dtype=torch.long))
 
     def training_step(self, batch: Sequence[Tensor], _: int) -> Tensor:
         """The loss of one batch; of a rank's part of it, so that the ranks' mean is the whole batch's."""
         (activations,) = batch
-        reconstruction, latents = self.sae(activations)
-        loss = sae_loss(activations, reconstruction, latents, self.sparsity)
+        dead = self.silent >= self.patience if self.auxk else None
+        loss, latents = objective(self.sae, activations, self.sparsity, dead, self.auxk)
+        if self.patience:
+            self.silent.copy_(silence(self.silent, latents, activations, self.sae.negligible))
+        if isinstance(self.sae, BatchTopK):
+            self.sae.threshold.copy_(learn_threshold(self.sae.threshold, latents, self.global_step))
         self.loss.update(loss.detach(), len(activations))
         self.log("loss", self.loss, on_step=False, on_epoch=True)
         return loss * batch_share(len(activations))
@@ -128,6 +158,18 @@ class SparseAutoencoder(pl.LightningModule):
         """The optimiser's step, then the decoder's columns back to unit norm."""
         super().optimizer_step(*args, **kwargs)
         self.sae.normalise_decoder()
+
+    def on_train_epoch_end(self) -> None:
+        """Resample if it is time."""
+        done, epochs = self.current_epoch + 1, self.trainer.max_epochs or 0
+        if not self.resample or done % self.resample or 2 * done > epochs:
+            return
+        trainer: Any = self.trainer
+        # The same on every rank: all hold all rows, and each epoch begins with the same seed.
+        generator = torch.Generator().manual_seed(torch.initial_seed())
+        dead = self.silent >= self.patience
+        resample(self.sae, trainer.optimizers[0], trainer.datamodule.train, dead, self.sparsity, generator)
+        self.silent.zero_()
 
     def validation_step(self, batch: Sequence[Tensor], _: int) -> None:
         """Accumulate the measures."""

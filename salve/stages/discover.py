@@ -47,8 +47,9 @@ def read_features(
     recipe = recipe_of(asdict(settings), classifier, activations, sae)
 
     def make(folder: Path, _: Path) -> None:
-        autoencoder = load_sae(sae.file("sae.safetensors"))
         train, val = (job.activations(activations, split) for split in ("train", "val"))
+        width = train.activations.shape[1]
+        autoencoder = load_sae(sae.file("sae.safetensors"), width=width, backbone=job.backbone.name, site=job.layer)
         latents = autoencoder.encode(train.activations)
         usage = LatentUsage(autoencoder.dictionary_size, autoencoder.negligible)
         usage.update(latents, train.activations)

@@ -1,7 +1,7 @@
 """Stage ``discover``: train SAEs on captured activations."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from salve.backbones import Captured
 from salve.metrics import FractionOfVarianceExplained, LatentUsage
 from salve.sae import (
     SAE,
+    VARIANTS,
     ActivationsData,
     EpochsData,
     Member,
@@ -32,12 +33,20 @@ from salve.types import UserError
 class SAESettings:
     """Which SAE, and how it is trained.
 
+    A field with a default came later than the others: recipes and records name it only where it differs, so that what
+    was made before is still found.
+
     Attributes:
-        variant: linear_l1, relu_l1 or topk. dictionary_size: d. sparsity: λ. k: active latents (topk only).
+        variant: one of :data:`salve.sae.VARIANTS`. dictionary_size: d. sparsity: λ. k: active latents.
         centre: subtract the mean activation first; off by default, since it spoils the published edit (METHOD §8).
         learning_rate, batch_size, epochs: of Adam on cached activations.
         seed: of the initial weights and the order of rows.
         ensemble: how many SAEs of a sweep are trained together at most (see :func:`can_share`); 1 trains each alone.
+        bandwidth: of jumprelu. prefixes, base: of matryoshka.
+        learn_shift: train the shift that is subtracted before encoding and added after decoding.
+        start: ``random``, or ``data``, where decoder columns start as directions to training rows.
+        auxk: dead latents that also reconstruct the error, at most. resample: after how many epochs, and again, dead
+            latents begin anew. 0 is off; a latent is dead when it has not fired for as many rows as there are.
     """
 
     variant: str
@@ -50,6 +59,43 @@ class SAESettings:
     epochs: int
     seed: int
     ensemble: int
+    bandwidth: float | None = None
+    prefixes: list[float] = field(default_factory=list)
+    base: str | None = None
+    learn_shift: bool = False
+    start: str = "random"
+    auxk: int = 0
+    resample: int = 0
+
+    def check(self) -> None:
+        """Raises UserError for settings outside their range, or that this variant does not have."""
+        kind = VARIANTS[self.variant]
+        kind.check(self.dictionary_size, **{name: getattr(self, name) for name in kind.takes})
+        for name in ("bandwidth", "prefixes", "base"):
+            if getattr(self, name) and name not in kind.takes:
+                users = ", ".join(variant for variant, other in VARIANTS.items() if name in other.takes)
+                raise UserError(f"sae.{name} is a setting of {users}, not of sae.variant={self.variant}.")
+        for name in ("auxk", "resample"):
+            value = getattr(self, name)
+            if value and kind.revived_by != name:
+                users = ", ".join(variant for variant, other in VARIANTS.items() if other.revived_by == name)
+                raise UserError(f"sae.{name}={value} is for {users}, not for sae.variant={self.variant}.")
+        if self.auxk > self.dictionary_size:
+            raise UserError(f"sae.auxk={self.auxk} must be at most sae.dictionary_size={self.dictionary_size}.")
+
+    def options(self) -> dict[str, Any]:
+        """What the variant's constructor is given; what is not set is left to it."""
+        given = {name: getattr(self, name) for name in VARIANTS[self.variant].takes}
+        return {name: value for name, value in given.items() if value not in (None, [])}
+
+    def scientific(self) -> dict[str, Any]:
+        """All that the SAE depends on, except the seed."""
+        values = asdict(self)
+        for item in fields(self):
+            fresh = item.default if item.default_factory is MISSING else item.default_factory()
+            if item.name in NO_SETTING or values[item.name] == fresh:
+                del values[item.name]
+        return values
 
 
 #: What may differ among SAEs that are trained together.
@@ -59,13 +105,13 @@ NO_SETTING = ("seed", "ensemble")
 
 
 def can_share(a: SAESettings, b: SAESettings) -> bool:
-    """Whether two SAEs can be trained together: they differ at most in size, λ, k and seed."""
-    return not _differences(a, b)
+    """Whether two SAEs can be trained together: they differ at most in size, λ, k and seed, and none is resampled."""
+    return not _differences(a, b) and not a.resample
 
 
 def _differences(a: SAESettings, b: SAESettings) -> list[str]:
-    other = _settings(b)
-    return [name for name, value in _settings(a).items() if name not in VARIES and value != other[name]]
+    mine, other = asdict(a), asdict(b)
+    return [name for name in mine if name not in (*VARIES, *NO_SETTING) and mine[name] != other[name]]
 
 
 def train_sae(job: Job, settings: SAESettings, classifier: Artifact, activations: Artifact) -> Artifact:
@@ -89,6 +135,8 @@ def train_saes(
                 f"SAEs that are trained together differ only in {', '.join(VARIES)}, not in sae.{unlike[0]}: "
                 f"{getattr(settings[0], unlike[0])} and {getattr(other, unlike[0])}."
             )
+    if len(settings) > 1 and settings[0].resample:
+        raise UserError("SAEs whose dead latents are resampled are trained one by one; set sae.resample=0.")
     if len(settings) > 1 and job.ranks.several:
         raise UserError("SAEs are trained together on one device; set trainer.devices=1, or sae.ensemble=1.")
 
@@ -97,7 +145,7 @@ def train_saes(
         train = _train_alone if len(folders) == 1 else _train_together
         train(job, ground, {folder: settings[i] for i, folder in folders.items()}, scratch)
 
-    recipes = [recipe_of(_settings(one), classifier, activations) | {"seed": one.seed} for one in settings]
+    recipes = [recipe_of(one.scientific(), classifier, activations) | {"seed": one.seed} for one in settings]
     found = job.store.get_or_make_many("sae", recipes, make)
     diverged = [one for one, artifact in zip(settings, found, strict=True) if artifact is None]
     if diverged:
@@ -112,9 +160,13 @@ def _train_alone(job: Job, ground: "_Ground", wanted: Mapping[Path, SAESettings]
     [(folder, settings)] = wanted.items()
     pl.seed_everything(settings.seed, workers=True, verbose=False)
     sae = ground.untrained(settings)
-    module = SparseAutoencoder(sae, settings.sparsity, settings.learning_rate, ground.head())
-    data = {"datamodule": ActivationsData(*ground.scaled(), settings.batch_size)}
-    history = replace(job, seed=settings.seed).fit("discover", module, data, scratch, epochs=settings.epochs)
+    data = ActivationsData(*ground.scaled(), settings.batch_size)
+    revival = {"auxk": settings.auxk, "resample": settings.resample}
+    if any(revival.values()):
+        revival["patience"] = len(data.train)
+    module = SparseAutoencoder(sae, settings.sparsity, settings.learning_rate, ground.head(), **revival)
+    fit = replace(job, seed=settings.seed).fit
+    history = fit("discover", module, {"datamodule": data}, scratch, epochs=settings.epochs)
     ground.write(folder, settings, sae.cpu(), history)
 
 
@@ -123,7 +175,10 @@ def _train_together(job: Job, ground: "_Ground", wanted: Mapping[Path, SAESettin
     common = next(iter(wanted.values()))
     members = [Member(ground.untrained(one), one.sparsity, one.seed) for one in wanted.values()]
     data = EpochsData(*ground.scaled(), common.batch_size)
-    ensemble = SAEEnsemble(members, len(data.train), common.batch_size, common.learning_rate, ground.head())
+    count = len(data.train)
+    ensemble = SAEEnsemble(
+        members, count, common.batch_size, common.learning_rate, ground.head(), auxk=common.auxk, patience=count
+    )
     job.fit("discover", ensemble, {"datamodule": data}, scratch, epochs=common.epochs)
     for number, (folder, settings) in enumerate(wanted.items()):
         sae, rows = ensemble.trained(number)
@@ -132,10 +187,6 @@ def _train_together(job: Job, ground: "_Ground", wanted: Mapping[Path, SAESettin
             ground.write(folder, settings, sae, history)
         else:
             folder.rmdir()
-
-
-def _settings(settings: SAESettings) -> dict[str, Any]:
-    return {name: value for name, value in asdict(settings).items() if name not in NO_SETTING}
 
 
 @dataclass(frozen=True)
@@ -160,6 +211,10 @@ class _Ground:
         train, val = (job.activations(activations, split) for split in ("train", "val"))
         weight, bias = job.head(classifier)
         raw = train.activations
+        if not raw.isfinite().all():
+            raise UserError(
+                f"The activations at {job.layer} are NaN or infinite for some images: no SAE can be trained."
+            )
         shift = raw.mean(dim=0) if settings.centre else torch.zeros(raw.shape[1])
         # One scalar, so that mean ‖a‖² = M and λ means the same on every site.
         scale = float((raw - shift).square().mean().sqrt()) or 1.0
@@ -168,10 +223,13 @@ class _Ground:
 
     def untrained(self, settings: SAESettings) -> SAE:
         """An SAE at the start of its training."""
-        options = {} if settings.k is None or settings.variant != "topk" else {"k": settings.k}
         generator = torch.Generator().manual_seed(settings.seed)
-        sae = make_sae(settings.variant, len(self.shift), settings.dictionary_size, generator, **options)
+        sae = make_sae(settings.variant, len(self.shift), settings.dictionary_size, generator, **settings.options())
         sae.shift.copy_(self.shift / self.scale)
+        if settings.start == "data":
+            sae.start_from(self.train.activations / self.scale, generator)
+        if settings.learn_shift:
+            sae.learn_shift()
         return sae
 
     def scaled(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -187,7 +245,7 @@ class _Ground:
 
     def write(self, folder: Path, settings: SAESettings, sae: SAE, history: pd.DataFrame) -> None:
         """The artifact's files, of an SAE as its training left it."""
-        sae.fold(self.scale)
+        sae.eval().fold(self.scale)
         save_sae(folder / "sae.safetensors", sae, self.facts)
         write_table(folder / "history.csv", history)
         record = _record(settings, sae, history, self.weight, self.bias, self.val.activations, self.val.labels)
@@ -209,7 +267,7 @@ def _record(
 
     measures = {name: float(value) for name, value in usage.compute().items() if value.ndim == 0}
     return {
-        **_settings(settings),
+        **settings.scientific(),
         **measures,
         "width": sae.width,
         "fve": float(fve.compute()),

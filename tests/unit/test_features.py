@@ -1,11 +1,34 @@
-"""Class means, kinds and the choice of a class's latent, on cases worked out by hand."""
+"""Class means, kinds and selection by hand; purity and concepts against plain loops and libraries."""
 
 import math
+from collections import Counter
+from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import entropy as scipy_entropy
+from sklearn.metrics import roc_auc_score
+from sklearn.metrics.pairwise import cosine_similarity
+from torch import Tensor
+from torchmetrics import Metric
 
-from salve.features import class_means, kinds, margins, select_latents, shares
+from salve.features import (
+    ClassPurity,
+    Monosemanticity,
+    class_entropy,
+    class_means,
+    concept_auroc,
+    concept_detectors,
+    kinds,
+    margins,
+    monosemanticity,
+    select_latents,
+    shares,
+    top_purity,
+)
+from salve.types import UserError
+from tests.unit.test_metrics import Update, normal, over_ranks
 
 
 def test_class_means_by_hand_and_empty_class() -> None:
@@ -52,3 +75,166 @@ def test_selection_differs_where_a_latent_is_shared() -> None:
     assert select_latents(means, "largest").tolist() == [0, 0, -1]
     assert select_latents(means, "margin").tolist() == [1, 2, -1]
     assert select_latents(means[:1], "margin").tolist() == [0]
+
+
+# -- purity
+
+#: 60 images of four classes of different size, and a fifth without any. The latents are signed; the fourth fires for
+#: class 2 only, the fifth is dead and the sixth fires for a single image.
+LABELS = torch.tensor([0] * 30 + [1] * 15 + [2] * 10 + [3] * 5)[
+    torch.from_numpy(np.random.default_rng(0).permutation(60))
+]
+LATENTS = normal(60, 6) * (normal(60, 6, seed=1) > 0.3)
+LATENTS[:, 3] = (LABELS == 2) * LATENTS[:, 3].abs().clamp_min(0.1)
+LATENTS[:, 4] = 0.0
+LATENTS[:, 5] = 0.0
+LATENTS[17, 5] = -2.0
+ACTIVATIONS = normal(60, 4, seed=2)
+
+
+def purity_of(latent: np.ndarray, labels: np.ndarray, top: int) -> float:
+    strongest = [image for image in np.argsort(-abs(latent))[:top] if latent[image] != 0]
+    counts = Counter(labels[strongest].tolist())
+    return counts.most_common(1)[0][1] / len(strongest) if strongest else math.nan
+
+
+def entropy_of(latent: np.ndarray, labels: np.ndarray) -> float:
+    mass = [abs(latent[labels == label]).mean() for label in np.unique(labels)]
+    return float(scipy_entropy(mass)) if sum(mass) else math.nan
+
+
+@pytest.mark.parametrize("top", [1, 5, 10, 100])
+def test_purity_and_entropy_equal_plain_loops(top: int) -> None:
+    latents, labels = LATENTS.numpy(), LABELS.numpy()
+    purity = [purity_of(latents[:, latent], labels, top) for latent in range(6)]
+    entropy = [entropy_of(latents[:, latent], labels) for latent in range(6)]
+    assert purity[3] == purity[5] == 1
+    assert math.isnan(purity[4])
+    assert math.isnan(entropy[4])
+    np.testing.assert_allclose(top_purity(LATENTS, LABELS, 5, top), purity)
+    np.testing.assert_allclose(class_entropy(LATENTS, LABELS, 5), entropy, atol=1e-12)
+    metric = ClassPurity(6, 5, top)
+    for rows in (slice(0, 3), slice(3, 3), slice(3, 45), slice(45, 60)):
+        metric.update(LATENTS[rows], ACTIVATIONS[rows], LABELS[rows])
+    found = metric.compute()
+    np.testing.assert_allclose(found["purity"], purity)
+    np.testing.assert_allclose(found["entropy"], entropy, atol=1e-12)
+    assert found["purity_images"].tolist() == np.minimum((latents != 0).sum(0), top).tolist()
+
+
+def test_entropy_does_not_depend_on_the_size_of_the_classes() -> None:
+    labels = torch.tensor([0] * 90 + [1] * 10)
+    assert class_entropy(torch.ones(100, 1), labels, 3).tolist() == pytest.approx([math.log(2)])
+    assert class_entropy((labels == 1)[:, None].float(), labels, 3).tolist() == [0.0]
+
+
+def test_purity_leaves_out_what_is_negligible() -> None:
+    activations = torch.full((4, 1), 10.0)
+    latents = torch.tensor([[5.0], [0.05], [-0.05], [4.0]])
+    labels = torch.tensor([0, 1, 1, 0])
+    for negligible, purity, images in ((0.0, 0.5, 4), (0.01, 1.0, 2)):
+        metric = ClassPurity(1, 2, negligible=negligible)
+        metric.update(latents, activations, labels)
+        found = metric.compute()
+        assert (float(found["purity"]), int(found["purity_images"])) == (purity, images)
+
+
+def test_purity_of_no_image_is_refused() -> None:
+    with pytest.raises(UserError, match="not top=0"):
+        ClassPurity(3, 2, top=0)
+
+
+# -- monosemanticity
+
+
+def test_monosemanticity_equals_the_sum_over_pairs() -> None:
+    embeddings = normal(60, 7, seed=3) + 1
+    embeddings[LABELS == 2] = 3 * embeddings[LABELS == 2][:1]  # all images of a class look the same
+    latents = LATENTS.clone()
+    latents[:, 0] += 5  # never zero: the smallest value is what counts as none
+    cosine, expected = cosine_similarity(embeddings), []
+    for weight in latents.abs().numpy().T:
+        weights = weight - weight.min()
+        pairs = np.outer(weights, weights)
+        np.fill_diagonal(pairs, 0)
+        expected.append((pairs * cosine).sum() / pairs.sum() if pairs.sum() else math.nan)
+    found = monosemanticity(latents, embeddings)
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+    assert found[3] == pytest.approx(1)
+    assert found[4:].isnan().all()  # a dead latent, and one that fires for a single image: no pairs
+    metric = Monosemanticity(6, 7)
+    for rows in (slice(0, 0), slice(0, 50), slice(50, 60)):
+        metric.update(latents[rows], embeddings[rows])
+    np.testing.assert_allclose(metric.compute(), expected, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("make", "update"),
+    [
+        (lambda: ClassPurity(6, 5), lambda metric, rows: metric.update(LATENTS[rows], ACTIVATIONS[rows], LABELS[rows])),
+        (lambda: Monosemanticity(6, 4), lambda metric, rows: metric.update(LATENTS[rows], ACTIVATIONS[rows])),
+    ],
+    ids=["purity", "monosemanticity"],
+)
+def test_ranks_with_unequal_parts_measure_what_one_does(make: Callable[[], Metric], update: Update) -> None:
+    one = over_ranks(make, update, [slice(0, 60)])
+    several = over_ranks(make, update, [slice(0, 8), slice(8, 8), slice(8, 60)])
+    torch.testing.assert_close(several, one, rtol=1e-9, atol=1e-12, equal_nan=True)
+
+
+# -- concepts
+
+
+def concepts(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Latents ``[count, 4]`` and the presence of four concepts: latent 2 shows concept 0, latent 1 hides concept 1."""
+    generator = torch.Generator().manual_seed(seed)
+    presence = torch.rand(count, 4, generator=generator) < 0.3
+    presence[:, 2], presence[:, 3] = False, True
+    latents = torch.randn(count, 4, generator=generator).relu()  # many ties, at zero
+    latents[:, 2] += 2 * presence[:, 0]
+    latents[:, 1] -= 2 * presence[:, 1]
+    return latents, presence
+
+
+def test_auroc_equals_scikit_learn() -> None:
+    latents, presence = concepts(80, seed=0)
+    found = concept_auroc(latents, presence)
+    for concept in (0, 1):
+        expected = [roc_auc_score(presence[:, concept], latents[:, latent]) for latent in range(4)]
+        np.testing.assert_allclose(found[concept], expected, rtol=1e-12)
+    assert found[2:].isnan().all()  # shown by no image, and by all
+
+
+def test_auroc_of_more_latents_than_are_ranked_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    latents, presence = concepts(80, seed=0)
+    expected = concept_auroc(latents, presence)
+    monkeypatch.setattr("salve.features.concepts._AT_ONCE", 3)
+    torch.testing.assert_close(concept_auroc(latents, presence), expected, equal_nan=True)
+
+
+def test_detectors_are_chosen_on_one_split_and_judged_on_the_other() -> None:
+    (latents, presence), (other_latents, other_presence) = concepts(80, seed=0), concepts(50, seed=1)
+    other_presence[:25, 2] = True  # does not help a concept for which no latent could be chosen
+    found = concept_detectors(latents, presence, other_latents, other_presence, signed=True)
+    assert found.latents.tolist() == [2, 1, -1, -1]
+    assert found.signs.tolist()[:2] == [1, -1]
+    expected = [
+        roc_auc_score(other_presence[:, 0], other_latents[:, 2]),
+        roc_auc_score(other_presence[:, 1], -other_latents[:, 1]),
+    ]
+    np.testing.assert_allclose(found.auroc[:2], expected, rtol=1e-12)
+    assert min(expected) > 0.8
+    assert found.auroc[2:].isnan().all()
+    # Latents that are not signed are not turned round.
+    unsigned = concept_detectors(latents, presence, other_latents, other_presence)
+    assert unsigned.latents[1] != 1
+    assert unsigned.signs.tolist() == [1, 1, 1, 1]
+
+
+def test_the_best_of_many_random_latents_is_chance_when_held_out() -> None:
+    presence = normal(200, 20, seed=2) > 0
+    latents, held_out = normal(200, 400), normal(200, 400, seed=1)
+    # An AUROC on 100 + 100 images strays from 0.5 by 0.04: the best of 400 by three times that.
+    assert float(concept_auroc(latents, presence).max(dim=1).values.mean()) > 0.6
+    found = concept_detectors(latents, presence, held_out, presence).auroc
+    assert float(found.mean()) == pytest.approx(0.5, abs=0.04)

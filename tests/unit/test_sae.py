@@ -1,6 +1,7 @@
 """SAEs: the loss's meaning, scale folding, files, and the recovery of a planted dictionary."""
 
 import warnings
+from typing import Any
 
 import pytest
 import pytorch_lightning as pl
@@ -10,15 +11,7 @@ from torch import Tensor
 
 from salve.sae import VARIANTS, ActivationsData, SparseAutoencoder, fingerprint, load_sae, make_sae, sae_loss, save_sae
 from salve.types import UserError
-
-
-def example(variant: str, width: int = 6, size: int = 9) -> torch.nn.Module:
-    sae = make_sae(variant, width, size, torch.Generator().manual_seed(0), **({"k": 3} if variant == "topk" else {}))
-    with torch.no_grad():
-        sae.shift.copy_(torch.linspace(-1, 1, width))
-        if sae.has_bias:
-            sae.bias.copy_(torch.linspace(-0.5, 0.5, size))
-    return sae
+from tests.unit.sae_examples import drawn, example
 
 
 def test_loss_is_the_definition_and_does_not_change_when_the_batch_is_repeated() -> None:
@@ -34,8 +27,9 @@ def test_loss_is_the_definition_and_does_not_change_when_the_batch_is_repeated()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_folding_makes_it_take_raw_activations(variant: str) -> None:
-    sae, raw = example(variant), torch.randn(8, 6, generator=torch.Generator().manual_seed(1))
+@pytest.mark.parametrize("training", [True, False])
+def test_folding_makes_it_take_raw_activations(variant: str, training: bool) -> None:
+    sae, raw = example(variant).train(training), drawn(8, 6)
     scale = 3.7
     before_hat, before = sae(raw / scale)
     columns = sae.decoder.clone()
@@ -48,11 +42,12 @@ def test_folding_makes_it_take_raw_activations(variant: str) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_latents_equal_their_pre_activations_where_they_fire(variant: str) -> None:
-    sae, raw = example(variant), torch.randn(30, 6, generator=torch.Generator().manual_seed(1))
+    sae, raw = example(variant), drawn(30, 6)
     latents, pre = sae.encode(raw), sae.pre_activations(raw)
     fires = latents != 0
     assert fires.any()
-    assert torch.equal(latents[fires], pre[fires])
+    if variant != "gated":  # whose strength has a scale of its own
+        assert torch.equal(latents[fires], pre[fires])
     if variant != "linear_l1":
         assert (latents >= 0).all()
         assert not fires.all()
@@ -64,15 +59,19 @@ def test_latents_equal_their_pre_activations_where_they_fire(variant: str) -> No
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_saved_sae_comes_back_the_same(variant: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
-    sae, raw = example(variant), torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
+    sae, raw = example(variant).eval(), drawn(4, 6)
     save_sae(tmp_path / "a.safetensors", sae, {"site": "avgpool"})
     save_sae(tmp_path / "b.safetensors", sae, {"site": "avgpool"})
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     loaded = load_sae(tmp_path / "a.safetensors")
     assert type(loaded) is type(sae)
+    assert loaded.settings() == sae.settings()
+    assert not loaded.training
     assert torch.equal(loaded.encode(raw), sae.encode(raw))
     assert fingerprint(loaded) == fingerprint(sae)
     with torch.no_grad():
+        loaded_as = [tensor.dtype for tensor in loaded.state_dict().values()]
+        assert set(loaded_as) == {torch.float64}
         sae.decoder[0, 0] += 1e-6
     assert fingerprint(loaded) != fingerprint(sae)
 
@@ -85,14 +84,72 @@ def test_bad_files_and_settings_are_named(tmp_path) -> None:  # type: ignore[no-
     save_file({"x": torch.ones(1)}, tmp_path / "other.safetensors")
     with pytest.raises(UserError, match="no SAE file"):
         load_sae(tmp_path / "other.safetensors")
-    with pytest.raises(UserError, match="linear_l1, relu_l1, topk"):
+    with pytest.raises(UserError, match="linear_l1, relu_l1, topk, batch_topk, jumprelu, gated, matryoshka"):
         make_sae("dense", 4, 4)
+    with pytest.raises(UserError, match="no setting k; its settings are: bandwidth"):
+        make_sae("jumprelu", 4, 4, k=2)
     with pytest.raises(UserError, match="between 1 and"):
         make_sae("topk", 4, 4, k=5)
+    with pytest.raises(UserError, match=r"sae.bandwidth above 0, not 0"):
+        make_sae("jumprelu", 4, 4, bandwidth=0.0)
+    for prefixes in ([], [0.5], [0.5, 0.5, 1.0], [0.0, 1.0]):
+        with pytest.raises(UserError, match="increase from above 0 to 1"):
+            make_sae("matryoshka", 4, 4, k=2, prefixes=prefixes)
+    with pytest.raises(UserError, match="batch_topk or topk"):
+        make_sae("matryoshka", 4, 4, k=2, base="relu_l1")
+    sae = make_sae("relu_l1", 4, 4)
+    with torch.no_grad():
+        sae.encoder[0, 0] = torch.nan
+    save_sae(tmp_path / "nan.safetensors", sae)
+    with pytest.raises(UserError, match="broken: its encoder holds NaN"):
+        load_sae(tmp_path / "nan.safetensors")
+
+
+def test_an_sae_of_something_else_is_refused(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    path, bare = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    save_sae(path, make_sae("relu_l1", 4, 4), {"backbone": "resnet18", "site": "avgpool"})
+    save_sae(bare, make_sae("relu_l1", 4, 4))
+    for fits in ({"width": 4}, {"backbone": "resnet18", "site": "avgpool"}, {"site": "last"}, {}):
+        load_sae(path, **fits)
+    for unfit, named in (
+        ({"width": 5}, "width 5: it was made for 4"),
+        ({"backbone": "vit_b_16"}, "backbone vit_b_16: it was made for resnet18"),
+        ({"site": "global_pool"}, "site global_pool: it was made for avgpool"),
+    ):
+        with pytest.raises(UserError, match=f"does not fit {named}"):
+            load_sae(path, **unfit)
+    with pytest.raises(UserError, match="does not say which"):
+        load_sae(bare, backbone="resnet18")
+
+
+def test_an_sae_with_a_learned_shift_is_a_plain_one_when_it_is_loaded(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    sae = example("relu_l1").eval()
+    sae.learn_shift()
+    assert "shift" in dict(sae.named_parameters())
+    save_sae(tmp_path / "a.safetensors", sae)
+    loaded = load_sae(tmp_path / "a.safetensors")
+    assert "shift" not in dict(loaded.named_parameters())
+    torch.testing.assert_close(loaded(drawn(5, 6)), sae(drawn(5, 6)))
+
+
+@pytest.mark.parametrize("rows", [40, 5])
+def test_a_start_from_data_points_from_the_mean_to_rows(rows: int) -> None:
+    data, sae = drawn(rows, 6) + 10, make_sae("relu_l1", 6, 9, torch.Generator().manual_seed(0)).double()
+    random = sae.decoder.detach().clone()
+    sae.start_from(data, torch.Generator().manual_seed(0))
+    cosine = torch.nn.functional.normalize(data - data.mean(dim=0), dim=1) @ sae.decoder.detach()
+    given = min(rows, 9)
+    found = cosine[:, :given].max(dim=0)
+    torch.testing.assert_close(found.values, torch.ones(given, dtype=torch.float64))
+    assert len(set(found.indices.tolist())) == given
+    assert torch.equal(sae.decoder[:, given:], random[:, given:])
+    assert torch.equal(sae.encoder, sae.decoder.T)
+    sae.start_from(torch.ones(12, 6, dtype=torch.float64))  # every row is the mean
+    assert sae.decoder.isfinite().all()
 
 
 def train(
-    variant: str, activations: Tensor, size: int, sparsity: float, epochs: int, **settings: int
+    variant: str, activations: Tensor, size: int, sparsity: float, epochs: int, **settings: Any
 ) -> torch.nn.Module:
     pl.seed_everything(0, verbose=False)
     sae = make_sae(variant, activations.shape[1], size, torch.Generator().manual_seed(0), **settings)
@@ -110,11 +167,21 @@ def train(
             limit_val_batches=0,
         )
         trainer.fit(module, datamodule=data)
-    return sae.requires_grad_(False)
+    return sae.requires_grad_(False).eval()
 
 
-@pytest.mark.parametrize(("variant", "sparsity", "settings"), [("relu_l1", 0.3, {}), ("topk", 0.0, {"k": 2})])
-def test_a_planted_dictionary_is_recovered(variant: str, sparsity: float, settings: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    ("variant", "sparsity", "settings"),
+    [
+        ("relu_l1", 0.3, {}),
+        ("gated", 2.0, {}),
+        ("topk", 0.0, {"k": 2}),
+        ("batch_topk", 0.0, {"k": 2}),
+        ("matryoshka", 0.0, {"k": 2, "prefixes": [0.5, 1.0]}),
+        ("jumprelu", 0.5, {}),
+    ],
+)
+def test_a_planted_dictionary_is_recovered(variant: str, sparsity: float, settings: dict[str, Any]) -> None:
     generator = torch.Generator().manual_seed(0)
     width, atoms, images = 24, 16, 4096
     planted = torch.randn(width, atoms, generator=generator)
@@ -127,6 +194,8 @@ def test_a_planted_dictionary_is_recovered(variant: str, sparsity: float, settin
     cosine = planted.T @ sae.decoder.detach()
     rows, columns = linear_sum_assignment(-cosine.numpy())
     assert float(cosine[rows, columns].mean()) >= 0.95
+    if variant in ("batch_topk", "matryoshka", "jumprelu"):  # also with the threshold instead of the batch
+        assert float((sae.encode(activations) > 0).sum(dim=1).double().mean()) == pytest.approx(2, rel=0.15)
     torch.testing.assert_close(sae.decoder.norm(dim=0), torch.ones(2 * atoms))
 
 

@@ -78,6 +78,12 @@ def trainer(_: str, epochs: int, callbacks: list[pl.Callback]) -> pl.Trainer:
 
 
 Train = Callable[..., list[Artifact]]
+#: What a member may have besides.
+MORE: dict[str, dict[str, Any]] = {
+    "gated": {"learn_shift": True},
+    "batch_topk": {"auxk": 3},
+    "matryoshka": {"auxk": 2, "prefixes": [0.5, 1.0], "start": "data", "learn_shift": True},
+}
 
 
 def surroundings(folder: Path) -> tuple[Job, Artifact, Artifact]:
@@ -132,10 +138,10 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> list[type]:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_members_are_what_they_would_be_alone(variant: str, tmp_path: Path, fits: list[type]) -> None:
-    base = replace(SETTINGS, variant=variant, k=2, centre=variant == "relu_l1")
+    base = replace(SETTINGS, variant=variant, k=2, centre=variant == "relu_l1", **MORE.get(variant, {}))
     grid = [
         replace(base, dictionary_size=size, sparsity=sparsity, seed=seed)
-        for size in (8, 5)
+        for size in (8, 6)  # not 5: there a jumprelu latent fires alone in a whole batch, as at k = 1 below
         for sparsity in (0.1, 1.0)
         for seed in (0, 3)
     ]
@@ -289,6 +295,7 @@ def test_only_what_is_missing_is_trained(tmp_path: Path, fits: list[type]) -> No
         ({"sparsity": 2.0, "dictionary_size": 3, "seed": 4, "k": 1, "ensemble": 1}, True),
         *(({name: value}, False) for name, value in {"variant": "relu_l1", "centre": True, "epochs": 5}.items()),
         *(({name: value}, False) for name, value in {"learning_rate": 0.1, "batch_size": 8}.items()),
+        *(({name: value}, False) for name, value in {"learn_shift": True, "start": "data", "resample": 2}.items()),
     ],
 )
 def test_what_may_differ(change: dict[str, Any], fits_together: bool, tmp_path: Path) -> None:
@@ -300,6 +307,54 @@ def test_what_may_differ(change: dict[str, Any], fits_together: bool, tmp_path: 
         assert not (tmp_path / "sae").exists()
 
 
+def test_who_is_resampled_is_trained_alone(tmp_path: Path, fits: list[type]) -> None:
+    one = replace(SETTINGS, variant="relu_l1", resample=2)
+    assert not can_share(one, replace(one, seed=1))
+    with pytest.raises(UserError, match=r"sae\.resample=0"):
+        together(tmp_path, [one, replace(one, seed=1)])
+    alone(tmp_path, [one])
+    assert fits == [SparseAutoencoder]
+
+
+def test_recipes_of_before_are_those_of_now(tmp_path: Path) -> None:
+    """A setting that came later is in no recipe, unless it is used."""
+    before = {"variant", "dictionary_size", "sparsity", "k", "centre", "learning_rate", "batch_size", "epochs"}
+    [plain] = alone(tmp_path, [SETTINGS])
+    assert plain.record("recipe.json")["settings"].keys() == before
+    used = replace(SETTINGS, variant="relu_l1", start="data", resample=2)
+    [other] = alone(tmp_path, [used])
+    assert other.record("recipe.json")["settings"].keys() == before | {"start", "resample"}
+    assert other.record("sae.json").items() >= {"start": "data", "resample": 2}.items()
+
+
+def test_activations_that_are_not_finite_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = SmallJob.activations
+
+    def broken(self: SmallJob, activations: Artifact, split: str) -> Captured:
+        captured = plain(self, activations, split)
+        captured.activations[3, 2] = torch.nan
+        return captured
+
+    monkeypatch.setattr(SmallJob, "activations", broken)
+    with pytest.raises(UserError, match="activations at last are NaN or infinite"):
+        alone(tmp_path, [SETTINGS])
+
+
+def test_a_killed_ensemble_with_thresholds_and_dead_latents_ends_with_the_same_bits(tmp_path: Path) -> None:
+    base = replace(SETTINGS, variant="batch_topk", k=2, sparsity=0.0, auxk=3, dictionary_size=24)
+    settings = [replace(base, seed=seed) for seed in (0, 1)]
+    for train, name in ((train_saes, "together"), (lambda job, one, *rest: train_sae(job, one[0], *rest), "alone")):
+        job, *inputs = surroundings(tmp_path / name)
+        dying = replace(job, trainer=lambda stage, epochs, rest: trainer(stage, epochs, [*rest, Die(2)]))
+        with pytest.raises(Killed):
+            train(dying, settings, *inputs)
+        found = train(job, settings, *inputs)
+        calm, *inputs = surroundings(tmp_path / f"{name} calm")
+        expected = train(calm, settings, *inputs)
+        digests = [[one.digest for one in (made if isinstance(made, list) else [made])] for made in (found, expected)]
+        assert digests[0] == digests[1]
+
+
 def test_several_devices_are_refused(tmp_path: Path) -> None:
     job, *inputs = surroundings(tmp_path)
     ranks = Alone()
@@ -308,7 +363,8 @@ def test_several_devices_are_refused(tmp_path: Path) -> None:
         train_saes(replace(job, ranks=ranks), [SETTINGS, replace(SETTINGS, seed=1)], *inputs)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+# The choice of batch_topk depends on all rows; tests/unit/test_sae_ranks.py has real ranks.
+@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant not in ("batch_topk", "matryoshka")])
 @pytest.mark.parametrize("rows", [8, 7, 1])
 def test_ranks_with_their_shares_give_the_gradient_of_the_whole_batch(
     variant: str, rows: int, monkeypatch: pytest.MonkeyPatch

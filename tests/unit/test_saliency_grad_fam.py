@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torchvision.models import VisionTransformer
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from salve.sae.models import SAE, make_sae
+from salve.sae.models import SAE, VARIANTS, make_sae
 from salve.saliency import grad_fam
 from salve.types import UserError
 
@@ -23,12 +23,15 @@ CNN_LATENTS = [4, 0, 2]
 def random_sae(variant: str, width: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> SAE:
     """An SAE in which encoder, bias and shift are all different from their initial values."""
     generator = torch.Generator().manual_seed(seed)
-    sae = make_sae(variant, width, DICTIONARY, generator, **({"k": 2} if variant == "topk" else {}))
+    settings = {"k": 2} if "k" in VARIANTS[variant].takes else {}
+    sae = make_sae(variant, width, DICTIONARY, generator, **settings).eval()
     with torch.no_grad():
         sae.encoder.copy_(torch.randn(sae.encoder.shape, generator=generator))
         sae.shift.copy_(0.1 * torch.randn(width, generator=generator))
         if sae.has_bias:
             sae.bias.copy_(0.1 * torch.randn(DICTIONARY, generator=generator))
+        if variant == "gated":
+            sae.magnitude.copy_(0.3 * torch.randn(DICTIONARY, generator=generator))
     return sae.to(dtype)
 
 
@@ -114,7 +117,7 @@ def unchanged(value: Tensor) -> Tensor:
     return value
 
 
-@pytest.mark.parametrize("variant", ["linear_l1", "relu_l1", "topk"])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_closed_form_is_what_autograd_gives(variant: str) -> None:
     model, images = make_resnet(torch.float64), make_images(3, dtype=torch.float64)
     sae = random_sae(variant, 512, torch.float64)

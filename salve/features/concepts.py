@@ -1,0 +1,80 @@
+"""Which latents tell known concepts, on data that come with the truth."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from salve.types import Latents
+
+#: Latents ranked at a time: bounds the memory to a few arrays of this width.
+_AT_ONCE = 1024
+
+
+class ConceptDetectors(NamedTuple):
+    """The latent that best tells each of ``K`` concepts.
+
+    Attributes:
+        latents: ``[K]`` indices; −1 for a concept that all or none of the images show by which it was chosen.
+        signs: ``[K]``, −1 where the concept lowers a signed latent, else 1.
+        auroc: ``[K]`` of ``sign · z`` on the held-out images; NaN where there is no latent, or if all or none of those
+            show the concept.
+    """
+
+    latents: Int[Tensor, " K"]
+    signs: Int[Tensor, " K"]
+    auroc: Float[Tensor, " K"]
+
+
+def concept_auroc(latents: Latents, presence: Bool[Tensor, "N K"]) -> Float[Tensor, "K d"]:
+    """Area under the ROC curve of every latent as a detector of every concept: ``P(z_with > z_without)``, ties half.
+
+    By the ranks of the latents (Mann–Whitney U), exact.
+
+    Args:
+        latents: ``[N, d]``. presence: ``[N, K]``, which image shows which concept.
+
+    Returns:
+        ``[K, d]`` float64: 0.5 by chance, 1 when the latent is larger wherever the concept is; NaN for a concept that
+        all or none of the images show.
+    """
+    shown = presence.T.double()
+    positives = shown.sum(dim=1, keepdim=True)
+    pairs = positives * (len(latents) - positives)
+    sums = torch.cat([shown @ _mid_ranks(part) for part in latents.split(_AT_ONCE, dim=1)], dim=1)
+    return (sums - positives * (positives + 1) / 2) / pairs
+
+
+def concept_detectors(
+    latents: Latents,
+    presence: Bool[Tensor, "N K"],
+    held_out_latents: Float[Tensor, "n d"],
+    held_out_presence: Bool[Tensor, "n K"],
+    signed: bool = False,
+) -> ConceptDetectors:
+    """Choose the best latent for each concept on some images, and judge it on others.
+
+    The best of many latents on the images that chose it would look better than it is.
+
+    Args:
+        latents, presence: ``[N, d]`` and ``[N, K]``, to choose by. held_out_latents, held_out_presence: to judge by.
+        signed: latents take both signs (linear SAEs), so that one which the concept lowers tells it as well.
+    """
+    auroc = concept_auroc(latents, presence)
+    strength = torch.maximum(auroc, 1 - auroc) if signed else auroc
+    unknown = auroc.isnan().any(dim=1)
+    best = strength.nan_to_num(0.0).argmax(dim=1)
+    concepts = torch.arange(len(best), device=best.device)
+    signs = torch.where((auroc[concepts, best] < 0.5) & signed, -1, 1)
+    judged = concept_auroc(held_out_latents[:, best], held_out_presence).diagonal()
+    judged = torch.where(signs < 0, 1 - judged, judged)
+    return ConceptDetectors(torch.where(unknown, -1, best), signs, torch.where(unknown, torch.nan, judged))
+
+
+def _mid_ranks(values: Latents) -> Float[Tensor, "N d"]:
+    """Ranks 1 … N within each column, equal values sharing the mean of theirs."""
+    columns = values.T.contiguous()
+    ordered = columns.sort(dim=1).values
+    below, up_to = (torch.searchsorted(ordered, columns, right=right) for right in (False, True))
+    return (below + up_to + 1).T.double() / 2

@@ -1,0 +1,114 @@
+"""How much a latent is about one class, or one kind of image."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+from torchmetrics import Metric
+
+from salve.features.classes import class_means
+from salve.metrics import firing
+from salve.types import Labels, Latents, UserError
+
+
+def top_purity(latents: Latents, labels: Labels, num_classes: int, top: int = 10) -> Float[Tensor, " d"]:
+    """Share of each latent's ``top`` strongest images, by ``|z_l|``, that belong to their most frequent class.
+
+    A latent that fires for fewer images is judged by those, and one that fires once is always pure: look at how often
+    it fires as well. Chance is not 0 but at least ``1 / C``. Of images that tie for the last place any may be taken.
+
+    Args:
+        latents: ``[N, d]``, zero where a latent does not fire. labels: ``[N]``. num_classes: ``C``.
+        top: images per latent.
+
+    Returns:
+        ``[d]`` in ``1/C … 1``; NaN for a latent that never fires.
+    """
+    values, images = latents.abs().topk(min(top, len(latents)), dim=0)
+    return label_purity(values, labels[images], num_classes)
+
+
+def label_purity(values: Float[Tensor, "top d"], labels: Int[Tensor, "top d"], num_classes: int) -> Float[Tensor, " d"]:
+    """:func:`top_purity` of images that are already chosen: their values, zero for none, and their labels."""
+    counts = values.new_zeros(num_classes, values.shape[1])
+    counts.scatter_add_(0, labels, (values > 0).to(values.dtype))
+    return counts.max(dim=0).values / counts.sum(dim=0)
+
+
+def class_entropy(latents: Latents, labels: Labels, num_classes: int) -> Float[Tensor, " d"]:
+    """Entropy of how a latent's activation is spread over the classes, ``−Σ_k p_kl ln p_kl`` in nats.
+
+    ``p_kl`` is class ``k``'s mean of ``|z_l|`` over the sum of those means: a mean, so that a class counts the same
+    however many images it has.
+
+    Args:
+        latents: ``[N, d]``, zero where a latent does not fire. labels: ``[N]``. num_classes: ``C``.
+
+    Returns:
+        ``[d]``: 0 when one class has it all, ``ln`` of the number of classes with images when all have the same; NaN
+        for a latent that never fires.
+    """
+    return entropy(class_means(latents.abs(), labels, num_classes))
+
+
+def entropy(means: Float[Tensor, "C d"]) -> Float[Tensor, " d"]:
+    """:func:`class_entropy` from the class means of ``|z|``; those of a class without images are NaN and left out."""
+    mass = means.nan_to_num(0.0)
+    total = mass.sum(dim=0)
+    spread = torch.special.entr(mass / total).sum(dim=0)
+    return torch.where(total > 0, spread, torch.nan)
+
+
+class ClassPurity(Metric):
+    """:func:`top_purity` and :func:`class_entropy` over all batches.
+
+    Args:
+        dictionary_size: ``d``. num_classes: ``C``. top: images per latent.
+        negligible: see :func:`salve.metrics.firing`.
+
+    Raises:
+        UserError: ``top`` below 1.
+    """
+
+    full_state_update = False
+    strongest: Tensor
+    mass: Tensor
+    images: Tensor
+
+    def __init__(self, dictionary_size: int, num_classes: int, top: int = 10, negligible: float = 0.0) -> None:
+        super().__init__()
+        if top < 1:
+            raise UserError(f"Purity needs at least one image per latent, not top={top}.")
+        self.negligible = negligible
+        # Value and label of the strongest images so far: in one state, since they are chosen together over the ranks.
+        start = torch.zeros(top, dictionary_size, 2, dtype=torch.float64)
+        self.add_state("strongest", start, dist_reduce_fx=_strongest)
+        self.add_state("mass", torch.zeros(num_classes, dictionary_size, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("images", torch.zeros(num_classes, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, latents: Tensor, activations: Tensor, labels: Tensor) -> None:
+        """Add latents ``[N, d]`` of activations ``[N, M]`` with labels ``[N]``."""
+        size = torch.where(firing(latents, activations, self.negligible), latents.double().abs(), 0.0)
+        values, images = size.topk(min(len(self.strongest), len(size)), dim=0)
+        found = torch.stack([values, labels[images].double()], dim=2)
+        missing = len(self.strongest) - len(found)
+        found = F.pad(found, (0, 0, 0, 0, 0, missing))
+        self.strongest = _strongest(torch.stack([self.strongest, found]))
+        self.mass.index_add_(0, labels, size)
+        self.images.index_add_(0, labels, torch.ones_like(size[:, 0]))
+
+    def compute(self) -> dict[str, Tensor]:
+        """``purity`` and ``entropy``, and ``purity_images``, how many images the purity rests on; each ``[d]``."""
+        values, labels = self.strongest.unbind(dim=2)
+        return {
+            "purity": label_purity(values, labels.long(), len(self.mass)),
+            "purity_images": (values > 0).sum(dim=0),
+            "entropy": entropy(self.mass / self.images[:, None]),
+        }
+
+
+def _strongest(candidates: Float[Tensor, "parts top d 2"]) -> Float[Tensor, "top d 2"]:
+    """The strongest of several lists of (value, label) per latent."""
+    flat = candidates.flatten(0, 1)
+    order = flat[..., 0].topk(candidates.shape[1], dim=0).indices
+    return flat.gather(0, order[..., None].expand(-1, -1, 2))

@@ -1,0 +1,99 @@
+"""How the latents of a dictionary are used over a whole pass."""
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from salve.metrics.functional import firing, relative_magnitude_histogram, usage_fractions
+from salve.types import UserError
+
+
+class LatentUsage(Metric):
+    """How latents are used over a whole pass: L0, mean L1 and the shares of dead, almost dead and dense latents.
+
+    Args:
+        dictionary_size: ``d``.
+        negligible: see :func:`salve.metrics.firing`.
+        almost_dead, dense: shares of images, see :func:`salve.metrics.usage_fractions`.
+
+    Raises:
+        UserError: unless ``0 ≤ almost_dead ≤ dense ≤ 1``.
+    """
+
+    full_state_update = False
+    count: Tensor
+    fires: Tensor
+    l1: Tensor
+
+    def __init__(
+        self, dictionary_size: int, negligible: float = 0.0, almost_dead: float = 1e-3, dense: float = 0.5
+    ) -> None:
+        super().__init__()
+        if not 0 <= almost_dead <= dense <= 1:
+            raise UserError(
+                f"almost_dead={almost_dead} and dense={dense} are shares of images: 0 ≤ almost_dead ≤ dense ≤ 1."
+            )
+        self.negligible, self.almost_dead, self.dense = negligible, almost_dead, dense
+        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("fires", torch.zeros(dictionary_size, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("l1", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, latents: Tensor, activations: Tensor) -> None:
+        """Add latents ``[N, d]`` of activations ``[N, M]``."""
+        self.count += latents.shape[0]
+        self.fires += firing(latents, activations, self.negligible).sum(dim=0)
+        self.l1 += latents.double().abs().sum()
+
+    def compute(self) -> dict[str, Tensor]:
+        """What the latents did; NaN if there were no images.
+
+        Returns:
+            Scalars ``l0`` and ``l1`` per image, ``dead_fraction``, ``almost_dead_fraction`` and ``dense_fraction`` of
+            the latents; and each latent's firing ``frequency [d]``.
+        """
+        frequency = self.fires / self.count
+        return {
+            "l0": self.fires.sum() / self.count,
+            "l1": self.l1 / self.count,
+            **usage_fractions(frequency, self.almost_dead, self.dense),
+            "frequency": frequency,
+        }
+
+
+class ActivationHistogram(Metric):
+    """How large each latent is where it fires, in bins that are the same everywhere and so add up over ranks.
+
+    The measure is ``|z_l| / ‖a‖`` (see :func:`salve.metrics.relative_magnitude_histogram`); edges are evenly spaced in
+    its logarithm.
+
+    Args:
+        dictionary_size: ``d``. negligible: see :func:`salve.metrics.firing`.
+        low, high: the first and last edge; what lies outside is counted in one bin below and one above.
+        bins: between them. The default: ten per decade.
+
+    Raises:
+        UserError: unless ``0 < low < high`` and ``bins ≥ 1``.
+    """
+
+    full_state_update = False
+    counts: Tensor
+    edges: Tensor
+
+    def __init__(
+        self, dictionary_size: int, negligible: float = 0.0, low: float = 1e-4, high: float = 10.0, bins: int = 50
+    ) -> None:
+        super().__init__()
+        if not (0 < low < high and bins >= 1):
+            raise UserError(f"A histogram needs 0 < low < high and bins ≥ 1, not low={low}, high={high}, bins={bins}.")
+        self.negligible = negligible
+        edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
+        self.register_buffer("edges", low * (high / low) ** edges, persistent=False)
+        self.add_state("counts", torch.zeros(dictionary_size, bins + 2, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, latents: Tensor, activations: Tensor) -> None:
+        """Add latents ``[N, d]`` of activations ``[N, M]``."""
+        self.counts += relative_magnitude_histogram(latents, activations, self.edges, self.negligible)
+
+    def compute(self) -> dict[str, Tensor]:
+        """``counts [d, bins + 2]``, the first bin below and the last above the ``edges [bins + 1]``."""
+        return {"counts": self.counts, "edges": self.edges}

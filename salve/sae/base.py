@@ -1,0 +1,162 @@
+"""What all sparse autoencoders share (METHOD §2): one meaning of the encoder, decoder and latents.
+
+Every variant is ``z = f(E (a − s) + b)``, ``â = D z + s``, with an encoder ``E [d, M]``, a decoder ``D [M, d]`` of
+unit-norm columns and a shift ``s [M]`` (zero unless centred or learned). What differs is ``f`` and what training asks.
+"""
+
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from salve.sae.losses import l1_losses
+from salve.types import Activations, Latents, UserError
+
+
+class Pass(NamedTuple):
+    """One pass through an SAE: pre-activations and latents ``[N, d]``, reconstruction ``[N, M]``."""
+
+    pre: Tensor
+    latents: Tensor
+    reconstruction: Tensor
+
+
+class SAE(nn.Module):
+    """What all variants share.
+
+    Args:
+        width: ``M``, channels of the activation.
+        dictionary_size: ``d``, number of latents.
+        generator: draws the initial decoder; the encoder starts as its transpose.
+
+    Attributes:
+        encoder: ``[d, M]``. decoder: ``[M, d]``, columns of unit norm. bias: ``[d]``, zero where a variant has none.
+        shift: ``[M]``, subtracted before encoding and added after decoding; trained after :meth:`learn_shift` only.
+    """
+
+    variant: ClassVar[str]
+    #: Names of the settings that the constructor takes besides the sizes; each is an attribute of the same name.
+    takes: ClassVar[tuple[str, ...]] = ()
+    has_bias: ClassVar[bool] = True
+    #: A latent fires when it adds more than this share of the activation's norm (salve.metrics.firing).
+    negligible: ClassVar[float] = 0.0
+    #: What may be done for latents that have died: ``resample`` or ``auxk`` (salve.sae.revival).
+    revived_by: ClassVar[str | None] = None
+    #: Tensors in the unit of an activation.
+    in_units: ClassVar[tuple[str, ...]] = ("bias", "shift")
+
+    def __init__(self, width: int, dictionary_size: int, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        decoder = torch.randn(width, dictionary_size, generator=generator)
+        decoder /= decoder.norm(dim=0, keepdim=True)
+        self.decoder = nn.Parameter(decoder)
+        self.encoder = nn.Parameter(decoder.T.clone())
+        self.bias = nn.Parameter(torch.zeros(dictionary_size), requires_grad=self.has_bias)
+        self.shift: Tensor
+        self.register_buffer("shift", torch.zeros(width))
+
+    @classmethod
+    def check(cls, dictionary_size: int, **settings: Any) -> None:
+        """Raises UserError if the size or a setting is outside its range."""
+        if dictionary_size < 1:
+            raise UserError(f"sae.dictionary_size={dictionary_size} must be at least 1.")
+
+    @property
+    def width(self) -> int:
+        """``M``."""
+        return self.decoder.shape[0]
+
+    @property
+    def dictionary_size(self) -> int:
+        """``d``."""
+        return self.decoder.shape[1]
+
+    def settings(self) -> dict[str, Any]:
+        """Constructor arguments besides width and dictionary size, JSON-like."""
+        return {name: getattr(self, name) for name in self.takes}
+
+    def pre_activations(self, activations: Activations) -> Latents:
+        """``E (a − s) + b``: ``[N, M] → [N, d]``, affine in ``a``."""
+        return (activations - self.shift) @ self.encoder.T + self.bias
+
+    def activate(self, pre: Latents) -> Latents:
+        """``f``: ``[N, d] → [N, d]``; ``∂z_l/∂pre_m`` is zero for ``l ≠ m``, and for ``l = m`` where ``z_l`` is zero.
+
+        Ensembles run it under ``torch.vmap``: no branch may depend on values.
+        """
+        raise NotImplementedError
+
+    def encode(self, activations: Activations) -> Latents:
+        """Latents ``z`` ``[N, d]`` of raw activations ``[N, M]``."""
+        return self.activate(self.pre_activations(activations))
+
+    def decode(self, latents: Latents) -> Activations:
+        """Reconstruction ``â`` ``[N, M]`` of latents ``[N, d]``."""
+        return latents @ self.decoder.T + self.shift
+
+    def forward(self, activations: Activations) -> tuple[Activations, Latents]:
+        """Reconstruction ``[N, M]`` and latents ``[N, d]``."""
+        passed = self.run(activations)
+        return passed.reconstruction, passed.latents
+
+    def run(self, activations: Activations) -> Pass:
+        """One pass, with all that :meth:`losses` may need of it."""
+        pre = self.pre_activations(activations)
+        latents = self.activate(pre)
+        return Pass(pre, latents, self.decode(latents))
+
+    def losses(
+        self, activations: Activations, passed: Pass, sparsity: float | Float[Tensor, ""]
+    ) -> Float[Tensor, " N"]:
+        """What training minimises, for each row; here :func:`salve.sae.losses.l1_losses` with λ ``sparsity``."""
+        return l1_losses(activations, passed.reconstruction, passed.latents, sparsity)
+
+    @torch.no_grad()
+    def normalise_decoder(self) -> None:
+        """Project the decoder's columns back to unit norm, in place."""
+        normalise_columns(self.decoder)
+
+    @torch.no_grad()
+    def fold(self, scale: float) -> None:
+        """Make an SAE that was trained on ``a / scale`` take raw ``a``: its latents grow by ``scale``.
+
+        Only what has the unit of an activation changes; the decoder keeps its unit columns.
+        """
+        for name in self.in_units:
+            getattr(self, name).mul_(scale)
+
+    def learn_shift(self) -> None:
+        """Train the shift with the rest: the pre-encoder bias of Bricken et al. 2023."""
+        shift = self.shift.clone()
+        del self.shift
+        self.shift = nn.Parameter(shift)
+
+    @torch.no_grad()
+    def start_from(self, activations: Activations, generator: torch.Generator | None = None) -> None:
+        """Make the decoder's columns directions from the mean to rows drawn from ``[N, M]``, and the encoder follow.
+
+        Rows are drawn without repetition: what they are too few for, or are at the mean themselves, stays random.
+        """
+        rows = torch.randperm(len(activations), generator=generator)[: self.dictionary_size]
+        directions = activations[rows] - activations.mean(dim=0)
+        length = directions.norm(dim=1, keepdim=True)
+        drawn = self.decoder.T[: len(rows)]
+        self.decoder[:, : len(rows)] = torch.where(length > 0, directions / length, drawn).T
+        self.encoder.copy_(self.decoder.T)
+
+    @torch.no_grad()
+    def restart(self, latents: Tensor, directions: Tensor) -> None:
+        """Begin latents ``[L]`` anew along unit directions ``[L, M]``, with a weak encoder (Bricken et al. 2023)."""
+        alive = torch.ones(self.dictionary_size, dtype=torch.bool, device=latents.device)
+        alive[latents] = False
+        strength = self.encoder[alive].norm(dim=1).mean() if alive.any() else 1.0
+        self.decoder[:, latents] = directions.T
+        self.encoder[latents] = 0.2 * strength * directions
+        self.bias[latents] = 0
+
+
+@torch.no_grad()
+def normalise_columns(decoder: Tensor) -> None:
+    """Scale the columns of ``[…, M, d]`` to unit norm, in place; a column of zeros stays."""
+    decoder.div_(decoder.norm(dim=-2, keepdim=True).clamp_min(torch.finfo(decoder.dtype).tiny))

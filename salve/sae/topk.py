@@ -1,0 +1,176 @@
+"""Sparse autoencoders with a budget: so many latents fire, at no price."""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, distributed
+
+from salve.data.ranks import place
+from salve.sae.base import SAE, Pass
+from salve.sae.losses import squared_errors
+from salve.types import Activations, Latents, UserError
+
+#: Steps over which the inference threshold is averaged.
+WINDOW = 100
+
+
+class TopK(SAE):
+    """The ``k`` largest pre-activations of each image, and only if positive (Makhzani & Frey 2013; Gao et al. 2024).
+
+    Args:
+        k: latents that may fire for one image, ``1 ≤ k ≤ d``.
+    """
+
+    variant = "topk"
+    takes: ClassVar[tuple[str, ...]] = ("k",)
+    revived_by = "auxk"
+
+    def __init__(self, width: int, dictionary_size: int, generator: torch.Generator | None = None, k: int = 8) -> None:
+        self.check(dictionary_size, k=k)
+        super().__init__(width, dictionary_size, generator)
+        self.k = k
+
+    @classmethod
+    def check(cls, dictionary_size: int, k: int | None = None, **settings: Any) -> None:
+        """Raises UserError if the size or k is outside its range."""
+        super().check(dictionary_size)
+        if not 1 <= (k or 0) <= dictionary_size:
+            raise UserError(
+                f"sae.variant={cls.variant} needs sae.k between 1 and sae.dictionary_size={dictionary_size}, not {k}."
+            )
+
+    def activate(self, pre: Latents) -> Latents:
+        """Keep the ``k`` largest entries of each row, zero the rest."""
+        values, indices = pre.topk(self.k, dim=1)
+        return torch.zeros_like(pre).scatter(1, indices, values.relu())
+
+
+class BatchTopK(TopK):
+    """The ``k N`` largest pre-activations of a batch of ``N`` images (Bussmann et al. 2024, arXiv 2412.06410).
+
+    An image may use more than ``k`` latents, and another fewer. Where there is no batch, in eval mode, a latent fires
+    above ``threshold``: the expectation over training batches of the smallest value that was kept, which
+    training estimates as a running mean. In train mode latents depend on the batch they are computed in, also
+    over ranks: the batch is that of all of them.
+
+    Args:
+        k: latents that fire for an image on average, ``1 ≤ k ≤ d``.
+
+    Attributes:
+        threshold: scalar; 0 until training has set it.
+    """
+
+    variant = "batch_topk"
+    in_units = ("bias", "shift", "threshold")
+
+    def __init__(self, width: int, dictionary_size: int, generator: torch.Generator | None = None, k: int = 8) -> None:
+        super().__init__(width, dictionary_size, generator, k)
+        self.threshold: Tensor
+        self.register_buffer("threshold", torch.zeros(()))
+
+    def activate(self, pre: Latents) -> Latents:
+        """Keep what is above the batch's cut, or in eval mode above the threshold."""
+        if not self.training:
+            return torch.where(pre > self.threshold, pre, 0.0)
+        return torch.where((pre >= batch_cut(pre.detach(), self.k)) & (pre > 0), pre, 0.0)
+
+
+class Matryoshka(BatchTopK):
+    """Nested dictionaries: the first latents must do alone what they can (Bussmann et al. 2025, arXiv 2503.17547).
+
+        loss = Σ_m ‖a − (D_{1:m} z_{1:m} + s)‖²
+
+    over prefixes of ``m`` latents, the last of which is the whole dictionary. Early latents stay general instead of
+    being split up by later ones.
+
+    Args:
+        k: as for the base. prefixes: shares of the dictionary, increasing to 1. base: batch_topk or topk.
+    """
+
+    variant = "matryoshka"
+    takes = ("k", "prefixes", "base")
+
+    def __init__(
+        self,
+        width: int,
+        dictionary_size: int,
+        generator: torch.Generator | None = None,
+        k: int = 8,
+        prefixes: Sequence[float] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1),
+        base: str = "batch_topk",
+    ) -> None:
+        self.check(dictionary_size, k=k, prefixes=prefixes, base=base)
+        super().__init__(width, dictionary_size, generator, k)
+        self.prefixes = [float(share) for share in prefixes]
+        self.base = base
+        #: Latents of each prefix; in a small dictionary two shares may come to the same number.
+        self.sizes = sorted({max(1, round(share * dictionary_size)) for share in prefixes})
+
+    @classmethod
+    def check(
+        cls,
+        dictionary_size: int,
+        k: int | None = None,
+        prefixes: Sequence[float] = (1,),
+        base: str | None = BatchTopK.variant,
+        **settings: Any,
+    ) -> None:
+        """Raises UserError if a size, k, the prefixes or the base is outside its range."""
+        super().check(dictionary_size, k=k)
+        if not prefixes or prefixes[-1] != 1 or not all(a < b for a, b in pairwise((0, *prefixes))):
+            raise UserError(
+                f"sae.variant={cls.variant} needs sae.prefixes that increase from above 0 to 1, not {list(prefixes)}."
+            )
+        if base not in (TopK.variant, BatchTopK.variant):
+            raise UserError(f"sae.base={base} must be {BatchTopK.variant} or {TopK.variant}.")
+
+    def activate(self, pre: Latents) -> Latents:
+        """That of the base."""
+        return super().activate(pre) if self.base == BatchTopK.variant else TopK.activate(self, pre)
+
+    def losses(
+        self, activations: Activations, passed: Pass, sparsity: float | Float[Tensor, ""]
+    ) -> Float[Tensor, " N"]:
+        """The whole dictionary's, as for the base, and the squared errors of the smaller prefixes."""
+        losses = super().losses(activations, passed, sparsity)
+        partial = self.shift
+        for start, stop in pairwise((0, *self.sizes[:-1])):
+            partial = partial + passed.latents[:, start:stop] @ self.decoder[:, start:stop].T
+            losses = losses + squared_errors(activations, partial)
+        return losses
+
+
+def batch_cut(pre: Latents, k: int) -> Float[Tensor, ""]:
+    """The ``k N``-th largest positive entry of the batch of all ranks, or 0 if it has fewer."""
+    values, rows, ranks = pre.relu().flatten(), len(pre), place()[1]
+    if ranks == 1:
+        return values.topk(k * rows).values[-1] if rows else values.new_zeros(())
+    total = torch.tensor(rows, device=pre.device)
+    distributed.all_reduce(total)
+    budget = k * int(total)
+    mine = values.new_zeros(budget)
+    largest = values.topk(min(budget, len(values))).values
+    mine[: len(largest)] = largest
+    everyone = [torch.empty_like(mine) for _ in range(ranks)]
+    distributed.all_gather(everyone, mine)
+    return torch.cat(everyone).topk(budget).values[-1]
+
+
+@torch.no_grad()
+def learn_threshold(threshold: Float[Tensor, "*G"], latents: Float[Tensor, "*G N d"], step: int) -> Float[Tensor, "*G"]:
+    """The running mean of the smallest positive latent, over all batches at first and later over about ``WINDOW``.
+
+    Args:
+        threshold: as it was. latents: of a training batch; of this rank's part. step: how many came before.
+    """
+    smallest = latents.new_full(threshold.shape, math.inf)
+    if latents.shape[-2]:
+        smallest = latents.masked_fill(latents <= 0, math.inf).amin(dim=(-2, -1))
+    if place()[1] > 1:
+        distributed.all_reduce(smallest, distributed.ReduceOp.MIN)
+    moved = threshold + (smallest - threshold) * max(1 / (step + 1), 1 / WINDOW)
+    return torch.where(smallest.isfinite(), moved, threshold)

@@ -1,0 +1,40 @@
+"""SAEs of every variant with something in each of their tensors."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from salve.sae import SAE, VARIANTS, make_sae
+
+#: For a dictionary of a handful of latents.
+SMALL: dict[str, dict[str, Any]] = {
+    "topk": {"k": 3},
+    "batch_topk": {"k": 3},
+    "matryoshka": {"k": 3, "prefixes": [0.25, 0.5, 1.0]},
+    "jumprelu": {"bandwidth": 0.4},
+}
+
+
+def drawn(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Normal numbers."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def example(variant: str, width: int = 6, size: int = 9, dtype: torch.dtype = torch.float64, **settings: Any) -> SAE:
+    """In train mode, with an encoder that is not the decoder's transpose, and no tensor left at its start."""
+    sae = make_sae(variant, width, size, torch.Generator().manual_seed(0), **(SMALL.get(variant, {}) | settings))
+    sae = sae.to(dtype)
+    with torch.no_grad():
+        sae.encoder.add_(0.3 * drawn(size, width, seed=2, dtype=dtype))
+        sae.shift.copy_(torch.linspace(-1, 1, width))
+        for name, tensor in sae.named_parameters():
+            if tensor.shape == (size,) and tensor.requires_grad:
+                tensor.copy_(torch.linspace(-0.5, 0.5, size).roll(len(name)))
+        for name, buffer in sae.named_buffers():
+            if name == "threshold":
+                buffer.fill_(0.7)
+    return sae
+
+
+ALL = list(VARIANTS)
