@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 import torch
 
+from salve import artifacts
 from salve.artifacts import (
     DONE,
     Artifact,
@@ -234,6 +235,7 @@ def test_a_folder_without_its_mark_is_no_artifact_and_is_replaced(tmp_path: Path
 KILLED = """
 import sys, time
 from pathlib import Path
+from salve import artifacts
 from salve.artifacts import Store
 
 def make(folder, scratch):
@@ -504,7 +506,7 @@ def test_results_of_an_older_revision_are_not_found(tmp_path: Path, monkeypatch:
     store = Store(tmp_path)
     store.get_or_make("table", {"x": 1}, lambda folder, _: (folder / "a").write_text("old"))
     assert store.find("table", {"x": 1}) is not None
-    monkeypatch.setattr("salve.artifacts.REVISION", 2)
+    monkeypatch.setattr("salve.artifacts.REVISION", artifacts.REVISION + 1)
     assert store.find("table", {"x": 1}) is None
     made = store.get_or_make("table", {"x": 1}, lambda folder, _: (folder / "a").write_text("new"))
     assert made.file("a").read_text() == "new"
