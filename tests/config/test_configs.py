@@ -374,7 +374,7 @@ def test_a_folder_that_is_not_there_is_named(refused: Salve) -> None:
         (["backbone.preprocess.foo=1"], ["backbone.preprocess.foo", "squash", "size"]),
         (["data.foo=1"], ["data.foo", "train_per_class"]),
         (["backbone.args.img_size=32"], ["+backbone.args.img_size"]),
-        (["sae=5"], ["sae=5 is no choice", "linear_l1, relu_l1, topk"]),
+        (["sae=5"], ["sae=5 is no choice", "linear_l1", "relu_l1", "topk"]),
         (["sae.sparsity=1,2"], ["sae.sparsity=1,2 names several values", "salve -m", "sae.sparsity=[1,2]"]),
         (["hydra/launcher=submitit_x"], ["launcher submitit_x is not installed: pip install 'salve[slurm]'"]),
         (["sae=nonsense"], ["sae=nonsense", "linear_l1", "relu_l1", "topk"]),
