@@ -1,6 +1,6 @@
 """Sparse autoencoders: variants, losses, training, files; docs/saes.md says when to use which."""
 
-from salve.sae.ensemble import EpochsData, Member, SAEEnsemble
+from salve.sae.ensemble import Member, SAEEnsemble
 from salve.sae.io import fingerprint, load_sae, save_sae
 from salve.sae.losses import sae_loss
 from salve.sae.models import (
@@ -16,9 +16,10 @@ from salve.sae.models import (
     TopK,
     make_sae,
 )
-from salve.sae.module import ActivationsData, SparseAutoencoder
+from salve.sae.module import SparseAutoencoder
 from salve.sae.objective import objective
 from salve.sae.revival import auxk_losses, resample
+from salve.sae.rows import ActivationsData, EpochsData
 
 __all__ = [
     "SAE",

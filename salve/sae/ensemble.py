@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
-from torch.utils.data import DataLoader
 
 from salve.sae.base import SAE, normalise_columns
-from salve.sae.module import ActivationsData, Measures, rows_loader
+from salve.sae.module import Measures
 from salve.sae.objective import Objective
+from salve.sae.rows import rows_loader
 from salve.sae.topk import BatchTopK, learn_threshold
 from salve.types import Activations, Latents
 
@@ -44,15 +44,6 @@ def row_order(rows: int, seed: int, epoch: int) -> Int[Tensor, " N"]:
         # The loader draws it, whatever its way of drawing; the size of its batches plays no part.
         [(order,)] = rows_loader(torch.arange(rows), batch_size=rows, shuffle=True)
     return order
-
-
-class EpochsData(ActivationsData):
-    """Activations for an ensemble: a training batch is the whole split ``[N, M]``, in order."""
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        """One batch; each member has its own order of rows."""
-        whole: Any = [self.train]
-        return DataLoader(whole, batch_size=None)
 
 
 class Stack(nn.Module):

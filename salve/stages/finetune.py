@@ -11,7 +11,7 @@ from torch import nn
 
 from salve.artifacts import Artifact, digest_of_tensors, save_tensors, write_record, write_table
 from salve.backbones import Classifier, captured, find_site, load_captured
-from salve.sae.module import rows_loader
+from salve.sae.rows import rows_loader
 from salve.stages.job import Job
 from salve.types import UserError
 

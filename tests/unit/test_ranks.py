@@ -19,7 +19,7 @@ from salve.data.ranks import batch_share
 from salve.run.ranks import Ranks, _Place, check_ranks, gathered
 from salve.run.schema import TrainerSettings
 from salve.run.trainers import Trainers, _SharedBatchNorm
-from salve.sae.module import rows_loader
+from salve.sae.rows import rows_loader
 from salve.stages.job import quiet_lightning
 from salve.types import UserError
 
