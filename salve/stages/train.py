@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -25,6 +25,7 @@ from salve.sae import (
     make_sae,
     save_sae,
 )
+from salve.sae.module import Precision
 from salve.stages.job import Job, recipe_of
 from salve.types import UserError
 
@@ -47,6 +48,7 @@ class SAESettings:
         start: ``random``, or ``data``, where decoder columns start as directions to training rows.
         auxk: dead latents that also reconstruct the error, at most. resample: after how many epochs, and again, dead
             latents begin anew. 0 is off; a latent is dead when it has not fired for as many rows as there are.
+        precision: ``float32`` or ``bf16``, of the products in training; weights and their moments are float32 anyway.
     """
 
     variant: str
@@ -66,6 +68,7 @@ class SAESettings:
     start: str = "random"
     auxk: int = 0
     resample: int = 0
+    precision: str = "float32"
 
     def check(self) -> None:
         """Raises UserError for settings outside their range, or that this variant does not have."""
@@ -161,10 +164,16 @@ def _train_alone(job: Job, ground: "_Ground", wanted: Mapping[Path, SAESettings]
     pl.seed_everything(settings.seed, workers=True, verbose=False)
     sae = ground.untrained(settings)
     data = ActivationsData(*ground.scaled(), settings.batch_size)
-    revival = {"auxk": settings.auxk, "resample": settings.resample}
-    if any(revival.values()):
-        revival["patience"] = len(data.train)
-    module = SparseAutoencoder(sae, settings.sparsity, settings.learning_rate, ground.head(), **revival)
+    module = SparseAutoencoder(
+        sae,
+        settings.sparsity,
+        settings.learning_rate,
+        ground.head(),
+        auxk=settings.auxk,
+        resample=settings.resample,
+        patience=len(data.train) if settings.auxk or settings.resample else 0,
+        precision=cast(Precision, settings.precision),
+    )
     fit = replace(job, seed=settings.seed).fit
     history = fit("discover", module, {"datamodule": data}, scratch, epochs=settings.epochs)
     ground.write(folder, settings, sae.cpu(), history)
@@ -177,7 +186,14 @@ def _train_together(job: Job, ground: "_Ground", wanted: Mapping[Path, SAESettin
     data = EpochsData(*ground.scaled(), common.batch_size)
     count = len(data.train)
     ensemble = SAEEnsemble(
-        members, count, common.batch_size, common.learning_rate, ground.head(), auxk=common.auxk, patience=count
+        members,
+        count,
+        common.batch_size,
+        common.learning_rate,
+        ground.head(),
+        auxk=common.auxk,
+        patience=count,
+        precision=cast(Precision, common.precision),
     )
     job.fit("discover", ensemble, {"datamodule": data}, scratch, epochs=common.epochs)
     for number, (folder, settings) in enumerate(wanted.items()):
