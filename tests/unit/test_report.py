@@ -484,7 +484,7 @@ def test_page_measures_the_autoencoder_and_its_latents(ten: Run, ten_page: Page)
             assert f"{100 * own['purity']:.0f} % of {images}" in cells
             assert number(own["entropy"]) in cells
     assert f"all latents that fire: {100 * latents['purity'].mean():.0f} %" in text
-    assert after(f"key {ten.classes[0]}", 3) == ["11 (+)", "0.987", "1\u2009234"]
+    assert after(f"key {ten.classes[0]}", 3) == ["11 (+)", "0.987", "1 234"]
     assert after("pole", 3) == ["48 (−)", "0.71", "7"]
     assert after("none", 3) == ["–", "–", "0"]
     assert "(mean: 0.849)" in text

@@ -55,8 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         summary = summarise_sweep(given.folder)
         print_summary(summary, console)
-        if given.stability:
-            artifacts = given.artifacts or given.folder.resolve().parents[1] / "artifacts"
+        if given.stability or given.artifacts:
+            artifacts = given.artifacts or given.folder.resolve().parent.parent / "artifacts"
             print_stability(compare_seeds(summary, artifacts), console)
     except UserError as error:
         print(f"salve-sweep: {error}", file=sys.stderr)
