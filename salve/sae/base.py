@@ -44,6 +44,8 @@ class SAE(nn.Module):
     #: Names of the settings that the constructor takes besides the sizes; each is an attribute of the same name.
     takes: ClassVar[tuple[str, ...]] = ()
     has_bias: ClassVar[bool] = True
+    #: Latents take both signs, so that a decoder column and its negative are one feature.
+    signed: ClassVar[bool] = False
     #: A latent fires when it adds more than this share of the activation's norm (salve.metrics.firing).
     negligible: ClassVar[float] = 0.0
     #: What may be done for latents that have died: ``resample`` or ``auxk`` (salve.sae.revival).

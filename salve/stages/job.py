@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from salve.artifacts import Artifact, Store
 from salve.backbones import Captured, Site, find_site, load_backbone, load_captured
 from salve.data.base import ImageData
+from salve.sae import SAE, load_sae
 from salve.types import UserError
 
 log = logging.getLogger(__name__)
@@ -128,6 +129,11 @@ class Job:
     def activations(self, activations: Artifact, split: str) -> Captured:
         """Captured activations of a split."""
         return load_captured(activations.path, split)
+
+    def sae(self, sae: Artifact, activations: Artifact) -> SAE:
+        """The SAE of an artifact; refused unless it was made for this backbone, site and width of activations."""
+        width = activations.record("activations.json")["width"]
+        return load_sae(sae.file("sae.safetensors"), width=width, backbone=self.backbone.name, site=self.layer)
 
     def fit(
         self,

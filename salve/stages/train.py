@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from salve.artifacts import Artifact, write_record, write_table
 from salve.backbones import Captured
-from salve.metrics import FractionOfVarianceExplained, LatentUsage
 from salve.sae import (
     SAE,
     VARIANTS,
@@ -27,6 +26,7 @@ from salve.sae import (
 )
 from salve.sae.module import Precision
 from salve.stages.job import Job, recipe_of
+from salve.stages.measure import measure_sae
 from salve.types import UserError
 
 
@@ -264,29 +264,5 @@ class _Ground:
         sae.eval().fold(self.scale)
         save_sae(folder / "sae.safetensors", sae, self.facts)
         write_table(folder / "history.csv", history)
-        record = _record(settings, sae, history, self.weight, self.bias, self.val.activations, self.val.labels)
-        write_record(folder / "sae.json", record)
-
-
-@torch.no_grad()
-def _record(
-    settings: SAESettings, sae: SAE, history: pd.DataFrame, weight: Tensor, bias: Tensor, val: Tensor, labels: Tensor
-) -> dict[str, object]:
-    """What the finished file does on raw val activations; measured anew, so that a wrong fold would show."""
-    reconstruction, latents = sae(val)
-    usage, fve = LatentUsage(sae.dictionary_size, sae.negligible), FractionOfVarianceExplained(sae.width)
-    usage.update(latents, val)
-    fve.update(val, reconstruction)
-
-    def accuracy(activations: Tensor) -> float:
-        return float(((activations @ weight.T + bias).argmax(dim=1) == labels).double().mean())
-
-    measures = {name: float(value) for name, value in usage.compute().items() if value.ndim == 0}
-    return {
-        **settings.scientific(),
-        **measures,
-        "width": sae.width,
-        "fve": float(fve.compute()),
-        "downstream_accuracy": accuracy(reconstruction),
-        "original_accuracy": accuracy(val),
-    }
+        measures = measure_sae(sae, self.train, self.val, self.weight, self.bias)
+        write_record(folder / "sae.json", {**settings.scientific(), "width": sae.width, **measures})
