@@ -63,7 +63,8 @@ def make(runs: Sequence[Run], sweep: Path, launch: Launch, console: Console) -> 
                 idle = not dead and len(left) == len(queue)
                 queue = [job for job in left if job not in dead]
                 suspects += dead
-                console.print(f"A job was killed; {len(queue) + len(suspects)} are launched again.")
+                again = len(queue) + len(suspects)
+                console.print(f"The launcher stopped early ({_first_line(error)}); jobs launched again: {again}.")
         for job in suspects:
             try:
                 launch([_overrides(job)])
