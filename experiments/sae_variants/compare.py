@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from numpy import ndarray
-from scipy import stats
+from scipy import stats  # type: ignore[import-untyped]
 
 #: Accuracy to which an edit has to take its class.
 LEVEL = 0.05
@@ -64,11 +64,11 @@ def matched_edit(alphas: Float[ndarray, " K"], accuracy: Float[ndarray, "K C"], 
 
 
 class Interval(NamedTuple):
-    """A mean, half the width of its confidence interval (NaN for fewer than two values), and how many values."""
+    """A mean, half the width of its confidence interval (NaN for fewer than two values), and how many values ``n``."""
 
     mean: float
     half: float
-    count: int
+    n: int
 
 
 def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:

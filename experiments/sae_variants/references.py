@@ -55,7 +55,7 @@ def reference_edits(
     Returns:
         One row per reference, seed and class: ``reference``, ``seed``, ``class`` and the fields of ``MatchedEdit``.
     """
-    drawn = [(RANDOM, seed, random_directions(*weight.shape, seed)) for seed in seeds]
+    drawn = [(RANDOM, seed, random_directions(len(weight), weight.shape[1], seed)) for seed in seeds]
     rows = []
     for reference, seed, directions in [*drawn, (ORACLE, 0, class_directions(weight, *train))]:
         for k, name in enumerate(classes):
