@@ -33,7 +33,7 @@ class SAE(nn.Module):
     Args:
         width: ``M``, channels of the activation.
         dictionary_size: ``d``, number of latents.
-        generator: draws the initial decoder; the encoder starts as its transpose.
+        generator: draws the initial decoder; the encoder starts as its transpose, times ``M / d`` where ``d > M``.
 
     Attributes:
         encoder: ``[d, M]``. decoder: ``[M, d]``, columns of unit norm. bias: ``[d]``, zero where a variant has none.
@@ -59,7 +59,7 @@ class SAE(nn.Module):
         decoder /= decoder.norm(dim=0, keepdim=True)
         # Column after column in memory: what a latent adds is then read and scaled as one piece.
         self.decoder = nn.Parameter(decoder.T.contiguous().T)
-        self.encoder = nn.Parameter(self.decoder.detach().T.clone())
+        self.encoder = nn.Parameter(self.decoder.detach().T * self._share())
         self.bias = nn.Parameter(torch.zeros(dictionary_size), requires_grad=self.has_bias)
         self.shift: Tensor
         self.register_buffer("shift", torch.zeros(width))
@@ -155,7 +155,11 @@ class SAE(nn.Module):
         length = directions.norm(dim=1, keepdim=True)
         drawn = self.decoder.T[: len(rows)]
         self.decoder[:, : len(rows)] = torch.where(length > 0, directions / length, drawn).T
-        self.encoder.copy_(self.decoder.T)
+        self.encoder.copy_(self.decoder.T * self._share())
+
+    def _share(self) -> float:
+        """By which the encoder starts weaker: ``d > M`` columns together give ``d / M`` times what is encoded."""
+        return min(1.0, self.width / self.dictionary_size)
 
     @torch.no_grad()
     def restart(self, latents: Tensor, directions: Tensor) -> None:

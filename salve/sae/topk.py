@@ -16,7 +16,7 @@ from salve.sae.losses import squared_errors
 from salve.types import Activations, Latents, UserError
 
 #: From so many latents for each that may fire, products with those alone are faster on a CPU.
-FEW = 32
+FEW = 64
 #: Steps over which the inference threshold is averaged.
 WINDOW = 100
 

@@ -143,7 +143,7 @@ def test_a_start_from_data_points_from_the_mean_to_rows(rows: int) -> None:
     torch.testing.assert_close(found.values, torch.ones(given, dtype=torch.float64))
     assert len(set(found.indices.tolist())) == given
     assert torch.equal(sae.decoder[:, given:], random[:, given:])
-    assert torch.equal(sae.encoder, sae.decoder.T)
+    torch.testing.assert_close(sae.encoder, sae.decoder.T * 6 / 9)
     sae.start_from(torch.ones(12, 6, dtype=torch.float64))  # every row is the mean
     assert sae.decoder.isfinite().all()
 
@@ -213,3 +213,14 @@ def test_linear_l1_keeps_the_strong_direction_and_prices_the_weak_one_out() -> N
     assert float(kept[1]) < 0.5
     assert (latents < 0).any()  # signed, with no activation function
     torch.testing.assert_close(sae.encode(-activations), -latents)
+
+
+@pytest.mark.parametrize("size", [4, 6, 24, 200])
+def test_a_fresh_linear_sae_gives_back_about_what_it_gets(size: int) -> None:
+    """For random unit columns ``E[D Dᵀ] = (d/M) I``: undone for ``d ≥ M``."""
+    activations = drawn(2000, 6)
+    gains = []
+    for seed in range(20):
+        sae = make_sae("linear_l1", 6, size, torch.Generator().manual_seed(seed)).double()
+        gains.append(float((sae(activations)[0].detach() * activations).sum() / activations.square().sum()))
+    assert sum(gains) / 20 == pytest.approx(min(1, size / 6), rel=0.05)

@@ -11,7 +11,7 @@ from salve.sae.few import Few, chosen_by, encode_few, ranked
 from salve.sae.objective import Objective
 from tests.unit.sae_examples import drawn
 
-SIZE, WIDTH = 96, 6
+SIZE, WIDTH = 192, 6
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("topk", {"k": 3}),
     ("batch_topk", {"k": 3}),
@@ -64,7 +64,7 @@ def test_a_price_of_latents_is_one_for_all() -> None:
 
 def test_small_dictionaries_and_measurement_look_at_every_latent() -> None:
     activations = drawn(4, WIDTH)
-    assert make_sae("topk", WIDTH, 95, k=3).double().run_alone(activations).few is None
+    assert make_sae("topk", WIDTH, 191, k=3).double().run_alone(activations).few is None
     assert untied("topk", {"k": 3}).eval().run_alone(activations).few is None
 
 
