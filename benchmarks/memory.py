@@ -10,6 +10,7 @@ before count.
 """
 
 import argparse
+import ctypes
 import json
 import logging
 import math
@@ -163,11 +164,13 @@ def child(way: str, allowed: float, epochs: int, folder: Path) -> Took:
         return took
     memory = allowed / 2 if way.startswith("streamed") else math.inf
     with tempfile.TemporaryDirectory(dir=folder) as warm:
-        train(Store(Path(warm)), 8 * SHARD_ROWS, 1, 16.0 if way.startswith("streamed") else math.inf)
+        train(Store(Path(warm)), 2 * SHARD_ROWS, 1, 8.0 if way.startswith("streamed") else math.inf)
     # A store of its own, so that no way finds another's SAE.
     store = Store(folder / way.replace(" ", "-").replace(",", ""))
-    (store.root / "activations").parent.mkdir(parents=True, exist_ok=True)
+    store.root.mkdir()
     (store.root / "activations").symlink_to(folder / "activations", target_is_directory=True)
+    # What the warming up left on the heap would be memory that no limit counts.
+    ctypes.CDLL(None).malloc_trim(0)
     with limit:
         return train(store, rows, epochs, memory)
 

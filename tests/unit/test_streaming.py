@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from salve.artifacts import save_tensors
-from salve.backbones import Captured, Shards, Site, load_captured
+from salve.backbones import Captured, Shards, Site, load_captured, shards
 from salve.backbones.capture import capture
 from salve.data.ranks import RunBlocks
 from salve.sae import SAE, make_sae, resample
@@ -53,20 +53,20 @@ def test_shards_give_the_rows_of_the_tensor_that_they_hold(tmp_path: Path, count
     rows, labels = drawn(count, width), torch.arange(count)
     write(tmp_path, rows, labels, shard)
     found = load_captured(tmp_path, "train")
-    shards: Any = found.rows
-    assert (len(found), len(shards), shards.shape) == (count, count, rows.shape)
+    stored: Any = found.rows
+    assert (len(found), len(stored), stored.shape) == (count, count, rows.shape)
     assert torch.equal(found.labels, labels)
     assert torch.equal(found.activations, rows)
     generator = torch.Generator().manual_seed(0)
     for indices in (torch.randint(count, (40,), generator=generator), torch.tensor([count - 1]), torch.arange(0)):
-        assert torch.equal(shards[indices], rows[indices])
+        assert torch.equal(stored[indices], rows[indices])
     for part in (slice(None), slice(2, 6), slice(-3, None), slice(4, 4), slice(0, count + 5)):
-        assert torch.equal(shards[part], rows[part])
-    for block, expected in zip(shards.split(4), rows.split(4), strict=True):
+        assert torch.equal(stored[part], rows[part])
+    for block, expected in zip(stored.split(4), rows.split(4), strict=True):
         assert torch.equal(block, expected)
-    assert torch.equal(shards.scaled(3.0)[:], rows / 3.0)
-    assert torch.equal(shards[:], rows)  # as they were
-    assert torch.equal(pickle.loads(pickle.dumps(shards))[:], rows)
+    assert torch.equal(stored.scaled(3.0)[:], rows / 3.0)
+    assert torch.equal(stored[:], rows)  # as they were
+    assert torch.equal(pickle.loads(pickle.dumps(stored))[:], rows)
 
 
 @pytest.mark.parametrize("index", [-1, 7])
@@ -85,7 +85,6 @@ def test_files_are_mapped_one_at_a_time(tmp_path: Path, monkeypatch: pytest.Monk
 
     write(tmp_path, drawn(90), torch.arange(90), 10)
     at_once: list[int] = []
-    from salve.backbones import shards
 
     class Watched:
         def __init__(self, path: Path, framework: str) -> None:
