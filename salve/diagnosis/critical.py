@@ -1,18 +1,22 @@
 """Critical strengths: the α at which an image's class gives way (METHOD §5, Law 2)."""
 
-from typing import Literal
+import math
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from salve.types import Activations, Contribution, Labels, UserError
 
 Criterion = Literal["logit", "flip"]
 Method = Literal["exact", "linear"]
 
-#: Elements of the largest intermediate tensor; bounds memory to about a quarter of a gigabyte in float64.
-_BLOCK = 2**23
+#: Elements of the largest intermediate tensors: small enough for a processor's cache, which the many passes live on.
+_BLOCK = 2**18
+#: Yet so many images together, or there would be no matrix product left.
+_ROWS = 16
 
 
 def critical_strength(
@@ -33,8 +37,10 @@ def critical_strength(
 
     ``exact`` uses that ``y(α)`` is piecewise linear with breakpoints ``1/|c_j|``: between two of them it is
     ``P − α Q`` with reversed cumulative sums ``P, Q`` over the channels in order of ``|c|``, so the first crossing
-    needs no root finder. ``linear`` is the published approximation ``y(0) / Σ_j w_ij a_j |c_j|``, exact while no
-    channel is closed (``α max |c| < 1``).
+    needs no root finder. Channels next to each other in that order are taken together, in bins: where the values at
+    a bin's two ends lie higher than the function can sag between them, it is passed over (see :class:`_Lines`). No
+    crossing is missed. ``linear`` is the published approximation ``y(0) / Σ_j w_ij a_j |c_j|``, exact while no channel
+    is closed (``α max |c| < 1``).
 
     Args:
         weight: ``[C, M]`` and bias: ``[C]`` of the linear reader.
@@ -51,7 +57,9 @@ def critical_strength(
         UserError: unknown criterion or method, labels outside ``0 … C−1``, activations that are not finite.
 
     Cost:
-        ``N·M`` for ``logit`` and ``N·C·M`` for ``flip``, in time; memory is bounded by blocks over images.
+        For ``flip`` three matrix products of ``2·N·M·C`` flops (two for ``linear``), for ``logit`` a few passes over
+        ``N·M`` numbers; and for ``exact`` some twenty passes over ``N·C·√M`` (``logit``: ``N·√M``) numbers, there being
+        ``√M`` bins of ``√M`` channels. Memory is bounded by blocks over images.
     """
     if criterion not in ("logit", "flip"):
         raise UserError(f"criterion={criterion} is unknown; choose logit or flip.")
@@ -61,57 +69,164 @@ def critical_strength(
         raise UserError("Critical strengths need finite activations; some are NaN or infinite.")
     if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < len(weight)):
         raise UserError(f"Labels must lie in 0 … {len(weight) - 1}, the classes of the reader.")
-    solve = _first_crossing if method == "exact" else _linear_crossing
     # Cancellation in the cumulative sums is worst where closed channels dominate: float64 inside, whatever comes in.
-    wide, offset, strength = weight.double(), bias.double(), contribution.double().abs()
-    rows = max(1, _BLOCK // (weight.shape[1] * (len(weight) if criterion == "flip" else 1)))
-    found = []
-    for block, own in zip(activations.double().split(rows), labels.split(rows), strict=True):
-        if criterion == "logit":
-            terms, constant = wide[own] * block, offset[own]  # [n, M], [n]
-            found.append(solve(terms, constant, strength))
-        else:
-            terms = (wide[own][:, None] - wide[None]) * block[:, None]  # [n, C, M], one row per rival
-            crossing = solve(terms, offset[own][:, None] - offset[None], strength)  # [n, C]
-            crossing.scatter_(1, own[:, None], torch.inf)  # a class is no rival of itself
-            found.append(crossing.amin(dim=1))
+    reader = _Reader(weight.double(), bias.double(), contribution.double().abs())
+    solve = _first_crossing if method == "exact" else _linear_crossing
+    rivals = len(weight) if criterion == "flip" else 1
+    rows = max(_ROWS, _BLOCK // max(weight.shape[1], len(reader.size) * rivals))
+    found = [
+        solve(reader, block.double(), own, criterion)
+        for block, own in zip(activations.split(rows), labels.split(rows), strict=True)
+    ]
     return torch.cat(found).to(activations.dtype) if found else activations.new_zeros(0)
 
 
+class _Reader:
+    """The reader with its channels in rising order of ``|c|``: first those that never close, the others in bins.
+
+    Attributes:
+        whole: ``[C, M]`` and bias: ``[C]``, as given. strength: ``[M]``, ``|c|``.
+        weight: ``[C, B, S]``, of the channels that close. size, close: ``[B, S]``, their ``|c|`` and breakpoints
+            ``1/|c|``.
+        lower, upper: ``[B]``, the range of α in which a bin's channels close; it begins where that of the next ends.
+        sag: ``[B, S]``, how far ``max(0, 1 − α |c|)`` falls below its chord over that range.
+    """
+
+    def __init__(self, weight: Float[Tensor, "C M"], bias: Float[Tensor, " C"], strength: Contribution) -> None:
+        self.whole, self.bias, self.strength = weight, bias, strength
+        order = strength.argsort()
+        closes = strength[order] > torch.finfo(strength.dtype).tiny  # below, 1/|c| overflows: it never closes
+        self.open, self.closing = order[~closes], order[closes]
+        self.side = max(1, math.isqrt(len(self.closing)))  # S, with which B and S are the same, and their sum least
+        self.weight = self.binned(weight)
+        size = strength[self.closing]
+        # Channels without a weight fill the last bin up; they close with the strongest.
+        self.size = torch.cat([size, size[-1:].expand(-len(size) % self.side)]).view(-1, self.side)
+        self.close = 1 / self.size
+        self.upper = self.close[:, 0]
+        self.lower = torch.cat([self.upper, self.upper.new_zeros(1)])[1:]
+        width = (self.upper - self.lower).clamp_min(torch.finfo(size.dtype).tiny)[:, None]
+        self.sag = self.size * (self.close - self.lower[:, None]) * ((self.upper[:, None] - self.close) / width)
+
+    def binned(self, rows: Float[Tensor, "R M"]) -> Float[Tensor, "R B S"]:
+        """Rows over all channels → over the bins of those that close."""
+        chosen = F.pad(rows[:, self.closing], (0, -len(self.closing) % self.side))
+        return chosen.view(len(rows), chosen.shape[1] // self.side, self.side)
+
+
+class _Lines(NamedTuple):
+    """What has to stay positive, at the ends of the bins: for each image and rival (one, nought, for ``logit``).
+
+    At ``upper_b`` it is ``open_b − upper_b slope_b``, at 0 it is ``open_B``. Between the two ends of bin b it lies
+    nowhere more than ``sag_b`` below the lower one. For of its channels' ``t max(0, 1 − α s)``, ``s = |c|``, those with
+    ``t > 0`` are convex, at most ``t s (β − lower) (upper − β) / (upper − lower)`` below their chord (at the breakpoint
+    β), and the others lie above theirs; ``sag`` adds these up, with ``|w_i| + |w_m|`` in place of ``|w_i − w_m|``.
+    """
+
+    open: Float[Tensor, "B1 n R"]
+    slope: Float[Tensor, "B1 n R"]
+    sag: Float[Tensor, "B n R"]
+
+
+def _lines(reader: _Reader, activations: Activations, labels: Labels, criterion: Criterion) -> _Lines:
+    """Three matrix products for each bin, added up from the channels that close last."""
+    closing = reader.binned(activations)
+    untouched = activations[:, reader.open] @ reader.whole[:, reader.open].T + reader.bias  # [n, C]
+    if criterion == "logit":
+        untouched = untouched.gather(1, labels[:, None])
+        terms = closing * reader.weight[labels]  # [n, B, S]
+        each, falls = terms.sum(2).T[:, :, None], torch.einsum("nbs,bs->bn", terms, reader.size)[:, :, None]
+        sag = torch.einsum("nbs,bs->bn", terms.abs(), reader.sag)[:, :, None]
+    else:
+        each = torch.einsum("nbs,cbs->bnc", closing, reader.weight)
+        falls = torch.einsum("nbs,cbs->bnc", closing, reader.weight * reader.size)
+        sag = torch.einsum("nbs,cbs->bnc", closing.abs(), reader.weight.abs() * reader.sag)
+    open_sum = torch.cat([untouched[None], each]).cumsum(0)
+    slope = torch.cat([torch.zeros_like(untouched)[None], falls]).cumsum(0)
+    if criterion == "logit":
+        return _Lines(open_sum, slope, sag)
+    own = labels[None, :, None]
+
+    def own_of(table: Tensor) -> Tensor:
+        return table.gather(2, own.expand(len(table), -1, -1))
+
+    return _Lines(own_of(open_sum) - open_sum, own_of(slope) - slope, own_of(sag) + sag)
+
+
 def _first_crossing(
-    terms: Float[Tensor, "*rows M"], constant: Float[Tensor, "*rows"], strength: Contribution
-) -> Float[Tensor, "*rows"]:
-    """Smallest ``α ≥ 0`` with ``f(α) = constant + Σ_j terms_j max(0, 1 − α strength_j) ≤ 0``, else +inf."""
-    order = strength.argsort(descending=True)
-    size, terms = strength[order], terms[..., order]
-    active = int((size > torch.finfo(size.dtype).tiny).sum())  # below, 1/|c| overflows: such a channel never closes
-    # open_k and slope_k sum over the channels still open between breakpoints k−1 and k (none closed before k = 0).
-    open_sum = terms.flip(-1).cumsum(-1).flip(-1) + constant[..., None]
-    slope = (terms * size).flip(-1).cumsum(-1).flip(-1)
-    start = open_sum[..., 0]
-    if active == 0:
-        return torch.where(start <= 0, 0.0, torch.inf).to(terms.dtype)
-    breakpoints = 1 / size[:active]
-    # The value at each breakpoint, from the segment that ends there.
-    ends = open_sum[..., :active] - breakpoints * slope[..., :active]
-    # At the last breakpoint only untouched channels are left: summing them directly keeps an exact zero a zero.
-    rest = terms[..., active:].sum(-1) + constant
-    ends = torch.cat([ends[..., :-1], rest[..., None]], dim=-1)
-    below = ends <= 0
-    segment = below.to(torch.uint8).argmax(dim=-1, keepdim=True)  # the first segment that ends at or below zero
-    p, q = open_sum.gather(-1, segment)[..., 0], slope.gather(-1, segment)[..., 0]
-    upper = breakpoints[segment[..., 0]]
-    lower = torch.where(segment[..., 0] > 0, breakpoints[(segment[..., 0] - 1).clamp_min(0)], torch.zeros_like(upper))
+    reader: _Reader, activations: Activations, labels: Labels, criterion: Criterion
+) -> Float[Tensor, " n"]:
+    """Smallest ``α ≥ 0`` at which an image's class no longer holds, else +inf."""
+    lines = _lines(reader, activations, labels, criterion)
+    bins, start = len(reader.size), lines.open[-1]
+    ends = torch.cat([lines.open[:-1] - reader.upper[:, None, None] * lines.slope[:-1], start[None]])
+    maybe = torch.minimum(ends[:-1], ends[1:]) <= lines.sag  # [B, n, R]
+    lost = start <= 0
+    if criterion == "flip":  # a class is no rival of itself
+        maybe.scatter_(2, labels[None, :, None].expand(bins, -1, -1), False)
+        lost.scatter_(1, labels[:, None], False)
+    found = torch.where(lost.any(dim=1), 0.0, torch.inf).to(start.dtype)
+    left = maybe.any(dim=2) & (found > 0)  # [B, n], the bins that are still to be searched
+    number = torch.arange(1, bins + 1, device=left.device)[:, None]
+    while left.any():
+        first = (left * number).amax(dim=0) - 1  # [n], −1 where nothing is left; the last bin closes first
+        images = (first >= 0).nonzero()[:, 0]
+        which, rivals = maybe[first[images], images].nonzero(as_tuple=True)
+        image = images[which]
+        roots = _search(reader, lines, activations, labels, criterion, first[image], image, rivals)
+        nearest = found[images].scatter_reduce(0, which, roots, "amin")
+        found[images] = nearest
+        left[first[images], images] = False
+        left[:, images[nearest.isfinite()]] = False
+    return found
+
+
+def _search(
+    reader: _Reader,
+    lines: _Lines,
+    activations: Activations,
+    labels: Labels,
+    criterion: Criterion,
+    bins: Tensor,
+    images: Tensor,
+    rivals: Tensor,
+) -> Float[Tensor, " p"]:
+    """The first crossing inside a bin, for pairs of an image and a rival ``[p]`` each; +inf where there is none."""
+    weight = reader.weight[labels[images], bins]  # [p, S]
+    if criterion == "flip":
+        weight = weight - reader.weight[rivals, bins]
+    channels = F.pad(reader.closing, (0, -len(reader.closing) % reader.side)).view(-1, reader.side)[bins]
+    terms = weight * activations[images[:, None], channels]
+    size, close = reader.size[bins], reader.close[bins]
+    at = (bins, images, rivals)
+    # Before and after each channel: the sums over those that close later, with the bins behind.
+    open_sum = torch.cat([lines.open[at][:, None], terms], dim=1).cumsum(1)  # [p, S + 1]
+    slope = torch.cat([lines.slope[at][:, None], terms * size], dim=1).cumsum(1)
+    # At a channel's own breakpoint it counts for nothing: leaving it out keeps an exact zero a zero.
+    below = open_sum[:, :-1] - close * slope[:, :-1] <= 0
+    last = (below * torch.arange(1, below.shape[1] + 1, device=below.device)).amax(dim=1, keepdim=True) - 1
+    segment = last.clamp_min(0)
+    p, q = open_sum.gather(1, segment + 1), slope.gather(1, segment + 1)
+    upper = close.gather(1, segment)
+    lower = torch.cat([close[:, 1:], reader.lower[bins][:, None]], dim=1).gather(1, segment)
     root = torch.where(q > 0, p / torch.where(q > 0, q, torch.ones_like(q)), upper)
     root = torch.minimum(torch.maximum(root, lower), upper)
-    root = torch.where(below.any(dim=-1), root, torch.inf)
-    return torch.where(start <= 0, torch.zeros_like(root), root)
+    return torch.where(last >= 0, root, torch.inf)[:, 0]
 
 
 def _linear_crossing(
-    terms: Float[Tensor, "*rows M"], constant: Float[Tensor, "*rows"], strength: Contribution
-) -> Float[Tensor, "*rows"]:
+    reader: _Reader, activations: Activations, labels: Labels, criterion: Criterion
+) -> Float[Tensor, " n"]:
     """The approximation ``f(0) / Σ_j terms_j strength_j``; +inf where ``f`` does not fall."""
-    start, fall = terms.sum(-1) + constant, terms @ strength
+    own = labels[:, None]
+    start = activations @ reader.whole.T + reader.bias  # [n, C]
+    fall = activations @ (reader.whole * reader.strength).T
+    if criterion == "logit":
+        start, fall = start.gather(1, own), fall.gather(1, own)
+    else:
+        start, fall = start.gather(1, own) - start, fall.gather(1, own) - fall
     root = torch.where(fall > 0, start / torch.where(fall > 0, fall, torch.ones_like(fall)), torch.inf)
-    return torch.where(start <= 0, torch.zeros_like(root), root)
+    root = torch.where(start <= 0, torch.zeros_like(root), root)
+    if criterion == "flip":
+        root.scatter_(1, own, torch.inf)
+    return root.amin(dim=1)

@@ -63,17 +63,25 @@ def gates(
     Raises:
         UserError: a negative or NaN strength, an unknown mode, an infinite enhancement.
     """
+    _check(alphas, mode)
+    push = _push(contributions.reshape(-1, contributions.shape[-1]), alphas)  # [S, K, M]
+    each = (1 - push).clamp_min(0) if mode == "suppress" else 1 + push
+    return each.prod(dim=0)
+
+
+def _check(alphas: Tensor, mode: str) -> None:
     if mode not in ("suppress", "enhance"):
         raise UserError(f"mode={mode} is unknown; choose suppress or enhance.")
     if bool((alphas < 0).any() | alphas.isnan().any()):
         raise UserError("An intervention strength α must not be negative or NaN.")
     if mode == "enhance" and bool(alphas.isinf().any()):
         raise UserError("An infinite strength α can only suppress.")
-    size = contributions.abs().reshape(-1, 1, contributions.shape[-1])  # [S, 1, M]
-    # 0 · inf is NaN, yet a channel that the latent does not touch stays open at every strength.
-    push = torch.where(size > 0, alphas.to(size.dtype)[None, :, None] * size, torch.zeros_like(size))  # [S, K, M]
-    each = (1 - push).clamp_min(0) if mode == "suppress" else 1 + push
-    return each.prod(dim=0)
+
+
+def _push(contributions: Float[Tensor, "S M"], alphas: Float[Tensor, " K"]) -> Float[Tensor, "S K M"]:
+    """``α |c_j|``. 0 · inf is NaN, yet a channel that the latent does not touch stays open at every strength."""
+    size = contributions.abs()[:, None]
+    return torch.where(size > 0, alphas.to(size.dtype)[None, :, None] * size, torch.zeros_like(size))
 
 
 def gate(contribution: Contribution, alpha: float, mode: Mode = "suppress") -> Contribution:
@@ -91,19 +99,47 @@ def edited_logits(
 ) -> Float[Tensor, "K N C"]:
     """Logits of the edited head for every strength at once: ``y(α) = (W ⊙ s(α)) a + b``.
 
-    One matrix product ``[N, M] × [M, K·C]``: 2·N·M·K·C flops, without a copy of the activations per strength.
+    For one latent a logit is ``P − α Q`` with ``P = Σ w_j a_j`` and ``Q = Σ w_j |c_j| a_j`` over the channels that are
+    open at α (METHOD §5, Law 2), so that the strengths share two matrix products of ``2·N·M·C`` flops: from each
+    strength to the next smaller one only the channels that open in between are added. ``N·K·C`` numbers are written.
+    The gates of a set are no straight lines: there it is ``2·N·M·K·C`` flops.
 
     Args:
         weight: ``[C, M]`` and bias: ``[C]`` of the linear reader.
         activations: ``[N, M]`` at the site.
         contribution: ``[M]`` of a latent, or ``[S, M]`` of a set (see :func:`gates`).
-        alphas: ``[K]`` strengths.
+        alphas: ``[K]`` strengths, in any order.
         mode: ``suppress`` or ``enhance``.
 
     Returns:
         ``[K, N, C]``, in the dtype of the weights.
+
+    Raises:
+        UserError: as :func:`gates`.
     """
     strengths = torch.as_tensor(alphas, dtype=weight.dtype, device=weight.device)
-    gated = weight * gates(contribution.to(weight.dtype), strengths, mode)[:, None, :]  # [K, C, M]
-    logits = activations @ gated.reshape(-1, weight.shape[1]).T  # [N, K·C]
-    return logits.reshape(len(activations), len(strengths), len(weight)).transpose(0, 1) + bias
+    rows = contribution.to(weight.dtype).reshape(-1, weight.shape[1])  # [S, M]
+    # Two products cost as much as two strengths one by one.
+    if len(rows) > 1 or len(strengths) <= 2:
+        gated = weight * gates(rows, strengths, mode)[:, None, :]  # [K, C, M]
+        logits = activations @ gated.reshape(-1, weight.shape[1]).T  # [N, K·C]
+        return logits.reshape(len(activations), len(strengths), len(weight)).transpose(0, 1) + bias
+    _check(strengths, mode)
+    both = torch.cat([weight, weight * rows.abs()])  # [2C, M]
+    if mode == "enhance":
+        level, slope = (activations @ both.T).split(len(weight), dim=1)  # [N, C]
+        return level + bias + strengths[:, None, None] * slope
+    order = rows[0].abs().argsort()  # whatever the strength, it is the first channels of this order that are open
+    activations, both = activations[:, order], both[:, order]
+    counts = (_push(rows, strengths)[0] < 1).sum(dim=1)  # [K], how many
+    # What is open at an infinite strength is not touched: there Q is zero.
+    finite = torch.where(strengths.isinf(), 0, strengths)
+    total, done = torch.cat([bias, torch.zeros_like(bias)]).repeat(len(activations), 1), 0  # [N, 2C]
+    found = [total] * len(strengths)
+    for k in counts.argsort().tolist():
+        if (count := int(counts[k])) > done:
+            total = torch.addmm(total, activations[:, done:count], both[:, done:count].T)
+            done = count
+        level, slope = total.split(len(weight), dim=1)
+        found[k] = torch.addcmul(level, finite[k], slope, value=-1)
+    return torch.stack(found)

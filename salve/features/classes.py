@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torchmetrics import Metric
 
 from salve.types import Labels, Latents
 
@@ -24,6 +25,32 @@ def class_means(latents: Latents, labels: Labels, num_classes: int) -> Float[Ten
     total = torch.zeros(num_classes, latents.shape[1], dtype=latents.dtype, device=latents.device)
     total.index_add_(0, labels, latents)
     return total / torch.bincount(labels, minlength=num_classes)[:, None]
+
+
+class ClassMeans(Metric):
+    """:func:`class_means` over all batches; sums are kept in float64.
+
+    Args:
+        dictionary_size: ``d``. num_classes: ``C``.
+    """
+
+    full_state_update = False
+    total: Tensor
+    images: Tensor
+
+    def __init__(self, dictionary_size: int, num_classes: int) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros(num_classes, dictionary_size, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("images", torch.zeros(num_classes, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, latents: Tensor, labels: Tensor) -> None:
+        """Add latents ``[N, d]`` with labels ``[N]``."""
+        self.total.index_add_(0, labels, latents.double())
+        self.images += torch.bincount(labels, minlength=len(self.images))
+
+    def compute(self) -> Tensor:
+        """``[C, d]``; the row of a class without images is NaN. A single number comes without axes."""
+        return self.total / self.images[:, None]
 
 
 def shares(means: Float[Tensor, "C d"]) -> Float[Tensor, "C d"]:

@@ -1,7 +1,16 @@
 """Measures: pure formulas, and torchmetrics around them."""
 
-from salve.metrics.dictionaries import Matching, match_columns, mean_max_cosine, planted_recovery, stability
+from salve.metrics.dictionaries import (
+    Matching,
+    match_columns,
+    mean_max_cosine,
+    planted_recovery,
+    random_stability,
+    stability,
+)
 from salve.metrics.functional import (
+    ALMOST_DEAD,
+    DENSE,
     downstream,
     firing,
     fraction_of_variance_explained,
@@ -22,6 +31,8 @@ from salve.metrics.streaming import (
 from salve.metrics.usage import ActivationHistogram, LatentUsage
 
 __all__ = [
+    "ALMOST_DEAD",
+    "DENSE",
     "ActivationHistogram",
     "BatchMean",
     "Downstream",
@@ -38,6 +49,7 @@ __all__ = [
     "mean_max_cosine",
     "per_class_accuracy",
     "planted_recovery",
+    "random_stability",
     "reconstruction_cosine",
     "recovered_share",
     "relative_magnitude_histogram",

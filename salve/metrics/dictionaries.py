@@ -1,5 +1,6 @@
 """Comparing dictionaries: two SAEs with each other, and one with a planted truth. The features are the columns."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -73,7 +74,7 @@ def stability(
 
     Dead latents keep the columns they started with and pull the numbers towards chance: ``decoder[:, frequency > 0]``
     leaves them out. Chance is not 0: in a narrow activation every direction has a near one in a large dictionary, so
-    compare with a random dictionary of the same size.
+    compare with :func:`random_stability`.
 
     Args:
         first: ``[M, d]`` and second: ``[M, e]``, decoders. signed: see :func:`match_columns`.
@@ -82,7 +83,7 @@ def stability(
     Returns:
         Over the ``min(d, e)`` pairs of :func:`match_columns`: ``matched_cosine``, the mean (Song et al. 2025, PW-MCC);
         ``shared_fraction``, of at least ``threshold`` (after Paulo & Belrose 2025); ``flipped_fraction``, of opposite
-        sign. ``max_cosine``: see :func:`mean_max_cosine`.
+        sign. ``max_cosine``: see :func:`mean_max_cosine`. NaN where a dictionary has no column.
     """
     matching = match_columns(first, second, signed)
     return {
@@ -93,14 +94,35 @@ def stability(
     }
 
 
+def random_stability(
+    width: int, first: int, second: int, signed: bool = False, threshold: float = 0.7, pairs: int = 1000, seed: int = 0
+) -> dict[str, Float[Tensor, ""]]:
+    """What :func:`stability` comes to by chance: its mean over pairs of dictionaries of random directions.
+
+    Args:
+        width: ``M``. first, second: numbers of columns, ``d`` and ``e``. signed, threshold: see :func:`stability`.
+        pairs: of columns that are matched at least, over all draws. seed: of the draws.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    draws = math.ceil(pairs / max(1, min(first, second)))
+    found = []
+    for _ in range(draws):
+        one, other = (torch.randn(width, columns, generator=generator) for columns in (first, second))
+        found.append(stability(one, other, signed, threshold))
+    return {name: torch.stack([draw[name] for draw in found]).mean() for name in found[0]}
+
+
 def mean_max_cosine(
     first: Float[Tensor, "M d"], second: Float[Tensor, "M e"], signed: bool = False
 ) -> Float[Tensor, ""]:
     """``mean_i max_j cos(first_i, second_j)``, of ``|cos|`` if ``signed`` (Sharkey et al. 2022).
 
-    Not symmetric, and columns may share a partner; arguments as in :func:`match_columns`.
+    Not symmetric, and columns may share a partner; arguments as in :func:`match_columns`. NaN where a dictionary has no
+    column.
     """
     cosine = cosines(first, second)
+    if not cosine.numel():
+        return cosine.new_tensor(torch.nan)
     return (cosine.abs() if signed else cosine).max(dim=1).values.mean()
 
 

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from salve.types import Activations, Labels, Latents, Logits
 
+#: Shares of images below which a latent that fires is almost dead, and above which it is dense.
+ALMOST_DEAD, DENSE = 1e-3, 0.5
+
 
 def fraction_of_variance_explained(x: Activations, x_hat: Activations) -> Float[Tensor, ""]:
     """FVE: ``1 − Σ (x − x̂)² / Σ (x − x̄)²`` with the mean ``x̄`` taken per dimension.
@@ -60,7 +63,7 @@ def kl_divergence(original: Logits, edited: Logits) -> Float[Tensor, " N"]:
 
 
 def usage_fractions(
-    frequency: Float[Tensor, " d"], almost_dead: float = 1e-3, dense: float = 0.5
+    frequency: Float[Tensor, " d"], almost_dead: float = ALMOST_DEAD, dense: float = DENSE
 ) -> dict[str, Float[Tensor, ""]]:
     """Shares of a dictionary's latents that hardly ever or nearly always fire; the three do not overlap.
 

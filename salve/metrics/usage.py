@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from salve.metrics.functional import firing, relative_magnitude_histogram, usage_fractions
+from salve.metrics.functional import ALMOST_DEAD, DENSE, firing, relative_magnitude_histogram, usage_fractions
 from salve.types import UserError
 
 
@@ -26,7 +26,7 @@ class LatentUsage(Metric):
     l1: Tensor
 
     def __init__(
-        self, dictionary_size: int, negligible: float = 0.0, almost_dead: float = 1e-3, dense: float = 0.5
+        self, dictionary_size: int, negligible: float = 0.0, almost_dead: float = ALMOST_DEAD, dense: float = DENSE
     ) -> None:
         super().__init__()
         if not 0 <= almost_dead <= dense <= 1:

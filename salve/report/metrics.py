@@ -13,7 +13,10 @@ from salve.report.text import yes_no
 Metric = float | int | None
 
 #: Measures of the trained SAE, as its record names them.
-SAE_MEASURES = ("fve", "l0", "dead_fraction", "downstream_accuracy")
+SAE_MEASURES = (
+    *("fve", "cosine", "l0", "dead_fraction", "almost_dead_fraction", "dense_fraction"),
+    *("downstream_accuracy", "downstream_kl", "kl_recovered_from_mean", "kl_recovered_from_zero"),
+)
 
 
 def run_metrics(paths: Mapping[str, Path]) -> dict[str, Metric]:
@@ -27,7 +30,12 @@ def run_metrics(paths: Mapping[str, Path]) -> dict[str, Metric]:
         Plain numbers. None is a number that is not finite, since JSON has no word for it.
 
         - ``val_accuracy``: of the untouched classifier [fraction].
-        - ``fve``, ``l0`` [latents per image], ``dead_fraction``, ``downstream_accuracy``: of the SAE, on val.
+        - Of the SAE, on val: ``fve``, ``cosine``, ``l0`` [latents per image], ``downstream_accuracy`` and, in nats,
+          ``downstream_kl``; how much of the ablations' KL it recovers, ``kl_recovered_from_mean`` and ``…_from_zero``.
+          On train: ``dead_fraction``, ``almost_dead_fraction``, ``dense_fraction``.
+        - ``purity``: mean over the latents that fire (:func:`salve.features.top_purity`, on train).
+        - ``concept_auroc``: mean over the concepts of data that know them, each told by its best latent; chosen on
+          train, judged on val.
         - ``classes``: targets that are a class. The following are over these: ``separating``, ``separating_strictly``:
           how many do; ``on_target_drop``: mean of accuracy before − after the edit at the strength it is kept with;
           ``off_target_drift``: mean of the other classes' mean absolute change there; ``selectivity``: mean of the
@@ -41,6 +49,8 @@ def run_metrics(paths: Mapping[str, Path]) -> dict[str, Metric]:
     sae = found.record("sae", "sae.json")
     values: dict[str, Metric] = {"val_accuracy": _val_accuracy(found, main.val_accuracy, sae.get("original_accuracy"))}
     values |= {name: sae.get(name) for name in SAE_MEASURES}
+    for name, table, measure in (("purity", "latents.csv", "purity"), ("concept_auroc", "concepts.csv", "auroc")):
+        values[name] = mean_of_known(column(found.table("features", table), measure))
     edits = found.table("control", "summary.csv")
     if "target" in edits:
         edits = edits[edits["target"].isin(rows["class"])]

@@ -1,6 +1,7 @@
 """From settings to objects; the only place that instantiates."""
 
 import json
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -25,6 +26,8 @@ from salve.run.trainers import Trainers
 from salve.stages import BackboneSettings, Job
 from salve.types import UserError
 
+log = logging.getLogger(__name__)
+
 
 def build_job(config: Config, store: Store, logger: Callable[[str], Logger], console: Console, ranks: Ranks) -> Job:
     """Everything the stages share, checked: data that can be read, weights that fit, a layer that is a site.
@@ -39,6 +42,8 @@ def build_job(config: Config, store: Store, logger: Callable[[str], Logger], con
     data.bind(_preset(config.backbone, model, data.native_size))
     device = torch.device(ranks.accelerator, *(ranks.gpus or [])[:1])
     precision = _precision(config.trainer.precision, device)
+    if config.sae.precision == "bf16" and _precision("auto", device) != "bf16-mixed":
+        log.warning("sae.precision=bf16: this device does not compute in bf16, so float32 would be faster.")
     trainers = Trainers(ranks.accelerator, ranks.gpus, ranks.local_size, precision, logger, console.is_terminal)
 
     @contextmanager

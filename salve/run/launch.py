@@ -63,7 +63,8 @@ def make(runs: Sequence[Run], sweep: Path, launch: Launch, console: Console) -> 
                 idle = not dead and len(left) == len(queue)
                 queue = [job for job in left if job not in dead]
                 suspects += dead
-                console.print(f"A job was killed; {len(queue) + len(suspects)} are launched again.")
+                again = len(queue) + len(suspects)
+                console.print(f"The launcher stopped early ({_first_line(error)}); jobs launched again: {again}.")
         for job in suspects:
             try:
                 launch([_overrides(job)])
@@ -76,11 +77,12 @@ def make(runs: Sequence[Run], sweep: Path, launch: Launch, console: Console) -> 
 
 def _overrides(job: Sequence[Run]) -> list[str]:
     """What composes a job: its first run's settings, whose folder keeps the log, and the runs that it makes."""
-    keys = ",".join(run.key for run in job)
+    # Quoted: 445090e72263 is a key, but Hydra would read a number.
+    keys = [f"'{run.key}'" for run in job]
     return [
         *job[0].overrides,
-        f"sweep.runs=[{keys}]",
-        f"hydra.sweep.subdir={job[0].key}",
+        f"sweep.runs=[{','.join(keys)}]",
+        f"hydra.sweep.subdir={keys[0]}",
         # Into the run's own log only: jobs beside each other would mix their lines on the terminal.
         "hydra.job_logging.root.handlers=[file]",
     ]

@@ -1,8 +1,10 @@
 """What a sweep is going to do: each of its runs, checked, and named after what it computes."""
 
 import itertools
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +131,12 @@ def plan(
     return list(runs.values())
 
 
+@lru_cache(maxsize=64)
+def _site_names(library: str, name: str, args: str) -> list[str]:
+    """The sites of a backbone, whose further arguments are JSON."""
+    return list(sites(load_backbone(library, name, "random", 2, json.loads(args))[0]))
+
+
 def _expand(config: DictConfig, overrides: tuple[str, ...], swept: dict[str, Any]) -> list[Run]:
     """One run, or with ``layer=all`` one per site of the backbone."""
     with open_dict(config):
@@ -137,7 +145,7 @@ def _expand(config: DictConfig, overrides: tuple[str, ...], swept: dict[str, Any
     layers = [first.layer]
     if first.layer == ALL_SITES:
         backbone = first.backbone
-        layers = list(sites(load_backbone(backbone.library, backbone.name, "random", 2, backbone.args)[0]))
+        layers = _site_names(backbone.library, backbone.name, json.dumps(backbone.args, sort_keys=True))
     runs = []
     for layer in layers:
         one = replace(first, layer=layer)

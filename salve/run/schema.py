@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from salve.editing.gate import Channels, Mode, Scale
 from salve.features import Selection
 from salve.sae import VARIANTS
+from salve.sae.module import Precision
 from salve.stages import (
     BackboneSettings,
     DiscoverSettings,
@@ -199,6 +200,7 @@ CHOICES = {
     "finetune.mode": get_args(FinetuneMode),
     "sae.variant": tuple(VARIANTS),
     "sae.start": ("random", "data"),
+    "sae.precision": get_args(Precision),
     "discover.select": get_args(Selection),
     "edit.modes": get_args(Mode),
     "edit.scale": get_args(Scale),

@@ -21,8 +21,10 @@ REPEATS = 100
 
 #: Numbers of ``metrics.json`` that a search may go by (see :func:`salve.report.metrics.run_metrics`).
 MEASURES = (
-    *("val_accuracy", "fve", "l0", "dead_fraction", "downstream_accuracy", "separating", "separating_strictly"),
-    *("on_target_drop", "off_target_drift", "selectivity", "alpha_used_median"),
+    *("val_accuracy", "fve", "cosine", "l0", "dead_fraction", "almost_dead_fraction", "dense_fraction"),
+    *("downstream_accuracy", "downstream_kl", "kl_recovered_from_mean", "kl_recovered_from_zero"),
+    *("purity", "concept_auroc"),
+    *("separating", "separating_strictly", "on_target_drop", "off_target_drift", "selectivity", "alpha_used_median"),
     *("alpha_flip_median", "alpha_flip_infinite"),
 )
 

@@ -18,7 +18,7 @@ from salve.types import UserError
 TRAININGS = {"classifier": "finetune", "sae": "discover"}
 #: Tables worth looking at beside other runs'; each one is an artifact of its own to W&B, so not all of them.
 TABLES = {
-    "features": ("classes", "selected"),
+    "features": ("classes", "selected", "concepts"),
     "validate": ("localisation",),
     "control": ("summary", "curves"),
     "diagnose": ("summary",),

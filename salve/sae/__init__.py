@@ -19,13 +19,14 @@ from salve.sae.models import (
 from salve.sae.module import SparseAutoencoder
 from salve.sae.objective import objective
 from salve.sae.revival import auxk_losses, resample
-from salve.sae.rows import ActivationsData, EpochsData
+from salve.sae.rows import ActivationsData, Block, EpochsData
 
 __all__ = [
     "SAE",
     "VARIANTS",
     "ActivationsData",
     "BatchTopK",
+    "Block",
     "EpochsData",
     "Gated",
     "JumpReLU",

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
 from salve.sae.base import SAE, normalise_columns
-from salve.sae.module import Measures
+from salve.sae.memory import keep_freed_memory
+from salve.sae.module import Measures, Precision
 from salve.sae.objective import Objective
 from salve.sae.rows import rows_loader
 from salve.sae.topk import BatchTopK, learn_threshold
@@ -61,6 +62,8 @@ class Stack(nn.Module):
         self.numbers = list(members)
         saes = [member.sae for member in members.values()]
         parameters, buffers = stack_module_state(list[nn.Module](saes))
+        # Column after column in memory, as in each member.
+        parameters["decoder"] = parameters["decoder"].detach().mT.contiguous().mT.requires_grad_()
         for name, value in parameters.items():
             self.register_parameter(name, nn.Parameter(value, requires_grad=value.requires_grad))
         for name, value in buffers.items():
@@ -123,7 +126,8 @@ class SAEEnsemble(pl.LightningModule):
 
     Args:
         members: they may differ in size, λ, seed and variant. rows: ``N`` of the training split.
-        batch_size: rows of a step, for each member. learning_rate, head, auxk, patience: as for one SAE.
+        batch_size: rows of a step, for each member. learning_rate, head, auxk, patience, precision: as for one
+            SAE.
     """
 
     def __init__(
@@ -136,8 +140,10 @@ class SAEEnsemble(pl.LightningModule):
         *,
         auxk: int = 0,
         patience: int = 0,
+        precision: Precision = "float32",
     ) -> None:
         super().__init__()
+        self.precision = precision
         self.automatic_optimization = False
         self.rows, self.batch_size, self.learning_rate = rows, batch_size, learning_rate
         self._members = tuple(members)
@@ -154,6 +160,10 @@ class SAEEnsemble(pl.LightningModule):
         self.register_buffer("_losses", torch.zeros(len(members)), persistent=False)
         self._history: list[Tensor] = []
 
+    def on_fit_start(self) -> None:
+        """Prepare this process."""
+        keep_freed_memory()
+
     def training_step(self, batch: Float[Tensor, "N M"], _: int) -> None:
         """All steps of an epoch."""
         optimizer: Any = self.optimizers()
@@ -165,10 +175,11 @@ class SAEEnsemble(pl.LightningModule):
         starts = range(0, self.rows, self.batch_size)
         for step, start in enumerate(starts, start=self.current_epoch * len(starts)):
             stop = min(start + self.batch_size, self.rows)
-            losses = [
-                stack.losses(batch[order[:, start:stop]], step)
-                for stack, order in zip(self._stacks, order_of, strict=True)
-            ]
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                losses = [
+                    stack.losses(batch[order[:, start:stop]], step)
+                    for stack, order in zip(self._stacks, order_of, strict=True)
+                ]
             optimizer.zero_grad()
             self.manual_backward(torch.cat(losses).sum())
             optimizer.step()

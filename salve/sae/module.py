@@ -1,7 +1,7 @@
 """Training an SAE with Lightning."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -10,10 +10,14 @@ from torch import Tensor, nn
 from salve.data.ranks import batch_share
 from salve.metrics import BatchMean, FractionOfVarianceExplained, LatentUsage
 from salve.sae.base import SAE
+from salve.sae.memory import keep_freed_memory
 from salve.sae.objective import objective
 from salve.sae.revival import resample, silence
 from salve.sae.topk import BatchTopK, learn_threshold
 from salve.types import UserError
+
+#: Of a training's products.
+Precision = Literal["float32", "bf16"]
 
 
 class Measures(nn.Module):
@@ -63,6 +67,7 @@ class SparseAutoencoder(pl.LightningModule):
         resample: after how many epochs, and again, dead latents begin anew, within the first half of the training;
             0 for never. The Trainer needs an :class:`ActivationsData` then.
         patience: rows; what a latent is dead after. Needed with ``auxk`` or ``resample``.
+        precision: of the products in training; weights, their moments and what is measured stay float32.
     """
 
     silent: Tensor
@@ -77,37 +82,57 @@ class SparseAutoencoder(pl.LightningModule):
         auxk: int = 0,
         resample: int = 0,
         patience: int = 0,
+        precision: Precision = "float32",
     ) -> None:
         super().__init__()
+        self.automatic_optimization = False
         if (auxk or resample) and patience < 1:
             raise UserError(f"patience={patience} must be at least 1 row with auxk or resample.")
         self.sae = sae
         self.sparsity = sparsity
         self.learning_rate = learning_rate
         self.auxk, self.resample, self.patience = auxk, resample, patience
+        self.precision = precision
         self._head = head
         self.loss = BatchMean()
         self.measures = Measures(sae)
         if patience:
             self.register_buffer("silent", torch.zeros(sae.dictionary_size, dtype=torch.long))
 
-    def training_step(self, batch: Sequence[Tensor], _: int) -> Tensor:
-        """The loss of one batch; of a rank's part of it, so that the ranks' mean is the whole batch's."""
-        (activations,) = batch
+    def on_fit_start(self) -> None:
+        """Prepare this process."""
+        keep_freed_memory()
+
+    def training_step(self, batch: Sequence[Any], _: int) -> None:
+        """The steps of a :class:`salve.sae.Block`, or of one batch ``(rows,)``.
+
+        Many steps at once, since what Lightning does between two would take as long as a step of a small SAE.
+        """
+        rows, *sizes = batch
+        optimizer: Any = self.optimizers()
+        schedule: Any = self.lr_schedulers()
+        total = torch.zeros((), device=self.device)
+        for activations in rows.split(sizes[0] if sizes else len(rows)):
+            loss = self._loss(activations)
+            optimizer.zero_grad()
+            self.manual_backward(loss * batch_share(len(activations)))
+            optimizer.step()
+            schedule.step()
+            self.sae.normalise_decoder()
+            total += loss.detach() * len(activations)
+        self.loss.update(total / max(1, len(rows)), len(rows))
+        self.log("loss", self.loss, on_step=False, on_epoch=True)
+
+    def _loss(self, activations: Tensor) -> Tensor:
+        """Of one batch; of a rank's part of it."""
         dead = self.silent >= self.patience if self.auxk else None
-        loss, latents = objective(self.sae, activations, self.sparsity, dead, self.auxk)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            loss, latents = objective(self.sae, activations, self.sparsity, dead, self.auxk)
         if self.patience:
             self.silent.copy_(silence(self.silent, latents, activations, self.sae.negligible))
         if isinstance(self.sae, BatchTopK):
             self.sae.threshold.copy_(learn_threshold(self.sae.threshold, latents, self.global_step))
-        self.loss.update(loss.detach(), len(activations))
-        self.log("loss", self.loss, on_step=False, on_epoch=True)
-        return loss * batch_share(len(activations))
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """The optimiser's step, then the decoder's columns back to unit norm."""
-        super().optimizer_step(*args, **kwargs)
-        self.sae.normalise_decoder()
+        return loss
 
     def on_train_epoch_end(self) -> None:
         """Resample if it is time."""
@@ -134,7 +159,9 @@ class SparseAutoencoder(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """Adam with a cosine to zero."""
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.Adam(trained, lr=self.learning_rate)
-        steps = max(1, int(self.trainer.estimated_stepping_batches))
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        optimizer = torch.optim.Adam(trained, lr=self.learning_rate, fused=True)
+        # Lightning counts what the loader gives.
+        data: Any = getattr(self.trainer, "datamodule", None)
+        epochs = int(self.trainer.max_epochs or 1)
+        steps = data.steps * epochs if data else int(self.trainer.estimated_stepping_batches)
+        return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(1, steps))]

@@ -3,7 +3,7 @@
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from salve.sae.base import SAE
+from salve.sae.base import SAE, Pass
 from salve.sae.losses import mean_loss
 from salve.sae.revival import AUXILIARY, auxk_losses
 from salve.types import Activations, Latents
@@ -21,11 +21,23 @@ def objective(
     Args:
         sparsity: λ of the variant. dead: latents that AuxK uses. auxk: how many of them at most, 0 for no such term.
     """
-    passed = sae.run(activations)
+    # A price of latents needs the gradient of every one.
+    passed = sae.run(activations) if sparsity else sae.run_alone(activations)
+    return _mean_loss(sae, activations, passed, sparsity, dead, auxk), passed.latents.detach()
+
+
+def _mean_loss(
+    sae: SAE,
+    activations: Activations,
+    passed: Pass,
+    sparsity: float | Float[Tensor, ""],
+    dead: Bool[Tensor, " d"] | None,
+    auxk: int,
+) -> Float[Tensor, ""]:
     losses = sae.losses(activations, passed, sparsity)
     if auxk and dead is not None:
         losses = losses + AUXILIARY * auxk_losses(sae, activations, passed, dead, auxk)
-    return mean_loss(losses), passed.latents.detach()
+    return mean_loss(losses)
 
 
 class Objective(nn.Module):
@@ -39,4 +51,5 @@ class Objective(nn.Module):
         self, activations: Activations, sparsity: Float[Tensor, ""], dead: Bool[Tensor, " d"]
     ) -> tuple[Float[Tensor, ""], Latents]:
         """Mean loss and latents."""
-        return objective(self.sae, activations, sparsity, dead, self.auxk)
+        passed = self.sae.run(activations)
+        return _mean_loss(self.sae, activations, passed, sparsity, dead, self.auxk), passed.latents.detach()

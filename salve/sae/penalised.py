@@ -17,6 +17,7 @@ class LinearL1(SAE):
 
     variant = "linear_l1"
     has_bias = False
+    signed = True
     negligible = 0.01
     revived_by = "resample"
 

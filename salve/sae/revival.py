@@ -8,6 +8,7 @@ from salve.backbones import AnyRows
 from salve.data.ranks import place
 from salve.metrics import firing
 from salve.sae.base import SAE, Pass
+from salve.sae.few import encode_few, ranked
 from salve.sae.losses import squared_errors
 from salve.types import Activations, Latents
 
@@ -26,9 +27,15 @@ def auxk_losses(
     Source: Gao et al. 2024 (arXiv 2406.04093), appendix A.2.
     """
     values, indices = passed.pre.masked_fill(~dead, -torch.inf).topk(count, dim=1)
-    latents = torch.zeros_like(passed.pre).scatter(1, indices, values.relu())
     error = (activations - passed.reconstruction).detach()
-    return torch.where(dead.any(), squared_errors(error, latents @ sae.decoder.T), 0.0)
+    if passed.few is None:
+        latents = torch.zeros_like(passed.pre).scatter(1, indices, values.relu())
+        rebuilt = latents @ sae.decoder.T
+    else:
+        few = encode_few(passed.pre, activations - sae.shift, sae.encoder, sae.bias, *ranked(indices))
+        # Where fewer are dead than asked for, some of the living are among the indices.
+        rebuilt = few._replace(values=few.values.relu() * dead[few.columns]).decode(sae.decoder)
+    return torch.where(dead.any(), squared_errors(error, rebuilt), 0.0)
 
 
 @torch.no_grad()

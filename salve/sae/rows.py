@@ -1,18 +1,50 @@
 """Activations on their way into a training."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler
 
 from salve.backbones import AnyRows
-from salve.data.ranks import RankBatches, RunBlocks
+from salve.data.ranks import RankBatches, RunBlocks, place
 
+#: Bytes of activations that a training gets at a time.
+BLOCK_BYTES = 64 * 2**20
 #: Bytes that are read from one place of a disk: few, so that a block has many runs; not so few that seeking takes long.
-RUN_BYTES = 64 << 10
+RUN_BYTES = 64 * 2**10
+
+
+class Block(NamedTuple):
+    """Many batches of a training at once: rows ``[B, M]``, and how many of them belong to each batch, in order."""
+
+    rows: Tensor
+    sizes: tuple[int, ...]
+
+
+class Blocks(Sampler[list[Tensor]]):
+    """Batches of indices in an order drawn from torch's global generator, a block of batches at a time.
+
+    With W ranks, rank r yields rows ``r::W`` of each batch. The draws are those of a ``DataLoader`` that shuffles.
+
+    Args:
+        n: rows to draw from. batch_size: rows of a batch over all ranks. block_rows: of a block; at least one batch.
+    """
+
+    def __init__(self, n: int, batch_size: int, block_rows: int) -> None:
+        self._n, self._batch_size = n, batch_size
+        self._block = batch_size * max(1, block_rows // batch_size)
+
+    def __len__(self) -> int:
+        return -(-self._n // self._block)
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        rank, ranks = place()
+        order = torch.tensor(list(RandomSampler(range(self._n))))
+        for block in order.split(self._block):
+            yield [batch[rank::ranks] for batch in block.split(self._batch_size)]
 
 
 class Rows(Dataset[Tensor]):
@@ -31,6 +63,23 @@ class Rows(Dataset[Tensor]):
         """What DataLoader asks for: the whole batch in one indexing operation."""
         rows = torch.as_tensor(indices, dtype=torch.long)  # an empty list has no type of its own
         return tuple(tensor[rows] for tensor in self.tensors)
+
+
+class _Gathered(Dataset[Block]):
+    """Rows of a tensor, a block at a time."""
+
+    def __init__(self, rows: AnyRows) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, batch: Tensor) -> Block:
+        return self.__getitems__([batch])
+
+    def __getitems__(self, batches: list[Tensor]) -> Block:
+        """What DataLoader asks for: all batches in one indexing operation."""
+        return Block(self._rows[torch.cat(batches)], tuple(len(batch) for batch in batches))
 
 
 def rows_loader(*tensors: AnyRows, batch_size: int, shuffle: bool = False) -> DataLoader[Any]:
@@ -85,11 +134,18 @@ class ActivationsData(pl.LightningDataModule):
         self.train, self.val, self.val_labels = train, val, val_labels
         self.batch_size, self.block = batch_size, block
 
-    def train_dataloader(self) -> Any:
-        """Shuffled rows."""
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of an epoch."""
+        return -(-len(self.train) // self.batch_size)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Shuffled rows, a :class:`Block` at a time."""
         if self.block:
-            return StreamedBatches(self.train, batch_size=self.batch_size, block=self.block)
-        return rows_loader(self.train, batch_size=self.batch_size, shuffle=True)
+            sampler: Any = run_blocks(self.train, self.batch_size, self.block)
+        else:
+            sampler = Blocks(len(self.train), self.batch_size, BLOCK_BYTES // (4 * self.train.shape[1]))
+        return DataLoader(_Gathered(self.train), batch_sampler=sampler, collate_fn=_as_is)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Rows with labels, in order."""

@@ -6,14 +6,17 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, distributed
 
 from salve.data.ranks import place
 from salve.sae.base import SAE, Pass
+from salve.sae.few import chosen_by, encode_few, ranked
 from salve.sae.losses import squared_errors
 from salve.types import Activations, Latents, UserError
 
+#: From so many latents for each that may fire, products with those alone are faster on a CPU.
+FEW = 32
 #: Steps over which the inference threshold is averaged.
 WINDOW = 100
 
@@ -48,6 +51,21 @@ class TopK(SAE):
         values, indices = pre.topk(self.k, dim=1)
         return torch.zeros_like(pre).scatter(1, indices, values.relu())
 
+    def run_alone(self, activations: Activations) -> Pass:
+        """Where few latents of many fire, everything after their choice is done for those only."""
+        if not self.training or self.dictionary_size < FEW * self.k or activations.device.type != "cpu":
+            return self.run(activations)
+        centred = activations - self.shift
+        with torch.no_grad():
+            pre = self.pre_activations(activations)
+        found = encode_few(pre, centred, self.encoder, self.bias, *self.choose(pre))
+        few = found._replace(values=found.values.relu())
+        return Pass(pre, few.dense(pre), few.decode(self.decoder) + self.shift, few)
+
+    def choose(self, pre: Latents) -> tuple[Int[Tensor, " N1"], Int[Tensor, " P"]]:
+        """Which latents may fire in training, as offsets and columns (:class:`salve.sae.few.Few`)."""
+        return ranked(pre.topk(self.k, dim=1).indices)
+
 
 class BatchTopK(TopK):
     """The ``k N`` largest pre-activations of a batch of ``N`` images (Bussmann et al. 2024, arXiv 2412.06410).
@@ -74,9 +92,14 @@ class BatchTopK(TopK):
 
     def activate(self, pre: Latents) -> Latents:
         """Keep what is above the batch's cut, or in eval mode above the threshold."""
-        if not self.training:
-            return torch.where(pre > self.threshold, pre, 0.0)
-        return torch.where((pre >= batch_cut(pre.detach(), self.k)) & (pre > 0), pre, 0.0)
+        return torch.where(self._fires(pre) if self.training else pre > self.threshold, pre, 0.0)
+
+    def choose(self, pre: Latents) -> tuple[Int[Tensor, " N1"], Int[Tensor, " P"]]:
+        """Those above the batch's cut."""
+        return chosen_by(self._fires(pre))
+
+    def _fires(self, pre: Latents) -> Bool[Tensor, "N d"]:
+        return (pre >= batch_cut(pre.detach(), self.k)) & (pre > 0)
 
 
 class Matryoshka(BatchTopK):
@@ -132,6 +155,10 @@ class Matryoshka(BatchTopK):
         """That of the base."""
         return super().activate(pre) if self.base == BatchTopK.variant else TopK.activate(self, pre)
 
+    def choose(self, pre: Latents) -> tuple[Int[Tensor, " N1"], Int[Tensor, " P"]]:
+        """That of the base."""
+        return super().choose(pre) if self.base == BatchTopK.variant else TopK.choose(self, pre)
+
     def losses(
         self, activations: Activations, passed: Pass, sparsity: float | Float[Tensor, ""]
     ) -> Float[Tensor, " N"]:
@@ -139,9 +166,15 @@ class Matryoshka(BatchTopK):
         losses = super().losses(activations, passed, sparsity)
         partial = self.shift
         for start, stop in pairwise((0, *self.sizes[:-1])):
-            partial = partial + passed.latents[:, start:stop] @ self.decoder[:, start:stop].T
+            partial = partial + self._decode_part(passed, start, stop)
             losses = losses + squared_errors(activations, partial)
         return losses
+
+    def _decode_part(self, passed: Pass, start: int, stop: int) -> Activations:
+        """What latents ``start … stop − 1`` add."""
+        if passed.few is not None:
+            return passed.few.within(start, stop).decode(self.decoder)
+        return passed.latents[:, start:stop] @ self.decoder[:, start:stop].T
 
 
 def batch_cut(pre: Latents, k: int) -> Float[Tensor, ""]:

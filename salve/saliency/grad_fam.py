@@ -34,7 +34,8 @@ def grad_fam(
     Where ``a`` is the spatial mean of the default map (CNNs with global average pooling), ``∂z_l/∂A_k`` is known in
     closed form, ``E_lk / (hw)`` times the derivative of the SAE's activation function, and all latents come from one
     einsum without a backward pass through the model. Elsewhere the model is run once and only the part behind ``A``
-    is differentiated, once for each latent.
+    is differentiated, once for each latent; for more latents than the site is wide, once for each of its ``M`` channels
+    instead, of which the latents' maps are then sums.
 
     Args:
         model: torchvision or timm model; run in eval mode and left as found.
@@ -66,11 +67,11 @@ def grad_fam(
         run = _run(model, site, images, at)
         grid = _as_map(run.place, site, images, at)
         if at is None and _is_spatial_mean(run.activations, grid):
-            maps = _closed_form(sae, run.activations, grid, index, sign)
+            maps = _combined(sae, run.activations, grid, index, sign / (grid.shape[2] * grid.shape[3]))
         else:
             maps = _by_gradient(sae, run, grid, site, images, index, sign, at)
     size = (images.shape[2], images.shape[3])
-    return F.interpolate(maps.relu(), size=size, mode="bilinear", align_corners=False).to(images.dtype)
+    return F.interpolate(maps.relu().contiguous(), size=size, mode="bilinear", align_corners=False).to(images.dtype)
 
 
 class _Pass(NamedTuple):
@@ -105,7 +106,8 @@ def _run(model: nn.Module, site: Site, images: Tensor, at: str | None) -> _Pass:
     try:
         # Gradients are off up to the place, where `cut` turns them on; leaving the context restores the caller's mode.
         with torch.no_grad(), recorded(model, site) as seen:
-            model(images)
+            # Channels last: 1.4 times as fast for 16 images in a ResNet-18 on the CPU, as capture has it.
+            model(images.to(memory_format=torch.channels_last))
     finally:
         hook.remove()
     if not leaves:
@@ -148,31 +150,36 @@ def _is_spatial_mean(activations: Tensor, grid: Tensor) -> bool:
     return bool((mean - activations.detach()).abs().max() <= tolerance)
 
 
-def _closed_form(sae: SAE, activations: Tensor, grid: Tensor, index: Tensor, sign: Tensor) -> Tensor:
-    """Weighted maps ``[N, L, h, w]`` of all latents when ``a = mean_hw A``."""
+def _combined(sae: SAE, activations: Tensor, channels: Tensor, index: Tensor, factor: Tensor) -> Tensor:
+    """Weighted maps ``[N, L, h, w]`` of latents from those of the site's channels ``[N, M, h, w]``, times ``[L]``.
+
+    ``z_l = f(E_l a + …)``, so that its map is ``f' Σ_m E_lm`` times that of ``a_m``. Where ``a = mean_hw A`` the map of
+    ``a_m`` is ``A_m / (hw)``.
+    """
     with torch.enable_grad():
         pre = sae.pre_activations(activations.detach()).detach().requires_grad_()
-        # Each latent depends on its own pre-activation only, so this is the diagonal ∂z_l/∂pre_l: 1 or 0.
+        # Each latent depends on its own pre-activation only, so this is the diagonal ∂z_l/∂pre_l.
         (active,) = torch.autograd.grad(sae.activate(pre).sum(), pre)
-    rows = sae.encoder.detach()[index] * sign[:, None]  # [L, M]
-    scale = active[:, index] / (grid.shape[2] * grid.shape[3])  # [N, L]
-    return torch.einsum("lm,nmhw->nlhw", rows, grid) * scale[:, :, None, None]
+    rows = sae.encoder.detach()[index] * factor[:, None]  # [L, M]
+    return torch.einsum("lm,nmhw->nlhw", rows, channels) * active[:, index, None, None]
 
 
 def _by_gradient(
     sae: SAE, run: _Pass, grid: Tensor, site: Site, images: Tensor, index: Tensor, sign: Tensor, at: str | None
 ) -> Tensor:
-    """Weighted maps ``[N, L, h, w]`` from one small backward pass for each latent, summed over the images."""
+    """Weighted maps ``[N, L, h, w]`` by a small backward pass for each latent or channel, summed over the images."""
     _check_dependence(run, site, images, at)
+    few = len(index) <= run.activations.shape[1]
     with torch.enable_grad():
-        targets = (sae.encode(run.activations)[:, index] * sign).sum(dim=0)  # [L]
+        targets = (sae.encode(run.activations)[:, index] * sign if few else run.activations).sum(dim=0)
     maps = []
     # A loop, because behind a ViT's last block it is 1.5 to 1.8 times as fast as is_grads_batched (one core).
     for target in targets:
         (gradient,) = torch.autograd.grad(target, run.place, retain_graph=True)
         weights = _as_map(gradient, site, images, at).mean(dim=(2, 3))  # [N, K]
         maps.append(torch.einsum("nk,nkhw->nhw", weights, grid))
-    return torch.stack(maps, dim=1)
+    found = torch.stack(maps, dim=1)
+    return found if few else _combined(sae, run.activations, found, index, sign)
 
 
 def _check_dependence(run: _Pass, site: Site, images: Tensor, at: str | None) -> None:

@@ -13,7 +13,6 @@ from torch import Tensor
 from salve.artifacts import Artifact, save_tensors, write_table
 from salve.editing import Edit, EditEvaluation, apply_recipe, load_recipe, make_recipe, save_recipe
 from salve.editing.curves import edit_curves
-from salve.sae import load_sae
 from salve.stages.job import Job, recipe_of
 from salve.stages.targets import EditSettings, Target, contributions_of, refuse_aligned_on_signed, targets_of
 
@@ -37,7 +36,7 @@ def control(
     recipe = recipe_of(asdict(settings), classifier, activations, sae, features)
 
     def make(folder: Path, _: Path) -> None:
-        autoencoder = load_sae(sae.file("sae.safetensors"))
+        autoencoder = job.sae(sae, activations)
         val = job.activations(activations, "val")
         weight, bias = job.head(classifier)
         alphas = torch.tensor(settings.alpha)

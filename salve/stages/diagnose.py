@@ -10,7 +10,6 @@ from torch import Tensor
 from salve.artifacts import Artifact, write_table
 from salve.diagnosis import critical_strength
 from salve.editing import edited_logits
-from salve.sae import load_sae
 from salve.stages.job import Job, recipe_of
 from salve.stages.targets import EditSettings, contributions_of, refuse_aligned_on_signed, targets_of
 
@@ -28,7 +27,7 @@ def diagnose(
     recipe = recipe_of(geometry, classifier, activations, sae, features)
 
     def make(folder: Path, _: Path) -> None:
-        autoencoder = load_sae(sae.file("sae.safetensors"))
+        autoencoder = job.sae(sae, activations)
         val = job.activations(activations, "val")
         weight, bias = job.head(classifier)
         tables = []

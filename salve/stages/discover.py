@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from salve.artifacts import Artifact, save_tensors, write_table
-from salve.backbones import captured
-from salve.features import class_means, kinds, margins, select_latents, shares
-from salve.metrics import LatentUsage, per_class_accuracy
-from salve.sae import load_sae
+from salve.backbones import Captured, captured
+from salve.data.base import ConceptTruth
+from salve.features import ClassMeans, ClassPurity, concept_detectors, kinds, margins, select_latents, shares
+from salve.metrics import ActivationHistogram, LatentUsage, per_class_accuracy
+from salve.sae import SAE
 from salve.stages.job import Job, recipe_of
+from salve.stages.measure import blocks
 
 
 @dataclass
@@ -38,34 +40,99 @@ def capture(job: Job, classifier: Artifact) -> Artifact:
 def read_features(
     job: Job, settings: DiscoverSettings, classifier: Artifact, activations: Artifact, sae: Artifact
 ) -> Artifact:
-    """What the latents say about the classes, from the train split.
+    """What the latents say about the classes and concepts, from the train split, in blocks of rows.
 
     Returns:
         Artifact ``features``: ``latents.csv``, ``dominant.csv``, ``selected.csv``, ``classes.csv``,
-        ``class_means.safetensors``.
+        ``class_means.safetensors``, ``histograms.safetensors``, and ``concepts.csv`` where the data have a truth.
     """
     recipe = recipe_of(asdict(settings), classifier, activations, sae)
 
     def make(folder: Path, _: Path) -> None:
         train, val = (job.activations(activations, split) for split in ("train", "val"))
-        width = train.activations.shape[1]
-        autoencoder = load_sae(sae.file("sae.safetensors"), width=width, backbone=job.backbone.name, site=job.layer)
-        latents = autoencoder.encode(train.activations)
-        usage = LatentUsage(autoencoder.dictionary_size, autoencoder.negligible)
-        usage.update(latents, train.activations)
-        means = class_means(latents, train.labels, len(job.classes))
-        tables = feature_tables(means, usage.compute()["frequency"], job.classes, settings)
+        autoencoder = job.sae(sae, activations)
+        means, frequency, per_latent, histogram = _pass_over(train, autoencoder, len(job.classes))
+        tables = feature_tables(means, frequency, job.classes, settings)
+        tables["latents"] = tables["latents"].assign(**per_latent)
+        tables["classes"] = _class_table(val, *job.head(classifier), job.classes)
+        shown, judged = job.data.truth("train"), job.data.truth("val")
+        if shown is not None and judged is not None:
+            chosen_by, judged_by = (_all_latents(autoencoder, split) for split in (train, val))
+            tables["concepts"] = concept_table(chosen_by, judged_by, shown, judged, job.classes, autoencoder.signed)
         for name, table in tables.items():
             write_table(folder / f"{name}.csv", table)
         save_tensors(folder / "class_means.safetensors", {"class_means": means})
-        weight, bias = job.head(classifier)
-        predictions = (val.activations @ weight.T + bias).argmax(dim=1)
-        counts = torch.bincount(val.labels, minlength=len(job.classes))
-        accuracy = per_class_accuracy(predictions, val.labels, len(job.classes))
-        columns = {"class": job.classes, "val_images": counts.tolist(), "val_accuracy": accuracy.tolist()}
-        write_table(folder / "classes.csv", pd.DataFrame(columns))
+        save_tensors(folder / "histograms.safetensors", histogram)
 
     return job.store.get_or_make("features", recipe, make)
+
+
+def _pass_over(
+    split: Captured, sae: SAE, classes: int
+) -> tuple[Tensor, Tensor, dict[str, list[float]], dict[str, Tensor]]:
+    """Class means ``[C, d]``, frequencies ``[d]``, further columns of ``latents.csv``, and the histograms."""
+    size, negligible = sae.dictionary_size, sae.negligible
+    means, usage = ClassMeans(size, classes), LatentUsage(size, negligible)
+    purity, histogram = ClassPurity(size, classes, negligible=negligible), ActivationHistogram(size, negligible)
+    for activations, labels in blocks(split, size):
+        latents = sae.encode(activations)
+        means.update(latents, labels)
+        usage.update(latents, activations)
+        purity.update(latents, activations, labels)
+        histogram.update(latents, activations)
+    # torchmetrics takes the axes off what is a single number, such as the frequency of the only latent.
+    columns = {name: values.reshape(-1).tolist() for name, values in purity.compute().items()}
+    found = means.compute().reshape(classes, size).float()
+    return found, usage.compute()["frequency"].reshape(-1), columns, histogram.compute()
+
+
+def _class_table(val: Captured, weight: Tensor, bias: Tensor, classes: tuple[str, ...]) -> pd.DataFrame:
+    predictions = [(activations @ weight.T + bias).argmax(dim=1) for activations, _ in blocks(val, len(classes))]
+    accuracy = per_class_accuracy(torch.cat(predictions), val.labels, len(classes))
+    counts = torch.bincount(val.labels, minlength=len(classes))
+    return pd.DataFrame({"class": classes, "val_images": counts.tolist(), "val_accuracy": accuracy.tolist()})
+
+
+def _all_latents(sae: SAE, split: Captured) -> Tensor:
+    """Latents ``[N, d]``, all at once: ranks need them, and data with a truth are small."""
+    return torch.cat([sae.encode(activations) for activations, _ in blocks(split, sae.dictionary_size)])
+
+
+def concept_table(
+    train_latents: Tensor,
+    val_latents: Tensor,
+    train: ConceptTruth,
+    val: ConceptTruth,
+    classes: tuple[str, ...],
+    signed: bool,
+) -> pd.DataFrame:
+    """The latent that best tells each concept: chosen on train, judged on val.
+
+    Args:
+        train_latents, val_latents: ``[N, d]``. train, val: what their images show. classes: names.
+        signed: latents take both signs.
+
+    Returns:
+        ``concept``; ``classes`` that it defines; ``val_images`` that show it; ``latent`` and ``sign``, missing for a
+        concept that all or none of the train images show; ``auroc`` on val, NaN also if all or none of those show it.
+    """
+    found = concept_detectors(train_latents, train.presence, val_latents, val.presence, signed)
+    owners = [
+        "; ".join(name for name, own in zip(classes, train.class_concept, strict=True) if own == k)
+        for k in range(len(train.concepts))
+    ]
+    table = pd.DataFrame(
+        {
+            "concept": train.concepts,
+            "classes": owners,
+            "val_images": val.presence.sum(dim=0).tolist(),
+            "latent": pd.array(found.latents.tolist(), dtype="Int64"),
+            "sign": pd.array(found.signs.tolist(), dtype="Int64"),
+            "auroc": found.auroc.tolist(),
+        }
+    )
+    table.loc[table["latent"] < 0, ["latent", "sign"]] = pd.NA
+    return table
 
 
 def feature_tables(

@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from salve.artifacts import Artifact, Store
 from salve.backbones import Captured, Site, find_site, load_backbone, load_captured
 from salve.data.base import ImageData
+from salve.sae import SAE, load_sae
 from salve.types import UserError
 
 log = logging.getLogger(__name__)
@@ -131,6 +132,11 @@ class Job:
         """Captured activations of a split."""
         return load_captured(activations.path, split)
 
+    def sae(self, sae: Artifact, activations: Artifact) -> SAE:
+        """The SAE of an artifact; refused unless it was made for this backbone, site and width of activations."""
+        width = activations.record("activations.json")["width"]
+        return load_sae(sae.file("sae.safetensors"), width=width, backbone=self.backbone.name, site=self.layer)
+
     def shuffled_within(self, images: int, width: int, batch_size: int) -> int | None:
         """How many rows a training shuffles at a time that reads its activations from disk.
 
@@ -139,7 +145,7 @@ class Job:
 
         Returns:
             None if all activations fit into memory, twice: there are two copies while they are scaled. Otherwise rows
-            that take a third of it: the block before is still there, and the last third is for what comes besides.
+            that take a third of it: two such blocks may be there at once, and the rest is for what comes besides.
         """
         memory, row = self.memory * 2**30, 4 * width
         if 2 * images * row <= memory:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from salve.artifacts import Artifact, write_record, write_table
 from salve.backbones import AnyRows, Captured
-from salve.metrics import FractionOfVarianceExplained, LatentUsage
 from salve.sae import (
     SAE,
     VARIANTS,
@@ -27,7 +26,9 @@ from salve.sae import (
     make_sae,
     save_sae,
 )
+from salve.sae.module import Precision
 from salve.stages.job import Job, recipe_of
+from salve.stages.measure import measure_sae
 from salve.types import UserError
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class SAESettings:
         start: ``random``, or ``data``, where decoder columns start as directions to training rows.
         auxk: dead latents that also reconstruct the error, at most. resample: after how many epochs, and again, dead
             latents begin anew. 0 is off; a latent is dead when it has not fired for as many rows as there are.
+        precision: ``float32`` or ``bf16``, of the products in training; weights and their moments are float32 anyway.
     """
 
     variant: str
@@ -70,6 +72,7 @@ class SAESettings:
     start: str = "random"
     auxk: int = 0
     resample: int = 0
+    precision: str = "float32"
 
     def check(self) -> None:
         """Raises UserError for settings outside their range, or that this variant does not have."""
@@ -172,10 +175,16 @@ def _train_alone(job: Job, ground: "_Ground", wanted: Mapping[Path, SAESettings]
     pl.seed_everything(settings.seed, workers=True, verbose=False)
     sae = ground.untrained(settings)
     data = ActivationsData(ground.rows, ground.val_rows, ground.val.labels, settings.batch_size, ground.within)
-    revival = {"auxk": settings.auxk, "resample": settings.resample}
-    if any(revival.values()):
-        revival["patience"] = len(data.train)
-    module = SparseAutoencoder(sae, settings.sparsity, settings.learning_rate, ground.head(), **revival)
+    module = SparseAutoencoder(
+        sae,
+        settings.sparsity,
+        settings.learning_rate,
+        ground.head(),
+        auxk=settings.auxk,
+        resample=settings.resample,
+        patience=len(data.train) if settings.auxk or settings.resample else 0,
+        precision=cast(Precision, settings.precision),
+    )
     fit = replace(job, seed=settings.seed).fit
     history = fit("discover", module, {"datamodule": data}, scratch, epochs=settings.epochs)
     ground.write(folder, settings, sae.cpu(), history)
@@ -188,7 +197,14 @@ def _train_together(job: Job, ground: "_Ground", wanted: Mapping[Path, SAESettin
     data = EpochsData(ground.rows, ground.val_rows, ground.val.labels, common.batch_size)
     count = len(data.train)
     ensemble = SAEEnsemble(
-        members, count, common.batch_size, common.learning_rate, ground.head(), auxk=common.auxk, patience=count
+        members,
+        count,
+        common.batch_size,
+        common.learning_rate,
+        ground.head(),
+        auxk=common.auxk,
+        patience=count,
+        precision=cast(Precision, common.precision),
     )
     job.fit("discover", ensemble, {"datamodule": data}, scratch, epochs=common.epochs)
     for number, (folder, settings) in enumerate(wanted.items()):
@@ -269,8 +285,9 @@ class _Ground:
         sae.eval().fold(self.scale)
         save_sae(folder / "sae.safetensors", sae, self.facts)
         write_table(folder / "history.csv", history)
-        record = _record(settings, sae, history, self.weight, self.bias, self.val.activations, self.val.labels)
-        write_record(folder / "sae.json", record | ({"shuffled_within": self.within} if self.within else {}))
+        measures = measure_sae(sae, self.train, self.val, self.weight, self.bias)
+        order = {"shuffled_within": self.within} if self.within else {}
+        write_record(folder / "sae.json", {**settings.scientific(), "width": sae.width, **measures, **order})
 
 
 def _divided(rows: AnyRows, scale: float) -> AnyRows:
@@ -289,27 +306,3 @@ def _root_mean_square(rows: AnyRows, shift: Tensor) -> float:
     """``√ mean (a − shift)²`` over rows and channels, summed in float64; not finite if an activation is not."""
     total = sum(float((block - shift).double().square().sum()) for block in rows.split(4096))
     return math.sqrt(total / (len(rows) * rows.shape[1]))
-
-
-@torch.no_grad()
-def _record(
-    settings: SAESettings, sae: SAE, history: pd.DataFrame, weight: Tensor, bias: Tensor, val: Tensor, labels: Tensor
-) -> dict[str, object]:
-    """What the finished file does on raw val activations; measured anew, so that a wrong fold would show."""
-    reconstruction, latents = sae(val)
-    usage, fve = LatentUsage(sae.dictionary_size, sae.negligible), FractionOfVarianceExplained(sae.width)
-    usage.update(latents, val)
-    fve.update(val, reconstruction)
-
-    def accuracy(activations: Tensor) -> float:
-        return float(((activations @ weight.T + bias).argmax(dim=1) == labels).double().mean())
-
-    measures = {name: float(value) for name, value in usage.compute().items() if value.ndim == 0}
-    return {
-        **settings.scientific(),
-        **measures,
-        "width": sae.width,
-        "fve": float(fve.compute()),
-        "downstream_accuracy": accuracy(reconstruction),
-        "original_accuracy": accuracy(val),
-    }

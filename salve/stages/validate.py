@@ -14,7 +14,7 @@ from salve.artifacts import Artifact, save_tensors, write_table
 from salve.backbones import Site, site_activations
 from salve.data.base import ConceptTruth
 from salve.data.transforms import Preprocess
-from salve.sae import SAE, load_sae
+from salve.sae import SAE
 from salve.saliency import grad_fam, insertion_deletion_auc, iou, maximise, pointing_game
 from salve.stages.job import Job, recipe_of
 from salve.stages.targets import Target, targets_of
@@ -84,7 +84,7 @@ def validate(
     def make(folder: Path, _: Path) -> None:
         model, site = job.model(classifier)
         val = job.activations(activations, "val")
-        autoencoder = load_sae(sae.file("sae.safetensors"))
+        autoencoder = job.sae(sae, activations)
         latents = autoencoder.encode(val.activations)
         scene = _Scene(job, model, site, autoencoder.to(job.device), latents, val.labels)
         targets = targets_of(job.classes, features, [])

@@ -25,8 +25,8 @@ FLOORS = (
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 BESIDE = {("backbones", "data")}
-#: Stages meet through artifacts; these two files are what they share.
-SHARED_BY_STAGES = ("job", "targets")
+#: Stages meet through artifacts; these files are what they share.
+SHARED_BY_STAGES = ("job", "measure", "targets")
 MOST_LINES = 350
 
 

@@ -232,7 +232,7 @@ def test_a_killed_job_is_made_again_by_the_same_command(tmp_path: Path) -> None:
     assert killed is not None
     assert killed != sweep.pid
     assert sweep.returncode == 0, said
-    assert "A job was killed" in said
+    assert "The launcher stopped early" in said
     assert len(table(tmp_path)) == 3
 
 

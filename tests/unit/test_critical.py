@@ -76,6 +76,64 @@ def test_exact_equals_bisection(criterion: str, seed: int) -> None:
     assert found.tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
+def at_every_breakpoint(
+    weight: Tensor, bias: Tensor, activations: Tensor, c: Tensor, labels: Tensor, criterion: str
+) -> tuple[Tensor, Tensor]:
+    """First crossings ``[N]`` from the edited head's logits at every breakpoint, and whether the class comes back."""
+    alphas = torch.cat([torch.zeros(1), (1 / c.abs()[c != 0]).sort().values])
+    logits = edited_logits(weight, bias, activations, c, alphas)  # [K, N, C]
+    margins = logits.gather(2, labels.expand(len(alphas), -1)[:, :, None])
+    if criterion == "flip":
+        margins = (margins - logits).scatter(2, labels.expand(len(alphas), -1)[:, :, None], torch.inf)
+    found = torch.full((len(labels),), torch.inf)
+    for n in range(len(labels)):
+        for margin in margins[:, n].T:
+            if not (margin <= 0).any():
+                continue
+            k = int((margin <= 0).int().argmax())
+            share = 0.0 if k == 0 else float(margin[k - 1] / (margin[k - 1] - margin[k]))
+            root = alphas[0] if k == 0 else alphas[k - 1] + share * (alphas[k] - alphas[k - 1])
+            found[n] = min(float(found[n]), float(root))
+    return found, (margins[-1] > 0).all(dim=1) & found.isfinite() & (found > 0)
+
+
+@pytest.mark.parametrize("criterion", ["logit", "flip"])
+@pytest.mark.parametrize("width", [1, 2, 61, 256])
+def test_exact_equals_the_edited_head_at_every_breakpoint(criterion: str, width: int) -> None:
+    generator = torch.Generator().manual_seed(width)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        weight, bias = torch.randn(5, width, generator=generator), 3 * torch.randn(5, generator=generator)
+        activations, c = torch.randn(60, width, generator=generator), torch.randn(width, generator=generator)
+        c[: width // 8] = 0
+        labels = (activations @ weight.T + bias).argmax(1)
+        labels[:3] = 0
+        expected, back = at_every_breakpoint(weight, bias, activations, c, labels, criterion)
+        found = critical_strength(weight, bias, activations, c, labels, criterion)
+    finally:
+        torch.set_default_dtype(default)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    if width > 2:
+        assert back.any()  # the hard case: what was lost for some strengths only
+
+
+def test_a_short_dip_between_two_breakpoints_is_found() -> None:
+    """A channel takes the class below its rival, and one that is near it in ``|c|`` brings it back."""
+    width = 100
+    c = torch.linspace(0.2, 1.0, width, dtype=torch.float64)
+    for helps in range(2, width):
+        hurts = helps - 2  # closes later
+        weight = torch.zeros(2, width, dtype=torch.float64)
+        weight[0, helps], weight[0, hurts] = 1.0, -1.0
+        # When the first has closed, the second still holds this much; with half of it to spare the margin dips below 0.
+        deepest = 1 - float(c[hurts] / c[helps])
+        bias = torch.tensor([deepest / 2, 0.0], dtype=torch.float64)
+        activations = torch.ones(1, width, dtype=torch.float64)
+        found = critical_strength(weight, bias, activations, c, torch.tensor([0]))
+        assert float(found) == pytest.approx(deepest / 2 / float(c[helps] - c[hurts]), rel=1e-9)
+
+
 def test_the_cases_above_are_of_every_kind() -> None:
     """Zero, finite before and after the first channel closes, and never: the comparison means nothing without them."""
     generator = torch.Generator().manual_seed(3)

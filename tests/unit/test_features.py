@@ -14,6 +14,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from salve.features import (
+    ClassMeans,
     ClassPurity,
     Monosemanticity,
     class_entropy,
@@ -38,6 +39,16 @@ def test_class_means_by_hand_and_empty_class() -> None:
     assert found[0].tolist() == [2.0, -1.0]
     assert all(math.isnan(value) for value in found[1].tolist())
     assert found[2].tolist() == [5.0, 5.0]
+
+
+def test_class_means_over_batches_equal_those_of_all_rows() -> None:
+    metric = ClassMeans(6, 5)
+    for rows in (slice(0, 3), slice(3, 3), slice(3, 45), slice(45, 60)):
+        metric.update(LATENTS[rows].float(), LABELS[rows])
+    found = metric.compute()
+    expected = [LATENTS[k == LABELS].numpy().mean(0) for k in range(4)]
+    np.testing.assert_allclose(found[:4], expected, rtol=1e-6, atol=1e-7)
+    assert found[4].isnan().all()
 
 
 def test_shares_ignore_sign_dead_latents_and_empty_classes() -> None:
@@ -171,10 +182,11 @@ def test_monosemanticity_equals_the_sum_over_pairs() -> None:
 @pytest.mark.parametrize(
     ("make", "update"),
     [
+        (lambda: ClassMeans(6, 5), lambda metric, rows: metric.update(LATENTS[rows], LABELS[rows])),
         (lambda: ClassPurity(6, 5), lambda metric, rows: metric.update(LATENTS[rows], ACTIVATIONS[rows], LABELS[rows])),
         (lambda: Monosemanticity(6, 4), lambda metric, rows: metric.update(LATENTS[rows], ACTIVATIONS[rows])),
     ],
-    ids=["purity", "monosemanticity"],
+    ids=["means", "purity", "monosemanticity"],
 )
 def test_ranks_with_unequal_parts_measure_what_one_does(make: Callable[[], Metric], update: Update) -> None:
     one = over_ranks(make, update, [slice(0, 60)])

@@ -66,6 +66,41 @@ def test_edited_logits_equal_a_loop_over_edited_heads(mode: str, dtype: torch.dt
                 assert float(found[k, n, i]) == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.parametrize("mode", ["suppress", "enhance"])
+def test_many_strengths_of_one_latent_equal_the_gate_at_each(mode: str) -> None:
+    generator = torch.Generator().manual_seed(2)
+    weight, bias = (torch.randn(*shape, generator=generator).double() for shape in ((4, 40), (4,)))
+    activations, vector = (torch.randn(*shape, generator=generator).double() for shape in ((5, 40), (40,)))
+    vector[:3] = 0  # channels that it does not touch
+    vector[3] = vector[4]  # and two that close at once
+    strengths = [
+        7.0,
+        0.0,
+        0.3,
+        0.3,
+        1e9,
+        1.0,
+        1 / float(vector[3].abs()),
+    ]  # in no order, one twice, one at a breakpoint
+    strengths += [math.inf] if mode == "suppress" else []
+    found = edited_logits(weight, bias, activations, vector[None], strengths, mode)
+    for k, alpha in enumerate(strengths):
+        expected = (activations * gate(vector, alpha, mode)) @ weight.T + bias
+        torch.testing.assert_close(found[k], expected, rtol=1e-10, atol=1e-12)
+    untouched = activations[:, :3] @ weight[:, :3].T + bias
+    assert torch.allclose(found[-1], untouched) is (mode == "suppress")
+
+
+def test_the_logits_of_a_set_of_latents_use_the_product_of_their_gates() -> None:
+    generator = torch.Generator().manual_seed(3)
+    weight, bias, activations = (torch.randn(*shape, generator=generator).double() for shape in ((4, 9), (4,), (5, 9)))
+    rows, strengths = torch.randn(2, 9, generator=generator).double(), [0.0, 0.5, 1.0, 4.0]
+    found = edited_logits(weight, bias, activations, rows, strengths)
+    for k, alpha in enumerate(strengths):
+        gated = activations * gate(rows[0], alpha) * gate(rows[1], alpha)
+        torch.testing.assert_close(found[k], gated @ weight.T + bias, rtol=1e-10, atol=1e-12)
+
+
 def test_alpha_zero_keeps_every_bit() -> None:
     weight = torch.tensor([[0.0, -0.0, 1e-42, float("inf"), -3.3]])
     for mode in ("suppress", "enhance"):

@@ -11,7 +11,7 @@ from rich.console import Console
 from salve.artifacts import write_record
 from salve.run.explain import conf_dir
 from salve.run.folder import MANIFEST, RunFolder
-from salve.run.launch import make
+from salve.run.launch import _overrides, make
 from salve.run.plan import Run, run_key
 from salve.run.schema import register, resolve
 from salve.types import UserError
@@ -40,7 +40,7 @@ class Launcher:
     def __call__(self, jobs: Sequence[Sequence[str]]) -> None:
         seeds = [int(next(text for text in job if text.startswith("seed=")).partition("=")[2]) for job in jobs]
         self.launched.append(seeds)
-        keys = [next(text for text in job if text.startswith("sweep.runs=")).partition("=")[2][1:-1] for job in jobs]
+        keys = [next(text for text in job if text.startswith("sweep.runs=")).partition("=")[2][2:-2] for job in jobs]
         times = sum(seeds[0] in batch for batch in self.launched)
         for position, (seed, key) in enumerate(zip(seeds, keys, strict=True)):
             folder = RunFolder(self.folder / key)
@@ -110,3 +110,12 @@ def test_a_run_whose_lock_is_held_is_running_and_one_that_only_says_so_was_inter
     with folder.lock:
         assert runs[0].folder(tmp_path).state() == "running"
     assert folder.state() == "interrupted"
+
+
+@pytest.mark.parametrize("key", ["445090e72263", "012345678901", "123456789012", "5b95e43e0b33"])
+def test_a_key_that_looks_like_a_number_arrives_as_it_is(runs: list[Run], key: str) -> None:
+    job = [replace(runs[0], key=key), runs[1]]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = compose("config", overrides=_overrides(job), return_hydra_config=True)
+    assert config.sweep.runs == [key, runs[1].key]
+    assert config.hydra.sweep.subdir == key

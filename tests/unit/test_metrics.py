@@ -30,6 +30,7 @@ from salve.metrics import (
     mean_max_cosine,
     per_class_accuracy,
     planted_recovery,
+    random_stability,
     reconstruction_cosine,
     recovered_share,
     relative_magnitude_histogram,
@@ -307,6 +308,31 @@ def test_two_columns_may_not_share_a_partner_but_have_the_same_nearest() -> None
     assert float(found["max_cosine"]) > 0.99
     assert float(found["shared_fraction"]) == 0.5
     assert float(found["matched_cosine"]) == pytest.approx((1 + 0.1 / math.sqrt(1.01)) / 2)
+
+
+@pytest.mark.parametrize("width", [1, 2, 5, 64])
+def test_chance_of_single_columns_is_the_mean_cosine_of_two_directions(width: int) -> None:
+    """``E|cos| = Γ(M/2) / (√π Γ((M+1)/2))`` for two directions drawn evenly from the sphere in M dimensions."""
+    expected = math.gamma(width / 2) / (math.sqrt(math.pi) * math.gamma((width + 1) / 2))
+    found = random_stability(width, 1, 1, signed=True, pairs=400)
+    assert float(found["matched_cosine"]) == pytest.approx(expected, abs=0.06)  # four standard errors at most
+    assert float(found["flipped_fraction"]) == pytest.approx(0.5, abs=0.1)
+    assert float(random_stability(width, 1, 1, pairs=400)["matched_cosine"]) == pytest.approx(0, abs=0.2)
+
+
+def test_chance_grows_with_the_choice_of_partners() -> None:
+    few, many = (float(random_stability(16, 8, size)["matched_cosine"]) for size in (8, 64))
+    assert 0.2 < few < many < 0.8
+    # As many draws as it takes, by the same rule: the mean over matched pairs.
+    draws = [normal(16, 64, seed=seed) for seed in range(125)]
+    cosines = [match_columns(normal(16, 8, seed=500 + i), draw).cosines.mean() for i, draw in enumerate(draws)]
+    assert many == pytest.approx(float(torch.stack(cosines).mean()), abs=0.01)
+
+
+@pytest.mark.parametrize(("first", "second"), [(0, 3), (3, 0), (0, 0)])
+def test_a_dictionary_without_columns_has_no_stability(first: int, second: int) -> None:
+    for found in (stability(normal(4, first), normal(4, second)), random_stability(4, first, second)):
+        assert all(bool(value.isnan()) for value in found.values())
 
 
 def test_planted_features_are_found_or_lost() -> None:

@@ -22,12 +22,12 @@ from rich.console import Console
 
 from salve.artifacts import save_tensors, write_record, write_table
 from salve.report import style, summary_table, write_report
-from salve.report.figures.discover import class_mean_heat_map, heat_map_columns
+from salve.report.figures.discover import class_mean_heat_map, heat_map_columns, latent_use
 from salve.report.figures.validate import overlay
 from salve.report.inputs import Artifacts
 from salve.report.sections.control import panel_order
 from salve.report.tables import class_summary, headline
-from salve.report.text import label, number, percent, points, slug
+from salve.report.text import label, number, percent, plural, points, slug
 
 KINDS = ("classifier", "activations", "sae", "features", "validate", "control", "diagnose")
 CLASSES = (
@@ -110,6 +110,16 @@ class Run:
             "original_accuracy": 0.958,
             "l1": 9.1,
         }
+        record |= {"cosine": 0.936, "almost_dead_fraction": 0.07, "dense_fraction": 0.03}
+        record |= {
+            "zero_accuracy": 0.1,
+            "mean_accuracy": 0.11,
+            "downstream_kl": 0.0441,
+            "zero_kl": 2.13,
+            "mean_kl": 1.94,
+        }
+        record |= {"accuracy_recovered_from_zero": None, "accuracy_recovered_from_mean": 0.992}
+        record |= {"kl_recovered_from_zero": 0.979, "kl_recovered_from_mean": 0.977}
         write_record(self.root / "sae" / "sae.json", record)
         epochs = np.arange(40)
         rise = 1 - np.exp(-epochs / 6)
@@ -135,7 +145,16 @@ class Run:
         best = share.argmax(0)
         table = pd.DataFrame({"latent": np.arange(256), "kind": kind, "classes": [self.classes[i] for i in best]})
         table["top_class"] = table["classes"]
-        table = table.assign(share=share.max(0), mean=means[best, np.arange(256)], frequency=0.1)
+        frequency = (10 ** self.random.uniform(-4, 0, 256)).round(5)
+        frequency[::9] = 0
+        table = table.assign(share=share.max(0), mean=means[best, np.arange(256)], frequency=frequency)
+        purity = self.random.uniform(0.1, 1, 256).round(4)
+        purity[::9] = math.nan
+        table = table.assign(purity=purity, purity_images=np.minimum(10, np.ceil(frequency * 1000)).astype(int))
+        table = table.assign(entropy=(2.3 * (1 - purity)).round(4))
+        counts = torch.from_numpy(self.random.integers(0, 50, (256, 52)))
+        edges = torch.logspace(-4, 1, 51, dtype=torch.float64)
+        save_tensors(self.root / "features" / "histograms.safetensors", {"counts": counts, "edges": edges})
         write_table(self.root / "features" / "latents.csv", table.assign(sign=np.sign(table["mean"]).astype(int)))
         rows, chosen = [], []
         for i, name in enumerate(self.classes):
@@ -160,6 +179,9 @@ class Run:
             pointing = (0.8 + 0.2 * self.random.random(n)).round(3)
             table = table.assign(auroc=0.98, concept="key", pointing=pointing, iou=(pointing / 2).round(3))
             table = table.assign(random_pointing=0.21, random_iou=0.11, n=self.images)
+            concepts = pd.DataFrame({"concept": ["key", "pole", "none"], "classes": [self.classes[0], "", ""]})
+            concepts = concepts.assign(val_images=[1234, 7, 0], latent=[11, 48, math.nan], sign=[1, -1, math.nan])
+            write_table(self.root / "features" / "concepts.csv", concepts.assign(auroc=[0.987, 0.71, math.nan]))
         write_table(self.root / "validate" / "localisation.csv", table)
         grid = np.mgrid[0:size, 0:size] / size
         centres = 0.25 + 0.5 * self.random.random((n, top, 2))
@@ -438,6 +460,63 @@ def test_page_tables_hold_the_numbers_of_the_csv_files(ten: Run, ten_page: Page)
     for row in ten.table("diagnose", "summary.csv").to_dict("records"):
         assert f"{row['alpha_flip_median']:.3g}" in cells
         assert f"{row['correct']} of {row['images']}" in cells
+
+
+def test_page_measures_the_autoencoder_and_its_latents(ten: Run, ten_page: Page) -> None:
+    text, cells = ten_page.text.replace("\u00a0", " "), [cell.replace("\u00a0", " ") for cell in ten_page.cells]
+    assert "mean cosine of 0.936" in text
+    assert "41.0 % fire for no training image (dead), 7.0 % for some but fewer than 1 in 1000" in text
+    assert "3.0 % for more than 50 % (dense)" in text
+
+    def after(name: str, count: int) -> list[str]:
+        at = cells.index(name) + 1
+        return cells[at : at + count]
+
+    assert after("unchanged activations", 4) == ["95.8 %", "", "0", ""]
+    assert after("reconstructions", 4) == ["95.1 %", "", "0.0441", ""]
+    assert after("the mean training activation", 4) == ["11.0 %", "99.2 %", "1.94", "97.7 %"]
+    assert after("zeros", 4) == ["10.0 %", "–", "2.13", "97.9 %"]
+    latents = ten.table("features", "latents.csv")
+    for row in ten.table("features", "selected.csv").to_dict("records"):
+        own = latents.loc[int(row["latent"])]
+        if not math.isnan(own["purity"]):
+            images = plural(int(own["purity_images"]), "image")
+            assert f"{100 * own['purity']:.0f} % of {images}" in cells
+            assert number(own["entropy"]) in cells
+    assert f"all latents that fire: {100 * latents['purity'].mean():.0f} %" in text
+    assert after(f"key {ten.classes[0]}", 3) == ["11 (+)", "0.987", "1 234"]
+    assert after("pole", 3) == ["48 (−)", "0.71", "7"]
+    assert after("none", 3) == ["–", "–", "0"]
+    assert "(mean: 0.849)" in text
+    assert f"{(latents['frequency'] == 0).sum()} latents of 256 never fire" in text
+
+
+def test_latent_use_counts_every_latent_that_fires_and_every_size() -> None:
+    frequency = np.array([0.0, 1.0, 0.5, 0.04, 0.04, 0.0003, 0.0002])
+    counts, edges = np.array([[3, 10, 0, 5, 2], [0, 10, 0, 0, 0]]), np.array([0.01, 0.1, 0.2, 1.0])
+    figure = latent_use(frequency, counts, edges)
+    assert figure is not None
+    often, large = figure.axes
+    bars = [(bar.get_x(), bar.get_x() + bar.get_width(), bar.get_height()) for bar in often.patches]
+    assert sum(height for *_, height in bars) == 6
+    for share in (1.0, 0.5, 0.04, 0.0003):
+        own = [height for low, high, height in bars if low <= share <= high * (1 + 1e-9)]
+        assert own[-1] == sum(abs(math.log10(f / share)) < 0.2 for f in frequency if f), share
+    assert [bar.get_height() for bar in large.patches] == pytest.approx([20 / 30, 0, 5 / 30])
+    assert (large.patches[0].get_x(), large.patches[-1].get_width()) == pytest.approx((0.01, 0.8))
+    marks = {text.get_text(): text.xy[0] for text in often.texts}
+    assert marks == {"almost dead": 0.001, "dense": 0.5}
+
+
+def test_latent_use_of_latents_that_never_fire_or_are_all_tiny() -> None:
+    counts, edges = np.zeros((2, 4), dtype=np.int64), np.array([0.1, 0.2, 0.4])
+    assert latent_use(np.zeros(2), counts, edges) is None
+    assert latent_use(np.full(2, np.nan), counts, edges) is None
+    counts[:, 0] = 7
+    tiny, none = latent_use(np.ones(2), counts, edges), latent_use(np.ones(1), np.zeros((0, 0)), np.zeros(0))
+    assert tiny is not None
+    assert none is not None
+    assert (len(tiny.axes), len(none.axes)) == (1, 1)
 
 
 def test_tables_are_byte_equal_copies(ten: Run, ten_page: Page) -> None:

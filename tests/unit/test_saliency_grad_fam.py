@@ -180,6 +180,26 @@ def test_vit_maps_are_what_autograd_gives(
     torch.testing.assert_close(maps, oracle, rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.parametrize("variant", ["linear_l1", "topk"])
+def test_more_latents_than_channels_need_no_more_backward_passes(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images = make_timm_vit(torch.float64), make_images(2, 32, 32, torch.float64)
+    sae, width = random_sae(variant, 32, torch.float64), 32
+    latents = [i % DICTIONARY for i in range(width + 1)]
+    signs = torch.tensor([1 - 2 * (i % 2) for i in range(width + 1)])
+    expected = [grad_fam(model, "last", sae, images, latents[i : i + 11], signs=signs[i : i + 11]) for i in (0, 11, 22)]
+    passes, backward = [0], torch.autograd.grad
+
+    def counted(*arguments: object, **settings: object) -> object:
+        passes[0] += 1
+        return backward(*arguments, **settings)
+
+    monkeypatch.setattr(torch.autograd, "grad", counted)
+    maps = grad_fam(model, "last", sae, images, latents, signs=signs)
+    assert passes[0] == width + 2  # one to probe the place, one through the SAE's activation function
+    assert maps.max() > 0
+    torch.testing.assert_close(maps, torch.cat(expected, dim=1), rtol=1e-9, atol=1e-12)
+
+
 def test_an_earlier_place_with_in_place_work_behind_it() -> None:
     # The residual sum adds to this batch norm's output in place, and the ReLU behind it is in place too.
     model, images = make_resnet(torch.float64), make_images(1, dtype=torch.float64)

@@ -3,7 +3,8 @@
 import logging
 import pickle
 import weakref
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -168,25 +169,30 @@ def test_rows_that_are_stored_class_by_class_come_mixed() -> None:
     assert int(counts.min()) > 0
 
 
-def test_a_training_holds_two_blocks_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(tmp_path, drawn(900), torch.arange(900), 100)
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], int]:
+    """``at_once(n)``: how many blocks of n rows that were read from disk were alive at most, at the same time."""
     alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
-    plain, most = Shards.__getitem__, 0
+    most: Counter[int] = Counter()
+    plain = Shards.__getitem__
 
     def watched(self: Shards, rows: slice | Tensor) -> Tensor:
-        nonlocal most
         found = plain(self, rows)
         alive.add(found)
-        most = max(most, sum(len(block) for block in alive))
+        most.update({size: max(0, count - most[size]) for size, count in Counter(map(len, alive)).items()})
         return found
 
     monkeypatch.setattr(Shards, "__getitem__", watched)
-    rows, labels = load_captured(tmp_path, "train")
+    return lambda rows: most[rows]
+
+
+def test_batches_from_disk_hold_two_blocks(tmp_path: Path, at_once: Callable[[int], int]) -> None:
+    write(tmp_path, drawn(900), torch.arange(900), 100)
     seen = []
-    for some, theirs in StreamedBatches(rows, labels, batch_size=10, block=60):
-        seen.append(theirs.clone())
-        assert len(some) == len(theirs) == 10
-    assert most == 120  # the one that is used, and the next
+    for some, labels in StreamedBatches(*load_captured(tmp_path, "train"), batch_size=10, block=60):
+        seen.append(labels.clone())
+        assert len(some) == len(labels) == 10
+    assert at_once(60) == 2  # the one that is used, and the next
     assert sorted(torch.cat(seen).tolist()) == list(range(900))
 
 
@@ -203,10 +209,10 @@ def test_labels_stay_with_their_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("times", [1.0, 0.99, 0.2, 1e-6])
-def test_what_is_held_is_at_most_what_is_allowed(times: float) -> None:
+def test_what_is_held_is_at_most_what_is_allowed(times: float, tmp_path: Path) -> None:
     images, width, batch = 10_000, 64, 100
     needed = 2 * images * width * 4
-    job, *_ = surroundings(Path())
+    job, *_ = surroundings(tmp_path)
     within = replace(job, memory=times * needed / 2**30).shuffled_within(images, width, batch)
     if times == 1:
         assert within is None
@@ -260,7 +266,10 @@ def jobs(folder: Path) -> tuple[Job, Job, Any, Any]:
     return replace(stored, memory=6000 * WIDTH * 4 / 3 / 2**30), stored, *inputs
 
 
-LARGER = replace(SETTINGS, variant="topk", k=3, sparsity=0.0, dictionary_size=16, batch_size=32, epochs=3)
+#: Fewer latents than there are features, so that they must keep to what all rows have in common.
+LARGER = replace(
+    SETTINGS, variant="linear_l1", dictionary_size=4, sparsity=0.01, learning_rate=0.03, batch_size=32, epochs=2
+)
 
 
 @pytest.fixture(autouse=True)
@@ -269,9 +278,13 @@ def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("salve.sae.rows.RUN_BYTES", 4 * 4 * WIDTH)
 
 
-def test_an_sae_of_a_stream_is_as_good_as_one_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_sae_of_a_stream_is_as_good_as_one_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: Callable[[int], int]
+) -> None:
     streaming, holding, *inputs = jobs(tmp_path)
-    streamed, held = train_sae(streaming, LARGER, *inputs), train_sae(holding, LARGER, *inputs)
+    streamed = train_sae(streaming, LARGER, *inputs)
+    assert 1 <= at_once(640) <= 2
+    held = train_sae(holding, LARGER, *inputs)
     assert streamed.key != held.key
     for name in ("recipe.json", "sae.json"):
         assert streamed.record(name)["shuffled_within"] == 640  # a ninth of 6000, in whole batches
@@ -280,14 +293,14 @@ def test_an_sae_of_a_stream_is_as_good_as_one_in_memory(tmp_path: Path, monkeypa
     monkeypatch.setattr("salve.sae.rows.RUN_BYTES", 1500 * 4 * WIDTH)
     unmixed = train_sae(replace(streaming, memory=1e-9), LARGER, *inputs)
     fve = [artifact.record("sae.json")["fve"] for artifact in (streamed, held, unmixed)]
-    assert fve[1] > 0.9
-    assert fve[0] > fve[1] - 0.01
+    assert fve[1] > 0.7
+    assert abs(fve[0] - fve[1]) < 0.005
     assert fve[2] < fve[1] - 0.02
 
 
 def test_a_stream_that_is_killed_goes_on_and_ends_with_the_same_bits(tmp_path: Path) -> None:
     streaming, _, *inputs = jobs(tmp_path / "killed")
-    dying = replace(streaming, trainer=lambda stage, epochs, rest: trainer(stage, epochs, [*rest, Die(2)]))
+    dying = replace(streaming, trainer=lambda stage, epochs, rest: trainer(stage, epochs, [*rest, Die(1)]))
     with pytest.raises(Killed):
         train_sae(dying, LARGER, *inputs)
     found = train_sae(streaming, LARGER, *inputs)
@@ -336,7 +349,7 @@ def test_resampling_draws_the_same_rows_from_disk(tmp_path: Path) -> None:
 
 def test_latents_that_died_in_a_stream_begin_anew(tmp_path: Path) -> None:
     streaming, _, *inputs = jobs(tmp_path)
-    settings = replace(LARGER, variant="relu_l1", k=None, sparsity=1.0, resample=1, epochs=2)
+    settings = replace(LARGER, variant="relu_l1", dictionary_size=16, sparsity=1.0, resample=1)
     assert train_sae(streaming, settings, *inputs).record("sae.json")["fve"] > 0.5
 
 

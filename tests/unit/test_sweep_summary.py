@@ -431,6 +431,12 @@ def test_a_folder_that_is_no_sweep_is_refused_in_one_sentence(
 # -- the numbers of one run
 
 
+SAE_NUMBERS = {
+    **{"fve": 0.8, "cosine": 0.95, "l0": 12.0, "dead_fraction": 0.25, "almost_dead_fraction": 0.1},
+    **{"dense_fraction": 0.02, "downstream_accuracy": 0.88, "downstream_kl": 0.03, "kl_recovered_from_mean": 0.97},
+}
+
+
 def write_stages(root: Path, flips: Sequence[float]) -> dict[str, Path]:
     paths = {kind: root / kind for kind in ("classifier", "sae", "features", "control", "diagnose")}
     for path in paths.values():
@@ -441,8 +447,11 @@ def write_stages(root: Path, flips: Sequence[float]) -> dict[str, Path]:
         paths["classifier"] / "history.csv",
         pd.DataFrame([(e, s, 1.0, a) for e, s, a in history], columns=["epoch", "split", "loss", "accuracy"]),
     )
-    sae = {"fve": 0.8, "l0": 12.0, "dead_fraction": 0.25, "downstream_accuracy": 0.88, "original_accuracy": 0.89}
-    write_record(paths["sae"] / "sae.json", sae)
+    write_record(paths["sae"] / "sae.json", SAE_NUMBERS | {"original_accuracy": 0.89, "kl_recovered_from_zero": None})
+    latents = pd.DataFrame({"latent": [0, 1, 2], "purity": [0.5, math.nan, 1.0]})  # the second never fires
+    write_table(paths["features"] / "latents.csv", latents)
+    concepts = pd.DataFrame({"concept": ["x", "y", "z"], "auroc": [0.7, 0.9, math.nan]})  # the last is in no image
+    write_table(paths["features"] / "concepts.csv", concepts)
     classes = pd.DataFrame({"class": ["a", "b", "c"], "val_images": [10, 10, 20], "val_accuracy": [1.0, 0.5, 0.75]})
     write_table(paths["features"] / "classes.csv", classes)
     columns = ["target", "accuracy_before", "accuracy_after", "others_mean_change", "alpha_used"]
@@ -459,7 +468,8 @@ def test_the_numbers_of_a_run_are_those_of_its_stages(tmp_path: Path) -> None:
     found = run_metrics(write_stages(tmp_path, [1.0, 3.0, 2.0, math.inf]))
     assert found == {
         "val_accuracy": pytest.approx((10 * 1.0 + 10 * 0.5 + 20 * 0.75) / 40),
-        **{"fve": 0.8, "l0": 12.0, "dead_fraction": 0.25, "downstream_accuracy": 0.88},
+        **SAE_NUMBERS,
+        **{"purity": 0.75, "concept_auroc": pytest.approx(0.8)},
         **{"separating": 1, "separating_strictly": 1, "classes": 2},
         "on_target_drop": pytest.approx((1.0 + 0.2) / 2),
         "off_target_drift": pytest.approx((0.02 + 0.1) / 2),
@@ -478,7 +488,5 @@ def test_an_infinite_median_is_none_and_stages_that_did_not_run_are_absent(tmp_p
     assert found["alpha_flip_infinite"] == pytest.approx(2 / 3)
     assert run_metrics({"classifier": paths["classifier"]}) == {"val_accuracy": 0.7}
     only_sae = run_metrics({kind: paths[kind] for kind in ("classifier", "sae")})
-    assert only_sae == {
-        "val_accuracy": 0.89, "fve": 0.8, "l0": 12.0, "dead_fraction": 0.25, "downstream_accuracy": 0.88
-    }  # fmt: skip
+    assert only_sae == {"val_accuracy": 0.89, **SAE_NUMBERS}
     assert run_metrics({}) == {}

@@ -1,13 +1,15 @@
-"""What each latent means for each class: the signed heat map of class means."""
+"""What each latent means for each class: the signed heat map of class means; and how much latents are used."""
 
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from salve.report.style import BLACK, WIDTH, new_figure, styled
+from salve.metrics import ALMOST_DEAD, DENSE
+from salve.report.style import BLACK, BLUE, GREEN, GREY, WIDTH, log_axis, new_figure, percent_axis, styled
 from salve.report.text import label
 
 MAX_ROWS = 100
@@ -84,3 +86,55 @@ def class_mean_heat_map(
     bar.set_label("mean over the class's images")
     bar.outline.set_visible(False)
     return figure
+
+
+@styled
+def latent_use(
+    frequency: NDArray[np.floating], counts: NDArray[np.integer], edges: NDArray[np.floating]
+) -> Figure | None:
+    """How often latents fire and how large they are where they do, both on logarithmic axes.
+
+    Args:
+        frequency: [d] share of images for which each latent fires. counts: [d, E + 1] how often a latent's share of the
+            activation's norm lay below the first edge, between two, and above the last. Without any between, that panel
+            is left out.
+        edges: [E].
+
+    Returns:
+        None where no latent fires. Latents that never fire are in neither panel.
+    """
+    fires = frequency[frequency > 0]
+    if not len(fires):
+        return None
+    sizes = counts.sum(axis=0)[1:-1] if counts.size else np.zeros(0)
+    panels = 2 if sizes.any() else 1
+    figure = new_figure(WIDTH * 0.4 * panels, 2.5)
+    axes = np.atleast_1d(figure.subplots(1, panels))
+    # Four bins per decade that end at 1: one latent that fires for all images lies in the last.
+    decades = max(1, int(np.ceil(-np.log10(fires.min()) - 1e-9)))
+    bins = np.logspace(-decades, 0, 4 * decades + 1)
+    heights, _ = np.histogram(fires.clip(bins[0], 1.0), bins)
+    _bars(axes[0], bins, heights, BLUE, "images for which a latent fires, share")
+    axes[0].set_ylabel("latents")
+    axes[0].set_title("How often latents fire", pad=16)
+    log_axis(axes[0], "x", (float(bins[0]) / 1.1, 1.1))
+    for share, name, side in ((ALMOST_DEAD, "almost dead", "right"), (DENSE, "dense", "center")):
+        if bins[0] < share:
+            axes[0].axvline(share, color=GREY, linestyle="--", linewidth=1.2)
+            axes[0].annotate(
+                name, (share, 1), (0, 2), xycoords=axes[0].get_xaxis_transform(), textcoords="offset points",
+                color=GREY, fontsize=7.5, ha=side, va="bottom",
+            )  # fmt: skip
+    if panels == 2:
+        _bars(axes[1], edges, sizes / counts.sum(), GREEN, "|z| / ‖a‖: a latent's share of the activation's norm")
+        axes[1].set_ylabel("share of firings")
+        axes[1].set_title("How large they are where they fire", pad=16)
+        used = np.flatnonzero(sizes)
+        log_axis(axes[1], "x", (float(edges[used[0]]) / 1.1, float(edges[used[-1] + 1]) * 1.1))
+        percent_axis(axes[1].yaxis)
+    return figure
+
+
+def _bars(axes: Axes, edges: NDArray[np.floating], heights: NDArray[np.floating], colour: str, name: str) -> None:
+    axes.bar(edges[:-1], heights, np.diff(edges), align="edge", color=colour, edgecolor="white", linewidth=0.5)
+    axes.set_xlabel(name)

@@ -1,9 +1,13 @@
 """The classifier, the sparse autoencoder, and what its latents mean for the classes."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from salve.report.blocks import Block, Cell, FigureBlock, Prose, Section, Shelf, TableBlock
+import numpy as np
+
+from salve.metrics import ALMOST_DEAD, DENSE
+from salve.report.blocks import Block, Cell, FigureBlock, Prose, Section, Shelf, TableBlock, numbers
 from salve.report.figures import discover as figures
 from salve.report.figures import training
 from salve.report.inputs import Artifacts, column, records
@@ -52,24 +56,76 @@ def discover(artifacts: Artifacts, shelf: Shelf) -> Section:
             f"A sparse autoencoder ({record.get('variant', 'unknown')}, {record.get('dictionary_size', '?')} "
             f"latents) was trained on the {record.get('width', '?')} activations that the head reads.",
             f"It explains {percent(record.get('fve'))} of their variance with {number(record.get('l0'))} active "
-            f"latents per image, {percent(record.get('dead_fraction'))} of latents are dead, and the classifier "
-            f"keeps {percent(record.get('downstream_accuracy'))} accuracy on its reconstructions "
-            f"({percent(record.get('original_accuracy'))} before).",
+            "latents per image; activation and reconstruction have a mean cosine of "
+            f"{number(record.get('cosine'))}. The classifier keeps {percent(record.get('downstream_accuracy'))} "
+            f"accuracy on its reconstructions ({percent(record.get('original_accuracy'))} before).",
+            f"Of its latents {percent(record.get('dead_fraction'))} fire for no training image (dead), "
+            f"{percent(record.get('almost_dead_fraction'))} for some but fewer than 1 in {number(1 / ALMOST_DEAD)} "
+            f"(almost dead), and {percent(record.get('dense_fraction'))} for more than {percent(DENSE, 0)} (dense).",
         ]
         blocks.append(Prose(" ".join(parts)))
+        blocks += _downstream_table(record)
     if len(history):
         original = record.get("original_accuracy")
         blocks += shelf.figure(
             training.sae_curves(history, None if original is None else float(original)),
             "discover-training",
             "Line plots by epoch: variance explained, active latents, dead latents, accuracy on reconstructions.",
-            "Training of the autoencoder. Variance explained and accuracy should level off high, L0 low: a few "
-            "latents then carry what the classifier uses.",
+            "Training of the autoencoder, on validation images after each epoch. Variance explained and accuracy "
+            "should level off high, L0 low: a few latents then carry what the classifier uses.",
             "sae-history.csv",
         )
+    blocks += _latent_use(artifacts, shelf)
     blocks += _class_means(artifacts, shelf)
     blocks += _latent_tables(artifacts)
+    blocks += _purity_table(artifacts)
+    blocks += _concept_table(artifacts)
     return Section("discover", "Discover: which latents carry which class", blocks, "discover")
+
+
+def _downstream_table(record: Mapping[str, Any]) -> list[Block]:
+    """What the head does on reconstructions, between its own activations and two ablations."""
+    if is_missing(record.get("downstream_kl")):
+        return []
+    header = [Cell("the head is fed"), *numbers("accuracy", "accuracy recovered", "KL (nats)", "KL recovered")]
+    rows = [
+        [Cell("unchanged activations"), *numbers(percent(record.get("original_accuracy")), "", number(0.0), "")],
+        [
+            Cell("reconstructions"),
+            *numbers(percent(record.get("downstream_accuracy")), "", number(record["downstream_kl"]), ""),
+        ],
+    ]
+    for name, anchor in (("the mean training activation", "mean"), ("zeros", "zero")):
+        texts = (
+            percent(record.get(f"{anchor}_accuracy")),
+            percent(record.get(f"accuracy_recovered_from_{anchor}")),
+            number(record.get(f"{anchor}_kl")),
+            percent(record.get(f"kl_recovered_from_{anchor}")),
+        )
+        rows.append([Cell(name), *numbers(*texts)])
+    title = (
+        "What reconstructions keep for the classifier, on validation images, between two ablations. KL: from the "
+        "predictive distribution on unchanged activations, mean over images. Recovered: of what the row's ablation "
+        "loses, the share that reconstructions do not lose; – where it loses nothing."
+    )
+    return [TableBlock(title, header, rows)]
+
+
+def _latent_use(artifacts: Artifacts, shelf: Shelf) -> list[FigureBlock]:
+    frequency = column(artifacts.table("features", "latents.csv"), "frequency").dropna().to_numpy()
+    sizes = artifacts.tensors("features", "histograms.safetensors")
+    counts, edges = sizes.get("counts", np.zeros((0, 0))), sizes.get("edges", np.zeros(0))
+    dead = int((frequency == 0).sum())
+    left_out = f" {plural(dead, 'latent')} of {count_of(len(frequency))} never fire and are not shown." if dead else ""
+    return shelf.figure(
+        figures.latent_use(frequency, counts, edges),
+        "discover-latent-use",
+        "Two histograms with logarithmic axes: how often latents fire, and how large they are where they fire.",
+        "Left: for which share of the training images a latent fires. A latent of one class alone fires for about that "
+        "class's share; rare ones tell few images apart, dense ones few classes. Right: what a latent adds, as a share "
+        "of the activation's length, over all images for which it fires." + left_out,
+        "features-latents.csv",
+    )
 
 
 def _class_means(artifacts: Artifacts, shelf: Shelf) -> list[FigureBlock]:
@@ -126,3 +182,54 @@ def _dominant_cell(row: Mapping[str, Any] | None) -> Cell:
     kind = str(row.get("kind", ""))
     note = f"{number(row.get('mean'))} · {percent(row.get('share'), 0)} · {kind}"
     return Cell(latent_name(row["latent"], row.get("sign")), f"kind-{slug(kind)}", note)
+
+
+def _purity_table(artifacts: Artifacts) -> list[Block]:
+    """How much each class's chosen latent is about one class."""
+    latents, classes = artifacts.table("features", "latents.csv"), artifacts.classes()
+    if not {"latent", "purity"} <= set(latents.columns):
+        return []
+    by_number = {int(row["latent"]): row for row in records(latents)}
+    rows = []
+    for name, chosen in artifacts.selected().items():
+        found = {} if is_missing(chosen.get("latent")) else by_number.get(int(float(chosen["latent"])), {})
+        images = "" if is_missing(found.get("purity")) else f"of {plural(int(found['purity_images']), 'image')}"
+        rows.append(
+            [
+                Cell(name),
+                Cell(latent_name(chosen.get("latent"), chosen.get("sign")), "nowrap"),
+                *numbers(percent(found.get("frequency"))),
+                Cell(percent(found.get("purity"), 0), "num", images),
+                *numbers(number(found.get("entropy"))),
+            ]
+        )
+    header = [Cell("class"), Cell("latent"), *numbers("fires for", "purity", "entropy (nats)")]
+    mean = percent(column(latents, "purity").mean(), 0)
+    title = (
+        "The chosen latents, on training images. Purity: share of the images that excite a latent most that are of one "
+        f"class (mean over all latents that fire: {mean}). Entropy of a latent's activation over the classes: 0 when "
+        f"one has it all, {number(math.log(max(1, len(classes))))} when all {len(classes)} have the same."
+    )
+    return [TableBlock(title, header, rows, "features-latents.csv", folded=len(rows) > FOLD_ROWS)]
+
+
+def _concept_table(artifacts: Artifacts) -> list[Block]:
+    """Which latent tells each concept, where the data know."""
+    table = artifacts.table("features", "concepts.csv")
+    if "auroc" not in table:
+        return []
+    rows = [
+        [
+            Cell(row["concept"], note=row["classes"]),
+            Cell(latent_name(row["latent"], row["sign"]), "nowrap"),
+            *numbers(number(row["auroc"]), count_of(row["val_images"])),
+        ]
+        for row in records(table)
+    ]
+    header = [Cell("concept", note="of class"), Cell("latent"), *numbers("AUROC", "images")]
+    title = (
+        "The latent that best tells each concept, chosen on training images and judged on validation images. AUROC: "
+        "0.5 by chance, 1 when the latent is larger for every image that shows the concept (mean: "
+        f"{number(table['auroc'].mean())}). Images: those that show it. (−): the concept lowers the latent."
+    )
+    return [TableBlock(title, header, rows, "features-concepts.csv", folded=len(rows) > FOLD_ROWS)]

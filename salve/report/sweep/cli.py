@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from salve.report.sweep.stability import compare_seeds, print_stability
 from salve.report.sweep.summary import print_summary, summarise_sweep
 from salve.types import UserError
 
@@ -20,7 +21,12 @@ written into FOLDER:
 Each picture is a PNG and an SVG. One whose axes do not vary, or whose stage
 did not run, is left out, and salve-sweep says so.
 
-The folder may be moved or copied: nothing outside it is read.
+The folder may be moved or copied: nothing outside it is read, unless
+--stability asks for the SAEs. It compares the dictionaries of runs that
+differ in nothing but sae.seed, and writes
+  stability.csv        one row per pair of such runs: mean cosine of matched
+                       latents, share of latents that both have, and both for
+                       random directions
 
 example:
   salve -m sae.sparsity=1,2,5 seed=0,1,2 sweep.name=lambda
@@ -38,9 +44,20 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="<output_dir>/sweeps/<sweep.name>")
+    parser.add_argument("--stability", action="store_true", help="also compare the SAEs of different seeds")
+    parser.add_argument(
+        "--artifacts",
+        type=Path,
+        help="where --stability finds the SAEs, if the sweep was moved: <output_dir>/artifacts",
+    )
     given = parser.parse_args(arguments)
+    console = Console()
     try:
-        print_summary(summarise_sweep(given.folder), Console())
+        summary = summarise_sweep(given.folder)
+        print_summary(summary, console)
+        if given.stability or given.artifacts:
+            artifacts = given.artifacts or given.folder.resolve().parent.parent / "artifacts"
+            print_stability(compare_seeds(summary, artifacts), console)
     except UserError as error:
         print(f"salve-sweep: {error}", file=sys.stderr)
         return 2

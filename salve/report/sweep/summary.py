@@ -72,15 +72,20 @@ def summarise_sweep(folder: Path) -> SweepSummary:
     table = tidy_table(runs)
     names = varying(table, runs)
     try:
-        unfinished = folder / f".{TABLE}.{os.getpid()}"
-        table.to_csv(unfinished, index=False)
-        os.replace(unfinished, folder / TABLE)
+        write_whole(folder / TABLE, table)
         figures, left_out = _draw(folder / FIGURES, table, names)
     except OSError as error:
         raise UserError(f"The summary cannot be written into {folder} ({error.strerror}).") from error
     return SweepSummary(
         folder.resolve().name, tuple(runs), table, tuple(names), folder / TABLE, tuple(figures), left_out
     )
+
+
+def write_whole(path: Path, table: pd.DataFrame) -> None:
+    """Write a CSV file that is either there as a whole or not at all."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    table.to_csv(unfinished, index=False)
+    os.replace(unfinished, path)
 
 
 def _draw(folder: Path, table: pd.DataFrame, names: list[str]) -> tuple[list[Path], dict[str, str]]:

@@ -1,0 +1,150 @@
+"""Who takes part in ``training.py``, and the processes they run in."""
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from environments import environment
+from peers.contender import MARK
+
+from salve.types import UserError
+
+SCRIPTS = Path(__file__).parent / "peers"
+LOGS = Path("outputs/benchmarks/logs")
+
+
+class Contender(NamedTuple):
+    """A library, or a way to train, that takes part.
+
+    Attributes:
+        name: in tables. script: in ``peers``. argument: of the script.
+        requirements: of its environment; none for what runs in this one.
+        bf16: devices on which it has a mixed precision of its own.
+    """
+
+    name: str
+    script: str
+    argument: str = ""
+    requirements: tuple[str, ...] = ()
+    bf16: tuple[str, ...] = ("cpu", "cuda")
+
+    @property
+    def is_peer(self) -> bool:
+        """Whether it is someone else's."""
+        return bool(self.requirements)
+
+
+BARE = Contender("bare loop", "train_bare.py")
+FUSED = Contender("bare loop, fused Adam", "train_bare.py", "fused")
+SALVE = Contender("salve", "train_salve.py")
+LOOPED = Contender("salve without Trainer", "train_salve.py", "loop")
+CONTENDERS = (
+    BARE,
+    FUSED,
+    SALVE,
+    LOOPED,
+    # Its plots use what matplotlib 3.11 no longer has.
+    Contender("overcomplete", "train_overcomplete.py", "", ("overcomplete==0.3.0", "matplotlib<3.11")),
+    Contender(
+        "dictionary-learning",
+        "train_dictionary_learning.py",
+        requirements=("dictionary-learning==0.1.0",),
+        bf16=("cuda",),
+    ),
+    Contender("sae-lens", "train_sae_lens.py", "", ("sae-lens==6.54.12",)),
+    Contender("eai-sparsify", "train_sparsify.py", "", ("eai-sparsify==1.3.3",), bf16=("cuda",)),
+    Contender("saev", "train_saev.py", "", ("saev==0.1.0",), bf16=()),
+)
+
+
+class GoneError(Exception):
+    """A contender that takes no part; says why."""
+
+
+@dataclass
+class Child:
+    """A contender's process; it works only while it has an order.
+
+    Attributes:
+        precision: ``fp32`` or ``bf16``. process: started by :meth:`start`.
+        lost: why the process is of no more use, if so.
+    """
+
+    contender: Contender
+    precision: str
+    process: "subprocess.Popen[str] | None" = None
+    lost: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """With the precision."""
+        return f"{self.contender.name}, {self.precision}"
+
+    @property
+    def log(self) -> Path:
+        """What its library has to say."""
+        return LOGS / f"{self.name.replace(' ', '-').replace(',', '')}.log"
+
+    def start(self) -> None:
+        """Begin to import what it needs, in its environment, which is made if it is not there."""
+        try:
+            asked = self.contender.requirements
+            python = environment(self.contender.name, asked) if asked else Path(sys.executable)
+        except UserError as error:
+            self.lost = str(error)
+            return
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        command = [str(python), str(SCRIPTS / self.contender.script), self.contender.argument]
+        # Nothing is fetched or reported at run time.
+        quiet = os.environ | {"WANDB_MODE": "disabled", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        with self.log.open("w") as log:
+            pipe = subprocess.PIPE
+            self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, text=True, env=quiet)
+
+    def ready(self) -> None:
+        """Wait until it takes orders."""
+        if self.lost or self.facts:
+            return
+        with suppress(GoneError):  # remembered
+            self.facts = self._answer()
+
+    def order(self, **what: Any) -> dict[str, Any]:
+        """Its answer to an order.
+
+        Raises:
+            GoneError: it refuses the cell, or its process has ended.
+        """
+        self.ready()
+        if self.lost:
+            raise GoneError(self.lost)
+        assert self.process is not None
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(what) + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def end(self) -> None:
+        """Let the process go."""
+        if self.process is not None and self.process.stdin is not None:
+            self.process.stdin.close()
+            self.process.wait()
+
+    def _answer(self) -> dict[str, Any]:
+        """The next line with a mark; libraries print as well."""
+        assert self.process is not None
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith(MARK):
+                answer: dict[str, Any] = json.loads(line.removeprefix(MARK))
+                if "refused" in answer:
+                    raise GoneError(answer["refused"])
+                return answer
+        said = self.log.read_text().strip().splitlines() or ["no message"]
+        self.lost = f"its process ended: {said[-1]} ({self.log})"
+        raise GoneError(self.lost)

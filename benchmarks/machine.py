@@ -1,0 +1,76 @@
+"""What the machine can do, and the limit that it sets to a training: floating-point operations and bytes."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+#: Bytes that Adam moves for one parameter in float32: it reads parameter, gradient and two moments, and writes three.
+ADAM_BYTES = 28
+
+
+class Machine(NamedTuple):
+    """Peaks for one size and batch: of matrix products in FLOP/s, and of copying in bytes/s (read and written)."""
+
+    fp32: float
+    bf16: float
+    bandwidth: float
+
+    def peak(self, precision: str) -> float:
+        """Of matrix products in that precision."""
+        return self.bf16 if precision == "bf16" else self.fp32
+
+
+def flops_per_sample(width: int, dictionary_size: int, kind: str, k: int) -> float:
+    """Floating-point operations that a training step needs for each row.
+
+    L1: five products of ``2 M d``: encoder and decoder forward, and backward to the latents and to both matrices.
+    TopK: the encoder forward, ``2 M d``, and ``2 M k`` for each of the other four, which only the ``k`` need.
+    """
+    if kind == "l1":
+        return 10 * width * dictionary_size
+    return 2 * width * dictionary_size + 8 * width * k
+
+
+def most_samples(machine: Machine, precision: str, flops: float, width: int, dictionary_size: int, batch: int) -> float:
+    """Rows per second if arithmetic runs at its peak and Adam's bytes at the bandwidth, one after the other."""
+    parameters = 2 * width * dictionary_size + dictionary_size
+    adam = ADAM_BYTES * parameters / batch / machine.bandwidth
+    return 1 / (flops / machine.peak(precision) + adam)
+
+
+def measure_machine(width: int, dictionary_size: int, batch: int, device: str, matmul: str) -> Machine:
+    """The best of some runs of the three products of a training step, and of a copy of 256 MB."""
+    torch.set_float32_matmul_precision(matmul)
+    shapes = ((batch, width, dictionary_size), (batch, dictionary_size, width), (dictionary_size, batch, width))
+    peaks: dict[torch.dtype, float] = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        peaks[dtype] = 0.0
+        for rows, inner, columns in shapes:
+            left = torch.randn(rows, inner, device=device, dtype=dtype)
+            right = torch.randn(inner, columns, device=device, dtype=dtype)
+            out = torch.empty(rows, columns, device=device, dtype=dtype)
+            seconds = _fastest(partial(torch.mm, left, right, out=out), device)
+            peaks[dtype] = max(peaks[dtype], 2 * rows * inner * columns / seconds)
+    source = torch.ones(2**26, device=device)
+    target = torch.empty_like(source)
+    seconds = _fastest(partial(target.copy_, source), device)
+    return Machine(peaks[torch.float32], peaks[torch.bfloat16], 2 * 4 * source.numel() / seconds)
+
+
+def _fastest(work: Callable[[], Tensor], device: str, budget: float = 1.0, least: int = 5) -> float:
+    """Seconds of the fastest run within a budget of seconds."""
+    times: list[float] = []
+    begun = time.perf_counter()
+    while len(times) < least or time.perf_counter() - begun < budget:
+        if device == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return min(times)

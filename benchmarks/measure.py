@@ -1,0 +1,75 @@
+"""What the benchmarks share: timing ways in turn, what the machine can do, how time grows, and tables."""
+
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from rich.table import Table
+
+Way = Callable[[], object]
+
+
+def now() -> float:
+    """Seconds, once the device has caught up."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def interleaved(ways: Mapping[str, Way], rounds: int) -> dict[str, float]:
+    """Median seconds of each way: all once to warm up, then each once a round, in turn, so that load hits all alike."""
+    took: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(rounds + 1):
+        for name, run in ways.items():
+            start = now()
+            run()
+            if number:
+                took[name].append(now() - start)
+    return {name: statistics.median(seconds) for name, seconds in took.items()}
+
+
+def growth(sizes: Sequence[int], make: Callable[[int], Way], rounds: int) -> float:
+    """The exponent ``p`` of ``seconds ∝ size^p``: the slope of a line through the medians, both in logarithms."""
+    seconds = interleaved({str(size): make(size) for size in sizes}, rounds)
+    x = [math.log(size) for size in sizes]
+    y = [math.log(seconds[str(size)]) for size in sizes]
+    return statistics.linear_regression(x, y).slope
+
+
+def matmul_peak(device: str, dtype: torch.dtype = torch.float32, side: int = 1536) -> float:
+    """Floating-point operations per second in a large matrix product; the best of some runs."""
+    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    return 2 * side**3 / _best(lambda: left @ right)
+
+
+def copy_bandwidth(device: str) -> float:
+    """Bytes per second, read and written, in a copy of 128 MB, which no cache holds; the best of some runs."""
+    source = torch.ones(2**25, device=device)
+    target = torch.empty_like(source)
+    return 2 * 4 * source.numel() / _best(lambda: target.copy_(source))
+
+
+def _best(run: Way, runs: int = 8) -> float:
+    seconds = []
+    for _ in range(runs):
+        start = now()
+        run()
+        seconds.append(now() - start)
+    return min(seconds)
+
+
+def machine(device: str) -> str:
+    """What the figures were taken on, and how busy it was before."""
+    name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    return f"{name}, torch {torch.__version__}, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+
+
+def table(title: str, columns: Sequence[str], caption: str = "") -> Table:
+    """An empty table: names at the left, figures at the right."""
+    made = Table(title=title, caption=caption or None, caption_justify="left")
+    for column in columns:
+        made.add_column(column, justify="right" if made.columns else "left")
+    return made

@@ -1,0 +1,228 @@
+"""What every contender of ``benchmarks/training.py`` shares: its orders, its rows, its clock and how it is measured.
+
+A contender is a process of its own, in the environment of its library, so nothing here needs this project's package. It
+reads orders from its standard input, one JSON object a line, and answers each on its standard output:
+
+    {"cell": {…}}      make the SAE           → {}
+    {"train": 20}      train 20 steps         → {"steps": 20, "seconds": 1.3}
+    {"measure": true}  encode held-out rows   → {"fve": 0.8, "l0": 31.2, "memory": 123456}
+
+or with ``{"refused": "why"}``. Libraries print too, so that answers begin with a mark.
+"""
+
+import ctypes
+import gc
+import json
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+MARK = "benchmark:"
+CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is trained: the same for every contender but ``precision``.
+
+    Attributes:
+        file: activations: ``train`` ``[N, M]`` and ``held_out`` ``[N', M]``, in units where ``mean ‖a‖² = M``.
+        width: ``M``. dictionary_size: ``d``. batch: rows per step. steps: of the whole training.
+        kind: ``l1``, ReLU latents with the loss ``mean(Σ (a − â)² + λ Σ z)``, or ``topk``, the same without a price.
+        sparsity: λ. k: latents that fire. rate: Adam's, constant. seed: of the start and of the order of rows.
+        precision: ``fp32``, or ``bf16`` for the library's own mixed precision.
+        matmul: torch's float32 matmul precision: ``highest``, or ``high`` for TF32 on a GPU.
+    """
+
+    file: str
+    width: int
+    dictionary_size: int
+    kind: str
+    batch: int
+    steps: int
+    sparsity: float
+    k: int
+    rate: float
+    seed: int
+    device: str
+    precision: str
+    matmul: str
+
+
+class RefusedError(Exception):
+    """The library does not do what a cell asks for; says why."""
+
+
+class EndError(Exception):
+    """There are no orders left; raised where a library's own loop has to be left."""
+
+
+class Rows(NamedTuple):
+    """Activations on the device, ``[N, M]`` and ``[N', M]``."""
+
+    train: Tensor
+    held_out: Tensor
+
+
+class Line:
+    """Orders from the parent, and answers to it."""
+
+    def receive(self) -> dict[str, Any]:
+        """The next order; ends the process where there is none."""
+        line = sys.stdin.readline()
+        if not line:
+            sys.exit(0)
+        order: dict[str, Any] = json.loads(line)
+        return order
+
+    def say(self, **what: Any) -> None:
+        """Answer."""
+        print(MARK + json.dumps(what), flush=True)
+
+    def slices(self) -> Iterator[int]:
+        """Steps to train now, order by order, until the order to measure; each is answered by :meth:`took`."""
+        while "train" in (order := self.receive()):
+            yield order["train"]
+
+    def took(self, steps: int, seconds: float) -> None:
+        """Answer that so many steps took so long."""
+        self.say(steps=steps, seconds=seconds)
+
+
+class Rehearsal(Line):
+    """Has two steps trained, and hears nothing."""
+
+    def slices(self) -> Iterator[int]:
+        yield 2
+
+    def took(self, steps: int, seconds: float) -> None:
+        pass
+
+
+class Contender(ABC):
+    """A library's SAE in training. Its constructor makes it from a cell and the rows."""
+
+    def __init__(self, cell: Cell, rows: Rows) -> None:
+        self.cell, self.rows = cell, rows
+
+    @abstractmethod
+    def train(self, batches: Iterable[Tensor]) -> None:
+        """One training step for each batch ``[B, M]``."""
+
+    @abstractmethod
+    def encode(self, activations: Tensor) -> Tensor:
+        """Latents ``[N, d]`` of activations ``[N, M]``, as in use."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Reconstructions ``[N, M]`` of latents ``[N, d]``, as in use."""
+
+    def run(self, line: Line) -> None:
+        """Train in slices as ordered, and say how long each took."""
+        batches = shuffled(self.rows.train, self.cell.batch, self.cell.seed)
+        for steps in line.slices():
+            start = now(self.cell.device)
+            self.train(islice(batches, steps))
+            line.took(steps, now(self.cell.device) - start)
+
+
+def shuffled(rows: Tensor, batch: int, seed: int) -> Iterator[Tensor]:
+    """Batches ``[B, M]`` of rows ``[N, M]``, in a new order each epoch, without end; a rest that fills none is left."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        order = torch.randperm(len(rows), generator=generator).to(rows.device)
+        for start in range(0, len(rows) - batch + 1, batch):
+            yield rows[order[start : start + batch]]
+
+
+def now(device: str) -> float:
+    """Seconds, once the device has caught up."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+@torch.no_grad()
+def measure(encode: Callable[[Tensor], Tensor], decode: Callable[[Tensor], Tensor], rows: Tensor) -> dict[str, float]:
+    """FVE with the mean taken per dimension, and L0, of held-out rows ``[N, M]``; sums in float64.
+
+    ``FVE = 1 − Σ (a − â)² / Σ (a − ā)²`` with ``ā [M]``; L0 is the mean number of latents that are not zero.
+    """
+    mean = rows.mean(dim=0, dtype=torch.float64)
+    residual = variance = fired = 0.0
+    for chunk in rows.split(CHUNK):
+        latents = encode(chunk)
+        fired += float((latents != 0).sum())
+        exact = chunk.double()
+        residual += float((exact - decode(latents).double()).square().sum())
+        variance += float((exact - mean).square().sum())
+    return {"fve": 1 - residual / variance, "l0": fired / len(rows)}
+
+
+def serve(make: Callable[[Cell, Rows], Contender]) -> None:
+    """Train what is ordered, cell after cell, until there are no orders left."""
+    line = Line()
+    line.say(torch=torch.__version__, threads=torch.get_num_threads())
+    while True:
+        cell = Cell(**line.receive()["cell"])
+        try:
+            _serve(line, make, cell)
+        except RefusedError as refusal:
+            line.say(refused=str(refusal))
+        gc.collect()
+
+
+def _serve(line: Line, make: Callable[[Cell, Rows], Contender], cell: Cell) -> None:
+    """One cell."""
+    torch.manual_seed(cell.seed)
+    torch.set_float32_matmul_precision(cell.matmul)
+    loaded = load_file(Path(cell.file), device=cell.device)
+    rows = Rows(loaded["train"], loaded["held_out"])
+    # What is set up once, imports too, is neither timed nor counted as training's memory.
+    small = replace(cell, width=8, dictionary_size=16, batch=32, k=2, steps=2)
+    make(small, Rows(*(torch.randn(64, 8, device=cell.device) for _ in rows))).run(Rehearsal())
+    memory = Memory(cell.device)
+    contender = make(cell, rows)
+    line.say()
+    contender.run(line)
+    added = memory.added()
+    line.say(memory=added, **measure(contender.encode, contender.decode, rows.held_out))
+
+
+class Memory:
+    """Follows the peak of memory from now on: allocated on a GPU; else resident, without pages of files.
+
+    Files are the libraries' code, which is read in as it is used, and the rows, which are mapped.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        if device == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            self.before = int(torch.cuda.memory_allocated())
+        else:
+            ctypes.CDLL(None).malloc_trim(0)
+            Path("/proc/self/clear_refs").write_text("5")  # the peak becomes what is in use
+            self.before = _resident("RssAnon")
+
+    def added(self) -> int:
+        """Bytes of the peak beyond what was in use."""
+        if self.device == "cuda":
+            return int(torch.cuda.max_memory_allocated()) - self.before
+        return _resident("VmHWM") - _resident("RssFile") - _resident("RssShmem") - self.before
+
+
+def _resident(name: str) -> int:
+    """Bytes of this process, under the name that Linux has for them."""
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)]
+    return int(line.split()[1]) * 1024

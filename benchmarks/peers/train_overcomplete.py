@@ -1,0 +1,53 @@
+"""overcomplete: its SAE and TopKSAE through its ``train_sae``, silent, with the losses of its documentation.
+
+Its ``mse_l1`` takes the mean over all elements and adds the sum of all latents of the batch, so that our loss divided
+by ``M`` has the penalty ``λ / (M B)``. Its bf16 is ``train_sae_amp`` (fp16 on a GPU). Clipping is optional there: off.
+"""
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from contender import Cell, Contender, Rows, serve
+from overcomplete.sae import SAE, TopKSAE
+from overcomplete.sae.losses import mse_l1
+from overcomplete.sae.train import train_sae, train_sae_amp
+from torch import Tensor
+
+
+def mse(x: Tensor, x_hat: Tensor, pre_codes: Tensor, codes: Tensor, dictionary: Tensor) -> Tensor:
+    """The criterion of its README for TopK."""
+    return (x - x_hat).square().mean()
+
+
+class Overcomplete(Contender):
+    """Its dictionary is normalised whenever it is used in training."""
+
+    def __init__(self, cell: Cell, rows: Rows) -> None:
+        super().__init__(cell, rows)
+        self.criterion: Any = mse
+        if cell.kind == "l1":
+            self.model = SAE(cell.width, cell.dictionary_size, device=cell.device)
+            self.criterion = partial(mse_l1, penalty=cell.sparsity / (cell.width * cell.batch))
+        else:
+            self.model = TopKSAE(cell.width, cell.dictionary_size, top_k=cell.k, device=cell.device)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=cell.rate)
+
+    def train(self, batches: Iterable[Tensor]) -> None:
+        trains = train_sae_amp if self.cell.precision == "bf16" else train_sae
+        how = {"nb_epochs": 1, "clip_grad": 0.0, "monitoring": 0, "device": self.cell.device}
+        trains(self.model, batches, self.criterion, self.optimizer, **how)
+
+    def encode(self, activations: Tensor) -> Tensor:
+        self.model.eval()
+        latents: Tensor = self.model.encode(activations)[1]
+        return latents
+
+    def decode(self, latents: Tensor) -> Tensor:
+        reconstruction: Tensor = self.model.decode(latents)
+        return reconstruction
+
+
+if __name__ == "__main__":
+    serve(Overcomplete)

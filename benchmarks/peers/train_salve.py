@@ -1,0 +1,127 @@
+"""This project's SAE, as its users train it: :class:`salve.sae.SparseAutoencoder` through Lightning's Trainer.
+
+    python train_salve.py [loop]      with the Trainer, or its objective and Adam in a bare loop: what the Trainer costs
+
+Nothing is measured or saved on the way. The learning rate is annealed over a billion epochs: constant, as everyone's.
+"""
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from contender import Cell, Contender, EndError, Line, Rows, now, serve
+from torch import Tensor, nn
+
+from salve.sae import SAE, ActivationsData, SparseAutoencoder, make_sae, objective
+
+FOREVER = 10**9
+PRECISION: dict[str, Any] = {"fp32": "float32", "bf16": "bf16"}
+
+
+def made(cell: Cell) -> tuple[SAE, float]:
+    """The SAE of a cell, and its λ."""
+    generator = torch.Generator().manual_seed(cell.seed)
+    if cell.kind == "l1":
+        return make_sae("relu_l1", cell.width, cell.dictionary_size, generator), cell.sparsity
+    return make_sae("topk", cell.width, cell.dictionary_size, generator, k=cell.k), 0.0
+
+
+class Slices(pl.Callback):
+    """Says how long the ordered steps took, and waits for the next order; from one optimiser step to another.
+
+    A ``training_step`` makes many steps, so that the optimiser is what to listen to.
+    """
+
+    def __init__(self, line: Line, device: str) -> None:
+        self.line, self.device = line, device
+        self.slices: Iterator[int] = line.slices()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.optimizers[0].register_step_pre_hook(self.before_step)
+        self.wait()
+
+    def before_step(self, *_: Any) -> None:
+        """Count what has been done until here."""
+        if self.done == self.ordered:
+            self.line.took(self.done, now(self.device) - self.start)
+            self.wait()
+        self.done += 1
+
+    def wait(self) -> None:
+        """For the next order."""
+        self.ordered, self.done = next(self.slices, 0), 0
+        if not self.ordered:
+            raise EndError
+        self.start = now(self.device)
+
+
+class Salve(Contender):
+    """The SAE, its encoder and decoder; how it is trained is up to the subclasses."""
+
+    def __init__(self, cell: Cell, rows: Rows) -> None:
+        super().__init__(cell, rows)
+        self.sae, self.sparsity = made(cell)
+        self.sae.to(cell.device)
+
+    def train(self, batches: Iterable[Tensor]) -> None:
+        raise NotImplementedError
+
+    def encode(self, activations: Tensor) -> Tensor:
+        return self.sae.to(activations.device).eval().encode(activations)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.sae.decode(latents)
+
+
+class Trained(Salve):
+    """Through the Trainer, which asks for the orders itself."""
+
+    def run(self, line: Line) -> None:
+        cell = self.cell
+        head = nn.Linear(cell.width, 2).requires_grad_(False)  # measures the downstream accuracy: not here
+        labels = torch.zeros(len(self.rows.held_out), dtype=torch.long)
+        data = ActivationsData(self.rows.train, self.rows.held_out, labels, cell.batch)
+        trainer = pl.Trainer(
+            accelerator="gpu" if cell.device == "cuda" else "cpu",
+            devices=1,
+            max_epochs=FOREVER,
+            limit_val_batches=0,
+            callbacks=[Slices(line, cell.device)],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        module = SparseAutoencoder(self.sae, self.sparsity, cell.rate, head, precision=PRECISION[cell.precision])
+        with suppress(EndError):
+            trainer.fit(module, datamodule=data)
+
+
+class Looped(Salve):
+    """The same objective, optimiser and projection without the Trainer."""
+
+    def __init__(self, cell: Cell, rows: Rows) -> None:
+        super().__init__(cell, rows)
+        trained = [parameter for parameter in self.sae.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.Adam(trained, lr=cell.rate, fused=True)
+
+    def train(self, batches: Iterable[Tensor]) -> None:
+        mixed = self.cell.precision == "bf16"
+        for batch in batches:
+            with torch.autocast(self.cell.device, torch.bfloat16, enabled=mixed):
+                loss, _ = objective(self.sae, batch, self.sparsity)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            self.sae.normalise_decoder()
+
+
+if __name__ == "__main__":
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    serve(Looped if "loop" in sys.argv else Trained)

@@ -1,0 +1,253 @@
+"""How fast SAEs train, here and in other libraries: rows per second, memory, and what was learned in the same steps.
+
+    python benchmarks/training.py --quick              # one small cell of each kind: three minutes
+    python benchmarks/training.py                      # all sizes, batches and kinds
+    python benchmarks/training.py --sizes 512x1024 --batches 256 --kinds l1 --steps 5000  # train on for FVE
+
+Peers: overcomplete, dictionary-learning, sae-lens, eai-sparsify and saev, each in an environment of its own
+(``environments.py``: it takes Python, pip and network, once) and through its own model, loss and training step as its
+documentation has it, without logging and checkpoints (``peers/train_*.py`` say what each is told). Beside them: a loop
+in plain PyTorch, with torch's choice of Adam and with its fused one; ``salve`` through Lightning's Trainer; and
+``salve``'s objective in a bare loop, from which the Trainer's cost follows.
+
+Everyone is a process that stays, and only one works at a time: every round each trains a slice of the same number of
+steps, in turn, beginning with another each round. Rates are medians over rounds. Then all train on to the same number
+of steps, and one function measures FVE and L0 on held-out rows from what each library itself encodes and decodes.
+
+The same for all: rows, held in memory, in random order (``salve`` draws its own); float32 parameters; Adam with one
+constant rate and betas (0.9, 0.999); no warm-up, AuxK or resampling; ``k``; the loss up to a factor, which Adam does
+not see, so that λ is converted; threads. Not the same, because the libraries decide it: the start (biases, norms),
+clipped gradients (sae-lens; dictionary-learning's TopK), gradients along the decoder's columns removed
+(dictionary-learning, eai-sparsify, saev), free columns (sae-lens), single or fused Adam. bf16 is each library's own
+mixed precision, where it has one. The FVE of L1 says something only beside its L0.
+
+It needs Linux: memory is read from ``/proc``. Environments are made in the first run, in a few minutes and 2.5 GB.
+
+Rows are sums of about 16 of ``2 M`` planted directions with positive strengths, and noise.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from contenders import BARE, CONTENDERS, Child, GoneError
+from machine import Machine, flops_per_sample, measure_machine, most_samples
+from peers.contender import Cell
+from results import Result, cell_table, summary, write
+from rich.console import Console
+from safetensors.torch import save_file
+
+OUTPUTS = Path("outputs/benchmarks")
+SIZES, BATCHES, KINDS = ("512x1024", "512x4096", "768x12288"), (256, 1024, 4096), ("l1", "topk")
+PRECISIONS = ("fp32", "bf16")
+ROWS, HELD_OUT, ACTIVE, NOISE = 65_536, 8_192, 16, 0.05
+WARM_UP = 3
+
+
+def planted(width: int) -> Path:
+    """A file of rows ``[N, M]`` to train on and held out, scaled so that ``mean ‖a‖² = M``; made once."""
+    file = OUTPUTS / f"planted-{width}-{ROWS}.safetensors"
+    if file.is_file():
+        return file
+    # No library's start may come from the same draws.
+    generator = torch.Generator().manual_seed(2**31 + width)
+    features = 2 * width
+    directions = torch.randn(features, width, generator=generator)
+    directions /= directions.norm(dim=1, keepdim=True)
+    chunks = []
+    for rows in torch.arange(ROWS + HELD_OUT).split(4096):
+        active = torch.rand(len(rows), features, generator=generator) < ACTIVE / features
+        strengths = 0.5 + torch.rand(len(rows), features, generator=generator)
+        noise = torch.randn(len(rows), width, generator=generator)
+        chunks.append((active * strengths) @ directions + (NOISE * ACTIVE / width) ** 0.5 * noise)
+    drawn = torch.cat(chunks)
+    drawn *= (width / drawn.square().sum(dim=1).mean()).sqrt()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".part")
+    save_file({"train": drawn[:ROWS].clone(), "held_out": drawn[ROWS:].clone()}, part)
+    part.rename(file)
+    return file
+
+
+def slice_steps(bare: Child, cell: Cell, seconds: float) -> int:
+    """Steps that take the bare loop so many seconds."""
+    bare.order(cell=vars(cell))
+    steps, took = WARM_UP, bare.order(train=WARM_UP)["seconds"]
+    while took < min(seconds, 0.5):
+        steps *= 2
+        took = bare.order(train=steps)["seconds"]
+    bare.order(measure=True)
+    return max(1, round(steps * seconds / took))
+
+
+@dataclass
+class Entry:
+    """A contender in one cell."""
+
+    child: Child
+    cell: Cell
+    result: Result
+    rates: list[float] = field(default_factory=list)
+
+    def order(self, **what: object) -> dict[str, Any] | None:
+        """The child's answer; none once it takes no part."""
+        if self.result.why:
+            return None
+        try:
+            return self.child.order(**what)
+        except GoneError as gone:
+            self.result.why = str(gone)
+            return None
+
+    def train(self, steps: int) -> None:
+        """So many steps, and how fast they were."""
+        if took := self.order(train=steps):
+            self.result.steps += took["steps"]
+            self.rates.append(took["steps"] * self.cell.batch / took["seconds"])
+
+    def finish(self) -> None:
+        """Train on to the cell's steps, and measure."""
+        rates, rest, result = list(self.rates), self.cell.steps - self.result.steps, self.result
+        if rest > 0:
+            self.train(rest)
+        if found := self.order(measure=True):
+            result.rate, result.slowest, result.fastest = statistics.median(rates), min(rates), max(rates)
+            result.fve, result.l0, result.memory = found["fve"], found["l0"], found["memory"]
+            result.torch, result.threads = self.child.facts["torch"], self.child.facts["threads"]
+
+
+def race(children: list[Child], cell: Cell, rounds: int, each: int) -> list[Result]:
+    """Train all in turn, ``each`` steps at a time, then on to the cell's steps, and measure them."""
+    size, load = f"{cell.width}x{cell.dictionary_size}", os.getloadavg()[0]
+    entries = []
+    for child in children:
+        name, precision = child.contender.name, child.precision
+        result = Result(size, cell.kind, cell.batch, name, precision, device=cell.device, load=load)
+        entries.append(Entry(child, replace(cell, precision=precision), result))
+    for entry in entries:
+        if entry.order(cell=vars(entry.cell)) is not None:
+            entry.train(WARM_UP)
+            entry.rates.clear()
+    for number in range(rounds):
+        turn = number % len(entries)
+        for entry in entries[turn:] + entries[:turn]:
+            entry.train(each)
+    for entry in entries:
+        entry.finish()
+    return [entry.result for entry in entries]
+
+
+def placed(result: Result, cell: Cell, machine: Machine) -> None:
+    """Set a rate beside what the machine could do."""
+    flops = flops_per_sample(cell.width, cell.dictionary_size, cell.kind, cell.k)
+    most = most_samples(machine, result.precision, flops, cell.width, cell.dictionary_size, cell.batch)
+    result.share_of_peak = result.rate * flops / machine.peak(result.precision)
+    result.share_of_limit = result.rate / most
+
+
+def arguments() -> argparse.Namespace:
+    """What is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    names = [contender.name for contender in CONTENDERS]
+    add("--sizes", nargs="+", default=SIZES, type=_size, metavar="MxD", help=f"default: {' '.join(SIZES)}")
+    add("--batches", nargs="+", default=BATCHES, type=int, metavar="B")
+    add("--kinds", nargs="+", default=KINDS, choices=KINDS)
+    add("--precisions", nargs="+", default=PRECISIONS, choices=PRECISIONS)
+    add("--contenders", nargs="+", default=names, choices=names, help="the bare loop always takes part")
+    add("--repeats", type=int, default=5, help="rounds, each a slice of every contender")
+    add("--seconds", type=float, default=1.0, help="a slice, at the bare loop's pace in float32")
+    add("--steps", type=int, default=0, help="train on to so many before FVE is measured")
+    add("--rate", type=float, default=1e-3, help="learning rate")
+    add("--sparsity", type=float, default=1.0, help="λ of L1")
+    add("--k", type=int, default=32, help="of TopK")
+    add("--device", default="cpu", choices=["cpu", "cuda"])
+    add("--matmul", default="highest", choices=["highest", "high"], help="high: TF32 on a GPU, for all")
+    add("--peak", action="store_true", help="measure the machine too, and set its limit beside")
+    add("--quick", action="store_true", help="one small cell of each kind")
+    given = parser.parse_args()
+    if given.quick:
+        given.sizes, given.batches, given.repeats, given.seconds = SIZES[:1], BATCHES[:1], 3, 0.5
+    if min(given.repeats, *given.batches) < 1 or max(given.batches) > ROWS:
+        parser.error(f"--repeats and --batches must be at least 1, and a batch at most {ROWS} rows")
+    return given
+
+
+def _size(text: str) -> str:
+    """As it was given, if it is two numbers."""
+    width, x, dictionary_size = text.partition("x")
+    if not (x and width.isdigit() and dictionary_size.isdigit() and int(width) and int(dictionary_size)):
+        raise argparse.ArgumentTypeError(f"{text} is not a size; one is 512x4096: width and dictionary size")
+    return text
+
+
+def entered(given: argparse.Namespace) -> list[Child]:
+    """The processes of all who take part, started."""
+    children = []
+    for contender in CONTENDERS:
+        for precision in given.precisions:
+            if contender is not BARE and contender.name not in given.contenders:
+                continue
+            child = Child(contender, precision)
+            if precision == "bf16" and given.device not in contender.bf16:
+                child.lost = f"it has no mixed precision on {given.device}"
+            else:
+                child.start()
+            children.append(child)
+    return children
+
+
+def main() -> None:
+    given = arguments()
+    console, results = Console(width=None if sys.stdout.isatty() else 140), []
+    children = entered(given)
+    pace = Child(BARE, "fp32")
+    pace.start()
+    try:
+        for child in (pace, *children):
+            child.ready()
+        for size in given.sizes:
+            width, dictionary_size = (int(number) for number in size.split("x"))
+            file = str(planted(width).resolve())
+            for batch in given.batches:
+                machine = (
+                    measure_machine(width, dictionary_size, batch, given.device, given.matmul) if given.peak else None
+                )
+                for kind in given.kinds:
+                    cell = Cell(
+                        file=file,
+                        width=width,
+                        dictionary_size=dictionary_size,
+                        kind=kind,
+                        batch=batch,
+                        steps=0,
+                        sparsity=given.sparsity,
+                        k=given.k,
+                        rate=given.rate,
+                        seed=0,
+                        device=given.device,
+                        precision="fp32",
+                        matmul=given.matmul,
+                    )
+                    each = slice_steps(pace, cell, given.seconds)
+                    cell = replace(cell, steps=max(given.steps, WARM_UP + given.repeats * each))
+                    found = race(children, cell, given.repeats, each)
+                    for result in found:
+                        if machine:
+                            placed(result, cell, machine)
+                    results += found
+                    console.print(cell_table(found))
+                    write(results, OUTPUTS / "training.csv")
+    finally:
+        for child in (pace, *children):
+            child.end()
+    console.print(summary(results))
+
+
+if __name__ == "__main__":
+    main()

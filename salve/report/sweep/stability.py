@@ -1,0 +1,147 @@
+"""How alike the dictionaries are that a sweep's seeds have found."""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import pandas as pd
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from salve.artifacts import read_record, read_table
+from salve.metrics import random_stability, stability
+from salve.report.sweep.figures import is_seed
+from salve.report.sweep.names import short_names, value_text
+from salve.report.sweep.read import SweptRun
+from salve.report.sweep.summary import SweepSummary, write_whole
+from salve.report.text import number, percent
+from salve.sae import load_sae
+from salve.types import UserError
+
+TABLE = "stability.csv"
+
+#: Measures of a pair, and beside each its value by chance.
+MEASURES = ("matched_cosine", "shared_fraction")
+
+
+@dataclass(frozen=True)
+class _Dictionary:
+    """What one run's SAE has found.
+
+    Attributes:
+        key: of the SAE. activations: digest of what it was trained on. decoder: ``[M, d']``, of the latents that fire.
+        signed: they take both signs.
+    """
+
+    key: str
+    activations: str
+    decoder: Tensor
+    signed: bool
+
+
+def compare_seeds(summary: SweepSummary, artifacts: Path) -> Path:
+    """Compare every two runs of a sweep that differ in nothing but seeds, and write ``stability.csv`` beside its table.
+
+    Latents that never fire on the train split are left out. Runs with classifiers of their own are not compared, since
+    the channels of their activations mean different things: it takes a sweep over ``sae.seed``.
+
+    Args:
+        summary: of the sweep. artifacts: the folder that holds its runs' SAEs.
+
+    Returns:
+        The file, with one row per pair: the settings that vary, other than seeds; ``run_a``, ``run_b``; ``latents_a``,
+        ``latents_b``, that fire; ``matched_cosine`` and ``shared_fraction`` (:func:`salve.metrics.stability`), each
+        with ``random_…`` beside it, by :func:`salve.metrics.random_stability`; ``flipped_fraction``.
+
+    Raises:
+        UserError: no two runs can be compared, an SAE is not there, or the file cannot be written.
+    """
+    folder = summary.csv.parent
+    settings = [name for name in summary.varying if not is_seed(name)]
+    alike: dict[str, list[tuple[SweptRun, _Dictionary]]] = defaultdict(list)
+    for run in summary.in_state("finished"):
+        made = read_record(folder / run.key / "manifest.json").get("artifacts", {})
+        if {"activations", "sae", "features"} <= made.keys():
+            found = _read(artifacts, made)
+            fixed = {name: value for name, value in run.settings.items() if not is_seed(name)}
+            alike[json.dumps([found.activations, fixed], sort_keys=True)].append((run, found))
+    rows = [
+        {name: value_text(run_a.settings.get(name)) for name in settings}
+        | {"run_a": run_a.key, "run_b": run_b.key}
+        | _compare(a, b)
+        for group in alike.values()
+        for (run_a, a), (run_b, b) in combinations(group, 2)
+        if a.key != b.key
+    ]
+    if not rows:
+        raise UserError(
+            f"{folder} has no two finished runs that differ in sae.seed alone and share their activations, so that "
+            "there are no dictionaries to compare."
+        )
+    try:
+        write_whole(folder / TABLE, pd.DataFrame(rows))
+    except OSError as error:
+        raise UserError(f"{TABLE} cannot be written into {folder} ({error.strerror}).") from error
+    return folder / TABLE
+
+
+def _read(artifacts: Path, made: dict[str, dict[str, str]]) -> _Dictionary:
+    keys = {kind: made[kind]["key"] for kind in ("sae", "features")}
+    latents = artifacts / "features" / keys["features"] / "latents.csv"
+    if not latents.is_file():
+        raise UserError(f"{latents} is not there; say where the artifacts are: --artifacts <output_dir>/artifacts.")
+    sae = load_sae(artifacts / "sae" / keys["sae"] / "sae.safetensors")
+    fires = torch.from_numpy(read_table(latents)["frequency"].to_numpy(copy=True)) > 0
+    return _Dictionary(keys["sae"], made["activations"]["digest"], sae.decoder[:, fires], sae.signed)
+
+
+def _compare(a: _Dictionary, b: _Dictionary) -> dict[str, float | int]:
+    sizes = a.decoder.shape[1], b.decoder.shape[1]
+    found = stability(a.decoder, b.decoder, a.signed)
+    chance = random_stability(a.decoder.shape[0], *sizes, a.signed)
+    row: dict[str, float | int] = dict(zip(("latents_a", "latents_b"), sizes, strict=True))
+    for name in MEASURES:
+        row |= {name: float(found[name]), f"random_{name}": float(chance[name])}
+    return row | {"flipped_fraction": float(found["flipped_fraction"])}
+
+
+def print_stability(path: Path, console: Console) -> None:
+    """Show the means over the pairs of each configuration, chance in brackets, and where the table is.
+
+    Args:
+        path: what :func:`compare_seeds` wrote.
+    """
+    pairs = pd.read_csv(path, dtype={"run_a": str, "run_b": str})
+    settings = list(pairs.columns[: pairs.columns.get_loc("run_a")])
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    shown.title, shown.title_justify = "Stability between seeds", "left"
+    for name in short_names(settings).values():
+        shown.add_column(name, overflow="fold")
+    for name in ("pairs", "latents\nthat fire", "matched\ncosine", "shared\nlatents"):
+        shown.add_column(name, justify="right")
+    groups = pairs.groupby(settings, dropna=False, sort=False) if settings else [((), pairs)]
+    for key, rows in groups:
+        mean = rows.drop(columns=[*settings, "run_a", "run_b"]).mean()
+        cells = [
+            *map(value_text, key),
+            str(len(rows)),
+            number((mean["latents_a"] + mean["latents_b"]) / 2),
+            _beside_chance(number, mean["matched_cosine"], mean["random_matched_cosine"]),
+            _beside_chance(percent, mean["shared_fraction"], mean["random_shared_fraction"]),
+        ]
+        shown.add_row(*map(Text, cells))
+    shown.caption = "In brackets: two dictionaries of random directions. Shared: matched with a cosine of 0.7 or more."
+    shown.caption_justify = "left"
+    console.print(shown)
+    console.print(f"Table: {path}", soft_wrap=True, highlight=False)
+
+
+def _beside_chance(write: Callable[[float], str], value: float, chance: float) -> str:
+    return f"{write(value)} ({write(chance)})"

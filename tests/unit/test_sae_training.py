@@ -1,0 +1,172 @@
+"""How rows reach a training, and what its precision changes."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from salve.metrics import fraction_of_variance_explained
+from salve.sae import SAE, ActivationsData, Block, EpochsData, Member, SAEEnsemble, SparseAutoencoder, make_sae
+from salve.sae import rows as rows_module
+from salve.stages.job import quiet_lightning
+
+WIDTH, BATCH = 16, 8
+
+
+def data_of(rows: Tensor, batch: int = BATCH) -> ActivationsData:
+    return ActivationsData(rows, rows[:64], torch.zeros(min(64, len(rows)), dtype=torch.long), batch)
+
+
+def numbered(count: int) -> Tensor:
+    """Rows that say which they are."""
+    return torch.arange(count, dtype=torch.float32)[:, None].expand(count, WIDTH).contiguous()
+
+
+def blocks(data: ActivationsData) -> list[Block]:
+    torch.manual_seed(3)
+    return list(data.train_dataloader())
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two batches and a bit fit into a block."""
+    monkeypatch.setattr(rows_module, "BLOCK_BYTES", (2 * BATCH + 3) * WIDTH * 4)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("count", [1, 7, 8, 16, 35, 100])
+def test_the_batches_are_those_of_a_dataloader_that_shuffles(count: int) -> None:
+    rows = numbered(count)
+    got = [batch for block in blocks(data_of(rows)) for batch in block.rows.split(block.sizes)]
+    torch.manual_seed(3)
+    expected = list(DataLoader(rows, BATCH, shuffle=True))  # type: ignore[arg-type]
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(got, expected, strict=True))
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("count", [1, 16, 35])
+def test_ranks_share_each_batch(count: int, ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = data_of(numbered(count), batch=7)
+    whole = [batch for block in blocks(data) for batch in block.rows.split(block.sizes)]
+    parts = []
+    for rank in range(ranks):
+        monkeypatch.setattr(rows_module, "place", lambda rank=rank: (rank, ranks))
+        parts.append([batch for block in blocks(data) for batch in block.rows.split(block.sizes)])
+    for batch, *shares in zip(whole, *parts, strict=True):
+        for rank, share in enumerate(shares):
+            assert torch.equal(share, batch[rank::ranks])
+
+
+def test_a_block_holds_at_least_a_batch_and_no_more_than_it_may(small_blocks: None) -> None:
+    assert [len(block.rows) for block in blocks(data_of(numbered(35)))] == [16, 16, 3]
+    assert [len(block.rows) for block in blocks(data_of(numbered(35), batch=30))] == [30, 5]
+
+
+def trainer(epochs: int) -> pl.Trainer:
+    return pl.Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+
+
+def head() -> nn.Linear:
+    return nn.Linear(WIDTH, 2).requires_grad_(False)
+
+
+def test_any_loader_of_batches_trains_as_blocks_do(planted: Tensor) -> None:
+    """A Lightning user's own loader, one batch at a time, with the cosine over as many steps."""
+    saes = [make_sae("relu_l1", WIDTH, 12, torch.Generator().manual_seed(0)) for _ in range(2)]
+    with quiet_lightning():
+        torch.manual_seed(1)
+        trainer(2).fit(SparseAutoencoder(saes[0], 0.3, 1e-2, head()), datamodule=data_of(planted))
+        torch.manual_seed(1)
+        loader = DataLoader(torch.utils.data.TensorDataset(planted), BATCH, shuffle=True)
+        trainer(2).fit(SparseAutoencoder(saes[1], 0.3, 1e-2, head()), loader, data_of(planted).val_dataloader())
+    torch.testing.assert_close(saes[0].state_dict(), saes[1].state_dict())
+
+
+@pytest.fixture
+def planted() -> Tensor:
+    """``[N, M]``: two of twelve directions at a time, and noise."""
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.randn(12, WIDTH, generator=generator)
+    codes = torch.zeros(512, 12)
+    codes.scatter_(1, torch.rand(512, 12, generator=generator).topk(2, dim=1).indices, 1.0)
+    rows = codes @ directions + 0.05 * torch.randn(512, WIDTH, generator=generator)
+    return rows / rows.square().mean().sqrt()
+
+
+@pytest.fixture
+def casts(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.dtype]]:
+    """The types of the pre-activations that are computed."""
+    seen: list[torch.dtype] = []
+    plain = SAE.pre_activations
+
+    def spy(self: SAE, activations: Tensor) -> Tensor:
+        pre = plain(self, activations)
+        seen.append(pre.dtype)
+        return pre
+
+    monkeypatch.setattr(SAE, "pre_activations", spy)
+    return seen
+
+
+def fve(sae: SAE, rows: Tensor) -> float:
+    with torch.no_grad():
+        return float(fraction_of_variance_explained(rows, sae.eval()(rows)[0]))
+
+
+@pytest.mark.parametrize(
+    ("variant", "size", "sparsity", "settings"),
+    [
+        ("linear_l1", 24, 0.3, {}),
+        ("relu_l1", 24, 0.3, {}),
+        ("gated", 24, 0.3, {}),
+        ("jumprelu", 24, 0.2, {}),
+        ("topk", 24, 0.0, {"k": 2}),
+        ("topk", 64, 0.0, {"k": 2}),  # large enough for products with the few that fire
+        ("batch_topk", 64, 0.0, {"k": 2}),
+        ("matryoshka", 64, 0.0, {"k": 2}),
+    ],
+)
+def test_bf16_trains_float32_weights_to_what_float32_does(
+    variant: str, size: int, sparsity: float, settings: dict[str, Any], planted: Tensor, casts: list[torch.dtype]
+) -> None:
+    def train(precision: Any, together: bool) -> SAE:
+        casts.clear()
+        sae = make_sae(variant, WIDTH, size, torch.Generator().manual_seed(0), **settings)
+        module: pl.LightningModule
+        options: dict[str, Any] = {"precision": precision}
+        torch.manual_seed(0)
+        with quiet_lightning():
+            if together:
+                members = [Member(sae, sparsity, 0)]
+                module = SAEEnsemble(members, len(planted), 32, 1e-2, head(), **options)
+                data: Any = EpochsData(planted, planted[:64], torch.zeros(64, dtype=torch.long), 32)
+                trainer(20).fit(module, datamodule=data)
+                return module.trained(0)[0]
+            module = SparseAutoencoder(sae, sparsity, 1e-2, head(), **options)
+            trainer(20).fit(module, datamodule=data_of(planted, 32))
+            return sae
+
+    exact = train("float32", False)
+    assert set(casts) == {torch.float32}
+    reached = fve(exact, planted)
+    assert reached > 0.5
+    for together in (False, True):
+        sae = train("bf16", together)
+        if not together:  # in steps; what is measured is float32
+            assert set(casts) == {torch.bfloat16, torch.float32}
+        assert not torch.allclose(sae.decoder, exact.decoder, atol=1e-6)
+        assert {tensor.dtype for tensor in sae.state_dict().values()} == {torch.float32}
+        assert abs(fve(sae, planted) - reached) < 0.05  # seeds differ by as much
