@@ -98,10 +98,13 @@ def cell_table(results: list[Result]) -> Table:
 
 def summary(results: list[Result]) -> Table:
     """A line for each cell: salve against the best peer and the best bare loop, and what the Trainer costs."""
-    table = Table(title="salve beside the best peer and bare loop in fp32, and the best peer in any precision (any)")
-    columns = ("", "best peer", "fp32 / peer", "bf16 / peer", "bf16 / any", "fp32 / bare", "bf16 / bare")
-    for column in (*columns, "FVE − peer's", "… bf16", "Trainer, ms/step", "… bf16"):
-        table.add_column(column, justify="right" if column else "left")
+    caption = "over peer, over bare: of the fastest in fp32; over any: of the fastest peer in any precision"
+    table = Table(title="salve", caption=caption, caption_justify="left")
+    for column in ("", "best peer"):
+        table.add_column(column, no_wrap=True)
+    ratios = ("fp32 over peer", "bf16 over peer", "bf16 over any", "fp32 over bare", "bf16 over bare")
+    for column in (*ratios, "FVE − peer's", "… in bf16", "Trainer, ms/step", "… in bf16"):
+        table.add_column(column, justify="right")
     for size, kind, batch in dict.fromkeys((result.size, result.kind, result.batch) for result in results):
         ran = [one for one in results if (one.size, one.kind, one.batch) == (size, kind, batch) and one.rate > 0]
         found = {(result.contender, result.precision): result for result in ran}
@@ -114,7 +117,7 @@ def summary(results: list[Result]) -> Table:
         loops = [found.get((LOOPED.name, precision)) for precision in ("fp32", "bf16")]
         table.add_row(
             f"{size.replace('x', ' → ')}, {kind}, {batch}",
-            f"{top.contender}" if top else "–",
+            top.contender if top else "–",
             *(_ratio(*pair) for pair in ((fp32, top), (bf16, top), (bf16, any_top), (fp32, bare), (bf16, bare))),
             *(f"{mine.fve - top.fve:+.4f}" if mine and top else "–" for mine in (fp32, bf16)),
             *(_cost(mine, loop) for mine, loop in zip((fp32, bf16), loops, strict=True)),

@@ -5,9 +5,7 @@
 Nothing is measured or saved on the way. The learning rate is annealed over a billion epochs: constant, as everyone's.
 """
 
-import logging
 import sys
-import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -18,6 +16,7 @@ from contender import Cell, Contender, EndError, Line, Rows, now, serve
 from torch import Tensor, nn
 
 from salve.sae import SAE, ActivationsData, SparseAutoencoder, make_sae, objective
+from salve.stages.job import quiet_lightning
 
 FOREVER = 10**9
 PRECISION: dict[str, Any] = {"fp32": "float32", "bf16": "bf16"}
@@ -86,19 +85,19 @@ class Trained(Salve):
         head = nn.Linear(cell.width, 2).requires_grad_(False)  # measures the downstream accuracy: not here
         labels = torch.zeros(len(self.rows.held_out), dtype=torch.long)
         data = ActivationsData(self.rows.train, self.rows.held_out, labels, cell.batch)
-        trainer = pl.Trainer(
-            accelerator="gpu" if cell.device == "cuda" else "cpu",
-            devices=1,
-            max_epochs=FOREVER,
-            limit_val_batches=0,
-            callbacks=[Slices(line, cell.device)],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
         module = SparseAutoencoder(self.sae, self.sparsity, cell.rate, head, precision=PRECISION[cell.precision])
-        with suppress(EndError):
+        with quiet_lightning(), suppress(EndError):
+            trainer = pl.Trainer(
+                accelerator="gpu" if cell.device == "cuda" else "cpu",
+                devices=1,
+                max_epochs=FOREVER,
+                limit_val_batches=0,
+                callbacks=[Slices(line, cell.device)],
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+            )
             trainer.fit(module, datamodule=data)
 
 
@@ -122,6 +121,4 @@ class Looped(Salve):
 
 
 if __name__ == "__main__":
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    warnings.simplefilter("ignore")
     serve(Looped if "loop" in sys.argv else Trained)

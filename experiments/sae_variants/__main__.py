@@ -1,0 +1,86 @@
+"""``python -m experiments.sae_variants``: which sparse autoencoder gives the cleanest edits?"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from experiments.sae_variants.compare import Target
+from experiments.sae_variants.figure import comparison_figure, save
+from experiments.sae_variants.runs import EXPERIMENTS, FULL, QUICK, collect, make
+from experiments.sae_variants.tables import markdown, reference_summary, summary
+from salve.types import UserError
+
+#: Where variants are compared. L0 means something else for linear latents, which are never zero; FVE does not.
+_L0 = (Target("l0", 4), Target("l0", 8), Target("l0", 16))
+TARGETS = {
+    "concepts": (Target("best"), Target("fve", 0.85), Target("fve", 0.92), *_L0),
+    "imagenette": (Target("best"), Target("fve", 0.75), Target("fve", 0.85), *_L0),
+}
+
+EPILOG = """\
+written into <output-dir>/experiments/sae_variants:
+  runs.csv, edits.csv       every run; every run's edit of every class
+  references.csv            random directions and the classes' own
+  summary.csv, summary.md   the variants at matched FVE and L0, with intervals
+  sae-variants.pdf, .png    the figure
+
+Finished runs are found and not made again. SETTING is any of salve's, such as
+cluster=joblib or trainer=cpu, for all runs.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.sae_variants",
+        description="Make the runs of all SAE variants, or find them, and compare the edits that their latents give.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("settings", nargs="*", metavar="SETTING", help="key=value")
+    parser.add_argument("--data", nargs="+", choices=list(EXPERIMENTS), default=list(EXPERIMENTS))
+    parser.add_argument("--imagenette", metavar="FOLDER", default=os.environ.get("SALVE_IMAGENETTE"))
+    parser.add_argument("--weights", metavar="FILE", default=os.environ.get("SALVE_RESNET18"), help="of ResNet-18")
+    parser.add_argument("--output-dir", type=Path, default=Path("outputs"))
+    parser.add_argument("--quick", action="store_true", help="tiny runs that only show that everything works")
+    given = parser.parse_args(arguments)
+    try:
+        compare(given)
+    except UserError as error:
+        print(f"sae_variants: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def compare(given: argparse.Namespace) -> None:
+    """Make or find the runs, and write tables and figure.
+
+    Raises:
+        UserError: Imagenette was not given, or some runs could not be made.
+    """
+    if "imagenette" in given.data and not given.imagenette:
+        raise UserError("Imagenette's folder is not known; give --imagenette FOLDER, or only --data concepts.")
+    plan = QUICK if given.quick else FULL
+    where = [f"data.root={given.imagenette}"] + ([f"backbone.weights={given.weights}"] if given.weights else [])
+    for data in given.data:
+        make(data, plan, given.output_dir, [*(where if data == "imagenette" else []), *given.settings])
+    found = [collect(data, plan, given.output_dir) for data in given.data]
+    runs = pd.concat([one.runs for one in found], ignore_index=True)
+    references = reference_summary(pd.concat([one.references for one in found]))
+    table = summary(runs, TARGETS)
+    folder = given.output_dir / "experiments" / f"sae_variants{plan.name}"
+    folder.mkdir(parents=True, exist_ok=True)
+    runs.to_csv(folder / "runs.csv", index=False)
+    pd.concat([one.edits for one in found]).to_csv(folder / "edits.csv", index=False)
+    pd.concat([one.references for one in found]).to_csv(folder / "references.csv", index=False)
+    table.to_csv(folder / "summary.csv", index=False)
+    (folder / "summary.md").write_text(markdown(table, references), encoding="utf-8")
+    save(comparison_figure(runs, table, references), folder)
+    print(f"Tables and figure: {folder}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

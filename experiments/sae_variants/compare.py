@@ -1,0 +1,191 @@
+"""Edits at a matched effect, SAEs at a matched sparsity, and how sure a comparison is: pure functions on tables.
+
+Strengths α have no unit in common between SAEs, and λ and k none between variants. So edits are compared where the
+edited class has fallen to the same accuracy, and SAEs where they have the same L0 or the same FVE.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from numpy import ndarray
+from scipy import stats  # type: ignore[import-untyped]
+
+#: Accuracy to which an edit has to take its class.
+LEVEL = 0.05
+#: Confidence of all intervals.
+CONFIDENCE = 0.95
+
+
+class MatchedEdit(NamedTuple):
+    """One class's edit at the strength that takes the class to ``LEVEL``.
+
+    Attributes:
+        reached: some strength does. alpha: the smallest that does (inf if none).
+        drop: accuracy that the class loses. drift: mean absolute change of the other classes' accuracy; NaN if not
+            reached. worst: the largest absolute change of one of them; NaN if not reached.
+        selectivity: ``drop − drift``; 0 if not reached, since an edit that cannot be had takes and harms nothing. NaN
+            for a class that has no images or is at ``LEVEL`` without an edit.
+    """
+
+    reached: bool
+    alpha: float
+    drop: float
+    drift: float
+    worst: float
+    selectivity: float
+
+
+def matched_edit(alphas: Float[ndarray, " K"], accuracy: Float[ndarray, "K C"], own: int) -> MatchedEdit:
+    """The edit at the first strength where class ``own`` is at ``LEVEL``, linear between the strengths of the grid.
+
+    Args:
+        alphas: strengths, increasing from 0. accuracy: of every class at each; NaN for a class without images.
+        own: the class that is edited.
+    """
+    mine = accuracy[:, own]
+    if not mine[0] > LEVEL:
+        return MatchedEdit(False, math.inf, math.nan, math.nan, math.nan, math.nan)
+    below = np.flatnonzero(mine <= LEVEL)
+    if not len(below):
+        return MatchedEdit(False, math.inf, 0.0, math.nan, math.nan, 0.0)
+    at = int(below[0])
+    share = (mine[at - 1] - LEVEL) / (mine[at - 1] - mine[at])
+    found = accuracy[at - 1] + share * (accuracy[at] - accuracy[at - 1])
+    change = np.abs(np.delete(found - accuracy[0], own))
+    change = change[~np.isnan(change)]
+    drop = float(mine[0] - LEVEL)
+    drift, worst = (float(change.mean()), float(change.max())) if len(change) else (0.0, 0.0)
+    alpha = float(alphas[at - 1] + share * (alphas[at] - alphas[at - 1]))
+    return MatchedEdit(True, alpha, drop, drift, worst, drop - drift)
+
+
+class Interval(NamedTuple):
+    """A mean, half the width of its confidence interval (NaN for fewer than two values), and how many values ``n``."""
+
+    mean: float
+    half: float
+    n: int
+
+
+def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
+    """Student's interval for the mean, of the values that are not NaN: ``mean ± t s / √n``."""
+    known = np.asarray(values, dtype=float)
+    known = known[~np.isnan(known)]
+    count = len(known)
+    if count < 2:
+        return Interval(float(known[0]) if count else math.nan, math.nan, count)
+    quantile = float(stats.t.ppf((1 + confidence) / 2, count - 1))
+    return Interval(float(known.mean()), quantile * float(known.std(ddof=1)) / math.sqrt(count), count)
+
+
+def at_target(x: Float[ndarray, " n"], values: Float[ndarray, "n m"], target: float) -> Float[ndarray, " m"]:
+    """Values where ``x`` is ``target``, linear between the two neighbours by ``x``.
+
+    Returns:
+        ``[m]``; NaN where the target lies outside of what ``x`` covers, since nothing is extrapolated.
+    """
+    known = ~np.isnan(x)
+    x, values = x[known], values[known]
+    order = np.argsort(x, kind="stable")
+    x, values = x[order], values[order]
+    if not len(x) or not x[0] <= target <= x[-1]:
+        return np.full(values.shape[1], np.nan)
+    return np.array([np.interp(target, x, column) for column in values.T])
+
+
+class Target(NamedTuple):
+    """What is made equal: ``l0`` or ``fve`` at a value, or ``best`` (no value), each variant's own best setting."""
+
+    by: str
+    value: float = math.nan
+
+    @property
+    def label(self) -> str:
+        """``L0 = 8``, ``FVE = 0.85``, ``own best``."""
+        return "own best" if self.by == "best" else f"{self.by.upper()} = {self.value:g}"
+
+
+def matched(runs: pd.DataFrame, target: Target, measures: Sequence[str]) -> pd.DataFrame:
+    """Each SAE seed of each variant at a target.
+
+    For ``best``, the setting of a seed is the one at which the variant's *other* seeds have the highest mean
+    selectivity, so that no SAE is judged by the number that chose it.
+
+    Args:
+        runs: one row per run, with ``variant``, ``knob`` (λ or k), ``seed`` and the measures.
+
+    Returns:
+        One row per variant and seed: ``variant``, ``seed``, the measures (all NaN if the seed's runs do not reach the
+        target), and for ``best`` the ``knob``.
+    """
+    if target.by == "best":
+        return _best(runs, measures)
+    rows = []
+    for (variant, seed), one in runs.groupby(["variant", "seed"], sort=False):
+        x, values = one[target.by].to_numpy(float), one[list(measures)].to_numpy(float)
+        found = at_target(x, values, target.value)
+        rows.append({"variant": variant, "seed": seed, **dict(zip(measures, found, strict=True))})
+    return pd.DataFrame(rows)
+
+
+def _best(runs: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
+    rows = []
+    for variant, mine in runs.groupby("variant", sort=False):
+        for seed, one in mine.groupby("seed", sort=False):
+            others = mine[mine["seed"] != seed]
+            judges = others if len(others) else one
+            knob = judges.groupby("knob")["selectivity"].mean().idxmax()
+            [row] = one[one["knob"] == knob].to_dict("records")
+            rows.append({"variant": variant, "seed": seed, "knob": knob, **{name: row[name] for name in measures}})
+    return pd.DataFrame(rows)
+
+
+def compared(runs: pd.DataFrame, target: Target, measures: Sequence[str], baselines: Sequence[str]) -> pd.DataFrame:
+    """All variants at a target, each with its difference to a baseline.
+
+    The difference in selectivity is taken seed by seed (a seed is the same initial weights and order of rows wherever
+    shapes agree); its intervals hold together with ``CONFIDENCE`` for all variants that are compared (Bonferroni).
+
+    Args:
+        runs, target, measures: see :func:`matched`. baselines: the first that reaches the target is the baseline.
+
+    Returns:
+        One row per variant in the order of ``runs``: ``target``, ``variant``, ``seeds`` (that reach the target), and
+        for each measure ``<measure>`` and ``<measure>_half``; ``baseline``, ``difference`` and ``difference_half``. A
+        variant of which some seed does not reach the target has NaN, and says in ``reason`` what it covers.
+    """
+    found = matched(runs, target, measures)
+    variants = list(dict.fromkeys(runs["variant"]))
+    by_seed = {name: rows.set_index("seed")["selectivity"] for name, rows in found.groupby("variant")}
+    whole = [name for name in variants if not by_seed[name].isna().any()]
+    baseline = next((name for name in baselines if name in whole), "")
+    others = max(1, len([name for name in whole if name != baseline]))
+    rows = []
+    for variant in variants:
+        mine = found[found["variant"] == variant]
+        row = {"target": target.label, "variant": variant, "seeds": int(mine["selectivity"].notna().sum())}
+        reached = variant in whole
+        for name in measures:
+            mean, half, _ = t_interval(mine[name] if reached else [])
+            row |= {name: mean, f"{name}_half": half}
+        difference = Interval(math.nan, math.nan, 0)
+        if reached and baseline and variant != baseline:
+            pairs = by_seed[variant] - by_seed[baseline]
+            difference = t_interval(pairs, 1 - (1 - CONFIDENCE) / others)
+        row |= {"baseline": baseline, "difference": difference.mean, "difference_half": difference.half}
+        row["reason"] = "" if reached else _out_of_reach(runs[runs["variant"] == variant], target, row["seeds"])
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _out_of_reach(runs: pd.DataFrame, target: Target, reaching: int) -> str:
+    """What a variant's settings cover, from the seed that starts highest to the one that ends lowest."""
+    if target.by == "best":
+        return "no class to edit"
+    ends = runs.groupby("seed")[target.by].agg(["min", "max"])
+    seeds = f", {reaching} of {len(ends)} seeds" if reaching else ""
+    return f"{target.by.upper()} {ends['min'].max():.3g} to {ends['max'].min():.3g}{seeds}"

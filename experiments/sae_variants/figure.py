@@ -1,0 +1,149 @@
+"""The figure: selectivity against L0, FVE and alignment, and the variants at matched points."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import PercentFormatter
+
+from experiments.sae_variants.compare import t_interval
+from experiments.sae_variants.references import ORACLE, RANDOM
+from salve.report.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILLION,
+    WIDTH,
+    log_axis,
+    new_figure,
+    save_figure,
+    styled,
+)
+
+NAME = "sae-variants"
+#: By variant, its colour and marker.
+LOOKS = {
+    "linear_l1": (BLACK, "o"),
+    "relu_l1": (BLUE, "s"),
+    "gated": (SKY, "^"),
+    "jumprelu": (GREEN, "D"),
+    "topk": (VERMILLION, "v"),
+    "batch_topk": (ORANGE, "P"),
+    "matryoshka": (PURPLE, "X"),
+}
+TITLES = {"concepts": "Drawn scenes, small ResNet", "imagenette": "Imagenette, ResNet-18"}
+#: How the references' lines are drawn.
+DASHES = {ORACLE: (0, (5, 2)), RANDOM: (0, (1, 1.5))}
+#: The targets of the right-hand panels and their markers, which all data sets have; the table has the others.
+SHOWN = {"own best": "o", "FVE = 0.85": "s", "L0 = 8": "^"}
+FIGURE_WIDTH = 1.2 * WIDTH
+#: Settings that explain less are beyond use, and left to the table.
+LEAST_FVE = 0.2
+
+
+@styled
+def comparison_figure(runs: pd.DataFrame, table: pd.DataFrame, references: pd.DataFrame) -> Figure:
+    """A row per data set: selectivity against L0, FVE and alignment, and at matched points.
+
+    Args:
+        runs: see :class:`runs.Found`. table: see :func:`tables.summary`. references: see
+            :func:`tables.reference_summary`.
+    """
+    names = list(dict.fromkeys(runs["data"]))
+    figure = new_figure(FIGURE_WIDTH, 0.9 + 2.8 * len(names))
+    grid = figure.subplots(len(names), 4, squeeze=False, gridspec_kw={"width_ratios": (1, 1, 0.8, 1)})
+    for row, data in zip(grid, names, strict=True):
+        mine = runs[runs["data"] == data]
+        lines = references[references["data"] == data]
+        useful = mine[mine["fve"] > LEAST_FVE]
+        for axes, x in zip(row[:3], ("l0", "fve", "alignment"), strict=True):
+            _curves(axes, useful, x) if x != "alignment" else _scatter(axes, useful)
+            _references(axes.axhline, lines)
+            axes.set_ylim(-5, 102)
+        row[0].set(title=TITLES.get(data, data), ylabel="selectivity (points)")
+        positive = useful.loc[useful["l0"] > 0, "l0"]
+        log_axis(row[0], "x", (positive.min() / 1.2, positive.max() * 1.2))
+        row[0].set_xlabel("L0 (latents per image)")
+        row[1].set(xlabel="FVE", xlim=(LEAST_FVE, 1))
+        row[1].xaxis.set_major_formatter(PercentFormatter(1.0))
+        row[2].set_xlabel("alignment (cosine)")
+        _matched(row[3], table[table["data"] == data])
+        _references(row[3].axvline, lines)
+        row[3].set(xlabel="selectivity (points)", xlim=(-5, 102))
+    handles = [Line2D([], [], color=c, marker=m, label=name) for name, (c, m) in LOOKS.items()]
+    handles += [Line2D([], [], color=GREY, linestyle=dash, label=name) for name, dash in DASHES.items()]
+    handles += [
+        Line2D([], [], color=GREY, linestyle="", marker=marker, markersize=5, label=name)
+        for name, marker in SHOWN.items()
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=6)
+    return figure
+
+
+def _curves(axes: Axes, runs: pd.DataFrame, x: str) -> None:
+    """Each variant's settings in order: mean over seeds, with the interval of the mean as a band."""
+    for variant, mine in runs.groupby("variant", sort=False):
+        colour, marker = LOOKS[str(variant)]
+        points = []
+        for _, one in mine.groupby("knob"):
+            mean, half, _ = t_interval(one["selectivity"])
+            points.append((one[x].mean(), 100 * mean, 100 * half))
+        found = np.array(points)
+        at, mean, half = found[np.argsort(found[:, 0])].T
+        axes.fill_between(at, mean - half, mean + half, color=colour, alpha=0.15, linewidth=0)
+        axes.plot(at, mean, color=colour, marker=marker, linewidth=1.2)
+
+
+def _scatter(axes: Axes, runs: pd.DataFrame) -> None:
+    """Every run as a point."""
+    for variant, mine in runs.groupby("variant", sort=False):
+        colour, marker = LOOKS[str(variant)]
+        axes.plot(
+            mine["alignment"], 100 * mine["selectivity"], color=colour, marker=marker, markersize=3, linestyle="",
+            alpha=0.6, markeredgewidth=0,
+        )  # fmt: skip
+
+
+def _matched(axes: Axes, table: pd.DataFrame) -> None:
+    """A row per variant: its selectivity at each target that is shown, with its interval."""
+    variants = list(dict.fromkeys(table["variant"]))
+    for place, variant in enumerate(variants):
+        colour, _ = LOOKS[variant]
+        for step, (target, marker) in enumerate(SHOWN.items()):
+            [row] = table[(table["variant"] == variant) & (table["target"] == target)].to_dict("records")
+            axes.errorbar(
+                100 * row["selectivity"],
+                place + 0.24 * (step - 1),
+                xerr=100 * np.nan_to_num(row["selectivity_half"]),
+                color=colour,
+                marker=marker,
+                markersize=5,
+                elinewidth=1.1,
+                capsize=2,
+                linestyle="",
+            )
+    axes.set_yticks(range(len(variants)), variants)
+    axes.set_ylim(len(variants) - 0.5, -0.5)
+    axes.grid(visible=False, axis="y")
+
+
+def _references(draw: Callable[..., object], references: pd.DataFrame) -> None:
+    for row in references.to_dict("records"):
+        draw(100 * row["selectivity"], color=GREY, linestyle=DASHES[row["reference"]], linewidth=1.2, zorder=1)
+
+
+@styled
+def save(figure: Figure, folder: Path) -> None:
+    """Write the figure as ``sae-variants.pdf``, ``.png`` and ``.svg``."""
+    save_figure(figure, folder, NAME)
+    # No date: the same figure gives the same bytes.
+    FigureCanvasPdf(figure).print_pdf(folder / f"{NAME}.pdf", metadata={"CreationDate": None})

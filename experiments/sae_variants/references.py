@@ -1,0 +1,65 @@
+"""What edits without an SAE reach: random directions, which any claim must beat, and the classes' own directions."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from experiments.sae_variants.compare import matched_edit
+from salve.editing.curves import edit_curves
+from salve.types import Activations, Labels
+
+RANDOM, ORACLE = "random direction", "class direction"
+
+
+def class_directions(weight: Float[Tensor, "C M"], activations: Activations, labels: Labels) -> Float[Tensor, "C M"]:
+    """Each class's evidence by channel, ``mean_{n ∈ k}(w_k ⊙ a_n)``, at unit norm ``[C, M]`` (METHOD §8).
+
+    It reads the classifier's own weights and labels, which an SAE does not see.
+    """
+    means = torch.stack([activations[labels == k].mean(dim=0) for k in range(len(weight))])  # [C, M]
+    return torch.nn.functional.normalize(weight * means, dim=1)
+
+
+def alignment(columns: Float[Tensor, "C M"], directions: Float[Tensor, "C M"]) -> Float[Tensor, " C"]:
+    """How well the gate of each class's latent covers its class: the cosine of ``|c_k|`` and ``|direction_k|``, 0 … 1.
+
+    The gate acts by ``|c|``, so the signs do not count. 1: the edit closes channels as the class direction would.
+    """
+    return torch.nn.functional.cosine_similarity(columns.abs(), directions.abs(), dim=1)
+
+
+def random_directions(classes: int, width: int, seed: int) -> Float[Tensor, "C M"]:
+    """Directions drawn evenly from the unit sphere ``[C, M]``, the norm of a decoder's columns."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.nn.functional.normalize(torch.randn(classes, width, generator=generator), dim=1)
+
+
+def reference_edits(
+    weight: Float[Tensor, "C M"],
+    bias: Float[Tensor, " C"],
+    train: tuple[Activations, Labels],
+    val: tuple[Activations, Labels],
+    alphas: Float[Tensor, " K"],
+    classes: Sequence[str],
+    seeds: Sequence[int],
+) -> pd.DataFrame:
+    """The edits of every class along a random direction (one for each class and seed) and along its own direction.
+
+    Args:
+        weight, bias: the linear reader. train: chooses the class directions. val: measures. alphas: strengths.
+        classes: their names. seeds: of the random directions.
+
+    Returns:
+        One row per reference, seed and class: ``reference``, ``seed``, ``class`` and the fields of ``MatchedEdit``.
+    """
+    drawn = [(RANDOM, seed, random_directions(len(weight), weight.shape[1], seed)) for seed in seeds]
+    rows = []
+    for reference, seed, directions in [*drawn, (ORACLE, 0, class_directions(weight, *train))]:
+        for k, name in enumerate(classes):
+            accuracy, _ = edit_curves(weight, bias, *val, directions[k], alphas)
+            edit = matched_edit(alphas.numpy(), accuracy.numpy(), k)
+            rows.append({"reference": reference, "seed": seed, "class": name, **edit._asdict()})
+    return pd.DataFrame(rows)

@@ -1,0 +1,240 @@
+"""Which runs the comparison consists of, how they are started, and what they found."""
+
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from experiments.sae_variants.compare import MatchedEdit, matched_edit
+from experiments.sae_variants.references import alignment, class_directions, reference_edits
+from salve.artifacts import load_tensors, read_record, read_table
+from salve.backbones.capture import load_captured
+from salve.report.sweep.read import SweptRun, read_sweep
+from salve.sae import load_sae
+from salve.types import UserError
+
+
+class Family(NamedTuple):
+    """Variants that one setting makes sparse, its values, and what else they are trained with."""
+
+    variants: tuple[str, ...]
+    knob: str
+    values: tuple[float, ...]
+    settings: tuple[str, ...] = ()
+
+
+class Plan(NamedTuple):
+    """What is run on each data set.
+
+    Attributes:
+        families: the SAEs. seeds: of the SAEs. name: the end of the sweep's. settings: beyond the experiment's.
+    """
+
+    families: tuple[Family, ...]
+    seeds: tuple[int, ...]
+    name: str = ""
+    settings: tuple[str, ...] = ()
+
+    @property
+    def variants(self) -> list[str]:
+        """All variants, in order."""
+        return [variant for family in self.families for variant in family.variants]
+
+    @property
+    def size(self) -> int:
+        """How many runs there are on a data set."""
+        return sum(len(family.variants) * len(family.values) for family in self.families) * len(self.seeds)
+
+
+PRICED, BUDGETED = ("linear_l1", "relu_l1", "gated", "jumprelu"), ("topk", "batch_topk", "matryoshka")
+FULL = Plan(
+    (
+        Family(PRICED, "sae.sparsity", (0.5, 1, 2, 3, 5, 10, 20)),
+        # Their papers train them with AuxK, without which most of their latents die here.
+        Family(BUDGETED, "sae.k", (1, 2, 3, 4, 8, 20), ("sae.auxk=32",)),
+    ),
+    seeds=(0, 1, 2, 3, 4),
+)
+#: Everything on few images and hardly trained, to see that it works; its numbers mean nothing.
+QUICK = Plan(
+    (Family(PRICED, "sae.sparsity", (1, 5)), Family(BUDGETED, "sae.k", (2, 4), ("sae.auxk=8",))),
+    seeds=(0, 1),
+    name="-quick",
+    settings=("sae.dictionary_size=32", "sae.epochs=3", "edit.alpha=[0,1,2,5,10,20,50]", "sae.learning_rate=0.01"),
+)
+QUICK_DATA = {
+    "concepts": ("data.train_per_class=30", "data.val_per_class=10", "finetune.epochs=2"),
+    "imagenette": ("data.limit_per_class=20",),
+}
+EXPERIMENTS = {"concepts": "beyond/sae_variants", "imagenette": "beyond/sae_variants_imagenette"}
+
+#: Measures of the run itself that are compared.
+MEASURES = ("fve", "l0", "dead_fraction", "downstream_accuracy", "separating", "separating_strictly", "concept_auroc")
+
+
+def sweep_name(data: str, plan: Plan) -> str:
+    """The folder of a data set's runs under ``<output_dir>/sweeps``."""
+    return f"sae_variants-{data}{plan.name}"
+
+
+def commands(data: str, plan: Plan, output_dir: Path, settings: Sequence[str]) -> Iterator[list[str]]:
+    """One sweep per family. What is finished is not made again."""
+    quick = QUICK_DATA[data] if plan is QUICK else ()
+    for family in plan.families:
+        yield [
+            *(sys.executable, "-m", "salve.cli", f"experiment={EXPERIMENTS[data]}"),
+            *(f"output_dir={output_dir}", f"sweep.name={sweep_name(data, plan)}"),
+            f"sae={','.join(family.variants)}",
+            f"{family.knob}={','.join(f'{value:g}' for value in family.values)}",
+            f"sae.seed={','.join(map(str, plan.seeds))}",
+            *(*plan.settings, *family.settings, *quick, *settings),
+        ]
+
+
+def make(data: str, plan: Plan, output_dir: Path, settings: Sequence[str]) -> None:
+    """Make a data set's runs, each family in a process of its own.
+
+    Raises:
+        UserError: some runs were not made; the sweep has said which and why.
+    """
+    for command in commands(data, plan, output_dir, settings):
+        status = subprocess.run(command, check=False).returncode
+        if status:
+            raise UserError(f"A sweep on {data} ended with status {status}; see above. The same command goes on.")
+
+
+class Found(NamedTuple):
+    """What the runs on a data set found.
+
+    Attributes:
+        runs: one row per run: ``data``, ``variant``, ``knob``, ``seed``, ``run`` (its key), ``MEASURES``, and over its
+            classes the mean ``selectivity``, ``alignment``, ``drift`` and ``worst`` (of those reached), ``reached``
+            and ``classes``.
+        edits: one row per run and class. references: see :func:`reference_edits`.
+    """
+
+    runs: pd.DataFrame
+    edits: pd.DataFrame
+    references: pd.DataFrame
+
+
+def collect(data: str, plan: Plan, output_dir: Path) -> Found:
+    """Read the runs of a data set.
+
+    Raises:
+        UserError: a planned run is missing, or is there more than once, with other settings.
+    """
+    folder = output_dir / "sweeps" / sweep_name(data, plan)
+    planned = _planned(read_sweep(folder), plan, folder)
+    ground = _Ground.of(output_dir, folder, next(iter(planned.values())))
+    rows, edits = [], []
+    for (variant, knob, seed), run in planned.items():
+        found = {"data": data, "variant": variant, "knob": knob, "seed": seed, "run": run.key}
+        classes = _edits(_artifact(output_dir, folder, run, "control"), ground.classes)
+        classes["alignment"] = ground.alignment(
+            _artifact(output_dir, folder, run, "sae"), _artifact(output_dir, folder, run, "features")
+        )
+        edits.append(classes.assign(**found))
+        rows.append({**found, **{name: run.metrics.get(name) for name in MEASURES}, **over_classes(classes)})
+    runs = pd.DataFrame(rows)
+    runs[list(MEASURES)] = runs[list(MEASURES)].astype(float)
+    references = ground.references(plan.seeds).assign(data=data)
+    return Found(runs, pd.concat(edits, ignore_index=True), references)
+
+
+def over_classes(edits: pd.DataFrame) -> dict[str, float]:
+    """A run's edits in few numbers; classes without a selectivity (no images) do not count."""
+    table = edits[edits["selectivity"].notna()]
+    means = {name: float(table[name].mean()) for name in ("selectivity", "drift", "worst", "alignment")}
+    return {**means, "reached": int(table["reached"].sum()), "classes": len(table)}
+
+
+def _planned(found: Sequence[SweptRun], plan: Plan, folder: Path) -> dict[tuple[str, float, int], SweptRun]:
+    knobs = {variant: family for family in plan.families for variant in family.variants}
+    wanted: dict[tuple[str, float, int], SweptRun] = {}
+    for run in found:
+        if run.state != "finished":
+            continue
+        variant = run.settings["sae.variant"]
+        if variant not in knobs:
+            continue
+        key = (variant, float(run.settings[knobs[variant].knob]), int(run.settings["sae.seed"]))
+        if key[1] in knobs[variant].values and key[2] in plan.seeds:
+            if key in wanted:
+                raise UserError(
+                    f"{folder} holds two runs of {variant}, {knobs[variant].knob}={key[1]:g}, sae.seed={key[2]}, which "
+                    "differ in other settings or in the version of salve; choose an empty --output-dir."
+                )
+            wanted[key] = run
+    order = [
+        (variant, float(value), seed)
+        for family in plan.families
+        for variant in family.variants
+        for value in family.values
+        for seed in plan.seeds
+    ]
+    if missing := [key for key in order if key not in wanted]:
+        raise UserError(f"{folder} lacks {len(missing)} of {len(order)} runs, such as {missing[0]}.")
+    return {key: wanted[key] for key in order}
+
+
+def _artifact(output_dir: Path, sweep: Path, run: SweptRun, kind: str) -> Path:
+    key = read_record(sweep / run.key / "manifest.json")["artifacts"][kind]["key"]
+    return output_dir / "artifacts" / kind / key
+
+
+def _edits(control: Path, classes: Sequence[str]) -> pd.DataFrame:
+    """Each class's edit; one that has no latent has no curve, and no strength reaches it."""
+    curves = read_table(control / "curves.csv")
+    suppress = curves[curves["mode"] == "suppress"]
+    none = MatchedEdit(False, float("inf"), 0.0, float("nan"), float("nan"), 0.0)
+    found = dict.fromkeys(classes, none)
+    for target, rows in suppress.groupby("target", sort=False):
+        by_class = {name: rows[rows["class"] == name].set_index("alpha")["accuracy"] for name in classes}
+        table = pd.DataFrame(by_class).sort_index()
+        found[str(target)] = matched_edit(table.index.to_numpy(), table.to_numpy(), list(classes).index(str(target)))
+    return pd.DataFrame([{"class": name, **edit._asdict()} for name, edit in found.items()])
+
+
+class _Ground(NamedTuple):
+    """What all runs on a data set share: the classes, the linear reader, activations with labels, and strengths."""
+
+    classes: list[str]
+    weight: Tensor
+    bias: Tensor
+    train: tuple[Tensor, Tensor]
+    val: tuple[Tensor, Tensor]
+    alphas: Tensor
+
+    @classmethod
+    def of(cls, output_dir: Path, sweep: Path, run: SweptRun) -> "_Ground":
+        classifier = _artifact(output_dir, sweep, run, "classifier")
+        # ``fc`` is the last layer of the ResNets of both experiments.
+        tensors = load_tensors(classifier / "model.safetensors")
+        captured = _artifact(output_dir, sweep, run, "activations")
+        train, val = (load_captured(captured, split) for split in ("train", "val"))
+        return cls(
+            [str(name) for name in read_record(classifier / "classifier.json")["classes"]],
+            tensors["fc.weight"].float(),
+            tensors["fc.bias"].float(),
+            (train.activations, train.labels),
+            (val.activations, val.labels),
+            torch.tensor(run.settings["edit.alpha"], dtype=torch.float32),
+        )
+
+    def alignment(self, sae: Path, features: Path) -> list[float]:
+        """See :func:`references.alignment`; NaN for a class without a latent."""
+        decoder = load_sae(sae / "sae.safetensors").decoder.detach()  # [M, d]
+        chosen = read_table(features / "selected.csv").set_index("class")["latent"].reindex(self.classes)
+        latents = torch.tensor(chosen.fillna(-1).to_numpy(int))
+        found = alignment(decoder[:, latents.clamp_min(0)].T, class_directions(self.weight, *self.train))
+        return torch.where(latents >= 0, found, torch.nan).tolist()
+
+    def references(self, seeds: Sequence[int]) -> pd.DataFrame:
+        """See :func:`reference_edits`."""
+        return reference_edits(self.weight, self.bias, self.train, self.val, self.alphas, self.classes, seeds)

@@ -1,0 +1,394 @@
+"""The comparison of SAE variants: matching, intervals, tables and what is read from runs."""
+
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from scipy import interpolate, optimize, stats
+from scipy.spatial import distance
+
+from experiments.sae_variants.__main__ import TARGETS, main
+from experiments.sae_variants.compare import LEVEL, Target, at_target, compared, matched, matched_edit, t_interval
+from experiments.sae_variants.figure import LOOKS, NAME, comparison_figure, save
+from experiments.sae_variants.references import (
+    ORACLE,
+    RANDOM,
+    alignment,
+    class_directions,
+    random_directions,
+    reference_edits,
+)
+from experiments.sae_variants.runs import EXPERIMENTS, FULL, QUICK, Family, Plan, collect, commands, sweep_name
+from experiments.sae_variants.tables import markdown, reference_summary, summary
+from salve.artifacts import save_tensors, write_record
+from salve.run.explain import conf_dir
+from salve.run.plan import combinations, plan
+from salve.run.schema import Config, register
+from salve.sae import VARIANTS, make_sae, save_sae
+from salve.types import UserError
+
+# -- edits at a matched effect
+
+
+def test_an_edit_is_matched_where_its_class_crosses_the_level() -> None:
+    generator = np.random.default_rng(0)
+    alphas = np.array([0.0, 1, 2, 4, 8, 16])
+    mine = np.array([0.9, 0.8, 0.5, 0.12, 0.02, 0.0])
+    accuracy = np.column_stack([generator.uniform(0.5, 1, 6), mine, generator.uniform(0.5, 1, 6)])
+    found = matched_edit(alphas, accuracy, 1)
+    curve = interpolate.interp1d(alphas, accuracy, axis=0)
+    at = optimize.brentq(lambda alpha: curve(alpha)[1] - LEVEL, 0, 16)
+    change = np.abs(curve(at) - accuracy[0])[[0, 2]]
+    assert found.reached
+    assert found.alpha == pytest.approx(at)
+    assert found.drop == pytest.approx(0.9 - LEVEL)
+    assert (found.drift, found.worst) == pytest.approx((change.mean(), change.max()))
+    assert found.selectivity == pytest.approx(found.drop - change.mean())
+
+
+def test_the_first_strength_counts_where_a_class_comes_back() -> None:
+    accuracy = np.array([[0.9, 0.9], [0.05, 0.7], [0.8, 0.1], [0.0, 0.0]])
+    found = matched_edit(np.array([0.0, 1, 2, 3]), accuracy, 0)
+    assert found.alpha == 1
+    assert found.drift == pytest.approx(0.2)
+
+
+def test_gains_and_losses_of_others_do_not_cancel() -> None:
+    accuracy = np.array([[1.0, 0.5, 0.5], [0.05, 0.7, 0.3]])
+    assert matched_edit(np.array([0.0, 1]), accuracy, 0).drift == pytest.approx(0.2)
+
+
+def test_a_class_that_no_strength_brings_down_is_a_failure_worth_nothing() -> None:
+    found = matched_edit(np.array([0.0, 1]), np.array([[0.9, 0.9], [0.06, 0.1]]), 0)
+    assert not found.reached
+    assert (found.alpha, found.drop, found.selectivity) == (math.inf, 0, 0)
+    assert math.isnan(found.drift)
+
+
+@pytest.mark.parametrize("before", [math.nan, 0.05, 0.0])
+def test_a_class_that_is_lost_or_empty_without_an_edit_says_nothing(before: float) -> None:
+    found = matched_edit(np.array([0.0, 1]), np.array([[before, 0.9], [before, 0.9]]), 0)
+    assert not found.reached
+    assert math.isnan(found.selectivity)
+
+
+def test_classes_without_images_are_no_others() -> None:
+    accuracy = np.array([[1.0, 0.8, math.nan], [0.05, 0.6, math.nan]])
+    assert matched_edit(np.array([0.0, 1]), accuracy, 0).drift == pytest.approx(0.2)
+    assert matched_edit(np.array([0.0, 1]), accuracy[:, [0, 2]], 0).drift == 0
+
+
+# -- intervals
+
+
+def test_the_interval_is_students() -> None:
+    values = np.random.default_rng(1).normal(3, 2, 7)
+    low, high = stats.t.interval(0.9, 6, loc=values.mean(), scale=stats.sem(values))
+    mean, half, count = t_interval([*values, math.nan], 0.9)
+    assert (mean - half, mean + half, count) == pytest.approx((low, high, 7))
+
+
+def test_one_value_has_no_interval() -> None:
+    assert t_interval([2.0])[::2] == (2.0, 1)
+    assert math.isnan(t_interval([2.0]).half)
+    assert math.isnan(t_interval([]).mean)
+
+
+# -- SAEs at a matched sparsity
+
+
+def test_between_two_settings_a_value_is_interpolated() -> None:
+    x = np.array([9.0, 3.0, 1.0, 27.0])  # in any order
+    values = np.column_stack([np.arange(4.0), [1, math.nan, 3, 4]])
+    order = np.argsort(x)
+    expected = interpolate.interp1d(x[order], values[order], axis=0)(5.0)
+    assert np.isnan(expected[1])  # a neighbour's value is not known
+    np.testing.assert_allclose(at_target(x, values, 5.0), expected)
+    np.testing.assert_allclose(at_target(x, values, 27.0), values[3])
+
+
+def test_nothing_is_extrapolated() -> None:
+    x, values = np.array([1.0, 2.0, math.nan]), np.ones((3, 2))
+    assert np.isnan(at_target(x, values, 2.1)).all()
+    assert np.isnan(at_target(x, values, 0.9)).all()
+    assert np.isnan(at_target(x[:0], values[:0], 1.0)).all()
+
+
+def table_of(selectivity: dict[str, Sequence[Sequence[float]]], **columns: Any) -> pd.DataFrame:
+    """Runs of variants: ``selectivity[variant][knob][seed]``; L0 is 2, 4, 8, … by knob, for every seed."""
+    rows = [
+        {"variant": variant, "knob": knob, "seed": seed, "selectivity": value, "l0": 2.0 ** (knob + 1), **columns}
+        for variant, knobs in selectivity.items()
+        for knob, seeds in enumerate(knobs)
+        for seed, value in enumerate(seeds)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_at_a_target_every_seed_is_interpolated_by_itself() -> None:
+    runs = table_of({"a": [[0.0, 1.0], [1.0, 3.0]], "b": [[0.5, 0.5], [0.7, 0.9]]})
+    found = matched(runs, Target("l0", 3), ["selectivity", "l0"])  # halfway between 2 and 4
+    assert found["selectivity"].tolist() == pytest.approx([0.5, 2.0, 0.6, 0.7])
+    assert found["l0"].tolist() == pytest.approx([3.0] * 4)
+
+
+def test_no_seed_chooses_its_own_best_setting() -> None:
+    # Seed 2 is best at knob 1 by luck; the others say knob 0.
+    runs = table_of({"a": [[0.9, 0.9, 0.5], [0.6, 0.6, 1.0]]})
+    found = matched(runs, Target("best"), ["selectivity"])
+    # Without seed 2: 0.9 against 0.6. Without seed 0: 0.7 against 0.8, so that seed 0 is judged at knob 1.
+    assert found["knob"].tolist() == [1, 1, 0]
+    assert found["selectivity"].tolist() == [0.6, 0.6, 0.5]
+
+
+def test_differences_are_paired_and_hold_together() -> None:
+    generator = np.random.default_rng(2)
+    values = {name: generator.normal(i, 1, (2, 5)) for i, name in enumerate(("linear_l1", "a", "b"))}
+    found = compared(table_of(values), Target("l0", 4), ["selectivity"], ["linear_l1"]).set_index("variant")
+    for name in ("a", "b"):
+        test = stats.ttest_rel(values[name][1], values["linear_l1"][1])
+        low, high = test.confidence_interval(1 - 0.05 / 2)
+        row = found.loc[name]
+        assert row["difference"] - row["difference_half"] == pytest.approx(low)
+        assert row["difference"] + row["difference_half"] == pytest.approx(high)
+        assert row["selectivity"] == pytest.approx(values[name][1].mean())
+    assert math.isnan(found.loc["linear_l1", "difference"])
+
+
+def test_a_variant_that_cannot_reach_a_target_says_so() -> None:
+    runs = table_of({"linear_l1": [[1, 1], [1, 1]], "a": [[0, 0], [0, 0]], "b": [[0, 0], [0, 0]]})
+    runs.loc[(runs["variant"] == "a") & (runs["seed"] == 1), "l0"] *= 10  # from 20 to 40
+    found = compared(runs, Target("l0", 4), ["selectivity"], ["linear_l1"]).set_index("variant")
+    assert (found.loc["a", "seeds"], found.loc["a", "reason"]) == (1, "L0 20 to 4, 1 of 2 seeds")
+    assert math.isnan(found.loc["a", "selectivity"])
+    assert found.loc["b", "difference"] == -1
+    # Where the first baseline is out of reach, the next takes its place.
+    found = compared(runs, Target("l0", 4), ["selectivity"], ["a", "b"]).set_index("variant")
+    assert set(found["baseline"]) == {"b"}
+    assert found.loc["linear_l1", "difference"] == 1
+
+
+# -- references
+
+
+def test_a_class_direction_is_its_mean_evidence() -> None:
+    weight, activations = torch.randn(3, 5, dtype=torch.float64), torch.rand(12, 5, dtype=torch.float64)
+    labels = torch.arange(12) % 3
+    found = class_directions(weight, activations, labels)
+    for k in range(3):
+        own = [weight[k] * activations[n] for n in range(12) if labels[n] == k]
+        mean = sum(own) / len(own)
+        torch.testing.assert_close(found[k], mean / mean.norm())
+
+
+def test_alignment_does_not_see_signs() -> None:
+    columns, directions = torch.randn(4, 6), torch.randn(4, 6)
+    found = alignment(columns, directions)
+    for k in range(4):
+        a, b = columns[k].abs().numpy(), directions[k].abs().numpy()
+        assert float(found[k]) == pytest.approx(1 - distance.cosine(a, b), abs=1e-6)
+    torch.testing.assert_close(alignment(-directions, directions), torch.ones(4))
+
+
+def test_random_directions_are_unit_vectors_of_their_seed() -> None:
+    first, again, other = (random_directions(4, 50, seed) for seed in (0, 0, 1))
+    torch.testing.assert_close(first.norm(dim=1), torch.ones(4))
+    assert torch.equal(first, again)
+    assert (first @ other.T).abs().max() < 0.7
+
+
+def test_references_tell_a_clean_edit_from_a_blunt_one() -> None:
+    # Every class has two channels of its own.
+    labels = torch.arange(40) % 4
+    activations = torch.eye(4).repeat_interleave(2, dim=1)[labels] + 0.01 * torch.rand(40, 8)
+    weight, bias = torch.eye(4).repeat_interleave(2, dim=1), torch.zeros(4)
+    edits = reference_edits(
+        weight, bias, (activations, labels), (activations, labels), torch.linspace(0, 50, 201), "abcd", (0, 1)
+    )
+    found = reference_summary(edits.assign(data="toy")).set_index("reference")
+    assert found.loc[ORACLE, "selectivity"] > 0.9
+    assert found.loc[ORACLE, "selectivity"] > found.loc[RANDOM, "selectivity"]
+    assert edits["reference"].value_counts().to_dict() == {RANDOM: 8, ORACLE: 4}
+
+
+# -- what is run
+
+KNOBS = ("sae.sparsity", "sae.k")
+
+
+@pytest.mark.parametrize("data", EXPERIMENTS)
+def test_every_variant_composes(data: str) -> None:
+    register()
+    configs: list[Config] = []
+    few = QUICK._replace(
+        families=tuple(family._replace(values=family.values[:1]) for family in QUICK.families), seeds=(7,)
+    )
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        for command in commands(data, few, Path("out"), ["data.batch_size=8"]):
+            assert command[:3] == [sys.executable, "-m", "salve.cli"]
+            overrides = OverridesParser.create().parse_overrides(command[3:])
+            plan(combinations(overrides), lambda given: compose("config", overrides=given), configs.append)
+    assert [config.sae.variant for config in configs] == few.variants
+    assert set(few.variants) == set(VARIANTS)
+    for config in configs:
+        assert (config.stages, config.edit.modes) == (["discover", "control"], ["suppress"])
+        assert (config.sae.seed, config.data.batch_size) == (7, 8)
+        assert config.backbone.name == {"concepts": "resnet10t", "imagenette": "resnet18"}[data]
+    assert len({(config.sae.dictionary_size, config.sae.epochs, config.sae.batch_size) for config in configs}) == 1
+
+
+@pytest.mark.parametrize("data", EXPERIMENTS)
+def test_a_command_sweeps_the_whole_grid_of_its_family(data: str) -> None:
+    sizes = []
+    for command in commands(data, FULL, Path("out"), ["sae.epochs=2"]):
+        overrides = OverridesParser.create().parse_overrides(command[3:])
+        swept = [override for override in overrides if override.is_sweep_override()]
+        assert {override.get_key_element() for override in swept} in ({"sae", knob, "sae.seed"} for knob in KNOBS)
+        sizes.append(len(combinations(overrides)))
+        assert command[-1] == "sae.epochs=2"
+    assert sum(sizes) == FULL.size
+
+
+def test_imagenette_must_be_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--output-dir", str(tmp_path / "out"), "--data", "imagenette"]
+    assert main([*arguments, "--imagenette", ""]) == 2
+    assert "--imagenette FOLDER" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+# -- what runs have found
+
+SMALL = Plan((Family(("linear_l1", "topk"), "sae.k", (2, 4)),), seeds=(0, 1))
+
+
+class Outputs:
+    """Runs on disk, as sweeps leave them, of three classes of which the last has no latent."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.count = folder, 0
+        self.sweep = folder / "sweeps" / sweep_name("concepts", SMALL)
+        self.planned: dict[str, Any] = {}
+        artifacts = folder / "artifacts"
+        (artifacts / "classifier" / "c").mkdir(parents=True)
+        write_record(artifacts / "classifier" / "c" / "classifier.json", {"classes": ["x", "y", "z"]})
+        head = {"fc.weight": torch.eye(3), "fc.bias": torch.zeros(3)}
+        save_tensors(artifacts / "classifier" / "c" / "model.safetensors", head)
+        (artifacts / "activations" / "a").mkdir(parents=True)
+        rows = {"activations": torch.eye(3), "labels": torch.arange(3)}
+        for split in ("train", "val"):
+            save_tensors(artifacts / "activations" / "a" / f"{split}-00000.safetensors", rows)
+        sae = make_sae("linear_l1", 3, 2)
+        sae.decoder.data.copy_(torch.tensor([[0.0, 1.0], [0.6, 0.0], [-0.8, 0.0]]))
+        (artifacts / "sae" / "s").mkdir(parents=True)
+        save_sae(artifacts / "sae" / "s" / "sae.safetensors", sae, {})
+        (artifacts / "features" / "f").mkdir(parents=True)
+        chosen = pd.DataFrame({"class": ["x", "y", "z"], "latent": [1, 0, None]})
+        chosen.astype({"latent": "Int64"}).to_csv(artifacts / "features" / "f" / "selected.csv", index=False)
+
+    def add(self, variant: str, k: int, seed: int, fall: float = 0.0, epochs: int = 1) -> None:
+        """A run whose classes fall to 0 at α = 1, where each other class loses ``fall``."""
+        key = f"{self.count:012x}"
+        self.count += 1
+        run, control = self.sweep / key, self.folder / "artifacts" / "control" / key
+        for path in (run, control):
+            path.mkdir(parents=True)
+        sae = {"variant": variant, "k": k, "seed": seed, "epochs": epochs}
+        settings = {"data": {"_target_": "salve.data.ConceptsData"}, "sae": sae, "edit": {"alpha": [0, 1]}}
+        (run / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+        write_record(run / "metrics.json", {"fve": 0.5 + 0.1 * k, "l0": float(k), "val_accuracy": 1.0})
+        keys = {"control": key, "classifier": "c", "activations": "a", "sae": "s", "features": "f"}
+        write_record(run / "manifest.json", {"artifacts": {kind: {"key": value} for kind, value in keys.items()}})
+        self.planned[key] = {"swept": {"sae.seed": seed}}
+        write_record(self.sweep / "sweep.json", {"name": "s", "runs": self.planned})
+        rows = [
+            {"mode": mode, "target": target, "alpha": alpha, "class": name, "accuracy": accuracy}
+            for mode in ("suppress", "enhance")
+            for target in "xy"
+            for name in "xyz"
+            for alpha, accuracy in ((0, 1.0), (1, 1.0 if mode == "enhance" else 0.0 if name == target else 1 - fall))
+        ]
+        pd.DataFrame(rows).to_csv(control / "curves.csv", index=False)
+
+    def add_all(self) -> None:
+        for variant in ("linear_l1", "topk"):
+            for k in (2, 4):
+                for seed in (0, 1):
+                    self.add(variant, k, seed, fall=0.1 * (variant == "topk") + 0.01 * k + 0.001 * seed)
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> Outputs:
+    return Outputs(tmp_path)
+
+
+def test_runs_are_read_with_their_edits(outputs: Outputs) -> None:
+    outputs.add_all()
+    outputs.add("topk", 3, 0)  # no part of the plan
+    outputs.add("gated", 2, 0)
+    found = collect("concepts", SMALL, outputs.folder)
+    assert list(zip(found.runs["variant"], found.runs["knob"], found.runs["seed"], strict=True)) == [
+        (variant, k, seed) for variant in ("linear_l1", "topk") for k in (2, 4) for seed in (0, 1)
+    ]
+    row = found.runs.iloc[7]  # topk, k 4, seed 1: the level is crossed at α = 0.95
+    drift = 0.95 * 0.141
+    assert (row["reached"], row["classes"]) == (2, 3)
+    assert row["drift"] == pytest.approx(drift)
+    assert row["selectivity"] == pytest.approx(2 / 3 * (0.95 - drift))  # nothing for the class without a latent
+    assert row["fve"] == pytest.approx(0.9)
+    edits = found.edits[found.edits["run"] == row["run"]].set_index("class")
+    assert edits["reached"].tolist() == [True, True, False]
+    assert edits.loc["x", "alpha"] == pytest.approx(0.95)
+    # The class directions are the channels themselves; latent 1 is the first channel, and 0.6 of latent 0 the second.
+    assert edits["alignment"].tolist() == pytest.approx([1.0, 0.6, math.nan], nan_ok=True)
+    assert row["alignment"] == pytest.approx(0.8)
+    # Along its own channel a class goes and nothing else does: with logits all zero the first class is predicted.
+    oracle = found.references[found.references["reference"] == ORACLE].set_index("class")
+    assert oracle.loc["y", "selectivity"] == pytest.approx(0.95)
+
+
+def test_a_missing_run_is_an_error(outputs: Outputs) -> None:
+    outputs.add("topk", 2, 0)
+    with pytest.raises(UserError, match=r"lacks 7 of 8 runs"):
+        collect("concepts", SMALL, outputs.folder)
+
+
+def test_two_runs_for_one_place_are_an_error(outputs: Outputs) -> None:
+    outputs.add_all()
+    outputs.add("topk", 2, 0, epochs=2)
+    with pytest.raises(UserError, match=r"two runs of topk, sae.k=2, sae.seed=0"):
+        collect("concepts", SMALL, outputs.folder)
+
+
+def test_table_and_figure_show_what_the_runs_found(outputs: Outputs, tmp_path: Path) -> None:
+    outputs.add_all()
+    found = collect("concepts", SMALL, outputs.folder)
+    table = summary(found.runs, TARGETS)
+    assert len(table) == 2 * len(TARGETS["concepts"])
+    text = markdown(table, reference_summary(found.references))
+    at_four = table[(table["target"] == "L0 = 4") & (table["variant"] == "topk")].iloc[0]
+    assert f"{100 * at_four['selectivity']:.1f} ± " in text
+    assert "| L0 = 8 | `topk` | L0 2 to 4 |" in text
+    rows = [line.count("|") for line in text.splitlines() if line.startswith("|")]
+    assert len(set(rows)) == 1
+
+    figure = comparison_figure(found.runs, table, reference_summary(found.references))
+    against_l0 = figure.axes[0]
+    [line] = [line for line in against_l0.get_lines() if line.get_color() == LOOKS["topk"][0]]
+    means = found.runs[found.runs["variant"] == "topk"].groupby("knob")[["l0", "selectivity"]].mean()
+    np.testing.assert_allclose(line.get_xdata(), means["l0"])
+    np.testing.assert_allclose(line.get_ydata(), 100 * means["selectivity"])
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        folder.mkdir()
+        save(comparison_figure(found.runs, table, reference_summary(found.references)), folder)
+    for suffix in ("pdf", "png", "svg"):
+        first, again = ((tmp_path / folder / f"{NAME}.{suffix}").read_bytes() for folder in ("one", "two"))
+        assert first == again
