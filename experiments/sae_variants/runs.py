@@ -13,7 +13,7 @@ from torch import Tensor
 from experiments.sae_variants.compare import MatchedEdit, matched_edit
 from experiments.sae_variants.references import alignment, class_directions, reference_edits
 from salve.artifacts import load_tensors, read_record, read_table
-from salve.backbones.capture import load_captured
+from salve.backbones import load_captured
 from salve.report.sweep.read import SweptRun, read_sweep
 from salve.sae import load_sae
 from salve.types import UserError

@@ -6,12 +6,12 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from salve.artifacts import Artifact, Store, digest_of_tensors, load_tensors, save_tensors, write_record
+from salve.backbones.shards import Shards
 from salve.backbones.sites import Site, site_activations
 from salve.data.base import ImageData
 from salve.types import Split, UserError
@@ -20,13 +20,6 @@ from salve.types import Split, UserError
 SHARD_ROWS = 2048
 
 SPLITS: tuple[Split, ...] = ("train", "val")
-
-
-class Captured(NamedTuple):
-    """Activations ``[N, M]`` at the site and labels ``[N]``, in the order of the data."""
-
-    activations: Tensor
-    labels: Tensor
 
 
 @torch.inference_mode()
@@ -76,7 +69,7 @@ def capture(
             advance(len(labels))
         tensors = [torch.cat(part) for part in zip(*parts, strict=True)]
         unfinished = path.with_suffix(".unfinished")
-        save_tensors(unfinished, dict(zip(Captured._fields, tensors, strict=True)))
+        save_tensors(unfinished, dict(zip((Shards.NAME, "labels"), tensors, strict=True)))
         os.replace(unfinished, path)
 
 
@@ -131,9 +124,3 @@ def captured(
 
 def _in_order(data: ImageData, split: Split, rows: Sequence[int]) -> Iterable[tuple[Tensor, Tensor]]:
     return data.loader(split, indices=rows)
-
-
-def load_captured(folder: Path, split: str) -> Captured:
-    """All shards of a split, in order."""
-    shards = [load_tensors(path) for path in sorted(folder.glob(f"{split}-*.safetensors"))]
-    return Captured(*(torch.cat([shard[name] for shard in shards]) for name in Captured._fields))

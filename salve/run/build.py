@@ -53,7 +53,8 @@ def build_job(config: Config, store: Store, logger: Callable[[str], Logger], con
             task = bars.add_task(what, total=total)
             yield lambda done: bars.update(task, advance=done)
 
-    return Job(store, data, config.backbone, site.name, config.seed, trainers, device, progress, ranks)
+    surroundings = (trainers, device, progress, ranks, config.trainer.memory)
+    return Job(store, data, config.backbone, site.name, config.seed, *surroundings)
 
 
 def check_job(config: Config) -> None:

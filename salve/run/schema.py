@@ -73,17 +73,19 @@ class Cifar100Config(FolderConfig):
 
 @dataclass
 class TrainerSettings:
-    """Where things run; the fields are those of Lightning's Trainer.
+    """Where things run; all fields but the last are those of Lightning's Trainer.
 
     Attributes:
         accelerator: auto, cpu, gpu or cuda. devices: on each node. strategy: with several devices, ``ddp_spawn`` starts
             their ranks, ``ddp`` finds them started by torchrun or SLURM, ``auto`` is either. precision: of fine-tuning.
+        memory: GiB for the activations of a training, in each process; what does not fit is read from disk.
     """
 
     accelerator: str = MISSING
     devices: int = MISSING
     strategy: str = MISSING
     precision: str = MISSING
+    memory: float = MISSING
 
 
 @dataclass
@@ -212,7 +214,8 @@ CHOICES = {
 ABOVE_ZERO = (
     *("sae.dictionary_size", "sae.batch_size", "sae.epochs", "sae.learning_rate", "sae.ensemble"),
     *("finetune.epochs", "finetune.learning_rate", "finetune.patience"),
-    *("discover.dominant", "discover.threshold", "validate.top_images", "validate.localise_images", "trainer.devices"),
+    *("discover.dominant", "discover.threshold", "validate.top_images", "validate.localise_images"),
+    *("trainer.devices", "trainer.memory"),
 )
 NOT_NEGATIVE = (
     *(

@@ -145,13 +145,15 @@ class SAE(nn.Module):
         self.shift = nn.Parameter(shift)
 
     @torch.no_grad()
-    def start_from(self, activations: Activations, generator: torch.Generator | None = None) -> None:
-        """Make the decoder's columns directions from the mean to rows drawn from ``[N, M]``, and the encoder follow.
+    def start_from(self, rows: Activations, mean: Float[Tensor, " M"]) -> None:
+        """Make the decoder's columns directions from the mean activation to rows, and the encoder follow.
 
-        Rows are drawn without repetition: what they are too few for, or are at the mean themselves, stays random.
+        Columns that they are too few for, or whose rows are at the mean themselves, stay random.
+
+        Args:
+            rows: ``[n, M]``, at most d; drawn from all activations. mean: of all activations.
         """
-        rows = torch.randperm(len(activations), generator=generator)[: self.dictionary_size]
-        directions = activations[rows] - activations.mean(dim=0)
+        directions = rows - mean
         length = directions.norm(dim=1, keepdim=True)
         drawn = self.decoder.T[: len(rows)]
         self.decoder[:, : len(rows)] = torch.where(length > 0, directions / length, drawn).T

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, distributed
 
+from salve.backbones import AnyRows
 from salve.data.ranks import place
 from salve.metrics import firing
 from salve.sae.base import SAE, Pass
@@ -59,7 +60,7 @@ def silence(
 def resample(
     sae: SAE,
     optimizer: torch.optim.Optimizer,
-    activations: Activations,
+    activations: AnyRows,
     dead: Bool[Tensor, " d"],
     sparsity: float,
     generator: torch.Generator,
@@ -74,7 +75,7 @@ def resample(
     the same rows outweigh the living, and the training collapses.
 
     Args:
-        activations: ``[N, M]`` to draw from. generator: on the CPU.
+        activations: ``[N, M]`` to draw from, in memory or on disk. generator: on the CPU.
 
     Returns:
         How many; 0 too if no row has a loss to draw by.
@@ -84,13 +85,13 @@ def resample(
     which = dead.nonzero()[:, 0]
     shuffled = torch.randperm(len(which), generator=generator)
     which = which[shuffled[: max(1, int((~dead).sum()))].to(which.device)]
-    batches = [sae.losses(rows, sae.run(rows), sparsity) for rows in activations.to(sae.shift).split(4096)]
-    weights = torch.cat(batches).double().square().cpu()
+    blocks = (rows.to(sae.shift) for rows in activations.split(4096))
+    weights = torch.cat([sae.losses(rows, sae.run(rows), sparsity) for rows in blocks]).double().square().cpu()
     if not len(which) or not 0 < float(weights.sum()) < torch.inf:
         return 0
     short = len(which) > int((weights > 0).sum())
     rows = torch.multinomial(weights, len(which), replacement=short, generator=generator)
-    chosen = activations[rows.to(activations.device)].to(sae.shift)
+    chosen = activations[rows].to(sae.shift)
     directions = chosen - sae.run(chosen).reconstruction
     length = directions.norm(dim=1, keepdim=True)
     sae.restart(which, torch.where(length > 0, directions / length, sae.decoder[:, which].T))

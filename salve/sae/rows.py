@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler
 
-from salve.data.ranks import RankBatches, place
+from salve.backbones import AnyRows
+from salve.data.ranks import RankBatches, RunBlocks, place
 
 #: Bytes of activations that a training gets at a time.
 BLOCK_BYTES = 64 * 2**20
+#: Bytes that are read from one place of a disk: few, so that a block has many runs; not so few that seeking takes long.
+RUN_BYTES = 64 * 2**10
 
 
 class Block(NamedTuple):
@@ -47,7 +50,7 @@ class Blocks(Sampler[list[Tensor]]):
 class Rows(Dataset[Tensor]):
     """The rows of one or more tensors of equal length, fetched a batch at a time instead of row by row."""
 
-    def __init__(self, *tensors: Tensor) -> None:
+    def __init__(self, *tensors: AnyRows) -> None:
         self.tensors = tensors
 
     def __len__(self) -> int:
@@ -65,7 +68,7 @@ class Rows(Dataset[Tensor]):
 class _Gathered(Dataset[Block]):
     """Rows of a tensor, a block at a time."""
 
-    def __init__(self, rows: Tensor) -> None:
+    def __init__(self, rows: AnyRows) -> None:
         self._rows = rows
 
     def __len__(self) -> int:
@@ -79,7 +82,7 @@ class _Gathered(Dataset[Block]):
         return Block(self._rows[torch.cat(batches)], tuple(len(batch) for batch in batches))
 
 
-def rows_loader(*tensors: Tensor, batch_size: int, shuffle: bool = False) -> DataLoader[Any]:
+def rows_loader(*tensors: AnyRows, batch_size: int, shuffle: bool = False) -> DataLoader[Any]:
     """A DataLoader over tensor rows without per-row work; a rank gets its part of each batch, which may be empty."""
     rows = Rows(*tensors)
     return DataLoader(rows, batch_sampler=RankBatches(len(rows), batch_size, shuffle), collate_fn=_as_is)
@@ -89,17 +92,47 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
+def run_blocks(rows: AnyRows, batch_size: int, block: int) -> RunBlocks:
+    """The order in which an epoch reads rows ``[N, M]`` from disk; see :class:`salve.data.ranks.RunBlocks`."""
+    return RunBlocks(len(rows), batch_size, block, max(1, RUN_BYTES // (4 * rows.shape[1])))
+
+
+class StreamedBatches:
+    """Batches of rows that are read a block at a time, in an order of :class:`salve.data.ranks.RunBlocks`.
+
+    Args:
+        tensors: of equal length; the first are activations on disk. batch_size: rows of a batch over all ranks.
+        block: rows that are read and shuffled at a time, a multiple of it.
+    """
+
+    def __init__(self, *tensors: AnyRows, batch_size: int, block: int) -> None:
+        self._tensors, self._steps = tensors, -(-len(tensors[0]) // batch_size)
+        self._blocks = run_blocks(tensors[0], batch_size, block)
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        for batches in self._blocks:
+            rows, sizes = torch.cat(batches), [len(batch) for batch in batches]
+            yield from zip(*(tensor[rows].split(sizes) for tensor in self._tensors), strict=True)
+
+
 class ActivationsData(pl.LightningDataModule):
     """Activations as a DataModule: training rows, and validation rows with their labels.
 
     Args:
         train: ``[N, M]``. val: ``[N', M]``. val_labels: ``[N']``. batch_size: rows per step.
+        block: rows that are shuffled at a time if they are read from disk, a multiple of ``batch_size``; None if they
+            are in memory.
     """
 
-    def __init__(self, train: Tensor, val: Tensor, val_labels: Tensor, batch_size: int) -> None:
+    def __init__(
+        self, train: AnyRows, val: AnyRows, val_labels: Tensor, batch_size: int, block: int | None = None
+    ) -> None:
         super().__init__()
         self.train, self.val, self.val_labels = train, val, val_labels
-        self.batch_size = batch_size
+        self.batch_size, self.block = batch_size, block
 
     @property
     def steps(self) -> int:
@@ -108,8 +141,10 @@ class ActivationsData(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled rows, a :class:`Block` at a time."""
-        block_rows = BLOCK_BYTES // (self.train.shape[1] * self.train.element_size())
-        sampler = Blocks(len(self.train), self.batch_size, block_rows)
+        if self.block:
+            sampler: Any = run_blocks(self.train, self.batch_size, self.block)
+        else:
+            sampler = Blocks(len(self.train), self.batch_size, BLOCK_BYTES // (4 * self.train.shape[1]))
         return DataLoader(_Gathered(self.train), batch_sampler=sampler, collate_fn=_as_is)
 
     def val_dataloader(self) -> DataLoader[Any]:

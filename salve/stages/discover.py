@@ -87,7 +87,7 @@ def _pass_over(
 
 
 def _class_table(val: Captured, weight: Tensor, bias: Tensor, classes: tuple[str, ...]) -> pd.DataFrame:
-    predictions = [(rows.activations @ weight.T + bias).argmax(dim=1) for rows in blocks(val, len(classes))]
+    predictions = [(activations @ weight.T + bias).argmax(dim=1) for activations, _ in blocks(val, len(classes))]
     accuracy = per_class_accuracy(torch.cat(predictions), val.labels, len(classes))
     counts = torch.bincount(val.labels, minlength=len(classes))
     return pd.DataFrame({"class": classes, "val_images": counts.tolist(), "val_accuracy": accuracy.tolist()})
@@ -95,7 +95,7 @@ def _class_table(val: Captured, weight: Tensor, bias: Tensor, classes: tuple[str
 
 def _all_latents(sae: SAE, split: Captured) -> Tensor:
     """Latents ``[N, d]``, all at once: ranks need them, and data with a truth are small."""
-    return torch.cat([sae.encode(rows.activations) for rows in blocks(split, sae.dictionary_size)])
+    return torch.cat([sae.encode(activations) for activations, _ in blocks(split, sae.dictionary_size)])
 
 
 def concept_table(

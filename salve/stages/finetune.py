@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from salve.artifacts import Artifact, digest_of_tensors, save_tensors, write_record, write_table
-from salve.backbones import Classifier, captured, find_site, load_captured
-from salve.sae.rows import rows_loader
+from salve.backbones import Captured, Classifier, captured, find_site, load_captured
+from salve.backbones.capture import SPLITS
+from salve.sae.rows import StreamedBatches, rows_loader
 from salve.stages.job import Job
 from salve.types import UserError
 
@@ -71,11 +72,17 @@ def finetune(job: Job, settings: FinetuneSettings) -> Artifact:
     if mode == "full":
         recipe["augmentation"] = "drawn by row"  # as opposed to one after the other, in version 0.1
 
+    within = None
+    if mode == "probe":
+        images = sum(len(job.data.labels(split)) for split in SPLITS)
+        within = job.shuffled_within(images, find_site(model, "last").width, job.data.batch_size)
+        recipe |= {"shuffled_within": within} if within else {}
+
     def make(folder: Path, scratch: Path) -> None:
         if mode == "full":
             _train_fully(job, settings, model, folder, scratch)
         elif mode == "probe":
-            _train_head(job, settings, model, folder, scratch)
+            _train_head(job, settings, model, within, folder, scratch)
         save_tensors(folder / "model.safetensors", model.state_dict())
         record = {
             "backbone": f"{job.backbone.library}/{job.backbone.name}",
@@ -99,14 +106,22 @@ def _train_fully(job: Job, settings: FinetuneSettings, model: nn.Module, folder:
     write_table(folder / "history.csv", _by_split(history))
 
 
-def _train_head(job: Job, settings: FinetuneSettings, model: nn.Module, folder: Path, scratch: Path) -> None:
+def _train_head(
+    job: Job, settings: FinetuneSettings, model: nn.Module, within: int | None, folder: Path, scratch: Path
+) -> None:
+    """Args: within: rows shuffled at a time, if the activations stay on disk."""
     site = find_site(model, "last")
     activations = captured(job.store, model, site, job.data, job.device, job.progress)
     train, val = (load_captured(activations.path, split) for split in ("train", "val"))
     head = model.cpu().get_submodule(site.readers[0]).train()
     size = job.data.batch_size
+    if within:
+        batches: Any = StreamedBatches(*train, batch_size=size, block=within)
+    else:
+        train, val = (Captured(split.activations, split.labels) for split in (train, val))
+        batches = rows_loader(*train, batch_size=size, shuffle=True)
     data = {
-        "train_dataloaders": rows_loader(*train, batch_size=size, shuffle=True),
+        "train_dataloaders": batches,
         "val_dataloaders": rows_loader(*val, batch_size=max(size, 1024)),
     }
     module = _classifier(job, settings, head)

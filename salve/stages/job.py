@@ -84,6 +84,7 @@ class Job:
         trainer: ``trainer(stage, max_epochs, callbacks)`` makes a Trainer with the job's devices and logger.
         device: where forward passes outside a Trainer run. progress: see :func:`salve.backbones.captured`.
         ranks: the processes that train and test; only this one does anything else.
+        memory: GiB that a process may hold of activations while it trains on them.
     """
 
     store: Store
@@ -95,6 +96,7 @@ class Job:
     device: torch.device
     progress: Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
     ranks: Ranks
+    memory: float = math.inf
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -134,6 +136,21 @@ class Job:
         """The SAE of an artifact; refused unless it was made for this backbone, site and width of activations."""
         width = activations.record("activations.json")["width"]
         return load_sae(sae.file("sae.safetensors"), width=width, backbone=self.backbone.name, site=self.layer)
+
+    def shuffled_within(self, images: int, width: int, batch_size: int) -> int | None:
+        """How many rows a training shuffles at a time that reads its activations from disk.
+
+        Args:
+            images: of both splits together. width: ``M``. batch_size: what the rows are a multiple of.
+
+        Returns:
+            None if all activations fit into memory, twice: there are two copies while they are scaled. Otherwise rows
+            that take a third of it: two such blocks may be there at once, and the rest is for what comes besides.
+        """
+        memory, row = self.memory * 2**30, 4 * width
+        if 2 * images * row <= memory:
+            return None
+        return batch_size * max(1, int(memory // (3 * row * batch_size)))
 
     def fit(
         self,

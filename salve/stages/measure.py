@@ -14,11 +14,10 @@ from salve.sae import SAE
 AT_ONCE = 1 << 22
 
 
-def blocks(split: Captured, columns: int) -> Iterator[Captured]:
-    """A split in blocks of rows, in order, small enough for arrays ``[rows, columns]`` of them, such as latents."""
-    rows = max(1, AT_ONCE // max(columns, split.activations.shape[1]))
-    for start in range(0, len(split.labels), rows):
-        yield Captured(*(part[start : start + rows] for part in split))
+def blocks(split: Captured, columns: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Activations and labels in blocks of rows, in order, small enough for arrays ``[rows, columns]`` of them."""
+    rows = max(1, AT_ONCE // max(columns, split.rows.shape[1]))
+    yield from zip(split.rows.split(rows), split.labels.split(rows), strict=True)
 
 
 @torch.no_grad()
@@ -39,9 +38,9 @@ def measure_sae(sae: SAE, train: Captured, val: Captured, weight: Tensor, bias: 
     """
     size = sae.dictionary_size
     use, mean = LatentUsage(size, sae.negligible), torch.zeros(sae.width, dtype=torch.float64)
-    for rows in blocks(train, size):
-        use.update(sae.encode(rows.activations), rows.activations)
-        mean += rows.activations.double().sum(dim=0) / len(train.labels)
+    for activations, _ in blocks(train, size):
+        use.update(sae.encode(activations), activations)
+        mean += activations.sum(dim=0, dtype=torch.float64) / len(train.labels)
     zero_logits, mean_logits = bias[None], (mean.to(weight.dtype) @ weight.T + bias)[None]  # [1, C]
     val_use, fve, cosine = (
         LatentUsage(size, sae.negligible),

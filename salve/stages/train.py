@@ -1,5 +1,7 @@
 """Stage ``discover``: train SAEs on captured activations."""
 
+import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from salve.artifacts import Artifact, write_record, write_table
-from salve.backbones import Captured
+from salve.backbones import AnyRows, Captured
 from salve.sae import (
     SAE,
     VARIANTS,
@@ -28,6 +30,8 @@ from salve.sae.module import Precision
 from salve.stages.job import Job, recipe_of
 from salve.stages.measure import measure_sae
 from salve.types import UserError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -143,12 +147,19 @@ def train_saes(
     if len(settings) > 1 and job.ranks.several:
         raise UserError("SAEs are trained together on one device; set trainer.devices=1, or sae.ensemble=1.")
 
-    def make(folders: Mapping[int, Path], scratch: Path) -> None:
-        ground = _Ground.of(job, settings[0], classifier, activations)
-        train = _train_alone if len(folders) == 1 else _train_together
-        train(job, ground, {folder: settings[i] for i, folder in folders.items()}, scratch)
+    train, val = (job.activations(activations, split) for split in ("train", "val"))
+    within = job.shuffled_within(len(train) + len(val), train.rows.shape[1], settings[0].batch_size)
+    if within and len(settings) > 1:
+        log.info("The activations do not fit into memory (trainer.memory): SAEs are trained one by one.")
+        return [train_sae(job, one, classifier, activations) for one in settings]
 
-    recipes = [recipe_of(one.scientific(), classifier, activations) | {"seed": one.seed} for one in settings]
+    def make(folders: Mapping[int, Path], scratch: Path) -> None:
+        ground = _Ground.of(job, settings[0], job.head(classifier), train, val, within)
+        fit = _train_alone if len(folders) == 1 else _train_together
+        fit(job, ground, {folder: settings[i] for i, folder in folders.items()}, scratch)
+
+    order = {"shuffled_within": within} if within else {}
+    recipes = [recipe_of(one.scientific(), classifier, activations) | {"seed": one.seed} | order for one in settings]
     found = job.store.get_or_make_many("sae", recipes, make)
     diverged = [one for one, artifact in zip(settings, found, strict=True) if artifact is None]
     if diverged:
@@ -163,7 +174,7 @@ def _train_alone(job: Job, ground: "_Ground", wanted: Mapping[Path, SAESettings]
     [(folder, settings)] = wanted.items()
     pl.seed_everything(settings.seed, workers=True, verbose=False)
     sae = ground.untrained(settings)
-    data = ActivationsData(*ground.scaled(), settings.batch_size)
+    data = ActivationsData(ground.rows, ground.val_rows, ground.val.labels, settings.batch_size, ground.within)
     module = SparseAutoencoder(
         sae,
         settings.sparsity,
@@ -183,7 +194,7 @@ def _train_together(job: Job, ground: "_Ground", wanted: Mapping[Path, SAESettin
     """Folders of those that diverge are removed."""
     common = next(iter(wanted.values()))
     members = [Member(ground.untrained(one), one.sparsity, one.seed) for one in wanted.values()]
-    data = EpochsData(*ground.scaled(), common.batch_size)
+    data = EpochsData(ground.rows, ground.val_rows, ground.val.labels, common.batch_size)
     count = len(data.train)
     ensemble = SAEEnsemble(
         members,
@@ -210,12 +221,17 @@ class _Ground:
     """What SAEs are trained on: captured activations, and the classifier's head behind them.
 
     Attributes:
-        train, val: activations. weight, bias: of the head. shift, scale: training sees ``(a − shift) / scale``, with
-            the shift inside the SAE. facts: for the file's header.
+        train, val: activations. rows, val_rows: theirs in the units of training, in memory if they fit.
+        within: rows that are shuffled at a time, if they do not fit. weight, bias: of the head.
+        shift, scale: training sees ``(a − shift) / scale``, with the shift inside the SAE.
+        facts: for the file's header.
     """
 
     train: Captured
     val: Captured
+    rows: AnyRows
+    val_rows: AnyRows
+    within: int | None
     weight: Tensor
     bias: Tensor
     shift: Tensor
@@ -223,19 +239,27 @@ class _Ground:
     facts: dict[str, Any]
 
     @classmethod
-    def of(cls, job: Job, settings: SAESettings, classifier: Artifact, activations: Artifact) -> "_Ground":
-        train, val = (job.activations(activations, split) for split in ("train", "val"))
-        weight, bias = job.head(classifier)
-        raw = train.activations
-        if not raw.isfinite().all():
+    def of(
+        cls,
+        job: Job,
+        settings: SAESettings,
+        head: tuple[Tensor, Tensor],
+        train: Captured,
+        val: Captured,
+        within: int | None,
+    ) -> "_Ground":
+        raw = train.rows if within else train.rows[:]
+        shift = _mean(raw) if settings.centre else torch.zeros(raw.shape[1])
+        # One scalar, so that mean ‖a‖² = M and λ means the same on every site.
+        scale = _root_mean_square(raw, shift)
+        if not math.isfinite(scale):
             raise UserError(
                 f"The activations at {job.layer} are NaN or infinite for some images: no SAE can be trained."
             )
-        shift = raw.mean(dim=0) if settings.centre else torch.zeros(raw.shape[1])
-        # One scalar, so that mean ‖a‖² = M and λ means the same on every site.
-        scale = float((raw - shift).square().mean().sqrt()) or 1.0
+        scale = scale or 1.0
+        rows, val_rows = (_divided(part, scale) for part in (raw, val.rows if within else val.rows[:]))
         facts = {"backbone": job.backbone.name, "site": job.layer, "scale": scale}
-        return cls(train, val, weight, bias, shift, scale, facts)
+        return cls(train, val, rows, val_rows, within, *head, shift, scale, facts)
 
     def untrained(self, settings: SAESettings) -> SAE:
         """An SAE at the start of its training."""
@@ -243,14 +267,11 @@ class _Ground:
         sae = make_sae(settings.variant, len(self.shift), settings.dictionary_size, generator, **settings.options())
         sae.shift.copy_(self.shift / self.scale)
         if settings.start == "data":
-            sae.start_from(self.train.activations / self.scale, generator)
+            drawn = torch.randperm(len(self.rows), generator=generator)[: sae.dictionary_size]
+            sae.start_from(self.rows[drawn], _mean(self.rows))
         if settings.learn_shift:
             sae.learn_shift()
         return sae
-
-    def scaled(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Train and val activations in the units of training, and the val labels."""
-        return self.train.activations / self.scale, self.val.activations / self.scale, self.val.labels
 
     def head(self) -> nn.Linear:
         """The classifier behind the site, for reconstructions in the units of training."""
@@ -265,4 +286,23 @@ class _Ground:
         save_sae(folder / "sae.safetensors", sae, self.facts)
         write_table(folder / "history.csv", history)
         measures = measure_sae(sae, self.train, self.val, self.weight, self.bias)
-        write_record(folder / "sae.json", {**settings.scientific(), "width": sae.width, **measures})
+        order = {"shuffled_within": self.within} if self.within else {}
+        write_record(folder / "sae.json", {**settings.scientific(), "width": sae.width, **measures, **order})
+
+
+def _divided(rows: AnyRows, scale: float) -> AnyRows:
+    return rows / scale if isinstance(rows, Tensor) else rows.scaled(scale)
+
+
+def _mean(rows: AnyRows) -> Tensor:
+    """The mean row ``[M]``, summed in float64."""
+    total = torch.zeros(rows.shape[1], dtype=torch.float64)
+    for block in rows.split(4096):
+        total += block.sum(dim=0, dtype=torch.float64)
+    return (total / len(rows)).float()
+
+
+def _root_mean_square(rows: AnyRows, shift: Tensor) -> float:
+    """``√ mean (a − shift)²`` over rows and channels, summed in float64; not finite if an activation is not."""
+    total = sum(float((block - shift).double().square().sum()) for block in rows.split(4096))
+    return math.sqrt(total / (len(rows) * rows.shape[1]))

@@ -278,7 +278,7 @@ def test_arguments_of_a_backbone_are_free() -> None:
             for key in (
                 *("sae.dictionary_size", "sae.batch_size", "sae.epochs", "sae.learning_rate", "finetune.epochs"),
                 *("finetune.learning_rate", "discover.dominant", "validate.top_images", "validate.localise_images"),
-                "trainer.devices",
+                *("trainer.devices", "trainer.memory"),
             )
         ),
         *(

@@ -22,7 +22,13 @@ UNEVEN = ["data.train_per_class=4", "data.val_per_class=4", "data.batch_size=13"
 SETTINGS = [*VIT, *UNEVEN, "edit.evaluate=2", "stages=[discover,control]"]
 TWO = ["trainer.devices=2", "trainer.strategy=ddp_spawn"]
 
-MODES = {"full": [*SETTINGS, "data.train_per_class=5"], "probe": [*SETTINGS, "finetune=probe", "finetune.epochs=3"]}
+PROBE = [*SETTINGS, "finetune=probe", "finetune.epochs=3"]
+MODES = {
+    "full": [*SETTINGS, "data.train_per_class=5"],
+    "probe": PROBE,
+    # The activations of 64 channels do not fit: head and SAE are trained on blocks of two batches.
+    "streamed": [*PROBE, "trainer.memory=2e-5"],
+}
 
 Runs = Callable[[str, bool], dict[str, Artifact]]
 
@@ -61,6 +67,8 @@ def test_two_processes_train_and_measure_what_one_does(runs: Runs, mode: str) ->
     confusion = two["control"].tensors("confusion.safetensors")
     assert confusion["original"].sum() == 40  # every val image once
     assert torch.equal(confusion["edited"], one["control"].tensors("confusion.safetensors")["edited"])
+    for artifact, recipe in (("classifier", "recipe.json"), ("sae", "recipe.json"), ("sae", "sae.json")):
+        assert one[artifact].record(recipe).get("shuffled_within") == (26 if mode == "streamed" else None)
     losses = one["sae"].table("history.csv")["loss"]
     assert losses.iloc[-1] < 0.99 * losses.iloc[0]  # they do not just agree on where they began
 

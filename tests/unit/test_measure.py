@@ -52,9 +52,10 @@ def logits_of(activations: Tensor) -> np.ndarray:
 def test_blocks_cover_a_split_in_order_and_stay_small(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("salve.stages.measure.AT_ONCE", 100)
     parts = list(blocks(TRAIN, columns))
-    assert torch.equal(torch.cat([part.activations for part in parts]), TRAIN.activations)
-    assert torch.equal(torch.cat([part.labels for part in parts]), TRAIN.labels)
-    assert all(len(part.labels) * max(columns, WIDTH) <= 100 or len(part.labels) == 1 for part in parts)
+    activations, labels = (torch.cat(column) for column in zip(*parts, strict=True))
+    assert torch.equal(activations, TRAIN.activations)
+    assert torch.equal(labels, TRAIN.labels)
+    assert all(len(rows) * max(columns, WIDTH) <= 100 or len(rows) == 1 for rows, _ in parts)
     assert len(parts) > 1
 
 

@@ -136,7 +136,7 @@ def test_an_sae_with_a_learned_shift_is_a_plain_one_when_it_is_loaded(tmp_path) 
 def test_a_start_from_data_points_from_the_mean_to_rows(rows: int) -> None:
     data, sae = drawn(rows, 6) + 10, make_sae("relu_l1", 6, 9, torch.Generator().manual_seed(0)).double()
     random = sae.decoder.detach().clone()
-    sae.start_from(data, torch.Generator().manual_seed(0))
+    sae.start_from(data[:9], data.mean(dim=0))
     cosine = torch.nn.functional.normalize(data - data.mean(dim=0), dim=1) @ sae.decoder.detach()
     given = min(rows, 9)
     found = cosine[:, :given].max(dim=0)
@@ -144,7 +144,7 @@ def test_a_start_from_data_points_from_the_mean_to_rows(rows: int) -> None:
     assert len(set(found.indices.tolist())) == given
     assert torch.equal(sae.decoder[:, given:], random[:, given:])
     torch.testing.assert_close(sae.encoder, sae.decoder.T * 6 / 9)
-    sae.start_from(torch.ones(12, 6, dtype=torch.float64))  # every row is the mean
+    sae.start_from(torch.ones(9, 6, dtype=torch.float64), torch.ones(6, dtype=torch.float64))
     assert sae.decoder.isfinite().all()
 
 

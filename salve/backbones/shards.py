@@ -1,0 +1,104 @@
+"""Activations on disk, read when they are asked for."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+
+class Shards:
+    """Rows ``[N, M]`` in safetensors files: asked for some, as a tensor is, it reads them.
+
+    One file is mapped into memory at a time, so that what is held is what was asked for, whatever N is.
+
+    Args:
+        paths: the files, in the order of their rows. scale: what rows are divided by when they are read.
+    """
+
+    #: What the rows are called in a file.
+    NAME = "activations"
+
+    def __init__(self, paths: Sequence[Path], scale: float = 1.0) -> None:
+        self._paths, self._scale = tuple(paths), scale
+        shapes = []
+        for path in self._paths:
+            with safe_open(path, framework="pt") as file:
+                shapes.append(file.get_slice(self.NAME).get_shape())
+        self._starts = [0, *accumulate(rows for rows, _ in shapes)]
+        self.shape = torch.Size((self._starts[-1], shapes[0][1]))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def scaled(self, scale: float) -> "Shards":
+        """The same rows divided by ``scale``."""
+        return Shards(self._paths, self._scale * scale)
+
+    def __getitem__(self, rows: slice | Tensor) -> Tensor:
+        """Some rows ``[n, M]``: a slice, or indices ``[n]`` in any order.
+
+        Raises:
+            IndexError: an index is negative or not below N.
+        """
+        if isinstance(rows, slice):
+            rows = torch.arange(*rows.indices(len(self)))
+        inside = (rows >= 0) & (rows < len(self))
+        if not inside.all():
+            raise IndexError(f"row {int(rows[~inside][0])} is none of 0 to {len(self) - 1}")
+        ordered, places = rows.sort()
+        bounds = torch.searchsorted(ordered, torch.tensor(self._starts)).tolist()
+        found = torch.empty(len(rows), self.shape[1], dtype=torch.float32)
+        for path, first, (start, stop) in zip(self._paths, self._starts, pairwise(bounds), strict=False):
+            if start < stop:
+                with safe_open(path, framework="pt") as file:
+                    found[places[start:stop]] = file.get_tensor(self.NAME)[ordered[start:stop] - first]
+        return found if self._scale == 1 else found.div_(self._scale)
+
+    def split(self, rows: int) -> Iterator[Tensor]:
+        """All rows in order, so many at a time."""
+        for start in range(0, len(self), rows):
+            yield self[start : start + rows]
+
+
+#: Rows ``[N, M]`` in memory or on disk: both know ``len``, ``shape``, ``split(n)`` and ``[slice or indices]``.
+AnyRows: TypeAlias = Tensor | Shards
+
+
+@dataclass(frozen=True, eq=False)
+class Captured:
+    """Activations at the site and labels ``[N]``, in the order of the data; unpacks into rows and labels.
+
+    Attributes:
+        rows: ``[N, M]``, in memory or on disk. labels: in memory.
+    """
+
+    rows: AnyRows
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __iter__(self) -> Iterator[AnyRows]:
+        return iter((self.rows, self.labels))
+
+    @cached_property
+    def activations(self) -> Tensor:
+        """All rows ``[N, M]`` in memory, where they stay."""
+        return self.rows[:]
+
+
+def load_captured(folder: Path, split: str) -> Captured:
+    """A split: its labels, and its rows as they lie in the shards."""
+    paths = sorted(folder.glob(f"{split}-*.safetensors"))
+    labels = []
+    for path in paths:
+        with safe_open(path, framework="pt") as file:
+            # A copy: what the file maps would stay mapped as long as the labels are held.
+            labels.append(file.get_tensor("labels").clone())
+    return Captured(Shards(paths), torch.cat(labels))
