@@ -13,6 +13,7 @@ from salve.sae.base import SAE
 from salve.sae.memory import keep_freed_memory
 from salve.sae.objective import objective
 from salve.sae.revival import resample, silence
+from salve.sae.rows import ActivationsData, Block
 from salve.sae.topk import BatchTopK, learn_threshold
 from salve.types import UserError
 
@@ -104,15 +105,16 @@ class SparseAutoencoder(pl.LightningModule):
         keep_freed_memory()
 
     def training_step(self, batch: Sequence[Any], _: int) -> None:
-        """The steps of a :class:`salve.sae.Block`, or of one batch ``(rows,)``.
+        """The steps of a :class:`salve.sae.Block`, or of one batch ``(rows, …)``.
 
         Many steps at once, since what Lightning does between two would take as long as a step of a small SAE.
         """
-        rows, *sizes = batch
+        rows = batch[0]
+        sizes = batch.sizes if isinstance(batch, Block) else [len(rows)]
         optimizer: Any = self.optimizers()
         schedule: Any = self.lr_schedulers()
         total = torch.zeros((), device=self.device)
-        for activations in rows.split(sizes[0] if sizes else len(rows)):
+        for activations in rows.split(sizes):
             loss = self._loss(activations)
             optimizer.zero_grad()
             self.manual_backward(loss * batch_share(len(activations)))
@@ -160,8 +162,9 @@ class SparseAutoencoder(pl.LightningModule):
         """Adam with a cosine to zero."""
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         optimizer = torch.optim.Adam(trained, lr=self.learning_rate, fused=True)
-        # Lightning counts what the loader gives.
-        data: Any = getattr(self.trainer, "datamodule", None)
-        epochs = int(self.trainer.max_epochs or 1)
-        steps = data.steps * epochs if data else int(self.trainer.estimated_stepping_batches)
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, ActivationsData):  # Lightning counts blocks
+            steps = data.steps * int(self.trainer.max_epochs or 1)
+        else:
+            steps = int(self.trainer.estimated_stepping_batches)
         return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(1, steps))]

@@ -90,7 +90,8 @@ def test_any_loader_of_batches_trains_as_blocks_do(planted: Tensor) -> None:
         torch.manual_seed(1)
         trainer(2).fit(SparseAutoencoder(saes[0], 0.3, 1e-2, head()), datamodule=data_of(planted))
         torch.manual_seed(1)
-        loader = DataLoader(torch.utils.data.TensorDataset(planted), BATCH, shuffle=True)
+        labelled = torch.utils.data.TensorDataset(planted, torch.zeros(len(planted)))
+        loader = DataLoader(labelled, BATCH, shuffle=True)
         trainer(2).fit(SparseAutoencoder(saes[1], 0.3, 1e-2, head()), loader, data_of(planted).val_dataloader())
     torch.testing.assert_close(saes[0].state_dict(), saes[1].state_dict())
 
