@@ -1,12 +1,10 @@
 """What the machine can do, and the limit that it sets to a training: floating-point operations and bytes."""
 
-import time
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from measure import best, copy_bandwidth
 
 #: Bytes that Adam moves for one parameter in float32: it reads parameter, gradient and two moments, and writes three.
 ADAM_BYTES = 28
@@ -43,7 +41,7 @@ def most_samples(machine: Machine, precision: str, flops: float, width: int, dic
 
 
 def measure_machine(width: int, dictionary_size: int, batch: int, device: str, matmul: str) -> Machine:
-    """The best of some runs of the three products of a training step, and of a copy of 256 MB."""
+    """The best of some runs of the three products of a training step, and of a copy."""
     torch.set_float32_matmul_precision(matmul)
     shapes = ((batch, width, dictionary_size), (batch, dictionary_size, width), (dictionary_size, batch, width))
     peaks: dict[torch.dtype, float] = {}
@@ -53,24 +51,6 @@ def measure_machine(width: int, dictionary_size: int, batch: int, device: str, m
             left = torch.randn(rows, inner, device=device, dtype=dtype)
             right = torch.randn(inner, columns, device=device, dtype=dtype)
             out = torch.empty(rows, columns, device=device, dtype=dtype)
-            seconds = _fastest(partial(torch.mm, left, right, out=out), device)
+            seconds = best(partial(torch.mm, left, right, out=out))
             peaks[dtype] = max(peaks[dtype], 2 * rows * inner * columns / seconds)
-    source = torch.ones(2**26, device=device)
-    target = torch.empty_like(source)
-    seconds = _fastest(partial(target.copy_, source), device)
-    return Machine(peaks[torch.float32], peaks[torch.bfloat16], 2 * 4 * source.numel() / seconds)
-
-
-def _fastest(work: Callable[[], Tensor], device: str, budget: float = 1.0, least: int = 5) -> float:
-    """Seconds of the fastest run within a budget of seconds."""
-    times: list[float] = []
-    begun = time.perf_counter()
-    while len(times) < least or time.perf_counter() - begun < budget:
-        if device == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        work()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return min(times)
+    return Machine(peaks[torch.float32], peaks[torch.bfloat16], copy_bandwidth(device))

@@ -42,17 +42,18 @@ def growth(sizes: Sequence[int], make: Callable[[int], Way], rounds: int) -> flo
 def matmul_peak(device: str, dtype: torch.dtype = torch.float32, side: int = 1536) -> float:
     """Floating-point operations per second in a large matrix product; the best of some runs."""
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    return 2 * side**3 / _best(lambda: left @ right)
+    return 2 * side**3 / best(lambda: left @ right)
 
 
 def copy_bandwidth(device: str) -> float:
     """Bytes per second, read and written, in a copy of 128 MB, which no cache holds; the best of some runs."""
     source = torch.ones(2**25, device=device)
     target = torch.empty_like(source)
-    return 2 * 4 * source.numel() / _best(lambda: target.copy_(source))
+    return 2 * 4 * source.numel() / best(lambda: target.copy_(source))
 
 
-def _best(run: Way, runs: int = 8) -> float:
+def best(run: Way, runs: int = 8) -> float:
+    """Seconds of the fastest run."""
     seconds = []
     for _ in range(runs):
         start = now()
