@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
 from salve.sae import SAE, VARIANTS, make_sae
+from salve.stages.job import quiet_lightning
 
 #: For a dictionary of a handful of latents.
 SMALL: dict[str, dict[str, Any]] = {
@@ -38,3 +40,20 @@ def example(variant: str, width: int = 6, size: int = 9, dtype: torch.dtype = to
 
 
 ALL = list(VARIANTS)
+
+
+def fit(module: pl.LightningModule, epochs: int, *loaders: Any, **options: Any) -> None:
+    """Train on the CPU and keep nothing; loaders or ``datamodule=`` go to Lightning, the rest to its Trainer."""
+    data = {name: options.pop(name) for name in ("datamodule",) if name in options}
+    with quiet_lightning():
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            max_epochs=epochs,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            **options,
+        )
+        trainer.fit(module, *loaders, **data)

@@ -1,6 +1,5 @@
 """SAEs: the loss's meaning, scale folding, files, and the recovery of a planted dictionary."""
 
-import warnings
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from salve.sae import VARIANTS, ActivationsData, SparseAutoencoder, fingerprint, load_sae, make_sae, sae_loss, save_sae
 from salve.types import UserError
-from tests.unit.sae_examples import drawn, example
+from tests.unit.sae_examples import drawn, example, fit
 
 
 def test_loss_is_the_definition_and_does_not_change_when_the_batch_is_repeated() -> None:
@@ -155,18 +154,7 @@ def train(
     sae = make_sae(variant, activations.shape[1], size, torch.Generator().manual_seed(0), **settings)
     module = SparseAutoencoder(sae, sparsity, 3e-3, head=lambda a: a)
     data = ActivationsData(activations, activations[:64], torch.zeros(64, dtype=torch.long), 128)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        trainer = pl.Trainer(
-            accelerator="cpu",
-            max_epochs=epochs,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            limit_val_batches=0,
-        )
-        trainer.fit(module, datamodule=data)
+    fit(module, epochs, datamodule=data, limit_val_batches=0)
     return sae.requires_grad_(False).eval()
 
 

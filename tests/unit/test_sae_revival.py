@@ -11,9 +11,8 @@ from torch import Tensor
 
 from salve.sae import SAE, ActivationsData, SparseAutoencoder, auxk_losses, make_sae, objective, resample
 from salve.sae.revival import AUXILIARY, silence
-from salve.stages.job import quiet_lightning
 from salve.types import UserError
-from tests.unit.sae_examples import drawn, example
+from tests.unit.sae_examples import drawn, example, fit
 
 
 def test_silence_counts_rows_since_a_latent_fired() -> None:
@@ -171,17 +170,7 @@ def train(sae: SAE, rows: Tensor, epochs: int, sparsity: float, **revival: int) 
     pl.seed_everything(0, verbose=False)
     module = SparseAutoencoder(sae, sparsity, 1e-2, head=lambda a: a, patience=len(rows), **revival)
     data: Any = ActivationsData(rows, rows[:64], torch.zeros(64, dtype=torch.long), 64)
-    with quiet_lightning():
-        trainer = pl.Trainer(
-            accelerator="cpu",
-            max_epochs=epochs,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            limit_val_batches=0,
-        )
-        trainer.fit(module, datamodule=data)
+    fit(module, epochs, datamodule=data, limit_val_batches=0)
     sae.eval()
     return int((sae.encode(rows) == 0).all(dim=0).sum())
 

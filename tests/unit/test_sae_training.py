@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -12,7 +11,7 @@ from torch.utils.data import DataLoader
 from salve.metrics import fraction_of_variance_explained
 from salve.sae import SAE, ActivationsData, Block, EpochsData, Member, SAEEnsemble, SparseAutoencoder, make_sae
 from salve.sae import rows as rows_module
-from salve.stages.job import quiet_lightning
+from tests.unit.sae_examples import fit
 
 WIDTH, BATCH = 16, 8
 
@@ -67,18 +66,6 @@ def test_a_block_holds_at_least_a_batch_and_no_more_than_it_may(small_blocks: No
     assert [len(block.rows) for block in blocks(data_of(numbered(35), batch=30))] == [30, 5]
 
 
-def trainer(epochs: int) -> pl.Trainer:
-    return pl.Trainer(
-        accelerator="cpu",
-        max_epochs=epochs,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
-
-
 def head() -> nn.Linear:
     return nn.Linear(WIDTH, 2).requires_grad_(False)
 
@@ -86,13 +73,12 @@ def head() -> nn.Linear:
 def test_any_loader_of_batches_trains_as_blocks_do(planted: Tensor) -> None:
     """A Lightning user's own loader, one batch at a time, with the cosine over as many steps."""
     saes = [make_sae("relu_l1", WIDTH, 12, torch.Generator().manual_seed(0)) for _ in range(2)]
-    with quiet_lightning():
-        torch.manual_seed(1)
-        trainer(2).fit(SparseAutoencoder(saes[0], 0.3, 1e-2, head()), datamodule=data_of(planted))
-        torch.manual_seed(1)
-        labelled = torch.utils.data.TensorDataset(planted, torch.zeros(len(planted)))
-        loader = DataLoader(labelled, BATCH, shuffle=True)
-        trainer(2).fit(SparseAutoencoder(saes[1], 0.3, 1e-2, head()), loader, data_of(planted).val_dataloader())
+    torch.manual_seed(1)
+    fit(SparseAutoencoder(saes[0], 0.3, 1e-2, head()), 2, datamodule=data_of(planted))
+    torch.manual_seed(1)
+    labelled = torch.utils.data.TensorDataset(planted, torch.zeros(len(planted)))
+    loader = DataLoader(labelled, BATCH, shuffle=True)
+    fit(SparseAutoencoder(saes[1], 0.3, 1e-2, head()), 2, loader, data_of(planted).val_dataloader())
     torch.testing.assert_close(saes[0].state_dict(), saes[1].state_dict())
 
 
@@ -146,19 +132,14 @@ def test_bf16_trains_float32_weights_to_what_float32_does(
     def train(precision: Any, together: bool) -> SAE:
         casts.clear()
         sae = make_sae(variant, WIDTH, size, torch.Generator().manual_seed(0), **settings)
-        module: pl.LightningModule
         options: dict[str, Any] = {"precision": precision}
         torch.manual_seed(0)
-        with quiet_lightning():
-            if together:
-                members = [Member(sae, sparsity, 0)]
-                module = SAEEnsemble(members, len(planted), 32, 1e-2, head(), **options)
-                data: Any = EpochsData(planted, planted[:64], torch.zeros(64, dtype=torch.long), 32)
-                trainer(20).fit(module, datamodule=data)
-                return module.trained(0)[0]
-            module = SparseAutoencoder(sae, sparsity, 1e-2, head(), **options)
-            trainer(20).fit(module, datamodule=data_of(planted, 32))
-            return sae
+        if together:
+            module = SAEEnsemble([Member(sae, sparsity, 0)], len(planted), 32, 1e-2, head(), **options)
+            fit(module, 20, datamodule=EpochsData(planted, planted[:64], torch.zeros(64, dtype=torch.long), 32))
+            return module.trained(0)[0]
+        fit(SparseAutoencoder(sae, sparsity, 1e-2, head(), **options), 20, datamodule=data_of(planted, 32))
+        return sae
 
     exact = train("float32", False)
     assert set(casts) == {torch.float32}
