@@ -33,7 +33,7 @@ class SAE(nn.Module):
     Args:
         width: ``M``, channels of the activation.
         dictionary_size: ``d``, number of latents.
-        generator: draws the initial decoder; the encoder starts as its transpose, times ``M / d`` where ``d > M``.
+        generator: draws the initial decoder; the encoder starts as its transpose, times :meth:`start_strength`.
 
     Attributes:
         encoder: ``[d, M]``. decoder: ``[M, d]``, columns of unit norm. bias: ``[d]``, zero where a variant has none.
@@ -59,7 +59,7 @@ class SAE(nn.Module):
         decoder /= decoder.norm(dim=0, keepdim=True)
         # Column after column in memory: what a latent adds is then read and scaled as one piece.
         self.decoder = nn.Parameter(decoder.T.contiguous().T)
-        self.encoder = nn.Parameter(self.decoder.detach().T * self._share())
+        self.encoder = nn.Parameter(self.decoder.detach().T * self.start_strength())
         self.bias = nn.Parameter(torch.zeros(dictionary_size), requires_grad=self.has_bias)
         self.shift: Tensor
         self.register_buffer("shift", torch.zeros(width))
@@ -122,7 +122,7 @@ class SAE(nn.Module):
         self, activations: Activations, passed: Pass, sparsity: float | Float[Tensor, ""]
     ) -> Float[Tensor, " N"]:
         """What training minimises, for each row; here :func:`salve.sae.losses.l1_losses` with λ ``sparsity``."""
-        return l1_losses(activations, passed.reconstruction, passed.latents, sparsity)
+        return l1_losses(activations, passed.reconstruction, passed.latents, sparsity, self.signed)
 
     @torch.no_grad()
     def normalise_decoder(self) -> None:
@@ -157,10 +157,10 @@ class SAE(nn.Module):
         length = directions.norm(dim=1, keepdim=True)
         drawn = self.decoder.T[: len(rows)]
         self.decoder[:, : len(rows)] = torch.where(length > 0, directions / length, drawn).T
-        self.encoder.copy_(self.decoder.T * self._share())
+        self.encoder.copy_(self.decoder.T * self.start_strength())
 
-    def _share(self) -> float:
-        """By which the encoder starts weaker: ``d > M`` columns together give ``d / M`` times what is encoded."""
+    def start_strength(self) -> float:
+        """What the encoder's rows start with: ``d > M`` columns together would give ``d / M`` times what is encoded."""
         return min(1.0, self.width / self.dictionary_size)
 
     @torch.no_grad()

@@ -12,12 +12,16 @@ def squared_errors(activations: Activations, reconstruction: Activations) -> Flo
 
 
 def l1_losses(
-    activations: Activations, reconstruction: Activations, latents: Latents, sparsity: float | Float[Tensor, ""]
+    activations: Activations,
+    reconstruction: Activations,
+    latents: Latents,
+    sparsity: float | Float[Tensor, ""],
+    signed: bool = True,
 ) -> Float[Tensor, " N"]:
-    """``Σ_j (a_j − â_j)² + λ Σ_l |z_l|`` of each row."""
+    """``Σ_j (a_j − â_j)² + λ Σ_l |z_l|`` of each row; latents that are not ``signed`` are never negative."""
     if isinstance(sparsity, float) and sparsity == 0:  # saves a look at every latent
         return squared_errors(activations, reconstruction)
-    return squared_errors(activations, reconstruction) + sparsity * latents.abs().sum(dim=1)
+    return squared_errors(activations, reconstruction) + sparsity * (latents.abs() if signed else latents).sum(dim=1)
 
 
 def mean_loss(losses: Float[Tensor, " N"]) -> Float[Tensor, ""]:

@@ -46,6 +46,10 @@ class TopK(SAE):
                 f"sae.variant={cls.variant} needs sae.k between 1 and sae.dictionary_size={dictionary_size}, not {k}."
             )
 
+    def start_strength(self) -> float:
+        """The square root of the others': a few columns add up to less, and with a weaker start fewer latents live."""
+        return math.sqrt(super().start_strength())
+
     def activate(self, pre: Latents) -> Latents:
         """Keep the ``k`` largest entries of each row, zero the rest."""
         values, indices = pre.topk(self.k, dim=1)

@@ -212,3 +212,9 @@ def test_a_fresh_linear_sae_gives_back_about_what_it_gets(size: int) -> None:
         sae = make_sae("linear_l1", 6, size, torch.Generator().manual_seed(seed)).double()
         gains.append(float((sae(activations)[0].detach() * activations).sum() / activations.square().sum()))
     assert sum(gains) / 20 == pytest.approx(min(1, size / 6), rel=0.05)
+
+
+@pytest.mark.parametrize("size", [4, 24])
+def test_a_fresh_top_k_starts_stronger_than_the_others(size: int) -> None:
+    sae = make_sae("topk", 6, size, torch.Generator().manual_seed(0), k=2)
+    torch.testing.assert_close(sae.encoder.norm(dim=1), torch.full((size,), min(1, 6 / size) ** 0.5))
