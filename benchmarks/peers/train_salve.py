@@ -16,6 +16,7 @@ from contender import Cell, Contender, EndError, Line, Rows, now, serve
 from torch import Tensor, nn
 
 from salve.sae import SAE, ActivationsData, SparseAutoencoder, make_sae, objective
+from salve.sae.memory import keep_freed_memory
 from salve.stages.job import quiet_lightning
 
 FOREVER = 10**9
@@ -108,6 +109,7 @@ class Looped(Salve):
         super().__init__(cell, rows)
         trained = [parameter for parameter in self.sae.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(trained, lr=cell.rate, fused=True)
+        keep_freed_memory()
 
     def train(self, batches: Iterable[Tensor]) -> None:
         mixed = self.cell.precision == "bf16"
