@@ -9,7 +9,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from salve.metrics import fraction_of_variance_explained
-from salve.sae import SAE, ActivationsData, Block, EpochsData, Member, SAEEnsemble, SparseAutoencoder, make_sae
+from salve.sae import (
+    SAE,
+    ActivationsData,
+    Block,
+    EpochsData,
+    Member,
+    SAEEnsemble,
+    SparseAutoencoder,
+    make_sae,
+    objective,
+)
 from salve.sae import rows as rows_module
 from tests.unit.sae_examples import fit
 
@@ -151,4 +161,33 @@ def test_bf16_trains_float32_weights_to_what_float32_does(
             assert set(casts) == {torch.bfloat16, torch.float32}
         assert not torch.allclose(sae.decoder, exact.decoder, atol=1e-6)
         assert {tensor.dtype for tensor in sae.state_dict().values()} == {torch.float32}
-        assert abs(fve(sae, planted) - reached) < 0.05  # seeds differ by as much
+        assert fve(sae, planted) > reached - 0.1  # seeds of the top-k family differ by as much, either way
+
+
+@pytest.mark.parametrize(
+    ("variant", "size", "sparsity", "settings"),
+    [
+        ("linear_l1", 24, 0.3, {}),
+        ("relu_l1", 24, 0.3, {}),
+        ("gated", 24, 0.3, {}),
+        ("jumprelu", 24, 0.2, {}),
+        ("topk", 24, 0.0, {"k": 2}),
+        ("topk", 128, 0.0, {"k": 2}),
+        ("batch_topk", 128, 0.0, {"k": 2}),
+    ],
+)
+def test_a_bf16_gradient_points_where_the_float32_one_does(
+    variant: str, size: int, sparsity: float, settings: dict[str, Any], planted: Tensor
+) -> None:
+    sae = make_sae(variant, WIDTH, size, torch.Generator().manual_seed(0), **settings)
+    gradients = []
+    for mixed in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            loss, _ = objective(sae, planted, sparsity)
+        trained = {name: value for name, value in sae.named_parameters() if value.requires_grad}
+        gradients.append(dict(zip(trained, torch.autograd.grad(loss, list(trained.values())), strict=True)))
+    for name, exact in gradients[0].items():
+        found = gradients[1][name]
+        assert found.dtype == torch.float32
+        assert float(torch.cosine_similarity(found.flatten(), exact.flatten(), dim=0)) > 0.99, name
+        assert float(found.norm() / exact.norm()) == pytest.approx(1, rel=0.03), name
