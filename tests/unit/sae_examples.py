@@ -42,18 +42,21 @@ def example(variant: str, width: int = 6, size: int = 9, dtype: torch.dtype = to
 ALL = list(VARIANTS)
 
 
+def plain_trainer(epochs: int, **options: Any) -> pl.Trainer:
+    """A Trainer on the CPU that logs and shows nothing."""
+    return pl.Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **options,
+    )
+
+
 def fit(module: pl.LightningModule, epochs: int, *loaders: Any, **options: Any) -> None:
-    """Train on the CPU and keep nothing; loaders or ``datamodule=`` go to Lightning, the rest to its Trainer."""
+    """Train and keep nothing; loaders or ``datamodule=`` go to Lightning, the rest to its Trainer."""
     data = {name: options.pop(name) for name in ("datamodule",) if name in options}
     with quiet_lightning():
-        trainer = pl.Trainer(
-            accelerator="cpu",
-            max_epochs=epochs,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            **options,
-        )
-        trainer.fit(module, *loaders, **data)
+        plain_trainer(epochs, enable_checkpointing=False, **options).fit(module, *loaders, **data)

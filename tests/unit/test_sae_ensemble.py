@@ -22,6 +22,7 @@ from salve.sae import module as sae_module
 from salve.sae.ensemble import SAEEnsemble, row_order
 from salve.stages import BackboneSettings, Job, SAESettings, can_share, train_sae, train_saes
 from salve.types import UserError
+from tests.unit.sae_examples import plain_trainer
 
 ROWS, WIDTH, CLASSES = 70, 12, 3
 SETTINGS = SAESettings(
@@ -67,15 +68,7 @@ def no_progress(_: str, __: int) -> Iterator[Callable[[int], None]]:
 
 
 def trainer(_: str, epochs: int, callbacks: list[pl.Callback]) -> pl.Trainer:
-    return pl.Trainer(
-        accelerator="cpu",
-        max_epochs=epochs,
-        callbacks=callbacks,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
+    return plain_trainer(epochs, callbacks=callbacks)
 
 
 Train = Callable[..., list[Artifact]]

@@ -21,9 +21,20 @@ from salve.sae import (
     objective,
 )
 from salve.sae import rows as rows_module
+from salve.sae.topk import FEW
 from tests.unit.sae_examples import fit
 
 WIDTH, BATCH = 16, 8
+#: Variant, dictionary size, λ and settings. Some are large enough for products with the few latents that fire.
+SAES: list[tuple[str, int, float, dict[str, Any]]] = [
+    ("linear_l1", 24, 0.3, {}),
+    ("relu_l1", 24, 0.3, {}),
+    ("gated", 24, 0.3, {}),
+    ("jumprelu", 24, 0.2, {}),
+    ("topk", 24, 0.0, {"k": 2}),
+    ("topk", FEW * 2, 0.0, {"k": 2}),
+    ("batch_topk", FEW * 2, 0.0, {"k": 2}),
+]
 
 
 def data_of(rows: Tensor, batch: int = BATCH) -> ActivationsData:
@@ -123,19 +134,7 @@ def fve(sae: SAE, rows: Tensor) -> float:
         return float(fraction_of_variance_explained(rows, sae.eval()(rows)[0]))
 
 
-@pytest.mark.parametrize(
-    ("variant", "size", "sparsity", "settings"),
-    [
-        ("linear_l1", 24, 0.3, {}),
-        ("relu_l1", 24, 0.3, {}),
-        ("gated", 24, 0.3, {}),
-        ("jumprelu", 24, 0.2, {}),
-        ("topk", 24, 0.0, {"k": 2}),
-        ("topk", 64, 0.0, {"k": 2}),  # large enough for products with the few that fire
-        ("batch_topk", 64, 0.0, {"k": 2}),
-        ("matryoshka", 64, 0.0, {"k": 2}),
-    ],
-)
+@pytest.mark.parametrize(("variant", "size", "sparsity", "settings"), [*SAES, ("matryoshka", FEW * 2, 0.0, {"k": 2})])
 def test_bf16_trains_float32_weights_to_what_float32_does(
     variant: str, size: int, sparsity: float, settings: dict[str, Any], planted: Tensor, casts: list[torch.dtype]
 ) -> None:
@@ -164,18 +163,7 @@ def test_bf16_trains_float32_weights_to_what_float32_does(
         assert fve(sae, planted) > reached - 0.1  # seeds of the top-k family differ by as much, either way
 
 
-@pytest.mark.parametrize(
-    ("variant", "size", "sparsity", "settings"),
-    [
-        ("linear_l1", 24, 0.3, {}),
-        ("relu_l1", 24, 0.3, {}),
-        ("gated", 24, 0.3, {}),
-        ("jumprelu", 24, 0.2, {}),
-        ("topk", 24, 0.0, {"k": 2}),
-        ("topk", 128, 0.0, {"k": 2}),
-        ("batch_topk", 128, 0.0, {"k": 2}),
-    ],
-)
+@pytest.mark.parametrize(("variant", "size", "sparsity", "settings"), SAES)
 def test_a_bf16_gradient_points_where_the_float32_one_does(
     variant: str, size: int, sparsity: float, settings: dict[str, Any], planted: Tensor
 ) -> None:
