@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
-from experiments.sae_variants.compare import t_interval
+from experiments.compare import t_interval
 from experiments.sae_variants.references import ORACLE, RANDOM
 from salve.report.style import (
     BLACK,

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from experiments.sae_variants.compare import matched_edit
+from experiments.compare import matched_edit
 from salve.editing.curves import edit_curves
 from salve.types import Activations, Labels
 

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from experiments.sae_variants.compare import MatchedEdit, matched_edit
+from experiments.compare import MatchedEdit, matched_edit
 from experiments.sae_variants.references import alignment, class_directions, reference_edits
 from salve.artifacts import load_tensors, read_record, read_table
 from salve.backbones import load_captured

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from experiments.sae_variants.compare import Target, compared, t_interval
+from experiments.compare import t_interval
+from experiments.sae_variants.compare import Target, compared
 from salve.report.text import MISSING, is_missing, points
 
 #: What is compared at each target, besides selectivity.

@@ -4,7 +4,6 @@ import math
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 
 import jinja2
@@ -77,12 +76,17 @@ def _subscripts(text: str) -> Markup:
 
 
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = page_environment()
     environment.filters["sub"] = _subscripts
-    source = resources.files("salve.report").joinpath("page.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(source)
+    return environment.get_template("page.html.j2")
+
+
+def page_environment(*folders: Path) -> jinja2.Environment:
+    """Templates of the report, and of other folders: their pages may include ``page.css``."""
+    loader = jinja2.FileSystemLoader([Path(__file__).parent, *folders], encoding="utf-8")
+    return jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
 
 
 def _copy_tables(artifacts: Artifacts, folder: Path) -> list[str]:

@@ -17,7 +17,8 @@ from scipy import interpolate, optimize, stats
 from scipy.spatial import distance
 
 from experiments.sae_variants.__main__ import TARGETS, main
-from experiments.sae_variants.compare import LEVEL, Target, at_target, compared, matched, matched_edit, t_interval
+from experiments.compare import LEVEL, matched_edit, t_interval
+from experiments.sae_variants.compare import Target, at_target, compared, matched
 from experiments.sae_variants.figure import LOOKS, NAME, comparison_figure, save
 from experiments.sae_variants.references import (
     ORACLE,

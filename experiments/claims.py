@@ -1,0 +1,112 @@
+"""What is claimed, what we measured, and whether it holds."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import yaml
+
+Verdict = Literal["holds", "holds partly", "does not hold", "not measured"]
+FILE = Path(__file__).parent / "salve2025" / "claims.yaml"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """An expected direction.
+
+    Attributes:
+        id: ``<experiment>.<name>``. claim: in words. measure: what the number is that decides.
+        at_least, at_most: from (up to) which value it holds; one of them is given.
+        partly: from (up to) which value it holds partly; the same as the other where there is no middle.
+    """
+
+    id: str
+    claim: str
+    measure: str
+    partly: float
+    at_least: float | None = None
+    at_most: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError(f"{self.id} must say at_least or at_most.")
+        limit = self.at_least if self.at_least is not None else self.at_most
+        assert limit is not None
+        if (self.partly > limit) if self.at_least is not None else (self.partly < limit):
+            raise ValueError(f"{self.id} would hold partly where it holds no more.")
+
+    @property
+    def experiment(self) -> str:
+        """The name of the experiment that measures it."""
+        return self.id.split(".")[0]
+
+    def verdict(self, value: float) -> Verdict:
+        """What a measured value says; NaN says nothing."""
+        if math.isnan(value):
+            return "not measured"
+        if self.at_least is not None:
+            return "holds" if value >= self.at_least else "holds partly" if value >= self.partly else "does not hold"
+        assert self.at_most is not None
+        return "holds" if value <= self.at_most else "holds partly" if value <= self.partly else "does not hold"
+
+
+class Measured(NamedTuple):
+    """What an experiment found on a ground for a claim: the number that decides, and the finding in words."""
+
+    claim: str
+    ground: str
+    value: float
+    text: str
+
+
+def load_claims(path: Path = FILE) -> dict[str, Claim]:
+    """The claims by id, in their order.
+
+    Raises:
+        ValueError: one does not say what is expected.
+    """
+    read = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return {
+        f"{experiment}.{name}": Claim(f"{experiment}.{name}", **fields)
+        for experiment, claims in read.items()
+        for name, fields in claims.items()
+    }
+
+
+def together(verdicts: Iterable[Verdict]) -> Verdict:
+    """One verdict over several grounds: it holds where it holds on all that were measured."""
+    found = {verdict for verdict in verdicts if verdict != "not measured"}
+    if not found:
+        return "not measured"
+    return found.pop() if len(found) == 1 else "holds partly"
+
+
+class Row(NamedTuple):
+    """A claim with what was measured for it, by the grounds' names."""
+
+    claim: Claim
+    verdict: Verdict
+    measured: Mapping[str, Measured]
+
+    def verdict_on(self, ground: str) -> Verdict:
+        return self.claim.verdict(self.measured[ground].value)
+
+
+def judged(claims: Mapping[str, Claim], measured: Sequence[Measured]) -> list[Row]:
+    """The claims that something was measured for, in their order.
+
+    Raises:
+        KeyError: something was measured for a claim that there is not.
+    """
+    found: dict[str, dict[str, Measured]] = {}
+    for one in measured:
+        if one.claim not in claims:
+            raise KeyError(f"{one.claim} is no claim of {FILE.name}.")
+        found.setdefault(one.claim, {})[one.ground] = one
+    return [
+        Row(claim, together(claim.verdict(one.value) for one in found[name].values()), found[name])
+        for name, claim in claims.items()
+        if name in found
+    ]

@@ -1,0 +1,187 @@
+"""One experiment: its runs are made or found, read, and turned into figures, tables and findings."""
+
+import argparse
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+import salve
+from experiments.claims import Measured, judged, load_claims
+from experiments.figures import save
+from experiments.grounds import GROUNDS, Ground, Place, add_place, place_of
+from experiments.runs import Study, make, opened
+from salve.artifacts import REVISION, digest_of, digest_of_file, read_record, write_record, write_table
+from salve.run.explain import conf_dir
+from salve.types import UserError
+
+FINDINGS = "findings.json"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure and what it shows."""
+
+    figure: Figure
+    caption: str
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What an experiment found.
+
+    Attributes:
+        paragraph: what it shows, in words. pictures: by file name. tables: by file name, each with every number of a
+            figure. measured: for the claims.
+    """
+
+    paragraph: str
+    pictures: Mapping[str, Picture]
+    tables: Mapping[str, pd.DataFrame]
+    measured: Sequence[Measured] = ()
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One figure of the paper.
+
+    Attributes:
+        name: of its module and its recipe, ``conf/experiment/salve2025/<name>.yaml``. title: for people.
+        grounds: where it is run, unless the command line says otherwise.
+        analyse: the finished runs on each ground → what they show. quick: settings for ``--quick``.
+    """
+
+    name: str
+    title: str
+    grounds: tuple[str, ...]
+    analyse: Callable[[Sequence[Study]], Findings]
+    quick: tuple[str, ...] = field(default=())
+
+    @property
+    def config(self) -> str:
+        """Its recipe."""
+        return f"salve2025/{self.name}"
+
+
+def paper_folder(place: Place) -> Path:
+    """Where figures and findings go."""
+    return place.output_dir / ("paper-quick" if place.quick else "paper")
+
+
+def carry_out(experiment: Experiment, grounds: Sequence[Ground], place: Place) -> bool:
+    """Make what is missing, and write an experiment's folder; False if it is there already, from the same settings.
+
+    Raises:
+        UserError: some of what the grounds need is not here, or some runs could not be made.
+    """
+    for ground in grounds:
+        if missing := place.lacks(ground):
+            raise UserError(f"{experiment.name} cannot be run on {ground.title}: {missing}.")
+    final = paper_folder(place) / experiment.name
+    digest = _digest(experiment, grounds, place)
+    if (final / FINDINGS).is_file() and read_record(final / FINDINGS)["digest"] == digest:
+        return False
+    began = time.monotonic()
+    commands = [make(experiment.config, ground, place, experiment.quick) for ground in grounds]
+    with ExitStack() as stack:
+        studies = [stack.enter_context(opened(experiment.config, ground, place)) for ground in grounds]
+        with torch.inference_mode(False):
+            found = experiment.analyse(studies)
+        facts = [_facts(study) for study in studies]
+    record = {
+        "title": experiment.title,
+        "digest": digest,
+        "quick": place.quick,
+        "grounds": facts,
+        "commands": commands,
+        "machine": _machine(),
+        "paragraph": found.paragraph,
+        "measured": [one._asdict() for one in found.measured],
+    }
+    _write(final, found, record, began)
+    return True
+
+
+def _write(final: Path, found: Findings, record: dict[str, Any], began: float) -> None:
+    """A folder that is there as a whole or not at all."""
+    judged(load_claims(), found.measured)  # a claim that there is not would be an error
+    unfinished = final.with_name(f".{final.name}.{os.getpid()}")
+    unfinished.mkdir(parents=True)
+    try:
+        pictures = []
+        for name, picture in found.pictures.items():
+            size = save(picture.figure, unfinished, name)
+            pictures.append({"name": name, "caption": picture.caption, "size": list(size)})
+        for name, table in found.tables.items():
+            write_table(unfinished / f"{name}.csv", table)
+        seconds = time.monotonic() - began
+        write_record(
+            unfinished / FINDINGS,
+            {**record, "pictures": pictures, "tables": list(found.tables), "seconds": round(seconds, 1)},
+        )
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(unfinished, final)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _facts(study: Study) -> dict[str, Any]:
+    data = study.job.data
+    splits = {split: len(data.labels(split)) for split in ("train", "val")}
+    return {**asdict(study.ground), "images": splits, "classes": len(study.classes), "seeds": len(study.runs)}
+
+
+def _digest(experiment: Experiment, grounds: Sequence[Ground], place: Place) -> str:
+    """What an experiment's findings depend on: settings, recipes and code."""
+    module = sys.modules[experiment.analyse.__module__].__file__
+    here = Path(__file__).parent
+    sources = sorted({*here.glob("*.py"), Path(str(module)), here / "salve2025" / "claims.yaml"})
+    recipes = [experiment.config, *(ground.config for ground in grounds if ground.config)]
+    files = [*sources, *(conf_dir() / "experiment" / f"{recipe}.yaml" for recipe in recipes)]
+    overrides = [place.overrides(ground) for ground in grounds]
+    settings = [overrides, place.settings, place.quick and experiment.quick, salve.__version__, REVISION]
+    return digest_of([settings, [digest_of_file(path) for path in files]])
+
+
+def _machine() -> dict[str, Any]:
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
+    return {"device": device, "cores": os.cpu_count(), "torch": torch.__version__}
+
+
+def _processor() -> str:
+    """The processor's name, where the system tells it."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def main(experiment: Experiment, arguments: list[str] | None = None) -> int:
+    """Entry point of an experiment's module; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m experiments.salve2025.{experiment.name}",
+        description=f"{experiment.title}: make its runs, or find them, and write figures, tables and findings into "
+        f"<output-dir>/paper/{experiment.name}.",
+    )
+    parser.add_argument("--on", nargs="+", choices=list(GROUNDS), default=list(experiment.grounds), metavar="GROUND",
+                        help=f"of {', '.join(GROUNDS)} (default: {' '.join(experiment.grounds)})")  # fmt: skip
+    add_place(parser)
+    given = parser.parse_intermixed_args(arguments)
+    try:
+        place = place_of(given)
+        made = carry_out(experiment, [GROUNDS[name] for name in given.on], place)
+    except UserError as error:
+        print(f"{experiment.name}: {error}", file=sys.stderr)
+        return 2
+    print(f"{experiment.title}: {paper_folder(place) / experiment.name}" + ("" if made else " (was there)"))
+    return 0

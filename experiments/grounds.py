@@ -1,0 +1,127 @@
+"""Where an experiment is run: a classifier and its images, and what a machine needs to have of them."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from salve.types import UserError
+
+
+@dataclass(frozen=True)
+class Ground:
+    """A classifier with its data, as a recipe under ``conf/experiment``.
+
+    Attributes:
+        name: on the command line. title: in figures. config: the recipe; empty for the quickstart's own settings.
+        data: which folder of images it needs. weights: which file of weights it takes, instead of a download.
+        quick: settings that make it small, for ``--quick``.
+    """
+
+    name: str
+    title: str
+    config: str = ""
+    data: str = ""
+    weights: str = ""
+    quick: tuple[str, ...] = ()
+
+
+_FEW = ("data.limit_per_class=80",)
+
+GROUNDS = {
+    ground.name: ground
+    for ground in (
+        Ground("resnet18", "ResNet-18, Imagenette", "imagenette/resnet18", "imagenette", "resnet18", _FEW),
+        Ground("vit", "ViT-S/14, Imagenette", "imagenette/vit", "imagenette", "vit", _FEW),
+        Ground("vit_b_16", "ViT-B/16, Imagenette", "imagenette/vit_b_16", "imagenette", "vit_b_16", _FEW),
+        Ground("cifar100", "ResNet-18, CIFAR-100", "cifar100/resnet18", "cifar100", "cifar100", ()),
+        Ground("scenes", "small ResNet, drawn scenes"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """What this machine has, and where results go.
+
+    Attributes:
+        output_dir: of runs, artifacts and figures. folders: of images, by data set. weights: files, by name.
+        download: whether what is missing may be fetched. quick: small runs, whose numbers mean little.
+        settings: any of salve's, for all runs.
+    """
+
+    output_dir: Path
+    folders: dict[str, str]
+    weights: dict[str, str]
+    download: bool = False
+    quick: bool = False
+    settings: tuple[str, ...] = ()
+
+    def lacks(self, ground: Ground) -> str:
+        """What is missing to run on a ground, and how to give it; empty if nothing is."""
+        if ground.data and not self.download:
+            folder = self.folders.get(ground.data)
+            if not folder:
+                return f"{ground.data}'s images are not here: give --{ground.data} FOLDER, or --download"
+            if not Path(folder).is_dir():
+                return f"there is no folder {folder} with {ground.data}'s images"
+            if ground.weights not in self.weights:
+                return f"no trained weights: give --weights {ground.weights}=FILE, or --download for ImageNet's"
+        file = self.weights.get(ground.weights, "")
+        return f"there is no file {file}" if file and not Path(file).is_file() else ""
+
+    def overrides(self, ground: Ground) -> list[str]:
+        """What ``salve`` has to be told to run on a ground."""
+        found = list(ground.quick if self.quick else ())
+        if ground.data in self.folders:
+            found.append(f"data.root={self.folders[ground.data]}")
+        if ground.weights in self.weights:
+            found.append(f"backbone.weights={self.weights[ground.weights]}")
+        if ground.data and self.download:
+            found.append("data.download=true")
+        return found
+
+
+def add_place(parser: argparse.ArgumentParser) -> None:
+    """The options that :func:`place_of` reads."""
+    parser.add_argument("settings", nargs="*", metavar="SETTING", help="any of salve's, as key=value, for all runs")
+    parser.add_argument("--imagenette", metavar="FOLDER", help="holds train/ and val/ (else $SALVE_IMAGENETTE)")
+    parser.add_argument("--cifar100", metavar="FOLDER", help="holds cifar-100-python/ (else $SALVE_CIFAR100)")
+    parser.add_argument(
+        "--weights", metavar="NAME=FILE", action="append", default=[],
+        help="trained weights of resnet18, vit, vit_b_16 or cifar100 (else $SALVE_RESNET18, …)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--download", action="store_true", help="fetch missing images and ImageNet's weights, and fine-tune those"
+    )
+    parser.add_argument("--output-dir", type=Path, default=Path("outputs"))
+    parser.add_argument("--quick", action="store_true", help="small runs that show that everything works")
+
+
+def place_of(given: argparse.Namespace) -> Place:
+    """What the command line and the environment say.
+
+    Raises:
+        UserError: weights of an unknown name, or a setting that is none.
+    """
+    names = [ground.weights for ground in GROUNDS.values() if ground.weights]
+    weights = {name: os.environ[f"SALVE_{name.upper()}"] for name in names if os.environ.get(f"SALVE_{name.upper()}")}
+    weights.pop("cifar100", None)  # $SALVE_CIFAR100 is the folder of images
+    for text in given.weights:
+        name, equals, file = text.partition("=")
+        if name not in names or not equals:
+            raise UserError(f"--weights {text} is no NAME=FILE with a NAME among {', '.join(names)}.")
+        weights[name] = file
+    folders = {
+        name: folder
+        for name in ("imagenette", "cifar100")
+        if (folder := getattr(given, name) or os.environ.get(f"SALVE_{name.upper()}"))
+    }
+    return Place(given.output_dir, folders, weights, given.download, given.quick, _checked(given.settings))
+
+
+def _checked(settings: Sequence[str]) -> tuple[str, ...]:
+    if bad := [text for text in settings if "=" not in text]:
+        raise UserError(f"{bad[0]} is no setting: write key=value, such as trainer=cpu.")
+    return tuple(settings)

@@ -1,0 +1,113 @@
+"""The page of the paper's figures: claims, what was measured, whether they hold; and every figure with its numbers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from experiments.claims import Measured, Row, judged, load_claims
+from experiments.experiment import FINDINGS, Experiment
+from experiments.grounds import GROUNDS
+from salve.artifacts import read_record, write_table
+from salve.report.page import page_environment
+
+#: How a verdict is shown in a plain table.
+SIGNS = {
+    "holds": "✓ holds",
+    "holds partly": "◐ partly",
+    "does not hold": "✗ does not hold",
+    "not measured": "– not measured",
+}
+
+
+class NotRun(NamedTuple):
+    """An experiment that was not run on a ground, and why."""
+
+    experiment: str
+    ground: str
+    reason: str
+
+
+def write_page(folder: Path, experiments: Sequence[Experiment], missing: Sequence[NotRun]) -> Path:
+    """Write ``index.html``, ``claims.csv`` and ``claims.md`` from the findings that are in a folder.
+
+    Args:
+        experiments: in the page's order; one without findings is left out. missing: what was not run.
+
+    Returns:
+        The page.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {
+        one.name: read_record(folder / one.name / FINDINGS)
+        for one in experiments
+        if (folder / one.name / FINDINGS).is_file()
+    }
+    rows = judged(load_claims(), [Measured(**one) for record in found.values() for one in record["measured"]])
+    grounds = list(dict.fromkeys(one["name"] for record in found.values() for one in record["grounds"]))
+    write_table(folder / "claims.csv", claims_table(rows, found))
+    (folder / "claims.md").write_text(claims_markdown(rows, grounds), encoding="utf-8")
+    template = page_environment(Path(__file__).parent).get_template("paper.html.j2")
+    page = folder / "index.html"
+    text = template.render(
+        rows=rows, grounds=[GROUNDS[name] for name in grounds], found=found, missing=missing, signs=SIGNS,
+        minutes=sum(record["seconds"] for record in found.values()) / 60,
+        quick=any(record["quick"] for record in found.values()),
+        machines=sorted({_machine(record["machine"]) for record in found.values()}),
+    )  # fmt: skip
+    page.write_text(text, encoding="utf-8")
+    return page
+
+
+def _machine(machine: dict[str, Any]) -> str:
+    return f"{machine['device']}, {machine['cores']} cores, torch {machine['torch']}"
+
+
+def command_of(experiment: str) -> str:
+    """What to type for one experiment."""
+    return f"python -m experiments.salve2025.{experiment}"
+
+
+def claims_table(rows: Sequence[Row], found: dict[str, dict[str, Any]]) -> pd.DataFrame:
+    """One row per claim and ground: what was measured, the limits, and the verdict."""
+    return pd.DataFrame(
+        [
+            {
+                "claim": row.claim.claim,
+                "ground": one.ground,
+                "measured": one.text,
+                "measure": row.claim.measure,
+                "value": one.value,
+                "at_least": row.claim.at_least,
+                "at_most": row.claim.at_most,
+                "partly": row.claim.partly,
+                "verdict": row.verdict_on(one.ground),
+                "id": row.claim.id,
+                "command": command_of(row.claim.experiment),
+                "quick": found[row.claim.experiment]["quick"],
+            }
+            for row in rows
+            for one in row.measured.values()
+        ]
+    )
+
+
+def claims_markdown(rows: Sequence[Row], grounds: Sequence[str]) -> str:
+    """The table for a README: a row per claim, a column per ground."""
+    shown = [name for name in grounds if any(name in row.measured for row in rows)]
+    heads = [
+        "claim",
+        *(GROUNDS[name].title for name in shown),
+        "verdict",
+        "command: `python -m experiments.salve2025.…`",
+    ]
+    lines = [_line(heads), _line(["---"] * len(heads))]
+    for row in rows:
+        cells = [row.measured[name].text if name in row.measured else "–" for name in shown]
+        lines.append(_line([row.claim.claim, *cells, f"**{SIGNS[row.verdict]}**", f"`{row.claim.experiment}`"]))
+    return "\n".join(lines) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"

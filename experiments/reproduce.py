@@ -1,0 +1,98 @@
+"""``python -m experiments.reproduce``: the paper's figures and claims, as far as this machine can make them."""
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from experiments.catalogue import EXPERIMENTS
+from experiments.experiment import Experiment, paper_folder
+from experiments.grounds import GROUNDS, Ground, Place, add_place, place_of
+from experiments.page import NotRun, write_page
+from salve.types import UserError
+
+EPILOG = """\
+written into <output-dir>/paper:
+  index.html               claims, what we measured, whether they hold; every figure
+  claims.csv, claims.md    the table
+  <experiment>/            figures (PDF, SVG, PNG), their numbers (CSV), findings.json
+
+Each experiment runs in a process of its own; what is done is not done again. SETTING
+is any of salve's, such as trainer=cpu or cluster=joblib. Without Imagenette:
+  python -m experiments.reproduce --on scenes
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point; returns the exit status: 1 if something failed, 0 if all that can be run was."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.reproduce",
+        description=f"The paper's experiments: {', '.join(EXPERIMENTS)}.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--only", nargs="+", choices=list(EXPERIMENTS), metavar="EXPERIMENT", default=list(EXPERIMENTS),
+                        help="these experiments, and the page of all that are done")  # fmt: skip
+    parser.add_argument("--on", nargs="+", choices=list(GROUNDS), metavar="GROUND",
+                        help=f"of {', '.join(GROUNDS)}, instead of each experiment's own")  # fmt: skip
+    add_place(parser)
+    given = parser.parse_intermixed_args(arguments)
+    try:
+        place = place_of(given)
+        failed = reproduce(place, given.only, given.on, Console())
+    except UserError as error:
+        print(f"reproduce: {error}", file=sys.stderr)
+        return 2
+    return 1 if failed else 0
+
+
+def reproduce(place: Place, only: Sequence[str], on: Sequence[str] | None, console: Console) -> list[str]:
+    """Run experiments one after the other, and write the page of everything that is there.
+
+    Args:
+        only: names of experiments. on: names of grounds; None for each experiment's own.
+
+    Returns:
+        The names of those that failed.
+    """
+    missing: list[NotRun] = []
+    failed = []
+    began = time.monotonic()
+    for number, name in enumerate(only, start=1):
+        experiment = EXPERIMENTS[name]
+        grounds = [GROUNDS[ground] for ground in on or experiment.grounds]
+        here = [ground for ground in grounds if not place.lacks(ground)]
+        out = [ground for ground in grounds if place.lacks(ground)]
+        missing += [NotRun(experiment.title, ground.title, place.lacks(ground)) for ground in out]
+        if not here:
+            continue
+        console.rule(f"{number} of {len(only)}: {experiment.title}", align="left")
+        status = subprocess.run(_command(experiment, here, place), check=False).returncode
+        if status:
+            failed.append(name)
+            where = ", ".join(ground.title for ground in here)
+            missing.append(NotRun(experiment.title, where, "it failed, see its output"))
+    page = write_page(paper_folder(place), list(EXPERIMENTS.values()), missing)
+    minutes = (time.monotonic() - began) / 60
+    for row in missing:
+        console.print(f"not run: {row.experiment} on {row.ground}: {row.reason}", highlight=False, soft_wrap=True)
+    console.print(f"{minutes:.1f} minutes. The page: {page}", highlight=False, soft_wrap=True)
+    return failed
+
+
+def _command(experiment: Experiment, grounds: Sequence[Ground], place: Place) -> list[str]:
+    """The same place, for the experiment's own process."""
+    options = ["--on", *(ground.name for ground in grounds), "--output-dir", str(place.output_dir)]
+    for name, folder in place.folders.items():
+        options += [f"--{name}", folder]
+    for name, file in place.weights.items():
+        options += ["--weights", f"{name}={file}"]
+    options += ["--download"] * place.download + ["--quick"] * place.quick
+    return [sys.executable, "-m", f"experiments.salve2025.{experiment.name}", *options, "--", *place.settings]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

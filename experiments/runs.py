@@ -1,0 +1,177 @@
+"""An experiment's runs on a ground: made by ``salve``, or found, and opened for reading."""
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pytorch_lightning.loggers.logger import DummyLogger
+from rich.console import Console
+from torch import Tensor
+
+from experiments.grounds import Ground, Place
+from salve.artifacts import Artifact, Store, read_record
+from salve.backbones import Captured
+from salve.report.inputs import Artifacts
+from salve.report.sweep.read import SweptRun, read_sweep
+from salve.run.build import build_job
+from salve.run.folder import PLAN, RunFolder
+from salve.run.ranks import gathered
+from salve.sae import SAE
+from salve.stages import Job
+from salve.types import UserError
+
+
+def sweep_name(config: str, ground: Ground, place: Place) -> str:
+    """The folder of an experiment's runs on a ground, under ``<output_dir>/sweeps``."""
+    return f"{config.replace('/', '-')}-{ground.name}" + ("-quick" if place.quick else "")
+
+
+def command(config: str, ground: Ground, place: Place, quick: Sequence[str]) -> list[str]:
+    """What makes an experiment's runs on a ground, as arguments of ``salve``.
+
+    Args:
+        config: the experiment's recipe under ``conf/experiment``. quick: its settings for ``--quick``.
+    """
+    recipes = [ground.config, config] if ground.config else [config]
+    return [
+        "-m",
+        f"experiment=[{','.join(recipes)}]",
+        f"sweep.name={sweep_name(config, ground, place)}",
+        f"output_dir={place.output_dir}",
+        *place.overrides(ground),
+        *(quick if place.quick else ()),
+        *place.settings,
+    ]
+
+
+def make(config: str, ground: Ground, place: Place, quick: Sequence[str]) -> str:
+    """Make the runs that are not there yet, in a process of their own.
+
+    Returns:
+        The command, as one would type it.
+
+    Raises:
+        UserError: some runs were not made; ``salve`` has said which and why.
+    """
+    arguments = command(config, ground, place, quick)
+    # Runs are found by what they compute. The plan is made anew: what it once had with other settings is not asked for.
+    (place.output_dir / "sweeps" / sweep_name(config, ground, place) / PLAN).unlink(missing_ok=True)
+    typed = "salve " + shlex.join(arguments)
+    status = subprocess.run([sys.executable, "-m", "salve.cli", *arguments], check=False).returncode
+    if status:
+        raise UserError(f"the runs on {ground.title} ended with status {status} (see above): {typed}")
+    return typed
+
+
+@dataclass(frozen=True)
+class SAERun:
+    """One SAE's run.
+
+    Attributes:
+        seed: of the SAE. settings, metrics: by dotted name. found: tables, tensors and records of its stages.
+    """
+
+    job: Job
+    seed: int
+    settings: dict[str, Any]
+    metrics: dict[str, Any]
+    artifacts: dict[str, Artifact]
+
+    @cached_property
+    def found(self) -> Artifacts:
+        return Artifacts({kind: artifact.path for kind, artifact in self.artifacts.items()})
+
+    @cached_property
+    def sae(self) -> SAE:
+        """Its SAE, on the CPU."""
+        return self.job.sae(self.artifacts["sae"], self.artifacts["activations"]).requires_grad_(False)
+
+    @cached_property
+    def selected(self) -> pd.DataFrame:
+        """By class, the latent chosen for its edits: ``latent``, ``sign``, ``share``, ``kind``, …; NaN for a class
+        without one."""
+        return self.found.table("features", "selected.csv").set_index("class").reindex(list(self.job.classes))
+
+    def curves(self, mode: str, target: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Strengths ``[K]`` and the accuracy of every class at each ``[K, C]``, of a target of stage ``control``."""
+        table = self.found.table("control", "curves.csv")
+        rows = table[(table["mode"] == mode) & (table["target"] == target)]
+        wide = rows.pivot_table("accuracy", "alpha", "class", dropna=False)[list(self.job.classes)].sort_index()
+        return wide.index.to_numpy(float), wide.to_numpy(float)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A ground with an experiment's finished runs on it, which share the classifier and its activations.
+
+    Attributes:
+        runs: by the seed of their SAE. job: gives images, the network and everything else that stages use.
+    """
+
+    ground: Ground
+    job: Job
+    runs: tuple[SAERun, ...]
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self.job.classes)
+
+    @cached_property
+    def head(self) -> tuple[Tensor, Tensor]:
+        """Weight ``[C, M]`` and bias ``[C]`` of the reader."""
+        return self.job.head(self.runs[0].artifacts["classifier"])
+
+    @cached_property
+    def train(self) -> Captured:
+        """Activations ``[N, M]`` and labels of the train split."""
+        return self.job.activations(self.runs[0].artifacts["activations"], "train")
+
+    @cached_property
+    def val(self) -> Captured:
+        """Activations ``[N, M]`` and labels of the val split."""
+        return self.job.activations(self.runs[0].artifacts["activations"], "val")
+
+    @property
+    def nonnegative(self) -> bool:
+        """Whether the site's activations are never negative."""
+        return bool(self.runs[0].artifacts["activations"].record("activations.json")["nonnegative"])
+
+
+@contextmanager
+def opened(config: str, ground: Ground, place: Place) -> Iterator[Study]:
+    """The finished runs of an experiment on a ground.
+
+    Raises:
+        UserError: there are none, some are not finished, or they do not share a classifier.
+    """
+    folder = place.output_dir / "sweeps" / sweep_name(config, ground, place)
+    planned = read_sweep(folder)
+    if unfinished := [run for run in planned if run.state != "finished"]:
+        raise UserError(f"{len(unfinished)} of {len(planned)} runs in {folder} are not finished; make them again.")
+    settings = RunFolder(folder / planned[0].key).settings([f"output_dir={place.output_dir}"])
+    store = Store(place.output_dir / "artifacts", lambda _: None)
+    with gathered(settings.trainer) as ranks:
+        job = build_job(settings, store, lambda _: DummyLogger(), Console(), ranks)
+        runs = sorted((_open(job, folder, run) for run in planned), key=lambda run: run.seed)
+        if len({run.artifacts["activations"].key for run in runs}) > 1:
+            raise UserError(f"The runs in {folder} do not share a classifier; choose an empty --output-dir.")
+        yield Study(ground, job, tuple(runs))
+
+
+def _open(job: Job, sweep: Path, run: SweptRun) -> SAERun:
+    made = read_record(sweep / run.key / "manifest.json")["artifacts"]
+    root = job.store.root
+    artifacts = {
+        kind: Artifact(kind, entry["key"], root / kind / entry["key"], entry["digest"], reused=True)
+        for kind, entry in made.items()
+    }
+    return SAERun(job, int(run.settings["sae.seed"]), dict(run.settings), dict(run.metrics), artifacts)
