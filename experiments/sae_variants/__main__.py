@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from experiments.figures import save
 from experiments.sae_variants.compare import Target
-from experiments.sae_variants.figure import comparison_figure, save
+from experiments.sae_variants.figure import NAME, comparison_figure
 from experiments.sae_variants.runs import EXPERIMENTS, FULL, QUICK, collect, make
 from experiments.sae_variants.tables import markdown, reference_summary, summary
 from salve.types import UserError
@@ -78,7 +79,7 @@ def compare(given: argparse.Namespace) -> None:
     pd.concat([one.references for one in found]).to_csv(folder / "references.csv", index=False)
     table.to_csv(folder / "summary.csv", index=False)
     (folder / "summary.md").write_text(markdown(table, references), encoding="utf-8")
-    save(comparison_figure(runs, table, references), folder)
+    save(comparison_figure(runs, table, references), folder, NAME)
     print(f"Tables and figure: {folder}")
 
 

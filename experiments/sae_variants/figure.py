@@ -1,12 +1,10 @@
 """The figure: selectivity against L0, FVE and alignment, and the variants at matched points."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
@@ -25,7 +23,6 @@ from salve.report.style import (
     WIDTH,
     log_axis,
     new_figure,
-    save_figure,
     styled,
 )
 
@@ -139,11 +136,3 @@ def _matched(axes: Axes, table: pd.DataFrame) -> None:
 def _references(draw: Callable[..., object], references: pd.DataFrame) -> None:
     for row in references.to_dict("records"):
         draw(100 * row["selectivity"], color=GREY, linestyle=DASHES[row["reference"]], linewidth=1.2, zorder=1)
-
-
-@styled
-def save(figure: Figure, folder: Path) -> None:
-    """Write the figure as ``sae-variants.pdf``, ``.png`` and ``.svg``."""
-    save_figure(figure, folder, NAME)
-    # No date: the same figure gives the same bytes.
-    FigureCanvasPdf(figure).print_pdf(folder / f"{NAME}.pdf", metadata={"CreationDate": None})

@@ -16,10 +16,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from scipy import interpolate, optimize, stats
 from scipy.spatial import distance
 
-from experiments.sae_variants.__main__ import TARGETS, main
 from experiments.compare import LEVEL, matched_edit, t_interval
+from experiments.figures import save
+from experiments.sae_variants.__main__ import TARGETS, main
 from experiments.sae_variants.compare import Target, at_target, compared, matched
-from experiments.sae_variants.figure import LOOKS, NAME, comparison_figure, save
+from experiments.sae_variants.figure import LOOKS, NAME, comparison_figure
 from experiments.sae_variants.references import (
     ORACLE,
     RANDOM,
@@ -389,7 +390,7 @@ def test_table_and_figure_show_what_the_runs_found(outputs: Outputs, tmp_path: P
     np.testing.assert_allclose(line.get_ydata(), 100 * means["selectivity"])
     for folder in (tmp_path / "one", tmp_path / "two"):
         folder.mkdir()
-        save(comparison_figure(found.runs, table, reference_summary(found.references)), folder)
+        save(comparison_figure(found.runs, table, reference_summary(found.references)), folder, NAME)
     for suffix in ("pdf", "png", "svg"):
         first, again = ((tmp_path / folder / f"{NAME}.{suffix}").read_bytes() for folder in ("one", "two"))
         assert first == again
