@@ -1,0 +1,245 @@
+"""The feature atlas: each class's dominant latents, what excites them, where they look, and how classes share them."""
+
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy import ndarray
+from torch import Tensor
+
+from experiments.claims import Measured
+from experiments.experiment import Experiment, Findings, Picture, main
+from experiments.figures import PRINT_WIDTH
+from experiments.runs import Study
+from salve.report.figures.validate import overlay
+from salve.report.style import BLACK, BLUE, GREY, VERMILLION, new_figure, styled
+from salve.report.text import label
+
+#: Images that excite a class's latent most, of which the share of that class is taken.
+MOST = 20
+#: Latents listed for each class, and classes on a figure: there is no page for a hundred.
+LISTED, ROWS = 3, 12
+#: Pairs of an image and its overlay in a row.
+PAIRS = 3
+COLOURS = {"class-defining": BLUE, "cross-class": VERMILLION, "diffuse": GREY, "dead": GREY}
+
+
+def own_share(
+    latents: Float[Tensor, "N d"], labels: Int[Tensor, " N"], chosen: int, sign: int, own: int, most: int = MOST
+) -> float:
+    """Share of class ``own`` among the images that excite a latent most, in the sense of its sign."""
+    top = (sign * latents[:, chosen]).topk(min(most, len(latents))).indices
+    return float((labels[top] == own).double().mean())
+
+
+def classes_table(study: Study) -> pd.DataFrame:
+    """One row per class that has a latent: what was chosen, how pure it is, and the scores of stage ``validate``.
+
+    Columns: ``ground``, ``class``, ``latent``, ``sign``, ``share``, ``kind``; ``own_share`` (:func:`own_share`) and
+    ``expected_share``, of the class among all val images; ``maximised`` over ``strongest``: the latent's value for the
+    made image and for the most exciting val image, in the sense of its sign; ``insertion``, ``deletion`` and those of a
+    random map, and where the data have masks ``pointing`` and ``iou`` with a random latent's.
+    """
+    run = study.runs[0]
+    latents = run.sae.encode(study.val.activations)
+    scores = run.found.table("validate", "localisation.csv").set_index("class")
+    made = run.found.table("validate", "maximisation.csv")
+    made = made.set_index("class")["final_value"] if len(made) else pd.Series(dtype=float)
+    rows = []
+    for own, (name, chosen) in enumerate(run.selected.iterrows()):
+        if pd.isna(chosen["latent"]):
+            continue
+        latent, sign = int(chosen["latent"]), int(chosen["sign"])
+        row = {
+            **{"ground": study.ground.name, "class": name, "latent": latent, "sign": sign},
+            **{"share": float(chosen["share"]), "kind": chosen["kind"]},
+            "own_share": own_share(latents, study.val.labels, latent, sign, own),
+            "expected_share": float((study.val.labels == own).double().mean()),
+            "strongest": float((sign * latents[:, latent]).max()),
+            "maximised": float(made.get(name, np.nan)) * sign,
+        }
+        rows.append(row | scores.drop(columns=["latent"], errors="ignore").loc[name].to_dict())
+    return pd.DataFrame(rows)
+
+
+@styled
+def atlas_figure(study: Study) -> Figure:
+    """A row per class: its dominant latents in words, the image that maximises the first, exciting images, Grad-FAM."""
+    run = study.runs[0]
+    dominant = run.found.table("features", "dominant.csv")
+    seen = run.found.tensors("validate", "saliency.safetensors")
+    made = run.found.tensors("validate", "maximisation.safetensors").get("images")
+    top = run.found.table("validate", "top.csv").set_index(["class", "rank"])["label"]
+    names = [name for name in study.classes if pd.notna(run.selected.loc[name, "latent"])][:ROWS]
+    text, gap = 1.6, 0.04
+    tile = (PRINT_WIDTH - text) / (1 + 2 * PAIRS) - gap
+    height = len(names) * (tile + gap) + 0.3
+    figure = new_figure(PRINT_WIDTH, height, layout=None)
+    for row, name in enumerate(names):
+        y = height - 0.3 - (row + 1) * (tile + gap)
+        words = figure.add_axes((0, y / height, text / PRINT_WIDTH, tile / height))
+        _words(words, name, dominant[dominant["class"] == name].head(LISTED))
+        own = study.classes.index(name)
+        images, maps = seen["images"][own], seen["maps"][own]
+        count = min(PAIRS, len(images))
+        blank = np.full((*images.shape[2:], 3), 255, np.uint8)
+        tiles = [blank if made is None else made[own].transpose(1, 2, 0)]
+        for place in range(count):
+            tiles += [images[place].transpose(1, 2, 0), overlay(images[place], maps[place])]
+        for column, picture in enumerate(tiles):
+            x = text + column * (tile + gap) + (gap if column else 0)
+            axes = figure.add_axes((x / PRINT_WIDTH, y / height, tile / PRINT_WIDTH, tile / height))
+            axes.imshow(picture, interpolation="antialiased")
+            axes.set(xticks=[], yticks=[])
+            axes.grid(visible=False)
+            foreign = column % 2 == 1 and top.get((name, column // 2 + 1)) != name
+            for spine in axes.spines.values():
+                spine.set(visible=True, color=VERMILLION if foreign else "white", linewidth=1.5 if foreign else 0)
+            if row == 0:
+                title = "maximised" if column == 0 else ("strongest" if column % 2 else "Grad-FAM")
+                axes.set_title(title, fontsize=7.5, fontweight="normal", pad=3)
+    return figure
+
+
+def _words(axes: Axes, name: str, dominant: pd.DataFrame) -> None:
+    """A class's dominant latents: number with sign, share, kind."""
+    axes.axis("off")
+    axes.text(0, 0.93, label(name), fontsize=8.5, fontweight="bold", va="top")
+    for place, row in enumerate(dominant.to_dict("records")):
+        said = f"{row['latent']}{'+' if row['sign'] > 0 else '−'}  {100 * row['share']:.0f} %  {row['kind']}"
+        colour = COLOURS[row["kind"]] if row["kind"] in ("class-defining", "cross-class") else BLACK
+        axes.text(0, 0.66 - 0.22 * place, said, fontsize=7, va="top", color=colour)
+
+
+def shown_latents(dominant: pd.DataFrame, listed: int = LISTED) -> list[int]:
+    """The latents that any class lists, each once, class by class in the order of the table."""
+    return list(dict.fromkeys(dominant[dominant["rank"] <= listed]["latent"].astype(int)))
+
+
+@styled
+def means_figure(study: Study) -> Figure:
+    """Heat map of class means: classes by the latents that any of them lists."""
+    run = study.runs[0]
+    dominant = run.found.table("features", "dominant.csv")
+    means: Float[ndarray, "C d"] = run.found.tensors("features", "class_means.safetensors")["class_means"]
+    kinds = run.found.table("features", "latents.csv").set_index("latent")["kind"]
+    columns = shown_latents(dominant, LISTED if len(study.classes) <= ROWS else 1)
+    shown = means[:, columns]
+    few = len(study.classes) <= ROWS
+    figure = new_figure(PRINT_WIDTH, 1.0 + (0.22 if few else 0.08) * len(study.classes))
+    axes = figure.subplots()
+    limit = np.nanmax(np.abs(shown))
+    picture = axes.imshow(shown, cmap="PuOr_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+    chosen = run.selected["latent"]
+    points = [(columns.index(int(la)), k) for k, la in enumerate(chosen) if pd.notna(la) and int(la) in columns]
+    axes.plot(*np.array(points).T, linestyle="", marker="o", color=BLACK, markersize=3)
+    axes.set_yticks(range(len(study.classes)), [label(name) for name in study.classes], fontsize=8 if few else 4)
+    axes.set_xticks(range(len(columns)), [str(la) for la in columns], rotation=90, fontsize=7 if few else 3.5)
+    for tick, latent in zip(axes.get_xticklabels(), columns, strict=True):
+        tick.set_color(COLOURS[kinds[latent]] if few else BLACK)
+    axes.grid(visible=False)
+    axes.set_xlabel("latent (blue: class-defining, red: cross-class, grey: diffuse)")
+    figure.colorbar(picture, ax=axes, label="class mean μ", fraction=0.03, pad=0.015)
+    return figure
+
+
+def analyse(studies: Sequence[Study]) -> Findings:
+    """See the module."""
+    pictures, tables, paragraphs, measured = {}, [], [], []
+    for study in studies:
+        name, table = study.ground.name, classes_table(study)
+        tables.append(table)
+        pictures[f"atlas-{name}"] = Picture(
+            atlas_figure(study),
+            f"{study.ground.title}: each class's {LISTED} dominant latents (number and sign, share of the latent's "
+            "class means, kind); the image that maximises the first one; the val images that excite it most, framed in "
+            "red where they are of another class; and Grad-FAM of it on them.",
+        )
+        pictures[f"means-{name}"] = Picture(
+            means_figure(study),
+            f"{study.ground.title}: class means of the latents that any class lists; a dot marks the latent by which a "
+            "class is edited.",
+        )
+        paragraphs.append(_paragraph(study, table))
+        measured += _measured(study, table)
+    kinds = pd.concat([_kinds(study) for study in studies], ignore_index=True)
+    return Findings(
+        "\n\n".join(paragraphs),
+        pictures,
+        {"classes": pd.concat(tables, ignore_index=True), "latents": kinds, "dominant": _dominant(studies)},
+        measured,
+    )
+
+
+def _kinds(study: Study) -> pd.DataFrame:
+    return study.runs[0].found.table("features", "latents.csv").assign(ground=study.ground.name)
+
+
+def _dominant(studies: Sequence[Study]) -> pd.DataFrame:
+    parts = [
+        study.runs[0].found.table("features", "dominant.csv").assign(ground=study.ground.name) for study in studies
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def faithful(table: pd.DataFrame) -> pd.Series:
+    """Whether a class's maps beat a random one both ways: more of the latent sooner put in, and sooner taken away."""
+    return (table["insertion"] > table["random_insertion"]) & (table["deletion"] < table["random_deletion"])
+
+
+def _measured(study: Study, table: pd.DataFrame) -> list[Measured]:
+    ground, count = study.ground.name, len(table)
+    found = []
+
+    def share(claim: str, true: pd.Series, text: str) -> None:
+        found.append(Measured(f"atlas.{claim}", ground, float(true.mean()), f"{int(true.sum())} of {count} {text}"))
+
+    pure = float(table["own_share"].mean())
+    lowest = table.loc[table["own_share"].idxmin()]
+    text = f"{100 * pure:.0f} % of the top {MOST} (lowest: {lowest['class']}, {100 * lowest['own_share']:.0f} %)"
+    found.append(Measured("atlas.own_images", ground, pure, text))
+    share("defining", table["kind"] == "class-defining", "dominant latents are class-defining")
+    if "insertion" in table:
+        share("faithful", faithful(table), "latents")
+    if table["maximised"].notna().any():
+        share("maximised", table["maximised"] > table["strongest"], "latents")
+    return found
+
+
+def _paragraph(study: Study, table: pd.DataFrame) -> str:
+    kinds = _kinds(study)["kind"].value_counts()
+    counts = ", ".join(f"{kinds.get(kind, 0)} {kind}" for kind in ("class-defining", "cross-class", "diffuse", "dead"))
+    said = (
+        f"{study.ground.title}: of the {kinds.sum()} latents of one SAE {counts}. The {MOST} val images that excite a "
+        f"class's dominant latent most are of that class for {100 * table['own_share'].mean():.0f} % "
+        f"({100 * table['expected_share'].mean():.0f} % by chance)."
+    )
+    if "insertion" in table:
+        failing = table[~faithful(table)]["class"].tolist()
+        beaten = f"for all classes but {', '.join(failing)}" if failing else "for every class"
+        said += f" Grad-FAM is more faithful than a random map, by insertion and by deletion, {beaten}."
+    if "pointing" in table:
+        said += (
+            f" Its maximum lies on the object for {100 * table['pointing'].mean():.0f} % of the images (a random "
+            f"latent's: {100 * table['random_pointing'].mean():.0f} %)."
+        )
+    if table["maximised"].notna().any():
+        over = table["maximised"] / table["strongest"]
+        said += f" Maximised images excite their latent {over.median():.1f} times as much as the strongest real image."
+    return said
+
+
+EXPERIMENT = Experiment(
+    "atlas",
+    "Feature atlas",
+    ("resnet18", "vit"),
+    analyse,
+    quick=("sae.epochs=20", "validate.maximisation_steps=16", "validate.faithfulness_steps=4"),
+)
+
+if __name__ == "__main__":
+    sys.exit(main(EXPERIMENT))
