@@ -17,7 +17,7 @@ from experiments.compare import CONFIDENCE, LEVEL, matched_edit
 from experiments.experiment import Experiment, Findings, Picture, main
 from experiments.figures import PRINT_WIDTH
 from experiments.runs import Study
-from salve.report.style import BLUE, GREY, ORANGE, grid_axis, new_figure, percent_axis, styled
+from salve.report.style import BLUE, GREY, ORANGE, SKY, grid_axis, new_figure, percent_axis, styled
 from salve.report.text import label
 
 #: An edit is clean while the others' accuracy changes by less than this in the mean of absolute values.
@@ -84,7 +84,7 @@ def wilson(accuracy: Curves, images: int) -> tuple[Curves, Curves]:
 
 @styled
 def curves_figure(study: Study, mode: str) -> Figure:
-    """A panel per edited class: its own accuracy and the mean of the others, with bands over images and over SAEs."""
+    """A panel per edited class: its own accuracy, the mean of the others with bands over images and SAEs, and each."""
     alphas, curves = curves_of(study, mode)
     images = np.bincount(study.val.labels.numpy(), minlength=len(study.classes))
     columns = min(5, len(curves))
@@ -94,11 +94,9 @@ def curves_figure(study: Study, mode: str) -> Figure:
     for axes, (name, accuracy) in zip(grid, curves.items(), strict=False):
         own = study.classes.index(name)
         others = np.delete(accuracy, own, axis=2)  # [S, K, C − 1]
+        axes.plot(alphas, others.mean(axis=0), color=SKY, linewidth=0.5, alpha=0.8)
         _line(axes, alphas, accuracy[:, :, own], ORANGE, int(images[own]))
         _line(axes, alphas, np.nanmean(others, axis=2), BLUE, int(images.sum() - images[own]))
-        change = others - others[:, :1]
-        worst = np.nanargmax(np.abs(np.nanmean(change, axis=0)), axis=1)  # [K], the class that changes most
-        axes.plot(alphas, np.nanmean(others, axis=0)[np.arange(len(alphas)), worst], color=GREY, linewidth=0.9)
         axes.set_title(label(name), fontsize=8.5)
         axes.set_ylim(-0.03, 1.03)
         percent_axis(axes.yaxis)
@@ -110,7 +108,7 @@ def curves_figure(study: Study, mode: str) -> Figure:
     handles = [
         Line2D([], [], color=ORANGE, label="the class"),
         Line2D([], [], color=BLUE, label="mean of the others"),
-        Line2D([], [], color=GREY, linewidth=0.9, label="the one that changes most"),
+        Line2D([], [], color=SKY, linewidth=0.8, label="each of them"),
         Patch(color=GREY, alpha=0.45, linewidth=0, label=f"range over {len(study.runs)} SAEs"),
         Patch(color=GREY, alpha=0.18, linewidth=0, label="95 % over images"),
     ]
