@@ -1,4 +1,4 @@
-"""Critical strengths: at which α an image's class gives way; the published approximation, exact, and the edited network.
+"""Critical strengths: the α at which an image's class gives way; as published, exact, and in the edited network.
 
 ``α_logit`` is where the class's logit reaches zero (the paper's), ``α_flip`` where the prediction leaves the class. The
 approximation ``y(0) / Σ_j w_ij a_j |c_j|`` has every channel fall for ever, where a channel that is closed stays at 0.
@@ -15,7 +15,7 @@ from experiments.experiment import Experiment, Findings, Picture
 from experiments.runs import Study
 from experiments.salve2025.critical.figures import approximation, distributions, logit_and_flip
 from experiments.salve2025.critical.measures import SCAN, agreement, concordance, median_of
-from experiments.salve2025.critical.network import STEP, TRIED, tried
+from experiments.salve2025.critical.network import STEP, tried
 from experiments.salve2025.critical.rows import METHODS, classes_of, rows_of, shares_of, solved
 from salve.report.text import percent
 
@@ -52,8 +52,8 @@ def ground_of(study: Study) -> Ground:
 
 
 def agreements_of(images: pd.DataFrame) -> pd.DataFrame:
-    """One row per SAE and criterion: :class:`experiments.salve2025.critical.measures.Agreement`, and ``open``: the share
-    of the crossings before which no channel closes (of α_logit)."""
+    """One row per SAE and criterion, :class:`experiments.salve2025.critical.measures.Agreement`; and ``open``,
+    the share of the images of which no channel has closed at α_logit."""
     found = []
     for (ground, seed), rows in images.groupby(["ground", "seed"], sort=False):
         for criterion in ("logit", "flip"):
@@ -84,13 +84,13 @@ def analyse(studies: Sequence[Study]) -> Findings:
     caption = (
         f"{of}. Left: the published approximation of α_logit against the exact value. Middle: its error against "
         "how far channels have closed (from 1 on some are), with the number of images at each error. Right: where the "
-        "error comes from, means over images; closed channels that spoke for the class make the approximation too "
-        "small, those that spoke against it too large."
+        "error comes from: closed channels with terms for the class make the approximation too small, those with terms "
+        "against it too large (means over images; grey: 80 % of the images)."
     )
     pictures["approximation"] = Picture(approximation(first, grounds), caption)
     caption = (
-        f"{of}. The strength at which the class's logit reaches zero against the one at which the prediction leaves the "
-        "class, both exact; infinite ones lie along the edges."
+        f"{of}. The strength at which the class's logit reaches zero against the one at which the prediction leaves "
+        "the class, both exact; infinite ones lie along the top and right edges."
     )
     pictures["logit_flip"] = Picture(logit_and_flip(first, grounds), caption)
     tables = {name: pd.concat([getattr(one, name) for one in found], ignore_index=True)
@@ -133,13 +133,21 @@ def _strengths(found: Ground) -> str:
     flip, logit = medians["flip_exact"], medians["logit_exact"]
     never = {one: float(np.isinf(images[f"{one}_exact"]).mean()) for one in ("flip", "logit")}
     earlier = float((images["flip_exact"] < images["logit_exact"]).mean())
+    positive, others = (percent(_never(found, sign)) for sign in (True, False))
     return (
-        f"{study.ground.title} ({len(study.runs)} SAEs, {len(found.first)} rightly classified val images in the first): "
-        f"half of the images lose their prediction up to α_flip = {flip.mean():.2g} ({_span(flip)} over SAEs) and "
-        f"have their logit at zero up to α_logit = {logit.mean():.2g} ({_span(logit)}); "
-        f"{percent(earlier)} lose the prediction first. {percent(never['flip'])} never lose it, and the logit of "
-        f"{percent(never['logit'])} never reaches zero."
+        f"{study.ground.title} ({len(study.runs)} SAEs; {len(found.first)} rightly classified val images): half of the "
+        f"images lose their prediction up to α_flip = {flip.mean():.2g} ({_span(flip)} over SAEs) and have their logit "
+        f"at zero up to α_logit = {logit.mean():.2g} ({_span(logit)}). {percent(earlier)} lose the prediction first; "
+        f"{percent(never['flip'])} never lose it. The logit of {percent(never['logit'])} never reaches zero: with all "
+        f"channels closed it is the class's bias ({positive} for classes with a positive bias, {others} for others)."
     )
+
+
+def _never(found: Ground, positive: bool) -> float:
+    """Share of images with an infinite α_logit, of the classes with a positive bias or the others."""
+    biases = dict(zip(found.study.classes, found.study.head[1].tolist(), strict=True))
+    images = found.images[[(biases[name] > 0) == positive for name in found.images["class"]]]
+    return float(np.isinf(images["logit_exact"]).mean()) if len(images) else float("nan")
 
 
 def _span(values: pd.Series) -> str:
@@ -151,16 +159,18 @@ def _errors(found: Ground) -> str:
     logit, flip = table.loc["logit"], table.loc["flip"]
     images = found.images[found.images["logit_exact"] > 0]
     closed = images[images["reach"] > 1]
+    hold, up, down, turned = (percent(closed[name].mean(), 0) for name in ("closed", "lift", "drop", "negative"))
     return (
-        f"The approximation of α_logit is a lower bound for {percent(logit['bound'])} of the images, and within 1 % "
-        f"(5 %) of the exact value for {percent(logit['within_1'])} ({percent(logit['within_5'])}); error "
-        f"{_signed(logit['median'])} in the median, {_signed(logit['low'])} to {_signed(logit['high'])} for nine in ten; "
-        f"rank correlation {logit['rank']:.2f}. For α_flip: {percent(flip['bound'])}, {percent(flip['within_1'])} "
-        f"({percent(flip['within_5'])}), {_signed(flip['median'])}, {flip['rank']:.2f}. It is exact for the "
-        f"{percent(logit['open'])} whose logit is at zero before any channel closes. Where channels have closed, they "
-        f"hold {percent(closed['closed'].mean(), 0)} of the logit's terms in the mean; those with positive terms make it "
-        f"{percent(closed['lift'].mean(), 0)} too small, those with negative terms {percent(closed['drop'].mean(), 0)} "
-        "too large."
+        f"The approximation of α_logit is a lower bound for {percent(logit['bound'])} of the images, and within 5 % of "
+        f"the exact value for {percent(logit['within_5'])} (1 %: {percent(logit['within_1'])}); its error is "
+        f"{_signed(logit['median'])} in the median and {_signed(logit['low'])} to {_signed(logit['high'])} for nine in "
+        f"ten, its rank correlation {logit['rank']:.2f}. For α_flip these are {percent(flip['bound'])}, "
+        f"{percent(flip['within_5'])} ({percent(flip['within_1'])}), {_signed(flip['median'])}, "
+        f"{_signed(flip['low'])} to {_signed(flip['high'])} and {flip['rank']:.2f}. It is exact up to "
+        f"α_logit · max|c| = 1, where the first channel closes: for {percent(logit['open'])}; the median is "
+        f"{images['reach'].median():.2g}. Of the others, closed channels hold {hold} of the logit's terms in the mean; "
+        f"those with terms for the class make the approximation {up} too small ({turned} by negative activations with "
+        f"negative weights), those with terms against it {down} too large."
     )
 
 
@@ -176,14 +186,18 @@ def _checks(found: Ground) -> str:
         finite = np.isfinite(numerical)
         same = beyond | (finite & (np.abs(np.where(finite, numerical, 0) - exact) <= SAME * exact))
         parts.append(f"{int(same.sum())} of {len(same)} images for α_{criterion}")
-    regained = float((found.shares["flip_exact"] - found.shares["predicted"]).abs().max())
+    again = found.shares["flip_exact"] - found.shares["predicted"]
+    most = found.shares.loc[again.abs().idxmax()]
+    last = found.study.classes[int(found.study.head[1].argmax())]
     agrees = found.network["agrees"]
     return (
-        f"A scan with bisection finds the exact value (to 1 part in a million) for {' and '.join(parts)}. In the "
-        f"edited network {int(agrees.sum())} of {len(agrees)} crossings tried (up to {TRIED} images per class, both "
-        f"criteria) lie between {1 - STEP:g} and {1 + STEP:g} of it. The distribution of α_flip and the loss of "
-        f"accuracy on the grid differ by at most {100 * regained:.1f} points of a class's images, which is how many "
-        "have their class again at a larger strength."
+        f"A scan of {len(SCAN)} strengths with bisection finds the exact value, to 1 part in a million, for "
+        f"{' and '.join(parts)}; it misses a class that gives way and recovers between two strengths. The edited "
+        f"network gives way between {1 - STEP:g} and {1 + STEP:g} of it in {int(agrees.sum())} of {len(agrees)} "
+        f"crossings tried. The accuracy lost on the grid and the distribution of α_flip differ by at most "
+        f"{100 * again.abs().max():.1f} points of a class's images ({most['class']} at α = {most['alpha']:g}), which "
+        f"have their class again at a larger strength; with every channel closed all images are {last}, the class with "
+        "the largest bias."
     )
 
 

@@ -1,6 +1,7 @@
 """Figures of critical strengths."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -8,16 +9,33 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import FixedLocator, MaxNLocator
 from numpy.typing import NDArray
 
 from experiments.figures import PRINT_WIDTH
 from experiments.grounds import Ground
 from salve.report.style import (
-    BLACK, BLUE, GREEN, GREY, ORANGE, VERMILLION, log_axis, log_range, new_figure, percent_axis, styled,
-)  # fmt: skip
-from salve.report.text import count_of, label, percent
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    VERMILLION,
+    log_axis,
+    log_range,
+    new_figure,
+    percent_axis,
+    styled,
+)
+from salve.report.text import count_of, label
 
 Values = NDArray[np.float64]
+
+_DASHED = (0, (3, 1.3))
+LINES: dict[str, tuple[str, Any]] = {
+    "logit_linear": (GREEN, _DASHED), "logit_exact": (GREEN, "-"), "flip_linear": (BLUE, _DASHED),
+    "flip_exact": (BLUE, "-"),
+}  # fmt: skip
 
 #: Panels of the distributions; of more classes some are shown, from the most fragile to the most robust.
 MOST = 20
@@ -33,19 +51,16 @@ def distributions(shares: pd.DataFrame, order: Sequence[str]) -> Figure:
     shown = [order[k] for k in np.unique(np.linspace(0, len(order) - 1, min(MOST, len(order))).round().astype(int))]
     columns = min(5, len(shown))
     height = -(-len(shown) // columns)
-    figure = new_figure(PRINT_WIDTH, 0.85 + 1.45 * height)
+    figure = new_figure(PRINT_WIDTH, 1.0 + 1.45 * height)
     grid = figure.subplots(height, columns, sharex=True, sharey=True, squeeze=False).flatten()
     positive = shares[shares["alpha"] > 0]
-    spread = positive.groupby("alpha")[["flip_exact", "logit_exact", "flip_linear"]].mean()
-    low = float(spread.index[(spread > 0.005).any(axis=1)].min())
+    spread = positive.groupby("alpha")[list(LINES)].mean()
+    low = float(spread.index[(spread > 0.03).any(axis=1)].min())
     limits = (0.8 * (low if np.isfinite(low) else 0.1), float(shares["alpha"].max()))
+    ticks = [m * 10.0**e for e in range(-3, 6) for m in (1, 3) if limits[0] <= m * 10.0**e <= 0.7 * limits[1]]
     for axes, name in zip(grid, shown, strict=False):
         rows = positive[positive["class"] == name]
-        for column, colour, style in (
-            ("logit_exact", GREEN, "-"),
-            ("flip_exact", BLUE, "-"),
-            ("flip_linear", ORANGE, (0, (4, 1.5))),
-        ):
+        for column, (colour, style) in LINES.items():
             wide = rows.pivot_table(column, "alpha", "seed").to_numpy()
             alphas = np.sort(rows["alpha"].unique())
             axes.fill_between(alphas, wide.min(axis=1), wide.max(axis=1), color=colour, alpha=0.22, linewidth=0)
@@ -56,6 +71,7 @@ def distributions(shares: pd.DataFrame, order: Sequence[str]) -> Figure:
         axes.set_ylim(-0.03, 1.03)
         percent_axis(axes.yaxis)
         log_axis(axes, "x", limits)
+        axes.xaxis.set_major_locator(FixedLocator(ticks))
     for axes in grid[len(shown) :]:
         axes.axis("off")
     figure.supxlabel("strength α of suppression (logarithmic)", fontsize=9)
@@ -63,14 +79,13 @@ def distributions(shares: pd.DataFrame, order: Sequence[str]) -> Figure:
     saes = shares["seed"].nunique()
     handles = [
         Line2D([], [], color=BLUE, label="α_flip, exact"),
-        Line2D([], [], color=ORANGE, linestyle=(0, (3, 1)), label="α_flip, approximation"),
-        Line2D([], [], color=BLACK, marker="o", markersize=2.6, linestyle="", label="prediction lost, edited head"),
+        Line2D([], [], color=BLUE, linestyle=_DASHED, label="α_flip, approximation"),
         Line2D([], [], color=GREEN, label="α_logit, exact"),
+        Line2D([], [], color=GREEN, linestyle=_DASHED, label="α_logit, approximation"),
+        Line2D([], [], color=BLACK, marker="o", markersize=2.6, linestyle="", label="prediction lost, edited head"),
         Patch(color=GREY, alpha=0.35, linewidth=0, label=f"range over {saes} SAEs"),
     ]
-    figure.legend(
-        handles=handles, loc="outside upper center", ncols=5, fontsize=7.5, handlelength=1.6, columnspacing=1.1
-    )
+    figure.legend(handles=handles, loc="outside upper center", ncols=3, fontsize=7.5, handlelength=2.2)
     return figure
 
 
@@ -91,23 +106,25 @@ def approximation(images: pd.DataFrame, grounds: Sequence[Ground]) -> Figure:
     Args:
         images: rightly classified, of one SAE per ground.
     """
-    figure = new_figure(PRINT_WIDTH, 0.55 + 2.35 * len(grounds))
-    ratios = [1.15, 1.25, 0.3, 1.25]
-    grid = figure.subplots(len(grounds), 4, squeeze=False, width_ratios=ratios)
+    figure = new_figure(PRINT_WIDTH, 0.6 + 2.3 * len(grounds))
+    grid = figure.subplots(len(grounds), 4, squeeze=False, width_ratios=[1.2, 1.25, 0.4, 1.15])
     for row, ground in zip(grid, grounds, strict=True):
         rows = images[(images["ground"] == ground.name) & (images["logit_exact"] > 0)]
         _against_exact(row[0], rows)
         _errors(row[1], row[2], rows)
         _reasons(row[3], rows)
         row[0].set_title(ground.title, fontsize=8.5)
-    for axes in grid[-1:, :].flatten():
-        axes.xaxis.label.set_size(8)
+        for axes in row:
+            axes.tick_params(labelsize=7.5)
+    dots = ((GREY, "no channel closed: exact"), (BLUE, "closed: a lower bound"), (VERMILLION, "closed: too large"))
+    lines = ((BLACK, 1, "error (mean, 80 % of images)"), (BLUE, 2.6, "from terms for the class"),
+             (VERMILLION, 1.8, "from terms against it"))  # fmt: skip
     handles = [
-        Line2D([], [], color=colour, marker="o", markersize=3.5, linestyle="", label=text)
-        for colour, text in (
-            (GREY, "no channel closed (exact)"),
-            (BLUE, "closed, a lower bound"),
-            (VERMILLION, "closed, above the exact one"),
+        handle
+        for (colour, what), (line, width, text) in zip(dots, lines, strict=True)
+        for handle in (
+            Line2D([], [], color=colour, marker="o", markersize=3.5, linestyle="", label=what),
+            Line2D([], [], color=line, linewidth=width, label=text),
         )
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=3, fontsize=7.5, columnspacing=1.3)
@@ -121,20 +138,20 @@ def _parts(rows: pd.DataFrame) -> list[tuple[pd.DataFrame, str]]:
 
 
 def _dots(axes: Axes, x: pd.Series, y: pd.Series, colour: str) -> None:
-    axes.plot(x, y, ".", color=colour, alpha=0.3, markersize=2.6, markeredgewidth=0, rasterized=True)
+    alpha = 0.9 if colour == VERMILLION else 0.3  # few, and on top of many
+    axes.plot(x, y, ".", color=colour, alpha=alpha, markersize=2.6, markeredgewidth=0, rasterized=True)
 
 
 def _against_exact(axes: Axes, rows: pd.DataFrame) -> None:
     both = rows[rows["error"].notna()]
-    limits = log_range(np.concatenate([both["logit_exact"], both["logit_linear"]]))
-    axes.plot(limits, limits, color=BLACK, linewidth=0.8)
+    across, up = log_range(both["logit_exact"].to_numpy()), log_range(both["logit_linear"].to_numpy())
+    axes.plot(across, across, color=BLACK, linewidth=0.8, scalex=False, scaley=False)
     for part, colour in _parts(both):
         _dots(axes, part["logit_exact"], part["logit_linear"], colour)
-    log_axis(axes, "x", limits)
-    log_axis(axes, "y", limits)
-    axes.set_aspect("equal")
+    log_axis(axes, "x", across)
+    log_axis(axes, "y", (up[0], max(up[1] * 1.3, across[0] * 1.5)))
     axes.set_xlabel("exact α_logit", fontsize=8)
-    axes.set_ylabel("approximation", fontsize=8)
+    axes.set_ylabel("approximate α_logit", fontsize=8)
     _never(axes, rows["logit_exact"], rows["logit_linear"], ("exact", "approx."))
 
 
@@ -146,7 +163,7 @@ def _never(axes: Axes, x: pd.Series, y: pd.Series, names: tuple[str, str]) -> No
         ((np.isfinite(x) & np.isinf(y)).sum(), f"only {names[1]} ∞"),
     )
     text = "\n".join(f"{count_of(int(count))} {what}" for count, what in counts if count)
-    axes.text(0.04, 0.97, text, transform=axes.transAxes, va="top", fontsize=7, color="#4b535c")
+    axes.text(0.97, 0.04, text, transform=axes.transAxes, ha="right", fontsize=7, color="#4b535c")
 
 
 def _errors(axes: Axes, margin: Axes, rows: pd.DataFrame) -> None:
@@ -162,14 +179,14 @@ def _errors(axes: Axes, margin: Axes, rows: pd.DataFrame) -> None:
     percent_axis(axes.yaxis)
     axes.set_xlabel("exact α_logit · max|c|", fontsize=8)
     axes.set_ylabel("error of the approximation", fontsize=8)
-    bins = np.linspace(*limits, 41)
     parts = _parts(known)
     margin.hist(
         [part["error"].clip(*limits) for part, _ in parts],
-        bins=list(bins), orientation="horizontal", stacked=True, color=[colour for _, colour in parts],
+        bins=list(np.linspace(*limits, 41)), orientation="horizontal", stacked=True,
+        color=[colour for _, colour in parts],
     )  # fmt: skip
     margin.set_ylim(limits)
-    margin.set_xscale("symlog", linthresh=1)
+    margin.xaxis.set_major_locator(MaxNLocator(2, integer=True))
     margin.tick_params(labelleft=False)
     margin.set_xlabel("images", fontsize=8)
 
@@ -178,40 +195,42 @@ def _reasons(axes: Axes, rows: pd.DataFrame) -> None:
     """Mean push of closed channels with positive and with negative terms, by how far channels have closed."""
     known = rows[rows["lift"].notna() & (rows["reach"] > 1)]
     axes.set_xlabel("exact α_logit · max|c|", fontsize=8)
-    axes.set_ylabel("part of the exact α_logit", fontsize=8)
+    axes.set_ylabel("error from closed channels", fontsize=8)
     if len(known) < 20:
         return
     bins = pd.qcut(known["reach"], min(12, len(known) // 10), duplicates="drop")
     by = known.groupby(bins, observed=True)
     middle = by["reach"].median()
-    axes.plot(middle, -by["lift"].mean(), color=BLUE)
+    axes.fill_between(middle, by["error"].quantile(0.1), by["error"].quantile(0.9), color=GREY, alpha=0.4, linewidth=0)
     axes.plot(middle, by["drop"].mean(), color=VERMILLION)
-    axes.plot(middle, by["error"].mean(), color=BLACK)
+    axes.plot(middle, -by["lift"].mean(), color=BLUE, linewidth=2.6)
+    axes.plot(middle, by["error"].mean(), color=BLACK, linewidth=1)
     axes.axhline(0, color=GREY, linewidth=0.8)
+    log_axis(axes, "x", log_range(middle.to_numpy()))
     percent_axis(axes.yaxis)
 
 
 @styled
 def logit_and_flip(images: pd.DataFrame, grounds: Sequence[Ground]) -> Figure:
     """A panel per ground: exact α_logit against exact α_flip of every image; infinite ones along the edges."""
-    figure = new_figure(min(PRINT_WIDTH, 0.4 + 3.4 * len(grounds)), 3.5)
+    figure = new_figure(min(PRINT_WIDTH, 0.4 + 3.4 * len(grounds)), 3.1)
     for axes, ground in zip(figure.subplots(1, len(grounds), squeeze=False)[0], grounds, strict=True):
         rows = images[images["ground"] == ground.name]
-        flip, logit = rows["flip_exact"].to_numpy(), rows["logit_exact"].to_numpy()
-        limits = log_range(np.concatenate([flip[np.isfinite(flip)], logit[np.isfinite(logit)]]))
-        edge = limits[1] * 1.25
-        outer = (limits[0], edge * 1.25)
-        first = flip < logit
-        for part, colour in ((first, BLUE), (~first, ORANGE)):
-            x, y = flip[part].clip(limits[0], edge), logit[part].clip(limits[0], edge)
+        flip, logit = rows["flip_exact"], rows["logit_exact"]
+        (left, right), (low, high) = log_range(flip.to_numpy()), log_range(logit.to_numpy())
+        edges = (right * 1.3, high * 1.3)
+        for part, colour in ((flip < logit, BLUE), (flip >= logit, ORANGE)):
+            x, y = flip[part].clip(left, edges[0]), logit[part].clip(low, edges[1])
             axes.plot(x, y, ".", color=colour, alpha=0.3, markersize=3, markeredgewidth=0, rasterized=True)
-        axes.plot(outer, outer, color=BLACK, linewidth=0.8)
-        log_axis(axes, "x", outer)
-        log_axis(axes, "y", outer)
-        axes.set_aspect("equal")
-        axes.set_title(ground.title)
-        axes.set_xlabel("α_flip: the prediction leaves the class")
-        axes.set_ylabel("α_logit: the class's logit reaches 0")
-        text = f"{percent(first.mean(), 1)} lose the prediction first"
-        axes.text(0.03, 0.97, text, transform=axes.transAxes, va="top", fontsize=7.5, color=BLUE)
+        both = (min(left, low), max(edges) * 1.3)
+        axes.plot(both, both, color=BLACK, linewidth=0.8)
+        log_axis(axes, "x", (left / 1.15, edges[0] * 1.2))
+        log_axis(axes, "y", (min(low, right) / 1.3, edges[1] * 1.3))
+        axes.set_title(ground.title, fontsize=8.5, pad=16)
+        axes.set_xlabel("α_flip: the prediction leaves the class", fontsize=8)
+        axes.set_ylabel("α_logit: the class's logit reaches 0", fontsize=8)
+        counts = [f"{count_of((flip < logit).sum())} of {count_of(len(rows))} images lose the prediction first"]
+        counts += [f"{name} = ∞: {count_of(np.isinf(values).sum())}"
+                   for name, values in (("α_logit", logit), ("α_flip", flip)) if np.isinf(values).any()]  # fmt: skip
+        axes.text(0, 1.02, "; ".join(counts), transform=axes.transAxes, fontsize=7.5, color="#4b535c")
     return figure

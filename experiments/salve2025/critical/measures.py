@@ -30,24 +30,32 @@ class Closing(NamedTuple):
     Attributes:
         reach: ``α* max_j s_j``: up to 1 no channel is closed. closed: share of ``Σ |t_j|`` in closed channels.
         lift, drop: ``Σ |t_j| (α* s_j − 1) / (α* Σ_j t_j s_j)`` over the closed channels with ``t_j > 0``, ``t_j < 0``.
+        negative: the part of ``lift`` from channels with ``a_j < 0``, where a negative weight speaks for the class.
     """
 
     reach: Float[Tensor, " N"]
     closed: Float[Tensor, " N"]
     lift: Float[Tensor, " N"]
     drop: Float[Tensor, " N"]
+    negative: Float[Tensor, " N"]
 
 
-def closing(terms: Float[Tensor, "N M"], size: Float[Tensor, " M"], strength: Float[Tensor, " N"]) -> Closing:
-    """Why the approximation is off.
+def closing(
+    activations: Float[Tensor, "N M"],
+    weight: Float[Tensor, " M"],
+    size: Float[Tensor, " M"],
+    strength: Float[Tensor, " N"],
+) -> Closing:
+    """Why the approximation is off, for images of one class.
 
     Args:
-        terms: ``t_j = w_ij a_j`` of each image's own class. size: ``s_j = |c_j|``. strength: ``α*`` of each image.
+        activations: at the site. weight: of the class; ``t_j = w_j a_j``. size: ``s_j = |c_j|``. strength: ``α*``.
 
     Returns:
-        NaN where ``α*`` is 0 or infinite; ``lift`` and ``drop`` also where ``Σ t_j s_j ≤ 0``: the approximation then
-        says that the logit never falls.
+        NaN where ``α*`` is 0 or infinite; ``lift``, ``drop`` and ``negative`` also where ``Σ t_j s_j ≤ 0``: the
+        approximation then says that the logit never falls.
     """
+    terms = activations * weight
     crosses = strength.isfinite() & (strength > 0)
     at = torch.where(crosses, strength, torch.nan)
     fall = terms @ size
@@ -59,6 +67,7 @@ def closing(terms: Float[Tensor, "N M"], size: Float[Tensor, " M"], strength: Fl
         torch.where(crosses, closed, torch.nan),
         excess.clamp_min(0).sum(dim=1),
         (-excess).clamp_min(0).sum(dim=1),
+        torch.where(activations < 0, excess, 0 * excess).clamp_min(0).sum(dim=1),
     )
 
 
@@ -133,16 +142,21 @@ def agreement(approximate: ArrayLike, exact: ArrayLike) -> Agreement:
     same = np.isinf(found) & np.isinf(true)
     finite = error[np.isfinite(error)]
     shares = [found <= true * (1 + ROUNDING), *((np.abs(error) <= part) | same for part in (0.01, 0.05))]
-    means = [float(one.mean()) if len(true) else np.nan for one in (*shares, np.isinf(found), np.isinf(true))]
-    low, median, high = np.quantile(finite, [0.05, 0.5, 0.95]).tolist() if len(finite) else [np.nan] * 3
-    return Agreement(len(true), *means, low, median, high, rank_correlation(found, true))
+    bound, one, five, infinite, never = (
+        float(share.mean()) if len(true) else float("nan") for share in (*shares, np.isinf(found), np.isinf(true))
+    )
+    low, median, high = np.quantile(finite, [0.05, 0.5, 0.95]).tolist() if len(finite) else [float("nan")] * 3
+    rank = rank_correlation(found, true)
+    return Agreement(len(true), bound, one, five, infinite, never, low, median, high, rank)
 
 
 def relative_error(approximate: ArrayLike, exact: ArrayLike) -> Float[ndarray, " N"]:
     """``(α̂ − α*) / α*``; NaN where either is not finite or ``α*`` is 0."""
     found, true = np.asarray(approximate, dtype=float), np.asarray(exact, dtype=float)
     known = np.isfinite(found) & np.isfinite(true) & (true > 0)
-    return np.divide(found - true, true, out=np.full(len(true), np.nan), where=known)
+    error = np.full(len(true), np.nan)
+    error[known] = (found[known] - true[known]) / true[known]
+    return error
 
 
 def rank_correlation(one: ArrayLike, other: ArrayLike) -> float:

@@ -28,7 +28,7 @@ def edited_outputs(
     found = []
     with torch.inference_mode():
         for one in gate:
-            edited = {name: weight * one.to(weight) for name, weight in weights.items()}  # type: ignore[operator]
+            edited = {name: weight * one.to(weight) for name, weight in weights.items()}
             found.append(functional_call(model, edited, (image[None],))[0])
     return torch.stack(found)
 
@@ -48,8 +48,9 @@ def tried(study: Study, run: SAERun, images: pd.DataFrame) -> pd.DataFrame:
         images: of one SAE, as :func:`experiments.salve2025.critical.rows.rows_of` gives them.
 
     Returns:
-        Columns ``class``, ``image``, ``criterion``, ``alpha``, ``below``, ``above``: what must be positive for the class
-        to hold (its logit; its margin over the largest other one), at ``α (1 ∓ STEP)``; ``agrees``: it is, and is not.
+        Columns ``class``, ``image``, ``criterion``, ``alpha``; ``below``, ``above``: what is positive while the class
+        holds (its logit, or its margin over the largest other one), at ``α (1 ∓ STEP)``; ``agrees``: whether the class
+        holds at the one and not at the other.
     """
     model, site = study.job.model(run.artifacts["classifier"])
     data = study.job.data.dataset("val")

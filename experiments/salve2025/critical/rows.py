@@ -25,9 +25,9 @@ def rows_of(study: Study, run: SAERun) -> pd.DataFrame:
     parts = []
     for name, images in run.found.table("diagnose", "images.csv").groupby("class", sort=False):
         activations = study.val.activations[images["image"].tolist()].double()
-        terms = activations * weight[study.classes.index(str(name))].double()
+        own = weight[study.classes.index(str(name))].double()
         exact = torch.tensor(images["logit_exact"].to_numpy(float))
-        why = closing(terms, contribution_of(run, str(name)).double().abs(), exact)
+        why = closing(activations, own, contribution_of(run, str(name)).double().abs(), exact)
         parts.append(images.assign(**{field: values.numpy() for field, values in why._asdict().items()}))
     found = pd.concat(parts, ignore_index=True)
     error = relative_error(found["logit_linear"], found["logit_exact"])
