@@ -17,7 +17,7 @@ from experiments.salve2025.critical.figures import approximation, distributions,
 from experiments.salve2025.critical.measures import SCAN, agreement, concordance, median_of
 from experiments.salve2025.critical.network import STEP, tried
 from experiments.salve2025.critical.rows import METHODS, classes_of, rows_of, shares_of, solved
-from salve.report.text import percent
+from salve.report.text import percent, plural
 
 #: The numerical and the exact solution are the same up to this part.
 SAME = 1e-6
@@ -113,7 +113,7 @@ def _measured(found: Ground) -> list[Measured]:
     logit = found.agreements[found.agreements["criterion"] == "logit"]
     bound, within, rank = logit["bound"].mean(), logit["within_5"].mean(), logit["rank"].mean()
     agrees, count = int(found.network["agrees"].sum()), len(found.network)
-    span = f"{percent(logit['bound'].min())} to {percent(logit['bound'].max())} over {len(logit)} SAEs"
+    span = f"{percent(logit['bound'].min())} to {percent(logit['bound'].max())} over {plural(len(logit), 'SAE')}"
     return [
         Measured("critical.lower_bound", ground, float(bound), f"for {percent(bound)} of the images ({span})"),
         Measured("critical.agrees", ground, float(within),
@@ -135,9 +135,9 @@ def _strengths(found: Ground) -> str:
     earlier = float((images["flip_exact"] < images["logit_exact"]).mean())
     positive, others = (percent(_never(found, sign)) for sign in (True, False))
     return (
-        f"{study.ground.title} ({len(study.runs)} SAEs; {len(found.first)} rightly classified val images): half of the "
-        f"images lose their prediction up to α_flip = {flip.mean():.2g} ({_span(flip)} over SAEs) and have their logit "
-        f"at zero up to α_logit = {logit.mean():.2g} ({_span(logit)}). {percent(earlier)} lose the prediction first; "
+        f"{study.ground.title} ({plural(len(study.runs), 'SAE')}; {len(found.first)} rightly classified val images): half "
+        f"of the images lose their prediction up to α_flip = {flip.mean():.2g}{_span(flip)} and have their logit "
+        f"at zero up to α_logit = {logit.mean():.2g}{_span(logit)}. {percent(earlier)} lose the prediction first; "
         f"{percent(never['flip'])} never lose it. The logit of {percent(never['logit'])} never reaches zero: with all "
         f"channels closed it is the class's bias ({positive} for classes with a positive bias, {others} for others)."
     )
@@ -151,7 +151,7 @@ def _never(found: Ground, positive: bool) -> float:
 
 
 def _span(values: pd.Series) -> str:
-    return f"{values.min():.2g} to {values.max():.2g}"
+    return f" ({values.min():.2g} to {values.max():.2g} over SAEs)" if len(values) > 1 else ""
 
 
 def _errors(found: Ground) -> str:

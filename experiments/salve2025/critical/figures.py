@@ -197,6 +197,8 @@ def _reasons(axes: Axes, rows: pd.DataFrame) -> None:
     axes.set_xlabel("exact α_logit · max|c|", fontsize=8)
     axes.set_ylabel("error from closed channels", fontsize=8)
     if len(known) < 20:
+        axes.set(xticks=[], yticks=[])
+        axes.text(0.5, 0.5, "too few images", transform=axes.transAxes, ha="center", fontsize=7.5)
         return
     bins = pd.qcut(known["reach"], min(12, len(known) // 10), duplicates="drop")
     by = known.groupby(bins, observed=True)
@@ -229,8 +231,9 @@ def logit_and_flip(images: pd.DataFrame, grounds: Sequence[Ground]) -> Figure:
         axes.set_title(ground.title, fontsize=8.5, pad=16)
         axes.set_xlabel("α_flip: the prediction leaves the class", fontsize=8)
         axes.set_ylabel("α_logit: the class's logit reaches 0", fontsize=8)
-        counts = [f"{count_of((flip < logit).sum())} of {count_of(len(rows))} images lose the prediction first"]
+        counts = [f"prediction lost first: {count_of((flip < logit).sum())} of {count_of(len(rows))}"]
         counts += [f"{name} = ∞: {count_of(np.isinf(values).sum())}"
                    for name, values in (("α_logit", logit), ("α_flip", flip)) if np.isinf(values).any()]  # fmt: skip
-        axes.text(0, 1.02, "; ".join(counts), transform=axes.transAxes, fontsize=7.5, color="#4b535c")
+        text = axes.text(0, 1.02, "; ".join(counts), transform=axes.transAxes, fontsize=7.5, color="#4b535c")
+        text.set_in_layout(False)
     return figure
