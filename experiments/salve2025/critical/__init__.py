@@ -135,8 +135,8 @@ def _strengths(found: Ground) -> str:
     earlier = float((images["flip_exact"] < images["logit_exact"]).mean())
     positive, others = (percent(_never(found, sign)) for sign in (True, False))
     return (
-        f"{study.ground.title} ({plural(len(study.runs), 'SAE')}; {len(found.first)} rightly classified val images): half "
-        f"of the images lose their prediction up to α_flip = {flip.mean():.2g}{_span(flip)} and have their logit "
+        f"{study.ground.title} ({plural(len(study.runs), 'SAE')}; {len(found.first)} rightly classified val images): "
+        f"half of the images lose their prediction up to α_flip = {flip.mean():.2g}{_span(flip)} and have their logit "
         f"at zero up to α_logit = {logit.mean():.2g}{_span(logit)}. {percent(earlier)} lose the prediction first; "
         f"{percent(never['flip'])} never lose it. The logit of {percent(never['logit'])} never reaches zero: with all "
         f"channels closed it is the class's bias ({positive} for classes with a positive bias, {others} for others)."
