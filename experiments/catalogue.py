@@ -1,6 +1,8 @@
 """All experiments of the paper, in the order of its story."""
 
 from experiments.experiment import Experiment
-from experiments.salve2025 import atlas, suppression
+from experiments.salve2025 import atlas, critical, suppression
 
-EXPERIMENTS: dict[str, Experiment] = {module.EXPERIMENT.name: module.EXPERIMENT for module in (atlas, suppression)}
+_MODULES = (atlas, suppression, critical)
+
+EXPERIMENTS: dict[str, Experiment] = {module.EXPERIMENT.name: module.EXPERIMENT for module in _MODULES}

@@ -1,0 +1,239 @@
+"""Figures of critical strengths."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FixedLocator, MaxNLocator
+from numpy.typing import NDArray
+
+from experiments.figures import PRINT_WIDTH
+from experiments.grounds import Ground
+from salve.report.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    VERMILLION,
+    log_axis,
+    log_range,
+    new_figure,
+    percent_axis,
+    styled,
+)
+from salve.report.text import count_of, label
+
+Values = NDArray[np.float64]
+
+_DASHED = (0, (3, 1.3))
+LINES: dict[str, tuple[str, Any]] = {
+    "logit_linear": (GREEN, _DASHED), "logit_exact": (GREEN, "-"), "flip_linear": (BLUE, _DASHED),
+    "flip_exact": (BLUE, "-"),
+}  # fmt: skip
+
+#: Panels of the distributions; of more classes some are shown, from the most fragile to the most robust.
+MOST = 20
+
+
+@styled
+def distributions(shares: pd.DataFrame, order: Sequence[str]) -> Figure:
+    """A panel per class: the share of its images that have given way, against α; mean and range over SAEs.
+
+    Args:
+        shares: as :func:`experiments.salve2025.critical.rows.shares_of` gives them. order: of the panels.
+    """
+    shown = [order[k] for k in np.unique(np.linspace(0, len(order) - 1, min(MOST, len(order))).round().astype(int))]
+    columns = min(5, len(shown))
+    height = -(-len(shown) // columns)
+    figure = new_figure(PRINT_WIDTH, 1.0 + 1.45 * height)
+    grid = figure.subplots(height, columns, sharex=True, sharey=True, squeeze=False).flatten()
+    positive = shares[shares["alpha"] > 0]
+    spread = positive.groupby("alpha")[list(LINES)].mean()
+    low = float(spread.index[(spread > 0.03).any(axis=1)].min())
+    limits = (0.8 * (low if np.isfinite(low) else 0.1), float(shares["alpha"].max()))
+    ticks = [m * 10.0**e for e in range(-3, 6) for m in (1, 3) if limits[0] <= m * 10.0**e <= 0.7 * limits[1]]
+    for axes, name in zip(grid, shown, strict=False):
+        rows = positive[positive["class"] == name]
+        for column, (colour, style) in LINES.items():
+            wide = rows.pivot_table(column, "alpha", "seed").to_numpy()
+            alphas = np.sort(rows["alpha"].unique())
+            axes.fill_between(alphas, wide.min(axis=1), wide.max(axis=1), color=colour, alpha=0.22, linewidth=0)
+            axes.plot(alphas, wide.mean(axis=1), color=colour, linestyle=style, linewidth=1.3)
+        dots = rows.groupby("alpha")["predicted"].mean().reset_index().to_numpy()
+        axes.plot(*_thinned(dots[dots[:, 0] >= limits[0]]).T, "o", color=BLACK, markersize=2.2, markeredgewidth=0)
+        axes.set_title(label(name), fontsize=8.5)
+        axes.set_ylim(-0.03, 1.03)
+        percent_axis(axes.yaxis)
+        log_axis(axes, "x", limits)
+        axes.xaxis.set_major_locator(FixedLocator(ticks))
+    for axes in grid[len(shown) :]:
+        axes.axis("off")
+    figure.supxlabel("strength α of suppression (logarithmic)", fontsize=9)
+    figure.supylabel("images that have given way", fontsize=9)
+    saes = shares["seed"].nunique()
+    handles = [
+        Line2D([], [], color=BLUE, label="α_flip, exact"),
+        Line2D([], [], color=BLUE, linestyle=_DASHED, label="α_flip, approximation"),
+        Line2D([], [], color=GREEN, label="α_logit, exact"),
+        Line2D([], [], color=GREEN, linestyle=_DASHED, label="α_logit, approximation"),
+        Line2D([], [], color=BLACK, marker="o", markersize=2.6, linestyle="", label="prediction lost, edited head"),
+        Patch(color=GREY, alpha=0.35, linewidth=0, label=f"range over {saes} SAEs"),
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=3, fontsize=7.5, handlelength=2.2)
+    return figure
+
+
+def _thinned(points: Values, apart: float = 0.09) -> Values:
+    """Points ``[n, 2]`` at least ``apart`` from each other on a logarithmic x axis (decades)."""
+    kept: list[int] = []
+    for k, x in enumerate(np.log10(points[:, 0])):
+        if not kept or x - np.log10(points[kept[-1], 0]) >= apart:
+            kept.append(k)
+    return points[kept]
+
+
+@styled
+def approximation(images: pd.DataFrame, grounds: Sequence[Ground]) -> Figure:
+    """A row per ground: approximate against exact α_logit; the error against how far channels have closed, with its
+    distribution; and what closed channels of either sign do to it.
+
+    Args:
+        images: rightly classified, of one SAE per ground.
+    """
+    figure = new_figure(PRINT_WIDTH, 0.6 + 2.3 * len(grounds))
+    grid = figure.subplots(len(grounds), 4, squeeze=False, width_ratios=[1.2, 1.25, 0.4, 1.15])
+    for row, ground in zip(grid, grounds, strict=True):
+        rows = images[(images["ground"] == ground.name) & (images["logit_exact"] > 0)]
+        _against_exact(row[0], rows)
+        _errors(row[1], row[2], rows)
+        _reasons(row[3], rows)
+        row[0].set_title(ground.title, fontsize=8.5)
+        for axes in row:
+            axes.tick_params(labelsize=7.5)
+    dots = ((GREY, "no channel closed: exact"), (BLUE, "closed: a lower bound"), (VERMILLION, "closed: too large"))
+    lines = ((BLACK, 1, "error (mean, 80 % of images)"), (BLUE, 2.6, "from terms for the class"),
+             (VERMILLION, 1.8, "from terms against it"))  # fmt: skip
+    handles = [
+        handle
+        for (colour, what), (line, width, text) in zip(dots, lines, strict=True)
+        for handle in (
+            Line2D([], [], color=colour, marker="o", markersize=3.5, linestyle="", label=what),
+            Line2D([], [], color=line, linewidth=width, label=text),
+        )
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=3, fontsize=7.5, columnspacing=1.3)
+    return figure
+
+
+def _parts(rows: pd.DataFrame) -> list[tuple[pd.DataFrame, str]]:
+    """The images by what the approximation is for them, with the colour that says so."""
+    closed, above = rows["reach"] > 1, rows["error"] > 0
+    return [(rows[~closed], GREY), (rows[closed & ~above], BLUE), (rows[closed & above], VERMILLION)]
+
+
+def _dots(axes: Axes, x: pd.Series, y: pd.Series, colour: str) -> None:
+    alpha = 0.9 if colour == VERMILLION else 0.3  # few, and on top of many
+    axes.plot(x, y, ".", color=colour, alpha=alpha, markersize=2.6, markeredgewidth=0, rasterized=True)
+
+
+def _against_exact(axes: Axes, rows: pd.DataFrame) -> None:
+    both = rows[rows["error"].notna()]
+    across, up = log_range(both["logit_exact"].to_numpy()), log_range(both["logit_linear"].to_numpy())
+    axes.plot(across, across, color=BLACK, linewidth=0.8, scalex=False, scaley=False)
+    for part, colour in _parts(both):
+        _dots(axes, part["logit_exact"], part["logit_linear"], colour)
+    log_axis(axes, "x", across)
+    log_axis(axes, "y", (up[0], max(up[1] * 1.3, across[0] * 1.5)))
+    axes.set_xlabel("exact α_logit", fontsize=8)
+    axes.set_ylabel("approximate α_logit", fontsize=8)
+    _never(axes, rows["logit_exact"], rows["logit_linear"], ("exact", "approx."))
+
+
+def _never(axes: Axes, x: pd.Series, y: pd.Series, names: tuple[str, str]) -> None:
+    """How many have no value, which no point can show."""
+    counts = (
+        ((np.isinf(x) & np.isinf(y)).sum(), "both ∞"),
+        ((np.isinf(x) & np.isfinite(y)).sum(), f"only {names[0]} ∞"),
+        ((np.isfinite(x) & np.isinf(y)).sum(), f"only {names[1]} ∞"),
+    )
+    text = "\n".join(f"{count_of(int(count))} {what}" for count, what in counts if count)
+    axes.text(0.97, 0.04, text, transform=axes.transAxes, ha="right", fontsize=7, color="#4b535c")
+
+
+def _errors(axes: Axes, margin: Axes, rows: pd.DataFrame) -> None:
+    known = rows[rows["error"].notna()]
+    for part, colour in _parts(known):
+        _dots(axes, part["reach"], part["error"], colour)
+    axes.axvline(1, color=GREY, linewidth=0.8, linestyle=(0, (2, 2)))
+    log_axis(axes, "x", log_range(known["reach"].to_numpy()))
+    bottom, top = np.quantile(known["error"], [0.001, 0.999]) if len(known) else (-1, 1)
+    reach = max(0.05, 1.1 * float(max(-bottom, top)))
+    limits = (-min(1.05, reach) if top < -bottom else -reach, max(1.15 * float(top), 0.12 * reach))
+    axes.set_ylim(limits)
+    percent_axis(axes.yaxis)
+    axes.set_xlabel("exact α_logit · max|c|", fontsize=8)
+    axes.set_ylabel("error of the approximation", fontsize=8)
+    parts = _parts(known)
+    margin.hist(
+        [part["error"].clip(*limits) for part, _ in parts],
+        bins=list(np.linspace(*limits, 41)), orientation="horizontal", stacked=True,
+        color=[colour for _, colour in parts],
+    )  # fmt: skip
+    margin.set_ylim(limits)
+    margin.xaxis.set_major_locator(MaxNLocator(2, integer=True))
+    margin.tick_params(labelleft=False)
+    margin.set_xlabel("images", fontsize=8)
+
+
+def _reasons(axes: Axes, rows: pd.DataFrame) -> None:
+    """Mean push of closed channels with positive and with negative terms, by how far channels have closed."""
+    known = rows[rows["lift"].notna() & (rows["reach"] > 1)]
+    axes.set_xlabel("exact α_logit · max|c|", fontsize=8)
+    axes.set_ylabel("error from closed channels", fontsize=8)
+    if len(known) < 20:
+        axes.set(xticks=[], yticks=[])
+        axes.text(0.5, 0.5, "too few images", transform=axes.transAxes, ha="center", fontsize=7.5)
+        return
+    bins = pd.qcut(known["reach"], min(12, len(known) // 10), duplicates="drop")
+    by = known.groupby(bins, observed=True)
+    middle = by["reach"].median()
+    axes.fill_between(middle, by["error"].quantile(0.1), by["error"].quantile(0.9), color=GREY, alpha=0.4, linewidth=0)
+    axes.plot(middle, by["drop"].mean(), color=VERMILLION)
+    axes.plot(middle, -by["lift"].mean(), color=BLUE, linewidth=2.6)
+    axes.plot(middle, by["error"].mean(), color=BLACK, linewidth=1)
+    axes.axhline(0, color=GREY, linewidth=0.8)
+    log_axis(axes, "x", log_range(middle.to_numpy()))
+    percent_axis(axes.yaxis)
+
+
+@styled
+def logit_and_flip(images: pd.DataFrame, grounds: Sequence[Ground]) -> Figure:
+    """A panel per ground: exact α_logit against exact α_flip of every image; infinite ones along the edges."""
+    figure = new_figure(min(PRINT_WIDTH, 0.4 + 3.4 * len(grounds)), 3.1)
+    for axes, ground in zip(figure.subplots(1, len(grounds), squeeze=False)[0], grounds, strict=True):
+        rows = images[images["ground"] == ground.name]
+        flip, logit = rows["flip_exact"], rows["logit_exact"]
+        (left, right), (low, high) = log_range(flip.to_numpy()), log_range(logit.to_numpy())
+        edges = (right * 1.3, high * 1.3)
+        for part, colour in ((flip < logit, BLUE), (flip >= logit, ORANGE)):
+            x, y = flip[part].clip(left, edges[0]), logit[part].clip(low, edges[1])
+            axes.plot(x, y, ".", color=colour, alpha=0.3, markersize=3, markeredgewidth=0, rasterized=True)
+        both = (min(left, low), max(edges) * 1.3)
+        axes.plot(both, both, color=BLACK, linewidth=0.8)
+        log_axis(axes, "x", (left / 1.15, edges[0] * 1.2))
+        log_axis(axes, "y", (min(low, right) / 1.3, edges[1] * 1.3))
+        axes.set_title(ground.title, fontsize=8.5, pad=16)
+        axes.set_xlabel("α_flip: the prediction leaves the class", fontsize=8)
+        axes.set_ylabel("α_logit: the class's logit reaches 0", fontsize=8)
+        counts = [f"prediction lost first: {count_of((flip < logit).sum())} of {count_of(len(rows))}"]
+        counts += [f"{name} = ∞: {count_of(np.isinf(values).sum())}"
+                   for name, values in (("α_logit", logit), ("α_flip", flip)) if np.isinf(values).any()]  # fmt: skip
+        text = axes.text(0, 1.02, "; ".join(counts), transform=axes.transAxes, fontsize=7.5, color="#4b535c")
+        text.set_in_layout(False)
+    return figure

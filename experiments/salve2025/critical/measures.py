@@ -1,0 +1,185 @@
+"""Critical strengths compared: how the approximation errs and why, a numerical solution, distributions."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray
+from numpy.typing import ArrayLike
+from scipy import stats  # type: ignore[import-untyped]
+from torch import Tensor
+
+from salve.diagnosis.critical import Criterion
+from salve.editing import gates
+
+#: The approximation counts as a bound of what it exceeds by no more than this part: that much is rounding.
+ROUNDING = 1e-6
+#: Strengths that the numerical solution tries before it bisects. Beyond the last it takes a class to hold for ever.
+SCAN = torch.from_numpy(np.geomspace(1e-2, 1e4, 400))
+_HALVINGS = 60
+
+
+class Closing(NamedTuple):
+    """What closed channels do to the approximation ``α̂ = y(0) / Σ_j t_j s_j`` of a crossing at ``α*``; ``[N]`` each.
+
+    At ``α*`` a channel with ``α* s_j > 1`` adds nothing to the logit, where the approximation has it add
+    ``t_j (1 − α* s_j)``. So ``(α* − α̂) / α* = lift − drop``, and the approximation is a lower bound of ``α*`` just
+    where ``lift ≥ drop``.
+
+    Attributes:
+        reach: ``α* max_j s_j``: up to 1 no channel is closed. closed: share of ``Σ |t_j|`` in closed channels.
+        lift, drop: ``Σ |t_j| (α* s_j − 1) / (α* Σ_j t_j s_j)`` over the closed channels with ``t_j > 0``, ``t_j < 0``.
+        negative: the part of ``lift`` from channels with ``a_j < 0``, where a negative weight speaks for the class.
+    """
+
+    reach: Float[Tensor, " N"]
+    closed: Float[Tensor, " N"]
+    lift: Float[Tensor, " N"]
+    drop: Float[Tensor, " N"]
+    negative: Float[Tensor, " N"]
+
+
+def closing(
+    activations: Float[Tensor, "N M"],
+    weight: Float[Tensor, " M"],
+    size: Float[Tensor, " M"],
+    strength: Float[Tensor, " N"],
+) -> Closing:
+    """Why the approximation is off, for images of one class.
+
+    Args:
+        activations: at the site. weight: of the class; ``t_j = w_j a_j``. size: ``s_j = |c_j|``. strength: ``α*``.
+
+    Returns:
+        NaN where ``α*`` is 0 or infinite; ``lift``, ``drop`` and ``negative`` also where ``Σ t_j s_j ≤ 0``: the
+        approximation then says that the logit never falls.
+    """
+    terms = activations * weight
+    crosses = strength.isfinite() & (strength > 0)
+    at = torch.where(crosses, strength, torch.nan)
+    fall = terms @ size
+    beyond = (at[:, None] * size - 1).clamp_min(0)  # NaN stays
+    excess = terms * beyond / (at * torch.where(fall > 0, fall, torch.nan))[:, None]
+    closed = torch.where(beyond > 0, terms.abs(), 0).sum(dim=1) / terms.abs().sum(dim=1)
+    return Closing(
+        at * size.max(),
+        torch.where(crosses, closed, torch.nan),
+        excess.clamp_min(0).sum(dim=1),
+        (-excess).clamp_min(0).sum(dim=1),
+        torch.where(activations < 0, excess, 0 * excess).clamp_min(0).sum(dim=1),
+    )
+
+
+def numerical(
+    weight: Float[Tensor, "C M"],
+    bias: Float[Tensor, " C"],
+    activations: Float[Tensor, "N M"],
+    contribution: Float[Tensor, " M"],
+    labels: Int[Tensor, " N"],
+    criterion: Criterion,
+    scan: Float[Tensor, " K"] = SCAN,
+) -> Float[Tensor, " N"]:
+    """Critical strengths by trying: the first strength of a scan where the class has given way, then bisection.
+
+    It knows nothing of the logits' form, and misses a class that gives way and recovers between two strengths.
+
+    Args:
+        weight, bias: the reader. activations: at the site. contribution: of the latent. labels: the class of each image
+        to watch. criterion: as in :func:`salve.diagnosis.critical_strength`. scan: rising strengths.
+
+    Returns:
+        float64; +inf where the class holds throughout the scan.
+    """
+    weight, bias, activations, contribution = (t.double() for t in (weight, bias, activations, contribution))
+    own = labels[:, None]
+
+    def holds(gated: Float[Tensor, "N M"]) -> Bool[Tensor, " N"]:
+        logits = gated @ weight.T + bias
+        mine = logits.gather(1, own)[:, 0]
+        return mine > (logits.scatter(1, own, -torch.inf).amax(dim=1) if criterion == "flip" else 0)
+
+    first = torch.full((len(labels),), len(scan))
+    for k in reversed(range(len(scan))):
+        first[~holds(activations * gates(contribution, scan[k : k + 1]))] = k
+    edges = torch.cat([scan.new_zeros(1), scan, scan.new_tensor([torch.inf])])
+    low, high = edges[first].double(), edges[first + 1].double()
+    crosses = high.isfinite()
+    for _ in range(_HALVINGS):
+        middle = torch.where(crosses, (low + high) / 2, 0)
+        held = holds(activations * gates(contribution, middle))
+        low, high = torch.where(held, middle, low), torch.where(held | ~crosses, high, middle)
+    return torch.where(holds(activations), high, 0)
+
+
+class Agreement(NamedTuple):
+    """How an approximation stands to exact critical strengths.
+
+    Attributes:
+        n: images compared. bound: share where it is a lower bound. within_1, within_5: share within 1 %, 5 % of the
+            exact strength; where one of the two is infinite, only if both are.
+        infinite, exact_infinite: share where it (the exact one) is infinite.
+        low, median, high: 5, 50 and 95 % quantiles of ``(α̂ − α*) / α*`` where both are finite.
+        rank: Spearman's correlation, infinite ones last.
+    """
+
+    n: int
+    bound: float
+    within_1: float
+    within_5: float
+    infinite: float
+    exact_infinite: float
+    low: float
+    median: float
+    high: float
+    rank: float
+
+
+def agreement(approximate: ArrayLike, exact: ArrayLike) -> Agreement:
+    """Compare critical strengths ``[N]`` of images whose class holds without an edit; all NaN for no image."""
+    found, true = np.asarray(approximate, dtype=float), np.asarray(exact, dtype=float)
+    error = relative_error(found, true)
+    same = np.isinf(found) & np.isinf(true)
+    finite = error[np.isfinite(error)]
+    shares = [found <= true * (1 + ROUNDING), *((np.abs(error) <= part) | same for part in (0.01, 0.05))]
+    bound, one, five, infinite, never = (
+        float(share.mean()) if len(true) else float("nan") for share in (*shares, np.isinf(found), np.isinf(true))
+    )
+    low, median, high = np.quantile(finite, [0.05, 0.5, 0.95]).tolist() if len(finite) else [float("nan")] * 3
+    rank = rank_correlation(found, true)
+    return Agreement(len(true), bound, one, five, infinite, never, low, median, high, rank)
+
+
+def relative_error(approximate: ArrayLike, exact: ArrayLike) -> Float[ndarray, " N"]:
+    """``(α̂ − α*) / α*``; NaN where either is not finite or ``α*`` is 0."""
+    found, true = np.asarray(approximate, dtype=float), np.asarray(exact, dtype=float)
+    known = np.isfinite(found) & np.isfinite(true) & (true > 0)
+    error = np.full(len(true), np.nan)
+    error[known] = (found[known] - true[known]) / true[known]
+    return error
+
+
+def rank_correlation(one: ArrayLike, other: ArrayLike) -> float:
+    """Spearman's, where +inf is the largest; NaN where either is constant."""
+    ranks = np.stack([stats.rankdata(one), stats.rankdata(other)])
+    if ranks.shape[1] < 2 or (ranks == ranks[:, :1]).all(axis=1).any():
+        return float("nan")
+    return float(np.corrcoef(ranks)[0, 1])
+
+
+def given_way(strengths: ArrayLike, alphas: ArrayLike) -> Float[ndarray, " K"]:
+    """Share of images whose critical strength is at most ``α``: the empirical distribution function."""
+    known = np.sort(np.asarray(strengths, dtype=float))
+    return np.searchsorted(known, np.asarray(alphas), side="right") / len(known)
+
+
+def median_of(strengths: ArrayLike) -> float:
+    """The lower median, which infinite values leave a value that there is; NaN for none."""
+    known = np.asarray(strengths, dtype=float)
+    return float(np.quantile(known, 0.5, method="lower")) if len(known) else float("nan")
+
+
+def concordance(values: Float[ndarray, "S C"]) -> float:
+    """Mean Spearman correlation over all pairs of rows; NaN for fewer than two rows."""
+    pairs = [rank_correlation(a, b) for k, a in enumerate(values) for b in values[:k]]
+    return float(np.mean(pairs)) if pairs else float("nan")
