@@ -101,10 +101,14 @@ class SAERun:
         without one."""
         return self.found.table("features", "selected.csv").set_index("class").reindex(list(self.job.classes))
 
+    @cached_property
+    def _by_target(self) -> dict[Any, pd.DataFrame]:
+        """By mode and target; a hundred classes make a large table, which is read once."""
+        return dict(list(self.found.table("control", "curves.csv").groupby(["mode", "target"])))
+
     def curves(self, mode: str, target: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Strengths ``[K]`` and the accuracy of every class at each ``[K, C]``, of a target of stage ``control``."""
-        table = self.found.table("control", "curves.csv")
-        rows = table[(table["mode"] == mode) & (table["target"] == target)]
+        rows = self._by_target[mode, target]
         wide = rows.pivot_table("accuracy", "alpha", "class", dropna=False)[list(self.job.classes)].sort_index()
         return wide.index.to_numpy(float), wide.to_numpy(float)
 

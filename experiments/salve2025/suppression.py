@@ -74,8 +74,8 @@ def edits_of(study: Study) -> pd.DataFrame:
 
 
 def separates(accuracy: Curves, own: int) -> bool:
-    """Whether at some strength class ``own`` is at ``LEVEL`` or less, from above it, and the others' mean absolute change
-    is below ``OTHERS``; ``accuracy`` is ``[K, C]``, NaN for a class without images."""
+    """Whether at some strength class ``own`` is at ``LEVEL`` or less, from above it, and the others' mean absolute
+    change is below ``OTHERS``; ``accuracy`` is ``[K, C]``, NaN for a class without images."""
     drift = np.nanmean(np.abs(np.delete(accuracy - accuracy[0], own, axis=1)), axis=1)
     return bool(((accuracy[:, own] <= LEVEL) & (drift < OTHERS) & (accuracy[0, own] > LEVEL)).any())
 
