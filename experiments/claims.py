@@ -95,18 +95,19 @@ class Row(NamedTuple):
 
 
 def judged(claims: Mapping[str, Claim], measured: Sequence[Measured]) -> list[Row]:
-    """The claims that something was measured for, in their order.
+    """All claims in their order, with what was measured for them.
 
     Raises:
-        KeyError: something was measured for a claim that there is not.
+        KeyError: something was measured for a claim that there is not. ValueError: a claim was measured twice on a
+            ground.
     """
     found: dict[str, dict[str, Measured]] = {}
     for one in measured:
         if one.claim not in claims:
             raise KeyError(f"{one.claim} is no claim of {FILE.name}.")
-        found.setdefault(one.claim, {})[one.ground] = one
-    return [
-        Row(claim, together(claim.verdict(one.value) for one in found[name].values()), found[name])
-        for name, claim in claims.items()
-        if name in found
-    ]
+        grounds = found.setdefault(one.claim, {})
+        if one.ground in grounds:
+            raise ValueError(f"{one.claim} was measured twice on {one.ground}.")
+        grounds[one.ground] = one
+    rows = [(claim, found.get(name, {})) for name, claim in claims.items()]
+    return [Row(claim, together(claim.verdict(one.value) for one in on.values()), on) for claim, on in rows]

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from matplotlib.figure import Figure
 
 import salve
+from experiments.claims import FILE as CLAIMS
 from experiments.claims import Measured, judged, load_claims
 from experiments.figures import save
 from experiments.grounds import GROUNDS, Ground, Place, add_place, place_of
@@ -57,7 +58,8 @@ class Experiment:
 
     Attributes:
         name: of its module and its recipe, ``conf/experiment/salve2025/<name>.yaml``. title: for people.
-        grounds: where it is run, unless the command line says otherwise.
+        grounds: where it is run, unless the command line says otherwise. beside: and where else, for comparison, if
+            that can be run here.
         analyse: the finished runs on each ground → what they show. quick: settings for ``--quick``.
     """
 
@@ -65,12 +67,22 @@ class Experiment:
     title: str
     grounds: tuple[str, ...]
     analyse: Callable[[Sequence[Study]], Findings]
-    quick: tuple[str, ...] = field(default=())
+    quick: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
 
     @property
     def config(self) -> str:
         """Its recipe."""
         return f"salve2025/{self.name}"
+
+    def grounds_here(self, on: Sequence[str] | None, place: Place) -> tuple[list[Ground], list[Ground]]:
+        """Where it can be run, and where it cannot, of the grounds that were asked for, or else of its own."""
+        wanted = [GROUNDS[name] for name in dict.fromkeys(on or (*self.grounds, *self.beside))]
+        here = [ground for ground in wanted if not place.lacks(ground)]
+        out = [ground for ground in wanted if place.lacks(ground)]
+        if not on and not any(ground.name in self.grounds for ground in here):
+            return [], out  # nothing to compare with what is beside
+        return here, out
 
 
 def paper_folder(place: Place) -> Path:
@@ -89,7 +101,7 @@ def carry_out(experiment: Experiment, grounds: Sequence[Ground], place: Place) -
             raise UserError(f"{experiment.name} cannot be run on {ground.title}: {missing}.")
     final = paper_folder(place) / experiment.name
     digest = _digest(experiment, grounds, place)
-    if (final / FINDINGS).is_file() and read_record(final / FINDINGS)["digest"] == digest:
+    if (final / FINDINGS).is_file() and read_record(final / FINDINGS).get("digest") == digest:
         return False
     began = time.monotonic()
     commands = [make(experiment.config, ground, place, experiment.quick) for ground in grounds]
@@ -116,6 +128,7 @@ def _write(final: Path, found: Findings, record: dict[str, Any], began: float) -
     """A folder that is there as a whole or not at all."""
     judged(load_claims(), found.measured)  # a claim that there is not would be an error
     unfinished = final.with_name(f".{final.name}.{os.getpid()}")
+    shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
         pictures = []
@@ -143,11 +156,11 @@ def _facts(study: Study) -> dict[str, Any]:
 
 def _digest(experiment: Experiment, grounds: Sequence[Ground], place: Place) -> str:
     """What an experiment's findings depend on: settings, recipes and code."""
-    module = sys.modules[experiment.analyse.__module__].__file__
     here = Path(__file__).parent
-    sources = sorted({*here.glob("*.py"), Path(str(module)), here / "salve2025" / "claims.yaml"})
+    loaded = {Path(file) for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))}
+    sources = sorted(path for path in loaded if here in path.parents)
     recipes = [experiment.config, *(ground.config for ground in grounds if ground.config)]
-    files = [*sources, *(conf_dir() / "experiment" / f"{recipe}.yaml" for recipe in recipes)]
+    files = [*sources, CLAIMS, *(conf_dir() / "experiment" / f"{recipe}.yaml" for recipe in recipes)]
     overrides = [place.overrides(ground) for ground in grounds]
     settings = [overrides, place.settings, place.quick and experiment.quick, salve.__version__, REVISION]
     return digest_of([settings, [digest_of_file(path) for path in files]])
@@ -168,18 +181,21 @@ def _processor() -> str:
 
 def main(experiment: Experiment, arguments: list[str] | None = None) -> int:
     """Entry point of an experiment's module; returns the exit status."""
+    default = " ".join([*experiment.grounds, *(f"[{name}]" for name in experiment.beside)])
     parser = argparse.ArgumentParser(
         prog=f"python -m experiments.salve2025.{experiment.name}",
         description=f"{experiment.title}: make its runs, or find them, and write figures, tables and findings into "
         f"<output-dir>/paper/{experiment.name}.",
     )
-    parser.add_argument("--on", nargs="+", choices=list(GROUNDS), default=list(experiment.grounds), metavar="GROUND",
-                        help=f"of {', '.join(GROUNDS)} (default: {' '.join(experiment.grounds)})")  # fmt: skip
+    parser.add_argument("--on", nargs="+", choices=list(GROUNDS), metavar="GROUND",
+                        help=f"of {', '.join(GROUNDS)} (default: {default})")  # fmt: skip
     add_place(parser)
     given = parser.parse_intermixed_args(arguments)
     try:
         place = place_of(given)
-        made = carry_out(experiment, [GROUNDS[name] for name in given.on], place)
+        beside = [name for name in experiment.beside if not place.lacks(GROUNDS[name])]
+        names = dict.fromkeys(given.on or (*experiment.grounds, *beside))
+        made = carry_out(experiment, [GROUNDS[name] for name in names], place)
     except UserError as error:
         print(f"{experiment.name}: {error}", file=sys.stderr)
         return 2

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,9 @@ class Ground:
     quick: tuple[str, ...] = ()
 
 
-_FEW = ("data.limit_per_class=80",)
+_FEW = ("data.limit_per_class=80", "finetune.epochs=2")
+_FEW_OF_MANY = ("data.limit_per_class=20", "finetune.epochs=2")
+_FEW_DRAWN = ("data.train_per_class=100", "data.val_per_class=20", "finetune.epochs=4")
 
 GROUNDS = {
     ground.name: ground
@@ -35,8 +38,8 @@ GROUNDS = {
         Ground("resnet18", "ResNet-18, Imagenette", "imagenette/resnet18", "imagenette", "resnet18", _FEW),
         Ground("vit", "ViT-S/14, Imagenette", "imagenette/vit", "imagenette", "vit", _FEW),
         Ground("vit_b_16", "ViT-B/16, Imagenette", "imagenette/vit_b_16", "imagenette", "vit_b_16", _FEW),
-        Ground("cifar100", "ResNet-18, CIFAR-100", "cifar100/resnet18", "cifar100", "cifar100", ()),
-        Ground("scenes", "small ResNet, drawn scenes"),
+        Ground("cifar100", "ResNet-18, CIFAR-100", "cifar100/resnet18", "cifar100", "cifar100", _FEW_OF_MANY),
+        Ground("scenes", "small ResNet, drawn scenes", quick=_FEW_DRAWN),
     )
 }
 
@@ -75,12 +78,21 @@ class Place:
         """What ``salve`` has to be told to run on a ground."""
         found = list(ground.quick if self.quick else ())
         if ground.data in self.folders:
-            found.append(f"data.root={self.folders[ground.data]}")
+            found.append(f"data.root={quoted(self.folders[ground.data])}")
         if ground.weights in self.weights:
-            found.append(f"backbone.weights={self.weights[ground.weights]}")
+            found.append(f"backbone.weights={quoted(self.weights[ground.weights])}")
         if ground.data and self.download:
             found.append("data.download=true")
         return found
+
+
+def quoted(text: object) -> str:
+    """A value as Hydra's command line wants it: in quotes where it holds what would mean something there."""
+    value = str(text)
+    if re.fullmatch(r"[\w./~+:@%-]+", value):
+        return value
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)  # a quote, and the backslashes right before it, are escaped
+    return f"'{escaped}'"
 
 
 def add_place(parser: argparse.ArgumentParser) -> None:
@@ -113,12 +125,13 @@ def place_of(given: argparse.Namespace) -> Place:
         if name not in names or not equals:
             raise UserError(f"--weights {text} is no NAME=FILE with a NAME among {', '.join(names)}.")
         weights[name] = file
+    weights = {name: os.path.expanduser(file) for name, file in weights.items()}
     folders = {
-        name: folder
+        name: os.path.expanduser(folder)
         for name in ("imagenette", "cifar100")
         if (folder := getattr(given, name) or os.environ.get(f"SALVE_{name.upper()}"))
     }
-    return Place(given.output_dir, folders, weights, given.download, given.quick, _checked(given.settings))
+    return Place(given.output_dir.expanduser(), folders, weights, given.download, given.quick, _checked(given.settings))
 
 
 def _checked(settings: Sequence[str]) -> tuple[str, ...]:

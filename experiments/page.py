@@ -1,5 +1,6 @@
 """The page of the paper's figures: claims, what was measured, whether they hold; and every figure with its numbers."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,14 +45,18 @@ def write_page(folder: Path, experiments: Sequence[Experiment], missing: Sequenc
         for one in experiments
         if (folder / one.name / FINDINGS).is_file()
     }
-    rows = judged(load_claims(), [Measured(**one) for record in found.values() for one in record["measured"]])
-    grounds = list(dict.fromkeys(one["name"] for record in found.values() for one in record["grounds"]))
+    claims = load_claims()
+    # Findings may be older than the claims and grounds that there are now.
+    measured = [Measured(**one) for record in found.values() for one in record["measured"] if one["claim"] in claims]
+    grounds = [name for name in GROUNDS if any(one["name"] == name for r in found.values() for one in r["grounds"])]
+    rows = judged(claims, [one for one in measured if one.ground in grounds])
     write_table(folder / "claims.csv", claims_table(rows, found))
     (folder / "claims.md").write_text(claims_markdown(rows, grounds), encoding="utf-8")
     template = page_environment(Path(__file__).parent).get_template("paper.html.j2")
     page = folder / "index.html"
     text = template.render(
         rows=rows, grounds=[GROUNDS[name] for name in grounds], found=found, missing=missing, signs=SIGNS,
+        titles={one.name: one.title for one in experiments},
         minutes=sum(record["seconds"] for record in found.values()) / 60,
         quick=any(record["quick"] for record in found.values()),
         machines=sorted({_machine(record["machine"]) for record in found.values()}),
@@ -94,7 +99,7 @@ def claims_table(rows: Sequence[Row], found: dict[str, dict[str, Any]]) -> pd.Da
 
 
 def claims_markdown(rows: Sequence[Row], grounds: Sequence[str]) -> str:
-    """The table for a README: a row per claim, a column per ground."""
+    """The table for a README: a row per claim, a column per ground that something was measured on."""
     shown = [name for name in grounds if any(name in row.measured for row in rows)]
     heads = [
         "claim",
@@ -110,4 +115,9 @@ def claims_markdown(rows: Sequence[Row], grounds: Sequence[str]) -> str:
 
 
 def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+    return f"| {' | '.join(_escaped(cell) for cell in cells)} |"
+
+
+def _escaped(text: str) -> str:
+    """Text that stays in its cell, and means there what it says."""
+    return " ".join(re.sub(r"([|<\\])", r"\\\1", text).split())

@@ -61,11 +61,10 @@ def reproduce(place: Place, only: Sequence[str], on: Sequence[str] | None, conso
     missing: list[NotRun] = []
     failed = []
     began = time.monotonic()
+    only = list(dict.fromkeys(only))
     for number, name in enumerate(only, start=1):
         experiment = EXPERIMENTS[name]
-        grounds = [GROUNDS[ground] for ground in on or experiment.grounds]
-        here = [ground for ground in grounds if not place.lacks(ground)]
-        out = [ground for ground in grounds if place.lacks(ground)]
+        here, out = experiment.grounds_here(on, place)
         missing += [NotRun(experiment.title, ground.title, place.lacks(ground)) for ground in out]
         if not here:
             continue

@@ -17,7 +17,7 @@ from pytorch_lightning.loggers.logger import DummyLogger
 from rich.console import Console
 from torch import Tensor
 
-from experiments.grounds import Ground, Place
+from experiments.grounds import Ground, Place, quoted
 from salve.artifacts import Artifact, Store, read_record
 from salve.backbones import Captured
 from salve.report.inputs import Artifacts
@@ -46,7 +46,7 @@ def command(config: str, ground: Ground, place: Place, quick: Sequence[str]) -> 
         "-m",
         f"experiment=[{','.join(recipes)}]",
         f"sweep.name={sweep_name(config, ground, place)}",
-        f"output_dir={place.output_dir}",
+        f"output_dir={quoted(place.output_dir)}",
         *place.overrides(ground),
         *(quick if place.quick else ()),
         *place.settings,
@@ -101,10 +101,14 @@ class SAERun:
         without one."""
         return self.found.table("features", "selected.csv").set_index("class").reindex(list(self.job.classes))
 
+    @cached_property
+    def _by_target(self) -> dict[Any, pd.DataFrame]:
+        """By mode and target; a hundred classes make a large table, which is read once."""
+        return dict(list(self.found.table("control", "curves.csv").groupby(["mode", "target"])))
+
     def curves(self, mode: str, target: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Strengths ``[K]`` and the accuracy of every class at each ``[K, C]``, of a target of stage ``control``."""
-        table = self.found.table("control", "curves.csv")
-        rows = table[(table["mode"] == mode) & (table["target"] == target)]
+        rows = self._by_target[mode, target]
         wide = rows.pivot_table("accuracy", "alpha", "class", dropna=False)[list(self.job.classes)].sort_index()
         return wide.index.to_numpy(float), wide.to_numpy(float)
 
@@ -157,7 +161,7 @@ def opened(config: str, ground: Ground, place: Place) -> Iterator[Study]:
     planned = read_sweep(folder)
     if unfinished := [run for run in planned if run.state != "finished"]:
         raise UserError(f"{len(unfinished)} of {len(planned)} runs in {folder} are not finished; make them again.")
-    settings = RunFolder(folder / planned[0].key).settings([f"output_dir={place.output_dir}"])
+    settings = RunFolder(folder / planned[0].key).settings([f"output_dir={quoted(place.output_dir)}"])
     store = Store(place.output_dir / "artifacts", lambda _: None)
     with gathered(settings.trainer) as ranks:
         job = build_job(settings, store, lambda _: DummyLogger(), Console(), ranks)

@@ -55,13 +55,12 @@ def edits_of(study: Study) -> pd.DataFrame:
                 continue
             alphas, accuracy = run.curves("suppress", name)
             edit = matched_edit(alphas, accuracy, own)
-            drift = np.nanmean(np.abs(np.delete(accuracy - accuracy[0], own, axis=1)), axis=1)
             row = {
                 **{"ground": study.ground.name, "seed": run.seed, "class": name},
                 **{"latent": int(chosen["latent"]), "sign": int(chosen["sign"]), "kind": chosen["kind"]},
                 **edit._asdict(),
                 "lowest": float(accuracy[:, own].min()),
-                "separates": bool(((accuracy[:, own] <= LEVEL) & (drift < OTHERS) & (accuracy[0, own] > LEVEL)).any()),
+                "separates": separates(accuracy, own),
             }
             strengths, up = run.curves("enhance", name)
             at = int(np.searchsorted(strengths, edit.alpha)) if edit.reached else len(strengths) - 1
@@ -72,6 +71,13 @@ def edits_of(study: Study) -> pd.DataFrame:
             }
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def separates(accuracy: Curves, own: int) -> bool:
+    """Whether at some strength class ``own`` is at ``LEVEL`` or less, from above it, and the others' mean absolute
+    change is below ``OTHERS``; ``accuracy`` is ``[K, C]``, NaN for a class without images."""
+    drift = np.nanmean(np.abs(np.delete(accuracy - accuracy[0], own, axis=1)), axis=1)
+    return bool(((accuracy[:, own] <= LEVEL) & (drift < OTHERS) & (accuracy[0, own] > LEVEL)).any())
 
 
 def wilson(accuracy: Curves, images: int) -> tuple[Curves, Curves]:

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import pickle
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,6 +65,20 @@ class Cifar100Data(ImageData):
     @property
     def classes(self) -> tuple[str, ...]:
         return self._loaded[0]
+
+    @cached_property
+    def superclasses(self) -> tuple[str, ...] | None:
+        """For each class, the one of 20 groups that the data put it in ("coarse label"); None where they do not say."""
+        _ = self._loaded  # torchvision has compared the checksums: these are the published files
+        images, names = self._unpickled("train"), self._unpickled("meta")
+        if "coarse_labels" not in images or "coarse_label_names" not in names:
+            return None
+        group = dict(zip(images["fine_labels"], images["coarse_labels"], strict=True))
+        return tuple(names["coarse_label_names"][group[k]].replace("_", " ") for k in range(len(self.classes)))
+
+    def _unpickled(self, name: str) -> dict[str, Any]:
+        with (self.root / torchvision.datasets.CIFAR100.base_folder / name).open("rb") as file:
+            return pickle.load(file, encoding="latin1")
 
     def raw(self, split: Split) -> ArrayImages:
         check_split(split)

@@ -1,0 +1,221 @@
+"""The figures: class by class, who falls with whom, and the grounds beside each other."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from experiments.compare import t_interval
+from experiments.figures import PRINT_WIDTH
+from experiments.salve2025.cifar100.survey import KINDS, Survey
+from experiments.salve2025.suppression import wilson
+from salve.report.style import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILLION, new_figure, percent_axis, styled
+from salve.report.text import label
+
+COLOURS = (ORANGE, BLUE, GREEN, BLACK)
+#: More classes than this are shown in two columns.
+ONE_COLUMN = 30
+DIVERGING = LinearSegmentedColormap.from_list("loss and gain", [VERMILLION, "#f6cfb8", "#ffffff", "#b9d5ea", BLUE])
+
+
+@styled
+def classes_figure(found: Survey) -> Figure:
+    """A row per class, the most harmful edits first: what its edit costs the others, and how many share its latent."""
+    table = found.table.assign(largest_loss=found.table["largest_loss"].where(found.table["reached"]))
+    harm = table.groupby("class")[["largest_loss", "drift"]].mean()
+    order = list(harm.sort_values(["largest_loss", "drift"], ascending=False, na_position="last").index)
+    columns = 1 if len(order) <= ONE_COLUMN else 2
+    rows = -(-len(order) // columns)
+    figure = new_figure(PRINT_WIDTH if columns == 2 else 4.6, 1.0 + 0.148 * rows)
+    grid = figure.subplots(1, 2 * columns, sharex=False, squeeze=False, width_ratios=[3, 1.7] * columns)[0]
+    worst, most = 100 * table["largest_loss"].max(), int(table["companions"].max())
+    for column in range(columns):
+        names = order[column * rows : (column + 1) * rows]
+        lost, shared = grid[2 * column : 2 * column + 2]
+        _harm(lost, table, names, found)
+        lost.set_xlim(-0.03 * max(worst, 1), 1.05 * max(worst, 1) if worst == worst else 1)
+        _dots(shared, table, names, "companions", 1, GREEN)
+        shared.set_xlim(-0.06 * max(most, 1), 1.06 * max(most, 1))
+        shared.xaxis.set_major_locator(MaxNLocator(3, integer=True))
+        shared.set_yticks(range(len(names)), [])
+        shared.set_xlabel("companions on\nits latent", fontsize=7.5)
+        for axes in (lost, shared):
+            axes.set_ylim(rows - 0.4, -0.6)
+            axes.tick_params(length=0, labelsize=7)
+            axes.grid(axis="y", linewidth=0.4)
+    handles = [
+        Line2D([], [], color=VERMILLION, marker="o", label="the class that loses most (named)"),
+        Line2D([], [], color=BLUE, marker="o", label="mean |change| of the others"),
+        Line2D([], [], color=GREEN, marker="o", label="companions"),
+    ]
+    columns_of_legend = 3 if columns == 2 else 1
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns_of_legend, fontsize=7.5, handlelength=1.6)
+    return figure
+
+
+def _harm(axes: Axes, table: pd.DataFrame, names: list[str], found: Survey) -> None:
+    """Losses in points where the class is at 5 %, with the name of who loses most at the right."""
+    _dots(axes, table, names, "drift", 100, BLUE)
+    _dots(axes, table, names, "largest_loss", 100, VERMILLION)
+    for row, name in enumerate(names):
+        text, sure, kin = _loser(table[table["class"] == name], name, found)
+        axes.text(
+            1.03, row, text, transform=axes.get_yaxis_transform(), va="center", fontsize=7,
+            color=BLACK if sure else GREY, fontweight="bold" if kin else "normal",
+        )  # fmt: skip
+    axes.set_yticks(range(len(names)), [label(name, 16) for name in names])
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.set_xlabel("accuracy lost\n(percentage points)", fontsize=7.5)
+
+
+def _loser(own: pd.DataFrame, name: str, found: Survey) -> tuple[str, bool, bool]:
+    """Who loses most by a class's edit, in most of the SAEs; whether that is one class, and whether it is a sibling."""
+    if not own["reached"].any():
+        return "never at 5 %", False, False
+    losers = own["loses_most"][own["reached"]].where(own["lose_as_much"] <= 1, "several").mode()[0]
+    if losers in ("", "several"):
+        return losers or "none", False, False
+    return label(losers, 16), True, bool(found.kin[found.classes.index(name), found.classes.index(losers)])
+
+
+def _dots(axes: Axes, table: pd.DataFrame, names: list[str], column: str, scale: float, colour: str) -> None:
+    """Mean over SAEs, and their range."""
+    by_class = scale * table.groupby("class")[column].agg(["mean", "min", "max"]).reindex(names)
+    rows = np.arange(len(names))
+    axes.hlines(rows, by_class["min"], by_class["max"], color=colour, linewidth=1.6, alpha=0.45)
+    axes.plot(by_class["mean"], rows, "o", color=colour, markersize=3)
+
+
+@styled
+def drift_figure(found: Survey) -> Figure:
+    """Every edited class (rows) against every class (columns), by superclass where there is one."""
+    groups = found.groups
+    names = np.array(groups or found.classes)
+    order = np.lexsort((found.classes, names)) if groups else np.arange(len(names))
+    known = ~np.isnan(found.change).all(axis=0)
+    mean = np.full(known.shape, np.nan)
+    mean[known] = np.nanmean(found.change[:, known], axis=0)
+    mean = 100 * mean[np.ix_(order, order)]
+    np.fill_diagonal(mean, np.nan)
+    seen = np.abs(mean[~np.isnan(mean)])
+    limit = max(5.0, float(np.quantile(seen, 0.998))) if len(seen) else 5.0
+    figure = new_figure(6.4, 5.6)
+    axes = figure.subplots()
+    axes.set_facecolor("#d9dde1")
+    image = axes.imshow(mean, cmap=DIVERGING, vmin=-limit, vmax=limit, interpolation="nearest", aspect="equal")
+    if groups:
+        blocks, size = np.unique(names[order], return_counts=True)
+        ends = np.cumsum(size)
+        for end in ends[:-1]:
+            axes.axhline(end - 0.5, color="#9aa2ab", linewidth=0.4)
+            axes.axvline(end - 0.5, color="#9aa2ab", linewidth=0.4)
+        ticks, text = ends - size / 2 - 0.5, [label(name, 32) for name in blocks]
+    else:
+        ticks, text = np.arange(len(order)), [label(found.classes[k], 18) for k in order]
+    axes.set_xticks(ticks, text, rotation=90, fontsize=7)
+    axes.set_yticks(ticks, text, fontsize=7)
+    axes.tick_params(length=0)
+    axes.grid(visible=False)
+    axes.set_xlabel("class" + (", by superclass" if groups else ""), fontsize=8)
+    axes.set_ylabel("edited class" + (", by superclass" if groups else ""), fontsize=8)
+    extend = "both" if len(seen) and seen.max() > limit else "neither"
+    bar = figure.colorbar(image, ax=axes, extend=extend, shrink=0.6, aspect=30)
+    bar.set_label("change of accuracy (percentage points)", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    return figure
+
+
+@styled
+def sharing_figure(surveys: Sequence[Survey]) -> Figure:
+    """The grounds beside each other: companions, kinds of latents, and what siblings share."""
+    related = any(one.groups for one in surveys)
+    figure = new_figure(PRINT_WIDTH, 2.75)
+    ratios = [1.35, 1.15, 1.15, 0.85][: 4 if related else 3]
+    grid = figure.subplots(1, len(ratios), squeeze=False, width_ratios=ratios)[0]
+    _companions(grid[0], surveys)
+    _kinds(grid[1], surveys)
+    _overlap(grid[2], surveys)
+    if related:
+        _kinship(grid[3], surveys)
+    for axes in grid:
+        axes.tick_params(labelsize=7)
+        axes.xaxis.label.set_fontsize(7.5)
+        axes.yaxis.label.set_fontsize(7.5)
+    handles = [
+        Line2D([], [], color=colour, linewidth=4, label=f"{one.ground.title}: {len(one.classes)} classes")
+        for one, colour in zip(surveys, COLOURS, strict=False)
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=2, fontsize=7.5)
+    return figure
+
+
+def _companions(axes: Axes, surveys: Sequence[Survey]) -> None:
+    """Share of the classes with at least so many companions; mean and range over SAEs."""
+    most = max(1, *(int(one.table["companions"].max()) for one in surveys))
+    steps = np.arange(1, most + 1)
+    for one, colour in zip(surveys, COLOURS, strict=False):
+        shares = np.stack(
+            [(own.to_numpy()[:, None] >= steps).mean(axis=0) for _, own in one.table.groupby("seed")["companions"]]
+        )
+        axes.fill_between(steps, shares.min(axis=0), shares.max(axis=0), color=colour, alpha=0.25, linewidth=0)
+        axes.plot(steps, shares.mean(axis=0), "o-", color=colour, markersize=2.5, linewidth=1.2)
+    axes.set(xlabel="companions on its latent, at least", ylabel="classes", ylim=(-0.03, 1.03))
+    axes.set_title("a  companions", fontsize=8)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    percent_axis(axes.yaxis)
+
+
+def _kinds(axes: Axes, surveys: Sequence[Survey]) -> None:
+    """Of which kind the classes' latents are."""
+    left = np.zeros(len(surveys))
+    for kind, colour in zip(KINDS, (BLUE, VERMILLION, GREY), strict=True):
+        share = np.array([one.summary[kind].mean() for one in surveys])
+        axes.barh(range(len(surveys)), share, left=left, color=colour, height=0.5, label=kind)
+        left += share
+    axes.set_yticks(range(len(surveys)), [str(len(one.classes)) for one in surveys])
+    axes.set(xlabel="classes", ylabel="number of classes", xlim=(0, 1), ylim=(len(surveys) - 0.4, -1.25))
+    axes.set_title("b  kind of its latent", fontsize=8)
+    percent_axis(axes.xaxis)
+    axes.grid(axis="y", visible=False)
+    axes.legend(loc="upper left", fontsize=7, handlelength=0.9, borderpad=0.1, labelspacing=0.25)
+
+
+def _overlap(axes: Axes, surveys: Sequence[Survey]) -> None:
+    """Dominant latents that two classes have in common, as bars with Student's interval over SAEs."""
+    bars = []
+    for one, colour in zip(surveys, COLOURS, strict=False):
+        if one.groups:
+            bars.append(("siblings", colour, one.summary["overlap_siblings"]))
+        bars.append(("others" if one.groups else "all", colour, one.summary["overlap_others"]))
+    for place, (_, colour, values) in enumerate(bars):
+        mean, half, _ = t_interval(values)
+        axes.bar(place, mean, color=colour, width=0.6, yerr=None if np.isnan(half) else half, ecolor=BLACK, capsize=2)
+    axes.set_xticks(range(len(bars)), [name for name, _, _ in bars])
+    axes.set(xlabel="pairs of classes", ylabel="Jaccard index")
+    axes.set_title("c  common latents", fontsize=8)
+    axes.grid(axis="x", visible=False)
+    axes.set_ylim(bottom=0)
+
+
+def _kinship(axes: Axes, surveys: Sequence[Survey]) -> None:
+    """How often the class that loses most is a sibling, with Wilson's interval over edits, against chance."""
+    dashed = {"color": BLACK, "linewidth": 1.4, "linestyle": (0, (3, 1.5))}
+    for place, (one, colour) in enumerate(zip(surveys, COLOURS, strict=False)):
+        share, edits = one.summary["sibling_share"].mean(), one.summary["sibling_edits"].mean()
+        if not np.isnan(share):
+            low, high = wilson(np.array([share]), max(1, round(edits)))
+            error = [np.maximum(share - low, 0), np.maximum(high - share, 0)]
+            axes.bar(place, share, width=0.6, color=colour, yerr=error, ecolor=BLACK, capsize=2)
+            axes.hlines(one.summary["sibling_chance"].mean(), place - 0.45, place + 0.45, **dashed)
+    known = [place for place, one in enumerate(surveys) if one.groups]
+    axes.set_xticks(known, [str(len(surveys[place].classes)) for place in known])
+    axes.set(xlim=(known[0] - 0.7, known[-1] + 0.7), ylim=(0, 1), xlabel="number of classes", ylabel="edits")
+    axes.set_title("d  sibling falls", fontsize=8)
+    axes.legend(handles=[Line2D([], [], **dashed, label="chance")], fontsize=7, loc="upper right")
+    percent_axis(axes.yaxis)
+    axes.grid(axis="x", visible=False)

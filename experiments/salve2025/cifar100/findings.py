@@ -1,0 +1,134 @@
+"""What a hundred classes share, in words, figures and numbers."""
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+
+from experiments.claims import Measured
+from experiments.experiment import Findings, Picture
+from experiments.runs import Study
+from experiments.salve2025.cifar100.figures import classes_figure, drift_figure, sharing_figure
+from experiments.salve2025.cifar100.survey import Survey, survey
+from salve.report.text import number, percent, plural, points
+
+#: The ground that the claims are about.
+MANY = "cifar100"
+
+
+def analyse(studies: Sequence[Study]) -> Findings:
+    """See the package."""
+    surveys = [survey(study) for study in studies]
+    pictures = {"sharing": Picture(sharing_figure(surveys), _sharing_caption(surveys))}
+    for one in surveys:
+        pictures[f"classes-{one.ground.name}"] = Picture(classes_figure(one), _classes_caption(one))
+        pictures[f"drift-{one.ground.name}"] = Picture(drift_figure(one), _drift_caption(one))
+    paragraphs = [_paragraph(one) for one in surveys]
+    if fewer := _fewer(surveys):
+        paragraphs.append(_comparison(_many(surveys), fewer))
+    tables = {
+        "summary": pd.concat([one.summary for one in surveys], ignore_index=True),
+        "classes": pd.concat([one.table for one in surveys], ignore_index=True),
+        "pairs": pd.concat([one.pairs for one in surveys], ignore_index=True),
+    }
+    return Findings("\n\n".join(paragraphs), pictures, tables, _measured(surveys))
+
+
+def _many(surveys: Sequence[Survey]) -> Survey:
+    """The ground with the most classes."""
+    return max(surveys, key=lambda one: len(one.classes))
+
+
+def _fewer(surveys: Sequence[Survey]) -> Survey | None:
+    """The first ground with fewer classes than :func:`_many`."""
+    most = len(_many(surveys).classes)
+    return next((one for one in surveys if len(one.classes) < most), None)
+
+
+def _measured(surveys: Sequence[Survey]) -> list[Measured]:
+    """For the claims, which are about CIFAR-100 alone."""
+    found = []
+    for one in surveys:
+        if one.ground.name != MANY:
+            continue
+        separate = one.summary["separates"]
+        counts = (separate * len(one.classes)).round().astype(int)
+        text = (
+            f"{counts.mean():.1f} of {len(one.classes)} classes ({counts.min()} to {counts.max()} over "
+            f"{plural(len(counts), 'SAE')})"
+        )
+        found.append(Measured(f"{MANY}.separates", MANY, float(separate.mean()), text))
+        fewer, share = _fewer(surveys), one.summary["with_companion"].mean()
+        beside, compared = math.nan, "no ground with fewer classes beside it"
+        if fewer:
+            beside = fewer.summary["with_companion"].mean()
+            compared = f"{percent(beside, 0)} with {len(fewer.classes)} ({fewer.ground.title})"
+        text = f"{percent(share, 0)} of {len(one.classes)} classes share their latent; {compared}"
+        found.append(Measured(f"{MANY}.sharing", MANY, float(share - beside), text))
+    return found
+
+
+def _paragraph(one: Survey) -> str:
+    mean = one.summary.mean(numeric_only=True)
+    text = (
+        f"{one.ground.title}: {mean['separates'] * len(one.classes):.1f} of {len(one.classes)} classes separate in the "
+        f"mean of {plural(len(one.summary), 'SAE')} with {mean['latents']:.0f} latents; one latent takes its class to "
+        f"5 % in {percent(mean['reached'], 0)} of the edits. There the others change by "
+        f"{points(mean['drift'], signed=False)} points in the mean of absolute values, the one that changes most by "
+        f"{points(mean['worst'], signed=False)}, and {number(mean['falls'], 2)} other classes lose half of their "
+        f"accuracy or more. {percent(mean['with_companion'], 0)} of the classes have a companion, which is a class at "
+        f"least half as strong on the latent they are edited through ({number(mean['companions'], 2)} companions in "
+        f"the mean); {percent(mean['not_alone'], 0)} are edited through a latent that was chosen for another class, "
+        f"too. Their latents are {percent(mean['class-defining'], 0)} class-defining, "
+        f"{percent(mean['cross-class'], 0)} cross-class and {percent(mean['diffuse'], 0)} diffuse."
+    )
+    if math.isnan(mean["sibling_share"]):
+        return text
+    return text + (
+        f" The class that loses most is of the edited one's superclass in {percent(mean['sibling_share'], 0)} of the "
+        f"edits ({percent(mean['sibling_chance'], 0)} by chance); the dominant latents of two such classes overlap by "
+        f"{number(mean['overlap_siblings'], 2)} (Jaccard index), those of other pairs by "
+        f"{number(mean['overlap_others'], 2)}."
+    )
+
+
+def _comparison(many: Survey, fewer: Survey) -> str:
+    more, less = many.summary["with_companion"].mean(), fewer.summary["with_companion"].mean()
+    verb = "share more than" if more > less else "share less than" if more < less else "share as much as"
+    one_of_many, one_of_few = (100 / (len(one.classes) - 1) for one in (many, fewer))
+    return (
+        f"{len(many.classes)} classes {verb} {len(fewer.classes)}: {percent(more, 0)} of them have a companion, "
+        f"against {percent(less, 0)}. Whether a class separates says less with many classes: one that is lost beside "
+        f"the edited one moves the others' mean by {one_of_many:.1f} points at most, by {one_of_few:.1f} with "
+        f"{len(fewer.classes)} classes: the class that changes most is what to look at."
+    )
+
+
+def _sharing_caption(surveys: Sequence[Survey]) -> str:
+    text = (
+        f"{' and '.join(one.ground.title for one in surveys)}. a: share of classes with at least so many companions "
+        "(classes at least half as strong on the latent a class is edited through); mean and range over SAEs. b: what "
+        "these latents are. c: how far the dominant latents of two classes are the same; 95 % over SAEs."
+    )
+    if any(one.groups for one in surveys):
+        text += " d: how often the class that loses most is of the edited one's superclass; 95 % over edits."
+    return text
+
+
+def _classes_caption(one: Survey) -> str:
+    text = (
+        f"{one.ground.title}, {one.images} val images: each class edited through its latent, where it is at 5 % "
+        "accuracy; the most harmful edits first. Left: what the class that loses most loses (its name at the right), "
+        "and the mean absolute change of all others. Right: companions, which are classes at least half as strong on "
+        f"the latent. Dots: mean of {plural(len(one.summary), 'SAE')}, bars: their range."
+    )
+    return text + (" Bold: of the same superclass." if one.groups else "")
+
+
+def _drift_caption(one: Survey) -> str:
+    order = ", by superclass" if one.groups else ""
+    return (
+        f"{one.ground.title}, {one.images} val images: what editing a class (row) to 5 % accuracy does to every other "
+        f"class (column){order}; mean of {plural(len(one.summary), 'SAE')}. Grey: the class itself, and edits that do "
+        "not take their class there."
+    )

@@ -1,0 +1,181 @@
+"""What the classes of a ground share, read from its finished runs."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from numpy import ndarray
+
+from experiments.grounds import Ground
+from experiments.runs import SAERun, Study
+from experiments.salve2025.cifar100 import measures
+from experiments.salve2025.suppression import separates
+from salve.data.cifar100 import Cifar100Data
+from salve.features import shares
+
+KINDS = ("class-defining", "cross-class", "diffuse")
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was found on a ground.
+
+    Attributes:
+        classes: names. groups: the superclass of each, where the data know one. images: in the val split.
+        table: a row for each SAE and class, see :func:`_rows`.
+        change: by SAE, edited class and other class, the change of accuracy where the edited class is at ``LEVEL``; NaN
+            where it cannot be taken there. overlap: of two classes' dominant latents. companion: see
+            :func:`.measures.companions`. falls: see :func:`.measures.falling`.
+        usage: a row for each SAE, what its latents are.
+    """
+
+    ground: Ground
+    classes: list[str]
+    groups: tuple[str, ...] | None
+    images: int
+    table: pd.DataFrame
+    change: Float[ndarray, "S C C"]
+    overlap: Float[ndarray, "S C C"]
+    companion: Bool[ndarray, "S C C"]
+    falls: Bool[ndarray, "S C C"]
+    usage: pd.DataFrame
+
+    @cached_property
+    def kin(self) -> Bool[ndarray, "C C"]:
+        """Pairs of one superclass; none where there are no superclasses."""
+        return measures.siblings(list(self.groups or self.classes))
+
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        """A row for each SAE: means over its classes, counts of latents, and how siblings fare."""
+        rows = []
+        for place, (seed, own) in enumerate(self.table.groupby("seed")):
+            reached = own[own["reached"]]
+            kin = (
+                measures.kinship(measures.loses_most(self.change[place]), self.kin)
+                if self.groups
+                else measures.Kinship(0, np.nan, np.nan)
+            )
+            pairs = ~np.eye(len(self.classes), dtype=bool)
+            row = {
+                **{"ground": self.ground.name, "seed": seed, "classes": len(own)},
+                "separates": own["separates"].mean(),
+                **{"reached": own["reached"].mean(), "alpha": reached["alpha"].median()},
+                **{"drift": reached["drift"].mean(), "worst": reached["worst"].mean()},
+                "falls": reached["falls"].mean(),
+                "with_companion": (own["companions"] > 0).mean(),
+                "companions": own["companions"].mean(),
+                "not_alone": (own["chosen_by"] > 1).mean(),
+                **{kind: (own["kind"] == kind).mean() for kind in KINDS},
+                "overlap_siblings": _mean(self.overlap[place][self.kin]),
+                "overlap_others": _mean(self.overlap[place][pairs & ~self.kin]),
+                **{"sibling_edits": kin.edits, "sibling_share": kin.share, "sibling_chance": kin.chance},
+                "alpha_flip_median": own["alpha_flip_median"].median(),
+            }
+            rows.append(row)
+        return pd.DataFrame(rows).merge(self.usage, on="seed")
+
+    @cached_property
+    def pairs(self) -> pd.DataFrame:
+        """A row for each edited class and other class: mean over SAEs and range of the change, and what they share."""
+        edited, other = np.nonzero(~np.eye(len(self.classes), dtype=bool))
+        change = self.change[:, edited, other]
+        known = ~np.isnan(change).all(axis=0)
+        low, mean, high = np.full((3, len(edited)), np.nan)
+        low[known], high[known] = np.nanmin(change[:, known], axis=0), np.nanmax(change[:, known], axis=0)
+        mean[known] = np.nanmean(change[:, known], axis=0)
+        names = np.array(self.classes)
+        columns: dict[str, Any] = {"class": names[edited], "other": names[other]}
+        if self.groups:
+            columns["same_superclass"] = self.kin[edited, other]
+        columns |= {"change": mean, "change_low": low, "change_high": high}
+        columns |= {"falls": self.falls[:, edited, other].mean(axis=0)}
+        columns |= {"companion": self.companion[:, edited, other].mean(axis=0)}
+        columns |= {"overlap": self.overlap[:, edited, other].mean(axis=0)}
+        return pd.DataFrame(columns).assign(ground=self.ground.name)
+
+
+def _mean(values: ndarray) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else np.nan
+
+
+def survey(study: Study) -> Survey:
+    """Read a ground's runs."""
+    data = study.job.data
+    groups = data.superclasses if isinstance(data, Cifar100Data) else None
+    found = [_read(run, study.classes, groups) for run in study.runs]
+    return Survey(
+        study.ground,
+        study.classes,
+        groups,
+        len(study.val.labels),
+        pd.concat([one["rows"] for one in found], ignore_index=True).assign(ground=study.ground.name),
+        *(np.stack([one[name] for one in found]) for name in ("change", "overlap", "companion", "falls")),
+        pd.DataFrame([one["usage"] for one in found]),
+    )
+
+
+def _read(run: SAERun, classes: list[str], groups: tuple[str, ...] | None) -> dict[str, Any]:
+    """One SAE's rows, matrices ``[C, C]``, and what its latents are."""
+    selected = run.selected
+    latents = selected["latent"].fillna(-1).astype(int).to_numpy()
+    means = run.found.tensors("features", "class_means.safetensors")["class_means"]
+    effects: dict[int, measures.Effect] = {}
+    apart = np.zeros(len(classes), dtype=bool)
+    before = np.full(len(classes), np.nan)
+    for own in np.flatnonzero(latents >= 0):
+        alphas, accuracy = run.curves("suppress", classes[own])
+        effects[own], apart[own] = measures.effect(alphas, accuracy, own), separates(accuracy, own)
+        before = accuracy[0]
+    change = np.stack(
+        [effects[k].change if k in effects else np.full(len(classes), np.nan) for k in range(len(classes))]
+    )
+    dominant = run.found.table("features", "dominant.csv")
+    has = np.zeros((len(classes), means.shape[1]), dtype=bool)
+    has[[classes.index(name) for name in dominant["class"]], dominant["latent"]] = True
+    matrices = {
+        "change": change,
+        "overlap": measures.jaccard(has),
+        "companion": measures.companions(means, latents),
+        "falls": measures.falling(change, before),
+    }
+    columns = {
+        "seed": run.seed,
+        "class": classes,
+        "superclass": groups or "",
+        **{name: selected[name].to_numpy() for name in ("latent", "sign", "kind", "share")},
+        "separates": apart,
+        "companions": matrices["companion"].sum(axis=1),
+        "chosen_by": measures.chosen_by(latents),
+        "falls": matrices["falls"].sum(axis=1),
+        "accuracy": before,
+    }
+    most = measures.loses_most(change)
+    columns["loses_most"] = [classes[k] if any_ else "" for k, any_ in zip(most.argmax(1), most.any(1), strict=True)]
+    columns["lose_as_much"] = most.sum(axis=1)
+    columns["largest_loss"] = np.where(most, -change, 0.0).max(axis=1)
+    edits = pd.DataFrame([effects[k].edit for k in effects], index=list(effects))
+    flips = run.found.table("diagnose", "summary.csv").set_index("class").reindex(classes)
+    columns |= {name: flips[name].to_numpy() for name in ("alpha_flip_median", "alpha_flip_infinite")}
+    rows = pd.DataFrame(columns).join(edits)
+    rows = rows[latents >= 0].astype({"reached": bool})
+    return {"rows": rows, "usage": _usage(run, means), **matrices}
+
+
+def _usage(run: SAERun, means: Float[ndarray, "C d"]) -> dict[str, Any]:
+    """What all latents are: how many, of which kind, and how many classes own a part of one that is alive."""
+    kinds = run.found.table("features", "latents.csv")["kind"]
+    owners = (shares(torch.from_numpy(means)) >= run.settings["discover.threshold"] / 2).sum(dim=0).numpy()
+    alive = np.abs(np.nan_to_num(means)).sum(axis=0) > 0
+    return {
+        "seed": run.seed,
+        "latents": means.shape[1],
+        **{f"latents {kind}": int((kinds == kind).sum()) for kind in (*KINDS, "dead")},
+        "owners_per_latent": float(owners[alive].mean()),
+        "latents_of_several": int((owners >= 2).sum()),
+    }
