@@ -1,4 +1,4 @@
-.PHONY: help install quickstart test test-slurm lint check clean
+.PHONY: help install quickstart paper test test-slurm lint check clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -18,6 +18,9 @@ install: .venv/.installed  ## make .venv and install the package with everything
 
 quickstart: install  ## understand and change a small classifier, in three minutes
 	$(BIN)/salve
+
+paper: install  ## the paper's figures and claims, with what this machine has (PAPER=--help)
+	$(BIN)/python -m experiments.reproduce $(PAPER)
 
 test: install  ## the whole test suite
 	$(BIN)/python -m pytest -n auto --maxprocesses 4

@@ -1,13 +1,14 @@
 """What the latents say about the classes, the concepts and the images."""
 
 from salve.features.classes import ClassMeans, Kind, Selection, class_means, kinds, margins, select_latents, shares
-from salve.features.concepts import ConceptDetectors, concept_auroc, concept_detectors
+from salve.features.concepts import ConceptAUROC, ConceptDetectors, concept_auroc, concept_detectors
 from salve.features.monosemanticity import Monosemanticity, monosemanticity
 from salve.features.purity import ClassPurity, class_entropy, top_purity
 
 __all__ = [
     "ClassMeans",
     "ClassPurity",
+    "ConceptAUROC",
     "ConceptDetectors",
     "Kind",
     "Monosemanticity",

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 from salve.types import Latents
 
@@ -44,6 +46,35 @@ def concept_auroc(latents: Latents, presence: Bool[Tensor, "N K"]) -> Float[Tens
     pairs = positives * (len(latents) - positives)
     sums = torch.cat([shown @ _mid_ranks(part) for part in latents.split(_AT_ONCE, dim=1)], dim=1)
     return (sums - positives * (positives + 1) / 2) / pairs
+
+
+class ConceptAUROC(Metric):
+    """:func:`concept_auroc` over all batches; keeps every latent, since ranks are among all images.
+
+    Args:
+        dictionary_size: ``d``. concepts: ``K``.
+    """
+
+    full_state_update = False
+    latents: list[Tensor]
+    presence: list[Tensor]
+
+    def __init__(self, dictionary_size: int, concepts: int) -> None:
+        super().__init__()
+        self.dictionary_size, self.concepts = dictionary_size, concepts
+        self.add_state("latents", [], dist_reduce_fx="cat")
+        self.add_state("presence", [], dist_reduce_fx="cat")
+
+    def update(self, latents: Tensor, presence: Tensor) -> None:
+        """Add latents ``[N, d]`` and which of these images shows which concept, ``[N, K]`` bool."""
+        self.latents.append(latents)
+        self.presence.append(presence)
+
+    def compute(self) -> Tensor:
+        """``[K, d]``."""
+        if not len(self.latents):
+            return torch.full((self.concepts, self.dictionary_size), torch.nan, dtype=torch.float64)
+        return concept_auroc(dim_zero_cat(self.latents), dim_zero_cat(self.presence))
 
 
 def concept_detectors(

@@ -2,6 +2,8 @@
 
 from salve.metrics.dictionaries import (
     Matching,
+    PlantedRecovery,
+    Stability,
     match_columns,
     mean_max_cosine,
     planted_recovery,
@@ -39,8 +41,10 @@ __all__ = [
     "FractionOfVarianceExplained",
     "LatentUsage",
     "Matching",
+    "PlantedRecovery",
     "PredictiveDrift",
     "ReconstructionCosine",
+    "Stability",
     "downstream",
     "firing",
     "fraction_of_variance_explained",

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+from torchmetrics import Metric
 
 from salve.types import UserError
 
@@ -142,3 +143,57 @@ def planted_recovery(
     found = match_columns(truth, decoder, signed).cosines
     features = truth.shape[1]
     return {"mcc": found.sum() / features, "recovered_fraction": (found >= threshold).double().sum() / features}
+
+
+class _MeanOverPairs(Metric):
+    """Mean of the measures of pairs of dictionaries; a measure is NaN as soon as it is for one pair."""
+
+    full_state_update = False
+    measures: tuple[str, ...]
+    total: Tensor
+    pairs: Tensor
+
+    def __init__(self, signed: bool = False, threshold: float = 0.7) -> None:
+        super().__init__()
+        self.signed, self.threshold = signed, threshold
+        self.add_state("total", torch.zeros(len(self.measures), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("pairs", torch.tensor(0), dist_reduce_fx="sum")
+
+    def _add(self, found: dict[str, Tensor]) -> None:
+        self.total += torch.stack([found[name] for name in self.measures]).to(self.total)
+        self.pairs += 1
+
+    def compute(self) -> dict[str, Tensor]:
+        """The means by name; NaN without a pair."""
+        return dict(zip(self.measures, self.total / self.pairs, strict=True))
+
+
+class Stability(_MeanOverPairs):
+    """:func:`stability`, its mean over pairs of SAEs, such as all pairs of seeds.
+
+    Args:
+        signed, threshold: see :func:`stability`.
+    """
+
+    measures = ("matched_cosine", "shared_fraction", "flipped_fraction", "max_cosine")
+
+    def update(self, first: Tensor, second: Tensor) -> None:
+        """Add a pair of decoders, ``[M, d]`` and ``[M, e]``."""
+        self._add(stability(first, second, self.signed, self.threshold))
+
+
+class PlantedRecovery(_MeanOverPairs):
+    """:func:`planted_recovery`, its mean over SAEs, such as all seeds.
+
+    Args:
+        signed, threshold: see :func:`planted_recovery`.
+    """
+
+    measures = ("mcc", "recovered_fraction")
+
+    def __init__(self, signed: bool = False, threshold: float = 0.9) -> None:
+        super().__init__(signed, threshold)
+
+    def update(self, decoder: Tensor, truth: Tensor) -> None:
+        """Add a decoder ``[M, d]`` and the features ``[M, G]`` that made its data."""
+        self._add(planted_recovery(decoder, truth, self.signed, self.threshold))

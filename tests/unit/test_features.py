@@ -16,6 +16,7 @@ from torchmetrics import Metric
 from salve.features import (
     ClassMeans,
     ClassPurity,
+    ConceptAUROC,
     Monosemanticity,
     class_entropy,
     class_means,
@@ -215,6 +216,21 @@ def test_auroc_equals_scikit_learn() -> None:
         expected = [roc_auc_score(presence[:, concept], latents[:, latent]) for latent in range(4)]
         np.testing.assert_allclose(found[concept], expected, rtol=1e-12)
     assert found[2:].isnan().all()  # shown by no image, and by all
+
+
+def test_auroc_over_batches_and_ranks_is_of_all_images() -> None:
+    latents, presence = concepts(90, seed=2)
+    expected = concept_auroc(latents, presence)
+    metric = ConceptAUROC(4, 4)
+    with pytest.warns(UserWarning, match="before the ``update``"):
+        assert metric.compute().isnan().all()
+    metric.reset()
+    for rows in (slice(0, 50), slice(50, 90)):
+        metric.update(latents[rows], presence[rows])
+    torch.testing.assert_close(metric.compute(), expected, equal_nan=True)
+    parts = [slice(0, 20), slice(20, 20), slice(20, 90)]
+    found = over_ranks(lambda: ConceptAUROC(4, 4), lambda one, rows: one.update(latents[rows], presence[rows]), parts)
+    torch.testing.assert_close(found, expected, equal_nan=True)
 
 
 def test_auroc_of_more_latents_than_are_ranked_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
