@@ -1,27 +1,23 @@
-"""Experiment 7: the permanent gate against steering and a rank-one edit of the head, at a matched effect.
+"""Edits that take a class away, each at the strength where the class is at ``LEVEL``.
 
-Pure functions on a classifier's linear reader and cached activations. Every method takes a class to ``LEVEL`` by a
-strength of its own, and is judged by what the other classes lose there.
+Pure functions on tensors and tables. All they read of a classifier is its linear head and cached activations.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
+from torch.nn import functional as F
 
-from experiments.compare import CONFIDENCE, LEVEL, Interval, MatchedEdit, matched_edit, t_interval
-from experiments.figures import PRINT_WIDTH
+from experiments.compare import CONFIDENCE, LEVEL, Interval, matched_edit, t_interval
 from experiments.sae_variants.references import random_directions
-from salve.editing import edited_logits, rank_one_logits, rank_one_rows, steered_logits, strength_curves
+from salve.editing import ablated_logits, edited_logits, rank_one_logits, rank_one_rows, steered_logits, strength_curves
 from salve.editing.curves import LogitsAt
-from salve.report.style import BLACK, BLUE, GREEN, ORANGE, log_axis, new_figure, styled
 from salve.types import Activations, Labels
 
 #: Strengths that are tried first: 0, then six to each factor of ten. Units differ by method, so they span all of them.
@@ -29,7 +25,10 @@ COARSE = np.concatenate([[0.0], np.geomspace(1e-3, 1e5, 49)])
 #: Strengths that are tried between the two of these where the class falls to ``LEVEL``.
 FINE = 33
 #: What is compared, besides how many classes are reached.
-MEASURES = ("selectivity", "drift", "worst", "kl")
+MEASURES = ("selectivity", "drift", "lost", "worst", "kl")
+
+GATE, STEERING, ABLATION = "gate", "steering", "directional ablation"
+RANK_ONE, BIAS = "rank-one edit", "class bias"
 
 
 class Reader(NamedTuple):
@@ -62,13 +61,13 @@ class Method(NamedTuple):
 
     Attributes:
         name: as figure and table show it.
-        along: what gives its direction: the class's latent, a random unit vector in its place, or no direction at all
-            (the same edit for every SAE).
+        directed: it follows a direction, the class's latent or, as its control, a random one; otherwise it is the same
+            edit for every SAE.
         edit: from the class and the direction ``[M]`` to the logits at any strengths; None where there is no such edit.
     """
 
     name: str
-    along: Literal["latent", "random", "nothing"]
+    directed: bool
     edit: Callable[[int, Tensor], LogitsAt | None]
 
 
@@ -77,39 +76,50 @@ def methods(reader: Reader) -> list[Method]:
     weight, bias = reader.weight, reader.bias
     rows = rank_one_rows(*reader.train, len(weight))
 
-    def suppress(_: int, direction: Tensor) -> LogitsAt:
+    def gate(_: int, direction: Tensor) -> LogitsAt:
         return lambda block, strengths: edited_logits(weight, bias, block, direction, strengths)
 
     def steer(_: int, direction: Tensor) -> LogitsAt:
         return lambda block, strengths: steered_logits(weight, bias, block, direction, strengths)
+
+    def ablate(_: int, direction: Tensor) -> LogitsAt:
+        return lambda block, strengths: ablated_logits(weight, bias, block, direction, strengths)
 
     def rank_one(k: int, _: Tensor) -> LogitsAt | None:
         if bool(rows[k].isnan().any()):
             return None
         return lambda block, strengths: rank_one_logits(weight, bias, block, rows[k], k, strengths)
 
+    def lower_bias(k: int, _: Tensor) -> LogitsAt:
+        own = F.one_hot(torch.tensor(k), len(weight)).to(weight.dtype)
+        return lambda block, strengths: (
+            block @ weight.T + bias - strengths.to(weight.dtype)[:, None, None] * own  # [K, n, C]
+        )
+
     return [
-        Method("suppress", "latent", suppress),
-        Method("steering", "latent", steer),
-        Method("rank-one edit", "nothing", rank_one),
-        Method("suppress, random direction", "random", suppress),
-        Method("steering, random direction", "random", steer),
+        Method(GATE, True, gate),
+        Method(STEERING, True, steer),
+        Method(ABLATION, True, ablate),
+        Method(RANK_ONE, False, rank_one),
+        Method(BIAS, False, lower_bias),
     ]
 
 
-def at_matched_effect(reader: Reader, logits_at: LogitsAt, own: int) -> dict[str, float]:
-    """An edit of class ``own`` at the strength that takes its val accuracy to ``LEVEL``.
+def at_matched_effect(reader: Reader, logits_at: LogitsAt | None, own: int) -> dict[str, float]:
+    """An edit of class ``own`` at the strength that takes its val accuracy to ``LEVEL``; None leaves all as it is.
 
     Returns:
-        The fields of ``MatchedEdit`` (``alpha`` is the strength, in the method's own unit), and ``kl``: from the
-        original's predictive distribution, in nats, the mean over the other classes; NaN if not reached.
+        The fields of ``MatchedEdit`` (``alpha`` is the strength, in the method's own unit), and means over the other
+        classes, NaN if not reached: ``lost``, the part of ``drift`` that is a loss of accuracy, and ``kl``, from the
+        original's predictive distribution, in nats.
     """
+    chosen = logits_at or (lambda block, _: (block @ reader.weight.T + reader.bias)[None])
 
     def measure(strengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        found = strength_curves(reader.weight, reader.bias, *reader.val, logits_at, torch.from_numpy(strengths))
+        found = strength_curves(reader.weight, reader.bias, *reader.val, chosen, torch.from_numpy(strengths))
         return found[0].numpy(), found[1].numpy()
 
-    strengths = COARSE
+    strengths = COARSE if logits_at else COARSE[:1]
     accuracy, kl = measure(strengths)
     down = np.flatnonzero(accuracy[:, own] <= LEVEL)
     if len(down) and down[0] > 0:
@@ -117,10 +127,13 @@ def at_matched_effect(reader: Reader, logits_at: LogitsAt, own: int) -> dict[str
         strengths = np.unique(np.append(0.0, np.linspace(low, high, FINE)))
         accuracy, kl = measure(strengths)
     edit = matched_edit(strengths, accuracy, own)
-    others = np.delete(kl, own, axis=1)
-    others = others[:, ~np.isnan(others[0])]
-    mean = others.mean(axis=1) if others.shape[1] else np.zeros(len(kl))
-    return {**edit._asdict(), "kl": float(np.interp(edit.alpha, strengths, mean)) if edit.reached else math.nan}
+    found = {"lost": math.nan, "kl": math.nan}
+    if edit.reached:
+        others = [k for k in range(len(reader.weight)) if k != own and not np.isnan(accuracy[0, k])]
+        there = {k: np.interp(edit.alpha, strengths, accuracy[:, k]) for k in others}
+        found["lost"] = float(np.mean([max(0.0, accuracy[0, k] - there[k]) for k in others] or [0.0]))
+        found["kl"] = float(np.mean([np.interp(edit.alpha, strengths, kl[:, k]) for k in others] or [0.0]))
+    return {**edit._asdict(), **found}
 
 
 def compare_methods(reader: Reader, chosen: Mapping[int, Chosen], classes: Sequence[str]) -> pd.DataFrame:
@@ -130,126 +143,65 @@ def compare_methods(reader: Reader, chosen: Mapping[int, Chosen], classes: Seque
         reader: the classifier. chosen: by SAE seed, which draws the random directions, too. classes: ``C`` names.
 
     Returns:
-        One row per method, seed and class: ``method``, ``seed``, ``class`` and what :func:`at_matched_effect` finds. A
-        method without a direction has one seed, the first. A class without a latent (for the rank-one
-        edit, without train images) counts as one that no strength reaches.
+        One row per method, direction, seed and class: ``method``, ``direction`` (``latent``, ``random`` or ``none``),
+        ``seed``, ``class`` and what :func:`at_matched_effect` finds. A method without a direction has one seed, the
+        first. A class without a latent (for the rank-one edit, without train images) is one that no strength reaches.
     """
-    no_edit = {**MatchedEdit(False, math.inf, 0.0, math.nan, math.nan, 0.0)._asdict(), "kl": math.nan}
     rows = []
     for method in methods(reader):
-        for seed in list(chosen)[: 1 if method.along == "nothing" else None]:
-            columns, signs = chosen[seed]
-            directions = columns * signs[:, None]
-            if method.along == "random":
-                directions = random_directions(len(columns), columns.shape[1], seed)
-            for k, name in enumerate(classes):
-                possible = method.along != "latent" or bool(signs[k])
-                logits_at = method.edit(k, directions[k]) if possible else None
-                edit = at_matched_effect(reader, logits_at, k) if logits_at else no_edit
-                rows.append({"method": method.name, "seed": seed, "class": name, **edit})
+        for direction in ("latent", "random") if method.directed else ("none",):
+            for seed in list(chosen)[: None if method.directed else 1]:
+                columns, signs = chosen[seed]
+                along = columns * signs[:, None]
+                if direction == "random":
+                    along = random_directions(len(columns), columns.shape[1], seed)
+                for k, name in enumerate(classes):
+                    possible = direction != "latent" or bool(signs[k])
+                    edit = at_matched_effect(reader, method.edit(k, along[k]) if possible else None, k)
+                    rows.append({"method": method.name, "direction": direction, "seed": seed, "class": name, **edit})
     return pd.DataFrame(rows)
 
 
 def summarise(edits: pd.DataFrame) -> pd.DataFrame:
     """The methods in few numbers: means over classes, with Student's interval over SAE seeds.
 
-    The difference in selectivity to the first method is paired by seed, as both use the same SAE; its intervals hold
-    together with ``CONFIDENCE`` for all methods (Bonferroni).
+    Differences in selectivity are paired by seed, as both use the same SAE. The intervals of each kind of difference
+    hold together with ``CONFIDENCE`` for all methods (Bonferroni).
 
     Args:
         edits: see :func:`compare_methods`.
 
     Returns:
-        One row per method: ``method``, ``seeds``, ``classes`` (that have images), ``reached`` (of these, mean over
-        seeds), each of ``MEASURES`` (drift, worst and kl of the classes reached) with ``<measure>_half``, and
-        ``difference`` with ``difference_half``. A half is NaN where there is one seed only.
+        One row per method and direction: ``method``, ``direction``, ``seeds``, ``classes`` (that have images),
+        ``reached`` (of these, mean over seeds) and each of ``MEASURES`` (all but selectivity of the classes reached);
+        ``ahead``: how far the gate, along latents, is ahead of this method; ``over_random``: how far this method is
+        ahead of itself along random directions. Each has its ``<measure>_half``, NaN where there is one seed only.
     """
     table = edits[edits["selectivity"].notna()]
-    by_seed = {name: _over_classes(mine) for name, mine in table.groupby("method", sort=False)}
-    first, *others = by_seed
+    by_seed = {
+        key: mine.groupby("seed").agg({"reached": "sum", **dict.fromkeys(MEASURES, "mean")})  # means pass over NaN
+        for key, mine in table.groupby(["method", "direction"], sort=False)
+    }
+    directed = sum(direction == "latent" for _, direction in by_seed)
+    rivals = sum(direction != "random" for _, direction in by_seed) - 1
     rows = []
-    for name, mine in by_seed.items():
-        row = {"method": name, "seeds": len(mine), "classes": int(table[table["method"] == name]["class"].nunique())}
+    for (name, direction), mine in by_seed.items():
+        row = {"method": name, "direction": direction, "seeds": len(mine)}
+        row["classes"] = int(table[table["method"] == name]["class"].nunique())
         for measure in ("reached", *MEASURES):
             row[measure], row[f"{measure}_half"], _ = t_interval(mine[measure])
-        difference = Interval(math.nan, math.nan, 0)
-        if name != first:
-            theirs = mine["selectivity"] if len(mine) > 1 else float(mine["selectivity"].iloc[0])
-            difference = t_interval(theirs - by_seed[first]["selectivity"], 1 - (1 - CONFIDENCE) / len(others))
-        row |= {"difference": difference.mean, "difference_half": difference.half}
-        rows.append(row)
+        ahead = over_random = Interval(math.nan, math.nan, 0)
+        if name != GATE and direction != "random":
+            ahead = _ahead(by_seed[GATE, "latent"], mine, rivals)
+        if direction == "latent":
+            over_random = _ahead(mine, by_seed[name, "random"], directed)
+        row |= {"ahead": ahead.mean, "ahead_half": ahead.half}
+        rows.append({**row, "over_random": over_random.mean, "over_random_half": over_random.half})
     return pd.DataFrame(rows)
 
 
-def _over_classes(edits: pd.DataFrame) -> pd.DataFrame:
-    """One row per seed; means pass over what is not reached."""
-    return edits.groupby("seed").agg({"reached": "sum", **dict.fromkeys(MEASURES, "mean")})
-
-
-#: By method, its colour and marker; along a random direction the marker is empty.
-LOOKS = {
-    "suppress": (BLUE, "o"),
-    "steering": (ORANGE, "s"),
-    "rank-one edit": (GREEN, "D"),
-    "suppress, random direction": (BLUE, "o"),
-    "steering, random direction": (ORANGE, "s"),
-}
-#: By measure, the name of its axis and the factor from its own unit to the axis's.
-PANELS = {
-    "selectivity": ("selectivity (points)", 100),
-    "drift": ("others' drift (points)", 100),
-    "kl": ("KL of the others (nats)", 1),
-}
-
-
-@styled
-def baselines_figure(edits: pd.DataFrame) -> Figure:
-    """A row of panels per ground: what each method takes and what it harms, at a matched effect.
-
-    Large markers: mean over classes and SAE seeds, with the interval over seeds; dots: each class, mean over seeds. At
-    the right, how many classes the method takes to ``LEVEL``; drift and KL are those of these.
-
-    Args:
-        edits: see :func:`compare_methods`, with ``ground``, its title.
-    """
-    grounds = list(dict.fromkeys(edits["ground"]))
-    figure = new_figure(PRINT_WIDTH, 0.5 + 1.8 * len(grounds))
-    grid = figure.subplots(len(grounds), len(PANELS), squeeze=False, sharex="col")
-    for row, ground in zip(grid, grounds, strict=True):
-        mine = edits[edits["ground"] == ground]
-        summary = summarise(mine)
-        for axes, (measure, (label, unit)) in zip(row, PANELS.items(), strict=True):
-            _panel(axes, mine, summary, measure, unit)
-            axes.set_yticks(range(len(summary)), summary["method"] if axes is row[0] else [""] * len(summary))
-            if ground == grounds[-1]:
-                axes.set_xlabel(label)
-        row[0].set_title(ground)
-        lines = [f"{reached:.3g} of {of}" for reached, of in zip(summary["reached"], summary["classes"], strict=True)]
-        for place, line in enumerate(lines):
-            row[-1].text(
-                1.05, place, line, transform=row[-1].get_yaxis_transform(), fontsize=8, verticalalignment="center"
-            )
-        row[-1].set_title(f"taken to {100 * LEVEL:.0f} %", loc="right", fontweight="normal", fontsize=8, x=1.3)
-    shown = edits.groupby(["ground", "method", "class"])[list(PANELS)].mean()
-    for axes, (measure, (_, unit)) in zip(grid[0], PANELS.items(), strict=True):
-        if measure == "selectivity":
-            axes.set_xticks(range(0, 101, 25))
-        elif len(positive := unit * shown[measure][shown[measure] > 0]):
-            log_axis(axes, "x", (positive.min() / 1.4, positive.max() * 1.4))
-    return figure
-
-
-def _panel(axes: Axes, edits: pd.DataFrame, summary: pd.DataFrame, measure: str, unit: float) -> None:
-    """A measure of every method, one below the other."""
-    for place, row in enumerate(summary.to_dict("records")):
-        colour, marker = LOOKS[row["method"]]
-        by_class = edits[edits["method"] == row["method"]].groupby("class", sort=False)[measure].mean()
-        beside = place + np.linspace(-0.25, 0.25, len(by_class))
-        axes.plot(unit * by_class, beside, color=colour, alpha=0.6, marker=".", markersize=5, linestyle="", mew=0)
-        axes.errorbar(
-            unit * row[measure], place, xerr=unit * np.nan_to_num(row[f"{measure}_half"]), color=BLACK,
-            markerfacecolor="white" if "random" in row["method"] else colour, marker=marker, markersize=6,
-            elinewidth=1.2, capsize=2.5, linestyle="",
-        )  # fmt: skip
-    axes.set_ylim(len(summary) - 0.5, -0.5)
-    axes.grid(visible=False, axis="y")
+def _ahead(mine: pd.DataFrame, theirs: pd.DataFrame, comparisons: int) -> Interval:
+    """The difference in selectivity, seed by seed; what has one seed only is the same for all."""
+    other = theirs["selectivity"]
+    paired = mine["selectivity"] - (other if len(other) > 1 else float(other.iloc[0]))
+    return t_interval(paired, 1 - (1 - CONFIDENCE) / comparisons)
