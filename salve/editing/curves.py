@@ -1,5 +1,8 @@
 """What a grid of strengths does to every class, on cached activations."""
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -9,6 +12,9 @@ from salve.types import Activations, Contribution, Labels
 
 #: Logits computed at once: few enough for a processor's cache, which the passes over them live on.
 _BLOCK = 2**20
+
+#: Any edit, or what is compared with one: activations ``[n, M]`` and strengths ``[K]`` to logits ``[K, n, C]``.
+LogitsAt: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
 def edit_curves(
@@ -20,27 +26,51 @@ def edit_curves(
     alphas: Float[Tensor, " K"],
     mode: Mode = "suppress",
 ) -> tuple[Float[Tensor, "K C"], Float[Tensor, "K C"]]:
-    """Accuracy and mean KL per class at every strength, all strengths in one pass.
+    """Accuracy and mean KL per class at every strength of the gate, all strengths in one pass.
 
     Args:
         weight, bias: the linear reader. activations: ``[N, M]``. labels: ``[N]``.
         contribution: ``[M]``, or ``[S, M]`` for a set. alphas: ``[K]``. mode: ``suppress`` or ``enhance``.
 
     Returns:
-        Accuracy ``[K, C]`` and ``KL(original ‖ edited)`` in nats ``[K, C]``, float64; NaN for a class without images.
+        As :func:`strength_curves`.
     """
-    classes, strengths = len(weight), len(alphas)
-    right = torch.zeros(strengths, classes, dtype=torch.float64)
-    drift = torch.zeros(strengths, classes, dtype=torch.float64)
-    rows = max(1, _BLOCK // (strengths * classes))
+
+    def logits_at(block: Tensor, strengths: Tensor) -> Tensor:
+        return edited_logits(weight, bias, block, contribution, strengths, mode)
+
+    return strength_curves(weight, bias, activations, labels, logits_at, alphas)
+
+
+def strength_curves(
+    weight: Float[Tensor, "C M"],
+    bias: Float[Tensor, " C"],
+    activations: Activations,
+    labels: Labels,
+    logits_at: LogitsAt,
+    strengths: Float[Tensor, " K"],
+) -> tuple[Float[Tensor, "K C"], Float[Tensor, "K C"]]:
+    """Accuracy and mean KL per class at every strength of whatever changes the logits.
+
+    Args:
+        weight, bias: the linear reader, unchanged. activations: ``[N, M]``. labels: ``[N]``.
+        logits_at: the changed logits ``[K, n, C]`` of ``n`` images, at every strength. strengths: ``[K]``.
+
+    Returns:
+        Accuracy ``[K, C]`` and ``KL(original ‖ changed)`` in nats ``[K, C]``, float64; NaN for a class without images.
+    """
+    classes, count = len(weight), len(strengths)
+    right = torch.zeros(count, classes, dtype=torch.float64)
+    drift = torch.zeros(count, classes, dtype=torch.float64)
+    rows = max(1, _BLOCK // (count * classes))
     for block, own in zip(activations.split(rows), labels.split(rows), strict=True):
         original = (block @ weight.T + bias).log_softmax(dim=1)  # [n, C]
-        logits = edited_logits(weight, bias, block, contribution, alphas, mode)  # [K, n, C]
+        logits = logits_at(block, strengths)  # [K, n, C]
         highest, predictions = logits.max(dim=2, keepdim=True)
         right.index_add_(1, own, (predictions[..., 0] == own).double())
         drift.index_add_(1, own, _drift(original, logits - highest).double())
-    count = torch.bincount(labels, minlength=classes)
-    return right / count, drift / count
+    images = torch.bincount(labels, minlength=classes)
+    return right / images, drift / images
 
 
 def _drift(original: Float[Tensor, "n C"], logits: Float[Tensor, "K n C"]) -> Float[Tensor, "K n"]:

@@ -1,0 +1,124 @@
+"""What each method takes and what it harms, at a matched effect."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from experiments.compare import LEVEL
+from experiments.figures import PRINT_WIDTH
+from experiments.salve2025.baselines.methods import GATE, summarise
+from salve.report.style import BLACK, BLUE, GREY, ORANGE, grid_axis, new_figure, styled
+
+#: By direction: colour, marker, and what it is called.
+LOOKS = {
+    "latent": (BLUE, "o", "along the class's latent"),
+    "none": (ORANGE, "D", "in the head, no SAE"),
+    "random": (GREY, "s", "along a random direction"),
+}
+#: By measure, the name of its axis, the factor from its own unit to the axis's, and, for what is never negative, where
+#: a linear axis turns into a logarithmic one.
+PANELS = {
+    "selectivity": ("selectivity\n(points)", 100, None),
+    "ahead": ("gate is more selective\nby (points)", 100, None),
+    "drift": ("change of the others\n(points)", 100, 0.3),
+    "kl": ("KL of the others\n(nats)", 1, 0.03),
+}
+#: How far a method's two directions lie above and below its line, and how far each one's classes are spread.
+_ASIDE, _SPREAD = 0.2, 0.13
+
+
+@styled
+def baselines_figure(edits: pd.DataFrame) -> Figure:
+    """A row of panels per ground, a line per method.
+
+    Large markers: mean over classes and SAE seeds, with the interval over seeds; dots: each class, mean over seeds. At
+    the right, how many classes the method takes to ``LEVEL``; drift and KL are those of these.
+
+    Args:
+        edits: see :func:`compare_methods`, with ``ground``, its title.
+    """
+    grounds = list(dict.fromkeys(edits["ground"]))
+    lines = list(dict.fromkeys(edits["method"]))
+    shown = by_class(edits)
+    both = set(edits[edits["direction"] == "random"]["method"])
+    aside = {"latent": -_ASIDE, "random": _ASIDE, "none": 0.0}
+    figure = new_figure(PRINT_WIDTH, 0.85 + 0.4 * len(lines) * len(grounds))
+    grid = figure.subplots(len(grounds), len(PANELS), squeeze=False, sharex="col")
+    for row, ground in zip(grid, grounds, strict=True):
+        for one in summarise(edits[edits["ground"] == ground]).to_dict("records"):
+            name, direction = one["method"], one["direction"]
+            place = lines.index(name) + (aside[direction] if name in both else 0)
+            for axes, (measure, (_, unit, linear)) in zip(row, PANELS.items(), strict=True):
+                mean, half = unit * one[measure], unit * np.nan_to_num(one[f"{measure}_half"])
+                low = half if linear is None else min(half, mean)
+                _draw(axes, place, unit * shown.loc[(ground, name, direction), measure], mean, (low, half), direction)
+            text = f"{one['reached']:.3g} of {one['classes']}"
+            row[-1].text(1.06, place, text, transform=row[-1].get_yaxis_transform(), fontsize=7.5, va="center",
+                         color="#5c646d" if direction == "random" else BLACK)  # fmt: skip
+        for axes in row:
+            axes.set_yticks(range(len(lines)), [_two_lines(name) for name in lines] if axes is row[0] else [])
+            axes.set_ylim(len(lines) - 0.5, -0.5)
+            axes.grid(visible=False, axis="y")
+        row[0].set_title(ground)
+        row[-1].text(1.06, 1.03, f"taken to\n{100 * LEVEL:.0f} %", transform=row[-1].transAxes, fontsize=7.5)
+        row[list(PANELS).index("ahead")].axvline(0, color=GREY, linewidth=0.9, zorder=0)
+    for at, (measure, (name, unit, linear)) in enumerate(PANELS.items()):
+        grid[-1][at].set_xlabel(name)
+        _limit(grid[0][at], measure, unit * shown[measure], linear)
+    _legend(figure, set(edits["direction"]))
+    return figure
+
+
+def by_class(edits: pd.DataFrame) -> pd.DataFrame:
+    """Each measure of ``PANELS``, mean over seeds; indexed by ``ground``, ``method``, ``direction``, ``class``."""
+    keys = ["ground", "method", "direction", "class"]
+    means = edits.groupby(keys)[[name for name in PANELS if name != "ahead"]].mean().reset_index()
+    gate = means[(means["method"] == GATE) & (means["direction"] == "latent")]
+    gate = gate.set_index(["ground", "class"])["selectivity"]
+    of_gate = gate.reindex(pd.MultiIndex.from_frame(means[["ground", "class"]])).to_numpy()
+    compared = (means["method"] != GATE) & (means["direction"] != "random")
+    return means.assign(ahead=(of_gate - means["selectivity"]).where(compared)).set_index(keys)
+
+
+def _two_lines(name: str) -> str:
+    return name.replace(" ", "\n", 1) if len(name) > 15 else name
+
+
+def _limit(axes: Axes, measure: str, values: pd.Series, linear: float | None) -> None:
+    """An axis that shows all classes' values."""
+    if measure == "selectivity":
+        axes.set(xticks=(0, 50, 100), xlim=(min(0.0, values.min()) - 5, 105))
+    elif linear is None:
+        most = max(1.0, values.abs().max())
+        axes.set_xlim(-1.1 * most, 1.1 * most)
+        axes.xaxis.set_major_locator(MaxNLocator(4, symmetric=True))
+    else:
+        top = max(values.max(), 3 * linear)
+        grid_axis(axes, (linear, top))
+        axes.set_xlim(-0.25 * linear, 1.4 * top)
+
+
+def _draw(
+    axes: Axes, place: float, classes: pd.Series, mean: float, interval: tuple[float, float], direction: str
+) -> None:
+    colour, marker, _ = LOOKS[direction]
+    face = "white" if direction == "random" else colour
+    beside = place + np.linspace(-_SPREAD, _SPREAD, len(classes))
+    axes.plot(classes, beside, color=colour, alpha=0.55, marker=".", markersize=4.5, linestyle="", mew=0)
+    axes.errorbar(
+        mean, place, xerr=np.array(interval)[:, None], color=BLACK, markerfacecolor=face, marker=marker, markersize=5,
+        mew=0.9, elinewidth=1.1, capsize=2.2, linestyle="",
+    )  # fmt: skip
+
+
+def _legend(figure: Figure, directions: set[str]) -> None:
+    handles = [
+        Line2D([], [], color=BLACK, markerfacecolor="white" if direction == "random" else colour, marker=marker,
+               markersize=5, mew=0.9, linestyle="", label=name)
+        for direction, (colour, marker, name) in LOOKS.items() if direction in directions
+    ]  # fmt: skip
+    handles.append(Line2D([], [], color=GREY, marker=".", markersize=4.5, linestyle="", label="one class"))
+    figure.legend(handles=handles, loc="outside upper center", ncols=4, fontsize=7.5, handletextpad=0.3)

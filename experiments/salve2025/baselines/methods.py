@@ -1,0 +1,207 @@
+"""Edits that take a class away, each at the strength where the class is at ``LEVEL``.
+
+Pure functions on tensors and tables. All they read of a classifier is its linear head and cached activations.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from experiments.compare import CONFIDENCE, LEVEL, Interval, matched_edit, t_interval
+from experiments.sae_variants.references import random_directions
+from salve.editing import ablated_logits, edited_logits, rank_one_logits, rank_one_rows, steered_logits, strength_curves
+from salve.editing.curves import LogitsAt
+from salve.types import Activations, Labels
+
+#: Strengths that are tried first: 0, then six to each factor of ten. Units differ by method, so they span all of them.
+COARSE = np.concatenate([[0.0], np.geomspace(1e-3, 1e5, 49)])
+#: Strengths that are tried between the two of these where the class falls to ``LEVEL``.
+FINE = 33
+#: What is compared, besides how many classes are reached.
+MEASURES = ("selectivity", "drift", "lost", "worst", "kl")
+
+GATE, STEERING, ABLATION = "gate", "steering", "directional ablation"
+RANK_ONE, BIAS = "rank-one edit", "class bias"
+
+
+class Reader(NamedTuple):
+    """What an edit of the last site sees of a classifier.
+
+    Attributes:
+        weight: ``[C, M]``. bias: ``[C]``. train, val: activations ``[N, M]`` with labels ``[N]``.
+    """
+
+    weight: Float[Tensor, "C M"]
+    bias: Float[Tensor, " C"]
+    train: tuple[Activations, Labels]
+    val: tuple[Activations, Labels]
+
+
+class Chosen(NamedTuple):
+    """The latents through which one SAE edits the classes.
+
+    Attributes:
+        columns: their decoder columns ``[C, M]``. signs: that they have for their classes ``[C]``, +1 or −1; 0 for a
+            class without a latent.
+    """
+
+    columns: Float[Tensor, "C M"]
+    signs: Int[Tensor, " C"]
+
+
+class Method(NamedTuple):
+    """One way to take a class away.
+
+    Attributes:
+        name: as figure and table show it.
+        directed: it follows a direction, the class's latent or, as its control, a random one; otherwise it is the same
+            edit for every SAE.
+        edit: from the class and the direction ``[M]`` to the logits at any strengths; None where there is no such edit.
+    """
+
+    name: str
+    directed: bool
+    edit: Callable[[int, Tensor], LogitsAt | None]
+
+
+def methods(reader: Reader) -> list[Method]:
+    """All methods; the first is the one that the others are compared with."""
+    weight, bias = reader.weight, reader.bias
+    rows = rank_one_rows(*reader.train, len(weight))
+
+    def gate(_: int, direction: Tensor) -> LogitsAt:
+        return lambda block, strengths: edited_logits(weight, bias, block, direction, strengths)
+
+    def steer(_: int, direction: Tensor) -> LogitsAt:
+        return lambda block, strengths: steered_logits(weight, bias, block, direction, strengths)
+
+    def ablate(_: int, direction: Tensor) -> LogitsAt:
+        return lambda block, strengths: ablated_logits(weight, bias, block, direction, strengths)
+
+    def rank_one(k: int, _: Tensor) -> LogitsAt | None:
+        if bool(rows[k].isnan().any()):
+            return None
+        return lambda block, strengths: rank_one_logits(weight, bias, block, rows[k], k, strengths)
+
+    def lower_bias(k: int, _: Tensor) -> LogitsAt:
+        own = F.one_hot(torch.tensor(k), len(weight)).to(weight.dtype)
+        return lambda block, strengths: (
+            block @ weight.T + bias - strengths.to(weight.dtype)[:, None, None] * own  # [K, n, C]
+        )
+
+    return [
+        Method(GATE, True, gate),
+        Method(STEERING, True, steer),
+        Method(ABLATION, True, ablate),
+        Method(RANK_ONE, False, rank_one),
+        Method(BIAS, False, lower_bias),
+    ]
+
+
+def at_matched_effect(reader: Reader, logits_at: LogitsAt | None, own: int) -> dict[str, float]:
+    """An edit of class ``own`` at the strength that takes its val accuracy to ``LEVEL``; None leaves all as it is.
+
+    Returns:
+        The fields of ``MatchedEdit`` (``alpha`` is the strength, in the method's own unit), and means over the other
+        classes, NaN if not reached: ``lost``, the part of ``drift`` that is a loss of accuracy, and ``kl``, from the
+        original's predictive distribution, in nats.
+    """
+    chosen = logits_at or (lambda block, _: (block @ reader.weight.T + reader.bias)[None])
+
+    def measure(strengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        found = strength_curves(reader.weight, reader.bias, *reader.val, chosen, torch.from_numpy(strengths))
+        return found[0].numpy(), found[1].numpy()
+
+    strengths = COARSE if logits_at else COARSE[:1]
+    accuracy, kl = measure(strengths)
+    down = np.flatnonzero(accuracy[:, own] <= LEVEL)
+    if len(down) and down[0] > 0:
+        low, high = COARSE[down[0] - 1 : down[0] + 1].tolist()
+        strengths = np.unique(np.append(0.0, np.linspace(low, high, FINE)))
+        accuracy, kl = measure(strengths)
+    edit = matched_edit(strengths, accuracy, own)
+    found = {"lost": math.nan, "kl": math.nan}
+    if edit.reached:
+        others = [k for k in range(len(reader.weight)) if k != own and not np.isnan(accuracy[0, k])]
+        there = {k: np.interp(edit.alpha, strengths, accuracy[:, k]) for k in others}
+        found["lost"] = float(np.mean([max(0.0, accuracy[0, k] - there[k]) for k in others] or [0.0]))
+        found["kl"] = float(np.mean([np.interp(edit.alpha, strengths, kl[:, k]) for k in others] or [0.0]))
+    return {**edit._asdict(), **found}
+
+
+def compare_methods(reader: Reader, chosen: Mapping[int, Chosen], classes: Sequence[str]) -> pd.DataFrame:
+    """Every method's edit of every class.
+
+    Args:
+        reader: the classifier. chosen: by SAE seed, which draws the random directions, too. classes: ``C`` names.
+
+    Returns:
+        One row per method, direction, seed and class: ``method``, ``direction`` (``latent``, ``random`` or ``none``),
+        ``seed``, ``class`` and what :func:`at_matched_effect` finds. A method without a direction has one seed, the
+        first. A class without a latent (for the rank-one edit, without train images) is one that no strength reaches.
+    """
+    rows = []
+    for method in methods(reader):
+        for direction in ("latent", "random") if method.directed else ("none",):
+            for seed in list(chosen)[: None if method.directed else 1]:
+                columns, signs = chosen[seed]
+                along = columns * signs[:, None]
+                if direction == "random":
+                    along = random_directions(len(columns), columns.shape[1], seed)
+                for k, name in enumerate(classes):
+                    possible = direction != "latent" or bool(signs[k])
+                    edit = at_matched_effect(reader, method.edit(k, along[k]) if possible else None, k)
+                    rows.append({"method": method.name, "direction": direction, "seed": seed, "class": name, **edit})
+    return pd.DataFrame(rows)
+
+
+def summarise(edits: pd.DataFrame) -> pd.DataFrame:
+    """The methods in few numbers: means over classes, with Student's interval over SAE seeds.
+
+    Differences in selectivity are paired by seed, as both use the same SAE. The intervals of each kind of difference
+    hold together with ``CONFIDENCE`` for all methods (Bonferroni).
+
+    Args:
+        edits: see :func:`compare_methods`.
+
+    Returns:
+        One row per method and direction: ``method``, ``direction``, ``seeds``, ``classes`` (that have images),
+        ``reached`` (of these, mean over seeds) and each of ``MEASURES`` (all but selectivity of the classes reached);
+        ``ahead``: how far the gate, along latents, is ahead of this method; ``over_random``: how far this method is
+        ahead of itself along random directions. Each has its ``<measure>_half``, NaN where there is one seed only.
+    """
+    table = edits[edits["selectivity"].notna()]
+    by_seed = {
+        key: mine.groupby("seed").agg({"reached": "sum", **dict.fromkeys(MEASURES, "mean")})  # means pass over NaN
+        for key, mine in table.groupby(["method", "direction"], sort=False)
+    }
+    directed = sum(direction == "latent" for _, direction in by_seed)
+    rivals = sum(direction != "random" for _, direction in by_seed) - 1
+    rows = []
+    for (name, direction), mine in by_seed.items():
+        row = {"method": name, "direction": direction, "seeds": len(mine)}
+        row["classes"] = int(table[table["method"] == name]["class"].nunique())
+        for measure in ("reached", *MEASURES):
+            row[measure], row[f"{measure}_half"], _ = t_interval(mine[measure])
+        ahead = over_random = Interval(math.nan, math.nan, 0)
+        if name != GATE and direction != "random":
+            ahead = _ahead(by_seed[GATE, "latent"], mine, rivals)
+        if direction == "latent":
+            over_random = _ahead(mine, by_seed[name, "random"], directed)
+        row |= {"ahead": ahead.mean, "ahead_half": ahead.half}
+        rows.append({**row, "over_random": over_random.mean, "over_random_half": over_random.half})
+    return pd.DataFrame(rows)
+
+
+def _ahead(mine: pd.DataFrame, theirs: pd.DataFrame, comparisons: int) -> Interval:
+    """The difference in selectivity, seed by seed; what has one seed only is the same for all."""
+    other = theirs["selectivity"]
+    paired = mine["selectivity"] - (other if len(other) > 1 else float(other.iloc[0]))
+    return t_interval(paired, 1 - (1 - CONFIDENCE) / comparisons)

@@ -1,0 +1,162 @@
+"""What the permanent gate is compared with (METHOD §6): steering, directional ablation, a rank-one edit of the head.
+
+Behind a linear reader each of them moves every logit along a straight line, ``y(s) = y − s v``, so that all strengths
+share one product with the activations. Strengths have no unit in common: compare them at a matched effect.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from salve.features import class_means
+from salve.types import Activations, Contribution, Labels, UserError
+
+
+def steered_logits(
+    weight: Float[Tensor, "C M"],
+    bias: Float[Tensor, " C"],
+    activations: Activations,
+    direction: Contribution,
+    strengths: Float[Tensor, " K"] | Sequence[float],
+) -> Float[Tensor, "K N C"]:
+    """Logits under steering at inference time, ``a' = a − s u`` (activation addition, Turner et al. 2023).
+
+    Behind a linear reader ``W a' + b = W a + (b − s W u)``: it is a change of the bias alone, the same shift of the
+    logits for every image, whatever the image holds. Only a reader that is not linear can tell it from one.
+
+    Args:
+        weight: ``[C, M]`` and bias: ``[C]`` of the linear reader.
+        activations: ``[N, M]`` at the site.
+        direction: ``u`` ``[M]``. To suppress a class it is ``sign · c``, with the decoder column ``c`` of its latent
+            (steering with an SAE's decoder: Flovik 2025) and the sign that the latent has for the class.
+        strengths: ``[K]``, finite, in the unit of the activations where ``u`` has unit norm; negative steers the
+            other way.
+
+    Returns:
+        ``[K, N, C]``, in the dtype of the weights; at strength 0 the original's logits, exactly.
+
+    Raises:
+        UserError: a strength is not finite.
+    """
+    return _lines(activations @ weight.T + bias, weight @ direction.to(weight.dtype), strengths)
+
+
+def ablated_logits(
+    weight: Float[Tensor, "C M"],
+    bias: Float[Tensor, " C"],
+    activations: Activations,
+    direction: Contribution,
+    strengths: Float[Tensor, " K"] | Sequence[float],
+) -> Float[Tensor, "K N C"]:
+    """Logits under directional ablation, ``a' = a − t u (uᵀ a)`` with ``u`` at unit norm (Arditi et al. 2024).
+
+    The image's own share of the direction is removed, and no more of it than there is: unlike steering it stops, at
+    ``t = 1``, where ``u`` is projected out. It is the permanent edit ``W' = W (I − t u uᵀ)``.
+
+    Args:
+        weight, bias, activations: see :func:`steered_logits`.
+        direction: ``[M]`` of any length and sign; along a direction of zeros nothing is removed.
+        strengths: ``t`` ``[K]``, finite, no unit; above 1 the share is turned round, below 0 enlarged.
+
+    Returns:
+        ``[K, N, C]``, in the dtype of the weights; at strength 0 the original's logits, exactly.
+
+    Raises:
+        UserError: a strength is not finite.
+    """
+    unit = F.normalize(direction.to(weight.dtype), dim=0)
+    return _lines(activations @ weight.T + bias, torch.outer(activations @ unit, weight @ unit), strengths)
+
+
+def rank_one_rows(
+    activations: Activations, labels: Labels, num_classes: int, ridge: float = 1e-4
+) -> Float[Tensor, "C M"]:
+    """The row ``r_k`` of each class's rank-one edit of the head, ``W'(s) = W − s e_k r_kᵀ`` (ROME, Meng et al. 2022).
+
+    ROME takes the reader for a memory of keys and values, and stores one new pair ``(k*, v*)``. Here ``k*`` is the
+    class's mean activation and ``v*`` the logits at it with the class's own lowered by ``s``. Of all ``W'`` that store
+    it, the edit is the one which changes the outputs least,
+
+        minimise E‖(W' − W) a‖² + ρ ‖W' − W‖²  subject to  W' k* = v*,
+
+    whose solution ``W' = W + (v* − W k*) (C⁻¹ k*)ᵀ / (k*ᵀ C⁻¹ k*)``, with the second moment ``C = E[a aᵀ] + ρ I``, has
+    for this ``v*`` only the class's row changed: by ``−s r``, ``r = C⁻¹ k* / (k*ᵀ C⁻¹ k*)``, so that ``rᵀ k* = 1``.
+
+    Args:
+        activations: ``[N, M]`` of the train split; they give the keys and the second moment (not centred).
+        labels: ``[N]``, each in ``0 … C−1``. num_classes: ``C``.
+        ridge: ``ρ`` as a share of the mean diagonal of ``E[a aᵀ]``, the mean square of a channel; no unit. It makes
+            the problem well posed where channels outnumber images or never fire.
+
+    Returns:
+        ``[C, M]``, computed in float64 and returned in the dtype of the activations, in 1 / their unit; NaN for a class
+        that has no images, or whose mean activation is zero.
+
+    Raises:
+        UserError: the ridge is not positive.
+    """
+    if not ridge > 0:
+        raise UserError(f"The ridge of a rank-one edit must be positive, not {ridge:g}.")
+    rows = activations.double()
+    moment = rows.T @ rows / len(rows)  # [M, M]
+    keys = class_means(rows, labels, num_classes)  # [C, M]
+    moment.diagonal().add_(ridge * moment.diagonal().mean())
+    known = keys.abs().sum(dim=1) > 0  # False for NaN, too
+    found = torch.full_like(keys, torch.nan)
+    if bool(known.any()):
+        solved = torch.cholesky_solve(keys[known].T, torch.linalg.cholesky(moment)).T
+        found[known] = solved / (solved * keys[known]).sum(dim=1, keepdim=True)
+    return found.to(activations.dtype)
+
+
+def rank_one_weight(
+    weight: Float[Tensor, "C M"], row: Contribution, target: int, strength: float
+) -> Float[Tensor, "C M"]:
+    """The edited head ``W' = W − s e_k rᵀ`` ``[C, M]``, a new tensor.
+
+    Args:
+        weight: ``[C, M]``. row: ``r`` ``[M]``, see :func:`rank_one_rows`. target: the class ``k``.
+        strength: ``s`` in logits, by which the class's logit at its mean activation falls.
+    """
+    edited = weight.clone()
+    edited[target] -= strength * row.to(weight.dtype)
+    return edited
+
+
+def rank_one_logits(
+    weight: Float[Tensor, "C M"],
+    bias: Float[Tensor, " C"],
+    activations: Activations,
+    row: Contribution,
+    target: int,
+    strengths: Float[Tensor, " K"] | Sequence[float],
+) -> Float[Tensor, "K N C"]:
+    """Logits of the head under the rank-one edit at every strength: ``y_k − s (rᵀ a)``, the others untouched.
+
+    Args:
+        weight, bias, activations: see :func:`steered_logits`. row, target: see :func:`rank_one_weight`.
+        strengths: ``[K]``, finite, in logits.
+
+    Returns:
+        ``[K, N, C]``, in the dtype of the weights; at strength 0 the original's logits, exactly.
+
+    Raises:
+        UserError: a strength is not finite.
+    """
+    level = activations @ weight.T + bias
+    slope = torch.zeros_like(level)
+    slope[:, target] = activations @ row.to(weight.dtype)
+    return _lines(level, slope, strengths)
+
+
+def _lines(
+    level: Float[Tensor, "N C"], slope: Float[Tensor, "*N C"], strengths: Float[Tensor, " K"] | Sequence[float]
+) -> Float[Tensor, "K N C"]:
+    """``y − s v`` for every ``s``; a slope ``[C]`` is that of every image."""
+    given = torch.as_tensor(strengths, dtype=level.dtype, device=level.device)
+    if not bool(given.isfinite().all()):
+        raise UserError("The strength of steering, ablation or a rank-one edit must be finite.")
+    return torch.addcmul(level, given[:, None, None], slope, value=-1)
