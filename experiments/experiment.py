@@ -143,9 +143,10 @@ def _facts(study: Study) -> dict[str, Any]:
 
 def _digest(experiment: Experiment, grounds: Sequence[Ground], place: Place) -> str:
     """What an experiment's findings depend on: settings, recipes and code."""
-    module = sys.modules[experiment.analyse.__module__].__file__
-    here = Path(__file__).parent
-    sources = sorted({*here.glob("*.py"), Path(str(module)), here / "salve2025" / "claims.yaml"})
+    name, here = experiment.analyse.__module__, Path(__file__).parent
+    # A package's own modules too.
+    modules = [str(one.__file__) for key, one in sys.modules.items() if key == name or key.startswith(f"{name}.")]
+    sources = sorted({*here.glob("*.py"), *map(Path, modules), here / "salve2025" / "claims.yaml"})
     recipes = [experiment.config, *(ground.config for ground in grounds if ground.config)]
     files = [*sources, *(conf_dir() / "experiment" / f"{recipe}.yaml" for recipe in recipes)]
     overrides = [place.overrides(ground) for ground in grounds]
