@@ -1,0 +1,183 @@
+"""Latents that several classes depend on: who falls, who is redundant and who rises when one is suppressed."""
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+
+from experiments.claims import Measured
+from experiments.experiment import Experiment, Findings, Picture
+from experiments.runs import Study
+from experiments.salve2025.cross_class.figure import counts_figure, roles_figure
+from experiments.salve2025.cross_class.images import images_figure
+from experiments.salve2025.cross_class.roles import FALL, FALLS, REDUNDANT, RISES
+from experiments.salve2025.cross_class.tables import (
+    Case,
+    cases_of,
+    class_table,
+    curve_table,
+    latent_table,
+    sae_table,
+    telling,
+    tower_table,
+)
+from salve.report.text import plural
+
+
+def analyse(studies: Sequence[Study]) -> Findings:
+    """See the module."""
+    paragraphs, measured = [], []
+    pictures: dict[str, Picture] = {}
+    tables: dict[str, list[pd.DataFrame]] = {
+        name: [] for name in ("saes", "latents", "classes", "curves", "images", "tower")
+    }
+    for study in studies:
+        readings, cases = cases_of(study)
+        saes, latents = sae_table(readings, cases), latent_table(readings)
+        classes, tower = class_table(cases), tower_table(study, readings, cases)
+        shown = telling(study, cases)
+        if shown:
+            pictures |= _pictures(study, shown, tables["images"])
+        tables["saes"].append(saes)
+        tables["latents"].append(latents)
+        tables["classes"].append(classes)
+        tables["curves"].append(curve_table(shown))
+        tables["tower"].append(tower)
+        paragraphs.append(" ".join([_shared_text(study, saes, latents), *_roles_text(classes), *_tower_text(tower)]))
+        measured += _measured(study, saes, tower)
+    found = {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items() if parts}
+    caption = (
+        "Left: latents of each SAE (dots; bars: means) that two classes hold by share (τ/2 each), of these those that "
+        "count for both (no smaller than the class's average latent), and of these those under which no other class "
+        f"falls. Right: share of latents under which two or more classes lose {100 * FALL:.0f} points or more where "
+        "the first of their classes is at 5 %, by kind; mean and 95 % interval over SAEs. Val images."
+    )
+    pictures = {"counts": Picture(counts_figure(found["saes"], found["latents"]), caption), **pictures}
+    return Findings(
+        "\n\n".join(paragraphs), pictures, {name: table for name, table in found.items() if len(table)}, measured
+    )
+
+
+def _pictures(study: Study, shown: Sequence[Case], images: list[pd.DataFrame]) -> dict[str, Picture]:
+    title, ground = study.ground.title, study.ground.name
+    figure, table = images_figure(study, shown)
+    images.append(table)
+    chosen = f"{plural(len(shown), 'shared latent')}, chosen on the train split"
+    roles = (
+        f"{title}: {chosen}. Left: class means with 95 % intervals; hatched: classes that depend on the latent. "
+        f"Middle: change of accuracy on {len(study.val.labels)} val images where the first of these classes is at 5 %, "
+        "with 95 % intervals; the black tick is the mean change when another class's own latents are suppressed as "
+        "far. Right: accuracy by strength; dotted: the strength of the middle panel."
+    )
+    look = (
+        f"{title}: where the same latents look (Grad-FAM; bright is where the latent's value comes from, each map by "
+        "its own maximum; below, the value). Classes that depend on it: the val images with the largest values. A "
+        "class that rises: images that it gains, which were taken for a class that depends on the latent."
+    )
+    return {
+        f"roles-{ground}": Picture(roles_figure(study, shown), roles),
+        f"images-{ground}": Picture(figure, look),
+    }
+
+
+def _main(saes: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the sparsest SAEs: the largest dictionary with the largest λ, which are the defaults."""
+    size = saes["dictionary_size"] == saes["dictionary_size"].max()
+    return saes[size & (saes["sparsity"] == saes["sparsity"].max())]
+
+
+def _setting(rows: pd.DataFrame) -> str:
+    return f"d {rows['dictionary_size'].iloc[0]}, λ {rows['sparsity'].iloc[0]:g}"
+
+
+def _shared_text(study: Study, saes: pd.DataFrame, latents: pd.DataFrame) -> str:
+    main = _main(saes)
+    text = (
+        f"{study.ground.title}: in the sparsest SAEs ({_setting(main)}; {len(main)} of {len(saes)}) "
+        f"{main['by_share'].mean():.1f} latents per SAE are cross-class by share, {main['shared'].mean():.1f} of them "
+        f"also count for both classes and take one of them to 5 %, and {main['clean'].mean():.1f} do so without "
+        "dragging along a class that does not depend on them."
+    )
+    others = saes.drop(main.index)
+    if len(others):
+        parts = [
+            f"{rows['clean'].mean():.1f} ({_setting(rows)})"
+            for _, rows in others.groupby(["dictionary_size", "sparsity"], sort=True)
+        ]
+        text += f" Elsewhere: {', '.join(parts)} of the last kind."
+    known = latents.dropna(subset="fallen")
+    rates = [
+        f"{100 * (rows['fallen'] >= 2).mean():.0f} % of {len(rows)} {kind} latents"
+        for kind, rows in known.groupby("kind")
+        if kind in ("class-defining", "cross-class")
+    ]
+    return text + (f" Two or more classes fall under {' and '.join(rates)}." if rates else "")
+
+
+def _roles_text(classes: pd.DataFrame) -> list[str]:
+    """What the classes do, over all shared latents that drag no other along."""
+    clean = classes[classes["clean"]] if len(classes) else classes
+    if not len(clean):
+        return ["No latent that counts for two classes can be suppressed alone, so that there are no roles to tell."]
+    keys = ["dictionary_size", "sparsity", "seed", "latent"]
+    count = len(clean.groupby(keys))
+    mine = clean[clean["depends"]]
+    rising = clean[clean["role"] == RISES]
+    text = [
+        f"Over all settings, {plural(count, 'latent')} are of this kind. Of the {len(mine)} cases of a class that "
+        f"depends on one, the class falls in {(mine['role'] == FALLS).sum()}, is redundant in "
+        f"{(mine['role'] == REDUNDANT).sum()} (it keeps its accuracy, but not when its own latent is suppressed too), "
+        f"and rises in {(mine['role'] == RISES).sum()}."
+    ]
+    if len(rising):
+        most = rising["class"].value_counts()
+        gained = float((rising["gained"] * rising["taken"].fillna(0)).sum() / max(rising["gained"].sum(), 1))
+        wrong = float(rising["mistaken"].mean())
+        text.append(
+            f"{len(rising)} times a class rises by more than is usual for it, most often {most.index[0]} "
+            f"({most.iloc[0]} times): {100 * gained:.0f} % of the images gained had been taken for a class that "
+            f"depends on the latent, against {100 * wrong:.0f} % of all mistakes."
+        )
+    return text
+
+
+def _tower_text(tower: pd.DataFrame) -> list[str]:
+    if not len(tower):
+        return []
+    return [
+        f"The paper's own case: church and gas pump both depend on a latent in {(tower['depend'] > 0).sum()} of "
+        f"{len(tower)} SAEs, and show the paper's pattern in {(tower['tower'] > 0).sum()} (the largest share that both "
+        f"hold of one latent is {100 * tower['nearest_share'].max():.0f} %, in the mean over SAEs "
+        f"{100 * tower['nearest_share'].mean():.0f} %). By effect alone (gas pump falls, church changes by less than 3 "
+        f"points, chain saw gains 3 or more) {tower['by_effect'].sum()} latents look like it, and "
+        f"{tower['by_effect_defining'].sum()} of those are latents that define gas pump and nothing else: without the "
+        "shares the pattern is no evidence of sharing."
+    ]
+
+
+def _measured(study: Study, saes: pd.DataFrame, tower: pd.DataFrame) -> list[Measured]:
+    ground, main = study.ground.name, _main(saes)
+    having = saes[saes["clean"] > 0]
+    share = float((main["clean"] > 0).mean())
+    every = f"; {(saes['clean'] > 0).sum()} of {len(saes)} over all settings" if len(saes) > len(main) else ""
+    text = f"in {(main['clean'] > 0).sum()} of the {len(main)} sparsest SAEs{every}"
+    found = [Measured("cross_class.shared", ground, share, text)]
+    for name, column in (("redundant", "falls_redundant"), ("other_way", "falls_rises")):
+        seen = int((having[column] > 0).sum())
+        value = seen / len(having) if len(having) else math.nan
+        text = f"in {seen} of {len(having)} SAEs that have one" if len(having) else "no SAE has a shared latent"
+        found.append(Measured(f"cross_class.{name}", ground, value, text))
+    if len(tower):
+        seen, depend = int((tower["tower"] > 0).sum()), int((tower["depend"] > 0).sum())
+        text = f"in {seen} of {len(tower)} SAEs; church and gas pump share a latent in {depend}"
+        found.append(Measured("cross_class.tower", ground, seen / len(tower), text))
+    return found
+
+
+EXPERIMENT = Experiment(
+    "cross_class",
+    "Cross-class latents",
+    ("resnet18", "vit"),
+    analyse,
+    quick=("sae.seed=0,1", "sae.epochs=20", "sae.dictionary_size=64"),
+)

@@ -1,0 +1,94 @@
+"""What turning a latent down does to every class, and which classes a latent counts for: pure functions.
+
+Axes: ``N`` images, ``M`` width, ``d`` latents, ``C`` classes, ``K`` strengths.
+"""
+
+import math
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from numpy import ndarray
+from torch import Tensor
+
+from salve.features import kinds, shares
+from salve.types import Activations, Contribution, Labels
+
+#: Strengths at which every latent is tried.
+ALPHAS = (0, 0.5, 1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 18, 20, 24, 28, 32, 40, 50, 60, 80, 100)
+
+
+def weights(means: Float[Tensor, "C d"]) -> Float[Tensor, "C d"]:
+    """How much a latent counts for a class, as a multiple of the class's average latent: ``|μ_kl| / mean_l |μ_kl|``.
+
+    A share says nothing of size: it is as large for a latent that hardly ever leaves zero. From 1 on a latent counts.
+
+    Returns:
+        ``[C, d]``; 0 for a class without images or with nothing but zeros.
+    """
+    size = means.nan_to_num(0.0).abs()
+    average = size.mean(dim=1, keepdim=True)
+    return size / torch.where(average > 0, average, torch.ones_like(average))
+
+
+def counting(means: Float[Tensor, "C d"], threshold: float) -> tuple[list[str], Bool[Tensor, "C d"]]:
+    """What each latent is, and the classes that depend on it.
+
+    A class depends on a latent of which it holds a share of at least τ/2, and which counts for it (:func:`weights`). A
+    latent that :func:`salve.features.kinds` calls cross-class stays so only if two classes depend on it in this
+    sense; a latent that counts for no class is ``"idle"``.
+
+    Args:
+        means: class means ``μ [C, d]``. threshold: τ.
+
+    Returns:
+        ``d`` kinds, and ``[C, d]``.
+    """
+    counts = weights(means) >= 1
+    depends = (shares(means) >= threshold / 2) & counts
+    found: list[str] = []
+    for latent, kind in enumerate(kinds(means, threshold)):
+        if not bool(counts[:, latent].any()):
+            found.append("idle")
+        elif kind == "cross-class" and int(depends[:, latent].sum()) < 2:
+            found.append("diffuse")
+        else:
+            found.append(kind)
+    return found, depends
+
+
+def own_margins(logits: Float[Tensor, "N C"], labels: Labels) -> Float[Tensor, " N"]:
+    """By how much each image's own class leads, ``y_own − max_{m≠own} y_m``: positive where the prediction is right."""
+    rest = logits.scatter(1, labels[:, None], -math.inf).amax(dim=1)
+    return logits.gather(1, labels[:, None])[:, 0] - rest
+
+
+def crossing(alphas: Float[ndarray, " K"], accuracy: Float[ndarray, " K"], level: float) -> float:
+    """The smallest strength at which a curve is at a level or below, linear between strengths.
+
+    Returns:
+        ``inf`` if it never is; NaN for a curve that is there from the beginning, or is not known.
+    """
+    if not accuracy[0] > level:
+        return math.nan
+    below = np.flatnonzero(accuracy <= level)
+    if not len(below):
+        return math.inf
+    at = int(below[0])
+    share = (accuracy[at - 1] - level) / (accuracy[at - 1] - accuracy[at])
+    return float(alphas[at - 1] + share * (alphas[at] - alphas[at - 1]))
+
+
+def first_crossing(
+    alphas: Float[ndarray, " K"], accuracy: Float[ndarray, "K C"], classes: list[int], level: float
+) -> float:
+    """The smallest :func:`crossing` of some classes' curves; ``inf`` if none of them gets there."""
+    found = [crossing(alphas, accuracy[:, k], level) for k in classes]
+    return min((alpha for alpha in found if not math.isnan(alpha)), default=math.inf)
+
+
+def gated_logits(
+    weight: Float[Tensor, "C M"], bias: Float[Tensor, " C"], activations: Activations, gate: Contribution
+) -> Float[Tensor, "N C"]:
+    """Logits behind a gate ``[M]`` on the activations."""
+    return activations @ (weight * gate).T + bias

@@ -1,0 +1,275 @@
+"""The latents that several classes depend on, found in every SAE, and what each class does when they are suppressed."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import stats  # type: ignore[import-untyped]
+from torch import Tensor
+
+from experiments.compare import CONFIDENCE, LEVEL
+from experiments.runs import SAERun, Study
+from experiments.salve2025.cross_class.effects import (
+    ALPHAS,
+    counting,
+    crossing,
+    first_crossing,
+    gated_logits,
+    own_margins,
+    weights,
+)
+from salve.backbones import Captured
+from salve.editing import gate
+from salve.editing.curves import edit_curves
+
+#: A class falls if it loses so much of its accuracy, and rises from so much on.
+FALL, RISE = 0.1, 0.03
+FALLS, REDUNDANT, STAYS, RISES, DRAGGED, NONE = "falls", "redundant", "stays", "rises", "dragged along", ""
+
+
+class Change(NamedTuple):
+    """Mean change over a class's images, and half the width of its interval; NaN for a class without images."""
+
+    mean: NDArray[np.float64]
+    half: NDArray[np.float64]
+
+
+def change_by_class(before: Tensor, after: Tensor, labels: Tensor, classes: int) -> Change:
+    """Paired by image: ``mean ± t s / √n`` of ``after − before`` ``[N]`` in each class, ``[C]`` each."""
+    mean, half = np.full(classes, np.nan), np.full(classes, np.nan)
+    for k in range(classes):
+        each = (after - before)[labels == k].double()
+        count = len(each)
+        if count:
+            mean[k] = float(each.mean())
+        if count > 1:
+            half[k] = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * float(each.std()) / math.sqrt(count)
+    return Change(mean, half)
+
+
+class Backing(NamedTuple):
+    """Whether a class has something to fall back on: its accuracy when its own latent is suppressed halfway.
+
+    Attributes:
+        own: the class's largest latent other than the shared one; −1 if there is none. alpha: the strength at which
+            that alone halves the class's accuracy. alone: the accuracy then. joint: with the shared latent suppressed
+            as well. control: with another class's own latent instead, as strongly as takes that class to ``LEVEL``; the
+            mean over classes. All NaN where the own latent cannot halve it.
+    """
+
+    own: int
+    alpha: float
+    alone: float
+    joint: float
+    control: float
+
+
+@dataclass(frozen=True)
+class Roles:
+    """What suppressing one latent does to each class, on one split.
+
+    Attributes:
+        before, after: predictions ``[N]``. gain: of each image's margin, in logits ``[N]``.
+        accuracy: before, ``[C]``. change: of accuracy. margin: change of the mean margin in logits.
+        usual: mean change of a class's accuracy when another class's own latents are suppressed as far, ``[C]``.
+        backing: by class that depends on the latent and keeps its accuracy. roles: ``C`` names.
+    """
+
+    before: Tensor
+    after: Tensor
+    gain: Tensor
+    accuracy: NDArray[np.float64]
+    change: Change
+    margin: Change
+    usual: NDArray[np.float64]
+    backing: dict[int, Backing]
+    roles: list[str]
+
+    @property
+    def clean(self) -> bool:
+        """No class falls but those that depend on the latent."""
+        return DRAGGED not in self.roles
+
+
+def role(depends: bool, change: float, half: float, usual: float, backed: bool) -> str:
+    """The role of one class.
+
+    Args:
+        depends: on the latent. change, half: of its accuracy. usual: see :class:`Roles`.
+        backed: its own latent, suppressed halfway, loses ``FALL`` more when the shared one goes too than when
+            another class's does.
+
+    Returns:
+        ``rises``: by ``RISE`` and more, and surely (``CONFIDENCE``) by more than is usual. ``falls``: a class that
+        depends loses ``FALL`` or more; ``redundant``: loses less, and is backed; ``stays``: loses less, and is not.
+        ``dragged along``: a class that does not depend loses ``FALL`` or more. Else empty, as for one without images.
+    """
+    if math.isnan(change):
+        return NONE
+    if change >= RISE and change - half > max(0.0, usual):
+        return RISES
+    if change <= -FALL:
+        return FALLS if depends else DRAGGED
+    if not depends:
+        return NONE
+    return REDUNDANT if backed else STAYS
+
+
+class Shared(NamedTuple):
+    """A latent that several classes depend on: ``classes``, the strength at which the first of them is at ``LEVEL``,
+    and how much it counts for the second of them (:func:`weights`)."""
+
+    latent: int
+    classes: tuple[int, ...]
+    alpha: float
+    second: float
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One SAE's latents: what they are, and accuracy while each is suppressed.
+
+    Attributes:
+        kinds: ``d`` names of :func:`counting`. depends: ``[C, d]``. means: ``[C, d]``, of the train split.
+    """
+
+    study: Study
+    run: SAERun
+    means: Tensor
+    kinds: list[str]
+    depends: Tensor
+
+    @classmethod
+    def of(cls, study: Study, run: SAERun) -> "Reading":
+        means = torch.from_numpy(run.found.tensors("features", "class_means.safetensors")["class_means"])
+        return cls(study, run, means, *counting(means, float(run.settings["discover.threshold"])))
+
+    @property
+    def setting(self) -> tuple[int, float]:
+        """Dictionary size and λ."""
+        return int(self.run.settings["sae.dictionary_size"]), float(self.run.settings["sae.sparsity"])
+
+    @property
+    def in_use(self) -> list[int]:
+        """Latents that count for some class."""
+        return [latent for latent, kind in enumerate(self.kinds) if kind not in ("idle", "dead")]
+
+    def column(self, latent: int) -> Tensor:
+        """The latent's contribution vector ``[M]``."""
+        return self.run.sae.decoder[:, latent].contiguous()
+
+    def owners(self, latent: int) -> list[int]:
+        """Classes that depend on a latent, or else the one that holds most of it."""
+        found = self.depends[:, latent].nonzero()[:, 0].tolist()
+        return found or [int(self.means[:, latent].nan_to_num(0.0).abs().argmax())]
+
+    @cached_property
+    def curves(self) -> dict[int, NDArray[np.float64]]:
+        """By latent in use, accuracy on val ``[K, C]`` at ``ALPHAS``."""
+        weight, bias = self.study.head
+        val, alphas = self.study.val, torch.tensor(ALPHAS, dtype=weight.dtype)
+        return {
+            latent: edit_curves(weight, bias, val.activations, val.labels, self.column(latent), alphas)[0].numpy()
+            for latent in self.in_use
+        }
+
+    @cached_property
+    def alphas(self) -> dict[int, float]:
+        """By latent in use, the strength at which the first of its owners is at ``LEVEL``; ∞ if none gets there."""
+        grid = np.array(ALPHAS)
+        return {
+            latent: first_crossing(grid, curve, self.owners(latent), LEVEL) for latent, curve in self.curves.items()
+        }
+
+    def changes(self, latent: int) -> NDArray[np.float64]:
+        """Change of every class's accuracy ``[C]`` at the latent's strength, linear between those of the grid."""
+        curve, alpha = self.curves[latent], min(self.alphas[latent], ALPHAS[-1])
+        return np.array([np.interp(alpha, ALPHAS, one) - one[0] for one in curve.T])
+
+    @cached_property
+    def usual(self) -> NDArray[np.float64]:
+        """See :class:`Roles`: over class-defining latents that take their class to ``LEVEL``; NaN if there are none."""
+        known: list[list[float]] = [[] for _ in self.study.classes]
+        for latent in self.in_use:
+            if self.kinds[latent] == "class-defining" and math.isfinite(self.alphas[latent]):
+                owners, changes = self.owners(latent), self.changes(latent)
+                for k, values in enumerate(known):
+                    if k not in owners:
+                        values.append(float(changes[k]))
+        return np.array([np.mean(values) if values else math.nan for values in known])
+
+    @cached_property
+    def shared(self) -> list[Shared]:
+        """The latents that several classes depend on and that can take one of them to ``LEVEL``."""
+        weight = weights(self.means)
+        found = []
+        for latent, kind in enumerate(self.kinds):
+            if kind == "cross-class" and math.isfinite(self.alphas[latent]):
+                classes = sorted(self.owners(latent), key=lambda k: -float(weight[k, latent]))
+                found.append(Shared(latent, tuple(classes), self.alphas[latent], float(weight[classes[1], latent])))
+        return found
+
+    def own_latent(self, k: int, but: int | None = None) -> int:
+        """The largest latent of a class, besides one; −1 if there is none."""
+        size = self.means[k].nan_to_num(0.0).abs()
+        if but is not None:
+            size[but] = 0
+        return int(size.argmax()) if bool(size.any()) else -1
+
+    def roles(self, shared: Shared, split: Captured) -> Roles:
+        """What the classes do when a shared latent is suppressed at its strength, on the images of a split."""
+        weight, bias = self.study.head
+        activations, labels, classes = split.activations, split.labels, len(self.study.classes)
+        first = gated_logits(weight, bias, activations, torch.ones(weight.shape[1]))
+        last = gated_logits(weight, bias, activations, gate(self.column(shared.latent), shared.alpha))
+        before, after = first.argmax(dim=1), last.argmax(dim=1)
+        gain = own_margins(last, labels) - own_margins(first, labels)
+        nothing = torch.zeros_like(gain)
+        accuracy = change_by_class(nothing, (before == labels).float(), labels, classes).mean
+        right = change_by_class((before == labels).float(), (after == labels).float(), labels, classes)
+        margin = change_by_class(nothing, gain, labels, classes)
+        backing, roles = {}, []
+        usual = np.nan_to_num(self.usual)
+        for k in range(classes):
+            depends, change = k in shared.classes, float(right.mean[k])
+            if depends and change > -FALL:
+                backing[k] = self._backing(shared, k, split)
+            backed = k in backing and backing[k].control - backing[k].joint >= FALL
+            roles.append(role(depends, change, float(right.half[k]), float(usual[k]), backed))
+        return Roles(before, after, gain, accuracy, right, margin, self.usual, backing, roles)
+
+    def _backing(self, shared: Shared, k: int, split: Captured) -> Backing:
+        """See :class:`Backing`; on the images of class ``k``."""
+        nothing = Backing(own := self.own_latent(k, shared.latent), *[math.nan] * 4)
+        images = (split.labels == k).nonzero()[:, 0]
+        if own < 0 or not len(images):
+            return nothing
+        (weight, bias), activations, labels = self.study.head, split.activations[images], split.labels[images]
+        alphas = torch.tensor(ALPHAS, dtype=weight.dtype)
+        curve = edit_curves(weight, bias, activations, labels, self.column(own), alphas)[0][:, k].numpy()
+        half = crossing(np.array(ALPHAS), curve, float(curve[0]) / 2)
+        if not math.isfinite(half):
+            return nothing
+        halved = gate(self.column(own), half)
+
+        def right(*more: Tensor) -> float:
+            """Accuracy behind further gates."""
+            together = torch.stack([halved, *more]).prod(dim=0)
+            return float((gated_logits(weight, bias, activations, together).argmax(dim=1) == labels).double().mean())
+
+        others = [right(gate(self.column(latent), self.alphas[latent])) for latent in self._others(shared.classes)]
+        alone = right()
+        joint = right(gate(self.column(shared.latent), shared.alpha))
+        return Backing(own, half, alone, joint, float(np.mean(others)) if others else alone)
+
+    def _others(self, classes: tuple[int, ...]) -> Iterator[int]:
+        """The largest latent of each class but some, where it is class-defining and takes its class to ``LEVEL``."""
+        for k in range(len(self.study.classes)):
+            own = self.own_latent(k) if k not in classes else -1
+            if own >= 0 and self.kinds[own] == "class-defining" and math.isfinite(self.alphas[own]):
+                yield own

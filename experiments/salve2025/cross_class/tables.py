@@ -1,0 +1,203 @@
+"""The tables: SAEs, latents in use, and the classes under every shared latent."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from experiments.runs import Study
+from experiments.salve2025.cross_class.effects import ALPHAS, weights
+from experiments.salve2025.cross_class.roles import FALL, FALLS, REDUNDANT, RISES, Reading, Roles, Shared
+from salve.features import kinds, shares
+
+CHURCH, PUMP, SAW = "church", "gas pump", "chain saw"
+
+
+class Case(NamedTuple):
+    """A shared latent, and the roles on val."""
+
+    reading: Reading
+    shared: Shared
+    roles: Roles
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        size, sparsity = self.reading.setting
+        return f"Latent {self.shared.latent} (d {size}, λ {sparsity:g}, seed {self.reading.run.seed})"
+
+    def classes(self, role: str) -> list[int]:
+        """The classes with a role, by how much they change."""
+        found = [k for k, name in enumerate(self.roles.roles) if name == role]
+        return sorted(found, key=lambda k: -abs(self.roles.change.mean[k]))
+
+
+def cases_of(study: Study) -> tuple[list[Reading], list[Case]]:
+    """All SAEs, and all their shared latents."""
+    readings = [Reading.of(study, run) for run in study.runs]
+    cases = [Case(one, shared, one.roles(shared, study.val)) for one in readings for shared in one.shared]
+    return readings, cases
+
+
+def telling(study: Study, cases: Sequence[Case], count: int = 3) -> list[Case]:
+    """The most telling shared latents, chosen on the train split, so that what val shows was not chosen.
+
+    First come those that drag no other class along, then those that show more of the roles falls, redundant and rises,
+    then those that count more for their second class; no two with the same classes.
+    """
+
+    def rank(case: Case) -> tuple[bool, int, float]:
+        seen = case.reading.roles(case.shared, study.train)
+        return seen.clean, len({FALLS, REDUNDANT, RISES} & set(seen.roles)), case.shared.second
+
+    chosen: dict[frozenset[int], Case] = {}
+    for case in sorted(cases, key=rank, reverse=True):
+        chosen.setdefault(frozenset(case.shared.classes), case)
+    return list(chosen.values())[:count]
+
+
+def sae_table(readings: Sequence[Reading], cases: Sequence[Case]) -> pd.DataFrame:
+    """One row per SAE: how many latents are of which kind.
+
+    Columns: ``ground``, ``dictionary_size``, ``sparsity``, ``seed``; ``in_use``: latents that count for some class;
+    ``by_share``: cross-class by their shares alone; ``shared``: those that count for two classes and take one of them
+    to 5 %; ``clean``: of these, those that drag no other class along; ``falls_redundant``, ``falls_rises``: of the
+    clean ones, those with a class that falls and one that is redundant (rises).
+    """
+    rows = []
+    for one in readings:
+        mine = [case.roles for case in cases if case.reading is one]
+        clean = [set(roles.roles) for roles in mine if roles.clean]
+        by_share = kinds(one.means, float(one.run.settings["discover.threshold"])).count("cross-class")
+        rows.append(
+            {
+                **_where(one),
+                "in_use": len(one.in_use),
+                "by_share": by_share,
+                "shared": len(mine),
+                "clean": len(clean),
+                "falls_redundant": sum({FALLS, REDUNDANT} <= roles for roles in clean),
+                "falls_rises": sum({FALLS, RISES} <= roles for roles in clean),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def latent_table(readings: Sequence[Reading]) -> pd.DataFrame:
+    """One row per latent in use: ``kind``, ``owners``, the strength ``alpha`` at which the first of them is at 5 % (inf
+    if none is), and ``fallen``: classes that have then lost ``FALL`` or more; NaN if none gets there."""
+    rows = []
+    for one in readings:
+        for latent in one.in_use:
+            names = [one.study.classes[k] for k in one.owners(latent)]
+            alpha = one.alphas[latent]
+            fallen = float((one.changes(latent) <= -FALL).sum()) if math.isfinite(alpha) else math.nan
+            rows.append(
+                {
+                    **{**_where(one), "latent": latent, "kind": one.kinds[latent], "owners": "; ".join(names)},
+                    **{"alpha": alpha, "fallen": fallen},
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def class_table(cases: Sequence[Case]) -> pd.DataFrame:
+    """One row per shared latent and class.
+
+    Columns: where; ``latent``, ``alpha``, ``clean``; ``class``, ``depends``, ``share``, ``weight``, ``mean``, ``role``;
+    ``accuracy``, its ``change`` ± ``half``, what is ``usual``; ``margin`` ± ``margin_half``, in logits; of
+    :class:`experiments.salve2025.cross_class.roles.Backing`: ``own``, ``own_alpha``, ``alone``, ``joint``, ``control``;
+    ``gained``: images that are right now and were not, ``taken``: the share of these that were taken for a class that
+    depends on the latent, ``mistaken``: the same share of all its images that were not right.
+    """
+    rows = []
+    for case in cases:
+        one, shared, roles = case
+        share, weight = shares(one.means)[:, shared.latent], weights(one.means)[:, shared.latent]
+        for k, name in enumerate(one.study.classes):
+            backing = roles.backing.get(k)
+            rows.append(
+                {
+                    **{**_where(one), "latent": shared.latent, "alpha": shared.alpha, "clean": roles.clean},
+                    **{"class": name, "depends": k in shared.classes, "share": float(share[k])},
+                    **{"weight": float(weight[k]), "mean": float(one.means[k, shared.latent])},
+                    **{"role": roles.roles[k], "accuracy": roles.accuracy[k], "change": roles.change.mean[k]},
+                    **{"half": roles.change.half[k], "usual": roles.usual[k]},
+                    **{"margin": roles.margin.mean[k], "margin_half": roles.margin.half[k]},
+                    **({"own": backing.own, "own_alpha": backing.alpha} if backing else {}),
+                    **({"alone": backing.alone, "joint": backing.joint, "control": backing.control} if backing else {}),
+                    **_origin(case, k),
+                }
+            )
+    columns = ["own", "own_alpha", "alone", "joint", "control"]
+    table = pd.DataFrame(rows)
+    return table.assign(**{name: np.nan for name in columns if len(table) and name not in table})
+
+
+def _origin(case: Case, k: int) -> dict[str, float]:
+    """Where the images come from that class ``k`` gains."""
+    roles, labels = case.roles, case.reading.study.val.labels
+    wrong = (labels == k) & (roles.before != k)
+    gained = wrong & (roles.after == k)
+    taken = [float(np.isin(roles.before[some], case.shared.classes).mean()) if some.any() else math.nan
+             for some in (gained, wrong)]  # fmt: skip
+    return {"gained": int(gained.sum()), "taken": taken[0], "mistaken": taken[1]}
+
+
+def curve_table(cases: Sequence[Case]) -> pd.DataFrame:
+    """Accuracy of every class by strength, of the latents in the figure."""
+    parts = []
+    for case in cases:
+        curve = pd.DataFrame(case.reading.curves[case.shared.latent], columns=case.reading.study.classes)
+        where = {**_where(case.reading), "latent": case.shared.latent}
+        curve = curve.assign(alpha=ALPHAS).melt("alpha", var_name="class", value_name="accuracy")
+        parts.append(curve.assign(**where))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def _where(one: Reading) -> dict[str, object]:
+    size, sparsity = one.setting
+    return {
+        **{"ground": one.study.ground.name, "dictionary_size": size},
+        **{"sparsity": sparsity, "seed": one.run.seed},
+    }
+
+
+def tower_table(study: Study, readings: Sequence[Reading], cases: Sequence[Case]) -> pd.DataFrame:
+    """The paper's case by name: one row per SAE; no rows where the data lack its classes.
+
+    Columns: ``depend``: latents on which church and gas pump both depend; ``tower``: of these, those under which gas
+    pump falls, church does not, and chain saw rises; ``nearest`` latent in use, by ``nearest_share``, the smaller of
+    the two classes' shares; ``by_effect``: latents in use under which gas pump loses ``FALL`` or more, church changes
+    by less than 3 points and chain saw gains 3 or more; ``by_effect_defining``: of these, those that define gas pump.
+    """
+    names = [name.lower() for name in study.classes]
+    if not {CHURCH, PUMP, SAW} <= set(names):
+        return pd.DataFrame()
+    church, pump, saw = (names.index(name) for name in (CHURCH, PUMP, SAW))
+    rows = []
+    for one in readings:
+        both = [case for case in cases if case.reading is one and {church, pump} <= set(case.shared.classes)]
+        tower = [
+            case
+            for case in both
+            if case.roles.roles[pump] == FALLS and case.roles.roles[church] != FALLS and case.roles.roles[saw] == RISES
+        ]
+        share = shares(one.means)[[church, pump]].amin(dim=0)
+        nearest = max(one.in_use, key=lambda latent: float(share[latent]))
+        alike = []
+        for latent in one.in_use:
+            change = one.changes(latent) if math.isfinite(one.alphas[latent]) else np.zeros(len(names))
+            if change[pump] <= -FALL and abs(change[church]) < 0.03 and change[saw] >= 0.03:
+                alike.append(one.kinds[latent] == "class-defining" and one.owners(latent) == [pump])
+        rows.append(
+            {
+                **_where(one),
+                **{"depend": len(both), "tower": len(tower)},
+                **{"nearest": nearest, "nearest_share": float(share[nearest])},
+                **{"by_effect": len(alike), "by_effect_defining": sum(alike)},
+            }
+        )
+    return pd.DataFrame(rows)
