@@ -143,9 +143,10 @@ def _facts(study: Study) -> dict[str, Any]:
 
 def _digest(experiment: Experiment, grounds: Sequence[Ground], place: Place) -> str:
     """What an experiment's findings depend on: settings, recipes and code."""
-    module = sys.modules[experiment.analyse.__module__].__file__
+    module = Path(str(sys.modules[experiment.analyse.__module__].__file__))
+    modules = module.parent.glob("*.py") if module.name == "__init__.py" else [module]
     here = Path(__file__).parent
-    sources = sorted({*here.glob("*.py"), Path(str(module)), here / "salve2025" / "claims.yaml"})
+    sources = sorted({*here.glob("*.py"), *modules, here / "salve2025" / "claims.yaml"})
     recipes = [experiment.config, *(ground.config for ground in grounds if ground.config)]
     files = [*sources, *(conf_dir() / "experiment" / f"{recipe}.yaml" for recipe in recipes)]
     overrides = [place.overrides(ground) for ground in grounds]
