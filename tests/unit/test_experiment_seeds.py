@@ -127,6 +127,9 @@ def test_likeness_is_that_of_plain_loops(signed: bool) -> None:
         assert found.cosines[place] == pytest.approx(sorted((cosine[i, best[i]] for i in range(4)), reverse=True))
         for k in range(2):
             assert found.partners[k, a, b] == found.partners[k, b, a] == (best[chosen[a, k]] == chosen[b, k])
+        within = np.abs(decoders[place].T @ decoders[place]) - np.eye(4)
+        assert found.nearest[place] == pytest.approx(sorted((max(row) for row in within), reverse=True))
+    assert (found.copies == 0).all()
     # The two classes' latents within an SAE; the second has one latent for both.
     apart = [abs(decoders[s][:, chosen[s, 0]] @ decoders[s][:, chosen[s, 1]]) for s in range(3)]
     assert found.direction_apart == pytest.approx(np.array([apart, apart]))
@@ -142,6 +145,16 @@ def test_a_permuted_and_flipped_dictionary_is_the_same_one() -> None:
     found = likeness(np.stack([decoder, other]), chosen, signed=True)
     for values in (found.direction, found.gate, found.partners, found.cosines):
         assert values == pytest.approx(np.ones_like(values))
+
+
+def test_copies_are_counted_without_the_latent_itself() -> None:
+    [decoder] = _decoders(1, 30, 5)
+    twins = decoder[:, [0, 0, 1, 0, 2]] * [1, -1, 1, 1, 1]
+    found = likeness(np.stack([twins, decoder]), np.array([[0, 2, -1], [0, 1, 2]]), signed=True)
+    assert found.copies[:, 0].tolist()[:2] == [2, 0]
+    assert math.isnan(found.copies[2, 0])
+    assert found.copies[:, 1].tolist() == [0, 0, 0]
+    assert found.nearest[0, :3] == pytest.approx(np.ones(3))
 
 
 def test_latents_that_never_fire_and_classes_without_one_are_left_out() -> None:
@@ -254,6 +267,9 @@ def test_claims_are_measured(study: Any) -> None:
     one = pairs[(pairs["class"] == "church") & (pairs["seed_a"] == 1) & (pairs["seed_b"] == 2)]
     assert one["ranks"].item() == pytest.approx(1)
     assert len(found.tables["bases"]) == 3 * 3
+    within = found.tables["within"].set_index(["seed", "class"])
+    assert math.isnan(within["copies"][2, "tench"])
+    assert within["margin_rank"][1, "church"] == -within["margin_rank"][0, "church"]
 
 
 def test_one_sae_is_compared_with_none() -> None:

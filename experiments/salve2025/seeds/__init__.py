@@ -12,7 +12,9 @@ from experiments.experiment import Experiment, Findings, Picture
 from experiments.runs import Study
 from experiments.salve2025.seeds.figures import curves_figure, stability_figure
 from experiments.salve2025.seeds.measures import (
+    COPY,
     SAME,
+    Likeness,
     Stability,
     edits_of,
     mean_of_known,
@@ -25,7 +27,7 @@ from experiments.salve2025.seeds.measures import (
 def analyse(studies: Sequence[Study]) -> Findings:
     """See the module."""
     pictures, paragraphs, measured = {}, [], []
-    tables: dict[str, list[pd.DataFrame]] = {name: [] for name in ("edits", "pairs", "bases", "images")}
+    tables: dict[str, list[pd.DataFrame]] = {name: [] for name in ("edits", "pairs", "bases", "within", "images")}
     for study in studies:
         ground, edits = study.ground, edits_of(study)
         tables["edits"].append(edits)
@@ -43,6 +45,7 @@ def analyse(studies: Sequence[Study]) -> Findings:
         )
         tables["pairs"].append(_pairs_table(study, found))
         tables["bases"].append(_bases_table(study, found))
+        tables["within"].append(_within_table(study, found))
         tables["images"].append(found.strengths.assign(ground=ground.name))
         paragraphs.append(_paragraph(study, found, edits))
         measured += _measured(study, found, edits)
@@ -84,6 +87,24 @@ def _bases_table(study: Study, found: Stability) -> pd.DataFrame:
     table = pd.DataFrame(np.repeat(pairs, size, axis=0), columns=["seed_a", "seed_b"])
     table["rank"], table["cosine"] = np.tile(np.arange(1, size + 1), count), found.alike.cosines.flatten()
     return table.assign(ground=study.ground.name)
+
+
+def _within_table(study: Study, found: Stability) -> pd.DataFrame:
+    """One row per SAE and class: what the likeness of two SAEs is to be compared with."""
+    alike = found.alike
+    columns = {
+        "copies": alike.copies,
+        "direction_apart": alike.direction_apart,
+        "gate_apart": alike.gate_apart,
+        "margin_rank": found.margin_ranks,
+    }
+    rows = [
+        {"ground": study.ground.name, "seed": run.seed, "class": name, "nearest": alike.nearest[s].mean()}
+        | {column: values[k, s] for column, values in columns.items()}
+        for s, run in enumerate(study.runs)
+        for k, name in enumerate(study.classes)
+    ]
+    return pd.DataFrame(rows)
 
 
 def _measured(study: Study, found: Stability, edits: pd.DataFrame) -> list[Measured]:
@@ -146,20 +167,29 @@ def _paragraph(study: Study, found: Stability, edits: pd.DataFrame) -> str:
     one, other = np.triu_indices(len(study.runs), 1)
     paired = mean_of_known(alike.partners[:, one, other].flatten())
     return (
-        f"{study.ground.title}: of the latents of two SAEs that a one-to-one matching pairs, "
-        f"{_percent(float((alike.cosines >= SAME).mean()))} have a |cosine| of {SAME} or more (mean "
-        f"{alike.cosines.mean():.2f}; of random directions {alike.chance:.2f}). The two latents chosen for a class "
-        f"have {_mean(alike.direction)} ({_range(alike.direction)} by class), what they gate by, |c|, "
-        f"{_mean(alike.gate)} (gates of two classes: {mean_of_known(alike.gate_apart.flatten()):.2f}), and the "
-        f"matching pairs them in {_percent(paired)} of the cases. {edits['reached'].sum()} of {len(edits)} edits take "
-        f"their class to 5 %; the strength that does varies over the seeds by {_percent(varies.median())} in the "
-        f"median of the classes. The selectivity of a class spans {100 * spread.median():.1f} points over the seeds "
-        "in the median"
+        f"{_bases(study, alike)} The two latents chosen for a class have {_mean(alike.direction)} "
+        f"({_range(alike.direction)} by class), what they gate by, |c|, {_mean(alike.gate)} (gates of two classes: "
+        f"{mean_of_known(alike.gate_apart.flatten()):.2f}), and the matching pairs them in {_percent(paired)} of the "
+        f"cases. {edits['reached'].sum()} of {len(edits)} edits take their class to 5 %; the strength that does varies "
+        f"over the seeds by {_percent(varies.median())} in the median of the classes. The selectivity of a class spans "
+        f"{100 * spread.median():.1f} points over the seeds in the median"
         + (f", most for {spread.idxmax()} ({100 * spread.max():.1f})" if len(spread) else "")
         + f". The order in which a class's images flip agrees between seeds with a rank correlation of "
         f"{_mean(found.ranks)} ({_range(found.ranks)} by class), that of the classes' medians with "
         f"{_interval(found.median_ranks)}. The unedited margin alone has "
         f"{mean_of_known(found.margin_ranks.flatten()):.2f} with α."
+    )
+
+
+def _bases(study: Study, alike: Likeness) -> str:
+    matched, nearest = alike.cosines.mean(), alike.nearest.mean()
+    crowded = ", so that a matching can hardly tell which is which" if nearest > matched - 0.1 else ""
+    return (
+        f"{study.ground.title}: of the latents of two SAEs that a one-to-one matching pairs, "
+        f"{_percent(float((alike.cosines >= SAME).mean()))} have a |cosine| of {SAME} or more (mean {matched:.2f}; of "
+        f"random directions {alike.chance:.2f}). A latent's nearest one in its own SAE has {nearest:.2f}, and the "
+        f"latent of a class has {mean_of_known(alike.copies.flatten()):.0f} near-copies there (|cosine| of {COPY} or "
+        f"more){crowded}."
     )
 
 

@@ -20,6 +20,7 @@ from salve.report.style import (
     GREEN,
     GREY,
     ORANGE,
+    VERMILLION,
     grid_axis,
     log_axis,
     log_range,
@@ -56,7 +57,7 @@ def stability_figure(study: Study, found: Stability, edits: pd.DataFrame) -> Fig
     _ticks(spots[3], found.margin_ranks, 0)
     for axes, title, below in zip(
         spots,
-        ("Latent of the class", "Strength", "Selectivity", "Order of the images"),
+        ("Latent of the class", "Strength", "Selectivity", "Order of images"),
         ("|cosine| of two seeds", "α that leaves 5 %", "own drop − others' change", "rank correlation of α"),
         strict=True,
     ):
@@ -65,8 +66,6 @@ def stability_figure(study: Study, found: Stability, edits: pd.DataFrame) -> Fig
         axes.grid(visible=False, axis="y")
     spots[0].set(xlim=(-0.03, 1.03), ylim=(len(classes) - 0.4, -0.6))
     spots[1].set_xlim(left=0)
-    spots[2].set_xlim(right=1.03)
-    spots[3].set_xlim(right=1.03)
     percent_axis(spots[2].xaxis)
     spots[0].set_yticks(range(len(classes)), list(map(label, classes)))
     return figure
@@ -78,10 +77,12 @@ def _cosines(axes: Axes, alike: Likeness) -> None:
     one, other = np.triu_indices(alike.direction.shape[1], 1)
     shares = np.stack([(row[:, None] >= at).mean(axis=0) for row in alike.cosines])
     axes.fill_between(at, shares.min(axis=0), shares.max(axis=0), color=BLUE, alpha=0.3, linewidth=0)
-    axes.plot(at, shares.mean(axis=0), color=BLUE, label="all latents, matched one to one")
+    axes.plot(at, shares.mean(axis=0), color=BLUE, label="latents of two seeds, matched one to one")
+    twins = (alike.nearest[:, :, None] >= at).mean(axis=(0, 1))
+    axes.plot(at, twins, color=VERMILLION, linewidth=1.2, label="each latent and its nearest in the same SAE")
     for values, colour, name in (
-        (alike.direction, ORANGE, "latents of the same class"),
-        (alike.gate, GREEN, "gates |c| of the same class"),
+        (alike.direction, ORANGE, "the class's latents of two seeds"),
+        (alike.gate, GREEN, "their gates |c|"),
     ):
         found = values[:, one, other].flatten()
         found = found[~np.isnan(found)]
@@ -89,10 +90,12 @@ def _cosines(axes: Axes, alike: Likeness) -> None:
     axes.axvline(
         alike.chance, color=GREY, linestyle=(0, (4, 2)), linewidth=1.2, label="random directions, matched: mean"
     )
-    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="|cosine| of two seeds' latents", ylabel="share with at least this")
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="|cosine| of two latents", ylabel="share with at least this")
     axes.set_title("The bases")
     percent_axis(axes.yaxis)
-    axes.legend(loc="lower left", fontsize=7.5, handlelength=1.6)
+    axes.legend(
+        loc="lower left", fontsize=7.5, handlelength=1.6, frameon=True, framealpha=0.9, edgecolor="none", borderpad=0.2
+    )
 
 
 def _two_seeds(axes: Axes, study: Study, strengths: pd.DataFrame) -> None:
@@ -114,7 +117,7 @@ def _dots(axes: Axes, values: Sequence[ndarray], intervals: Sequence[Interval], 
     """A row per class: every value, and the mean with its interval."""
     for row, (each, (mean, half, _)) in enumerate(zip(values, intervals, strict=True)):
         axes.plot(
-            each, np.full(len(each), row + shift), ".", color=colour, markersize=3.5, alpha=0.25, markeredgewidth=0
+            each, np.full(len(each), row + shift), ".", color=colour, markersize=3.5, alpha=0.35, markeredgewidth=0
         )
         axes.errorbar(
             mean, row + shift, xerr=None if math.isnan(half) else half, color=colour, marker="o", markersize=3.2,
@@ -153,7 +156,7 @@ def curves_figure(study: Study, edits: pd.DataFrame) -> Figure:
         mean, half, count = t_interval(reached["alpha"].to_numpy(float))
         if count:
             text = f"{number(mean, 2)} ± {number(half, 1)}" if count > 1 else number(mean, 2)
-            axes.text(0.97, 0.5, f"5 % at α\n{text}", transform=axes.transAxes, ha="right", va="center", fontsize=7)
+            axes.text(0.05, 0.2, f"5 % at α\n{text}", transform=axes.transAxes, va="center", fontsize=7)
         axes.set_title(label(name), fontsize=8.5)
         axes.set_ylim(-0.03, 1.03)
         percent_axis(axes.yaxis)

@@ -18,6 +18,8 @@ from salve.metrics import match_columns, random_stability
 
 #: Cosine from which two latents are taken for the same (:func:`salve.metrics.stability`).
 SAME = 0.7
+#: Cosine from which a latent is taken for a copy of another one in the same SAE.
+COPY = 0.9
 
 
 def rank_correlations(values: Float[ndarray, "S n"]) -> Float[ndarray, "S S"]:
@@ -74,6 +76,9 @@ class Likeness(NamedTuple):
         direction_apart, gate_apart: ``[C, S]``, the same cosines with the latents of the other classes in the same SAE.
         cosines: ``[P, k]``, ``|cos|`` of the latents that a matching pairs, for every two SAEs, falling.
         chance: mean of these for random directions.
+        nearest: ``[S, k]``, each latent's largest ``|cos|`` with another one of its own SAE, falling. Where it is as
+            large as ``cosines``, a matching cannot tell one latent from another.
+        copies: ``[C, S]``, how many others of the same SAE have ``|cos|`` of ``COPY`` or more with the class's latent.
     """
 
     direction: Float[ndarray, "C S S"]
@@ -83,6 +88,8 @@ class Likeness(NamedTuple):
     gate_apart: Float[ndarray, "C S"]
     cosines: Float[ndarray, "P k"]
     chance: float
+    nearest: Float[ndarray, "S k"]
+    copies: Float[ndarray, "C S"]
 
 
 def likeness(decoders: Float[ndarray, "S M d"], chosen: Int[ndarray, "S C"], signed: bool) -> Likeness:
@@ -117,7 +124,23 @@ def likeness(decoders: Float[ndarray, "S M d"], chosen: Int[ndarray, "S C"], sig
         _apart(np.einsum("smc,sme->sce", np.abs(vectors), np.abs(vectors))),
         np.array(cosines).reshape(-1, size),
         float(random["matched_cosine"]),
+        *_within(decoders, vectors, size),
     )
+
+
+def _within(
+    decoders: Float[ndarray, "S M d"], vectors: Float[ndarray, "S M C"], size: int
+) -> tuple[Float[ndarray, "S k"], Float[ndarray, "C S"]]:
+    """``nearest`` and ``copies`` of :class:`Likeness`."""
+    nearest, copies = [], []
+    for decoder, own in zip(decoders, vectors, strict=True):
+        live = decoder[:, ~np.isnan(decoder[0])]
+        cosines = np.abs(live.T @ live)
+        np.fill_diagonal(cosines, 0)
+        nearest.append(np.sort(cosines.max(axis=1))[::-1][:size])
+        # The class's latent is its own copy, too.
+        copies.append(np.where(np.isnan(own[0]), np.nan, (np.abs(own.T @ live) >= COPY).sum(axis=1) - 1.0))
+    return np.stack(nearest), np.stack(copies, axis=1)
 
 
 def _apart(cosines: Float[ndarray, "S C C"]) -> Float[ndarray, "C S"]:
