@@ -1,0 +1,202 @@
+"""SAEs that differ in their seed alone, on one classifier: how unlike the bases are, and how alike the edits."""
+
+import math
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+
+from experiments.claims import Measured
+from experiments.experiment import Experiment, Findings, Picture
+from experiments.runs import Study
+from experiments.salve2025.seeds.figures import curves_figure, stability_figure
+from experiments.salve2025.seeds.measures import (
+    COPY,
+    SAME,
+    Likeness,
+    Stability,
+    edits_of,
+    mean_of_known,
+    over_pairs,
+    stability_of,
+    variation,
+)
+
+
+def analyse(studies: Sequence[Study]) -> Findings:
+    """See the module."""
+    pictures, paragraphs, measured = {}, [], []
+    tables: dict[str, list[pd.DataFrame]] = {name: [] for name in ("edits", "pairs", "bases", "within", "images")}
+    for study in studies:
+        ground, edits = study.ground, edits_of(study)
+        tables["edits"].append(edits)
+        if len(study.runs) < 2:
+            paragraphs.append(f"{ground.title}: one SAE only, with which nothing can be compared.")
+            continue
+        found = stability_of(study, edits)
+        where = f"{ground.title}, {len(study.runs)} SAEs that differ in their seed alone"
+        pictures[f"stability-{ground.name}"] = Picture(stability_figure(study, found, edits), _caption(where))
+        pictures[f"curves-{ground.name}"] = Picture(
+            curves_figure(study, edits),
+            f"{where}: accuracy while one class's latent is suppressed in the weights, a panel per class and a line "
+            f"per SAE, on {len(study.val.labels)} val images. The strength that leaves 5 %: mean over SAEs and its "
+            "95 % interval.",
+        )
+        tables["pairs"].append(_pairs_table(study, found))
+        tables["bases"].append(_bases_table(study, found))
+        tables["within"].append(_within_table(study, found))
+        tables["images"].append(found.strengths.assign(ground=ground.name))
+        paragraphs.append(_paragraph(study, found, edits))
+        measured += _measured(study, found, edits)
+    written = {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items() if parts}
+    return Findings("\n\n".join(paragraphs), pictures, written, measured)
+
+
+def _caption(where: str) -> str:
+    return (
+        f"{where}. Bases: the share that has at least a cosine, of the latents that a one-to-one matching of two "
+        "dictionaries pairs (band: range over pairs of SAEs), of the latents chosen for the same class, and of what "
+        "these gate by, |c|. Images: the strength that flips each correctly classified val image under two of the "
+        "SAEs. Below, by class: pale dots are pairs of SAEs (first, last) or SAEs, beside them the mean and its 95 % "
+        "interval (jackknife over SAEs, or Student's). Grey marks say what to compare with: the cosine of a class's "
+        "latent with those of other classes in the same SAE (upper mark) and of their gates (lower mark); the rank "
+        "correlation of α with the unedited margin."
+    )
+
+
+def _pairs_table(study: Study, found: Stability) -> pd.DataFrame:
+    """One row per class and two SAEs: every measure of the two."""
+    seeds = [run.seed for run in study.runs]
+    rows = [
+        {
+            **{"ground": study.ground.name, "class": name, "seed_a": seeds[a], "seed_b": seeds[b]},
+            **{measure: table[k, a, b] for measure, table in found.by_class.items()},
+        }
+        for k, name in enumerate(study.classes)
+        for a, b in combinations(range(len(seeds)), 2)
+    ]
+    return pd.DataFrame(rows)
+
+
+def _bases_table(study: Study, found: Stability) -> pd.DataFrame:
+    """One row per two SAEs and rank of a matched pair of latents: their cosine."""
+    seeds = [run.seed for run in study.runs]
+    pairs = list(combinations(seeds, 2))
+    count, size = found.alike.cosines.shape
+    table = pd.DataFrame(np.repeat(pairs, size, axis=0), columns=["seed_a", "seed_b"])
+    table["rank"], table["cosine"] = np.tile(np.arange(1, size + 1), count), found.alike.cosines.flatten()
+    return table.assign(ground=study.ground.name)
+
+
+def _within_table(study: Study, found: Stability) -> pd.DataFrame:
+    """One row per SAE and class: what the likeness of two SAEs is to be compared with."""
+    alike = found.alike
+    columns = {
+        "copies": alike.copies,
+        "direction_apart": alike.direction_apart,
+        "gate_apart": alike.gate_apart,
+        "margin_rank": found.margin_ranks,
+    }
+    rows = [
+        {"ground": study.ground.name, "seed": run.seed, "class": name, "nearest": alike.nearest[s].mean()}
+        | {column: values[k, s] for column, values in columns.items()}
+        for s, run in enumerate(study.runs)
+        for k, name in enumerate(study.classes)
+    ]
+    return pd.DataFrame(rows)
+
+
+def _measured(study: Study, found: Stability, edits: pd.DataFrame) -> list[Measured]:
+    ground, seeds, classes = study.ground.name, len(study.runs), len(study.classes)
+    by_class = edits.groupby("class")["separates"].sum()
+    by_seed = edits.groupby("seed")["separates"].sum()
+    always = int((by_class == seeds).sum())
+    strengths = edits.groupby("class")["alpha"].apply(variation)
+    results = [
+        (
+            "separates",
+            always / classes,
+            f"{always} of {classes} classes under all {seeds} SAEs; {by_seed.min()} to {by_seed.max()} under each",
+        ),
+        (
+            "strength",
+            float(strengths.median()),
+            f"it varies by {_percent(strengths.median())} (median of the classes; most for {strengths.idxmax()}: "
+            f"{_percent(strengths.max())})",
+        ),
+        (
+            "direction",
+            mean_of_known(over_pairs(table).mean for table in found.alike.direction),
+            f"|cosine| {_mean(found.alike.direction)}, against {found.alike.cosines.mean():.2f} of all latents and "
+            f"{found.alike.chance:.2f} of random directions",
+        ),
+        (
+            "ranks",
+            mean_of_known(over_pairs(table).mean for table in found.ranks),
+            f"{_mean(found.ranks)} (classes {_range(found.ranks)}); of the classes' medians "
+            f"{_interval(found.median_ranks)}",
+        ),
+    ]
+    return [Measured(f"seeds.{name}", ground, value, text) for name, value, text in results]
+
+
+def _percent(value: float) -> str:
+    return "without bound" if math.isinf(value) else f"{100 * value:.1f} %"
+
+
+def _mean(tables: np.ndarray) -> str:
+    return f"{mean_of_known(over_pairs(table).mean for table in tables):.2f}"
+
+
+def _range(tables: np.ndarray) -> str:
+    means = [over_pairs(table).mean for table in tables]
+    return f"{np.nanmin(means):.2f} to {np.nanmax(means):.2f}" if not np.isnan(means).all() else "unknown"
+
+
+def _interval(table: np.ndarray) -> str:
+    mean, half, _ = over_pairs(table)
+    return f"{mean:.2f}" if math.isnan(half) else f"{mean:.2f} ± {half:.2f}"
+
+
+def _paragraph(study: Study, found: Stability, edits: pd.DataFrame) -> str:
+    alike = found.alike
+    varies = edits.groupby("class")["alpha"].apply(variation)
+    clean = edits.groupby("class")["selectivity"].agg(["min", "max"])
+    spread = (clean["max"] - clean["min"]).dropna()
+    one, other = np.triu_indices(len(study.runs), 1)
+    paired = mean_of_known(alike.partners[:, one, other].flatten())
+    return (
+        f"{_bases(study, alike)} The two latents chosen for a class have {_mean(alike.direction)} "
+        f"({_range(alike.direction)} by class), what they gate by, |c|, {_mean(alike.gate)} (gates of two classes: "
+        f"{mean_of_known(alike.gate_apart.flatten()):.2f}), and the matching pairs them in {_percent(paired)} of the "
+        f"cases. {edits['reached'].sum()} of {len(edits)} edits take their class to 5 %; the strength that does varies "
+        f"over the seeds by {_percent(varies.median())} in the median of the classes. The selectivity of a class spans "
+        f"{100 * spread.median():.1f} points over the seeds in the median"
+        + (f", most for {spread.idxmax()} ({100 * spread.max():.1f})" if len(spread) else "")
+        + f". The order in which a class's images flip agrees between seeds with a rank correlation of "
+        f"{_mean(found.ranks)} ({_range(found.ranks)} by class), that of the classes' medians with "
+        f"{_interval(found.median_ranks)}. The unedited margin alone has "
+        f"{mean_of_known(found.margin_ranks.flatten()):.2f} with α."
+    )
+
+
+def _bases(study: Study, alike: Likeness) -> str:
+    matched, nearest = alike.cosines.mean(), alike.nearest.mean()
+    crowded = ", so that a matching can hardly tell which is which" if nearest > matched - 0.1 else ""
+    return (
+        f"{study.ground.title}: of the latents of two SAEs that a one-to-one matching pairs, "
+        f"{_percent(float((alike.cosines >= SAME).mean()))} have a |cosine| of {SAME} or more (mean {matched:.2f}; of "
+        f"random directions {alike.chance:.2f}). A latent's nearest one in its own SAE has {nearest:.2f}, and the "
+        f"latent of a class has {mean_of_known(alike.copies.flatten()):.0f} near-copies there (|cosine| of {COPY} or "
+        f"more){crowded}."
+    )
+
+
+EXPERIMENT = Experiment(
+    "seeds",
+    "Ten SAE seeds: other bases, the same edits?",
+    ("resnet18", "vit"),
+    analyse,
+    quick=("sae.seed=0,1,2", "sae.epochs=20"),
+)

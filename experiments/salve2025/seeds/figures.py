@@ -1,0 +1,173 @@
+"""The figures: how unlike the bases and how alike the edits are, and every SAE's edit curves."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy import ndarray
+
+from experiments.compare import Interval, t_interval
+from experiments.figures import PRINT_WIDTH
+from experiments.runs import Study
+from experiments.salve2025.seeds.measures import Likeness, Stability, over_pairs
+from salve.report.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    VERMILLION,
+    grid_axis,
+    log_axis,
+    log_range,
+    new_figure,
+    percent_axis,
+    styled,
+)
+from salve.report.text import label, number
+
+
+@styled
+def stability_figure(study: Study, found: Stability, edits: pd.DataFrame) -> Figure:
+    """How unlike the bases are, and how alike each class's latent, its edit and its images' critical strengths."""
+    classes, alike = study.classes, found.alike
+    figure = new_figure(PRINT_WIDTH, 3.35 + 0.23 * len(classes))
+    top, bottom = figure.add_gridspec(2, 1, height_ratios=(2.3, 0.55 + 0.23 * len(classes)))
+    left, right = (figure.add_subplot(place) for place in top.subgridspec(1, 2, width_ratios=(1.7, 1)))
+    _cosines(left, alike)
+    _two_seeds(right, study, found.strengths)
+    spots = bottom.subgridspec(1, 4).subplots(sharey=True)
+    pairs = np.triu_indices(len(study.runs), 1)
+    for shift, colour, values, apart in (
+        (-0.17, ORANGE, alike.direction, alike.direction_apart),
+        (0.17, GREEN, alike.gate, alike.gate_apart),
+    ):
+        _dots(spots[0], [table[pairs] for table in values], [over_pairs(table) for table in values], colour, shift)
+        _ticks(spots[0], apart, shift)
+    by_class = [edits[edits["class"] == name] for name in classes]
+    alphas = [rows["alpha"].replace(math.inf, math.nan).to_numpy(float) for rows in by_class]
+    _dots(spots[1], alphas, list(map(t_interval, alphas)), ORANGE)
+    clean = [rows["selectivity"].to_numpy(float) for rows in by_class]
+    _dots(spots[2], clean, list(map(t_interval, clean)), ORANGE)
+    _dots(spots[3], [table[pairs] for table in found.ranks], list(map(over_pairs, found.ranks)), BLUE)
+    _ticks(spots[3], found.margin_ranks, 0)
+    for axes, title, below in zip(
+        spots,
+        ("Latent of the class", "Strength", "Selectivity", "Order of images"),
+        ("|cosine| of two seeds", "α that leaves 5 %", "own drop − others' change", "rank correlation of α"),
+        strict=True,
+    ):
+        axes.set_title(title)
+        axes.set_xlabel(below, fontsize=8)
+        axes.grid(visible=False, axis="y")
+    spots[0].set(xlim=(-0.03, 1.03), ylim=(len(classes) - 0.4, -0.6))
+    spots[1].set_xlim(left=0)
+    percent_axis(spots[2].xaxis)
+    spots[0].set_yticks(range(len(classes)), list(map(label, classes)))
+    return figure
+
+
+def _cosines(axes: Axes, alike: Likeness) -> None:
+    """Over all pairs of seeds, the share of latents with at least a cosine."""
+    at = np.linspace(0, 1, 201)
+    one, other = np.triu_indices(alike.direction.shape[1], 1)
+    shares = np.stack([(row[:, None] >= at).mean(axis=0) for row in alike.cosines])
+    axes.fill_between(at, shares.min(axis=0), shares.max(axis=0), color=BLUE, alpha=0.3, linewidth=0)
+    axes.plot(at, shares.mean(axis=0), color=BLUE, label="latents of two seeds, matched one to one")
+    twins = (alike.nearest[:, :, None] >= at).mean(axis=(0, 1))
+    axes.plot(at, twins, color=VERMILLION, linewidth=1.2, label="each latent and its nearest in the same SAE")
+    for values, colour, name in (
+        (alike.direction, ORANGE, "the class's latents of two seeds"),
+        (alike.gate, GREEN, "their gates |c|"),
+    ):
+        found = values[:, one, other].flatten()
+        found = found[~np.isnan(found)]
+        axes.plot(at, (found[:, None] >= at).mean(axis=0), color=colour, label=name)
+    axes.axvline(
+        alike.chance, color=GREY, linestyle=(0, (4, 2)), linewidth=1.2, label="random directions, matched: mean"
+    )
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="|cosine| of two latents", ylabel="share with at least this")
+    axes.set_title("The bases")
+    percent_axis(axes.yaxis)
+    axes.legend(
+        loc="lower left", fontsize=7.5, handlelength=1.6, frameon=True, framealpha=0.9, edgecolor="none", borderpad=0.2
+    )
+
+
+def _two_seeds(axes: Axes, study: Study, strengths: pd.DataFrame) -> None:
+    """Each image's critical strength under the first two SAEs."""
+    one, other = (run.seed for run in study.runs[:2])
+    both = strengths[[one, other]].to_numpy(float)
+    both = both[np.isfinite(both).all(axis=1) & (both > 0).all(axis=1)]
+    limits = log_range(both)
+    axes.plot(limits, limits, color=GREY, linewidth=0.9, zorder=1)
+    axes.plot(*both.T, ".", color=BLUE, markersize=2, alpha=0.25, markeredgewidth=0)
+    for which, seed in (("x", one), ("y", other)):
+        log_axis(axes, which, limits)
+        axes.set(**{f"{which}label": f"α that flips an image, seed {seed}"})
+    axes.set_aspect("equal")
+    axes.set_title("The images")
+
+
+def _dots(axes: Axes, values: Sequence[ndarray], intervals: Sequence[Interval], colour: str, shift: float = 0) -> None:
+    """A row per class: every value, and the mean with its interval."""
+    for row, (each, (mean, half, _)) in enumerate(zip(values, intervals, strict=True)):
+        axes.plot(
+            each, np.full(len(each), row + shift), ".", color=colour, markersize=3.5, alpha=0.35, markeredgewidth=0
+        )
+        axes.errorbar(
+            mean, row + shift, xerr=None if math.isnan(half) else half, color=colour, marker="o", markersize=3.2,
+            markeredgecolor="white", markeredgewidth=0.5, elinewidth=1.4, linestyle="", zorder=3,
+        )  # fmt: skip
+
+
+def _ticks(axes: Axes, values: Float[ndarray, "C S"], shift: float) -> None:
+    """A grey mark per class for what the values are to be compared with: the mean over SAEs."""
+    for row, each in enumerate(values):
+        known = each[~np.isnan(each)]
+        if len(known):
+            axes.plot(known.mean(), row + shift, "|", color=GREY, markersize=6, markeredgewidth=1.4)
+
+
+@styled
+def curves_figure(study: Study, edits: pd.DataFrame) -> Figure:
+    """A panel per class: under every SAE the class's accuracy and the mean of the others' while it is suppressed."""
+    names = [name for name in study.classes if name in set(edits["class"])]
+    columns = max(1, min(5, len(names)))
+    rows = -(-len(names) // columns)
+    figure = new_figure(PRINT_WIDTH, 0.75 + 1.5 * rows)
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
+    for axes, name in zip(grid, names, strict=False):
+        own = study.classes.index(name)
+        mine = edits[edits["class"] == name]
+        for run in study.runs:
+            if run.seed not in set(mine["seed"]):
+                continue
+            alphas, accuracy = run.curves("suppress", name)
+            axes.plot(
+                alphas, np.nanmean(np.delete(accuracy, own, axis=1), axis=1), color=BLUE, linewidth=0.7, alpha=0.5
+            )
+            axes.plot(alphas, accuracy[:, own], color=ORANGE, linewidth=0.7, alpha=0.6)
+        reached = mine[mine["reached"]]
+        mean, half, count = t_interval(reached["alpha"].to_numpy(float))
+        if count:
+            text = f"{number(mean, 2)} ± {number(half, 1)}" if count > 1 else number(mean, 2)
+            axes.text(0.05, 0.2, f"5 % at α\n{text}", transform=axes.transAxes, va="center", fontsize=7)
+        axes.set_title(label(name), fontsize=8.5)
+        axes.set_ylim(-0.03, 1.03)
+        percent_axis(axes.yaxis)
+        grid_axis(axes, alphas)
+    for axes in grid[len(names) :]:
+        axes.axis("off")
+    figure.supxlabel("strength α of suppression", fontsize=9)
+    figure.supylabel("accuracy", fontsize=9)
+    handles = [
+        Line2D([], [], color=ORANGE, label="the class, a line per SAE"),
+        Line2D([], [], color=BLUE, label="mean of the others, a line per SAE"),
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=2, fontsize=7.5, handlelength=1.4)
+    return figure

@@ -1,0 +1,257 @@
+"""Sparsity λ and dictionary size d: what the SAE explains, how many latents fire, and how clean its edits are."""
+
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from experiments.claims import Measured
+from experiments.compare import matched_edit, t_interval
+from experiments.experiment import Experiment, Findings, Picture, main
+from experiments.figures import PRINT_WIDTH
+from experiments.runs import SAERun, Study
+from salve.report.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    PURPLE,
+    SKY,
+    VERMILLION,
+    log_axis,
+    new_figure,
+    percent_axis,
+    styled,
+)
+from salve.report.text import number
+
+#: λ and d that SAEs have unless something else is asked for (conf/sae/linear_l1.yaml).
+DEFAULT = (5.0, 256)
+#: Share of the classes that separate where a setting's edits are called clean.
+CLEAN = 0.9
+#: Of the SAE itself, as metrics of a run.
+MEASURES = ("fve", "l0", "dead_fraction", "downstream_accuracy", "val_accuracy")
+#: What the figure shows: measure, title, axis label, and whether it is a share.
+PANELS = (
+    ("fve", "Explained", "FVE", True),
+    ("l0", "Sparse", "L0 (latents per image)", False),
+    ("downstream_accuracy", "Fit for use", "accuracy from reconstructions", True),
+    ("share", "Own", "share of a class's latent", True),
+    ("selectivity", "Selective", "own drop − others' change", True),
+    ("separating", "Clean", "classes that separate", True),
+)
+LOOKS = ((SKY, "v"), (GREEN, "s"), (BLUE, "o"), (PURPLE, "D"), (VERMILLION, "^"), (BLACK, "X"), (GREY, "P"))
+
+
+def runs_of(study: Study) -> pd.DataFrame:
+    """One row per SAE.
+
+    Columns: ``ground``, ``sparsity`` (λ), ``size`` (d), ``seed``; ``MEASURES``; and over the classes, of which one
+    without a latent has a share, a drop and a selectivity of 0: ``share``, mean share of its latent that a class holds;
+    ``reached``, share of classes that some strength takes to 5 %; ``separating``, that separate (the others' mean
+    absolute change below 3 points); mean ``selectivity``, and of those reached mean ``drift`` and median ``alpha``.
+    """
+    return pd.DataFrame([_row(study, run) for run in study.runs])
+
+
+def _row(study: Study, run: SAERun) -> dict[str, object]:
+    there = run.selected["latent"].notna()
+    edits = {
+        name: matched_edit(*run.curves("suppress", name), own)
+        for own, name in enumerate(study.classes)
+        if there[name]
+    }  # fmt: skip
+    # A class that is at 5 % without an edit says nothing about one.
+    judged = {name: edit for name, edit in edits.items() if not np.isnan(edit.selectivity)}
+    count = len(judged) + int((~there).sum())
+    reached = [edit for edit in judged.values() if edit.reached]
+    strict = run.found.table("control", "summary.csv").set_index("target")["separates_strictly"].astype(bool)
+    return {
+        **{"ground": study.ground.name, "seed": run.seed},
+        **{"sparsity": float(run.settings["sae.sparsity"]), "size": int(run.settings["sae.dictionary_size"])},
+        **{name: _float(run.metrics.get(name)) for name in MEASURES},
+        "share": float(run.selected["share"].fillna(0).mean()),
+        "reached": len(reached) / count if count else np.nan,
+        "separating": float(strict.reindex(list(judged)).sum()) / count if count else np.nan,
+        "selectivity": sum(edit.selectivity for edit in judged.values()) / count if count else np.nan,
+        "drift": float(np.mean([edit.drift for edit in reached])) if reached else np.nan,
+        "alpha": float(np.median([edit.alpha for edit in reached])) if reached else np.nan,
+    }
+
+
+def _float(value: object) -> float:
+    return float(value) if isinstance(value, (int, float)) else np.nan
+
+
+def settings_of(runs: pd.DataFrame) -> pd.DataFrame:
+    """One row per ``sparsity`` and ``size``: mean over seeds of every measure, and half its interval's width
+    (``<measure>_half``); ``seeds``."""
+    rows = []
+    for (sparsity, size), same in runs.groupby(["sparsity", "size"]):
+        row: dict[str, object] = {"sparsity": sparsity, "size": size, "seeds": len(same)}
+        for measure in (*MEASURES, "share", "reached", "separating", "selectivity", "drift", "alpha"):
+            row[measure], row[f"{measure}_half"], _ = t_interval(same[measure].to_numpy(float))
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def falling(runs: pd.DataFrame) -> float:
+    """Share of the steps from one λ to the next, at the same d and seed, in which both L0 and FVE fall."""
+    steps = [
+        bool(after["l0"] < before["l0"] and after["fve"] < before["fve"])
+        for _, same in runs.groupby(["size", "seed"])
+        for before, after in zip(*_neighbours(same.sort_values("sparsity")), strict=True)
+    ]
+    return float(np.mean(steps)) if steps else np.nan
+
+
+def _neighbours(table: pd.DataFrame) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+    rows = [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
+    return rows[:-1], rows[1:]
+
+
+@styled
+def grid_figure(study: Study, settings: pd.DataFrame) -> Figure:
+    """Every measure against λ, a line per d: mean over seeds with the interval of the mean."""
+    figure = new_figure(PRINT_WIDTH, 4.6)
+    grid = figure.subplots(2, 3, sharex=True)
+    sizes = sorted(settings["size"].unique())
+    for axes, (measure, title, unit, is_share) in zip(grid.flatten(), PANELS, strict=True):
+        for place, size in enumerate(sizes):
+            _line(
+                axes,
+                settings[settings["size"] == size],
+                measure,
+                place - (len(sizes) - 1) / 2,
+                LOOKS[place % len(LOOKS)],
+            )
+        axes.set_title(title)
+        axes.set_ylabel(unit, fontsize=8)
+        if is_share:
+            percent_axis(axes.yaxis)
+    for axes in grid.flatten():
+        spread = settings["sparsity"]
+        log_axis(axes, "x", (spread.min() / 1.4, spread.max() * 1.4))
+        axes.set_xticks(sorted(spread.unique()))
+    before = float(settings["val_accuracy"].mean())
+    if not np.isnan(before):
+        grid[0, 2].axhline(before, color=GREY, linestyle=(0, (4, 2)), linewidth=1.1, zorder=1)
+    grid[1, 2].axhline(CLEAN, color=GREY, linestyle=(0, (1, 1.5)), linewidth=1.1, zorder=1)
+    for axes in grid[1]:
+        axes.set_ylim(-0.04, 1.04)
+    figure.supxlabel("sparsity λ", fontsize=9)
+    handles = [
+        Line2D([], [], color=colour, marker=marker, label=f"d = {size}")
+        for size, (colour, marker) in zip(sizes, LOOKS * len(sizes), strict=False)
+    ]
+    handles += [
+        Line2D([], [], color=BLACK, marker="o", markersize=8, markerfacecolor="none", linestyle="", label="default"),
+        Line2D([], [], color=GREY, linestyle=(0, (4, 2)), label="untouched network"),
+        Line2D([], [], color=GREY, linestyle=(0, (1, 1.5)), label="nine of ten"),
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=7, fontsize=7.5, handlelength=1.8, columnspacing=1)
+    return figure
+
+
+def _line(axes: Axes, mine: pd.DataFrame, measure: str, shift: float, look: tuple[str, str]) -> None:
+    """One dictionary size; moved a little sideways, so that intervals do not hide each other."""
+    colour, marker = look
+    at = mine["sparsity"].to_numpy(float) * 1.05**shift
+    half = np.nan_to_num(mine[f"{measure}_half"].to_numpy(float))
+    axes.errorbar(
+        at, mine[measure], yerr=half, color=colour, marker=marker, markersize=3.5, linewidth=1.2, elinewidth=0.9
+    )
+    default = ((mine["sparsity"] == DEFAULT[0]) & (mine["size"] == DEFAULT[1])).to_numpy()
+    axes.plot(
+        at[default], mine[measure].to_numpy(float)[default], "o", color=BLACK, markersize=8, markerfacecolor="none"
+    )
+
+
+def analyse(studies: Sequence[Study]) -> Findings:
+    """See the module."""
+    pictures, paragraphs, measured, tables, grids = {}, [], [], [], []
+    for study in studies:
+        runs = runs_of(study)
+        settings = settings_of(runs)
+        tables.append(runs)
+        grids.append(settings.assign(ground=study.ground.name))
+        caption = (
+            f"{study.ground.title}: SAEs of other sparsity λ and size d; mean of {settings['seeds'].max()} seeds with "
+            f"its 95 % interval, on {len(study.val.labels)} val images. Selective: edits at the strength that leaves "
+            "the class 5 %. Clean: at some strength the class is at 5 % or less while the others' mean absolute change "
+            "is below 3 points."
+        )
+        pictures[f"grid-{study.ground.name}"] = Picture(grid_figure(study, settings), caption)
+        paragraphs.append(_paragraph(study, settings))
+        measured += _measured(study, runs, settings)
+    together = {"runs": pd.concat(tables, ignore_index=True), "settings": pd.concat(grids, ignore_index=True)}
+    return Findings("\n\n".join(paragraphs), pictures, together, measured)
+
+
+def _default(settings: pd.DataFrame) -> pd.DataFrame:
+    return settings[(settings["sparsity"] == DEFAULT[0]) & (settings["size"] == DEFAULT[1])]
+
+
+def _name(setting: pd.Series) -> str:
+    return f"λ {setting['sparsity']:g}, d {setting['size']}"
+
+
+def _measured(study: Study, runs: pd.DataFrame, settings: pd.DataFrame) -> list[Measured]:
+    ground = study.ground.name
+    fall = falling(runs)
+    found = [] if np.isnan(fall) else [Measured("sparsity.trade", ground, fall, f"in {100 * fall:.0f} % of the steps")]
+    clean = settings["separating"] >= CLEAN
+    text = f"{clean.sum()} of {len(settings)} settings"
+    if clean.any():
+        where = settings[clean]
+        text += (
+            f", λ from {where['sparsity'].min():g} to {where['sparsity'].max():g}, d from {where['size'].min()} to "
+            f"{where['size'].max()}"
+        )
+    found.append(Measured("sparsity.plateau", ground, float(clean.mean()), text))
+    if len(default := _default(settings)):
+        best = settings.loc[settings["selectivity"].idxmax()]
+        gap = float(best["selectivity"] - default["selectivity"].iloc[0])
+        text = f"{100 * gap:.1f} points below the best of {len(settings)} ({_name(best)})"
+        found.append(Measured("sparsity.default", ground, gap, text))
+    return found
+
+
+def _paragraph(study: Study, settings: pd.DataFrame) -> str:
+    best, fit = (settings.loc[settings[name].idxmax()] for name in ("selectivity", "fve"))
+    worst = settings.loc[settings["selectivity"].idxmin()]
+    close = settings["selectivity"] >= best["selectivity"] - 0.05
+    text = (
+        f"{study.ground.title}: over {len(settings)} settings (λ {settings['sparsity'].min():g} to "
+        f"{settings['sparsity'].max():g}, d {settings['size'].min()} to {settings['size'].max()}), FVE lies between "
+        f"{settings['fve'].min():.2f} and {settings['fve'].max():.2f} and L0 between {number(settings['l0'].min())} "
+        f"and {number(settings['l0'].max())}. The cleanest edits come from {_name(best)} (selectivity "
+        f"{100 * best['selectivity']:.1f} points, FVE {best['fve']:.2f}), the least clean from {_name(worst)} "
+        f"({100 * worst['selectivity']:.1f}, FVE {worst['fve']:.2f}); {close.sum()} settings lie within 5 points of "
+        f"the best. The setting that explains most, {_name(fit)} with FVE {fit['fve']:.2f}, has a selectivity of "
+        f"{100 * fit['selectivity']:.1f}, and a class holds {100 * fit['share']:.0f} % of its latent there against "
+        f"{100 * best['share']:.0f} % at the cleanest."
+    )
+    if len(default := _default(settings)):
+        [row] = default.to_dict("records")
+        text += (
+            f" The default has a selectivity of {100 * row['selectivity']:.1f}, {100 * row['separating']:.0f} % of its "
+            f"classes separate, and its FVE is {row['fve']:.2f}."
+        )
+    return text
+
+
+EXPERIMENT = Experiment(
+    "sparsity",
+    "Sparsity and dictionary size",
+    ("resnet18", "vit"),
+    analyse,
+    quick=("sae.sparsity=1,5,20", "sae.dictionary_size=64,256", "sae.seed=0,1", "sae.epochs=10"),
+)
+
+if __name__ == "__main__":
+    sys.exit(main(EXPERIMENT))
