@@ -2,14 +2,24 @@
 
 import csv
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import NamedTuple
 
 from contenders import BARE, CONTENDERS, FUSED, LOOPED, SALVE
 from rich.table import Table
 
 PEERS = {contender.name for contender in CONTENDERS if contender.is_peer}
 NAN = float("nan")
+
+
+class Look(NamedTuple):
+    """What a contender had learned after so many steps: FVE, L0 and loss, as ``contender.measure`` has them."""
+
+    steps: int
+    fve: float
+    l0: float
+    loss: float
 
 
 @dataclass
@@ -20,8 +30,8 @@ class Result:
         rate, slowest, fastest: rows per second, over the rounds. steps: of the whole training.
         fve, l0: on held-out rows, after it. memory: bytes that training added at its peak.
         share_of_peak: of the machine's matrix products, counting what the loss needs (``machine.flops_per_sample``).
-        share_of_limit: of what arithmetic at its peak and Adam at the bandwidth allow. load: of the machine, before.
-        why: it took no part.
+        loss: as ``contender.measure`` has it. share_of_limit: of what arithmetic at its peak and Adam at the bandwidth
+        allow. load: of the machine, before. why: it took no part. looks: on the way, if any; not in the CSV.
     """
 
     size: str
@@ -35,6 +45,7 @@ class Result:
     steps: int = 0
     fve: float = NAN
     l0: float = NAN
+    loss: float = NAN
     memory: float = NAN
     share_of_peak: float = NAN
     share_of_limit: float = NAN
@@ -43,6 +54,7 @@ class Result:
     torch: str = ""
     load: float = NAN
     why: str = ""
+    looks: list["Look"] = field(default_factory=list)
 
     @property
     def milliseconds(self) -> float:
@@ -54,9 +66,10 @@ def write(results: list[Result], file: Path) -> None:
     """As CSV, whole."""
     part = file.with_suffix(".part")
     with part.open("w", newline="") as out:
-        writer = csv.DictWriter(out, [field.name for field in fields(Result)])
+        names = [field.name for field in fields(Result) if field.name != "looks"]
+        writer = csv.DictWriter(out, names)
         writer.writeheader()
-        writer.writerows(asdict(result) for result in results)
+        writer.writerows({name: getattr(result, name) for name in names} for result in results)
     part.rename(file)
 
 

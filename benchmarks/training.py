@@ -3,6 +3,7 @@
     python benchmarks/training.py --quick              # one small cell of each kind: three minutes
     python benchmarks/training.py                      # all sizes, batches and kinds
     python benchmarks/training.py --sizes 512x1024 --batches 256 --kinds l1 --steps 5000  # train on for FVE
+    python benchmarks/training.py --sizes 512x4096 --batches 256 --steps 1000 --repeats 20 --looks  # time to equal loss
 
 Peers: overcomplete, dictionary-learning, sae-lens, eai-sparsify and saev, each in an environment of its own
 (``environments.py``: it takes Python, pip and network, once) and through its own model, loss and training step as its
@@ -12,7 +13,8 @@ in plain PyTorch, with torch's choice of Adam and with its fused one; ``salve`` 
 
 Everyone is a process that stays, and only one works at a time: every round each trains a slice of the same number of
 steps, in turn, beginning with another each round. Rates are medians over rounds. Then all train on to the same number
-of steps, and one function measures FVE and L0 on held-out rows from what each library itself encodes and decodes.
+of steps, and one function measures FVE, L0 and loss on held-out rows from what each library itself encodes and decodes.
+With ``--looks`` it does so after each round, too, outside the clock, and says how long each takes to the same loss.
 
 The same for all: rows, held in memory, in random order (``salve`` draws its own); float32 parameters; Adam with one
 constant rate and betas (0.9, 0.999); no warm-up, AuxK or resampling; ``k``; the loss up to a factor, which Adam does
@@ -38,7 +40,8 @@ import torch
 from contenders import BARE, CONTENDERS, Child, GoneError
 from machine import Machine, flops_per_sample, measure_machine, most_samples
 from peers.contender import Cell
-from results import Result, cell_table, summary, write
+from reaching import reaching_table, write_looks
+from results import Look, Result, cell_table, summary, write
 from rich.console import Console
 from safetensors.torch import save_file
 
@@ -110,6 +113,11 @@ class Entry:
             self.result.steps += took["steps"]
             self.rates.append(took["steps"] * self.cell.batch / took["seconds"])
 
+    def look(self) -> None:
+        """What it has learned so far."""
+        if found := self.order(look=True):
+            self.result.looks.append(Look(self.result.steps, found["fve"], found["l0"], found["loss"]))
+
     def finish(self) -> None:
         """Train on to the cell's steps, and measure."""
         rates, rest, result = list(self.rates), self.cell.steps - self.result.steps, self.result
@@ -117,11 +125,11 @@ class Entry:
             self.train(rest)
         if found := self.order(measure=True):
             result.rate, result.slowest, result.fastest = statistics.median(rates), min(rates), max(rates)
-            result.fve, result.l0, result.memory = found["fve"], found["l0"], found["memory"]
+            result.fve, result.l0, result.loss, result.memory = (found[it] for it in ("fve", "l0", "loss", "memory"))
             result.torch, result.threads = self.child.facts["torch"], self.child.facts["threads"]
 
 
-def race(children: list[Child], cell: Cell, rounds: int, each: int) -> list[Result]:
+def race(children: list[Child], cell: Cell, rounds: int, each: int, looks: bool = False) -> list[Result]:
     """Train all in turn, ``each`` steps at a time, then on to the cell's steps, and measure them."""
     size, load = f"{cell.width}x{cell.dictionary_size}", os.getloadavg()[0]
     entries = []
@@ -137,6 +145,8 @@ def race(children: list[Child], cell: Cell, rounds: int, each: int) -> list[Resu
         turn = number % len(entries)
         for entry in entries[turn:] + entries[:turn]:
             entry.train(each)
+            if looks:
+                entry.look()
     for entry in entries:
         entry.finish()
     return [entry.result for entry in entries]
@@ -163,6 +173,7 @@ def arguments() -> argparse.Namespace:
     add("--repeats", type=int, default=5, help="rounds, each a slice of every contender")
     add("--seconds", type=float, default=1.0, help="a slice, at the bare loop's pace in float32")
     add("--steps", type=int, default=0, help="train on to so many before FVE is measured")
+    add("--looks", action="store_true", help="measure after each round; then a round is steps / repeats steps")
     add("--rate", type=float, default=1e-3, help="learning rate")
     add("--sparsity", type=float, default=1.0, help="λ of L1")
     add("--k", type=int, default=32, help="of TopK")
@@ -175,6 +186,8 @@ def arguments() -> argparse.Namespace:
         given.sizes, given.batches, given.repeats, given.seconds = SIZES[:1], BATCHES[:1], 3, 0.5
     if min(given.repeats, *given.batches) < 1 or max(given.batches) > ROWS:
         parser.error(f"--repeats and --batches must be at least 1, and a batch at most {ROWS} rows")
+    if given.looks and given.steps < given.repeats:
+        parser.error("--looks needs --steps, at least one for each of --repeats")
     return given
 
 
@@ -234,15 +247,18 @@ def main() -> None:
                         precision="fp32",
                         matmul=given.matmul,
                     )
-                    each = slice_steps(pace, cell, given.seconds)
+                    each = given.steps // given.repeats if given.looks else slice_steps(pace, cell, given.seconds)
                     cell = replace(cell, steps=max(given.steps, WARM_UP + given.repeats * each))
-                    found = race(children, cell, given.repeats, each)
+                    found = race(children, cell, given.repeats, each, given.looks)
                     for result in found:
                         if machine:
                             placed(result, cell, machine)
                     results += found
                     console.print(cell_table(found))
                     write(results, OUTPUTS / "training.csv")
+                    if given.looks:
+                        console.print(reaching_table(found))
+                        write_looks(results, OUTPUTS / "looks.csv")
     finally:
         for child in (pace, *children):
             child.end()

@@ -5,7 +5,8 @@ reads orders from its standard input, one JSON object a line, and answers each o
 
     {"cell": {…}}      make the SAE           → {}
     {"train": 20}      train 20 steps         → {"steps": 20, "seconds": 1.3}
-    {"measure": true}  encode held-out rows   → {"fve": 0.8, "l0": 31.2, "memory": 123456}
+    {"look": true}     encode held-out rows   → {"fve": 0.8, "l0": 31.2, "loss": 104.2}
+    {"measure": true}  the same, and the end  → {"fve": 0.8, "l0": 31.2, "loss": 104.2, "memory": 123456}
 
 or with ``{"refused": "why"}``. Libraries print too, so that answers begin with a mark.
 """
@@ -24,7 +25,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 MARK = "benchmark:"
 CHUNK = 1024
@@ -74,7 +75,13 @@ class Rows(NamedTuple):
 
 
 class Line:
-    """Orders from the parent, and answers to it."""
+    """Orders from the parent, and answers to it.
+
+    Attributes:
+        look: what to answer an order to look with.
+    """
+
+    look: Callable[[], dict[str, float]]
 
     def receive(self) -> dict[str, Any]:
         """The next order; ends the process where there is none."""
@@ -90,8 +97,11 @@ class Line:
 
     def slices(self) -> Iterator[int]:
         """Steps to train now, order by order, until the order to measure; each is answered by :meth:`took`."""
-        while "train" in (order := self.receive()):
-            yield order["train"]
+        while "measure" not in (order := self.receive()):
+            if "look" in order:
+                self.say(**self.look())
+            else:
+                yield order["train"]
 
     def took(self, steps: int, seconds: float) -> None:
         """Answer that so many steps took so long."""
@@ -134,6 +144,15 @@ class Contender(ABC):
             self.train(islice(batches, steps))
             line.took(steps, now(self.cell.device) - start)
 
+    def look(self) -> dict[str, float]:
+        """How good it is by now; the training goes on as if nobody had looked."""
+        modules = [m for one in vars(self).values() if isinstance(one, nn.Module) for m in one.modules()]
+        training = [module.training for module in modules]
+        found = measure(self.encode, self.decode, self.rows.held_out, self.cell)
+        for module, was in zip(modules, training, strict=True):
+            module.training = was
+        return found
+
 
 def shuffled(rows: Tensor, batch: int, seed: int) -> Iterator[Tensor]:
     """Batches ``[B, M]`` of rows ``[N, M]``, in a new order each epoch, without end; a rest that fills none is left."""
@@ -152,20 +171,31 @@ def now(device: str) -> float:
 
 
 @torch.no_grad()
-def measure(encode: Callable[[Tensor], Tensor], decode: Callable[[Tensor], Tensor], rows: Tensor) -> dict[str, float]:
-    """FVE with the mean taken per dimension, and L0, of held-out rows ``[N, M]``; sums in float64.
+def measure(
+    encode: Callable[[Tensor], Tensor], decode: Callable[[Tensor], Tensor], rows: Tensor, cell: Cell
+) -> dict[str, float]:
+    """FVE with the mean taken per dimension, L0, and the loss, of held-out rows ``[N, M]``; sums in float64.
 
-    ``FVE = 1 − Σ (a − â)² / Σ (a − ā)²`` with ``ā [M]``; L0 is the mean number of latents that are not zero.
+    ``FVE = 1 − Σ (a − â)² / Σ (a − ā)²`` with ``ā [M]``; L0 is the mean number of latents that are not zero; the loss
+    is the mean of ``Σ_j (a_j − â_j)² + λ Σ_l |z_l| ‖d_l‖``: with unit-norm columns the loss of :class:`Cell`, and for
+    others that of the same SAE once its columns have unit norm.
     """
     mean = rows.mean(dim=0, dtype=torch.float64)
-    residual = variance = fired = 0.0
+    price = rows.new_zeros(cell.dictionary_size)
+    if cell.kind == "l1":
+        nothing = decode(rows.new_zeros(1, cell.dictionary_size))
+        for some in torch.arange(cell.dictionary_size, device=rows.device).split(CHUNK):
+            units = nn.functional.one_hot(some, cell.dictionary_size).to(rows.dtype)
+            price[some] = cell.sparsity * (decode(units) - nothing).norm(dim=1)
+    residual = variance = fired = paid = 0.0
     for chunk in rows.split(CHUNK):
         latents = encode(chunk)
         fired += float((latents != 0).sum())
+        paid += float((latents.abs() @ price).double().sum())
         exact = chunk.double()
         residual += float((exact - decode(latents).double()).square().sum())
         variance += float((exact - mean).square().sum())
-    return {"fve": 1 - residual / variance, "l0": fired / len(rows)}
+    return {"fve": 1 - residual / variance, "l0": fired / len(rows), "loss": (residual + paid) / len(rows)}
 
 
 def serve(make: Callable[[Cell, Rows], Contender]) -> None:
@@ -192,10 +222,11 @@ def _serve(line: Line, make: Callable[[Cell, Rows], Contender], cell: Cell) -> N
     make(small, Rows(*(torch.randn(64, 8, device=cell.device) for _ in rows))).run(Rehearsal())
     memory = Memory(cell.device)
     contender = make(cell, rows)
+    line.look = contender.look
     line.say()
     contender.run(line)
     added = memory.added()
-    line.say(memory=added, **measure(contender.encode, contender.decode, rows.held_out))
+    line.say(memory=added, **contender.look())
 
 
 class Memory:

@@ -15,8 +15,10 @@ import torch
 from contender import Cell, Contender, EndError, Line, Rows, now, serve
 from torch import Tensor, nn
 
-from salve.sae import SAE, ActivationsData, SparseAutoencoder, make_sae, objective
+from salve.sae import SAE, ActivationsData, SparseAutoencoder, make_sae
+from salve.sae.adam import Adam
 from salve.sae.memory import keep_freed_memory
+from salve.sae.objective import step_loss
 from salve.stages.job import quiet_lightning
 
 FOREVER = 10**9
@@ -108,14 +110,14 @@ class Looped(Salve):
     def __init__(self, cell: Cell, rows: Rows) -> None:
         super().__init__(cell, rows)
         trained = [parameter for parameter in self.sae.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.Adam(trained, lr=cell.rate, fused=True)
+        self.optimizer = Adam(trained, lr=cell.rate)
         keep_freed_memory()
 
     def train(self, batches: Iterable[Tensor]) -> None:
         mixed = self.cell.precision == "bf16"
         for batch in batches:
             with torch.autocast(self.cell.device, torch.bfloat16, enabled=mixed):
-                loss, _ = objective(self.sae, batch, self.sparsity)
+                loss, _ = step_loss(self.sae, batch, self.sparsity)
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from salve.sae.few import Few
-from salve.sae.losses import l1_losses
+from salve.sae.losses import l1_losses, squared_errors
 from salve.types import Activations, Latents, UserError
 
 
@@ -22,9 +22,17 @@ class Pass(NamedTuple):
     """
 
     pre: Tensor
-    latents: Tensor
+    of_all: Tensor | None
     reconstruction: Tensor
     few: Few | None = None
+
+    @property
+    def latents(self) -> Latents:
+        """``[N, d]``; of few, only made here."""
+        if self.few is not None:
+            return self.few.dense(self.pre)
+        assert self.of_all is not None
+        return self.of_all
 
 
 class SAE(nn.Module):
@@ -101,7 +109,7 @@ class SAE(nn.Module):
 
     def decode(self, latents: Latents) -> Activations:
         """Reconstruction ``â`` ``[N, M]`` of latents ``[N, d]``."""
-        return latents @ self.decoder.T + self.shift
+        return torch.addmm(self.shift, latents, self.decoder.T)
 
     def forward(self, activations: Activations) -> tuple[Activations, Latents]:
         """Reconstruction ``[N, M]`` and latents ``[N, d]``."""
@@ -122,6 +130,8 @@ class SAE(nn.Module):
         self, activations: Activations, passed: Pass, sparsity: float | Float[Tensor, ""]
     ) -> Float[Tensor, " N"]:
         """What training minimises, for each row; here :func:`salve.sae.losses.l1_losses` with λ ``sparsity``."""
+        if isinstance(sparsity, float) and sparsity == 0:  # saves a look at every latent
+            return squared_errors(activations, passed.reconstruction)
         return l1_losses(activations, passed.reconstruction, passed.latents, sparsity, self.signed)
 
     @torch.no_grad()

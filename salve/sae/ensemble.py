@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
+from salve.sae.adam import Adam
 from salve.sae.base import SAE, normalise_columns
 from salve.sae.memory import keep_freed_memory
 from salve.sae.module import Measures, Precision
@@ -216,7 +217,7 @@ class SAEEnsemble(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """Adam with a cosine to zero over all steps, as for one SAE."""
         trained = [parameter for parameter in self.stacks.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.Adam(trained, lr=self.learning_rate, fused=True)
+        optimizer = Adam(trained, lr=self.learning_rate)
         steps = -(-self.rows // self.batch_size) * int(self.trainer.max_epochs or 1)
         return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)]
 

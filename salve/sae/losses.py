@@ -19,8 +19,6 @@ def l1_losses(
     signed: bool = True,
 ) -> Float[Tensor, " N"]:
     """``Σ_j (a_j − â_j)² + λ Σ_l |z_l|`` of each row; latents that are not ``signed`` are never negative."""
-    if isinstance(sparsity, float) and sparsity == 0:  # saves a look at every latent
-        return squared_errors(activations, reconstruction)
     return squared_errors(activations, reconstruction) + sparsity * (latents.abs() if signed else latents).sum(dim=1)
 
 

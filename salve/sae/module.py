@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from salve.data.ranks import batch_share
 from salve.metrics import BatchMean, FractionOfVarianceExplained, LatentUsage
+from salve.sae.adam import Adam
 from salve.sae.base import SAE
 from salve.sae.memory import keep_freed_memory
-from salve.sae.objective import objective
+from salve.sae.objective import step_loss
 from salve.sae.revival import resample, silence
 from salve.sae.rows import ActivationsData, Block
 from salve.sae.topk import BatchTopK, learn_threshold
@@ -129,10 +130,11 @@ class SparseAutoencoder(pl.LightningModule):
         """Of one batch; of a rank's part of it."""
         dead = self.silent >= self.patience if self.auxk else None
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            loss, latents = objective(self.sae, activations, self.sparsity, dead, self.auxk)
+            loss, passed = step_loss(self.sae, activations, self.sparsity, dead, self.auxk)
         if self.patience:
-            self.silent.copy_(silence(self.silent, latents, activations, self.sae.negligible))
+            self.silent.copy_(silence(self.silent, passed.latents.detach(), activations, self.sae.negligible))
         if isinstance(self.sae, BatchTopK):
+            latents = passed.latents.detach()
             self.sae.threshold.copy_(learn_threshold(self.sae.threshold, latents, self.global_step))
         return loss
 
@@ -161,7 +163,7 @@ class SparseAutoencoder(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """Adam with a cosine to zero."""
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.Adam(trained, lr=self.learning_rate, fused=True)
+        optimizer = Adam(trained, lr=self.learning_rate)
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, ActivationsData):  # Lightning counts blocks
             steps = data.steps * int(self.trainer.max_epochs or 1)

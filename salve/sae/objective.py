@@ -21,9 +21,21 @@ def objective(
     Args:
         sparsity: λ of the variant. dead: latents that AuxK uses. auxk: how many of them at most, 0 for no such term.
     """
+    loss, passed = step_loss(sae, activations, sparsity, dead, auxk)
+    return loss, passed.latents.detach()
+
+
+def step_loss(
+    sae: SAE,
+    activations: Activations,
+    sparsity: float | Float[Tensor, ""],
+    dead: Bool[Tensor, " d"] | None = None,
+    auxk: int = 0,
+) -> tuple[Float[Tensor, ""], Pass]:
+    """As :func:`objective`, with the whole pass, whose latents are not made where nobody asks for them."""
     # A price of latents needs the gradient of every one.
     passed = sae.run(activations) if sparsity else sae.run_alone(activations)
-    return _mean_loss(sae, activations, passed, sparsity, dead, auxk), passed.latents.detach()
+    return _mean_loss(sae, activations, passed, sparsity, dead, auxk), passed
 
 
 def _mean_loss(

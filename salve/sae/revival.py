@@ -32,9 +32,9 @@ def auxk_losses(
         latents = torch.zeros_like(passed.pre).scatter(1, indices, values.relu())
         rebuilt = latents @ sae.decoder.T
     else:
-        few = encode_few(passed.pre, activations - sae.shift, sae.encoder, sae.bias, *ranked(indices))
+        few = encode_few(passed.pre, activations - sae.shift, sae.encoder, sae.bias, ranked(indices, len(dead)))
         # Where fewer are dead than asked for, some of the living are among the indices.
-        rebuilt = few._replace(values=few.values.relu() * dead[few.columns]).decode(sae.decoder)
+        rebuilt = few._replace(values=few.values.relu() * dead[few.pairs.columns]).decode(sae.decoder)
     return torch.where(dead.any(), squared_errors(error, rebuilt), 0.0)
 
 

@@ -6,17 +6,17 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, distributed
 
 from salve.data.ranks import place
 from salve.sae.base import SAE, Pass
-from salve.sae.few import chosen_by, encode_few, ranked
+from salve.sae.few import Pairs, chosen_by, encode_few, largest, ranked
 from salve.sae.losses import squared_errors
 from salve.types import Activations, Latents, UserError
 
 #: From so many latents for each that may fire, products with those alone are faster on a CPU.
-FEW = 64
+FEW = 16
 #: Steps over which the inference threshold is averaged.
 WINDOW = 100
 
@@ -62,13 +62,13 @@ class TopK(SAE):
         centred = activations - self.shift
         with torch.no_grad():
             pre = self.pre_activations(activations)
-        found = encode_few(pre, centred, self.encoder, self.bias, *self.choose(pre))
+        found = encode_few(pre, centred, self.encoder, self.bias, self.choose(pre))
         few = found._replace(values=found.values.relu())
-        return Pass(pre, few.dense(pre), few.decode(self.decoder) + self.shift, few)
+        return Pass(pre, None, few.decode(self.decoder) + self.shift, few)
 
-    def choose(self, pre: Latents) -> tuple[Int[Tensor, " N1"], Int[Tensor, " P"]]:
-        """Which latents may fire in training, as offsets and columns (:class:`salve.sae.few.Few`)."""
-        return ranked(pre.topk(self.k, dim=1).indices)
+    def choose(self, pre: Latents) -> Pairs:
+        """Which latents may fire in training."""
+        return ranked(largest(pre, self.k), self.dictionary_size)
 
 
 class BatchTopK(TopK):
@@ -98,7 +98,7 @@ class BatchTopK(TopK):
         """Keep what is above the batch's cut, or in eval mode above the threshold."""
         return torch.where(self._fires(pre) if self.training else pre > self.threshold, pre, 0.0)
 
-    def choose(self, pre: Latents) -> tuple[Int[Tensor, " N1"], Int[Tensor, " P"]]:
+    def choose(self, pre: Latents) -> Pairs:
         """Those above the batch's cut."""
         return chosen_by(self._fires(pre))
 
@@ -159,7 +159,7 @@ class Matryoshka(BatchTopK):
         """That of the base."""
         return super().activate(pre) if self.base == BatchTopK.variant else TopK.activate(self, pre)
 
-    def choose(self, pre: Latents) -> tuple[Int[Tensor, " N1"], Int[Tensor, " P"]]:
+    def choose(self, pre: Latents) -> Pairs:
         """That of the base."""
         return super().choose(pre) if self.base == BatchTopK.variant else TopK.choose(self, pre)
 

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from salve.types import UserError
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-LOCAL = ("contender", "train_bare", "train_salve", "machine", "environments")
+LOCAL = ("contender", "train_bare", "train_salve", "machine", "environments", "contenders", "results", "reaching")
 
 
 @pytest.fixture
@@ -41,18 +41,24 @@ def cell(local: dict[str, ModuleType], **changed: Any) -> Any:
     return local["contender"].Cell(**settings | changed)
 
 
-def test_fve_and_l0_as_scikit_learn_and_a_loop_have_them(local: dict[str, ModuleType]) -> None:
+@pytest.mark.parametrize("kind", ["l1", "topk"])
+def test_fve_l0_and_loss_as_scikit_learn_and_a_loop_have_them(local: dict[str, ModuleType], kind: str) -> None:
     rows = 3 + torch.randn(2500, 8)  # more than a chunk, and a large mean
     latents = torch.randn(2500, 16).relu()
-    weight = 0.3 * torch.randn(16, 8)
+    weight = 0.3 * torch.randn(16, 8)  # columns of any norm
     place = {tuple(row.tolist()): number for number, row in enumerate(rows)}
 
     def encode(chunk: torch.Tensor) -> torch.Tensor:
         return latents[[place[tuple(row.tolist())] for row in chunk]]
 
-    found = local["contender"].measure(encode, lambda z: 3 + z @ weight, rows)
-    assert found["fve"] == pytest.approx(r2_score(rows, 3 + latents @ weight, multioutput="variance_weighted"))
+    found = local["contender"].measure(encode, lambda z: 3 + z @ weight, rows, cell(local, kind=kind))
+    rebuilt = 3 + latents @ weight
+    assert found["fve"] == pytest.approx(r2_score(rows, rebuilt, multioutput="variance_weighted"))
     assert found["l0"] == pytest.approx(sum(sum(z > 0 for z in row) for row in latents.tolist()) / len(rows))
+    # The latents of the same SAE with unit-norm columns; λ is 0.5 for L1.
+    scaled = latents * torch.tensor([sum(x * x for x in column) ** 0.5 for column in weight.tolist()])
+    price = 0.5 * float(scaled.sum()) / len(rows) if kind == "l1" else 0.0
+    assert found["loss"] == pytest.approx(float((rows - rebuilt).square().sum()) / len(rows) + price, rel=1e-5)
 
 
 def test_batches_are_every_row_once_an_epoch_in_another_order_each(local: dict[str, ModuleType]) -> None:
@@ -64,13 +70,16 @@ def test_batches_are_every_row_once_an_epoch_in_another_order_each(local: dict[s
 
 @pytest.mark.parametrize("kind", ["l1", "topk"])
 def test_the_trainer_makes_exactly_the_steps_that_were_ordered(local: dict[str, ModuleType], kind: str) -> None:
-    """One batch is all rows, so that their order is of no matter: a bare loop must come to the same weights."""
+    """One batch is all rows, so that their order is of no matter: a bare loop must come to the same weights.
+
+    The bare loop is also looked at on its way, which must not show.
+    """
     contender, salve = local["contender"], local["train_salve"]
     rows = contender.Rows(torch.randn(64, 8), torch.randn(5, 8))
 
     class Orders(contender.Line):  # type: ignore[name-defined]
-        def __init__(self) -> None:
-            self.orders, self.steps = [{"train": 3}, {"train": 4}, {"measure": True}], []
+        def __init__(self, *orders: dict[str, Any]) -> None:
+            self.orders, self.steps, self.said = list(orders), [], []
 
         def receive(self) -> dict[str, Any]:
             return self.orders.pop(0)
@@ -78,9 +87,14 @@ def test_the_trainer_makes_exactly_the_steps_that_were_ordered(local: dict[str, 
         def took(self, steps: int, seconds: float) -> None:
             self.steps.append(steps)
 
+        def say(self, **what: Any) -> None:
+            self.said.append(what)
+
     made = []
-    for kind_of in (salve.Trained, salve.Looped):
-        line, one = Orders(), kind_of(cell(local, kind=kind), rows)
+    train, look = [{"train": 3}, {"train": 4}, {"measure": True}], {"look": True}
+    for kind_of, orders in ((salve.Trained, train), (salve.Looped, [look, train[0], look, train[1], look, train[2]])):
+        line, one = Orders(*orders), kind_of(cell(local, kind=kind), rows)
+        line.look = one.look
         one.run(line)
         assert line.steps == [3, 4]
         assert not line.orders
@@ -89,6 +103,9 @@ def test_the_trainer_makes_exactly_the_steps_that_were_ordered(local: dict[str, 
         torch.testing.assert_close(mine, other)
     untrained, _ = salve.made(cell(local, kind=kind))
     assert not torch.allclose(untrained.encoder, made[0].encoder)
+    assert len(line.said) == 3
+    assert line.said[-1] == one.look()
+    assert line.said[0] != line.said[-1]
 
 
 def test_a_contender_answers_its_orders(local: dict[str, ModuleType], tmp_path: Path) -> None:
@@ -108,7 +125,7 @@ def test_a_contender_answers_its_orders(local: dict[str, ModuleType], tmp_path: 
     assert begun == {}
     assert [took["steps"] for took in slices] == [5, 2]
     assert all(took["seconds"] > 0 for took in slices)
-    assert set(measured) == {"fve", "l0", "memory"}
+    assert set(measured) == {"fve", "l0", "loss", "memory"}
 
 
 def test_flops_are_those_that_torch_counts(local: dict[str, ModuleType]) -> None:
@@ -127,6 +144,25 @@ def test_the_limit_is_time_for_arithmetic_and_time_for_adam(local: dict[str, Mod
     parameters = 8 * 16 + 16 + 16 * 8
     seconds = 32 * 1280 / 4e9 + 28 * parameters / 2e9  # of a batch of 32
     assert local["machine"].most_samples(machine, "bf16", 1280, 8, 16, 32) == pytest.approx(32 / seconds)
+
+
+def test_time_to_an_equal_loss(local: dict[str, ModuleType]) -> None:
+    results, reaching = local["results"], local["reaching"]
+
+    def of(name: str, rate: float, *losses: float) -> Any:
+        looks = [results.Look(10 * number, 0.0, 0.0, loss) for number, loss in enumerate(losses, start=1)]
+        return results.Result("8x16", "topk", 5, name, "fp32", rate=rate, looks=looks)
+
+    slow, quick = of("sae-lens", 100.0, 9.0, 6.0, 5.0, 4.0), of("overcomplete", 500.0, 9.0, 7.0, 5.0, 5.0)
+    ours = of("salve", 1000.0, 9.0, 8.0, 4.0, 3.0)
+    peer, look = reaching.goal([ours, slow, quick])
+    assert (peer, look.steps, look.loss) == (slow, 20, 6.0)  # not ours, and not the peer that is better later
+    assert reaching.steps_to(ours.looks, 6.0) == 25  # halfway from 8 to 4
+    assert reaching.steps_to(ours.looks, 9.5) == 10
+    assert reaching.steps_to(ours.looks, 3.0) == 40
+    assert reaching.steps_to(ours.looks, 2.9) != reaching.steps_to(ours.looks, 2.9)  # not a number
+    assert reaching.seconds_to(ours, 6.0) == pytest.approx(25 * 5 / 1000)
+    assert reaching.goal([ours]) is None
 
 
 def wheel(folder: Path, name: str, requires: str = "") -> Path:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from salve.sae import SAE, make_sae, objective
-from salve.sae.few import Few, chosen_by, encode_few, ranked
-from salve.sae.objective import Objective
+from salve.sae.few import Few, Pairs, chosen_by, encode_few, largest, ranked
+from salve.sae.objective import Objective, step_loss
+from salve.sae.topk import FEW
 from tests.unit.sae_examples import drawn
 
 SIZE, WIDTH = 192, 6
@@ -64,13 +65,13 @@ def test_a_price_of_latents_is_one_for_all() -> None:
 
 def test_small_dictionaries_and_measurement_look_at_every_latent() -> None:
     activations = drawn(4, WIDTH)
-    assert make_sae("topk", WIDTH, 191, k=3).double().run_alone(activations).few is None
+    assert make_sae("topk", WIDTH, 3 * FEW, k=3).double().run_alone(activations).few is not None
+    assert make_sae("topk", WIDTH, 3 * FEW - 1, k=3).double().run_alone(activations).few is None
     assert untied("topk", {"k": 3}).eval().run_alone(activations).few is None
 
 
 def few_of(latents: Tensor) -> Few:
-    offsets, columns = chosen_by(latents != 0)
-    return Few(offsets, columns, latents[latents != 0])
+    return Few(chosen_by(latents != 0), latents[latents != 0])
 
 
 def test_rows_with_no_latent_and_latents_in_no_row() -> None:
@@ -90,10 +91,47 @@ def test_the_gradient_of_chosen_pre_activations() -> None:
 
     def values(activations: Tensor, encoder: Tensor, bias: Tensor) -> Tensor:
         pre = (activations @ encoder.T + bias).detach()
-        return encode_few(pre, activations, encoder, bias, *ranked(indices)).values
+        return encode_few(pre, activations, encoder, bias, ranked(indices, 4)).values
 
     assert torch.equal(
         values(activations, encoder, bias), (activations @ encoder.T + bias).gather(1, indices).flatten()
     )
     # The values come from pre-activations that are detached, which differences see and gradients do not need.
     assert torch.autograd.gradcheck(values, (activations, encoder, bias))
+
+
+@pytest.mark.parametrize("size", [4, 2**15 + 3])
+def test_sums_over_pairs_are_products_with_a_dense_matrix(size: int) -> None:
+    """One dictionary is too large for its columns to be sorted as 16-bit numbers."""
+    columns = torch.tensor([size - 1, 0, 2, size - 1, 0])
+    pairs, values = Pairs(torch.tensor([0, 2, 2, 5]), columns, size), drawn(5)
+    dense = torch.zeros(3, size, dtype=torch.float64)
+    for row, column, value in zip([0, 0, 2, 2, 2], columns.tolist(), values, strict=True):
+        dense[row, column] = value
+    of_latents, of_rows = drawn(size, WIDTH), drawn(3, WIDTH, seed=2)
+    torch.testing.assert_close(pairs.of_rows(of_latents, values), dense @ of_latents)
+    torch.testing.assert_close(pairs.of_latents(of_rows, values), dense.T @ of_rows)
+
+
+@pytest.mark.parametrize("columns", [5, 40, 63, 64, 101, 1024])
+@pytest.mark.parametrize("k", [1, 2, 5])
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_largest_are_those_that_sorting_puts_first(columns: int, k: int, ties: bool) -> None:
+    values = drawn(50, columns, dtype=torch.float32)
+    if ties:
+        values = values.round()
+    found = largest(values, k)
+    assert all(len(set(row)) == k for row in found.tolist())
+    for row, chosen in zip(values.tolist(), values.gather(1, found).tolist(), strict=True):
+        assert sorted(chosen, reverse=True) == sorted(row, reverse=True)[:k]
+
+
+def test_latents_are_only_made_dense_for_whoever_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    dense = Few.dense
+    monkeypatch.setattr(Few, "dense", lambda self, like: made.append(like) or dense(self, like))
+    loss, passed = step_loss(untied("topk", {"k": 3}), drawn(20, WIDTH, seed=3), 0.0)
+    loss.backward()
+    assert not made
+    assert passed.latents.shape == (20, SIZE)
+    assert made
