@@ -5,7 +5,8 @@
 ResNet-18 at 160 pixels (the map before its pooling) and ViT-S/14 at 98 (the last block's input, behind its LayerNorm),
 with random weights and a linear SAE of 1024 latents. To the peers a latent is a class: they get the network with the
 SAE's encoder for a head, and for the ViT tokens that pass through a grid. First the maps are compared: ours and
-captum's as they are, over the largest value; grad-cam's scaled to 0..1 as it returns them (it resizes with OpenCV).
+captum's as they are, over the largest value; grad-cam's scaled to 0..1 as it returns them (it resizes with OpenCV). The
+ResNet's cell by cell, before they are enlarged: the peers put its cells half a cell beside where they look.
 
 Peers run the network forward and backward for every latent. Beyond 4 latents they are timed for 4 and scaled up, and
 marked so. captum is installed into an environment of its own, in which all of it runs.
@@ -79,6 +80,7 @@ class Bench:
             self.layer: nn.Module = grid.grid
         else:
             self.layer = as_classes.get_submodule("layer4")
+        self.cell = 1 if site.map_side == "output" else 32  # every so many pixels our maps show a cell as it is
         self.as_classes = as_classes
 
     def images(self, count: int) -> Tensor:
@@ -90,34 +92,34 @@ class Bench:
 
         return grad_fam(self.model, "last", self.sae, images, range(latents))
 
-    def grad_cam(self, images: Tensor, latents: int) -> Tensor:
+    def grad_cam(self, images: Tensor, latents: int, enlarged: bool = True) -> Tensor:
         from pytorch_grad_cam import GradCAM
         from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
         with GradCAM(self.as_classes, [self.layer]) as cam:
+            if not enlarged:
+                cam.get_target_width_height = lambda _: None
             maps = [cam(images, [ClassifierOutputTarget(latent)] * len(images)) for latent in range(latents)]
         return torch.stack([torch.from_numpy(one) for one in maps], dim=1)
 
-    def captum(self, images: Tensor, latents: int) -> Tensor:
+    def captum(self, images: Tensor, latents: int, enlarged: bool = True) -> Tensor:
         from captum.attr import LayerAttribution, LayerGradCam
 
         cam = LayerGradCam(self.as_classes, self.layer)
-        maps = [
-            LayerAttribution.interpolate(
-                cam.attribute(images, target=latent, relu_attributions=True), (self.size, self.size), "bilinear"
-            )
-            for latent in range(latents)
-        ]
+        maps = [cam.attribute(images, target=latent, relu_attributions=True) for latent in range(latents)]
+        if enlarged:
+            maps = [LayerAttribution.interpolate(one, (self.size, self.size), "bilinear") for one in maps]
         return torch.cat(maps, dim=1).detach()
 
 
 def check(bench: Bench, images: Tensor, latents: int) -> str:
     """How far the peers' maps are from ours."""
-    ours = bench.ours(images, latents)
-    captum = float((ours - bench.captum(images, latents)).abs().max() / ours.max())
+    enlarged = bench.cell == 1
+    ours = bench.ours(images, latents)[:, :, :: bench.cell, :: bench.cell]
+    captum = float((ours - bench.captum(images, latents, enlarged)).abs().max() / ours.max())
     low, high = ours.amin(dim=(2, 3), keepdim=True), ours.amax(dim=(2, 3), keepdim=True)
     scaled = ((ours - low) / (high - low).clamp_min(torch.finfo(ours.dtype).tiny)).cpu()
-    grad_cam = float((scaled - bench.grad_cam(images, latents)).abs().max())
+    grad_cam = float((scaled - bench.grad_cam(images, latents, enlarged)).abs().max())
     return (
         f"largest difference, {latents} latents: captum {captum:.1e} of the largest value, grad-cam {grad_cam:.1e} of 1"
     )
