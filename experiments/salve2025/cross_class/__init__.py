@@ -10,7 +10,7 @@ from experiments.experiment import Experiment, Findings, Picture
 from experiments.runs import Study
 from experiments.salve2025.cross_class.figure import counts_figure, roles_figure
 from experiments.salve2025.cross_class.images import images_figure
-from experiments.salve2025.cross_class.roles import FALL, FALLS, REDUNDANT, RISES
+from experiments.salve2025.cross_class.roles import FALL, FALLS, REDUNDANT, RISE, RISES
 from experiments.salve2025.cross_class.tables import (
     Case,
     cases_of,
@@ -72,7 +72,8 @@ def _pictures(study: Study, shown: Sequence[Case], images: list[pd.DataFrame]) -
     look = (
         f"{title}: where the same latents look (Grad-FAM; bright is where the latent's value comes from, each map by "
         "its own maximum; below, the value). Classes that depend on it: the val images with the largest values. A "
-        "class that rises: images that it gains, which were taken for a class that depends on the latent."
+        "class that rises: images that it gains, which were taken for a class that depends on the latent; where their "
+        "value is near zero, the edit reaches them through the channels that it closes, not through the latent."
     )
     return {
         f"roles-{ground}": Picture(roles_figure(study, shown), roles),
@@ -106,12 +107,15 @@ def _shared_text(study: Study, saes: pd.DataFrame, latents: pd.DataFrame) -> str
         ]
         text += f" Elsewhere: {', '.join(parts)} of the last kind."
     known = latents.dropna(subset="fallen")
-    rates = [
-        f"{100 * (rows['fallen'] >= 2).mean():.0f} % of {len(rows)} {kind} latents"
-        for kind, rows in known.groupby("kind")
-        if kind in ("class-defining", "cross-class")
-    ]
-    return text + (f" Two or more classes fall under {' and '.join(rates)}." if rates else "")
+    by_kind = [(kind, rows) for kind, rows in known.groupby("kind") if kind in ("class-defining", "cross-class")]
+    fallen = [f"{100 * (rows['fallen'] >= 2).mean():.0f} % of {len(rows)} {kind} latents" for kind, rows in by_kind]
+    risen = [f"{100 * (rows['risen'] >= 1).mean():.0f} %" for _, rows in by_kind]
+    if not by_kind:
+        return text
+    return (
+        f"{text} Two or more classes fall under {' and '.join(fallen)}; some class gains {100 * RISE:.0f} points or "
+        f"more under {' and '.join(risen)}."
+    )
 
 
 def _roles_text(classes: pd.DataFrame) -> list[str]:
@@ -144,15 +148,19 @@ def _roles_text(classes: pd.DataFrame) -> list[str]:
 def _tower_text(tower: pd.DataFrame) -> list[str]:
     if not len(tower):
         return []
-    return [
+    text = (
         f"The paper's own case: church and gas pump both depend on a latent in {(tower['depend'] > 0).sum()} of "
         f"{len(tower)} SAEs, and show the paper's pattern in {(tower['tower'] > 0).sum()} (the largest share that both "
         f"hold of one latent is {100 * tower['nearest_share'].max():.0f} %, in the mean over SAEs "
         f"{100 * tower['nearest_share'].mean():.0f} %). By effect alone (gas pump falls, church changes by less than 3 "
-        f"points, chain saw gains 3 or more) {tower['by_effect'].sum()} latents look like it, and "
-        f"{tower['by_effect_defining'].sum()} of those are latents that define gas pump and nothing else: without the "
-        "shares the pattern is no evidence of sharing."
-    ]
+        f"points, chain saw gains 3 or more) {tower['by_effect'].sum()} latents look like it."
+    )
+    if alone := int(tower["by_effect_defining"].sum()):
+        text += (
+            f" {alone} of those are latents that define gas pump and nothing else: the pattern of effects alone is no "
+            "evidence of sharing."
+        )
+    return [text]
 
 
 def _measured(study: Study, saes: pd.DataFrame, tower: pd.DataFrame) -> list[Measured]:

@@ -166,7 +166,7 @@ def _means(axes: Axes, study: Study, case: Case, classes: Sequence[int]) -> None
         if not math.isnan(half):
             axes.plot([mean - half, mean + half], [row, row], color=BLACK, linewidth=0.9)
     axes.axvline(0, color=BLACK, linewidth=0.6)
-    axes.set_xlabel("class mean of the latent (train)", fontsize=7.5)
+    axes.set_xlabel("class mean (train)", fontsize=7.5)
     axes.xaxis.set_major_locator(MaxNLocator(4))
     names = [label(study.classes[k], 17) for k in classes]
     axes.set_yticks(range(len(classes)), names, fontsize=7.2)
@@ -193,7 +193,7 @@ def _changes(axes: Axes, case: Case, classes: Sequence[int]) -> None:
             )
     axes.axvline(0, color=BLACK, linewidth=0.6)
     axes.set_xlim(-1.0, 0.3)
-    axes.set_xlabel("change of accuracy (val), points", fontsize=7.5)
+    axes.set_xlabel("accuracy change (val), points", fontsize=7.5)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: plain_number(100 * share)))
     axes.set_yticks(range(len(classes)), [])
     axes.set_ylim(len(classes) - 0.5, -0.5)

@@ -78,10 +78,10 @@ def maps_of(case: Case, strip: Strip) -> tuple[NDArray[np.uint8], NDArray[np.flo
 def images_figure(study: Study, cases: Sequence[Case]) -> tuple[Figure, pd.DataFrame]:
     """Two rows per latent: images of up to three classes, and under each its overlay; and a table of what is shown."""
     cell = PRINT_WIDTH / (3 * IMAGES + 1.2)
-    figure = new_figure(PRINT_WIDTH, (2 * cell + 0.62) * len(cases) + 0.05, layout=None)
+    figure = new_figure(PRINT_WIDTH, (2 * cell + 0.70) * len(cases) + 0.05, layout=None)
     height, rows = figure.get_size_inches()[1], []
     for place, case in enumerate(cases):
-        top = height - 0.05 - place * (2 * cell + 0.62)
+        top = height - 0.05 - place * (2 * cell + 0.70)
         figure.text(0.005, (top - 0.02) / height, case.title, fontsize=8.5, va="top",
                     fontweight="bold")  # fmt: skip
         for group, strip in enumerate(strips_of(case)):
@@ -99,6 +99,8 @@ def images_figure(study: Study, cases: Sequence[Case]) -> tuple[Figure, pd.DataF
                     axes.axis("off")
                 before = study.classes[int(case.roles.before[index])]
                 note = f"{values[column]:+.2f}".replace("-", "−")
+                if strip.colour == COLOURS[RISES]:
+                    note += f"\nwas {label(before, 12)}"
                 figure.text((left + (column + 0.5) * cell) / PRINT_WIDTH, (top - 0.40 - 2 * cell) / height, note,
                             fontsize=7, ha="center", va="top")  # fmt: skip
                 label_, after = int(study.val.labels[index]), int(case.roles.after[index])

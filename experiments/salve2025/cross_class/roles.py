@@ -29,7 +29,7 @@ from salve.editing.curves import edit_curves
 
 #: A class falls if it loses so much of its accuracy, and rises from so much on.
 FALL, RISE = 0.1, 0.03
-FALLS, REDUNDANT, STAYS, RISES, DRAGGED, NONE = "falls", "redundant", "stays", "rises", "dragged along", ""
+FALLS, REDUNDANT, STAYS, RISES, DRAGGED, NONE = "falls", "redundant", "stays", "rises", "dragged", ""
 
 
 class Change(NamedTuple):
@@ -107,7 +107,7 @@ def role(depends: bool, change: float, half: float, usual: float, backed: bool) 
     Returns:
         ``rises``: by ``RISE`` and more, and surely (``CONFIDENCE``) by more than is usual. ``falls``: a class that
         depends loses ``FALL`` or more; ``redundant``: loses less, and is backed; ``stays``: loses less, and is not.
-        ``dragged along``: a class that does not depend loses ``FALL`` or more. Else empty, as for one without images.
+        ``dragged``: a class that does not depend loses ``FALL`` or more. Else empty, as for one without images.
     """
     if math.isnan(change):
         return NONE

@@ -9,7 +9,7 @@ import pandas as pd
 
 from experiments.runs import Study
 from experiments.salve2025.cross_class.effects import ALPHAS, weights
-from experiments.salve2025.cross_class.roles import FALL, FALLS, REDUNDANT, RISES, Reading, Roles, Shared
+from experiments.salve2025.cross_class.roles import FALL, FALLS, REDUNDANT, RISE, RISES, Reading, Roles, Shared
 from salve.features import kinds, shares
 
 CHURCH, PUMP, SAW = "church", "gas pump", "chain saw"
@@ -87,17 +87,21 @@ def sae_table(readings: Sequence[Reading], cases: Sequence[Case]) -> pd.DataFram
 
 def latent_table(readings: Sequence[Reading]) -> pd.DataFrame:
     """One row per latent in use: ``kind``, ``owners``, the strength ``alpha`` at which the first of them is at 5 % (inf
-    if none is), and ``fallen``: classes that have then lost ``FALL`` or more; NaN if none gets there."""
+    if none is); ``fallen``, ``risen``: classes that have then lost ``FALL``, gained ``RISE`` or more; NaN if none gets
+    there."""
     rows = []
     for one in readings:
         for latent in one.in_use:
             names = [one.study.classes[k] for k in one.owners(latent)]
             alpha = one.alphas[latent]
-            fallen = float((one.changes(latent) <= -FALL).sum()) if math.isfinite(alpha) else math.nan
+            change = one.changes(latent) if math.isfinite(alpha) else None
+            fallen, risen = (
+                (math.nan, math.nan) if change is None else ((change <= -FALL).sum(), (change >= RISE).sum())
+            )
             rows.append(
                 {
                     **{**_where(one), "latent": latent, "kind": one.kinds[latent], "owners": "; ".join(names)},
-                    **{"alpha": alpha, "fallen": fallen},
+                    **{"alpha": alpha, "fallen": float(fallen), "risen": float(risen)},
                 }
             )
     return pd.DataFrame(rows)
