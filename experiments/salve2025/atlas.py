@@ -204,9 +204,9 @@ def _measured(study: Study, table: pd.DataFrame) -> list[Measured]:
     found.append(Measured("atlas.own_images", ground, pure, text))
     share("defining", table["kind"] == "class-defining", "dominant latents are class-defining")
     if "insertion" in table:
-        share("faithful", faithful(table), "latents")
+        share("faithful", faithful(table), "maps beat a random one both ways")
     if table["maximised"].notna().any():
-        share("maximised", table["maximised"] > table["strongest"], "latents")
+        share("maximised", table["maximised"] > table["strongest"], "images beat the strongest real one")
     return found
 
 
