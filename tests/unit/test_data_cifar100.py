@@ -53,6 +53,34 @@ def test_images_labels_and_names(root: Path) -> None:
     assert label == their_label == 1
 
 
+def test_superclasses_are_read_where_the_data_have_them(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Cifar100Data(root, batch_size=4).superclasses is None  # these files say nothing about them
+    cifar, folder = torchvision.datasets.CIFAR100, root / "cifar-100-python"
+
+    def more(name: str, **parts: object) -> str:
+        data = pickle.dumps({**pickle.loads((folder / name).read_bytes()), **parts})
+        (folder / name).write_bytes(data)
+        return hashlib.md5(data).hexdigest()
+
+    coarse = {0: 1, 1: 0, 2: 2}
+    changed = more("train", coarse_labels=[coarse[i % 3] for i in range(12)])
+    monkeypatch.setattr(cifar, "train_list", [["train", changed]])
+    names = more("meta", coarse_label_names=["fish", "fruit_and_vegetables", "trees"])
+    monkeypatch.setattr(cifar, "meta", {**cifar.meta, "md5": names})
+    data = Cifar100Data(root, batch_size=4, limit_per_class=1)
+    assert dict(zip(data.classes, data.superclasses or (), strict=True)) == {
+        "apple": "fruit and vegetables",
+        "aquarium fish": "fish",
+        "maple tree": "trees",
+    }
+
+
+def test_no_superclasses_are_unpickled_from_a_damaged_file(root: Path) -> None:
+    (root / "cifar-100-python" / "train").write_bytes(pickle.dumps({"coarse_labels": []}))
+    with pytest.raises(UserError, match="or a damaged one"):
+        _ = Cifar100Data(root, batch_size=4).superclasses
+
+
 def test_limit_and_fingerprint(root: Path, tmp_path: Path) -> None:
     data, limited = Cifar100Data(root, batch_size=4), Cifar100Data(root, batch_size=4, limit_per_class=2)
     assert limited.labels("train").tolist() == [0, 1, 2] * 2

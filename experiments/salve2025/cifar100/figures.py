@@ -5,22 +5,33 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import LinearSegmentedColormap, SymLogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from experiments.compare import t_interval
 from experiments.figures import PRINT_WIDTH
 from experiments.salve2025.cifar100.survey import KINDS, Survey
-from experiments.salve2025.suppression import wilson
-from salve.report.style import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILLION, new_figure, percent_axis, styled
+from experiments.salve2025.suppression import OTHERS, wilson
+from salve.report.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    VERMILLION,
+    new_figure,
+    percent_axis,
+    plain_number,
+    styled,
+)
 from salve.report.text import label
 
 COLOURS = (ORANGE, BLUE, GREEN, BLACK)
 #: More classes than this are shown in two columns.
 ONE_COLUMN = 30
-DIVERGING = LinearSegmentedColormap.from_list("loss and gain", [VERMILLION, "#f6cfb8", "#ffffff", "#b9d5ea", BLUE])
+DIVERGING = LinearSegmentedColormap.from_list("loss and gain", [VERMILLION, "#edaa85", "#ffffff", "#86b9de", BLUE])
 
 
 @styled
@@ -33,14 +44,14 @@ def classes_figure(found: Survey) -> Figure:
     rows = -(-len(order) // columns)
     figure = new_figure(PRINT_WIDTH if columns == 2 else 4.6, 1.0 + 0.148 * rows)
     grid = figure.subplots(1, 2 * columns, sharex=False, squeeze=False, width_ratios=[3, 1.7] * columns)[0]
-    worst, most = 100 * table["largest_loss"].max(), int(table["companions"].max())
+    worst, most = max(5.0, 100 * np.nanmax([0, *table["largest_loss"]])), max(1, int(table["companions"].max()))
     for column in range(columns):
         names = order[column * rows : (column + 1) * rows]
         lost, shared = grid[2 * column : 2 * column + 2]
         _harm(lost, table, names, found)
-        lost.set_xlim(-0.03 * max(worst, 1), 1.05 * max(worst, 1) if worst == worst else 1)
+        lost.set_xlim(-0.03 * worst, 1.05 * worst)
         _dots(shared, table, names, "companions", 1, GREEN)
-        shared.set_xlim(-0.06 * max(most, 1), 1.06 * max(most, 1))
+        shared.set_xlim(-0.06 * most, 1.06 * most)
         shared.xaxis.set_major_locator(MaxNLocator(3, integer=True))
         shared.set_yticks(range(len(names)), [])
         shared.set_xlabel("companions on\nits latent", fontsize=7.5)
@@ -70,7 +81,7 @@ def _harm(axes: Axes, table: pd.DataFrame, names: list[str], found: Survey) -> N
         )  # fmt: skip
     axes.set_yticks(range(len(names)), [label(name, 16) for name in names])
     axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.set_xlabel("accuracy lost\n(percentage points)", fontsize=7.5)
+    axes.set_xlabel("loss or |change|\n(percentage points)", fontsize=7.5)
 
 
 def _loser(own: pd.DataFrame, name: str, found: Survey) -> tuple[str, bool, bool]:
@@ -102,12 +113,12 @@ def drift_figure(found: Survey) -> Figure:
     mean[known] = np.nanmean(found.change[:, known], axis=0)
     mean = 100 * mean[np.ix_(order, order)]
     np.fill_diagonal(mean, np.nan)
-    seen = np.abs(mean[~np.isnan(mean)])
-    limit = max(5.0, float(np.quantile(seen, 0.998))) if len(seen) else 5.0
-    figure = new_figure(6.4, 5.6)
+    few = len(order) <= ONE_COLUMN
+    figure = new_figure(4.6 if few else 6.6, 3.1 if few else 4.75)
     axes = figure.subplots()
     axes.set_facecolor("#d9dde1")
-    image = axes.imshow(mean, cmap=DIVERGING, vmin=-limit, vmax=limit, interpolation="nearest", aspect="equal")
+    norm = SymLogNorm(100 * OTHERS, linscale=0.6, vmin=-100, vmax=100)  # the same in all figures
+    image = axes.imshow(mean, cmap=DIVERGING, norm=norm, interpolation="nearest", aspect="equal")
     if groups:
         blocks, size = np.unique(names[order], return_counts=True)
         ends = np.cumsum(size)
@@ -117,14 +128,15 @@ def drift_figure(found: Survey) -> Figure:
         ticks, text = ends - size / 2 - 0.5, [label(name, 32) for name in blocks]
     else:
         ticks, text = np.arange(len(order)), [label(found.classes[k], 18) for k in order]
-    axes.set_xticks(ticks, text, rotation=90, fontsize=7)
     axes.set_yticks(ticks, text, fontsize=7)
+    axes.set_xticks(ticks, [])
     axes.tick_params(length=0)
     axes.grid(visible=False)
-    axes.set_xlabel("class" + (", by superclass" if groups else ""), fontsize=8)
+    axes.set_xlabel("other class, in the same order", fontsize=8)
     axes.set_ylabel("edited class" + (", by superclass" if groups else ""), fontsize=8)
-    extend = "both" if len(seen) and seen.max() > limit else "neither"
-    bar = figure.colorbar(image, ax=axes, extend=extend, shrink=0.6, aspect=30)
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, aspect=30, ticks=[-100, -30, -10, -3, 0, 3, 10, 30, 100])
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(plain_number))
+    bar.ax.yaxis.set_minor_locator(NullLocator())
     bar.set_label("change of accuracy (percentage points)", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     return figure
@@ -166,6 +178,7 @@ def _companions(axes: Axes, surveys: Sequence[Survey]) -> None:
         axes.plot(steps, shares.mean(axis=0), "o-", color=colour, markersize=2.5, linewidth=1.2)
     axes.set(xlabel="companions on its latent, at least", ylabel="classes", ylim=(-0.03, 1.03))
     axes.set_title("a  companions", fontsize=8)
+    axes.set_xlim(0.6, max(most, 4) + 0.4)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     percent_axis(axes.yaxis)
 
@@ -199,7 +212,7 @@ def _overlap(axes: Axes, surveys: Sequence[Survey]) -> None:
     axes.set(xlabel="pairs of classes", ylabel="Jaccard index")
     axes.set_title("c  common latents", fontsize=8)
     axes.grid(axis="x", visible=False)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, max(0.1, axes.get_ylim()[1]))
 
 
 def _kinship(axes: Axes, surveys: Sequence[Survey]) -> None:

@@ -1,0 +1,81 @@
+"""The CIFAR-100 experiment as a user starts it, on a stand-in in the data's own format."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.salve2025.cifar100.survey import KINDS
+from salve.artifacts import read_record, read_table
+from tests.integration.standin import CLASSES, GROUPS, write_standin, write_weights
+
+ROOT = Path(__file__).parents[2]
+SMALL = [
+    "trainer=cpu",
+    "backbone.preprocess.size=32",
+    "data.num_workers=0",
+    "sae.dictionary_size=128",
+    "sae.epochs=10",
+    "sae.seed=0,1",
+    "edit.alpha=[0,1,2,4,8,20]",
+]
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command, in processes for which the stand-in's checksums are CIFAR-100's."""
+    paths = os.pathsep.join(map(str, (folder, ROOT)))
+    place = ["--cifar100", str(folder), "--weights", f"cifar100={folder / 'weights.safetensors'}"]
+    place += ["--output-dir", str(folder / "out")]
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.salve2025.cifar100", *place, *arguments],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": paths, "SALVE_IMAGENETTE": ""},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def standin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data and the weights, in a folder whose name Hydra would stumble over."""
+    folder = tmp_path_factory.mktemp("a stand-in, (small)")
+    write_standin(folder, train=6, val=4)
+    write_weights(folder / "weights.safetensors", train=6)
+    return folder
+
+
+def test_a_hundred_classes_from_images_to_findings(standin: Path) -> None:
+    done = run(standin, *SMALL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = standin / "out" / "paper" / "cifar100"
+    record = read_record(folder / "findings.json")
+    (ground,) = record["grounds"]  # no Imagenette to compare with is no reason to fail
+    assert (ground["name"], ground["classes"], ground["seeds"]) == ("cifar100", CLASSES, 2)
+    assert ground["images"] == {"train": 6 * CLASSES, "val": 4 * CLASSES}
+    assert {one["claim"] for one in record["measured"]} == {"cifar100.separates", "cifar100.sharing"}
+    classes = read_table(folder / "classes.csv")
+    assert len(classes) == 2 * CLASSES
+    assert classes["superclass"].nunique() == GROUPS
+    assert (classes.groupby("superclass").size() == 2 * CLASSES // GROUPS).all()
+    assert classes["accuracy"].mean() > 0.5  # the network tells them apart, so that there is something to edit
+    assert classes["reached"].any()
+    pairs = read_table(folder / "pairs.csv")
+    assert len(pairs) == CLASSES * (CLASSES - 1)
+    summary = read_table(folder / "summary.csv")
+    assert (summary["latents"] == 128).all()
+    assert summary[list(KINDS)].sum(axis=1).tolist() == pytest.approx([1, 1])
+    # Of 99 other classes, four are of the same superclass.
+    assert summary["sibling_chance"].tolist() == pytest.approx([4 / 99] * 2)
+    for name in ("sharing", "classes-cifar100", "drift-cifar100"):
+        assert all((folder / f"{name}.{kind}").stat().st_size > 5000 for kind in ("pdf", "svg", "png"))
+
+
+def test_files_that_are_not_cifar100_end_with_a_sentence(standin: Path, tmp_path: Path) -> None:
+    """Without the stand-in's checksums they are damaged ones."""
+    (standin / "sitecustomize.py").rename(tmp_path / "sitecustomize.py")
+    done = run(standin, *SMALL, "sae.epochs=11")
+    (tmp_path / "sitecustomize.py").rename(standin / "sitecustomize.py")
+    assert done.returncode == 2
+    assert "or a damaged one: pass data.download=true to fetch it" in done.stdout + done.stderr
+    assert done.stderr.splitlines()[-1].startswith("cifar100: the runs on ResNet-18, CIFAR-100 ended with status ")
+    assert "Traceback" not in done.stdout + done.stderr

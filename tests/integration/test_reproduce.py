@@ -1,0 +1,63 @@
+"""The paper's experiments as a user starts them: one of them, tiny, in processes of their own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from salve.artifacts import read_record, read_table
+
+ROOT = Path(__file__).parents[2]
+TINY = [
+    *("trainer=cpu", "data.train_per_class=8", "data.val_per_class=4", "data.image_size=32", "data.batch_size=20"),
+    *("backbone.args.channels=[8,16,24,32]", "finetune.epochs=2", "edit.alpha=[0,1,5,20]"),
+    *("sae.seed=0,1", "sae.epochs=3", "sae.dictionary_size=24", "sae.batch_size=32"),
+]
+
+
+def reproduce(folder: Path) -> str:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "experiments.reproduce", "--quick", "--on", "scenes", "--only", "suppression"),
+            *("--output-dir", str(folder), *TINY),
+        ],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_one_experiment_and_its_page(tmp_path: Path) -> None:
+    assert "(was there)" not in reproduce(tmp_path)
+    paper = tmp_path / "paper-quick"
+    record = read_record(paper / "suppression" / "findings.json")
+    assert record["quick"]
+    # The user's settings have the last word over the quick ones.
+    assert record["grounds"][0] | {"quick": 0} == {
+        **{
+            "name": "scenes",
+            "title": "small ResNet, drawn scenes",
+            "config": "",
+            "data": "",
+            "weights": "",
+            "quick": 0,
+        },
+        **{"images": {"train": 80, "val": 40}, "classes": 10, "seeds": 2},
+    }
+    for picture in record["pictures"]:
+        for kind in ("pdf", "svg", "png"):
+            assert (paper / "suppression" / f"{picture['name']}.{kind}").stat().st_size > 5000
+    edits = read_table(paper / "suppression" / "edits.csv")
+    assert len(edits) == 2 * 10
+    measured = {one["claim"]: one["value"] for one in record["measured"]}
+    assert measured["suppression.separates"] == edits.groupby("seed")["separates"].mean().mean()
+    page = (paper / "index.html").read_text(encoding="utf-8")
+    assert "This is a quick pass" in page
+    assert all(f'src="suppression/{picture["name"]}.png"' in page for picture in record["pictures"])
+    claims = read_table(paper / "claims.csv")
+    assert claims["id"].tolist() == [one["claim"] for one in record["measured"]]
+    assert claims["value"].tolist() == list(measured.values())
+    # Once more: nothing is made again.
+    written = (paper / "suppression" / "findings.json").stat().st_mtime_ns
+    assert "(was there)" in reproduce(tmp_path)
+    assert (paper / "suppression" / "findings.json").stat().st_mtime_ns == written

@@ -1,0 +1,481 @@
+"""What the paper's experiments share: claims, grounds, places, and the folder that is whole or not there."""
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from matplotlib.figure import Figure
+
+from experiments import experiment as experiments_module
+from experiments import reproduce as reproduce_module
+from experiments.catalogue import EXPERIMENTS
+from experiments.claims import FILE, Claim, Measured, judged, load_claims, together
+from experiments.experiment import FINDINGS, Experiment, Findings, Picture, carry_out, main, paper_folder
+from experiments.grounds import GROUNDS, Place, add_place, place_of, quoted
+from experiments.page import NotRun, claims_markdown, claims_table, write_page
+from experiments.runs import command
+from salve.artifacts import read_record, read_table
+from salve.run.explain import conf_dir
+from salve.types import UserError
+
+# -- claims
+
+HIGH = Claim("suppression.high", "It is high.", "a share", partly=0.5, at_least=0.9)
+LOW = Claim("suppression.low", "It is low.", "a share", partly=0.3, at_most=0.1)
+SHARP = Claim("suppression.sharp", "It is low, or not.", "a share", partly=0.1, at_most=0.1)
+
+
+@pytest.mark.parametrize(
+    ("claim", "value", "verdict"),
+    [
+        (HIGH, 1.0, "holds"),
+        (HIGH, 0.9, "holds"),
+        (HIGH, 0.8999, "holds partly"),
+        (HIGH, 0.5, "holds partly"),
+        (HIGH, 0.4999, "does not hold"),
+        (LOW, -1.0, "holds"),
+        (LOW, 0.1, "holds"),
+        (LOW, 0.1001, "holds partly"),
+        (LOW, 0.3, "holds partly"),
+        (LOW, 0.3001, "does not hold"),
+        (SHARP, 0.1, "holds"),
+        (SHARP, 0.1001, "does not hold"),
+        (HIGH, math.inf, "holds"),
+        (LOW, math.inf, "does not hold"),
+        (HIGH, math.nan, "not measured"),
+        (LOW, math.nan, "not measured"),
+    ],
+)
+def test_a_verdict_at_the_limits(claim: Claim, value: float, verdict: str) -> None:
+    assert claim.verdict(value) == verdict
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"partly": 0.5},
+        {"partly": 0.5, "at_least": 0.9, "at_most": 0.1},
+        {"partly": 0.95, "at_least": 0.9},
+        {"partly": 0.05, "at_most": 0.1},
+    ],
+    ids=["no limit", "two limits", "partly above at_least", "partly below at_most"],
+)
+def test_a_claim_that_contradicts_itself_is_refused(fields: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"experiment\.name"):
+        Claim("experiment.name", "claim", "measure", **fields)
+
+
+def test_verdicts_of_several_grounds_together() -> None:
+    assert together([]) == "not measured"
+    assert together(["not measured", "not measured"]) == "not measured"
+    assert together(["holds", "not measured", "holds"]) == "holds"
+    assert together(["does not hold", "does not hold"]) == "does not hold"
+    assert together(["holds", "does not hold"]) == "holds partly"
+    assert together(["holds partly", "does not hold"]) == "holds partly"
+
+
+def test_the_claims_load_and_each_has_its_experiment() -> None:
+    claims = load_claims()
+    assert claims
+    assert {claim.experiment for claim in claims.values()} <= EXPERIMENTS.keys()
+    for name, claim in claims.items():
+        assert name == claim.id
+        assert claim.claim.endswith(".")
+        assert claim.measure.strip()
+    # YAML keeps the last of two entries with one name, silently.
+    tree = yaml.compose(FILE.read_text(encoding="utf-8"))
+    for node in (tree, *(value for _, value in tree.value)):
+        keys = [key.value for key, _ in node.value]
+        assert len(keys) == len(set(keys))
+
+
+def test_judged_keeps_the_order_of_claims_and_those_not_measured() -> None:
+    claims = {claim.id: claim for claim in (HIGH, LOW)}
+    rows = judged(
+        claims, [Measured("suppression.low", "vit", 0.2, "a"), Measured("suppression.low", "resnet18", 0, "b")]
+    )
+    assert [(row.claim.id, row.verdict) for row in rows] == [(HIGH.id, "not measured"), (LOW.id, "holds partly")]
+    assert rows[1].verdict_on("vit") == "holds partly"
+    assert rows[1].verdict_on("resnet18") == "holds"
+    with pytest.raises(KeyError, match=r"suppression\.none"):
+        judged(claims, [Measured("suppression.none", "vit", 0.2, "a")])
+    with pytest.raises(ValueError, match="measured twice on vit"):
+        judged(claims, [Measured("suppression.low", "vit", 0.2, "a"), Measured("suppression.low", "vit", 0.3, "a")])
+
+
+# -- grounds and places
+
+
+def test_every_ground_and_experiment_has_its_recipe_and_a_quick_way() -> None:
+    for name, ground in GROUNDS.items():
+        assert name == ground.name
+        assert ground.quick
+        assert not ground.config or (conf_dir() / "experiment" / f"{ground.config}.yaml").is_file()
+        assert bool(ground.data) == bool(ground.weights)
+    for name, experiment in EXPERIMENTS.items():
+        assert name == experiment.name
+        assert {*experiment.grounds, *experiment.beside} <= GROUNDS.keys()
+        assert experiment.quick
+        assert (conf_dir() / "experiment" / f"{experiment.config}.yaml").is_file()
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No folder or file in the environment."""
+    for ground in GROUNDS.values():
+        for name in (ground.data, ground.weights):
+            monkeypatch.delenv(f"SALVE_{name.upper()}", raising=False)
+
+
+def place(*arguments: str) -> Place:
+    parser = argparse.ArgumentParser()
+    add_place(parser)
+    return place_of(parser.parse_intermixed_args(arguments))
+
+
+@pytest.mark.usefixtures("bare")
+def test_a_place_is_what_options_say_and_else_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert place() == Place(Path("outputs"), {}, {})
+    monkeypatch.setenv("SALVE_IMAGENETTE", "/env/imagenette")
+    monkeypatch.setenv("SALVE_CIFAR100", "/env/cifar")
+    monkeypatch.setenv("SALVE_RESNET18", "/env/resnet18.pt")
+    monkeypatch.setenv("SALVE_VIT_B_16", "")
+    monkeypatch.setenv("HOME", "/home/me")
+    found = place(
+        "--imagenette", "here", "--weights", "vit=a=b.pt", "--weights", "cifar100=~/c.pt", "--quick", "x=1", "y=2"
+    )
+    assert found.folders == {"imagenette": "here", "cifar100": "/env/cifar"}
+    # $SALVE_CIFAR100 is the folder of images, never a file of weights.
+    assert found.weights == {"resnet18": "/env/resnet18.pt", "vit": "a=b.pt", "cifar100": "/home/me/c.pt"}
+    assert found.settings == ("x=1", "y=2")
+    assert found.quick
+    assert not found.download
+
+
+@pytest.mark.usefixtures("bare")
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--weights", "resnet19=f"], "resnet18, vit, vit_b_16, cifar100"),
+        (["--weights", "resnet18"], "NAME=FILE"),
+        (["trainer"], "trainer is no setting"),
+    ],
+)
+def test_a_wrong_place_is_answered_with_what_would_be_right(arguments: list[str], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        place(*arguments)
+
+
+def test_what_a_place_lacks(tmp_path: Path) -> None:
+    file = tmp_path / "weights.pt"
+    file.touch()
+    images, nowhere = {"imagenette": str(tmp_path)}, {"imagenette": str(tmp_path / "no")}
+    ground, scenes = GROUNDS["resnet18"], GROUNDS["scenes"]
+    assert "give --imagenette FOLDER, or --download" in Place(tmp_path, {}, {}).lacks(ground)
+    assert f"there is no folder {tmp_path / 'no'}" in Place(tmp_path, nowhere, {}).lacks(ground)
+    assert "give --weights resnet18=FILE" in Place(tmp_path, images, {"vit": str(file)}).lacks(ground)
+    assert "there is no file nothing.pt" in Place(tmp_path, images, {"resnet18": "nothing.pt"}).lacks(ground)
+    assert Place(tmp_path, images, {"resnet18": str(file)}).lacks(ground) == ""
+    # A download makes up for what is missing, but not for a file that was named.
+    assert Place(tmp_path, nowhere, {}, download=True).lacks(ground) == ""
+    assert "there is no file nothing.pt" in Place(tmp_path, {}, {"resnet18": "nothing.pt"}, download=True).lacks(ground)
+    assert Place(tmp_path, {}, {}).lacks(scenes) == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["plain/pa-th_1.pt", "with space", "a, b (1) [2] {3}", "it's", "back\\slash'", "null", "a=b", "naïve: x", "#1"],
+)
+def test_any_path_arrives_through_hydra(text: str) -> None:
+    parsed = OverridesParser.create().parse_override(f"data.root={quoted(text)}")
+    assert not parsed.is_sweep_override()
+    assert parsed.value() == text or (text == "null" and parsed.value() is None)
+
+
+def test_the_command_of_runs(tmp_path: Path) -> None:
+    here = Place(Path("out dir"), {"cifar100": "c"}, {"cifar100": "w.pt"}, download=True, quick=True, settings=("a=1",))
+    assert command("salve2025/x", GROUNDS["cifar100"], here, ("sae.seed=0",)) == [
+        "-m",
+        "experiment=[cifar100/resnet18,salve2025/x]",
+        "sweep.name=salve2025-x-cifar100-quick",
+        "output_dir='out dir'",
+        *GROUNDS["cifar100"].quick,
+        "data.root=c",
+        "backbone.weights=w.pt",
+        "data.download=true",
+        "sae.seed=0",
+        "a=1",  # the last word is the user's
+    ]
+    slow = replace(here, quick=False, download=False, output_dir=tmp_path)
+    assert command("salve2025/x", GROUNDS["scenes"], slow, ("sae.seed=0",)) == [
+        "-m",
+        "experiment=[salve2025/x]",
+        "sweep.name=salve2025-x-scenes",
+        f"output_dir={tmp_path}",
+        "a=1",
+    ]
+
+
+# -- an experiment
+
+
+def test_grounds_beside_are_for_comparison_only(tmp_path: Path) -> None:
+    file = tmp_path / "weights.pt"
+    file.touch()
+    one = Experiment("x", "X", ("cifar100",), analysed, beside=("resnet18", "scenes"))
+    poor = Place(tmp_path, {}, {})
+    rich = Place(tmp_path, {"cifar100": str(tmp_path)}, {"cifar100": str(file)})
+
+    def names(on: list[str] | None, at: Place) -> list[list[str]]:
+        return [[ground.name for ground in part] for part in one.grounds_here(on, at)]
+
+    assert names(None, poor) == [[], ["cifar100", "resnet18"]]
+    assert names(None, rich) == [["cifar100", "scenes"], ["resnet18"]]
+    assert names(["scenes", "resnet18", "scenes"], poor) == [["scenes"], ["resnet18"]]
+
+
+def analysed(studies: Any) -> Findings:
+    figure = Figure(figsize=(2, 1))
+    figure.subplots().plot([0, 1])
+    ground = studies[0].ground.name
+    return Findings(
+        "One <b>paragraph</b>.\n\nAnother.",
+        {"picture": Picture(figure, "A & B")},
+        {"numbers": pd.DataFrame({"x": [1, 2]})},
+        [Measured("suppression.separates", ground, 0.95, "9 | 10 <i>\nof them")],
+    )
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Runs that are not made but noted; what would be read from them is little."""
+    notes: list[str] = []
+
+    def make(config: str, ground: Any, at: Place, quick: Any) -> str:
+        notes.append(ground.name)
+        return f"salve -m <{ground.name}>"
+
+    @contextmanager
+    def opened(config: str, ground: Any, at: Place) -> Iterator[Any]:
+        data = SimpleNamespace(labels=lambda split: torch.zeros(3 if split == "train" else 2))
+        yield SimpleNamespace(ground=ground, job=SimpleNamespace(data=data), classes=["a"], runs=[0, 1])
+
+    monkeypatch.setattr(experiments_module, "make", make)
+    monkeypatch.setattr(experiments_module, "opened", opened)
+    return notes
+
+
+ONE = Experiment("suppression", "One", ("scenes",), analysed, quick=("sae.epochs=1",))
+
+
+def test_findings_are_written_once(tmp_path: Path, made: list[str]) -> None:
+    here = Place(tmp_path, {}, {})
+    grounds = [GROUNDS["scenes"]]
+    assert carry_out(ONE, grounds, here)
+    folder = paper_folder(here) / "suppression"
+    assert {path.name for path in folder.iterdir()} == {
+        *(f"picture.{kind}" for kind in ("pdf", "svg", "png")),
+        *("numbers.csv", FINDINGS),
+    }
+    record = read_record(folder / FINDINGS)
+    assert record["grounds"][0]["images"] == {"train": 3, "val": 2}
+    assert record["commands"] == ["salve -m <scenes>"]
+    assert record["measured"][0]["value"] == 0.95
+    assert read_table(folder / "numbers.csv")["x"].tolist() == [1, 2]
+    assert not carry_out(ONE, grounds, here)
+    assert made == ["scenes"]
+    # Other settings are other findings.
+    assert carry_out(ONE, grounds, replace(here, settings=("sae.epochs=2",)))
+    assert carry_out(replace(ONE, quick=("sae.epochs=3",)), grounds, replace(here, quick=True))
+    assert (tmp_path / "paper-quick" / "suppression" / FINDINGS).is_file()
+    assert len(made) == 3
+
+
+def test_what_fails_leaves_nothing_half_written(tmp_path: Path, made: list[str]) -> None:
+    here, grounds = Place(tmp_path, {}, {}), [GROUNDS["scenes"]]
+
+    def failing(studies: Any) -> Findings:
+        raise RuntimeError("analysis")
+
+    def unknown(studies: Any) -> Findings:
+        return replace(analysed(studies), measured=[Measured("suppression.nothing", "scenes", 0, "")])
+
+    def unwritable(studies: Any) -> Findings:
+        return replace(analysed(studies), tables={"no/such/folder": pd.DataFrame()})
+
+    for analyse, error in ((failing, RuntimeError), (unknown, KeyError), (unwritable, OSError)):
+        with pytest.raises(error):
+            carry_out(replace(ONE, analyse=analyse), grounds, here)
+        assert not list(tmp_path.rglob("*suppression*"))
+    assert carry_out(ONE, grounds, here)
+    before = read_record(paper_folder(here) / "suppression" / FINDINGS)
+    with pytest.raises(RuntimeError):
+        carry_out(replace(ONE, analyse=failing), grounds, replace(here, settings=("a=1",)))
+    assert read_record(paper_folder(here) / "suppression" / FINDINGS) == before  # what was there stays
+
+
+@pytest.mark.usefixtures("bare")
+def test_the_entry_point_of_an_experiment(tmp_path: Path, made: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    out = ["--output-dir", str(tmp_path)]
+    assert main(ONE, [*out, "sae.epochs=2"]) == 0
+    assert capsys.readouterr().out == f"One: {tmp_path}/paper/suppression\n"
+    assert main(ONE, [*out, "sae.epochs=2"]) == 0
+    assert capsys.readouterr().out.endswith("(was there)\n")
+    assert main(ONE, [*out, "--on", "resnet18"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(
+        "suppression: suppression cannot be run on ResNet-18, Imagenette: imagenette's images are not"
+    )
+    assert said.count("\n") == 1
+    with pytest.raises(SystemExit) as left:
+        main(ONE, ["--on", "nothing"])
+    assert left.value.code == 2
+    assert "'scenes'" in capsys.readouterr().err
+    # Beside it only what can be run is run.
+    assert main(replace(ONE, beside=("resnet18", "scenes")), [*out]) == 0
+    assert made == ["scenes", "scenes"]
+
+
+# -- the page
+
+
+def findings(folder: Path, name: str, **changes: Any) -> None:
+    """A folder of findings, as an experiment writes it."""
+    record = {
+        "title": f"Title of {name} & more", "digest": "", "quick": False, "seconds": 60.0, "commands": ["salve <1>"],
+        "grounds": [{"name": "scenes", "title": "scenes", "images": {"train": 1, "val": 1}, "classes": 2, "seeds": 1}],
+        "machine": {"device": "a <machine>", "cores": 2, "torch": "2"}, "paragraph": "First <b>.\n\nSecond.",
+        "pictures": [{"name": "p", "caption": '"quoted" & <i>', "size": [10, 10]}], "tables": ["t"],
+        "measured": [{"claim": "suppression.separates", "ground": "scenes", "value": 0.6, "text": "6 | 10\nof <them>"}],
+    } | changes  # fmt: skip
+    (folder / name).mkdir(parents=True)
+    (folder / name / FINDINGS).write_text(json.dumps(record), encoding="utf-8")
+
+
+def test_a_page_of_some_experiments_escapes_what_it_shows(tmp_path: Path) -> None:
+    findings(tmp_path, "suppression")
+    other = Experiment("atlas", "Atlas", ("scenes",), analysed)
+    missing = [NotRun("Atlas", "ViT", "no <weights>")]
+    page = write_page(tmp_path, [other, ONE], missing).read_text(encoding="utf-8")
+    assert "Title of suppression &amp; more" in page
+    assert "<p>First &lt;b&gt;.</p>\n<p>Second.</p>" in page
+    assert "a &lt;machine&gt;" in page
+    assert 'alt="&#34;quoted&#34; &amp; &lt;i&gt;"' in page
+    assert "no &lt;weights&gt;" in page
+    assert 'id="atlas"' not in page
+    assert 'class="holds-partly"' in page  # 0.6 of 0.9
+    table = read_table(tmp_path / "claims.csv")
+    assert table["id"].tolist() == ["suppression.separates"]
+    assert table["verdict"].tolist() == ["holds partly"]
+    lines = (tmp_path / "claims.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 2 + len(load_claims())  # also those that were not measured
+    (line,) = (line for line in lines if "6 " in line)
+    assert "| 6 \\| 10 of \\<them> | **◐ partly** | `suppression` |" in line
+    assert lines[-1].count(" | ") == lines[0].count(" | ") == 3
+    assert "– not measured" in lines[-1]
+
+
+def test_a_page_of_nothing(tmp_path: Path) -> None:
+    page = write_page(tmp_path, [ONE], [NotRun("One", "ViT", "no weights")]).read_text(encoding="utf-8")
+    assert "no machine yet" in page
+    assert page.count("– not measured") == len(load_claims())
+    assert "One, on ViT: no weights." in page
+    assert claims_table([], {}).empty
+    assert claims_markdown([], []).count("\n") == 2
+
+
+def test_old_findings_do_not_break_the_page(tmp_path: Path) -> None:
+    """They may know claims and grounds that there are no more."""
+    old = {"claim": "suppression.forgotten", "ground": "scenes", "value": 1.0, "text": "old"}
+    gone = {"claim": "suppression.separates", "ground": "gone", "value": 1.0, "text": "gone"}
+    grounds = [{"name": "gone", "title": "Gone", "images": {"train": 1, "val": 1}, "classes": 2, "seeds": 1}]
+    findings(tmp_path, "suppression", measured=[old, gone], grounds=grounds)
+    page = write_page(tmp_path, [ONE], []).read_text(encoding="utf-8")
+    assert "Gone: 1 train and 1 val images" in page
+    assert page.count("– not measured") == len(load_claims())
+
+
+# -- all of them
+
+
+Call = list[str]
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Call]:
+    """The experiments' processes, which fail where the file ``fails`` is there; what they write is little."""
+    found: list[Call] = []
+
+    def run(arguments: Call, check: bool) -> Any:
+        found.append(arguments)
+        return SimpleNamespace(returncode=1 if (tmp_path / "fails").exists() else 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(reproduce_module, "EXPERIMENTS", {"suppression": replace(ONE, grounds=("scenes", "vit"))})
+    return found
+
+
+@pytest.mark.usefixtures("bare")
+def test_reproduce_runs_what_can_be_run_and_says_what_cannot(
+    tmp_path: Path, calls: list[Call], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--output-dir", str(tmp_path)]
+    assert reproduce_module.main([*out, "--weights", "vit=f", "sae.epochs=2"]) == 0
+    (call,) = calls
+    expected = ["--on", "scenes", *out, "--weights", "vit=f", "--", "sae.epochs=2"]
+    assert call == [sys.executable, "-m", "experiments.salve2025.suppression", *expected]
+    said = capsys.readouterr().out
+    assert "not run: One on ViT-S/14, Imagenette: imagenette's images are not here" in said
+    assert "imagenette&#39;s images are not here" in (tmp_path / "paper" / "index.html").read_text(encoding="utf-8")
+    (tmp_path / "fails").touch()
+    assert reproduce_module.main([*out, "--quick", "--only", "suppression", "suppression"]) == 1
+    assert calls[1][-2:] == ["--quick", "--"]
+    assert len(calls) == 2
+    assert "it failed, see its output" in (tmp_path / "paper-quick" / "index.html").read_text(encoding="utf-8")
+    assert reproduce_module.main([*out, "--on", "vit"]) == 0  # nothing could be run, and nothing failed
+    assert len(calls) == 2
+
+
+@pytest.mark.usefixtures("bare")
+def test_reproduce_hands_its_place_on_as_it_is(tmp_path: Path, calls: list[Call], made: list[str]) -> None:
+    given = ["--output-dir", str(tmp_path), "--imagenette", str(tmp_path), "--cifar100", "c d", "--download", "--quick"]
+    weights = ["--weights", f"vit={__file__}", "--weights", "cifar100=x=y"]
+    assert reproduce_module.main([*given, *weights, "a=[1,2]", "b='x y'"]) == 0
+    handed = calls[0][3:]
+    assert place(*handed[handed.index("--output-dir") :]) == place(*given, *weights, "a=[1,2]", "b='x y'")
+    assert handed[: handed.index("--output-dir")] == ["--on", "scenes", "vit"]
+
+
+@pytest.mark.usefixtures("bare", "calls")
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [(["--only", "nothing"], "suppression"), (["--on", "nothing"], "scenes"), (["--nothing"], "--nothing")],
+)
+def test_reproduce_refuses_what_it_does_not_know(
+    arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        reproduce_module.main(arguments)
+    assert left.value.code == 2
+    assert named in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("bare", "calls")
+def test_reproduce_refuses_a_wrong_place_in_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert reproduce_module.main(["--weights", "x=y"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("reproduce: --weights x=y is no NAME=FILE")
+    assert said.count("\n") == 1
