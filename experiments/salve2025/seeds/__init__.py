@@ -57,10 +57,11 @@ def _caption(where: str) -> str:
     return (
         f"{where}. Bases: the share that has at least a cosine, of the latents that a one-to-one matching of two "
         "dictionaries pairs (band: range over pairs of SAEs), of the latents chosen for the same class, and of what "
-        "these gate by, |c|. Images: the strength that flips each correctly classified val image under two of the "
-        "SAEs. Below, by class: pale dots are pairs of SAEs (first, last) or SAEs, beside them the mean and its 95 % "
-        "interval (jackknife over SAEs, or Student's). Grey marks say what to compare with: the cosine of a class's "
-        "latent with those of other classes in the same SAE (upper mark) and of their gates (lower mark); the rank "
+        "these gate by, |c|; and of each latent and the one nearest to it in the same SAE. Images: the strength that "
+        "flips each correctly classified val image under two of the SAEs (the highest 0.2 % lie outside). Below, by "
+        "class: pale dots are pairs of SAEs (first, last) or SAEs, beside them the mean and its 95 % interval "
+        "(jackknife over SAEs, or Student's). Grey marks say what to compare with: the cosine of a class's latent "
+        "with those of other classes in the same SAE (upper mark) and of their gates (lower mark); the rank "
         "correlation of α with the unedited margin."
     )
 
@@ -122,14 +123,13 @@ def _measured(study: Study, found: Stability, edits: pd.DataFrame) -> list[Measu
         (
             "strength",
             float(strengths.median()),
-            f"it varies by {_percent(strengths.median())} (median of the classes; most for {strengths.idxmax()}: "
-            f"{_percent(strengths.max())})",
+            f"it varies by {_percent(strengths.median())} in the median of the classes{_most(strengths)}",
         ),
         (
             "direction",
             mean_of_known(over_pairs(table).mean for table in found.alike.direction),
-            f"|cosine| {_mean(found.alike.direction)}, against {found.alike.cosines.mean():.2f} of all latents and "
-            f"{found.alike.chance:.2f} of random directions",
+            f"|cosine| {_mean(found.alike.direction)}; with another class's latent "
+            f"{mean_of_known(found.alike.direction_apart.flatten()):.2f}",
         ),
         (
             "ranks",
@@ -142,7 +142,14 @@ def _measured(study: Study, found: Stability, edits: pd.DataFrame) -> list[Measu
 
 
 def _percent(value: float) -> str:
+    if math.isnan(value):
+        return "an unknown share"
     return "without bound" if math.isinf(value) else f"{100 * value:.1f} %"
+
+
+def _most(varies: pd.Series) -> str:
+    known = varies.dropna()
+    return f" (most for {known.idxmax()}: {_percent(known.max())})" if len(known) else ""
 
 
 def _mean(tables: np.ndarray) -> str:
@@ -161,7 +168,7 @@ def _interval(table: np.ndarray) -> str:
 
 def _paragraph(study: Study, found: Stability, edits: pd.DataFrame) -> str:
     alike = found.alike
-    varies = edits.groupby("class")["alpha"].apply(variation)
+    varies, middle = (edits.groupby("class")[name].apply(variation) for name in ("alpha", "alpha_flip"))
     clean = edits.groupby("class")["selectivity"].agg(["min", "max"])
     spread = (clean["max"] - clean["min"]).dropna()
     one, other = np.triu_indices(len(study.runs), 1)
@@ -170,9 +177,10 @@ def _paragraph(study: Study, found: Stability, edits: pd.DataFrame) -> str:
         f"{_bases(study, alike)} The two latents chosen for a class have {_mean(alike.direction)} "
         f"({_range(alike.direction)} by class), what they gate by, |c|, {_mean(alike.gate)} (gates of two classes: "
         f"{mean_of_known(alike.gate_apart.flatten()):.2f}), and the matching pairs them in {_percent(paired)} of the "
-        f"cases. {edits['reached'].sum()} of {len(edits)} edits take their class to 5 %; the strength that does varies "
-        f"over the seeds by {_percent(varies.median())} in the median of the classes. The selectivity of a class spans "
-        f"{100 * spread.median():.1f} points over the seeds in the median"
+        f"cases. {edits['reached'].sum()} of {len(edits)} edits take their class to 5 %; the strength that does "
+        f"varies over the seeds by {_percent(varies.median())} in the median of the classes{_most(varies)}; the "
+        f"strength that flips the median image of a class by {_percent(middle.median())}{_most(middle)}. The "
+        f"selectivity of a class spans {100 * spread.median():.1f} points over the seeds in the median"
         + (f", most for {spread.idxmax()} ({100 * spread.max():.1f})" if len(spread) else "")
         + f". The order in which a class's images flip agrees between seeds with a rank correlation of "
         f"{_mean(found.ranks)} ({_range(found.ranks)} by class), that of the classes' medians with "

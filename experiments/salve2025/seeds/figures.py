@@ -30,6 +30,9 @@ from salve.report.style import (
 )
 from salve.report.text import label, number
 
+#: Share of the images' strengths that the panel of two seeds reaches up to; a few are thousands.
+SEEN = 0.998
+
 
 @styled
 def stability_figure(study: Study, found: Stability, edits: pd.DataFrame) -> Figure:
@@ -64,6 +67,7 @@ def stability_figure(study: Study, found: Stability, edits: pd.DataFrame) -> Fig
         axes.set_title(title)
         axes.set_xlabel(below, fontsize=8)
         axes.grid(visible=False, axis="y")
+        axes.tick_params(axis="y", length=0)
     spots[0].set(xlim=(-0.03, 1.03), ylim=(len(classes) - 0.4, -0.6))
     spots[1].set_xlim(left=0)
     percent_axis(spots[2].xaxis)
@@ -103,7 +107,7 @@ def _two_seeds(axes: Axes, study: Study, strengths: pd.DataFrame) -> None:
     one, other = (run.seed for run in study.runs[:2])
     both = strengths[[one, other]].to_numpy(float)
     both = both[np.isfinite(both).all(axis=1) & (both > 0).all(axis=1)]
-    limits = log_range(both)
+    limits = log_range(both[both <= np.quantile(both, SEEN)] if len(both) else both)
     axes.plot(limits, limits, color=GREY, linewidth=0.9, zorder=1)
     axes.plot(*both.T, ".", color=BLUE, markersize=2, alpha=0.25, markeredgewidth=0)
     for which, seed in (("x", one), ("y", other)):
