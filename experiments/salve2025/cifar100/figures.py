@@ -1,6 +1,7 @@
 """The figures: class by class, who falls with whom, and the grounds beside each other."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -107,7 +108,8 @@ def drift_figure(found: Survey) -> Figure:
     """Every edited class (rows) against every class (columns), by superclass where there is one."""
     groups = found.groups
     names = np.array(groups or found.classes)
-    order = np.lexsort((found.classes, names)) if groups else np.arange(len(names))
+    by_group = np.lexsort((np.array(found.classes), names))
+    order = by_group if groups else np.arange(len(names))
     known = ~np.isnan(found.change).all(axis=0)
     mean = np.full(known.shape, np.nan)
     mean[known] = np.nanmean(found.change[:, known], axis=0)
@@ -127,7 +129,7 @@ def drift_figure(found: Survey) -> Figure:
             axes.axvline(end - 0.5, color="#9aa2ab", linewidth=0.4)
         ticks, text = ends - size / 2 - 0.5, [label(name, 32) for name in blocks]
     else:
-        ticks, text = np.arange(len(order)), [label(found.classes[k], 18) for k in order]
+        ticks, text = np.arange(float(len(order))), [label(found.classes[k], 18) for k in order]
     axes.set_yticks(ticks, text, fontsize=7)
     axes.set_xticks(ticks, [])
     axes.tick_params(length=0)
@@ -217,7 +219,7 @@ def _overlap(axes: Axes, surveys: Sequence[Survey]) -> None:
 
 def _kinship(axes: Axes, surveys: Sequence[Survey]) -> None:
     """How often the class that loses most is a sibling, with Wilson's interval over edits, against chance."""
-    dashed = {"color": BLACK, "linewidth": 1.4, "linestyle": (0, (3, 1.5))}
+    dashed: dict[str, Any] = {"color": BLACK, "linewidth": 1.4, "linestyle": (0, (3, 1.5))}
     for place, (one, colour) in enumerate(zip(surveys, COLOURS, strict=False)):
         share, edits = one.summary["sibling_share"].mean(), one.summary["sibling_edits"].mean()
         if not np.isnan(share):

@@ -115,8 +115,8 @@ def survey(study: Study) -> Survey:
         groups,
         len(study.val.labels),
         pd.concat([one["rows"] for one in found], ignore_index=True).assign(ground=study.ground.name),
-        *(np.stack([one[name] for one in found]) for name in ("change", "overlap", "companion", "falls")),
-        pd.DataFrame([one["usage"] for one in found]),
+        **{name: np.stack([one[name] for one in found]) for name in ("change", "overlap", "companion", "falls")},
+        usage=pd.DataFrame([one["usage"] for one in found]),
     )
 
 
@@ -128,7 +128,7 @@ def _read(run: SAERun, classes: list[str], groups: tuple[str, ...] | None) -> di
     effects: dict[int, measures.Effect] = {}
     apart = np.zeros(len(classes), dtype=bool)
     before = np.full(len(classes), np.nan)
-    for own in np.flatnonzero(latents >= 0):
+    for own in np.flatnonzero(latents >= 0).tolist():
         alphas, accuracy = run.curves("suppress", classes[own])
         effects[own], apart[own] = measures.effect(alphas, accuracy, own), separates(accuracy, own)
         before = accuracy[0]
@@ -156,7 +156,8 @@ def _read(run: SAERun, classes: list[str], groups: tuple[str, ...] | None) -> di
         "accuracy": before,
     }
     most = measures.loses_most(change)
-    columns["loses_most"] = [classes[k] if any_ else "" for k, any_ in zip(most.argmax(1), most.any(1), strict=True)]
+    losing = zip(most.argmax(axis=1).tolist(), np.any(most, axis=1).tolist(), strict=True)
+    columns["loses_most"] = [classes[k] if some else "" for k, some in losing]
     columns["lose_as_much"] = most.sum(axis=1)
     columns["largest_loss"] = np.where(most, -change, 0.0).max(axis=1)
     edits = pd.DataFrame([effects[k].edit for k in effects], index=list(effects))

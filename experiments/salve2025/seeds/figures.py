@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -39,11 +40,13 @@ def stability_figure(study: Study, found: Stability, edits: pd.DataFrame) -> Fig
     """How unlike the bases are, and how alike each class's latent, its edit and its images' critical strengths."""
     classes, alike = study.classes, found.alike
     figure = new_figure(PRINT_WIDTH, 3.35 + 0.23 * len(classes))
-    top, bottom = figure.add_gridspec(2, 1, height_ratios=(2.3, 0.55 + 0.23 * len(classes)))
-    left, right = (figure.add_subplot(place) for place in top.subgridspec(1, 2, width_ratios=(1.7, 1)))
+    grid = figure.add_gridspec(2, 1, height_ratios=(2.3, 0.55 + 0.23 * len(classes)))
+    top, bottom = grid[0], grid[1]
+    halves = top.subgridspec(1, 2, width_ratios=(1.7, 1))
+    left, right = figure.add_subplot(halves[0]), figure.add_subplot(halves[1])
     _cosines(left, alike)
     _two_seeds(right, study, found.strengths)
-    spots = bottom.subgridspec(1, 4).subplots(sharey=True)
+    spots: Any = bottom.subgridspec(1, 4).subplots(sharey=True)
     pairs = np.triu_indices(len(study.runs), 1)
     for shift, colour, values, apart in (
         (-0.17, ORANGE, alike.direction, alike.direction_apart),
