@@ -76,11 +76,11 @@ def analyse(studies: Sequence[Study]) -> Findings:
 
 #: What holds whatever the numbers are.
 WHY = (
-    "What this can show: where only the class's own logit falls, as with its bias, no image of another class can be "
-    "lost; the others' drift is all gain. So behind a linear head no edit of the representation can cost the others "
-    "less than one of the head, and steering is there itself a change of the biases, the same for every image. "
-    "Accuracy at the last site can show that an edit is clean, not that a gate is the better kind of edit; that takes "
-    "a deeper site, where what follows is not linear."
+    "What this can show: where only the class's own logit falls, as with its bias, no right answer for another class "
+    "can be lost; what changes there is gain. So behind a linear head no edit of the representation loses fewer images "
+    "of the others than one of the head, and steering is there itself a change of the biases, the same for every "
+    "image. Accuracy at the last site can show that an edit is clean, not that a gate is the better kind of edit; that "
+    "takes a deeper site, where what follows is not linear."
 )
 
 
@@ -125,7 +125,7 @@ def paragraph(summary: pd.DataFrame, edits: pd.DataFrame) -> str:
     ablated = edits[(edits["method"] == ABLATION) & (edits["direction"] == "latent") & edits["selectivity"].notna()]
     alone = float((ablated["reached"] & (ablated["alpha"] <= 1)).mean())
     sentences += [
-        f"Lowering the class's bias needs neither SAE nor data and has {_points(bias['selectivity'])} points; "
+        f"Lowering the class's bias needs neither SAE nor data and reaches {_points(bias['selectivity'])} points; "
         f"the others change by {_points(bias['drift'])}, {_points(bias['lost'])} of them lost.",
         f"Along random directions gate, steering and ablation have {_points(chance.min())} to {_points(chance.max())} "
         f"points, and take {random['reached'].min():.1f} to {random['reached'].max():.1f} classes to "
