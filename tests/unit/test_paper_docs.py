@@ -1,0 +1,35 @@
+"""What the README says of the paper is what was measured, and the verdicts follow from the expected directions."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from experiments.catalogue import EXPERIMENTS
+from experiments.claims import load_claims
+from experiments.page import SIGNS
+
+ROOT = Path(__file__).parents[2]
+MEASURED = pd.read_csv(ROOT / "docs" / "paper" / "claims.csv", keep_default_na=False, na_values=[""])
+CLAIMS = load_claims()
+
+
+def test_the_readme_shows_the_table_that_was_written() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = (ROOT / "docs" / "paper" / "claims.md").read_text(encoding="utf-8")
+    assert len(table.splitlines()) == 2 + len(CLAIMS)
+    assert table in readme
+
+
+@pytest.mark.parametrize("row", MEASURED.to_dict("records"), ids=lambda row: f"{row['id']}-{row['ground']}")
+def test_a_verdict_follows_from_the_expected_direction(row: dict[str, object]) -> None:
+    claim = CLAIMS[str(row["id"])]
+    assert row["claim"] == claim.claim
+    assert claim.verdict(float(str(row["value"]))) == row["verdict"]
+    assert not row["quick"]
+
+
+def test_every_claim_that_needs_no_download_was_measured() -> None:
+    wanted = {name for name, claim in CLAIMS.items() if EXPERIMENTS[claim.experiment].grounds != ("cifar100",)}
+    assert wanted <= set(MEASURED["id"])
+    assert set(MEASURED["verdict"]) <= set(SIGNS)
