@@ -50,6 +50,8 @@ class CellTracker(TorchDispatchMode):
     convolution (``start' = start``) beside an average pooling (half a cell on): early in a training the shortcut
     carries nearly everything, later it need not.
 
+    This is the middle of what a cell can see. Trained kernels may favour a side, by which it looks a little beside it.
+
     Lost are the cells behind a transposed convolution, behind a window on a tensor that was rearranged on the way,
     and where branches of different strides meet.
 
