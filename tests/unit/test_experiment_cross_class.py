@@ -291,12 +291,14 @@ def test_where_nothing_is_shared_no_roles_are_claimed(monkeypatch: pytest.Monkey
     assert "no roles to tell" in found.paragraph
 
 
-def test_a_class_without_val_images_has_no_role(no_pictures: None) -> None:
-    study = study_of(val=split(1, empty=2))
+@pytest.mark.parametrize(("empty", "roles"), [(1, [FALLS, NONE, RISES, NONE]), (2, [FALLS, REDUNDANT, NONE, NONE])])
+def test_a_class_without_val_images_has_no_role(no_pictures: None, empty: int, roles: list[str]) -> None:
+    study = study_of(val=split(1, empty=empty))
     _, [case] = cases_of(study)
-    assert case.roles.roles == [FALLS, REDUNDANT, NONE, NONE]
+    assert case.roles.roles == roles
     found = cross_class.analyse([study])
-    assert found.tables["classes"].set_index("class").loc["chain saw", ["change", "accuracy"]].isna().all()
+    assert found.tables["classes"].set_index("class").loc[CLASSES[empty], ["change", "accuracy"]].isna().all()
+    assert set(found.tables["images"]["class"]) == {CLASSES[k] for k in range(3) if k != empty}
 
 
 def test_the_most_telling_come_first_and_no_classes_twice() -> None:

@@ -25,12 +25,14 @@ IMAGES = 3
 
 
 class Strip(NamedTuple):
-    """Images of one class: ``images`` are their places in val, ``sign`` is the latent's in which the maps look."""
+    """Images of one class: ``images`` are their places in val, ``sign`` is the latent's in which the maps look; they
+    are the class's strongest, or those that it has ``gained``."""
 
     title: str
     colour: str
     images: list[int]
     sign: int
+    gained: bool
 
 
 def strips_of(case: Case) -> list[Strip]:
@@ -39,22 +41,23 @@ def strips_of(case: Case) -> list[Strip]:
     study, shared, roles = case.reading.study, case.shared, case.roles
     values = case.reading.run.sae.encode(study.val.activations)[:, shared.latent]
     found = []
-    dependent = sorted(shared.classes, key=lambda k: roles.roles[k] != FALLS)
+    seen = set(study.val.labels.tolist())
+    dependent = sorted((k for k in shared.classes if k in seen), key=lambda k: roles.roles[k] != FALLS)
     shown = [*dependent[:1], *sorted(dependent[1:], key=lambda k: roles.roles[k] not in (REDUNDANT, STAYS))[:1]]
     for k in shown:
         sign = -1 if float(case.reading.means[k, shared.latent]) < 0 else 1
         mine = (study.val.labels == k).nonzero()[:, 0]
         top = mine[(sign * values[mine]).argsort(descending=True)[:IMAGES]].tolist()
         text = f"{label(study.classes[k], 18)} {roles.roles[k]} ({100 * roles.change.mean[k]:+.0f})"
-        found.append(Strip(text.replace("-", "−"), COLOURS[roles.roles[k]], top, sign))
+        found.append(Strip(text.replace("-", "−"), COLOURS[roles.roles[k]], top, sign, False))
     for k in [k for k in case.classes(RISES) if k not in shown][:1]:
         gained = (study.val.labels == k) & (roles.before != k) & (roles.after == k)
-        taken = torch.tensor([int(label) in shared.classes for label in roles.before])
+        taken = torch.isin(roles.before, torch.tensor(shared.classes))
         from_them = (gained & taken).nonzero()[:, 0]
         top = from_them[roles.gain[from_them].argsort(descending=True)[:IMAGES]].tolist()
         text = f"{label(study.classes[k], 18)} rises ({100 * roles.change.mean[k]:+.0f})"
         if top:
-            found.append(Strip(text, COLOURS[RISES], top, -1 if float(values[top].mean()) < 0 else 1))
+            found.append(Strip(text, COLOURS[RISES], top, -1 if float(values[top].mean()) < 0 else 1, True))
     return found
 
 
@@ -99,15 +102,15 @@ def images_figure(study: Study, cases: Sequence[Case]) -> tuple[Figure, pd.DataF
                     axes.axis("off")
                 before = study.classes[int(case.roles.before[index])]
                 note = f"{values[column]:+.2f}".replace("-", "−")
-                if strip.colour == COLOURS[RISES]:
+                if strip.gained:
                     note += f"\nwas {label(before, 12)}"
                 figure.text((left + (column + 0.5) * cell) / PRINT_WIDTH, (top - 0.40 - 2 * cell) / height, note,
                             fontsize=7, ha="center", va="top")  # fmt: skip
-                label_, after = int(study.val.labels[index]), int(case.roles.after[index])
+                own, after = int(study.val.labels[index]), int(case.roles.after[index])
                 rows.append(
                     {
                         **{"ground": study.ground.name, "latent": case.title, "image": index, "value": values[column]},
-                        **{"class": study.classes[label_], "before": before, "after": study.classes[after]},
+                        **{"class": study.classes[own], "before": before, "after": study.classes[after]},
                         **{"sign": strip.sign, "map_maximum": float(maps[column].max())},
                     }
                 )

@@ -9,7 +9,7 @@ import pandas as pd
 
 from experiments.runs import Study
 from experiments.salve2025.cross_class.effects import ALPHAS, weights
-from experiments.salve2025.cross_class.roles import FALL, FALLS, REDUNDANT, RISE, RISES, Reading, Roles, Shared
+from experiments.salve2025.cross_class.roles import FALL, FALLS, REDUNDANT, RISE, RISES, STAYS, Reading, Roles, Shared
 from salve.features import kinds, shares
 
 CHURCH, PUMP, SAW = "church", "gas pump", "chain saw"
@@ -173,9 +173,10 @@ def tower_table(study: Study, readings: Sequence[Reading], cases: Sequence[Case]
     """The paper's case by name: one row per SAE; no rows where the data lack its classes.
 
     Columns: ``depend``: latents on which church and gas pump both depend; ``tower``: of these, those under which gas
-    pump falls, church does not, and chain saw rises; ``nearest`` latent in use, by ``nearest_share``, the smaller of
-    the two classes' shares; ``by_effect``: latents in use under which gas pump loses ``FALL`` or more, church changes
-    by less than 3 points and chain saw gains 3 or more; ``by_effect_defining``: of these, those that define gas pump.
+    pump falls, church is redundant or stays, and chain saw rises; ``nearest`` latent in use, by ``nearest_share``, the
+    smaller of the two classes' shares; ``by_effect``: latents in use under which gas pump loses ``FALL`` or more,
+    church changes by less than 3 points and chain saw gains 3 or more; ``by_effect_defining``: of these, those that
+    define gas pump.
     """
     names = [name.lower() for name in study.classes]
     if not {CHURCH, PUMP, SAW} <= set(names):
@@ -187,7 +188,9 @@ def tower_table(study: Study, readings: Sequence[Reading], cases: Sequence[Case]
         tower = [
             case
             for case in both
-            if case.roles.roles[pump] == FALLS and case.roles.roles[church] != FALLS and case.roles.roles[saw] == RISES
+            if case.roles.roles[pump] == FALLS
+            and case.roles.roles[church] in (REDUNDANT, STAYS)
+            and case.roles.roles[saw] == RISES
         ]
         share = shares(one.means)[[church, pump]].amin(dim=0)
         nearest = max(one.in_use, key=lambda latent: float(share[latent]))
