@@ -103,9 +103,9 @@ def images_figure(study: Study, cases: Sequence[Case]) -> tuple[Figure, pd.DataF
                 before = study.classes[int(case.roles.before[index])]
                 note = f"{values[column]:+.2f}".replace("-", "−")
                 if strip.gained:
-                    note += f"\nwas {label(before, 12)}"
+                    note += f"\nwas {label(before, 10)}"
                 figure.text((left + (column + 0.5) * cell) / PRINT_WIDTH, (top - 0.40 - 2 * cell) / height, note,
-                            fontsize=7, ha="center", va="top")  # fmt: skip
+                            fontsize=6.5, ha="center", va="top")  # fmt: skip
                 own, after = int(study.val.labels[index]), int(case.roles.after[index])
                 rows.append(
                     {
