@@ -180,10 +180,10 @@ def analyse(studies: Sequence[Study]) -> Findings:
         tables.append(runs)
         grids.append(settings.assign(ground=study.ground.name))
         caption = (
-            f"{study.ground.title}: SAEs of other sparsity λ and size d; mean of {settings['seeds'].max()} seeds with "
-            f"its 95 % interval, on {len(study.val.labels)} val images. Selective: edits at the strength that leaves "
-            "the class 5 %. Clean: at some strength the class is at 5 % or less while the others' mean absolute change "
-            "is below 3 points."
+            f"{study.ground.title}: SAEs of other sparsity λ and size d, trained for {epochs_of(study)} epochs; mean "
+            f"of {settings['seeds'].max()} seeds with its 95 % interval, on {len(study.val.labels)} val images. "
+            "Selective: edits at the strength that leaves the class 5 %. Clean: at some strength the class is at 5 % "
+            "or less while the others' mean absolute change is below 3 points."
         )
         pictures[f"grid-{study.ground.name}"] = Picture(grid_figure(study, settings), caption)
         paragraphs.append(_paragraph(study, settings))
@@ -196,8 +196,13 @@ def _default(settings: pd.DataFrame) -> pd.DataFrame:
     return settings[(settings["sparsity"] == DEFAULT[0]) & (settings["size"] == DEFAULT[1])]
 
 
+def epochs_of(study: Study) -> int:
+    """For how long the SAEs were trained."""
+    return int(study.runs[0].settings["sae.epochs"])
+
+
 def _name(setting: pd.Series) -> str:
-    return f"λ {setting['sparsity']:g}, d {setting['size']}"
+    return f"λ {setting['sparsity']:g}, d {setting['size']:g}"
 
 
 def _measured(study: Study, runs: pd.DataFrame, settings: pd.DataFrame) -> list[Measured]:
@@ -239,8 +244,9 @@ def _paragraph(study: Study, settings: pd.DataFrame) -> str:
     if len(default := _default(settings)):
         [row] = default.to_dict("records")
         text += (
-            f" The default has a selectivity of {100 * row['selectivity']:.1f}, {100 * row['separating']:.0f} % of its "
-            f"classes separate, and its FVE is {row['fve']:.2f}."
+            f" The default's λ and d, trained for {epochs_of(study)} epochs like the others, have a selectivity of "
+            f"{100 * row['selectivity']:.1f}; {100 * row['separating']:.0f} % of the classes separate, and the FVE is "
+            f"{row['fve']:.2f}."
         )
     return text
 

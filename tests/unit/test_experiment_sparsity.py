@@ -31,7 +31,7 @@ class OneRun:
         seed: int = 0, **metrics: Any,
     ) -> None:  # fmt: skip
         self.seed = seed
-        self.settings = {"sae.sparsity": setting[0], "sae.dictionary_size": setting[1]}
+        self.settings = {"sae.sparsity": setting[0], "sae.dictionary_size": setting[1], "sae.epochs": 25}
         self.metrics = {"fve": 0.7, "l0": 9.0, "val_accuracy": 0.8, "downstream_accuracy": None, **metrics}
         self._curves = curves
         rows = {
