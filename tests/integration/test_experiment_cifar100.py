@@ -62,7 +62,7 @@ def test_a_hundred_classes_from_images_to_findings(standin: Path) -> None:
     pairs = read_table(folder / "pairs.csv")
     assert len(pairs) == CLASSES * (CLASSES - 1)
     summary = read_table(folder / "summary.csv")
-    assert (summary["latents"] == 128).all()
+    assert (summary["dictionary_size"] == 128).all()
     assert summary[list(KINDS)].sum(axis=1).tolist() == pytest.approx([1, 1])
     # Of 99 other classes, four are of the same superclass.
     assert summary["sibling_chance"].tolist() == pytest.approx([4 / 99] * 2)

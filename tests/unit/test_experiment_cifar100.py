@@ -237,7 +237,7 @@ def test_a_row_says_what_an_edit_takes_and_whom_it_meets(monkeypatch: pytest.Mon
     # Dominant: {0,4}, {0,1}, {1,3}, {3,4}.
     assert summary["overlap_siblings"] == pytest.approx(1 / 3)
     assert summary["overlap_others"] == pytest.approx((0 + 1 / 3 + 1 / 3 + 0) / 4)
-    assert (summary["latents"], summary["latents dead"]) == (5, 1)
+    assert (summary["dictionary_size"], summary["latents dead"]) == (5, 1)
     # Shares of a fourth or more: latent 0 has two classes, 1 one, 3 two, 4 all but shark (0.2, 0.3, 0.4 of 0.9: two).
     assert summary["latents_of_several"] == 3
     assert summary["owners_per_latent"] == pytest.approx((2 + 1 + 2 + 2) / 4)

@@ -72,8 +72,8 @@ def _paragraph(one: Survey) -> str:
     mean = one.summary.mean(numeric_only=True)
     text = (
         f"{one.ground.title}: {mean['separates'] * len(one.classes):.1f} of {len(one.classes)} classes separate in the "
-        f"mean of {plural(len(one.summary), 'SAE')} with {mean['latents']:.0f} latents; one latent takes its class to "
-        f"5 % in {percent(mean['reached'], 0)} of the edits. There the others change by "
+        f"mean of {plural(len(one.summary), 'SAE')} with {mean['dictionary_size']:.0f} latents; one latent takes its "
+        f"class to 5 % in {percent(mean['reached'], 0)} of the edits. There the others change by "
         f"{points(mean['drift'], signed=False)} points in the mean of absolute values, the one that changes most by "
         f"{points(mean['worst'], signed=False)}, and {number(mean['falls'], 2)} other classes lose half of their "
         f"accuracy or more. {percent(mean['with_companion'], 0)} of the classes have a companion, which is a class at "

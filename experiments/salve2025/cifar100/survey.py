@@ -175,7 +175,7 @@ def _usage(run: SAERun, means: Float[ndarray, "C d"]) -> dict[str, Any]:
     alive = np.abs(np.nan_to_num(means)).sum(axis=0) > 0
     return {
         "seed": run.seed,
-        "latents": means.shape[1],
+        "dictionary_size": means.shape[1],
         **{f"latents {kind}": int((kinds == kind).sum()) for kind in (*KINDS, "dead")},
         "owners_per_latent": float(owners[alive].mean()),
         "latents_of_several": int((owners >= 2).sum()),
