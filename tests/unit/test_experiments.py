@@ -382,7 +382,7 @@ def test_a_page_of_some_experiments_escapes_what_it_shows(tmp_path: Path) -> Non
     assert table["verdict"].tolist() == ["holds partly"]
     lines = (tmp_path / "claims.md").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 2 + len(load_claims())  # also those that were not measured
-    (line,) = (line for line in lines if "6 " in line)
+    (line,) = (line for line in lines if "6 \\| 10" in line)
     assert "| 6 \\| 10 of \\<them> | **◐ partly** | `suppression` |" in line
     assert lines[-1].count(" | ") == lines[0].count(" | ") == 3
     assert "– not measured" in lines[-1]
