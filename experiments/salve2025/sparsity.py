@@ -33,14 +33,16 @@ from salve.report.text import number
 DEFAULT = (5.0, 256)
 #: Share of the classes that separate where a setting's edits are called clean.
 CLEAN = 0.9
+#: Selectivity that a setting may lack of the best one's and still be close to it.
+CLOSE = 0.05
 #: Of the SAE itself, as metrics of a run.
 MEASURES = ("fve", "l0", "dead_fraction", "downstream_accuracy", "val_accuracy")
 #: What the figure shows: measure, title, axis label, and whether it is a share.
 PANELS = (
     ("fve", "Explained", "FVE", True),
     ("l0", "Sparse", "L0 (latents per image)", False),
-    ("downstream_accuracy", "Fit for use", "accuracy from reconstructions", True),
-    ("share", "Own", "share of a class's latent", True),
+    ("downstream_accuracy", "Usable", "accuracy from reconstructions", True),
+    ("share", "Exclusive", "share of a class's latent", True),
     ("selectivity", "Selective", "own drop − others' change", True),
     ("separating", "Clean", "classes that separate", True),
 )
@@ -205,6 +207,15 @@ def _name(setting: pd.Series) -> str:
     return f"λ {setting['sparsity']:g}, d {setting['size']:g}"
 
 
+def _close(settings: pd.DataFrame) -> pd.Series:
+    return settings["selectivity"] >= settings["selectivity"].max() - CLOSE
+
+
+def _span(values: pd.Series) -> str:
+    low, high = f"{values.min():g}", f"{values.max():g}"
+    return low if low == high else f"{low} to {high}"
+
+
 def _measured(study: Study, runs: pd.DataFrame, settings: pd.DataFrame) -> list[Measured]:
     ground = study.ground.name
     fall = falling(runs)
@@ -213,10 +224,8 @@ def _measured(study: Study, runs: pd.DataFrame, settings: pd.DataFrame) -> list[
     text = f"{clean.sum()} of {len(settings)} settings"
     if clean.any():
         where = settings[clean]
-        text += (
-            f", λ from {where['sparsity'].min():g} to {where['sparsity'].max():g}, d from {where['size'].min()} to "
-            f"{where['size'].max()}"
-        )
+        text += f" (λ {_span(where['sparsity'])}, d {_span(where['size'])})"
+    text += f"; {_close(settings).sum()} have a selectivity within {100 * CLOSE:.0f} points of the best"
     found.append(Measured("sparsity.plateau", ground, float(clean.mean()), text))
     if len(default := _default(settings)):
         best = settings.loc[settings["selectivity"].idxmax()]
@@ -229,17 +238,16 @@ def _measured(study: Study, runs: pd.DataFrame, settings: pd.DataFrame) -> list[
 def _paragraph(study: Study, settings: pd.DataFrame) -> str:
     best, fit = (settings.loc[settings[name].idxmax()] for name in ("selectivity", "fve"))
     worst = settings.loc[settings["selectivity"].idxmin()]
-    close = settings["selectivity"] >= best["selectivity"] - 0.05
     text = (
         f"{study.ground.title}: over {len(settings)} settings (λ {settings['sparsity'].min():g} to "
         f"{settings['sparsity'].max():g}, d {settings['size'].min()} to {settings['size'].max()}), FVE lies between "
         f"{settings['fve'].min():.2f} and {settings['fve'].max():.2f} and L0 between {number(settings['l0'].min())} "
         f"and {number(settings['l0'].max())}. The cleanest edits come from {_name(best)} (selectivity "
         f"{100 * best['selectivity']:.1f} points, FVE {best['fve']:.2f}), the least clean from {_name(worst)} "
-        f"({100 * worst['selectivity']:.1f}, FVE {worst['fve']:.2f}); {close.sum()} settings lie within 5 points of "
-        f"the best. The setting that explains most, {_name(fit)} with FVE {fit['fve']:.2f}, has a selectivity of "
-        f"{100 * fit['selectivity']:.1f}, and a class holds {100 * fit['share']:.0f} % of its latent there against "
-        f"{100 * best['share']:.0f} % at the cleanest."
+        f"({100 * worst['selectivity']:.1f}, FVE {worst['fve']:.2f}); {_close(settings).sum()} settings lie within "
+        f"{100 * CLOSE:.0f} points of the best. The setting that explains most, {_name(fit)} with FVE "
+        f"{fit['fve']:.2f}, has a selectivity of {100 * fit['selectivity']:.1f}, and a class holds "
+        f"{100 * fit['share']:.0f} % of its latent there against {100 * best['share']:.0f} % at the cleanest."
     )
     if len(default := _default(settings)):
         [row] = default.to_dict("records")
