@@ -268,7 +268,7 @@ def test_images_are_the_classes_strongest_and_those_that_are_gained(no_pictures:
 
 def test_the_tower_holds_every_claim(no_pictures: None) -> None:
     found = cross_class.analyse([study_of(seeds=(0, 1))])
-    assert {row.claim.id: row.verdict for row in judged(load_claims(), found.measured)} == {
+    assert {row.claim.id: row.verdict for row in judged(load_claims(), found.measured) if row.measured} == {
         "cross_class.shared": "holds",
         "cross_class.redundant": "holds",
         "cross_class.other_way": "holds",
