@@ -44,7 +44,7 @@ def analyse(studies: Sequence[Study]) -> Findings:
         tables["curves"].append(curve_table(shown))
         tables["tower"].append(tower)
         paragraphs.append(" ".join([_shared_text(study, saes, latents), *_roles_text(classes), *_tower_text(tower)]))
-        measured += _measured(study, saes, tower)
+        measured += _measured(study, saes, latents, tower)
     found = {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items() if parts}
     caption = (
         "Left: latents of each SAE (dots; bars: means) that two classes hold by share (τ/2 each), of these those that "
@@ -163,9 +163,10 @@ def _tower_text(tower: pd.DataFrame) -> list[str]:
     return [text]
 
 
-def _measured(study: Study, saes: pd.DataFrame, tower: pd.DataFrame) -> list[Measured]:
+def _measured(study: Study, saes: pd.DataFrame, latents: pd.DataFrame, tower: pd.DataFrame) -> list[Measured]:
     ground, main = study.ground.name, _main(saes)
     having = saes[saes["clean"] > 0]
+    alone = latents.loc[latents["kind"] == "class-defining", "risen"].dropna()
     share = float((main["clean"] > 0).mean())
     every = f"; {(saes['clean'] > 0).sum()} of {len(saes)} over all settings" if len(saes) > len(main) else ""
     text = f"in {(main['clean'] > 0).sum()} of the {len(main)} sparsest SAEs{every}"
@@ -174,6 +175,8 @@ def _measured(study: Study, saes: pd.DataFrame, tower: pd.DataFrame) -> list[Mea
         seen = int((having[column] > 0).sum())
         value = seen / len(having) if len(having) else math.nan
         text = f"in {seen} of {len(having)} SAEs that have one" if len(having) else "no SAE has a shared latent"
+        if name == "other_way" and len(having) and len(alone):
+            text += f"; some class gains as much under {100 * (alone >= 1).mean():.0f} % of class-defining latents"
         found.append(Measured(f"cross_class.{name}", ground, value, text))
     if len(tower):
         seen, depend = int((tower["tower"] > 0).sum()), int((tower["depend"] > 0).sum())

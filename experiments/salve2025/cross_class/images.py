@@ -55,7 +55,7 @@ def strips_of(case: Case) -> list[Strip]:
         taken = torch.isin(roles.before, torch.tensor(shared.classes))
         from_them = (gained & taken).nonzero()[:, 0]
         top = from_them[roles.gain[from_them].argsort(descending=True)[:IMAGES]].tolist()
-        text = f"{label(study.classes[k], 18)} rises ({100 * roles.change.mean[k]:+.0f})"
+        text = f"{label(study.classes[k], 18)} rises ({100 * roles.change.mean[k]:+.0f}), once taken for"
         if top:
             found.append(Strip(text, COLOURS[RISES], top, -1 if float(values[top].mean()) < 0 else 1, True))
     return found
@@ -103,9 +103,9 @@ def images_figure(study: Study, cases: Sequence[Case]) -> tuple[Figure, pd.DataF
                 before = study.classes[int(case.roles.before[index])]
                 note = f"{values[column]:+.2f}".replace("-", "−")
                 if strip.gained:
-                    note += f"\nwas {label(before, 10)}"
+                    note += f"\n{label(before, 11)}"
                 figure.text((left + (column + 0.5) * cell) / PRINT_WIDTH, (top - 0.40 - 2 * cell) / height, note,
-                            fontsize=6.5, ha="center", va="top")  # fmt: skip
+                            fontsize=7, ha="center", va="top")  # fmt: skip
                 own, after = int(study.val.labels[index]), int(case.roles.after[index])
                 rows.append(
                     {
