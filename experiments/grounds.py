@@ -30,7 +30,7 @@ class Ground:
 
 _FEW = ("data.limit_per_class=80", "finetune.epochs=2")
 _FEW_OF_MANY = ("data.limit_per_class=20", "finetune.epochs=2")
-_FEW_DRAWN = ("data.train_per_class=100", "data.val_per_class=20", "finetune.epochs=4")
+_FEW_DRAWN = ("data.train_per_class=200", "data.val_per_class=20", "finetune.epochs=6")
 
 GROUNDS = {
     ground.name: ground
