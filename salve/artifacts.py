@@ -167,33 +167,36 @@ class Store:
         if missing and not self._may_make:
             raise NotMade(f"{kind} {', '.join(missing)} is not there.")
         unfinished = self.root / "unfinished"
-        results = {key: unfinished / f"{kind}-{key}" / "result" for key in missing}
+        places = {key: unfinished / f"{kind}-{key}" for key in missing}
         with ExitStack() as held:
             for key in missing:  # everyone takes locks in this order, so that no two wait for each other
                 unfinished.mkdir(parents=True, exist_ok=True)
-                # Beside the scratch, not in it: scratch goes away while the lock is still held.
+                # Beside what they guard, not in it: that goes away while the lock is still held.
                 held.enter_context(FileLock(unfinished / f"{kind}-{key}.lock"))
-            for key in missing:
-                # A kill came between the mark and the renaming.
-                if not self.find(kind, recipes[wanted[key]]) and (results[key] / DONE).is_file():
-                    self._publish(results[key], kind, key)
             if missing and (missing := look("made meanwhile by another process")):
-                self._announce(f"{kind} {', '.join(missing)}: making")
-                scratch = unfinished / f"{kind}-{missing[0] if len(missing) == 1 else digest_of(missing)[:16]}"
-                for key in missing:
-                    shutil.rmtree(results[key], ignore_errors=True)
-                    results[key].mkdir(parents=True)
-                scratch.mkdir(exist_ok=True)
-                make({wanted[key]: results[key] for key in missing}, scratch)
-                # All are marked before one is renamed: until then, the same ones are missing after a kill.
-                digests = {k: _seal(results[k], recipes[wanted[k]]) for k in missing if results[k].is_dir()}
-                for key in missing:
-                    answers[key] = None
-                    if key in digests:
-                        final = self._publish(results[key], kind, key)
-                        answers[key] = Artifact(kind, key, final, digests[key], reused=False)
-                    shutil.rmtree(results[key].parent, ignore_errors=True)
+                results = {key: places[key] / "result" for key in missing}
+                alone = len(missing) == 1
+                scratch = places[missing[0]] / "scratch" if alone else unfinished / f"{kind}-{digest_of(missing)[:16]}"
+                # Else a kill came when all were whole, and before all were in their places.
+                if making := not all((result / DONE).is_file() for result in results.values()):
+                    self._announce(f"{kind} {', '.join(missing)}: making")
+                    for result in results.values():
+                        (result / DONE).unlink(missing_ok=True)  # what is half removed must not look whole
+                        shutil.rmtree(result, ignore_errors=True)
+                        result.mkdir(parents=True)
+                    scratch.mkdir(parents=True, exist_ok=True)
+                    make({wanted[key]: results[key] for key in missing}, scratch)
+                    # A kill until all are marked leaves the same ones missing, with their scratch.
+                    for key, result in results.items():
+                        if result.is_dir():
+                            _seal(result, recipes[wanted[key]])
                 shutil.rmtree(scratch, ignore_errors=True)
+                for key, result in results.items():
+                    answers[key] = None
+                    if result.is_dir():
+                        digest = read_record(result / DONE)["digest"]
+                        answers[key] = Artifact(kind, key, self._publish(result, kind, key), digest, reused=not making)
+                    shutil.rmtree(places[key], ignore_errors=True)
         return [answers[key] for key in keys]
 
     def _publish(self, result: Path, kind: str, key: str) -> Path:
@@ -206,19 +209,17 @@ class Store:
         return final
 
 
-def _seal(folder: Path, recipe: Mapping[str, Any]) -> str:
-    """Checksum a result and mark it as whole, once its files have reached the disk; its digest."""
+def _seal(folder: Path, recipe: Mapping[str, Any]) -> None:
+    """Checksum a result and mark it as whole, once its files have reached the disk."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     files = {str(path.relative_to(folder)): digest_of_file(path) for path in paths}
-    digest = digest_of(files)
     write_record(folder / "recipe.json", dict(recipe))
     for path in [*paths, folder / "recipe.json", *(path for path in folder.rglob("*") if path.is_dir())]:
         _flush(path)
-    write_record(folder.parent / DONE, {"digest": digest, "files": files})
+    write_record(folder.parent / DONE, {"digest": digest_of(files), "files": files})
     _flush(folder.parent / DONE)
     os.replace(folder.parent / DONE, folder / DONE)
     _flush(folder)
-    return digest
 
 
 def _flush(path: Path) -> None:

@@ -85,12 +85,12 @@ def job_of(pid: int) -> str:
 def trained(folder: Path) -> dict[str, int]:
     """Epochs that are behind each SAE which is in training, by its key."""
     found = {}
-    for path in folder.glob("out/artifacts/unfinished/sae-*/checkpoints/last.ckpt"):
+    for path in folder.glob("out/artifacts/unfinished/sae-*/scratch/checkpoints/last.ckpt"):
         try:
             epoch = torch.load(path, "cpu", weights_only=True)["epoch"]
         except FileNotFoundError:  # finished meanwhile
             continue
-        found[path.parts[-3].removeprefix("sae-")] = epoch + 1
+        found[path.parts[-4].removeprefix("sae-")] = epoch + 1
     return found
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -396,6 +397,60 @@ def test_results_that_were_whole_when_a_kill_came_are_not_made_again(
     store.get_or_make("thing", MEMBERS[0], refuse)
     found = store.get_or_make_many("thing", MEMBERS, refuse_all)
     assert [artifact.file("index.txt").read_text() for artifact in found if artifact] == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize("wanted", [MEMBERS[:1], MEMBERS])
+def test_scratch_goes_before_results_are_in_their_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: list[dict[str, int]]
+) -> None:
+    """A kill between the two would leave it behind, as nobody looks for the scratch of what is there."""
+    store, plain, scratches = Store(tmp_path), shutil.rmtree, list[Path]()
+
+    def make(folders: Mapping[int, Path], scratch: Path) -> None:
+        (scratch / "checkpoint").write_text("epoch 3")
+        scratches.append(scratch)
+        write_indices(folders, scratch)
+
+    def dies(path: Path, **options: bool) -> None:
+        if path in scratches:
+            raise KeyboardInterrupt
+        plain(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", dies)
+        with pytest.raises(KeyboardInterrupt):
+            store.get_or_make_many("thing", wanted, make)
+    assert not any(store.find("thing", recipe) for recipe in wanted)
+    found = store.get_or_make_many("thing", wanted, refuse_all)
+    assert [artifact.reused for artifact in found if artifact] == [True] * len(wanted)
+    assert not [path for path in (tmp_path / "unfinished").iterdir() if path.is_dir()]
+
+
+def test_a_kill_while_results_are_marked_leaves_the_scratch_of_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, plain, left, seen = Store(tmp_path), artifacts._seal, [2], list[bool]()
+
+    def make(folders: Mapping[int, Path], scratch: Path) -> None:
+        assert all(not list(folder.iterdir()) for folder in folders.values())
+        seen.append((scratch / "checkpoint").exists())
+        (scratch / "checkpoint").write_text("epoch 3")
+        write_indices(folders, scratch)
+
+    def dies(folder: Path, recipe: Mapping[str, Any]) -> None:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        plain(folder, recipe)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(artifacts, "_seal", dies)
+        with pytest.raises(KeyboardInterrupt):
+            store.get_or_make_many("thing", MEMBERS, make)
+    found = store.get_or_make_many("thing", MEMBERS, make)
+    assert seen == [False, True]
+    assert [artifact.file("index.txt").read_text() for artifact in found if artifact] == ["0", "1", "2", "3"]
+    assert not [path for path in (tmp_path / "unfinished").iterdir() if path.is_dir()]
 
 
 def _want_several(root: Path, wanted: list[int], answers: "multiprocessing.Queue[list[tuple[int, str]]]") -> None:
