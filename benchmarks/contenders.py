@@ -42,11 +42,13 @@ class Contender(NamedTuple):
 BARE = Contender("bare loop", "train_bare.py")
 FUSED = Contender("bare loop, fused Adam", "train_bare.py", "fused")
 SALVE = Contender("salve", "train_salve.py")
+STARTED = Contender("salve, start=data", "train_salve.py", "data")
 LOOPED = Contender("salve without Trainer", "train_salve.py", "loop")
 CONTENDERS = (
     BARE,
     FUSED,
     SALVE,
+    STARTED,
     LOOPED,
     # Its plots use what matplotlib 3.11 no longer has.
     Contender("overcomplete", "train_overcomplete.py", "", ("overcomplete==0.3.0", "matplotlib<3.11")),

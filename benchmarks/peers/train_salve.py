@@ -1,6 +1,8 @@
 """This project's SAE, as its users train it: :class:`salve.sae.SparseAutoencoder` through Lightning's Trainer.
 
-    python train_salve.py [loop]      with the Trainer, or its objective and Adam in a bare loop: what the Trainer costs
+    python train_salve.py         with the Trainer
+    python train_salve.py loop    its objective and Adam in a bare loop: what the Trainer costs
+    python train_salve.py data    with the Trainer, and ``sae.centre=true sae.learn_shift=true sae.start=data``
 
 Nothing is measured or saved on the way. The learning rate is annealed over a billion epochs: constant, as everyone's.
 """
@@ -68,6 +70,12 @@ class Salve(Contender):
     def __init__(self, cell: Cell, rows: Rows) -> None:
         super().__init__(cell, rows)
         self.sae, self.sparsity = made(cell)
+        if "data" in sys.argv:
+            mean, generator = rows.train.mean(dim=0).cpu(), torch.Generator().manual_seed(cell.seed)
+            drawn = torch.randperm(len(rows.train), generator=generator)[: cell.dictionary_size]
+            self.sae.shift.copy_(mean)
+            self.sae.start_from(rows.train[drawn].cpu(), mean)
+            self.sae.learn_shift()
         self.sae.to(cell.device)
 
     def train(self, batches: Iterable[Tensor]) -> None:

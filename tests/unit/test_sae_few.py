@@ -116,7 +116,11 @@ def test_sums_over_pairs_are_products_with_a_dense_matrix(size: int) -> None:
 @pytest.mark.parametrize("columns", [5, 40, 63, 64, 101, 1024])
 @pytest.mark.parametrize("k", [1, 2, 5])
 @pytest.mark.parametrize("ties", [False, True])
-def test_the_largest_are_those_that_sorting_puts_first(columns: int, k: int, ties: bool) -> None:
+@pytest.mark.parametrize("threads", [0, 1000])  # by torch, and by NumPy
+def test_the_largest_are_those_that_sorting_puts_first(
+    columns: int, k: int, ties: bool, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("salve.sae.few.THREADS", threads)
     values = drawn(50, columns, dtype=torch.float32)
     if ties:
         values = values.round()
