@@ -127,14 +127,16 @@ class Child:
             raise GoneError(self.lost)
         assert self.process is not None
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(what) + "\n")
-        self.process.stdin.flush()
+        with suppress(BrokenPipeError):  # it has ended: so says its silence
+            self.process.stdin.write(json.dumps(what) + "\n")
+            self.process.stdin.flush()
         return self._answer()
 
     def end(self) -> None:
         """Let the process go."""
         if self.process is not None and self.process.stdin is not None:
-            self.process.stdin.close()
+            with suppress(BrokenPipeError):  # it has ended already
+                self.process.stdin.close()
             self.process.wait()
 
     def _answer(self) -> dict[str, Any]:
