@@ -20,7 +20,7 @@ import salve
 from experiments.claims import FILE as CLAIMS
 from experiments.claims import Measured, judged, load_claims
 from experiments.figures import save
-from experiments.grounds import GROUNDS, Ground, Place, add_place, place_of
+from experiments.grounds import GROUNDS, Ground, Place, add_place, parsed, place_of
 from experiments.runs import Study, make, opened
 from salve.artifacts import REVISION, digest_of, digest_of_file, read_record, write_record, write_table
 from salve.run.explain import conf_dir
@@ -190,7 +190,7 @@ def main(experiment: Experiment, arguments: list[str] | None = None) -> int:
     parser.add_argument("--on", nargs="+", choices=list(GROUNDS), metavar="GROUND",
                         help=f"of {', '.join(GROUNDS)} (default: {default})")  # fmt: skip
     add_place(parser)
-    given = parser.parse_intermixed_args(arguments)
+    given = parsed(parser, arguments)
     try:
         place = place_of(given)
         beside = [name for name in experiment.beside if not place.lacks(GROUNDS[name])]

@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +96,10 @@ def quoted(text: object) -> str:
     return f"'{escaped}'"
 
 
+#: Options of :func:`add_place` without a value.
+FLAGS = ("--download", "--quick")
+
+
 def add_place(parser: argparse.ArgumentParser) -> None:
     """The options that :func:`place_of` reads."""
     parser.add_argument("settings", nargs="*", metavar="SETTING", help="any of salve's, as key=value, for all runs")
@@ -105,10 +110,21 @@ def add_place(parser: argparse.ArgumentParser) -> None:
         help="trained weights of resnet18, vit, vit_b_16 or cifar100 (else $SALVE_RESNET18, …)",
     )  # fmt: skip
     parser.add_argument(
-        "--download", action="store_true", help="fetch missing images and ImageNet's weights, and fine-tune those"
+        FLAGS[0], action="store_true", help="fetch missing images and ImageNet's weights, and fine-tune those"
     )
     parser.add_argument("--output-dir", type=Path, default=Path("outputs"))
-    parser.add_argument("--quick", action="store_true", help="small runs that show that everything works")
+    parser.add_argument(FLAGS[1], action="store_true", help="small runs that show that everything works")
+
+
+def parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """What is given to a command with :func:`add_place`'s options; a setting may also end a list of names."""
+    given, settings, before = list[str](), list[str](), ""
+    left = list(sys.argv[1:] if arguments is None else arguments)
+    while left and (one := left.pop(0)) != "--":
+        is_value = before.startswith("-") and "=" not in before and before not in FLAGS
+        (settings if "=" in one and not one.startswith("-") and not is_value else given).append(one)
+        before = one
+    return parser.parse_intermixed_args([*given, "--", *settings, *left])
 
 
 def place_of(given: argparse.Namespace) -> Place:

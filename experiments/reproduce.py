@@ -10,7 +10,7 @@ from rich.console import Console
 
 from experiments.catalogue import EXPERIMENTS
 from experiments.experiment import Experiment, paper_folder
-from experiments.grounds import GROUNDS, Ground, Place, add_place, place_of
+from experiments.grounds import GROUNDS, Ground, Place, add_place, parsed, place_of
 from experiments.page import NotRun, write_page
 from salve.types import UserError
 
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--on", nargs="+", choices=list(GROUNDS), metavar="GROUND",
                         help=f"of {', '.join(GROUNDS)}, instead of each experiment's own")  # fmt: skip
     add_place(parser)
-    given = parser.parse_intermixed_args(arguments)
+    given = parsed(parser, arguments)
     try:
         place = place_of(given)
         failed = reproduce(place, given.only, given.on, Console())

@@ -459,6 +459,22 @@ def test_reproduce_hands_its_place_on_as_it_is(tmp_path: Path, calls: list[Call]
     assert handed[: handed.index("--output-dir")] == ["--on", "scenes", "vit"]
 
 
+@pytest.mark.usefixtures("bare")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--only", "suppression", "sae.k=2", "--on", "scenes", "sae.k=3", "trainer=cpu"],
+        ["sae.k=2", "--only", "suppression", "--on=scenes", "--quick", "sae.k=3", "--", "trainer=cpu"],
+    ],
+)
+def test_settings_may_stand_anywhere_and_stay_in_order(
+    arguments: list[str], tmp_path: Path, calls: list[Call], made: list[str]
+) -> None:
+    assert reproduce_module.main(["--output-dir", str(tmp_path), *arguments]) == 0
+    assert [call[3:5] for call in calls] == [["--on", "scenes"]]
+    assert calls[0][-4:] == ["--", "sae.k=2", "sae.k=3", "trainer=cpu"]
+
+
 @pytest.mark.usefixtures("bare", "calls")
 @pytest.mark.parametrize(
     ("arguments", "named"),
