@@ -25,7 +25,8 @@ def adapted(state: Mapping[str, Tensor], model: nn.Module, reader: str) -> tuple
     plain = {name: ".".join(part for part in name.split(".") if part != "_orig_mod") for name in state}
     prefix = _prefix(plain.values(), wanted)
     named = {plain[name].removeprefix(prefix): tensor for name, tensor in state.items()}
-    left_out = [prefix] * bool(prefix) + ["_orig_mod."] * any(name != short for name, short in plain.items())
+    compiled = any(name != short for name, short in plain.items())
+    left_out = ["'_orig_mod.'"] * compiled + [f"'{prefix}'"] * bool(prefix)
     done = [f"its names are read without {' and '.join(left_out)}"] if left_out else []
     head = _other_head(named, wanted, reader)
     if head:

@@ -31,6 +31,11 @@ ENTRIES = (
     "module",
 )
 
+_ADVICE = (
+    "Where it was made, save its weights alone: torch.save(model.state_dict(), 'weights.pt'), or of a checkpoint its entry "
+    "state_dict."
+)
+
 
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """The tensors of a plain ``state_dict``, as they are in a safetensors or torch file.
@@ -103,15 +108,18 @@ def _content(path: str | os.PathLike[str]) -> Any:
         # timm's own training checkpoints, and others', hold the command line.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, "cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
+    except RuntimeError as error:
+        if "TorchScript" not in str(error):
+            raise UserError(f"{path} could not be read as a state_dict: {reason(error)}.") from error
+        raise UserError(f"{path} was not loaded: it holds a TorchScript model. {_ADVICE}") from error
+    except (SafetensorError, ValueError, EOFError, OSError) as error:
         raise UserError(f"{path} could not be read as a state_dict: {reason(error)}.") from error
     except Exception as error:  # UnpicklingError for code in the file, and anything for a damaged one
         named = re.search(r"GLOBAL ([\w.]+) was not an allowed global", str(error))
         if named is None:
             raise UserError(f"{path} was not loaded: it is damaged, or holds more than tensors.") from error
         raise UserError(
-            f"{path} was not loaded: it holds a pickled {named[1]}, and salve never unpickles. Where it was made, save "
-            "its weights alone: torch.save(model.state_dict(), 'weights.pt'), or of a checkpoint its entry state_dict."
+            f"{path} was not loaded: it holds a pickled {named[1]}, and salve never unpickles. {_ADVICE}"
         ) from error
 
 
