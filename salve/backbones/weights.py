@@ -6,6 +6,7 @@ Imports neither torchvision nor timm, so that ``salve-edit`` starts fast.
 import argparse
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -32,8 +33,8 @@ ENTRIES = (
 )
 
 _ADVICE = (
-    "Where it was made, save its weights alone: torch.save(model.state_dict(), 'weights.pt'), or of a checkpoint its entry "
-    "state_dict."
+    "Where it was made, save its weights alone: torch.save(model.state_dict(), 'weights.pt'), or of a checkpoint its "
+    "entry state_dict."
 )
 
 
@@ -106,7 +107,8 @@ def _content(path: str | os.PathLike[str]) -> Any:
         if path.suffix == ".safetensors":
             return load_file(path)
         # timm's own training checkpoints, and others', hold the command line.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*TorchScript")  # the error below says it too
             return torch.load(path, "cpu", weights_only=True)
     except RuntimeError as error:
         if "TorchScript" not in str(error):

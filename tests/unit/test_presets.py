@@ -1,5 +1,6 @@
 """The preprocessing that weights expect, wherever they come from, and the sentence about it."""
 
+import math
 from typing import Any
 
 import pytest
@@ -46,6 +47,75 @@ def test_random_weights_read_the_data_at_its_own_size() -> None:
     assert resnet_preset({}, native=64, weights="random") == Preprocess(size=64, resize=None)
 
 
+@pytest.mark.parametrize("weights", ["imagenet", FILE])
+def test_weights_from_a_file_have_the_preset_of_the_model(weights: str) -> None:
+    assert resnet_preset({}, native=32, weights=weights) == Preprocess(224, 256)
+    with torch.device("meta"):
+        lite1 = timm.create_model("tf_efficientnet_lite1", num_classes=10)
+    config = lite1.pretrained_cfg
+    expected = Preprocess(240, math.floor(240 / config["crop_pct"]), "bicubic", config["mean"], config["std"])
+    assert preset("timm", "tf_efficientnet_lite1", weights, lite1, 32, {}).preprocess == expected
+
+
+def test_weights_of_a_model_that_was_never_published_read_the_data_at_its_own_size() -> None:
+    """As ``backbone=resnet_small``, whose channels are its own: no preset is of its weights."""
+    model = timm.create_model("resnet10t", num_classes=5, **RESNET10)
+    chosen, origin = preset("timm", "resnet10t", FILE, model, 64, {}, RESNET10)
+    assert (chosen.size, chosen.resize) == (64, None)
+    assert origin == (
+        "the data's own size, since resnet10t is published without its backbone.args: squashed to 64 × 64, bicubic"
+    )
+    # Other arguments do not make another model.
+    dropping = {"drop_rate": 0.1}
+    model = timm.create_model("resnet10t", num_classes=5, **dropping)
+    assert preset("timm", "resnet10t", FILE, model, 64, {}, dropping).preprocess.size == 176
+    wider = {"width_per_group": 128}
+    model = torchvision.models.resnet50(num_classes=5, **wider)
+    assert preset("torchvision", "resnet50", FILE, model, 64, {}, wider).preprocess.size == 64
+
+
+def test_resize_and_crop_can_be_had_for_any_weights() -> None:
+    for weights in ("random", "imagenet", FILE):
+        wanted = {"resize": 256, "size": 224}
+        assert resnet_preset(wanted, native=64, weights=weights) == Preprocess(224, 256)
+        assert resnet_preset({**wanted, "squash": False}, native=64, weights=weights) == Preprocess(224, 256)
+    assert resnet_preset({"resize": 232}) == Preprocess(224, 232)
+    # Without the pixels, the ratio is the preset's, or the usual one where the preset squashes.
+    assert resnet_preset({"squash": False}, native=112, weights="random") == Preprocess(112, 128)
+    assert resnet_preset({"squash": False, "size": 56}, native=112, weights="random") == Preprocess(56, 64)
+    with torch.device("meta"):
+        model = timm.create_model("resnet10t", num_classes=5)
+    model.pretrained_cfg = {**model.pretrained_cfg, "crop_mode": "squash"}
+    assert preset("timm", "resnet10t", FILE, model, 64, {}).preprocess.resize is None
+    cropped = preset("timm", "resnet10t", FILE, model, 64, {"squash": False, "size": 224}).preprocess
+    assert (cropped.size, cropped.resize) == (224, 256)
+
+
+@pytest.mark.parametrize(
+    ("weights", "overrides", "origin"),
+    [
+        (FILE, {}, "torchvision's preset of resnet18: resize 256, crop 224, bilinear"),
+        ("random", {}, "the data's own size, since the weights are random: squashed to 64 × 64, bilinear"),
+        (
+            FILE,
+            {"size": 160, "squash": True, "mean": None},
+            "torchvision's preset of resnet18, with size, squash set by backbone.preprocess: squashed to 160 × 160, "
+            "bilinear",
+        ),
+    ],
+)
+def test_where_the_preprocessing_comes_from_is_said(weights: str, overrides: dict[str, Any], origin: str) -> None:
+    assert preset("torchvision", "resnet18", weights, nn.Module(), 64, overrides).origin == origin
+
+
+def test_a_size_that_the_architecture_fixes_is_said() -> None:
+    with torch.device("meta"):
+        model = timm.create_model("vit_small_patch14_dinov2", img_size=98, depth=1)
+    assert preset("timm", "vit_small_patch14_dinov2", FILE, model, 64, {}).origin == (
+        "timm's preset of vit_small_patch14_dinov2 at the 98 pixels that it is built for: resize 98, crop 98, bicubic"
+    )
+
+
 def test_overrides_change_what_they_name_and_nothing_else() -> None:
     assert resnet_preset({"size": 112, "squash": None}) == Preprocess(size=112, resize=128)
     assert resnet_preset({"size": 160, "squash": True}) == Preprocess(size=160, resize=None)
@@ -63,6 +133,8 @@ def test_overrides_change_what_they_name_and_nothing_else() -> None:
         ({"std": [0, 1, 1]}, "std"),
         ({"interpolation": "cubic"}, "bicubic"),
         ({"size": 0}, "size"),
+        ({"resize": 200}, "resize (200)"),
+        ({"resize": 256, "squash": True}, "preprocess.resize=256"),
     ],
 )
 def test_impossible_overrides_are_named(overrides: dict[str, Any], named: str) -> None:
@@ -71,7 +143,7 @@ def test_impossible_overrides_are_named(overrides: dict[str, Any], named: str) -
     assert named in one_sentence(refused)
 
 
-@pytest.mark.parametrize("name", ["resnet10t", "tf_efficientnet_lite0", "convnext_atto", "test_vit"])
+@pytest.mark.parametrize("name", ["resnet10t", "tf_efficientnet_lite1", "convnext_tiny", "test_vit"])
 def test_timms_preset_makes_the_same_pixels_as_timm(name: str) -> None:
     with torch.device("meta"):
         model = timm.create_model(name)
