@@ -87,6 +87,12 @@ class Preprocess:
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise UserError("preprocess.mean and preprocess.std need three values each, and std only positive ones")
 
+    def describe(self) -> str:
+        """The geometry in words, such as "resize 256, crop 224, bicubic"."""
+        if self.resize is None:
+            return f"squashed to {self.size} × {self.size}, {self.interpolation}"
+        return f"resize {self.resize}, crop {self.size}, {self.interpolation}"
+
     def eval_transform(self) -> Callable[[RawImage], Tensor]:
         """PIL image or uint8 `[3, H, W]` → normalised float32 `[3, size, size]`; deterministic."""
         mode = InterpolationMode(self.interpolation)

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import pickle
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -37,11 +38,14 @@ class PreprocessSettings:
     """Overrides of a backbone's preset; None keeps what the preset says.
 
     Attributes:
-        size: side in pixels. squash: resize to the square without a crop. interpolation: bilinear or bicubic.
+        size: side in pixels of the square that the backbone reads. resize: pixels of the shorter side before the crop
+            of that square. squash: true resizes to the square without a crop, false crops.
+        interpolation: bilinear or bicubic.
         mean, std: of the three channels, on the 0..1 scale.
     """
 
     size: int | None = None
+    resize: int | None = None
     squash: bool | None = None
     interpolation: str | None = None
     mean: list[float] | None = None
@@ -63,6 +67,10 @@ class BackboneSettings:
     weights: str
     args: dict[str, Any] = field(default_factory=dict)
     preprocess: PreprocessSettings = field(default_factory=PreprocessSettings)
+
+    def __post_init__(self) -> None:
+        # Once, so that keys and records see the same file as what reads it.
+        self.weights = os.path.expanduser(self.weights)
 
 
 class Ranks(Protocol):
@@ -110,18 +118,19 @@ class Job:
     def build(self) -> tuple[nn.Module, bool]:
         """The backbone with the weights that the user named, and whether its head fits the data."""
         backbone = self.backbone
-        return load_backbone(
+        loaded = load_backbone(
             backbone.library,
             backbone.name,
             backbone.weights,
             len(self.classes),
             backbone.args,
         )
+        return loaded.model, loaded.fits
 
     def model(self, classifier: Artifact) -> tuple[nn.Module, Site]:
         """The classifier of an artifact, frozen and in eval mode on the job's device, and its site."""
         backbone, path = self.backbone, str(classifier.file("model.safetensors"))
-        model, _ = load_backbone(backbone.library, backbone.name, path, len(self.classes), backbone.args)
+        model = load_backbone(backbone.library, backbone.name, path, len(self.classes), backbone.args).model
         return model.eval().requires_grad_(False).to(self.device), find_site(model, self.layer)
 
     def head(self, classifier: Artifact) -> tuple[Tensor, Tensor]:
