@@ -56,6 +56,9 @@ class FolderConfig:
     splits: dict[str, str] | None = MISSING
     select_share: float = MISSING
     split_seed: int = MISSING
+    classes: Any = MISSING
+    outputs: Any = MISSING
+    white: float | None = MISSING
 
 
 @dataclass
