@@ -24,7 +24,7 @@ def chosen_classes(classes: Sequence[str] | Mapping[str, str]) -> dict[str, str]
     Raises:
         UserError: a folder twice, or no list.
     """
-    if isinstance(classes, str):
+    if isinstance(classes, str) or not isinstance(classes, Mapping | Sequence):
         raise UserError(f"data.classes={classes} must be a list of class folders, such as [{classes}, …]")
     folders = [str(folder) for folder in classes]
     if twice := [folder for i, folder in enumerate(folders) if folder in folders[:i]]:
@@ -90,13 +90,16 @@ def map_outputs(
     """
     if outputs is None:
         return None, {}
+    units: Mapping[str, object]
     names: dict[str, str] = {}
     if isinstance(outputs, Mapping):
         units = {str(folder): unit for folder, unit in outputs.items()}
     elif outputs == IMAGENET:
         units, names = _imagenet(folders)
-    else:
+    elif isinstance(outputs, str):
         units, names = _read(Path(outputs).expanduser())
+    else:
+        raise UserError(f"data.outputs={outputs} says of no folder which output it is: {_CHOICE}")
     if missing := [folder for folder in folders if folder not in units]:
         hint = (
             "the folders must be named by WordNet id (n01440764) or by name (tench)"

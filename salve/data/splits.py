@@ -73,14 +73,14 @@ def named_splits(splits: Mapping[str, str]) -> dict[str, str]:
     Raises:
         UserError: they are not named well.
     """
-    wrong = [name for name in splits if name not in get_args(Split)]
-    held_out = [splits[name] for name in ("select", "test") if splits.get(name)]
-    if wrong or not splits.get("train") or not held_out:
+    named = dict(splits) if isinstance(splits, Mapping) else {}
+    held_out = [str(named[name]) for name in ("select", "test") if named.get(name)]
+    if not named.get("train") or not held_out or not named.keys() <= set(get_args(Split)):
         raise UserError(
-            f"data.splits={dict(splits)} must name a folder for train and for select, test or both, "
+            f"data.splits={splits} must name a folder for train and for select, test or both, "
             "such as {train: training, test: validation}"
         )
-    return {"train": splits["train"], "select": held_out[0], "test": held_out[-1]}
+    return {"train": str(named["train"]), "select": held_out[0], "test": held_out[-1]}
 
 
 def split_folders(root: Path, named: Mapping[str, str] | None) -> dict[str, str]:

@@ -4,11 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 
+from salve.data import FolderData
 from salve.data.classes import map_outputs
+from salve.run.schema import register, resolve
 from salve.types import UserError
 from tests.unit.test_data_folders import fill, folder, refused
 
+CONF = Path(__file__).parents[2] / "conf"
 FOLDERS = ["bee", "ant"]
 
 
@@ -47,6 +52,7 @@ def test_imagenet_knows_ids_and_names() -> None:
 @pytest.mark.parametrize(
     ("outputs", "sentence"),
     [
+        (5, "data.outputs=5 says of no folder which output it is: choose from imagenet"),
         ({"ant": 1}, "no unit for the class 'bee': every class folder needs a unit, or choose from imagenet, a CSV"),
         ({"ant": 1, "bee": 1}, "unit 1 for both 'bee' and 'ant'"),
         ({"ant": -1, "bee": 1}, "has -1 for 'ant': an output is a whole number, counted from 0"),
@@ -111,6 +117,20 @@ def test_names_come_from_the_setting_then_the_file_then_the_folder(tmp_path: Pat
     assert data.classes == ("Formica", "Biene", "cow")
 
 
+def test_it_can_be_said_on_the_command_line(tmp_path: Path) -> None:
+    for name in ("train", "val"):
+        fill(tmp_path, ("ant", "bee", "cow")).joinpath(name).rename(tmp_path / f"my_{name}")
+    register()
+    settings = [f"data.root={tmp_path}", "data.splits={train: my_train, test: my_val}", "data.white=4095"]
+    settings += ["data.classes={cow: Rind, ant: null}", "data.outputs={cow: 4, ant: 0}"]
+    with initialize_config_dir(str(CONF), version_base=None):
+        config = compose("config", overrides=["data=folder", *settings])
+    data = instantiate(resolve(config).data)
+    assert isinstance(data, FolderData)
+    assert (data.classes, data.outputs, data.white) == (("Rind", "ant"), (4, 0), 4095)
+    assert data.raw("test").folder == "my_val"
+
+
 def test_all_of_it_is_in_the_fingerprint(tmp_path: Path) -> None:
     fill(tmp_path, ("ant", "bee", "cow"))
     variants: list[dict[str, Any]] = [
@@ -147,7 +167,10 @@ def test_a_chosen_class_must_be_held_out_too(tmp_path: Path) -> None:
     assert f"names 'emu', which {tmp_path / 'val'} has not" in refused(folder(tmp_path, classes=["ant", "emu"]))
 
 
-@pytest.mark.parametrize(("classes", "sentence"), [("ant", "must be a list"), (["ant", "ant"], "'ant' more than once")])
+@pytest.mark.parametrize(
+    ("classes", "sentence"),
+    [("ant", "must be a list"), (5, "must be a list"), (["ant", "ant"], "'ant' more than once")],
+)
 def test_wrong_lists_are_refused_at_once(tmp_path: Path, classes: Any, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         folder(tmp_path, classes=classes)

@@ -75,7 +75,10 @@ def test_files_that_were_just_written_are_not_remembered(
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{", "[]", '{"version": 1}', '{"version": 99, "files": {"a": [1]}}', '{"version": 1, "files": {"a": []}}'],
+    [
+        *("", "{", "[]", '{"version": 1}', '{"version": 1, "files": {"a": []}}'),
+        '{"version": 99, "files": {"a": [1]}}',
+    ],
 )
 def test_a_damaged_memory_is_no_obstacle(root: Path, read: list[str], content: str) -> None:
     file_digests(root, ["a"])

@@ -128,17 +128,21 @@ def test_grey_values_of_every_usual_range_look_alike(tmp_path: Path, dtype: type
     assert np.abs(np.asarray(read_rgb(path)) - GREY[:, :, None]).max() == 0
 
 
-def test_twelve_bits_of_a_tiff_that_says_so() -> None:
-    values = (GREY / 255 * 4095).astype(np.uint16)
-    image = Image.fromarray(values)
-    image.tag_v2 = {258: (12,)}  # type: ignore[attr-defined]  (Pillow reads such files, but writes none)
-    assert np.abs(np.asarray(to_rgb(image)) - GREY[:, :, None]).max() <= 1
+def test_twelve_bits_of_a_tiff_that_says_so(tmp_path: Path) -> None:
+    """Two values in three bytes, which Pillow reads but does not write."""
+    values = (GREY[:, :2] / 255 * 4095).round().astype(int)
+    pixels = b"".join(((one << 12) + two).to_bytes(3, "big") for one, two in values.tolist())
+    tags = {256: 2, 257: 2, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 2, 279: len(pixels)}  # 273: where pixels are
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    directory = struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0)
+    (tmp_path / "12.tif").write_bytes(b"II*\0" + struct.pack("<I", 8 + len(pixels)) + pixels + directory)
+    assert np.abs(np.asarray(read_rgb(tmp_path / "12.tif")) - GREY[:, :2, None]).max() <= 1
 
 
 @pytest.mark.parametrize(
     ("values", "dtype"),
-    [(GREY / 255 * 4095, np.uint16), (GREY * 4, np.int32), (GREY - 20, np.int32), (GREY * 1000, np.int32), (GREY / 60, np.float32),
-     (GREY / 255 - 0.5, np.float32), (GREY * 1e4, np.float32)],
+    [(GREY / 255 * 4095, np.uint16), (GREY * 4, np.int32), (GREY - 20, np.int32), (GREY * 1000, np.int32),
+     (GREY / 60, np.float32), (GREY / 255 - 0.5, np.float32), (GREY * 1e4, np.float32)],
 )  # fmt: skip
 def test_grey_values_of_unknown_white_are_refused_until_it_is_given(values: np.ndarray, dtype: type) -> None:
     image = Image.fromarray(values.astype(dtype))
