@@ -53,9 +53,12 @@ class FolderConfig:
     batch_size: int = MISSING
     num_workers: int = MISSING
     limit_per_class: int | None = MISSING
-    splits: dict[str, str] | None = MISSING
+    splits: Any = MISSING  # a typed mapping that is null cannot be given on the command line
     select_share: float = MISSING
     split_seed: int = MISSING
+    classes: Any = MISSING
+    outputs: Any = MISSING
+    white: float | None = MISSING
 
 
 @dataclass
