@@ -1,4 +1,4 @@
-"""``salve-edit``: apply edits to a file of weights, undo them, show them. Nothing heavy is imported before it is needed."""
+"""``salve-edit``: apply edits to a file of weights, undo them, show them. Imports nothing heavy before it must."""
 
 import argparse
 import os
@@ -20,7 +20,7 @@ Apply edits to a file of weights, undo them, or show them.
   show    say what is in edit files, in a run's folder, or which edits a file of weights holds
 
 EDIT is an edit file (a run's recipes/NN-class.json; the originals-….safetensors beside it belongs to it) or the folder
-of a run, of which --edit chooses. WEIGHTS is a plain state_dict in float32, float16 or bfloat16: a .safetensors file, or
+of a run, of which --edit chooses. WEIGHTS is a plain state_dict in float32, float16 or bfloat16: a .safetensors file or
 one of torch.save. Without WEIGHTS the classifier of the run's folder is edited. OUT is a .safetensors file.
 """
 
@@ -154,8 +154,8 @@ def _change(action: str, paths: Paths, names: Sequence[str], alpha: float | None
             changed, stay = undo_recipes(recipes, state), []
         except UserError as error:
             raise UserError(
-                f"{str(error).rstrip('.')} (the file does not list the edits that it holds: name all of them, each with "
-                "the strength that it was applied with)."
+                f"{str(error).rstrip('.')} (the file does not list the edits that it holds: name all of them, each "
+                "with the strength that it was applied with)."
             ) from error
     _write(paths.out, changed, metadata_with(metadata, stay))
 

@@ -2,7 +2,7 @@
 
 **What an edit fits.** It is made for the network that salve studied, in float32, and fits every ``state_dict`` with the
 same names, shapes and *values in float32*: so also the float16 or bfloat16 file that salve cast to float32 to study it.
-BatchNorm's ``num_batches_tracked`` is not looked at and may be missing: nothing that an evaluated network does reads it.
+BatchNorm's ``num_batches_tracked`` is not looked at and may be missing: an evaluated network does not read it.
 
 **What comes out.** The readers' weights are scaled in float32 (float64 ones in float64) and rounded once to the dtype
 that they have in the file; every other tensor is passed on as it is. Undoing writes the originals back in that dtype.

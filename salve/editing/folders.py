@@ -56,7 +56,9 @@ def edits_of(folder: Path) -> dict[Path, str]:
             name = record.get("name")
             found[path] = name if isinstance(name, str) else ""
     if not found:
-        raise UserError(f"{folder} holds no edit files: those of a run lie in its folder {EDITS}, once stage control ran.")
+        raise UserError(
+            f"{folder} holds no edit files: those of a run lie in its folder {EDITS}, once stage control ran."
+        )
     return found
 
 

@@ -12,9 +12,7 @@ from salve.sae import SAE, fingerprint
 from salve.types import UserError
 
 
-def make_recipe(
-    model: nn.Module, site: Site, sae: SAE, edits: Sequence[Edit], backbone: str, name: str = ""
-) -> Recipe:
+def make_recipe(model: nn.Module, site: Site, sae: SAE, edits: Sequence[Edit], backbone: str, name: str = "") -> Recipe:
     """One edit file's worth of edits of a network, whose gates multiply; the network itself is not touched.
 
     Args:
@@ -24,16 +22,16 @@ def make_recipe(
     Raises:
         UserError: no such latent, a strength out of range, an edit that would change nothing.
     """
-    return make_recipes(model, site, sae, {name: edits}, backbone)[0]
+    return make_recipes(model, site, sae, [(name, edits)], backbone)[0]
 
 
 def make_recipes(
-    model: nn.Module, site: Site, sae: SAE, edits_by_name: dict[str, Sequence[Edit]], backbone: str
+    model: nn.Module, site: Site, sae: SAE, named: Sequence[tuple[str, Sequence[Edit]]], backbone: str
 ) -> list[Recipe]:
     """As :func:`make_recipe`, for many edits of one network: its checksums are taken once, and they share its weights.
 
     Args:
-        edits_by_name: for each name, the edits that belong together.
+        named: for each edit file its name, and the edits that belong together.
     """
     if sae.width != site.width:
         raise UserError(f"This SAE reads {sae.width} channels, but the site {site.name} has {site.width}.")
@@ -57,5 +55,5 @@ def make_recipes(
             weights=weights,
             originals=originals,
         )
-        for name, edits in edits_by_name.items()
+        for name, edits in named
     ]

@@ -79,9 +79,7 @@ def effect(before: Numbers, after: Numbers, own: NDArray[np.bool_]) -> Effect:
     change = after[..., others] - before[..., others]
     worst = change.argmin(axis=-1)
     loss = np.maximum(-change.min(axis=-1), 0.0)
-    return Effect(
-        start, end, np.abs(change).mean(axis=-1), change.mean(axis=-1), loss, np.flatnonzero(others)[worst]
-    )
+    return Effect(start, end, np.abs(change).mean(axis=-1), change.mean(axis=-1), loss, np.flatnonzero(others)[worst])
 
 
 def takes_away(found: Effect, limits: Limits = LIMITS) -> NDArray[np.bool_]:
@@ -170,13 +168,13 @@ def resampled_effects(
             loss = np.maximum(-rest.min(axis=1), 0.0)
             worst = touched[~target[touched]][rest.argmin(axis=1)]
         size = max(1, int(others.sum()))
-        found.append(
-            (start, start + own_change, np.abs(rest).sum(axis=1) / size, rest.sum(axis=1) / size, loss, worst)
-        )
+        found.append((start, start + own_change, np.abs(rest).sum(axis=1) / size, rest.sum(axis=1) / size, loss, worst))
     return Effect(*(np.stack(field) for field in zip(*found, strict=True)))
 
 
-def _by_class(drawn: NDArray[np.float32], values: NDArray[np.float32], group: NDArray[np.int64], groups: int) -> Numbers:
+def _by_class(
+    drawn: NDArray[np.float32], values: NDArray[np.float32], group: NDArray[np.int64], groups: int
+) -> Numbers:
     """``Σ drawn · values`` over the images of each group: ``[B, n]``, ``[n]``, ``[n]`` → ``[B, groups]``."""
     order = np.argsort(group, kind="stable")
     sums = np.zeros((len(drawn), groups))
