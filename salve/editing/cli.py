@@ -154,8 +154,8 @@ def _change(action: str, paths: Paths, names: Sequence[str], alpha: float | None
             changed, stay = undo_recipes(recipes, state), []
         except UserError as error:
             raise UserError(
-                f"{str(error).rstrip('.')} (the file does not list the edits that it holds: name all of them, each "
-                "with the strength that it was applied with)."
+                f"{str(error).rstrip('.')} (the file does not list its edits: name all of them, each with the strength "
+                "that it was applied with)."
             ) from error
     _write(paths.out, changed, metadata_with(metadata, stay))
 
@@ -187,11 +187,14 @@ def _as_held(recipe: "Recipe", held: "Sequence[HeldEdit]", weights: Path, exactl
 
 
 def _refuse_out(paths: Paths) -> None:
+    from salve.editing.files import is_originals
     from salve.types import UserError
 
     out = paths.out
     if out.suffix != ".safetensors":
         raise UserError(f"{out} must end in .safetensors: that is what is written.")
+    if is_originals(out.name):
+        raise UserError(f"{out} has the name of a file of originals, which edit files need; give another.")
     if out.is_dir():
         raise UserError(f"{out} is a folder; give the name of a file.")
     if not out.parent.is_dir():
@@ -215,14 +218,15 @@ def _write(path: Path, state: "Mapping[str, Tensor]", metadata: Mapping[str, str
     from safetensors.torch import save_file
 
     from salve.editing.files import written_whole
+    from salve.types import UserError
 
     # Copies: in a file of torch's, tensors may share memory, which safetensors refuses.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     with written_whole(path) as unfinished:
         try:
             save_file(tensors, unfinished, metadata=dict(metadata) or None)
-        except SafetensorError as error:  # of a full disk, too
-            raise OSError(f"{path} could not be written: {error}") from error
+        except (SafetensorError, ValueError, RuntimeError) as error:  # a full disk, or tensors it cannot hold
+            raise UserError(f"{path} could not be written: {' '.join(str(error).split())[:200]}") from error
 
 
 def _shown(path: Path) -> str:

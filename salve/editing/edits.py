@@ -274,7 +274,13 @@ def _difference(recipes: Sequence[Recipe], state: Mapping[str, Tensor], held: Se
     elsewhere = {name for edit in held for name in edit.weights_scaled}
     rest = {name: state[name] for name in weights if name not in originals and name not in elsewhere}
     differing += [name for name, found_sum in checksums(rest).items() if found_sum != weights[name]]
-    return f"{_some(differing)} differ{'s' * (len(differing) == 1)}" if differing else None
+    if not differing:
+        return None
+    alone = set(differing) <= originals.keys()
+    return (
+        f"{_some(differing)} {'alone ' * alone}differ{'s' * (len(differing) == 1)}"
+        f"{', so that they seem to hold other edits, or other strengths, than are known of' * alone}"
+    )
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:

@@ -69,7 +69,7 @@ def load_recipe(path: Path) -> Recipe:
         held = held_from(record)
         after, name = _text(record, "after"), _text(record, "originals")
         # A bare name, so that no file elsewhere is read.
-        _expect(bool(_SHARED.fullmatch(name)), "originals must be the name of a file such as originals-….safetensors")
+        _expect(is_originals(name), "originals must be the name of a file such as originals-….safetensors")
     except UserError as error:
         raise UserError(f"{path} is damaged: {error}.") from error
     weights, originals = _read_originals(path.with_name(name))
@@ -141,6 +141,11 @@ def metadata_with(metadata: Mapping[str, str], held: Sequence[HeldEdit]) -> dict
         return rest
     records = [record_of(edit) for edit in sorted(held, key=lambda edit: edit.key)]
     return rest | {HELD: json.dumps(records, sort_keys=True, ensure_ascii=False, separators=(",", ":"))}
+
+
+def is_originals(name: str) -> bool:
+    """Whether a file's name, without a folder, is that of a file of originals."""
+    return bool(_SHARED.fullmatch(name))
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -268,8 +268,8 @@ def test_wrong_weights_twice_applied_and_empty_edits_are_refused(parts: tuple[Re
     trained = {name: t + 1 for name, t in state.items()}
     for other, words in (
         ({**state, "fc.bias": state["fc.bias"] + 1}, "fc.bias differs"),
-        ({**state, "fc.weight": state["fc.weight"] + 1}, "fc.weight differs"),
-        ({**state, "fc.weight": state["fc.weight"][:2]}, "fc.weight differs"),
+        ({**state, "fc.weight": state["fc.weight"] + 1}, "fc.weight alone differs"),
+        ({**state, "fc.weight": state["fc.weight"][:2]}, "fc.weight alone differs"),
         ({**state, "extra": state["fc.bias"]}, "extra should not be there"),
         ({name: t for name, t in state.items() if name != "fc.bias"}, "there is no fc.bias"),
         (trained, "and 99 more differ"),
@@ -286,7 +286,7 @@ def test_wrong_weights_twice_applied_and_empty_edits_are_refused(parts: tuple[Re
         undo_recipe(recipe, state)
     with pytest.raises(UserError, match="cannot be undone"):
         undo_recipe(another, edited)
-    with pytest.raises(UserError, match=r"with the edits that the file says it holds\): fc.weight differs"):
+    with pytest.raises(UserError, match=r"with the edits that the file says it holds\): fc.weight alone differs"):
         apply_recipe(another, state, [recipe])
     other_model = resnet18(num_classes=4)
     other_model.load_state_dict(trained)
