@@ -10,7 +10,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from salve.editing.gate import Channels, Mode, Scale
+from salve.editing.gating import Channels, Mode, Scale
 from salve.features import Selection
 from salve.sae import VARIANTS
 from salve.sae.module import Precision
