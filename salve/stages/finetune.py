@@ -7,7 +7,7 @@ from typing import Any, Literal
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from salve.artifacts import Artifact, digest_of_tensors, save_tensors, write_record, write_table
 from salve.backbones import Captured, Classifier, captured, find_site, load_captured
@@ -59,6 +59,7 @@ def finetune(job: Job, settings: FinetuneSettings) -> Artifact:
         "backbone": {"library": job.backbone.library, "name": job.backbone.name, "args": job.backbone.args},
         "weights": job.backbone.weights if job.backbone.weights == "random" else digest_of_tensors(model.state_dict()),
         "classes": list(job.classes),
+        "outputs": job.data.outputs,
         "mode": mode,
     }
     if mode != "none":
@@ -98,7 +99,7 @@ def finetune(job: Job, settings: FinetuneSettings) -> Artifact:
 
 def _train_fully(job: Job, settings: FinetuneSettings, model: nn.Module, folder: Path, scratch: Path) -> None:
     model.to(memory_format=torch.channels_last)
-    module = _classifier(job, settings, model)
+    module = _classifier(settings, model, job.output_order(model))
     data = {"datamodule": job.data}
     history = job.fit(
         "finetune", module, data, scratch, epochs=settings.epochs, best="select_accuracy", patience=settings.patience
@@ -124,7 +125,7 @@ def _train_head(
         "train_dataloaders": batches,
         "val_dataloaders": rows_loader(*select, batch_size=max(size, 1024)),
     }
-    module = _classifier(job, settings, head)
+    module = _classifier(settings, head, job.output_order(model))
     history = job.fit(
         "finetune", module, data, scratch, epochs=settings.epochs, best="select_accuracy", patience=settings.patience
     )
@@ -147,10 +148,10 @@ def _by_split(history: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts).sort_values("epoch", kind="stable", ignore_index=True)
 
 
-def _classifier(job: Job, settings: FinetuneSettings, model: nn.Module) -> Classifier:
+def _classifier(settings: FinetuneSettings, model: nn.Module, order: Tensor) -> Classifier:
     return Classifier(
         model,
-        len(job.classes),
+        order,
         settings.learning_rate,
         settings.weight_decay,
         settings.label_smoothing,

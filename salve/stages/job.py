@@ -124,13 +124,15 @@ class Job:
             backbone.weights,
             len(self.classes),
             backbone.args,
+            self.data.outputs,
         )
         return loaded.model, loaded.fits
 
     def model(self, classifier: Artifact) -> tuple[nn.Module, Site]:
         """The classifier of an artifact, frozen and in eval mode on the job's device, and its site."""
         backbone, path = self.backbone, str(classifier.file("model.safetensors"))
-        model = load_backbone(backbone.library, backbone.name, path, len(self.classes), backbone.args).model
+        outputs = self.data.outputs
+        model = load_backbone(backbone.library, backbone.name, path, len(self.classes), backbone.args, outputs).model
         return model.eval().requires_grad_(False).to(self.device), find_site(model, self.layer)
 
     def head(self, classifier: Artifact) -> tuple[Tensor, Tensor]:
