@@ -10,20 +10,22 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from salve.editing.gate import Channels, Mode, Scale
-from salve.features import Selection
-from salve.sae import VARIANTS
-from salve.sae.module import Precision
-from salve.stages import (
+from salve.settings import (
     BackboneSettings,
+    Channels,
     DiscoverSettings,
     EditSettings,
+    FinetuneMode,
     FinetuneSettings,
+    Mode,
+    Precision,
     SAESettings,
+    Scale,
+    Selection,
     ValidateSettings,
 )
-from salve.stages.finetune import FinetuneMode
 from salve.types import UserError
+from salve.variants import TRAITS
 
 STAGES = ("finetune", "discover", "validate", "control", "diagnose", "report")
 
@@ -208,7 +210,7 @@ CHOICES = {
     "stages": STAGES,
     "backbone.library": ("torchvision", "timm"),
     "finetune.mode": get_args(FinetuneMode),
-    "sae.variant": tuple(VARIANTS),
+    "sae.variant": tuple(TRAITS),
     "sae.start": ("random", "data"),
     "sae.precision": get_args(Precision),
     "discover.select": get_args(Selection),
