@@ -3,6 +3,7 @@
 A wrong setting is refused before torch is loaded, which alone takes seconds.
 """
 
+import os
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal
 
@@ -27,11 +28,14 @@ class PreprocessSettings:
     """Overrides of a backbone's preset; None keeps what the preset says.
 
     Attributes:
-        size: side in pixels. squash: resize to the square without a crop. interpolation: bilinear or bicubic.
+        size: side in pixels of the square that the backbone reads. resize: pixels of the shorter side before the crop
+            of that square. squash: true resizes to the square without a crop, false crops.
+        interpolation: bilinear or bicubic.
         mean, std: of the three channels, on the 0..1 scale.
     """
 
     size: int | None = None
+    resize: int | None = None
     squash: bool | None = None
     interpolation: str | None = None
     mean: list[float] | None = None
@@ -53,6 +57,10 @@ class BackboneSettings:
     weights: str
     args: dict[str, Any] = field(default_factory=dict)
     preprocess: PreprocessSettings = field(default_factory=PreprocessSettings)
+
+    def __post_init__(self) -> None:
+        # Once, so that keys and records see the same file as what reads it.
+        self.weights = os.path.expanduser(self.weights)
 
 
 @dataclass

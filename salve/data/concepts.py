@@ -103,6 +103,9 @@ class ConceptsData(ImageData):
         check_split(split)
         return torch.arange(self.per_class[split] * len(self.classes)) % len(self.classes)
 
+    def sizes(self) -> list[tuple[int, int]]:
+        return [(self.native_size, self.native_size)]
+
     def fingerprint(self) -> str:
         """Of the parameters and of the version of the drawing code, which together determine every pixel."""
         parameters = {

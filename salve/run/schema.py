@@ -58,9 +58,12 @@ class FolderConfig:
     batch_size: int = MISSING
     num_workers: int = MISSING
     limit_per_class: int | None = MISSING
-    splits: dict[str, str] | None = MISSING
+    splits: Any = MISSING  # a typed mapping that is null cannot be given on the command line
     select_share: float = MISSING
     split_seed: int = MISSING
+    classes: Any = MISSING
+    outputs: Any = MISSING
+    white: float | None = MISSING
 
 
 @dataclass
@@ -197,13 +200,13 @@ def resolve(config: DictConfig) -> Config:
     assert isinstance(resolved, Config)
     _check(resolved)
     resolved.output_dir = _at_home(resolved.output_dir)
-    for settings, name in PATHS:
-        change_path(attrgetter(settings)(resolved), name, _at_home)
+    for group, name in PATHS:
+        change_path(getattr(resolved, group), name, _at_home)
     return resolved
 
 
 #: Where settings may name a file or folder that is read.
-PATHS = (("data", "root"), ("backbone", "weights"))
+PATHS = (("data", "root"), ("data", "classes"), ("data", "outputs"), ("backbone", "weights"))
 
 
 def change_path(settings: Any, name: str, change: Callable[[str], str]) -> None:

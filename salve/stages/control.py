@@ -13,7 +13,7 @@ from torch import Tensor
 
 from salve.artifacts import Artifact, write_record, write_table
 from salve.backbones import Captured
-from salve.editing import Edit, EditEvaluation, apply_recipe, edited_logits, load_recipe, make_recipe, save_recipe
+from salve.editing import Edit, EditEvaluation, apply_recipe, edited_logits, load_recipe, make_recipes, save_recipe
 from salve.editing.curves import edit_curves
 from salve.editing.verdict import (
     CONFIDENCE,
@@ -145,26 +145,29 @@ def _by_class(
     return [
         pd.DataFrame(
             {
-                **{name: pd.Categorical([value]).repeat(accuracy.numel()) for name, value in named.items()},
+                "split": split,
+                "mode": mode,
+                "target": target,
                 "alpha": np.tile(alphas, len(classes)),
-                "class": pd.Categorical.from_codes(np.repeat(np.arange(len(classes)), len(alphas)), list(classes)),
+                "class": np.repeat(np.array(classes, dtype=object), len(alphas)),
                 "accuracy": accuracy.T.flatten().numpy(),  # [K, C] → class by class
             }
-        ).astype(dict.fromkeys((*named, "class"), str))
+        )
         for split, accuracy in measured.accuracy.items()
-        for named in [{"split": split, "mode": mode, "target": target}]
     ]
 
 
 def choose(select: Effect) -> tuple[int, bool]:
     """The strength to use, by its place in the grid, and whether the class falls at any; fields ``[K]``.
 
-    It is the first that separates the class; if none does, the first that takes the class away; if none does that, the
-    last.
+    Of those that separate the class it is the one with the highest selectivity: what the class loses, less the others'
+    mean absolute change. (The first of them would leave the class at the limit, where other images show it above.) If
+    none separates, it is chosen likewise among those that take the class away; if none does that, it is the last.
     """
+    selectivity = select.before - select.after - select.mean_change
     for fitting in (separated(select), takes_away(select)):
         if fitting.any():
-            return int(fitting.argmax()), True
+            return int(np.where(fitting, selectivity, -np.inf).argmax()), True
     return len(select.after) - 1, False
 
 
@@ -300,11 +303,14 @@ def _keep_recipes(
     model, site = job.model(classifier)
     model.cpu()
     (folder / "recipes").mkdir()
-    for number_, (target, row) in enumerate(zip(targets, rows, strict=True)):
+    named = []
+    for target, row in zip(targets, rows, strict=True):
         edit = Edit(0, row["alpha_used"], "suppress", settings.scale, settings.channels)  # type: ignore[arg-type]
         edits = [replace(edit, latent=la, sign=s) for la, s in zip(target.latents, target.signs, strict=True)]
-        recipe = make_recipe(model, site, autoencoder, edits, f"{job.backbone.library}/{job.backbone.name}")
-        row["recipe"] = f"recipes/{number_:02d}-{slug(target.name)}.json"
+        named.append((target.name, edits))
+    recipes = make_recipes(model, site, autoencoder, named, f"{job.backbone.library}/{job.backbone.name}")
+    for number_, (recipe, row) in enumerate(zip(recipes, rows, strict=True)):
+        row["recipe"] = f"recipes/{number_:02d}-{slug(recipe.name)}.json"
         save_recipe(recipe, folder / row["recipe"])
 
 
@@ -318,7 +324,8 @@ def _evaluate(
     folder: Path,
 ) -> None:
     """The slow path, for the first ``settings.evaluate`` targets: the edited network on every test image."""
-    evaluated, confusion = [], []
+    evaluated: list[dict[str, Any]] = []
+    confusion: list[pd.DataFrame] = []
     for target, row, measured in list(zip(targets, rows, suppressed, strict=True))[: settings.evaluate]:
         model, _ = job.model(classifier)
         model.cpu()

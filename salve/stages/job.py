@@ -78,18 +78,19 @@ class Job:
     def build(self) -> tuple[nn.Module, bool]:
         """The backbone with the weights that the user named, and whether its head fits the data."""
         backbone = self.backbone
-        return load_backbone(
+        loaded = load_backbone(
             backbone.library,
             backbone.name,
             backbone.weights,
             len(self.classes),
             backbone.args,
         )
+        return loaded.model, loaded.fits
 
     def model(self, classifier: Artifact) -> tuple[nn.Module, Site]:
         """The classifier of an artifact, frozen and in eval mode on the job's device, and its site."""
         backbone, path = self.backbone, str(classifier.file("model.safetensors"))
-        model, _ = load_backbone(backbone.library, backbone.name, path, len(self.classes), backbone.args)
+        model = load_backbone(backbone.library, backbone.name, path, len(self.classes), backbone.args).model
         return model.eval().requires_grad_(False).to(self.device), find_site(model, self.layer)
 
     def head(self, classifier: Artifact) -> tuple[Tensor, Tensor]:
