@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from omegaconf import DictConfig
 from pytorch_lightning.loggers import Logger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -20,8 +21,10 @@ from salve.artifacts import Store
 from salve.backbones import find_site, load_backbone, preset
 from salve.data.base import ImageData
 from salve.data.transforms import Preprocess
+from salve.run.progress import counted
 from salve.run.ranks import Ranks
 from salve.run.schema import Config
+from salve.run.target import one_line, refuse_target
 from salve.run.trainers import Trainers
 from salve.stages import BackboneSettings, Job
 from salve.types import UserError
@@ -44,12 +47,18 @@ def build_job(config: Config, store: Store, logger: Callable[[str], Logger], con
     precision = _precision(config.trainer.precision, device)
     if config.sae.precision == "bf16" and _precision("auto", device) != "bf16-mixed":
         log.warning("sae.precision=bf16: this device does not compute in bf16, so float32 would be faster.")
-    trainers = Trainers(ranks.accelerator, ranks.gpus, ranks.local_size, precision, logger, console.is_terminal)
+    trainers = Trainers(
+        ranks.accelerator, ranks.gpus, ranks.local_size, precision, logger, console.is_terminal, not console.is_terminal
+    )
 
     @contextmanager
     def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        if not console.is_terminal:
+            yield counted(what, total, log.info)
+            return
+        described = TextColumn("{task.description}", markup=False)
+        columns = (described, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=True) as bars:
             task = bars.add_task(what, total=total)
             yield lambda done: bars.update(task, advance=done)
 
@@ -100,12 +109,18 @@ def _checked_model(settings: str, classes: int, native_size: int) -> nn.Module |
 
 
 def _data(settings: Any) -> ImageData:
+    target = settings.get("_target_") if isinstance(settings, dict | DictConfig) else settings._target_
+    refuse_target("data._target_", target)
     try:
         data = instantiate(settings)
     except InstantiationException as error:  # what Hydra makes of anything that a constructor raises
-        if isinstance(error.__cause__, UserError):
-            raise error.__cause__ from None
-        raise
+        cause = error.__cause__
+        if isinstance(cause, UserError):
+            raise cause from None
+        what = f"{type(cause).__name__}: {cause}" if cause else str(error)
+        raise UserError(
+            f"data._target_={target} cannot be made with these settings of data ({one_line(what)})."
+        ) from error
     if not isinstance(data, ImageData):
         raise UserError(f"data._target_ makes a {type(data).__name__}, which is no salve.data.ImageData.")
     data.check()

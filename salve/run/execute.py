@@ -93,12 +93,12 @@ def _show(
     """The report, if it was asked for, and where things are."""
     if "report" not in config.stages:
         for kind, artifact in artifacts.items():
-            console.print(f"{kind}: {artifact.path}", soft_wrap=True)
+            console.print(f"{kind}: {artifact.path}", soft_wrap=True, markup=False)
         return
     title, facts = f"salve: {config.name}", _facts(config, job)
     page = report(folder, artifacts, title=title, facts=facts, config=text, commands=[command])
     console.print(summary_table({kind: artifact.path for kind, artifact in artifacts.items()}))
-    console.print(f"Report: {page}", soft_wrap=True)
+    console.print(f"Report: {page}", soft_wrap=True, markup=False)
 
 
 def train_together(configs: Sequence[Config], console: Console, gpus: list[int] | None = None) -> set[str]:

@@ -16,7 +16,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from salve.artifacts import read_record, write_record
-from salve.run.schema import Config, resolve
+from salve.run.explain import explain
+from salve.run.schema import PATHS, Config, change_path, resolve
 from salve.types import UserError
 
 #: What a sweep planned, in the folder that holds its runs.
@@ -60,9 +61,16 @@ class RunFolder:
         return "failed" if (self.path / FAILURE).is_file() else "new"
 
     def prepare(self, settings: Config) -> str:
-        """Make the folder with the settings in it, resolved, and return their text."""
+        """Make the folder with the settings in it, resolved, and return their text.
+
+        What they read is named by its whole path there, so that the run can be repeated from another folder. The key of
+        a run is that of the settings as they were given.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(asdict(settings), sort_keys=False, allow_unicode=True)
+        kept = asdict(settings)
+        for group, name in PATHS:
+            change_path(kept[group], name, _whole_path)
+        text = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
         write_whole(self.path / SETTINGS, text)
         return text
 
@@ -124,9 +132,16 @@ class RunFolder:
                 if OmegaConf.is_dict(OmegaConf.select(config, key)):
                     raise UserError(f"{key} names a group; a rerun changes single settings, such as output_dir=FOLDER.")
                 OmegaConf.update(config, key, override.value())
-        except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        except HydraException as error:  # only the changes are Hydra's to read
+            raise UserError(explain(error)) from error
+        except (OmegaConfBaseException, yaml.YAMLError) as error:
             raise UserError(f"{path}: {str(error).splitlines()[0]}.") from error
         return resolve(config)
+
+
+def _whole_path(path: str) -> str:
+    """Of what is there; other words, such as ``imagenet``, are kept."""
+    return str(Path(path).resolve()) if path and Path(path).exists() else path
 
 
 def swept_of(folder: Path) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Stage ``finetune``: a classifier whose head fits the data."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 import pytorch_lightning as pl
@@ -13,30 +13,9 @@ from salve.artifacts import Artifact, digest_of_tensors, save_tensors, write_rec
 from salve.backbones import Captured, Classifier, captured, find_site, load_captured
 from salve.backbones.capture import SPLITS
 from salve.sae.rows import StreamedBatches, rows_loader
+from salve.settings import FinetuneSettings
 from salve.stages.job import Job
 from salve.types import UserError
-
-FinetuneMode = Literal["auto", "full", "probe", "none"]
-
-
-@dataclass
-class FinetuneSettings:
-    """How the classifier is trained.
-
-    Attributes:
-        mode: ``full`` trains every weight, ``probe`` the head alone on captured activations, ``none`` nothing; ``auto``
-            is ``none`` when the head came with the weights and ``full`` when it did not.
-        epochs, learning_rate, weight_decay, label_smoothing, warmup: see :class:`salve.backbones.Classifier`.
-        patience: epochs without better select accuracy before it stops early; None never does.
-    """
-
-    mode: str
-    epochs: int
-    learning_rate: float
-    weight_decay: float
-    label_smoothing: float
-    warmup: float
-    patience: int | None
 
 
 def finetune(job: Job, settings: FinetuneSettings) -> Artifact:

@@ -2,12 +2,11 @@
 
 import logging
 import math
-import os
 import pickle
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +21,7 @@ from salve.artifacts import Artifact, Store
 from salve.backbones import Captured, Site, find_site, load_backbone, load_captured
 from salve.data.base import ImageData
 from salve.sae import SAE, load_sae
+from salve.settings import BackboneSettings
 from salve.types import UserError
 
 log = logging.getLogger(__name__)
@@ -31,46 +31,6 @@ MakeTrainer = Callable[[str, int, list[Callback]], pl.Trainer]
 
 #: Of a training: an ensemble's holds all its SAEs, and would take longer to write than some epochs take.
 CHECKPOINTS = 20
-
-
-@dataclass
-class PreprocessSettings:
-    """Overrides of a backbone's preset; None keeps what the preset says.
-
-    Attributes:
-        size: side in pixels of the square that the backbone reads. resize: pixels of the shorter side before the crop
-            of that square. squash: true resizes to the square without a crop, false crops.
-        interpolation: bilinear or bicubic.
-        mean, std: of the three channels, on the 0..1 scale.
-    """
-
-    size: int | None = None
-    resize: int | None = None
-    squash: bool | None = None
-    interpolation: str | None = None
-    mean: list[float] | None = None
-    std: list[float] | None = None
-
-
-@dataclass
-class BackboneSettings:
-    """Which backbone, with which weights.
-
-    Attributes:
-        library: torchvision or timm. name: the library's name of the model. weights: random, imagenet, or a path.
-        args: further arguments of the library's constructor.
-        preprocess: overrides of the preset.
-    """
-
-    library: str
-    name: str
-    weights: str
-    args: dict[str, Any] = field(default_factory=dict)
-    preprocess: PreprocessSettings = field(default_factory=PreprocessSettings)
-
-    def __post_init__(self) -> None:
-        # Once, so that keys and records see the same file as what reads it.
-        self.weights = os.path.expanduser(self.weights)
 
 
 class Ranks(Protocol):

@@ -11,7 +11,10 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 #: From the bottom up. What stands on one floor does not import each other, save that backbones may use data.
 FLOORS = (
+    ("axes",),
     ("types",),
+    ("variants",),
+    ("settings",),
     ("artifacts", "metrics"),
     ("data", "backbones"),
     ("sae",),

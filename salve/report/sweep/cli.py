@@ -4,10 +4,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
-from salve.report.sweep.stability import compare_seeds, print_stability
-from salve.report.sweep.summary import print_summary, summarise_sweep
 from salve.types import UserError
 
 EPILOG = """\
@@ -51,11 +47,18 @@ def main(arguments: list[str] | None = None) -> int:
         help="where --stability finds the SAEs, if the sweep was moved: <output_dir>/artifacts",
     )
     given = parser.parse_args(arguments)
+    # Only now, since what draws and counts takes seconds.
+    from rich.console import Console
+
+    from salve.report.sweep.summary import print_summary, summarise_sweep
+
     console = Console()
     try:
         summary = summarise_sweep(given.folder)
         print_summary(summary, console)
         if given.stability or given.artifacts:
+            from salve.report.sweep.stability import compare_seeds, print_stability
+
             artifacts = given.artifacts or given.folder.resolve().parent.parent / "artifacts"
             print_stability(compare_seeds(summary, artifacts), console)
     except UserError as error:

@@ -127,18 +127,18 @@ def print_summary(summary: SweepSummary, console: Console) -> None:
         f"{counts[state]} {state}" for state in ("failed", "running", "interrupted", "not begun") if counts[state]
     ]
     line = f"{counts['finished']} of {plural(len(summary.runs), 'planned run')} finished"
-    console.print("; ".join([line, *others]) + ".", highlight=False)
+    console.print("; ".join([line, *others]) + ".", highlight=False, markup=False)
     for run in summary.missing:
         what = with_values(run.swept) or "as configured"
         reason = f": {run.reason}" if run.reason else ""
         console.print(Text(f"  {run.state}  {run.key}  {what}{reason}"), soft_wrap=True)
     if summary.missing:
         console.print("The command that started the sweep finishes what is missing.")
-    console.print(f"Table: {summary.csv}", soft_wrap=True, highlight=False)
+    console.print(f"Table: {summary.csv}", soft_wrap=True, highlight=False, markup=False)
     for path in summary.figures:
-        console.print(f"Figure: {path}", soft_wrap=True, highlight=False)
+        console.print(f"Figure: {path}", soft_wrap=True, highlight=False, markup=False)
     for name, reason in summary.left_out.items():
-        console.print(f"No figure {name}: {reason}.", soft_wrap=True, highlight=False)
+        console.print(f"No figure {name}: {reason}.", soft_wrap=True, highlight=False, markup=False)
 
 
 def _terminal_table(summary: SweepSummary) -> Table:
@@ -148,12 +148,12 @@ def _terminal_table(summary: SweepSummary) -> Table:
     keys = shortened if shortened.is_unique else table["run"]
     names = short_names(summary.varying)
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    shown.title, shown.title_justify = f"Sweep {summary.name}", "left"
+    shown.title, shown.title_justify = Text(f"Sweep {summary.name}", style="table.title"), "left"
     columns: list[tuple[str, list[str]]] = [("run", list(keys))]
     columns += [(_heading(names[name]), [value_text(value) for value in table[name]]) for name in summary.varying]
     columns += [(title, texts) for title, texts in _measures(table) if any(text != MISSING for text in texts)]
     for title, texts in columns:
-        shown.add_column(title, justify="right" if _are_numbers(texts) else "left", overflow="fold", min_width=3)
+        shown.add_column(Text(title), justify="right" if _are_numbers(texts) else "left", overflow="fold", min_width=3)
     for row in zip(*(texts for _, texts in columns), strict=True):
         shown.add_row(*map(Text, row))
     if "selectivity" in table:
