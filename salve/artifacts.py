@@ -253,7 +253,7 @@ def write_table(path: Path, frame: pd.DataFrame) -> None:
 
 #: Columns that hold names: a class may be called "01", "inf" or "NA", and stays text.
 TEXT_COLUMNS = (
-    *("class", "classes", "top_class", "worst_class", "target", "label", "concept"),
+    *("class", "classes", "top_class", "worst_class", "target", "label", "concept", "true", "predicted"),
     *("latents", "kind", "mode", "split", "reason", "recipe"),
 )
 

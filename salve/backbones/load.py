@@ -1,5 +1,6 @@
 """Backbones by name: torchvision's and timm's models, their weights, and the preprocessing that the weights expect."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from difflib import get_close_matches
@@ -7,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision import models as torchvision_models
 
 from salve.backbones.sites import find_site
+from salve.backbones.weights import read_state_dict, reason
 from salve.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from salve.types import UserError
 
@@ -47,7 +46,10 @@ def load_backbone(
         model = _create(library, name, classes, args, pretrained=True)
         fits = False  # ImageNet's classes in ImageNet's order are not the data's, even when there are as many.
     else:
-        state = read_state_dict(Path(weights))
+        path = Path(os.path.expanduser(weights))
+        if not path.is_file():
+            raise UserError(f"backbone.weights={weights} is neither random, imagenet nor a file.")
+        state = read_state_dict(path)
         model = _create(library, name, num_classes, args)
         head = state.get(f"{find_site(model, 'last').readers[0]}.weight")
         if head is not None and head.ndim == 2:
@@ -70,44 +72,17 @@ def _create(library: str, name: str, classes: int | None, args: dict[str, Any], 
         return timm.create_model(name, pretrained=pretrained, **args)
     except OSError as error:  # urllib's and the hub's errors are OSErrors, and sometimes ValueErrors too
         raise UserError(
-            f"The ImageNet weights of {name} could not be downloaded by {library} ({_reason(error)}); "
+            f"The ImageNet weights of {name} could not be downloaded by {library} ({reason(error)}); "
             "give backbone.weights the path of a state_dict, or random."
         ) from error
     except (ValueError, RuntimeError, TypeError, AssertionError, KeyError) as error:
         known = torchvision_models.list_models() if library == "torchvision" else timm.list_models()
         if name.split(".")[0] in known:
             given = f" with backbone.args={args}" if args else ""
-            raise UserError(f"backbone {name} of {library} could not be built{given}: {_reason(error)}.") from error
+            raise UserError(f"backbone {name} of {library} could not be built{given}: {reason(error)}.") from error
         near = get_close_matches(name, known, 5)
         hint = f"; near it: {', '.join(near)}" if near else ""
         raise UserError(f"backbone.name={name} is no model of {library}{hint}.") from error
-
-
-def _reason(error: Exception) -> str:
-    """The first sentence of a library's message, on one line."""
-    return " ".join(str(error).split()).split(". ")[0].rstrip(".")
-
-
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read a plain ``state_dict`` from a safetensors or torch file; half precision is cast to float32.
-
-    Raises:
-        UserError: no such file, or it holds no ``state_dict``. Nothing is ever unpickled.
-    """
-    if not path.is_file():
-        raise UserError(f"backbone.weights={path} is neither random, imagenet nor a file.")
-    try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
-        raise UserError(f"{path} could not be read as a state_dict: {_reason(error)}.") from error
-    except Exception as error:  # UnpicklingError for code in the file, and anything for a damaged one
-        raise UserError(f"{path} was not loaded: it is damaged, or holds more than tensors.") from error
-    if not isinstance(state, dict) or not all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
-    ):
-        raise UserError(f"{path} holds no plain state_dict (parameter names to tensors).")
-    half = (torch.float16, torch.bfloat16)
-    return {key: value.float() if value.dtype in half else value for key, value in state.items()}
 
 
 def _load_strictly(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:

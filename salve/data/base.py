@@ -67,7 +67,9 @@ class ConceptTruth:
 
 
 class ImageData(pl.LightningDataModule):
-    """A labelled set of images in two splits, "train" and "val".
+    """A labelled set of images in three splits: "train" fits, "select" chooses, "test" reports.
+
+    No image is in two of them, and every class is in each.
 
     `bind` it to the preprocessing of a backbone before asking for datasets or loaders; labels, class names,
     fingerprint and check need no backbone.
@@ -186,12 +188,12 @@ class ImageData(pl.LightningDataModule):
         return self.loader("train", augment=True, shuffle=True, drop_last=more_than_one)
 
     def val_dataloader(self) -> DataLoader:
-        """The val split in its fixed order."""
-        return self.loader("val")
+        """The select split in its fixed order: what Lightning calls validation chooses the epoch."""
+        return self.loader("select")
 
     def test_dataloader(self) -> DataLoader:
-        """The val split: there is no third one."""
-        return self.val_dataloader()
+        """The test split in its fixed order."""
+        return self.loader("test")
 
 
 def _collate(size: int, items: list[tuple[Tensor, int]]) -> Any:
@@ -200,6 +202,6 @@ def _collate(size: int, items: list[tuple[Tensor, int]]) -> Any:
 
 
 def check_split(split: Any) -> None:
-    """Raises UserError if `split` is neither "train" nor "val"."""
+    """Raises UserError if `split` is none of the three."""
     if split not in get_args(Split):
-        raise UserError(f"there is no split {split!r}: the splits are {' and '.join(get_args(Split))}")
+        raise UserError(f"there is no split {split!r}: the splits are {', '.join(get_args(Split))}")

@@ -38,7 +38,8 @@ class ConceptsConfig:
     seed: int = MISSING
     image_size: int = MISSING
     train_per_class: int = MISSING
-    val_per_class: int = MISSING
+    select_per_class: int = MISSING
+    test_per_class: int = MISSING
     spurious_correlation: float = MISSING
     clutter: float = MISSING
 
@@ -52,6 +53,9 @@ class FolderConfig:
     batch_size: int = MISSING
     num_workers: int = MISSING
     limit_per_class: int | None = MISSING
+    splits: dict[str, str] | None = MISSING
+    select_share: float = MISSING
+    split_seed: int = MISSING
 
 
 @dataclass
@@ -64,10 +68,16 @@ class ImagenetteConfig(FolderConfig):
 
 
 @dataclass
-class Cifar100Config(FolderConfig):
+class Cifar100Config:
     """Arguments of :class:`salve.data.Cifar100Data`."""
 
     _target_: str = "salve.data.Cifar100Data"
+    root: str = MISSING
+    batch_size: int = MISSING
+    num_workers: int = MISSING
+    limit_per_class: int | None = MISSING
+    select_share: float = MISSING
+    split_seed: int = MISSING
     download: bool = MISSING
 
 

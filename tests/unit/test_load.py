@@ -186,7 +186,7 @@ def test_damaged_files_are_refused_by_name(tmp_path: Path, content: bytes, name:
 )
 def test_a_file_that_is_no_state_dict_is_refused(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "w.pt")
-    with pytest.raises(UserError, match="no plain state_dict"):
+    with pytest.raises(UserError, match="no state_dict"):
         read_state_dict(tmp_path / "w.pt")
 
 
