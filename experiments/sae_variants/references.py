@@ -50,8 +50,8 @@ def reference_edits(
     """The edits of every class along a random direction (one for each class and seed) and along its own direction.
 
     Args:
-        weight, bias: the linear reader. train: gives the class directions. select: chooses each edit's strength. test: measures
-            it. alphas: strengths. classes: their names. seeds: of the random directions.
+        weight, bias: the linear reader. train: gives the class directions. select: chooses each edit's strength. test:
+            measures it. alphas: strengths. classes: their names. seeds: of the random directions.
 
     Returns:
         One row per reference, seed and class: ``reference``, ``seed``, ``class`` and the fields of ``MatchedEdit``.

@@ -38,9 +38,7 @@ def reference_summary(references: pd.DataFrame) -> pd.DataFrame:
     seeds."""
     rows = []
     for (data, reference), part in references.groupby(["data", "reference"], sort=False):
-        by_seed = part.groupby("seed").agg(
-            {"selectivity": "mean", "after": "mean", "drift": "mean", "reached": "sum"}
-        )
+        by_seed = part.groupby("seed").agg({"selectivity": "mean", "after": "mean", "drift": "mean", "reached": "sum"})
         row: dict[str, object] = {"data": data, "reference": reference}
         for name in by_seed:
             mean, half, _ = t_interval(by_seed[name])
@@ -85,10 +83,12 @@ def markdown(table: pd.DataFrame, references: pd.DataFrame) -> str:
             lines.append(_row(cells))
         lines.append("")
         for record in references[references["data"] == data].to_dict("records"):
-            said = f"selectivity {_points(record, 'selectivity')}; {_interval(record, 'reached', 1)} classes at 5 % on select"
+            said = (
+                f"{_interval(record, 'reached', 1)} classes at 5 % on select, {_points(record, 'after')} % left of them"
+            )
             lines.append(
-                f"{record['reference']}: {said}, {_points(record, 'after')} % left of them on test, others' mean change "
-                f"{_points(record, 'drift')}.  "
+                f"{record['reference']}: selectivity {_points(record, 'selectivity')}; {said} on test, others' mean "
+                f"change {_points(record, 'drift')}.  "
             )
         lines.append("")
     return "\n".join(lines)

@@ -182,8 +182,9 @@ def summarise(edits: pd.DataFrame) -> pd.DataFrame:
     Returns:
         One row per method and direction: ``method``, ``direction``, ``seeds``, ``classes`` (that have images),
         ``reached`` (of these, mean over seeds: those that some strength takes to ``LEVEL`` on select) and each of
-        ``MEASURES``, on test (all but selectivity of the classes reached); ``ahead``: how far the gate, along latents, is ahead of this method; ``over_random``: how far this method is
-        ahead of itself along random directions. Each has its ``<measure>_half``, NaN where there is one seed only.
+        ``MEASURES``, on test (all but selectivity of the classes reached); ``ahead``: how far the gate, along latents,
+        is ahead of this method; ``over_random``: how far this method is ahead of itself along random directions. Each
+        has its ``<measure>_half``, NaN where there is one seed only.
     """
     table = edits[edits["selectivity"].notna()]
     by_seed = {
