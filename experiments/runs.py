@@ -114,6 +114,12 @@ class SAERun:
         return table
 
     @cached_property
+    def verdict(self) -> dict[str, Any]:
+        """How many of these edits separate their class, with the interval over test images: ``separates``,
+        ``separates_low``, ``separates_high``, ``separates_published``, …"""
+        return self.found.record("control", "verdict.json")
+
+    @cached_property
     def _by_target(self) -> dict[Any, pd.DataFrame]:
         """By split, mode and target; a hundred classes make a large table, which is read once."""
         return curves_by_target(self.artifacts["control"].path)

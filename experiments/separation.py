@@ -48,7 +48,7 @@ def separation(runs: Sequence[SAERun], classes: int) -> Separation:
     strict, published = (
         pd.Series([int(run.verdicts[sense].sum()) for run in runs]) for sense in ("separates", "separates_published")
     )
-    low, high = (pd.Series([float(run.metrics[f"separating_{end}"]) for run in runs]).mean() for end in ("low", "high"))
+    low, high = (pd.Series([run.verdict[f"separates_{end}"] for run in runs]).mean() for end in ("low", "high"))
     over = f"{strict.min()} to {strict.max()} over {plural(len(runs), 'SAE')}"
     text = f"{strict.mean():.1f} of {classes} classes ({over}; {low:.1f} to {high:.1f} over test images)"
     return Separation(float(strict.mean()) / classes, text, f"{published.mean():.1f} of {classes} classes")
