@@ -255,9 +255,7 @@ def test_references_tell_a_clean_edit_from_a_blunt_one() -> None:
     labels = torch.arange(40) % 4
     activations = torch.eye(4).repeat_interleave(2, dim=1)[labels] + 0.01 * torch.rand(40, 8)
     weight, bias = torch.eye(4).repeat_interleave(2, dim=1), torch.zeros(4)
-    edits = reference_edits(
-        weight, bias, *[(activations, labels)] * 3, torch.linspace(0, 50, 201), "abcd", (0, 1)
-    )
+    edits = reference_edits(weight, bias, *[(activations, labels)] * 3, torch.linspace(0, 50, 201), "abcd", (0, 1))
     found = reference_summary(edits.assign(data="toy")).set_index("reference")
     assert found.loc[ORACLE, "selectivity"] > 0.9
     assert found.loc[ORACLE, "selectivity"] > found.loc[RANDOM, "selectivity"]
@@ -343,7 +341,7 @@ class Outputs:
         chosen.astype({"latent": "Int64"}).to_csv(artifacts / "features" / "f" / "selected.csv", index=False)
 
     def add(self, variant: str, k: int, seed: int, fall: float = 0.0, epochs: int = 1) -> None:
-        """A run whose classes fall to 0 at α = 1 on select, where each other class loses ``fall``; test keeps a part."""
+        """A run whose classes fall to 0 at α = 1 on select, to ``LEFT`` on test; each other class loses ``fall``."""
         key = f"{self.count:012x}"
         self.count += 1
         run, control = self.sweep / key, self.folder / "artifacts" / "control" / key

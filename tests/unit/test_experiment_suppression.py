@@ -24,7 +24,12 @@ class OneRun:
     """An SAE's run with test curves that are given; on select they are the same unless others are given, too."""
 
     def __init__(
-        self, seed: int, suppress: Curves, enhance: Curves, select: Curves | None = None, separates: tuple[str, ...] = ()
+        self,
+        seed: int,
+        suppress: Curves,
+        enhance: Curves,
+        select: Curves | None = None,
+        separates: tuple[str, ...] = (),
     ) -> None:
         self.seed = seed
         self._curves = {("test", "suppress"): suppress, ("test", "enhance"): enhance}
@@ -94,9 +99,7 @@ def test_select_chooses_every_strength_and_test_says_what_it_does() -> None:
 
 
 def test_claims_are_measured_from_all_saes() -> None:
-    good = OneRun(
-        0, {"church": CLEAN, "golf ball": CLEAN}, {"church": FLAT, "golf ball": GAIN}, separates=("church",)
-    )
+    good = OneRun(0, {"church": CLEAN, "golf ball": CLEAN}, {"church": FLAT, "golf ball": GAIN}, separates=("church",))
     bad = OneRun(1, {"church": FLAT, "golf ball": DIRTY}, {"church": FLAT, "golf ball": FLAT})
     found = analyse([a_study(good, bad)])
     values = {one.claim: one.value for one in found.measured}

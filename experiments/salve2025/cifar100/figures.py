@@ -223,9 +223,9 @@ def _kinship(axes: Axes, surveys: Sequence[Survey]) -> None:
     for place, (one, colour) in enumerate(zip(surveys, COLOURS, strict=False)):
         share, edits = one.summary["sibling_share"].mean(), one.summary["sibling_edits"].mean()
         if not np.isnan(share):
-            edits = max(1.0, edits)
-            low, high = wilson(share * edits, edits)
-            error = [[max(share - float(low), 0)], [max(float(high) - share, 0)]]
+            count = np.array([max(1.0, edits)])
+            low, high = wilson(share * count, count)
+            error = [np.maximum(share - low, 0), np.maximum(high - share, 0)]
             axes.bar(place, share, width=0.6, color=colour, yerr=error, ecolor=BLACK, capsize=2)
             axes.hlines(one.summary["sibling_chance"].mean(), place - 0.45, place + 0.45, **dashed)
     known = [place for place, one in enumerate(surveys) if one.groups]
