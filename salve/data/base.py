@@ -86,6 +86,7 @@ class ImageData(pl.LightningDataModule):
     native_size: int = 224
     """Side in pixels that a backbone without a preset of its own should read."""
     min_crop_scale: float = 0.35
+    outputs: tuple[int, ...] | None = None
     """Smallest share of the area that a training crop keeps."""
 
     def __init__(self, batch_size: int, num_workers: int = 0) -> None:

@@ -144,26 +144,29 @@ def _by_class(
     return [
         pd.DataFrame(
             {
-                **{name: pd.Categorical([value]).repeat(accuracy.numel()) for name, value in named.items()},
+                "split": split,
+                "mode": mode,
+                "target": target,
                 "alpha": np.tile(alphas, len(classes)),
-                "class": pd.Categorical.from_codes(np.repeat(np.arange(len(classes)), len(alphas)), list(classes)),
+                "class": np.repeat(np.array(classes, dtype=object), len(alphas)),
                 "accuracy": accuracy.T.flatten().numpy(),  # [K, C] → class by class
             }
-        ).astype({name: str for name in (*named, "class")})
+        )
         for split, accuracy in measured.accuracy.items()
-        for named in [{"split": split, "mode": mode, "target": target}]
     ]
 
 
 def choose(select: Effect) -> tuple[int, bool]:
     """The strength to use, by its place in the grid, and whether the class falls at any; fields ``[K]``.
 
-    It is the first that separates the class; if none does, the first that takes the class away; if none does that, the
-    last.
+    Of those that separate the class it is the one with the highest selectivity: what the class loses, less the others'
+    mean absolute change. (The first of them would leave the class at the limit, where other images show it above.) If
+    none separates, it is chosen likewise among those that take the class away; if none does that, it is the last.
     """
+    selectivity = select.before - select.after - select.mean_change
     for fitting in (separated(select), takes_away(select)):
         if fitting.any():
-            return int(fitting.argmax()), True
+            return int(np.where(fitting, selectivity, -np.inf).argmax()), True
     return len(select.after) - 1, False
 
 
@@ -317,7 +320,8 @@ def _evaluate(
     folder: Path,
 ) -> None:
     """The slow path, for the first ``settings.evaluate`` targets: the edited network on every test image."""
-    evaluated, confusion = [], []
+    evaluated: list[dict[str, Any]] = []
+    confusion: list[pd.DataFrame] = []
     for target, row, measured in list(zip(targets, rows, suppressed, strict=True))[: settings.evaluate]:
         model, _ = job.model(classifier)
         model.cpu()

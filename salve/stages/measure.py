@@ -34,8 +34,9 @@ def measure_sae(
     Returns:
         By name; None where a measure is undefined (see :func:`salve.metrics.recovered_share`), since JSON has no NaN.
 
-        - on test: ``fve``, ``cosine``, ``l0``, ``l1``, and all that :func:`salve.metrics.downstream` returns; on another
-          held-out split the same with its name in front, such as ``select_fve``. The mean-ablation feeds the head the mean activation of the train split.
+        - on test: ``fve``, ``cosine``, ``l0``, ``l1``, and all that :func:`salve.metrics.downstream` returns. Its
+          mean-ablation feeds the head the mean activation of the train split. On another held-out split: the same,
+          named after it, such as ``select_fve``.
         - on train, since what is rare shows only among many images: ``dead_fraction``, ``almost_dead_fraction`` and
           ``dense_fraction`` (:func:`salve.metrics.usage_fractions`).
     """
