@@ -3,7 +3,6 @@
 import logging
 import os
 import shlex
-import shutil
 import sys
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from salve.types import UserError
 def task(config: DictConfig) -> None:
     """One job of Hydra's: a run, or some runs of a sweep."""
     from salve.run.execute import execute
+    from salve.run.folder import claimed, in_one_sentence
     from salve.run.jobs import make_runs
     from salve.run.schema import resolve
 
@@ -29,17 +29,21 @@ def task(config: DictConfig) -> None:
         make_runs(folder.parent, config.sweep.runs)
         return
     try:
-        execute(resolve(config), folder, "salve " + shlex.join(HydraConfig.get().overrides.task))
+        with claimed(folder) as own:
+            execute(resolve(config), own, "salve " + shlex.join(HydraConfig.get().overrides.task))
+    # Told here already: before an exception of any other kind Hydra prints a line of its own.
     except UserError as error:
         print(f"salve: {error}", file=sys.stderr)
-        if {path.name for path in folder.iterdir()} <= {"salve.log"}:
-            shutil.rmtree(folder)  # refused before any work: no empty run stays behind
         raise SystemExit(2) from None
+    except OSError as error:
+        print(f"salve: {in_one_sentence(error)}", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 def main() -> None:
     """Entry point."""
     from salve.run.explain import conf_dir, explain, group_mistake
+    from salve.run.folder import in_one_sentence
     from salve.run.ranks import joined
     from salve.run.rerun import RERUN, rerun
     from salve.run.schema import register
@@ -70,6 +74,9 @@ def main() -> None:
     except UserError as error:
         print(f"salve: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except OSError as error:
+        print(f"salve: {in_one_sentence(error)}", file=sys.stderr)
+        raise SystemExit(1) from None
     except ValueError:
         if (said := group_mistake(sys.argv[1:])) is None:
             raise

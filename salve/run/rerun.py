@@ -11,7 +11,7 @@ from rich.console import Console
 
 from salve.artifacts import read_record
 from salve.run.execute import execute
-from salve.run.folder import MANIFEST, RunFolder
+from salve.run.folder import LOG, MANIFEST, RunFolder, claimed
 
 RERUN = "rerun="
 
@@ -30,16 +30,16 @@ def rerun(arguments: Sequence[str], console: Console) -> bool:
     """
     before = RunFolder(Path(next(a for a in arguments if a.startswith(RERUN)).removeprefix(RERUN)))
     config = before.settings([argument for argument in arguments if not argument.startswith(RERUN)])
-    folder = Path(config.output_dir) / "runs" / config.name / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
-    folder.mkdir(parents=True)
-    logging.basicConfig(
-        format="%(asctime)s  %(message)s",
-        datefmt="%H:%M:%S",
-        level=logging.INFO,
-        handlers=[logging.StreamHandler(), logging.FileHandler(folder / "salve.log")],
-        force=True,
-    )
-    execute(config, folder, "salve " + shlex.join(arguments), console)
+    wanted = Path(config.output_dir) / "runs" / config.name / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    with claimed(wanted) as folder:
+        logging.basicConfig(
+            format="%(asctime)s  %(message)s",
+            datefmt="%H:%M:%S",
+            level=logging.INFO,
+            handlers=[logging.StreamHandler(), logging.FileHandler(folder / LOG)],
+            force=True,
+        )
+        execute(config, folder, "salve " + shlex.join(arguments), console)
     if not (before.path / MANIFEST).is_file():
         console.print("The earlier run did not finish; there is nothing to compare with.")
         return True
