@@ -1,4 +1,4 @@
-"""Everything that can fail is tried on a few images before anything is trained: seconds, instead of hours, to a refusal."""
+"""Everything that can fail is tried on a few images before anything is trained."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -96,19 +96,14 @@ def _refusing(what: str) -> Iterator[None]:
 
 
 def _load(job: Job) -> _Few:
-    items, names = [], []
+    assert job.data.preprocess is not None, "the data are bound to the backbone before any stage runs"
+    transform, items, names = job.data.preprocess.eval_transform(), [], list[tuple[Split, int]]()
     for split in get_args(Split):
-        count = min(len(job.data.labels(split)), 2 if split == "train" else 1)
-        try:
-            images = job.data.dataset(split)
-            items += [images[number] for number in range(count)]
-        except UserError:
-            raise
-        except Exception as error:
-            with _refusing(f"The first images of the {split} split cannot be read {{}}."):
-                raise error
-        names += [(split, number) for number in range(count)]
-    images, labels = torch.stack([item[0] for item in items]), torch.tensor([int(item[1]) for item in items])
+        with _refusing(f"The first images of the {split} split cannot be used {{}}."):
+            found = [(transform(image), label) for image, label in job.data.first(split, 2 if split == "train" else 1)]
+        items += found
+        names += [(split, number) for number in range(len(found))]
+    images, labels = torch.stack([image for image, _ in items]), torch.tensor([int(label) for _, label in items])
     few = _Few(images.to(job.device, memory_format=torch.channels_last), labels.to(job.device), names)
     few.check(few.images, "pixels")
     return few
