@@ -179,6 +179,11 @@ class ImageData(pl.LightningDataModule):
         check_split(split)
         return None
 
+    def first(self, split: Split, count: int) -> list[tuple[RawImage, int]]:
+        """The first decoded images of a split and their labels, at most ``count``; quick also where ``raw`` is not."""
+        images = self.raw(split)
+        return [images[number] for number in range(min(count, len(images)))]
+
     def bind(self, preprocess: Preprocess) -> None:
         """Use a backbone's preprocessing from now on."""
         self.preprocess = preprocess

@@ -62,7 +62,7 @@ def build_job(config: Config, store: Store, logger: Callable[[str], Logger], con
             task = bars.add_task(what, total=total)
             yield lambda done: bars.update(task, advance=done)
 
-    surroundings = (trainers, device, progress, ranks, config.trainer.memory)
+    surroundings = (trainers, device, progress, ranks, config.trainer.memory, precision)
     return Job(store, data, config.backbone, site.name, config.seed, *surroundings)
 
 
@@ -139,7 +139,10 @@ def _preset(settings: BackboneSettings, model: nn.Module, native_size: int) -> P
 
 
 def _precision(setting: str, device: torch.device) -> str:
-    """``auto`` as the fastest precision that the device computes in natively."""
+    """What Lightning computes in: ``auto`` is the fastest precision that the device computes in natively."""
+    if setting == "16-mixed" and device.type == "cpu":
+        log.warning("trainer.precision=16-mixed: there is no such thing on the CPU, which takes bf16-mixed instead.")
+        return "bf16-mixed"
     if setting != "auto":
         return setting
     if device.type == "cuda":

@@ -46,6 +46,7 @@ def finetune(job: Job, settings: FinetuneSettings) -> Artifact:
             "data": job.data.fingerprint(),
             "preprocess": asdict(job.data.preprocess) if job.data.preprocess else None,
             "batch_size": job.data.batch_size,
+            "precision": job.precision,
             "seed": job.seed,
             "settings": {name: value for name, value in asdict(settings).items() if name != "mode"},
         }

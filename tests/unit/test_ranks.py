@@ -20,7 +20,7 @@ from salve.run.ranks import Ranks, _Place, check_ranks, gathered
 from salve.run.schema import TrainerSettings
 from salve.run.trainers import Trainers, _SharedBatchNorm
 from salve.sae.rows import rows_loader
-from salve.stages.job import quiet_lightning
+from salve.stages.training import quiet_lightning
 from salve.types import UserError
 
 TWO = TrainerSettings("cpu", 2, "ddp_spawn", "32-true")
