@@ -46,8 +46,8 @@ def terms_of(verdict: Verdict | None) -> list[Term]:
             "fve",
             "FVE",
             r"\bFVE\b",
-            f"Fraction of variance explained: how much of the activations' variation the SAE reproduces; 100{PERCENT} is "
-            "all.",
+            "Fraction of variance explained: how much of the activations' variation the SAE reproduces; "
+            f"100{PERCENT} is all.",
         ),
         Term("l0", "L0", r"\bL0\b", "How many latents are active for one image, in the mean; few is sparse."),
         Term(

@@ -64,8 +64,8 @@ class Verdict:
         """What *separates* asks of an edit, as the end of a sentence."""
         return (
             f"the class falls to {percent(self.accuracy, 0)} accuracy or less, the accuracy of the other classes "
-            f"changes by less than {_round(self.mean_change)} points (mean of the absolute changes, in which gains cannot make "
-            f"up for losses), and no other class loses more than {_round(self.worst_loss)} points"
+            f"changes by less than {_round(self.mean_change)} points (mean of the absolute changes, in which gains "
+            f"cannot make up for losses), and no other class loses more than {_round(self.worst_loss)} points"
         )
 
     @property

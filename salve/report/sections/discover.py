@@ -58,10 +58,11 @@ def discover(artifacts: Artifacts, shelf: Shelf) -> Section:
             f"A sparse autoencoder ({record.get('variant', 'unknown')}, {record.get('dictionary_size', '?')} "
             f"latents) was trained on the {record.get('width', '?')} activations that the head reads"
             + (f", for {plural(int(record['steps']), 'step')}" if record.get("steps") else "")
-            + f". On test images it explains {percent(record.get('fve'))} of their variance (FVE) with {number(record.get('l0'))} active "
-            "latents per image (L0); activation and reconstruction have a mean cosine of "
-            f"{number(record.get('cosine'))}. The classifier keeps {percent(record.get('downstream_accuracy'))} "
-            f"accuracy on its reconstructions ({percent(record.get('original_accuracy'))} before).",
+            + ".",
+            f"On test images it explains {percent(record.get('fve'))} of their variance (FVE) with "
+            f"{number(record.get('l0'))} active latents per image (L0); activation and reconstruction have a mean "
+            f"cosine of {number(record.get('cosine'))}. The classifier keeps "
+            f"{percent(record.get('downstream_accuracy'))} accuracy on its reconstructions ({percent(record.get('original_accuracy'))} before).",
             f"Of its latents {percent(record.get('dead_fraction'))} fire for no train image (dead), "
             f"{percent(record.get('almost_dead_fraction'))} for some but fewer than 1 in {number(1 / ALMOST_DEAD)} "
             f"(almost dead), and {percent(record.get('dense_fraction'))} for more than {percent(DENSE, 0)} (dense).",
