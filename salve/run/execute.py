@@ -100,8 +100,9 @@ def _show(
             console.print(f"{kind}: {artifact.path}", soft_wrap=True, markup=False)
         return
     title, facts = f"salve: {config.name}", _facts(config, job)
-    page = report(folder, artifacts, title=title, facts=facts, config=text, commands=[command])
-    console.print(summary_table({kind: artifact.path for kind, artifact in artifacts.items()}))
+    remarks = job.remarks
+    page = report(folder, artifacts, title=title, facts=facts, config=text, commands=[command], remarks=remarks)
+    console.print(summary_table({kind: artifact.path for kind, artifact in artifacts.items()}, remarks))
     console.print(f"Report: {page}", soft_wrap=True, markup=False)
 
 
@@ -173,6 +174,7 @@ def _facts(config: Config, job: Job) -> dict[str, str]:
     return {
         "backbone": f"{config.backbone.library} {config.backbone.name}, weights {Path(config.backbone.weights).name}",
         "site": job.layer,
+        "preprocessing": job.preprocessing,
         "data": f"{job.data.name}: {len(job.classes)} classes; images to train, select and test: "
         + ", ".join(str(len(job.data.labels(split))) for split in SPLITS),
         "SAE": f"{config.sae.variant}, {described(sae, *chosen)}",

@@ -47,6 +47,7 @@ class Job:
         ranks: the processes that train and test; only this one does anything else.
         memory: GiB that a process may hold of activations while it trains on them.
         precision: that fine-tuning computes in, as Lightning names it; part of what a classifier depends on.
+        preprocessing: of the images, in words. remarks: what a reader must know of data and weights, in sentences.
     """
 
     store: Store
@@ -60,6 +61,8 @@ class Job:
     ranks: Ranks
     memory: float = math.inf
     precision: str = "32-true"
+    preprocessing: str = ""
+    remarks: tuple[str, ...] = ()
 
     @property
     def classes(self) -> tuple[str, ...]:
