@@ -874,7 +874,7 @@ def test_files_that_edits_share_keep_their_names(tmp_path: Path) -> None:
     assert (tmp_path / "recipes" / shared).read_text() == shared
 
 
-@pytest.mark.usefixtures("drawn_figures")
+@pytest.mark.usefixtures("no_figures")
 def test_a_thousand_classes_make_a_small_page(tmp_path: Path) -> None:
     classes = tuple(f"class {i:04d}" for i in range(1000))
     run = Run(tmp_path / "run", classes[:3], images=4, size=16, top=1, failing=(2,))
