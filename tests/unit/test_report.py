@@ -874,14 +874,14 @@ def test_files_that_edits_share_keep_their_names(tmp_path: Path) -> None:
     assert (tmp_path / "recipes" / shared).read_text() == shared
 
 
-@pytest.mark.usefixtures("drawn_figures")
+@pytest.mark.usefixtures("no_figures")
 def test_a_thousand_classes_make_a_small_page(tmp_path: Path) -> None:
     classes = tuple(f"class {i:04d}" for i in range(1000))
     run = Run(tmp_path / "run", classes[:3], images=4, size=16, top=1, failing=(2,))
     run.spread_over(classes)
     page = Page(write(tmp_path / "out", run.folders))
     assert len(page.source) < 1_000_000
-    assert "100 of 1\u2009000 rows are shown. All:" in page.text
+    assert "100 of 1 000 rows are shown. All:" in page.text
     # Where not all fit, those that fail are shown.
     assert classes[2] in page.cells
     assert len(pd.read_csv(tmp_path / "out" / "tables" / "class-by-class.csv")) == 1000

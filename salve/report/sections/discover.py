@@ -61,8 +61,9 @@ def discover(artifacts: Artifacts, shelf: Shelf) -> Section:
             + ".",
             f"On test images it explains {percent(record.get('fve'))} of their variance (FVE) with "
             f"{number(record.get('l0'))} active latents per image (L0); activation and reconstruction have a mean "
-            f"cosine of {number(record.get('cosine'))}. The classifier keeps "
-            f"{percent(record.get('downstream_accuracy'))} accuracy on its reconstructions ({percent(record.get('original_accuracy'))} before).",
+            f"cosine of {number(record.get('cosine'))}.",
+            f"The classifier keeps {percent(record.get('downstream_accuracy'))} accuracy on its reconstructions "
+            f"({percent(record.get('original_accuracy'))} before).",
             f"Of its latents {percent(record.get('dead_fraction'))} fire for no train image (dead), "
             f"{percent(record.get('almost_dead_fraction'))} for some but fewer than 1 in {number(1 / ALMOST_DEAD)} "
             f"(almost dead), and {percent(record.get('dense_fraction'))} for more than {percent(DENSE, 0)} (dense).",
