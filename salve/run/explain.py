@@ -97,9 +97,9 @@ def group_mistake(arguments: Sequence[str]) -> str | None:
 
 
 def _no_choice(group: str, name: str) -> str:
-    if found := choices(group):
-        return f"{group}={name} is no choice; {group} can be {', '.join(found)}."
-    return f"{group}={name} is no choice, since there is no group {group}; the groups are {', '.join(groups())}."
+    if not name:  # what --config-name says
+        return f"there is no file {group}.yaml among the settings."
+    return f"{group}={name} is no choice; {group} can be {', '.join(choices(group))}."
 
 
 def choices(group: str) -> list[str]:

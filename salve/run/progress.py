@@ -33,7 +33,7 @@ class Pace:
     def due(self, share: float) -> bool:
         """Whether to say now that this share is done; if so, the next line counts from here."""
         waited = self._clock() - self._when
-        if waited < SOON or (share - self._said < PART and waited < LATE):
+        if waited < SOON or (share - self._said < PART - 1e-9 and waited < LATE):
             return False
         self._said, self._when = share, self._clock()
         return True
