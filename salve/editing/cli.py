@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from salve.artifacts import save_tensors
-from salve.backbones.load import read_state_dict
+from salve.backbones.weights import read_state_dict
 from salve.editing.recipe import apply_recipe, load_recipe, undo_recipe
 from salve.types import UserError
 
