@@ -91,8 +91,8 @@ def test_a_job_computes_on_the_gpu_that_it_was_given(composed: Compose, tmp_path
     ("overrides", "size", "resize"),
     [
         ((), 160, 168),
-        (("+backbone.preprocess.size=80", "+backbone.preprocess.squash=true"), 80, None),
-        (("+backbone.preprocess.resize=256", "+backbone.preprocess.size=224"), 224, 256),
+        (("backbone.preprocess.size=80", "backbone.preprocess.squash=true"), 80, None),
+        (("backbone.preprocess.resize=256", "backbone.preprocess.size=224"), 224, 256),
     ],
 )
 def test_the_data_are_read_with_the_preset_of_weights_from_a_file(
