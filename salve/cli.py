@@ -37,9 +37,11 @@ def task(config: DictConfig) -> None:
     try:
         settings = resolve(config)
         from salve.run.execute import execute  # only now, since it takes seconds
+        from salve.run.folder import claimed
 
-        execute(settings, folder, "salve " + shlex.join(HydraConfig.get().overrides.task))
-    except (UserError, HydraException, OmegaConfBaseException) as error:
+        with claimed(folder) as own:
+            execute(settings, own, "salve " + shlex.join(HydraConfig.get().overrides.task))
+    except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
         _remove_if_empty(folder)
         # Hydra would print what goes through it as an Exception.
         raise SystemExit(2) from error
@@ -99,14 +101,16 @@ def _tell(error: BaseException, wants_all: bool) -> None:
         raise error
     if isinstance(error, HydraException | OmegaConfBaseException):
         said = explain(error)
-    elif isinstance(error, OSError) and error.filename is not None:
-        said = f"{error.filename}: {error.strerror} ({FULL_ERROR}=1 shows where)."
+    elif isinstance(error, OSError):
+        from salve.run.folder import in_one_sentence
+
+        said = in_one_sentence(error)
     elif isinstance(error, UserError):
         said = str(error)
     else:
         raise error
     print(f"salve: {said}", file=sys.stderr)
-    raise SystemExit(2) from None
+    raise SystemExit(1 if isinstance(error, OSError) else 2) from None
 
 
 @contextmanager
@@ -136,7 +140,7 @@ def _joined() -> Iterator[bool]:
 
 def _remove_if_empty(folder: Path) -> None:
     """No run that was refused before any work stays behind, nor the folders that were made for it alone."""
-    if {path.name for path in folder.iterdir()} <= {"salve.log"}:
+    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"salve.log"}:
         shutil.rmtree(folder)
         with suppress(OSError):  # not empty: there are other runs
             for above in folder.parents[:2]:

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from salve.report.page import write_report
-    from salve.report.tables import summary_table
+    from salve.report.terminal import summary_table
 
-_MODULES = {"summary_table": "tables", "write_report": "page"}
+_MODULES = {"summary_table": "terminal", "write_report": "page"}
 
 __all__ = ["summary_table", "write_report"]
 

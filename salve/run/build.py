@@ -19,8 +19,9 @@ from torch import nn
 
 from salve.artifacts import Store
 from salve.backbones import find_site, load_backbone, preset
+from salve.backbones.load import Loaded
+from salve.backbones.presets import Preset
 from salve.data.base import ImageData
-from salve.data.transforms import Preprocess
 from salve.run.progress import counted
 from salve.run.ranks import Ranks
 from salve.run.schema import Config
@@ -39,10 +40,16 @@ def build_job(config: Config, store: Store, logger: Callable[[str], Logger], con
         UserError: one of these is not so.
     """
     data = _data(config.data)
-    # Built once here for its errors and its preset; stages build their own, after seeding.
-    model = _model(config.backbone, len(data.classes))
-    site = find_site(model, config.layer)
-    data.bind(_preset(config.backbone, model, data.native_size))
+    # Built once here for its errors, remarks and preset; stages build their own, after seeding.
+    loaded = _load(config.backbone, len(data.classes), data.outputs)
+    site = find_site(loaded.model, config.layer)
+    chosen = _preset(config.backbone, loaded.model, data.native_size)
+    data.bind(chosen.preprocess)
+    preprocessing = f"{chosen.preprocess.describe()} ({chosen.origin})"
+    remarks = tuple(sentence(one) for one in (*data.remarks(), loaded.remark) if one)
+    log.info("Images: %s", preprocessing)
+    for remark in remarks:
+        log.warning("Caution: %s", remark)
     device = torch.device(ranks.accelerator, *(ranks.gpus or [])[:1])
     precision = _precision(config.trainer.precision, device)
     if config.sae.precision == "bf16" and _precision("auto", device) != "bf16-mixed":
@@ -62,8 +69,13 @@ def build_job(config: Config, store: Store, logger: Callable[[str], Logger], con
             task = bars.add_task(what, total=total)
             yield lambda done: bars.update(task, advance=done)
 
-    surroundings = (trainers, device, progress, ranks, config.trainer.memory)
-    return Job(store, data, config.backbone, site.name, config.seed, *surroundings)
+    surroundings = (trainers, device, progress, ranks, config.trainer.memory, precision)
+    return Job(store, data, config.backbone, site.name, config.seed, *surroundings, preprocessing, remarks)
+
+
+def sentence(text: str) -> str:
+    """A remark with a capital and a full stop."""
+    return text[:1].upper() + text[1:].rstrip(".") + "."
 
 
 def check_job(config: Config) -> None:
@@ -73,9 +85,9 @@ def check_job(config: Config) -> None:
         UserError: the data cannot be read, the weights do not fit, or the layer is no site.
     """
     plain = asdict(config)
-    classes, native_size = _known(_checked_data, json.dumps(plain["data"], sort_keys=True))
+    classes, outputs, native_size = _known(_checked_data, json.dumps(plain["data"], sort_keys=True))
     backbone = json.dumps(plain["backbone"], sort_keys=True)
-    find_site(_known(_checked_model, backbone, classes, native_size), config.layer)
+    find_site(_known(_checked_model, backbone, classes, outputs, native_size), config.layer)
 
 
 def _known(check: Callable[..., Any], *args: Any) -> Any:
@@ -87,21 +99,23 @@ def _known(check: Callable[..., Any], *args: Any) -> Any:
 
 
 @lru_cache(maxsize=64)
-def _checked_data(settings: str) -> tuple[int, int] | UserError:
-    """Number of classes, and pixels; or what is wrong."""
+def _checked_data(settings: str) -> tuple[int, tuple[int, ...] | None, int] | UserError:
+    """Number of classes, their outputs, and pixels; or what is wrong."""
     try:
         data = _data(json.loads(settings))
-        return len(data.classes), data.native_size
+        return len(data.classes), data.outputs, data.native_size
     except UserError as error:
         return error
 
 
 @lru_cache(maxsize=64)
-def _checked_model(settings: str, classes: int, native_size: int) -> nn.Module | UserError:
+def _checked_model(
+    settings: str, classes: int, outputs: tuple[int, ...] | None, native_size: int
+) -> nn.Module | UserError:
     """The backbone without its weights' values; or what is wrong."""
     backbone = BackboneSettings(**json.loads(settings))
     try:
-        model = _model(backbone, classes)
+        model = _load(backbone, classes, outputs).model
         _preset(backbone, model, native_size)
         return model.to("meta")
     except UserError as error:
@@ -127,19 +141,20 @@ def _data(settings: Any) -> ImageData:
     return data
 
 
-def _model(settings: BackboneSettings, classes: int) -> nn.Module:
-    return load_backbone(settings.library, settings.name, settings.weights, classes, settings.args).model
+def _load(settings: BackboneSettings, classes: int, outputs: tuple[int, ...] | None) -> Loaded:
+    return load_backbone(settings.library, settings.name, settings.weights, classes, settings.args, outputs)
 
 
-def _preset(settings: BackboneSettings, model: nn.Module, native_size: int) -> Preprocess:
-    backbone, overrides = settings, asdict(settings)["preprocess"]
-    return preset(
-        backbone.library, backbone.name, backbone.weights, model, native_size, overrides, backbone.args
-    ).preprocess
+def _preset(settings: BackboneSettings, model: nn.Module, native_size: int) -> Preset:
+    overrides = asdict(settings)["preprocess"]
+    return preset(settings.library, settings.name, settings.weights, model, native_size, overrides, settings.args)
 
 
 def _precision(setting: str, device: torch.device) -> str:
-    """``auto`` as the fastest precision that the device computes in natively."""
+    """What Lightning computes in: ``auto`` is the fastest precision that the device computes in natively."""
+    if setting == "16-mixed" and device.type == "cpu":
+        log.warning("trainer.precision=16-mixed: there is no such thing on the CPU, which takes bf16-mixed instead.")
+        return "bf16-mixed"
     if setting != "auto":
         return setting
     if device.type == "cuda":

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from salve.artifacts import read_record
-from salve.run.folder import MANIFEST, RunFolder
+from salve.run.folder import LOG, MANIFEST, RunFolder, claimed
 
 RERUN = "rerun="
 
@@ -31,16 +31,16 @@ def rerun(arguments: Sequence[str], console: Console) -> bool:
     config = before.settings([argument for argument in arguments if not argument.startswith(RERUN)])
     from salve.run.execute import execute  # only now, since it takes seconds
 
-    folder = Path(config.output_dir) / "runs" / config.name / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
-    folder.mkdir(parents=True)
-    logging.basicConfig(
-        format="%(asctime)s  %(message)s",
-        datefmt="%H:%M:%S",
-        level=logging.INFO,
-        handlers=[logging.StreamHandler(), logging.FileHandler(folder / "salve.log")],
-        force=True,
-    )
-    execute(config, folder, "salve " + shlex.join(arguments), console)
+    wanted = Path(config.output_dir) / "runs" / config.name / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    with claimed(wanted) as folder:
+        logging.basicConfig(
+            format="%(asctime)s  %(message)s",
+            datefmt="%H:%M:%S",
+            level=logging.INFO,
+            handlers=[logging.StreamHandler(), logging.FileHandler(folder / LOG)],
+            force=True,
+        )
+        execute(config, folder, "salve " + shlex.join(arguments), console)
     if not (before.path / MANIFEST).is_file():
         console.print("The earlier run did not finish; there is nothing to compare with.")
         return True

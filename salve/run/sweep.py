@@ -24,6 +24,7 @@ from salve.run.ranks import check_ranks
 from salve.run.schema import Config, SearchSettings
 from salve.run.search import Search
 from salve.run.tracking import check_login, log_sweep_summary
+from salve.run.tryout import try_once
 
 
 class Sweep:
@@ -83,6 +84,7 @@ class Sweep:
     def _check(self, config: Config) -> None:
         check_job(config)
         check_ranks(config.trainer, self._on_slurm and self._config.hydra.launcher.tasks_per_node > 1)
+        try_once(config)
 
     @property
     def _on_slurm(self) -> bool:

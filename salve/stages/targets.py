@@ -78,7 +78,12 @@ def refuse_aligned_on_signed(settings: EditSettings, activations: Artifact) -> N
     """``edit.channels=aligned`` means nothing where a negative channel carries the class as well as a positive one."""
     record = activations.record("activations.json")
     if settings.channels == "aligned" and not record["nonnegative"]:
-        raise UserError(
-            "edit.channels=aligned needs activations that are never negative, but those at "
-            f"{record['site']} are signed; use edit.channels=all."
-        )
+        raise refuse_signed(record["site"])
+
+
+def refuse_signed(site: str) -> UserError:
+    """Why aligned edits are refused at a site where activations are negative."""
+    return UserError(
+        f"edit.channels=aligned needs activations that are never negative, but those at {site} are signed; use "
+        "edit.channels=all."
+    )

@@ -10,10 +10,15 @@ EPILOG = """\
 written into FOLDER:
   sweep.csv            one row per finished run: its key, every setting that
                        varies (dotted names), its measures
-  figures/fve-l0       variance explained against active latents, Pareto front
+  figures/fve-l0       variance explained against active latents, Pareto front,
+                       on select images
   figures/selectivity-sparsity, alpha-flip-sparsity
                        measures of the edits against λ (…-k for TopK SAEs),
-                       mean and standard deviation over seeds
+                       mean and standard deviation over seeds; selectivity on
+                       select images, α_flip on test images
+What runs are compared by, so that one may be chosen, is measured on select
+images: the columns select_… of sweep.csv. The columns of the same names without
+select_ are of test images: report them of the run that was chosen.
 Each picture is a PNG and an SVG. One whose axes do not vary, or whose stage
 did not run, is left out, and salve-sweep says so.
 
