@@ -198,8 +198,8 @@ def _claim(wanted: Path) -> Path:
         folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}_{number}")
         taken = False
         while not taken:
-            folder.mkdir(parents=True, exist_ok=True)
             try:
+                folder.mkdir(parents=True, exist_ok=True)
                 (folder / SETTINGS).touch(exist_ok=False)
             except FileExistsError:
                 taken = True
@@ -228,6 +228,9 @@ def _remove(folder: Path) -> None:
     away = folder.with_name(f".{folder.name}.{os.getpid()}")
     os.replace(folder, away)
     shutil.rmtree(away, ignore_errors=True)
+    with suppress(OSError):  # not empty: there are other runs
+        for above in folder.parents[:2]:
+            above.rmdir()
 
 
 def in_one_sentence(error: OSError) -> str:
