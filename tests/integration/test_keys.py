@@ -37,7 +37,7 @@ CHANGES: dict[str, tuple[str, str]] = {
     "backbone.args.output_stride": ("16", "classifier"),
     "backbone.preprocess.size": ("48", "classifier"),
     "backbone.preprocess.resize": ("48", "classifier"),
-    "backbone.preprocess.interpolation": ("bicubic", "classifier"),
+    "backbone.preprocess.interpolation": ("bilinear", "classifier"),
     "backbone.preprocess.mean": ("[0,0,0]", "classifier"),
     "backbone.preprocess.std": ("[1,1,1]", "classifier"),
     "finetune.mode": ("probe", "classifier"),

@@ -107,3 +107,11 @@ def test_a_folder_that_is_claimed_only_holds_no_settings(tmp_path: Path) -> None
 def test_what_the_system_refuses_is_one_sentence(error: OSError, says: str, tmp_path: Path) -> None:
     assert re.search(says, in_one_sentence(error))
     assert RunFolder(tmp_path).fail(error) == in_one_sentence(error)
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_of_the_system(tmp_path: Path) -> None:
+    (tmp_path / "outputs").write_text("a file is in the way")
+    with pytest.raises(NotADirectoryError):
+        failing(tmp_path / "outputs" / "run", ValueError("never reached"))
+    with pytest.raises(FileNotFoundError):
+        failing(Path("/proc/nowhere/run"), ValueError("never reached"))
