@@ -60,13 +60,13 @@ def execute(
     store = Store(Path(config.output_dir) / "artifacts", log.info)
     succeeded = False
     tracker = None
-    if set(config.stages) != {"report"}:
-        store.check_writable()
     with gathered(config.trainer, gpus) as ranks:
         try:
             # The job is built and tried, and with it everything checked, before a logger opens a run of its own.
             job = build_job(config, store, lambda stage: _open(tracker).logger(stage), console, ranks)
             try_out(config, job)
+            if set(config.stages) != {"report"}:
+                store.check_writable()
             text = RunFolder(folder).prepare(config)
             tracker = Tracker(
                 config.logger,
