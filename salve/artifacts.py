@@ -15,14 +15,17 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from tempfile import NamedTemporaryFile
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from filelock import FileLock
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+if TYPE_CHECKING:  # it takes a second, and not everyone who keeps something keeps a table
+    import pandas as pd
 
 DONE = "DONE.json"
 
@@ -72,7 +75,7 @@ class Artifact:
         """Path of one of its files."""
         return self.path / name
 
-    def table(self, name: str) -> pd.DataFrame:
+    def table(self, name: str) -> "pd.DataFrame":
         """One of its tables."""
         return read_table(self.path / name)
 
@@ -103,6 +106,13 @@ class Store:
         store = Store(self.root, self._announce)
         store._may_make = False
         return store
+
+    def check_writable(self) -> None:
+        """Raises OSError if nothing can be written into the store; an empty folder is all that it leaves."""
+        unfinished = self.root / "unfinished"
+        unfinished.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=unfinished) as file:
+            file.write(b"\0" * 4096)
 
     @staticmethod
     def _key(recipe: Mapping[str, Any]) -> str:
@@ -246,7 +256,7 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def write_table(path: Path, frame: pd.DataFrame) -> None:
+def write_table(path: Path, frame: "pd.DataFrame") -> None:
     """Write a table as CSV; infinite values are written as ``inf``."""
     frame.to_csv(path, index=False)
 
@@ -258,8 +268,10 @@ TEXT_COLUMNS = (
 )
 
 
-def read_table(path: Path) -> pd.DataFrame:
+def read_table(path: Path) -> "pd.DataFrame":
     """Read a table; text columns are ``str`` ("" where empty), elsewhere only an empty cell is missing."""
+    import pandas as pd
+
     dtype = dict.fromkeys(TEXT_COLUMNS, str)
     # Some pandas read numbers fast instead of to the last bit unless told otherwise.
     frame = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=dtype)

@@ -13,7 +13,8 @@ from salve.backbones.sites import Site, find_site, site_activations, sites
 if TYPE_CHECKING:
     from salve.backbones.capture import captured
     from salve.backbones.classifier import Classifier
-    from salve.backbones.load import load_backbone, preset
+    from salve.backbones.load import Loaded, load_backbone
+    from salve.backbones.presets import Preset, preset
     from salve.backbones.shards import AnyRows, Captured, Shards, load_captured
     from salve.backbones.weights import read_state_dict, read_tensors
 
@@ -21,11 +22,13 @@ _MODULES = {
     "AnyRows": "shards",
     "Captured": "shards",
     "Classifier": "classifier",
+    "Loaded": "load",
+    "Preset": "presets",
     "Shards": "shards",
     "captured": "capture",
     "load_backbone": "load",
     "load_captured": "shards",
-    "preset": "load",
+    "preset": "presets",
     "read_state_dict": "weights",
     "read_tensors": "weights",
 }
@@ -34,6 +37,8 @@ __all__ = [
     "AnyRows",
     "Captured",
     "Classifier",
+    "Loaded",
+    "Preset",
     "Shards",
     "Site",
     "captured",

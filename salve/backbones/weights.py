@@ -6,6 +6,7 @@ Imports neither torchvision nor timm, so that ``salve-edit`` starts fast.
 import argparse
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -29,6 +30,11 @@ ENTRIES = (
     "net",
     "network",
     "module",
+)
+
+_ADVICE = (
+    "Where it was made, save its weights alone: torch.save(model.state_dict(), 'weights.pt'), or of a checkpoint its "
+    "entry state_dict."
 )
 
 
@@ -101,17 +107,21 @@ def _content(path: str | os.PathLike[str]) -> Any:
         if path.suffix == ".safetensors":
             return load_file(path)
         # timm's own training checkpoints, and others', hold the command line.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*TorchScript")  # the error below says it too
             return torch.load(path, "cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
+    except RuntimeError as error:
+        if "TorchScript" not in str(error):
+            raise UserError(f"{path} could not be read as a state_dict: {reason(error)}.") from error
+        raise UserError(f"{path} was not loaded: it holds a TorchScript model. {_ADVICE}") from error
+    except (SafetensorError, ValueError, EOFError, OSError) as error:
         raise UserError(f"{path} could not be read as a state_dict: {reason(error)}.") from error
     except Exception as error:  # UnpicklingError for code in the file, and anything for a damaged one
         named = re.search(r"GLOBAL ([\w.]+) was not an allowed global", str(error))
         if named is None:
             raise UserError(f"{path} was not loaded: it is damaged, or holds more than tensors.") from error
         raise UserError(
-            f"{path} was not loaded: it holds a pickled {named[1]}, and salve never unpickles. Where it was made, save "
-            "its weights alone: torch.save(model.state_dict(), 'weights.pt'), or of a checkpoint its entry state_dict."
+            f"{path} was not loaded: it holds a pickled {named[1]}, and salve never unpickles. {_ADVICE}"
         ) from error
 
 

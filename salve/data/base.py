@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import median
 from typing import Any, Protocol, get_args
 
 import pytorch_lightning as pl
@@ -15,6 +16,9 @@ from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 from salve.data.ranks import DrawnBatches, DrawnItems, RankBatches
 from salve.data.transforms import Preprocess, RawImage
 from salve.types import Labels, Split, UserError
+
+FEW_IMAGES = 50
+"""With fewer images of a class in a split, `ImageData.remarks` says so: a rate of theirs may be off by 14 points."""
 
 
 class RawImages(Protocol):
@@ -86,7 +90,6 @@ class ImageData(pl.LightningDataModule):
     native_size: int = 224
     """Side in pixels that a backbone without a preset of its own should read."""
     min_crop_scale: float = 0.35
-    outputs: tuple[int, ...] | None = None
     """Smallest share of the area that a training crop keeps."""
 
     def __init__(self, batch_size: int, num_workers: int = 0) -> None:
@@ -103,6 +106,15 @@ class ImageData(pl.LightningDataModule):
     @abstractmethod
     def classes(self) -> tuple[str, ...]:
         """Human names of the C classes; a label is an index into them."""
+
+    @property
+    def outputs(self) -> tuple[int, ...] | None:
+        """For each class, the output of the network that stands for it; None where output k is class k.
+
+        Raises:
+            UserError: as `check`, once the data are looked at.
+        """
+        return None
 
     @abstractmethod
     def raw(self, split: Split) -> RawImages:
@@ -123,10 +135,54 @@ class ImageData(pl.LightningDataModule):
             UserError: they cannot; the sentence says why.
         """
 
+    def check_outputs(self, count: int) -> None:
+        """Raises UserError if a network of `count` outputs lacks one of `outputs`."""
+        for name, unit in zip(self.classes, self.outputs or (), strict=False):
+            if unit >= count:
+                raise UserError(
+                    f"data.outputs has unit {unit} for {name!r}, but the network has the outputs 0 to {count - 1}"
+                )
+
+    def remarks(self) -> list[str]:
+        """Sentences on what a reader should know of the data before trusting results; without full stops.
+
+        Here: classes of which a split has few images; and, once bound, that images are enlarged.
+        """
+        return [*self._few_images(), *self._enlarged()]
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """Width and height in pixels of some of the images as they are stored; empty where it is not known."""
+        return []
+
+    def _few_images(self) -> list[str]:
+        fewest = {split: int(self.labels(split).bincount().min()) for split in get_args(Split)}
+        few = [f"{split} {count}" for split, count in fewest.items() if count < FEW_IMAGES]
+        if not few:
+            return []
+        return [
+            f"images of the class that has fewest: {', '.join(few)}; below {FEW_IMAGES} what is measured is uncertain"
+        ]
+
+    def _enlarged(self) -> list[str]:
+        sizes = self.sizes()
+        if self.preprocess is None or not sizes:
+            return []
+        width, height = (round(median(side)) for side in zip(*sizes, strict=True))
+        size, shorter = self.preprocess.size, self.preprocess.resize
+        if min(width, height) >= (size if shorter is None else shorter):
+            return []
+        one = "" if len(set(sizes)) == 1 else "median "
+        return [f"the images ({one}{width} × {height}) are enlarged to {size} × {size}"]
+
     def truth(self, split: Split) -> ConceptTruth | None:
         """Ground truth of a split's concepts, or None for data that have none."""
         check_split(split)
         return None
+
+    def first(self, split: Split, count: int) -> list[tuple[RawImage, int]]:
+        """The first decoded images of a split and their labels, at most ``count``; quick also where ``raw`` is not."""
+        images = self.raw(split)
+        return [images[number] for number in range(min(count, len(images)))]
 
     def bind(self, preprocess: Preprocess) -> None:
         """Use a backbone's preprocessing from now on."""

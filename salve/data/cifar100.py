@@ -98,6 +98,9 @@ class Cifar100Data(ImageData):
     def labels(self, split: Split) -> Labels:
         return torch.from_numpy(self.raw(split).labels)
 
+    def sizes(self) -> list[tuple[int, int]]:
+        return [(self.native_size, self.native_size)]
+
     def fingerprint(self) -> str:
         """Of the archive's published MD5, which torchvision has compared, and of which of its images each split has."""
         digest = hashlib.sha256(torchvision.datasets.CIFAR100.tgz_md5.encode())

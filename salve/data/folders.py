@@ -1,53 +1,30 @@
-"""Images in class folders: one's own, and Imagenette."""
+"""Images in class folders."""
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
-import torchvision
 from PIL import Image
 
 from salve.data.base import ImageData, check_split
-from salve.data.download import fetch
-from salve.data.splits import check_share, divide
-from salve.data.transforms import RawImage, to_rgb
+from salve.data.classes import check_class_names, chosen_classes, class_folders, map_outputs
+from salve.data.decode import UnknownWhite, check_white, read_rgb
+from salve.data.digests import file_digests
+from salve.data.naming import listing
+from salve.data.splits import check_share, divide, named_splits, split_folders
+from salve.data.transforms import RawImage
+from salve.data.walk import Found, find_images, loose_images, subfolders
 from salve.types import Labels, Split, UserError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
-
-ImagenetteSize = Literal["full", "320px", "160px"]
-
-IMAGENETTE_FOLDERS: dict[str, str] = {"full": "imagenette2", "320px": "imagenette2-320", "160px": "imagenette2-160"}
-
-HELD_OUT = ("select", "val", "test")
-LAYOUTS: dict[tuple[str, ...], dict[str, str]] = {
-    ("select", "test"): {"select": "select", "test": "test"},
-    ("val", "test"): {"select": "val", "test": "test"},
-    ("val",): {"select": "val", "test": "val"},
-    ("test",): {"select": "test", "test": "test"},
-}
-"""Which of `HELD_OUT` lie beside `train` → the folder of each held-out split; one for both is divided."""
-
-IMAGENETTE_CLASSES: dict[str, str] = {
-    "n01440764": "tench",
-    "n02102040": "English springer",
-    "n02979186": "cassette player",
-    "n03000684": "chain saw",
-    "n03028079": "church",
-    "n03394916": "French horn",
-    "n03417042": "garbage truck",
-    "n03425413": "gas pump",
-    "n03445777": "golf ball",
-    "n03888257": "parachute",
-}
-"""WordNet id → name, of Imagenette's ten classes."""
+_HEADERS = 64  # images whose size is looked at, to tell how large they are
 
 
 class UnreadableImage(UserError):
@@ -60,20 +37,20 @@ class UnreadableImage(UserError):
 
 @dataclass(frozen=True)
 class ImageFile:
-    """One image: its path relative to the folder of its split, in POSIX form, its size in bytes, its label."""
+    """One image: its path relative to the folder of its split, in POSIX form, and its label."""
 
     path: str
-    size: int
     label: int
 
 
 class FileImages:
     """Decoded images of a split, with labels, in the order of the files, which lie in `root / folder`."""
 
-    def __init__(self, root: Path, folder: str, files: tuple[ImageFile, ...]) -> None:
+    def __init__(self, root: Path, folder: str, files: tuple[ImageFile, ...], white: float | None = None) -> None:
         self.root = root
         self.folder = folder
         self.files = files
+        self.white = white
 
     def __len__(self) -> int:
         return len(self.files)
@@ -81,16 +58,17 @@ class FileImages:
     def __getitem__(self, index: int) -> tuple[RawImage, int]:
         """
         Raises:
-            UnreadableImage: the file is damaged, no image, or cannot be opened.
+            UnreadableImage: the file is damaged, no image, so large that it may be an attack, cannot be opened, or has
+                values of which nobody can tell how bright they are.
         """
         file = self.files[index]
+        name = f"{self.folder}/{file.path}"
         try:
-            with Image.open(self.root / self.folder / file.path) as image:
-                image.load()  # Pillow decodes when asked to, and a damaged file must be found out here
-                return to_rgb(image), file.label
+            return read_rgb(self.root / self.folder / file.path, self.white), file.label
+        except UnknownWhite as error:
+            raise UnreadableImage(f"the image {name} would be wrong or all but black: {error}") from error
         # A damaged file makes Pillow's decoders raise almost anything: OSError, SyntaxError, ValueError, struct.error.
         except Exception as error:
-            name = f"{self.folder}/{file.path}"
             reason = " ".join(str(error).replace(str(self.root) + os.sep, "").split())
             raise UnreadableImage(f"the image {name} cannot be read ({reason}): replace or remove it") from error
 
@@ -102,8 +80,9 @@ class FolderData(ImageData):
     alone; or `test` alone. Where one folder holds all held-out images, a share of each class selects and the rest
     tests.
 
-    Classes are the folders' names in sorted order, images are sorted by path, hidden files and files without an
-    image's suffix are ignored. The disk is read when something is first asked for, not by the constructor.
+    Classes are the folders' names in sorted order, images are sorted by path; hidden files and folders are passed over,
+    and so are files that are no images, of which `remarks` tells. The disk is read when something is first asked for,
+    not by the constructor.
 
     Args:
         root: the folder that holds the folders of the splits.
@@ -114,6 +93,11 @@ class FolderData(ImageData):
             None looks for the usual names.
         select_share: the share of each class that selects, in (0, 1), where one folder is divided.
         split_seed: of that division.
+        classes: use only these class folders, in this order; a mapping gives each a name to be shown. None uses all.
+        outputs: which output of the network stands for which class folder, where it has others as well: a mapping
+            folder → unit, the path of a CSV file with the columns folder, output and perhaps name, or "imagenet",
+            which knows folders that are named by WordNet id or by name. See `ImageData.outputs`.
+        white: which value of grey images with more than 8 bits is white; None finds out (`salve.data.decode.to_rgb`).
 
     Raises:
         UserError: no root, a value outside its range; and, once the disk is read, anything `check` finds.
@@ -130,43 +114,70 @@ class FolderData(ImageData):
         splits: Mapping[str, str] | None = None,
         select_share: float = 0.5,
         split_seed: int = 0,
+        classes: Sequence[str] | Mapping[str, str] | None = None,
+        outputs: str | Mapping[str, int] | None = None,
+        white: float | None = None,
     ) -> None:
         super().__init__(batch_size, num_workers)
         check_limit(limit_per_class)
         check_share(select_share, split_seed)
+        check_white(white)
         self.root = root_folder(root)
         self.limit_per_class = limit_per_class
-        self.splits = None if splits is None else _named_splits(splits)
+        self.splits = None if splits is None else named_splits(splits)
         self.select_share = select_share
         self.split_seed = split_seed
+        self.white = white
+        self._chosen = None if classes is None else chosen_classes(classes)
+        self._mapping = dict(outputs) if isinstance(outputs, Mapping) else outputs
 
     @property
     def classes(self) -> tuple[str, ...]:
-        return self._index.classes
+        return self._index.names
+
+    @property
+    def outputs(self) -> tuple[int, ...] | None:
+        return self._index.outputs
 
     def raw(self, split: Split) -> FileImages:
         files = self._files(split)
-        return FileImages(self._index.root, self._index.folders[split], files)
+        return FileImages(self._index.root, self._index.folders[split], files, self.white)
 
     def labels(self, split: Split) -> Labels:
         return torch.tensor([file.label for file in self._files(split)])
 
     def fingerprint(self) -> str:
-        """Of the class names and of every used file's split, relative path and size in bytes."""
-        digest = hashlib.sha256(json.dumps(self.classes).encode())
-        for split in get_args(Split):
-            for file in self._files(split):
-                digest.update(json.dumps([split, file.path, file.size]).encode())
-        return digest.hexdigest()
+        """Of the class names, their outputs, the white, and of every used file's split, relative path and bytes.
+
+        Files are read for it when they are new or may have changed, see `salve.data.digests`.
+        """
+        return self._fingerprint
 
     def check(self) -> None:
-        """Look at folders, names and sizes, but into no file.
+        """Look at folders, names and sizes, but into no file that has an image's suffix.
 
         Raises:
             UserError: no root, a split without a folder, fewer than two classes, a class that is empty or not in every
-                folder, too few images to divide, or an empty file.
+                folder, too few images to divide, an empty file, a folder that cannot be read, a name that is not UTF-8,
+                or outputs that do not fit the classes.
         """
         _ = self._index
+
+    def remarks(self) -> list[str]:
+        """See `ImageData.remarks`; also what lies in the folders and is not used, and images that two splits share."""
+        return [*super().remarks(), *self._index.remarks, *self._shared_images()]
+
+    def sizes(self) -> list[tuple[int, int]]:
+        files = self._files("train")
+        folder = self._index.root / self._index.folders["train"]
+        found = []
+        for i in np.linspace(0, len(files) - 1, min(_HEADERS, len(files))).round().astype(int):
+            try:
+                with Image.open(folder / files[i].path) as image:
+                    found.append(image.size)
+            except Exception:  # it will be named when it is read
+                continue
+        return found
 
     def _folder(self) -> Path:
         """The folder that holds those of the splits."""
@@ -180,85 +191,59 @@ class FolderData(ImageData):
         return self._index.files[split]
 
     @cached_property
+    def _digests(self) -> dict[str, list[str]]:
+        """For each split the digest of each of its files."""
+        paths = {
+            split: [f"{self._index.folders[split]}/{file.path}" for file in files]
+            for split, files in self._index.files.items()
+        }
+        digests = iter(file_digests(self._index.root, list(chain.from_iterable(paths.values()))))
+        return {split: [next(digests) for _ in own] for split, own in paths.items()}
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        digest = hashlib.sha256(json.dumps([self.classes, self.outputs, self.white]).encode())
+        for split, digests in self._digests.items():
+            for file, own in zip(self._index.files[split], digests, strict=True):
+                digest.update(json.dumps([split, file.path, own]).encode())
+        return digest.hexdigest()
+
+    def _shared_images(self) -> list[str]:
+        digests = self._digests
+        return [
+            f"{count} of the {len(digests[there])} images of {there} are also in {here}, byte for byte"
+            for here, there in (("train", "select"), ("train", "test"), ("select", "test"))
+            if (count := sum(map(set(digests[here]).__contains__, digests[there])))
+        ]
+
+    @cached_property
     def _index(self) -> "_Index":
         root = self._folder()
         if not root.is_dir():
             raise UserError(f"data.root={root} is no folder: pass one that holds train/<class>/ and val/<class>/")
-        folders = self._split_folders(root)
-        classes = self._class_folders(root, list(dict.fromkeys(folders.values())))
-        names = tuple(map(self._class_name, classes))
-        found = {folder: self._scan(root / folder, classes) for folder in dict.fromkeys(folders.values())}
-        files = {split: found[folder] for split, folder in folders.items()}
+        folders = split_folders(root, self.splits)
+        apart = list(dict.fromkeys(folders.values()))
+        classes = class_folders(root, apart, self._chosen)
+        outputs, named = map_outputs(self._mapping, classes)
+        chosen = self._chosen or {}
+        own_names = [self._class_name(folder) for folder in classes]
+        names = tuple(chosen.get(f) or named.get(f) or own for f, own in zip(classes, own_names, strict=True))
+        check_class_names(names, classes)
+
+        found = {folder: find_images(root / folder, classes) for folder in apart}
+        files = {folder: _labelled(root / folder, classes, found[folder]) for folder in apart}
+        own = {split: files[folder] for split, folder in folders.items()}
         if folders["select"] == folders["test"]:
-            held_out = found[folders["test"]]
+            held_out = files[folders["test"]]
             labels = np.asarray([file.label for file in held_out])
             try:
                 select, test = divide(labels, names, self.select_share, self.split_seed)
             except UserError as error:
                 raise UserError(f"{root / folders['test']}: {error}") from error
-            files["select"], files["test"] = ([held_out[i] for i in part] for part in (select, test))
-        return _Index(root, folders, names, {split: self._limited(own, len(names)) for split, own in files.items()})
-
-    def _split_folders(self, root: Path) -> dict[str, str]:
-        """The name of each split's folder."""
-        there = _subfolders(root)
-        if self.splits is not None:
-            for split, folder in self.splits.items():
-                if not (root / folder).is_dir():
-                    raise UserError(
-                        f"data.splits names {folder!r} for {split}, which is no folder of {root}: {_choice(there)}"
-                    )
-            return self._apart(root, self.splits)
-        held_out = tuple(name for name in HELD_OUT if name in there)
-        if "train" not in there or held_out not in LAYOUTS:
-            wrong = (
-                "no folder 'train'" if "train" not in there else f"{_listing(list(held_out)) or 'no val'} beside train"
-            )
-            raise UserError(
-                f"{root} has {wrong}: it must hold train/<class>/ with val/ or test/, val/ and test/, or select/ and "
-                f"test/ beside it, or data.splits={{train: …, test: …}} must name the folders; {_choice(there)}"
-            )
-        return self._apart(root, {"train": "train"} | LAYOUTS[held_out])
-
-    def _apart(self, root: Path, folders: dict[str, str]) -> dict[str, str]:
-        """The same folders, by one name each; refused where what fits would report, be it through a link."""
-        train, select, test = (root / folders[split] for split in get_args(Split))
-        for held_out in (select, test):
-            if train.samefile(held_out):
-                raise UserError(f"{train} and {held_out} are one folder: what fits must not select or test")
-        return folders | ({"select": folders["test"]} if select.samefile(test) else {})
-
-    def _class_folders(self, root: Path, folders: list[str]) -> list[str]:
-        """Names of the class folders, which are the same in every folder of a split."""
-        names = {folder: _subfolders(root / folder) for folder in folders}
-        train, *others = folders
-        for here, there in [pair for other in others for pair in ((train, other), (other, train))]:
-            only_here = [name for name in names[here] if name not in names[there]]
-            if only_here:
-                raise UserError(
-                    f"{root / there} lacks {_listing(only_here)}: every class folder of {here} must be in {there} too"
-                )
-        if len(names[train]) < 2:
-            raise UserError(f"{root / train} has {len(names[train])} class folders: a classifier needs at least two")
-        return names[train]
-
-    def _scan(self, folder: Path, classes: list[str]) -> list[ImageFile]:
-        files: list[ImageFile] = []
-        for label, name in enumerate(classes):
-            found = sorted(_image_files(folder, name))
-            if not found:
-                raise UserError(f"class {name!r} has no image in {folder / name} ({', '.join(IMAGE_SUFFIXES)})")
-            files += [ImageFile(path, size, label) for path, size in found]
-        empty = [file.path for file in files if file.size == 0]
-        if empty:
-            raise UserError(f"empty image files (0 bytes) in {folder}: {_listing(empty)}; replace or remove them")
-        return files
-
-    def _limited(self, files: list[ImageFile], classes: int) -> tuple[ImageFile, ...]:
-        if self.limit_per_class is None:
-            return tuple(files)
-        own = ([file for file in files if file.label == label] for label in range(classes))
-        return tuple(file for images in own for file in images[: self.limit_per_class])
+            own |= {"select": [held_out[i] for i in select], "test": [held_out[i] for i in test]}
+        limited = {split: _first_of_each(own[split], self.limit_per_class) for split in get_args(Split)}
+        remarks = tuple(chain.from_iterable(_found_besides(root, folder, found[folder]) for folder in apart))
+        return _Index(root, folders, names, outputs, limited, remarks)
 
 
 @dataclass(frozen=True)
@@ -267,87 +252,10 @@ class _Index:
 
     root: Path
     folders: dict[str, str]
-    classes: tuple[str, ...]
+    names: tuple[str, ...]
+    outputs: tuple[int, ...] | None
     files: dict[str, tuple[ImageFile, ...]]
-
-
-class ImagenetteData(FolderData):
-    """Imagenette: ten easily told-apart ImageNet classes, by Jeremy Howard (fast.ai).
-
-    Args:
-        root: where torchvision keeps or puts its `imagenette2*` folders; or a folder that holds exactly one such folder
-            of another size; or a folder that holds the folders of the splits itself.
-        size: "full", "320px" (shorter side) or "160px".
-        download: fetch it into `root` through torchvision if it is not there.
-        batch_size, num_workers, limit_per_class, splits, select_share, split_seed: see `FolderData`. As published it
-            has `train` and `val`, of which val is divided.
-
-    Raises:
-        UserError: unknown size; and, once the disk is read, nothing found, a failed download, a folder that is no
-            Imagenette class, or anything `FolderData.check` finds.
-    """
-
-    name = "imagenette"
-
-    def __init__(
-        self,
-        root: str | Path,
-        batch_size: int,
-        num_workers: int = 0,
-        size: ImagenetteSize = "160px",
-        download: bool = False,
-        limit_per_class: int | None = None,
-        splits: Mapping[str, str] | None = None,
-        select_share: float = 0.5,
-        split_seed: int = 0,
-    ) -> None:
-        super().__init__(root, batch_size, num_workers, limit_per_class, splits, select_share, split_seed)
-        if size not in IMAGENETTE_FOLDERS:
-            raise UserError(f"data.size={size!r} is no size of Imagenette: choose from {', '.join(IMAGENETTE_FOLDERS)}")
-        self.size = size
-        self.download = download
-
-    def prepare_data(self) -> None:
-        """Download if asked to and needed; Lightning calls this in one process only."""
-        if self.download and self._existing() is None:
-            fetch(
-                self.name,
-                self.root,
-                is_there=lambda: self._existing() is not None,
-                download=lambda: torchvision.datasets.Imagenette(self.root, size=self.size, download=True),
-            )
-
-    def _folder(self) -> Path:
-        self.prepare_data()
-        folder = self._existing()
-        if folder is None:
-            raise UserError(
-                f"no Imagenette ({self.size}) in data.root={self.root}: pass data.download=true to fetch it, or as "
-                f"data.root a folder that holds train/ and val/, or one that holds {IMAGENETTE_FOLDERS[self.size]}/"
-            )
-        return folder
-
-    def _existing(self) -> Path | None:
-        if (self.root / ("train" if self.splits is None else self.splits["train"])).is_dir():
-            return self.root
-        own = self.root / IMAGENETTE_FOLDERS[self.size]
-        if own.is_dir():
-            return own
-        # A copy of a size of one's own; torchvision's other sizes are not what was asked for.
-        others = [
-            folder
-            for folder in sorted(self.root.glob("imagenette2*"))
-            if folder.is_dir() and folder.name not in IMAGENETTE_FOLDERS.values()
-        ]
-        return others[0] if len(others) == 1 else None
-
-    def _class_name(self, folder: str) -> str:
-        if folder not in IMAGENETTE_CLASSES:
-            raise UserError(
-                f"class folder {folder!r} is none of Imagenette's ({', '.join(IMAGENETTE_CLASSES)}): "
-                "use data=folder for other images"
-            )
-        return IMAGENETTE_CLASSES[folder]
+    remarks: tuple[str, ...]
 
 
 def root_folder(root: str | Path | None) -> Path:
@@ -363,41 +271,48 @@ def check_limit(limit_per_class: int | None) -> None:
         raise UserError(f"data.limit_per_class must be at least 1, or null for all images, not {limit_per_class}")
 
 
-def _subfolders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+def _labelled(folder: Path, classes: list[str], found: Found) -> list[ImageFile]:
+    files: list[ImageFile] = []
+    for label, (name, paths) in enumerate(zip(classes, found.images, strict=True)):
+        if not paths:
+            raise UserError(f"class {name!r} has no image in {folder / name}")
+        files += [ImageFile(path, label) for path in paths]
+    empty = []
+    for file in files:
+        try:
+            if os.stat(folder / file.path).st_size == 0:
+                empty.append(file.path)
+        except OSError as error:  # a link to nowhere
+            raise UserError(f"the image {file.path} of {folder} cannot be opened ({error.strerror})") from error
+    if empty:
+        raise UserError(f"empty image files (0 bytes) in {folder}: {listing(empty)}; replace or remove them")
+    return files
 
 
-def _image_files(folder: Path, name: str) -> Iterator[tuple[str, int]]:
-    """Path relative to `folder`, and size in bytes, of every image below `folder / name`."""
-    for parent, subfolders, names in os.walk(folder / name, followlinks=True):
-        subfolders[:] = [sub for sub in subfolders if not sub.startswith(".")]
-        for file in names:
-            if file.startswith(".") or not file.lower().endswith(IMAGE_SUFFIXES):
-                continue
-            path = Path(parent, file)
-            relative = path.relative_to(folder).as_posix()
-            try:
-                yield relative, path.stat().st_size
-            except OSError as error:  # a link to nowhere
-                raise UserError(f"the image {relative} of {folder} cannot be opened ({error.strerror})") from error
+def _first_of_each(files: list[ImageFile], limit: int | None) -> tuple[ImageFile, ...]:
+    """The first so many files of each class, in their order."""
+    taken: dict[int, int] = {}
+    kept = []
+    for file in files:
+        taken[file.label] = taken.get(file.label, 0) + 1
+        if limit is None or taken[file.label] <= limit:
+            kept.append(file)
+    return tuple(kept)
 
 
-def _named_splits(splits: Mapping[str, str]) -> dict[str, str]:
-    """The folder of each of the three splits; raises UserError where they are not named well."""
-    wrong = [name for name in splits if name not in get_args(Split)]
-    held_out = [splits[name] for name in ("select", "test") if splits.get(name)]
-    if wrong or not splits.get("train") or not held_out:
-        raise UserError(
-            f"data.splits={dict(splits)} must name a folder for train and for select, test or both, "
-            "such as {train: training, test: validation}"
-        )
-    return {"train": splits["train"], "select": held_out[0], "test": held_out[-1]}
-
-
-def _choice(folders: list[str]) -> str:
-    return f"the folders there are {_listing(folders, 10)}" if folders else "it holds no folders"
-
-
-def _listing(names: list[str], most: int = 5) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(repr, names[:most])) + more
+def _found_besides(root: Path, folder: str, found: Found) -> list[str]:
+    """Sentences about what lies in a split's folder and is not used."""
+    remarks = []
+    if found.left_out:
+        kinds = ", ".join(f"{suffix or 'no suffix'} {count}" for suffix, count in found.left_out.most_common(6))
+        more = ", …" if len(found.left_out) > 6 else ""
+        count = found.left_out.total()
+        are = "1 file in {} is no image" if count == 1 else f"{count} files in {{}} are no images"
+        remarks.append(f"{are.format(folder)} that can be read: {kinds}{more}")
+    if loose := loose_images(root / folder):
+        remarks.append(f"{loose} {'image lies' if loose == 1 else 'images lie'} in {folder} itself, in no class folder")
+    if hidden := subfolders(root / folder, hidden=True):
+        remarks.append(f"hidden folders in {folder} are no classes: {listing(hidden)}")
+    if found.not_followed:
+        remarks.append(f"read once only, though links in {folder} lead there again: {listing(found.not_followed)}")
+    return remarks

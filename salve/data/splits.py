@@ -1,11 +1,24 @@
-"""One held-out set in two: images that choose, and images that report."""
+"""Which folder serves which split, and one held-out set divided in two: images that choose, and images that report."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from salve.types import UserError
+from salve.data.naming import listing
+from salve.data.walk import subfolders
+from salve.types import Split, UserError
+
+HELD_OUT = ("select", "val", "test")
+LAYOUTS: dict[tuple[str, ...], dict[str, str]] = {
+    ("select", "test"): {"select": "select", "test": "test"},
+    ("val", "test"): {"select": "val", "test": "test"},
+    ("val",): {"select": "val", "test": "val"},
+    ("test",): {"select": "test", "test": "test"},
+}
+"""Which of `HELD_OUT` lie beside `train` → the folder of each held-out split; one for both is divided."""
 
 
 def check_share(select_share: float, split_seed: int) -> None:
@@ -40,9 +53,8 @@ def divide(
     check_share(select_share, split_seed)
     scarce = [name for label, name in enumerate(classes) if np.count_nonzero(labels == label) < 2]
     if scarce:
-        more = f" and {len(scarce) - 5} more" if len(scarce) > 5 else ""
         raise UserError(
-            f"too few held-out images of {', '.join(map(repr, scarce[:5]))}{more}: every class needs at least two, "
+            f"too few held-out images of {listing(scarce)}: every class needs at least two, "
             "one to select and one to test"
         )
     select = []
@@ -53,3 +65,47 @@ def divide(
         select.append(own[np.argsort(rng.random(len(own)), kind="stable")[:count]])
     chosen = np.sort(np.concatenate(select))
     return chosen, np.setdiff1d(np.arange(len(labels)), chosen)
+
+
+def named_splits(splits: Mapping[str, str]) -> dict[str, str]:
+    """The folder of each of the three splits, from a setting that may name one held-out folder only.
+
+    Raises:
+        UserError: they are not named well.
+    """
+    named = dict(splits) if isinstance(splits, Mapping) else {}
+    held_out = [str(named[name]) for name in ("select", "test") if named.get(name)]
+    if not named.get("train") or not held_out or not named.keys() <= set(get_args(Split)):
+        raise UserError(
+            f"data.splits={splits} must name a folder for train and for select, test or both, "
+            "such as {train: training, test: validation}"
+        )
+    return {"train": str(named["train"]), "select": held_out[0], "test": held_out[-1]}
+
+
+def split_folders(root: Path, named: Mapping[str, str] | None) -> dict[str, str]:
+    """The name of each split's folder in `root`: as named, or else as found.
+
+    Raises:
+        UserError: a folder that is not there, a layout that is none of `LAYOUTS`, or train is a held-out folder.
+    """
+    there = subfolders(root)
+    choice = f"the folders there are {listing(there, 10)}" if there else "it holds no folders"
+    if named is None:
+        held_out = tuple(name for name in HELD_OUT if name in there)
+        if "train" not in there or held_out not in LAYOUTS:
+            beside = listing(held_out) or "no val"
+            wrong = f"{beside} beside train" if "train" in there else "no folder 'train'"
+            raise UserError(
+                f"{root} has {wrong}: it must hold train/<class>/ with val/ or test/, val/ and test/, or select/ and "
+                f"test/ beside it, or data.splits={{train: …, test: …}} must name the folders; {choice}"
+            )
+        named = {"train": "train"} | LAYOUTS[held_out]
+    for split, folder in named.items():
+        if not (root / folder).is_dir():
+            raise UserError(f"data.splits names {folder!r} for {split}, which is no folder of {root}: {choice}")
+    train, select, test = (root / named[split] for split in get_args(Split))
+    for held_out_folder in (select, test):  # compared on the disk: a link is the same folder by another name
+        if train.samefile(held_out_folder):
+            raise UserError(f"{train} and {held_out_folder} are one folder: what fits must not select or test")
+    return {**named, "select": named["test"]} if select.samefile(test) else dict(named)

@@ -1,7 +1,7 @@
 """Training an SAE with Lightning."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -16,10 +16,8 @@ from salve.sae.objective import step_loss
 from salve.sae.revival import resample, silence
 from salve.sae.rows import ActivationsData, Block
 from salve.sae.topk import BatchTopK, learn_threshold
+from salve.settings import Precision
 from salve.types import UserError
-
-#: Of a training's products.
-Precision = Literal["float32", "bf16"]
 
 
 class Measures(nn.Module):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from salve.artifacts import Artifact, write_record, write_table
 from salve.backbones import Captured
-from salve.editing import Edit, EditEvaluation, apply_recipe, edited_logits, load_recipe, make_recipe, save_recipe
+from salve.editing import Edit, EditEvaluation, apply_recipe, edited_logits, load_recipe, make_recipes, save_recipe
 from salve.editing.curves import edit_curves
 from salve.editing.verdict import (
     CONFIDENCE,
@@ -30,8 +30,9 @@ from salve.editing.verdict import (
     wilson,
 )
 from salve.report.text import number, percent, points
+from salve.settings import EditSettings
 from salve.stages.job import Job, recipe_of
-from salve.stages.targets import EditSettings, Target, contributions_of, refuse_aligned_on_signed, targets_of
+from salve.stages.targets import Target, contributions_of, refuse_aligned_on_signed, targets_of
 
 #: What strengths are measured on: the first chooses one, the second reports it.
 MEASURED_ON = ("select", "test")
@@ -302,11 +303,14 @@ def _keep_recipes(
     model, site = job.model(classifier)
     model.cpu()
     (folder / "recipes").mkdir()
-    for number_, (target, row) in enumerate(zip(targets, rows, strict=True)):
+    named = []
+    for target, row in zip(targets, rows, strict=True):
         edit = Edit(0, row["alpha_used"], "suppress", settings.scale, settings.channels)  # type: ignore[arg-type]
         edits = [replace(edit, latent=la, sign=s) for la, s in zip(target.latents, target.signs, strict=True)]
-        recipe = make_recipe(model, site, autoencoder, edits, f"{job.backbone.library}/{job.backbone.name}")
-        row["recipe"] = f"recipes/{number_:02d}-{slug(target.name)}.json"
+        named.append((target.name, edits))
+    recipes = make_recipes(model, site, autoencoder, named, f"{job.backbone.library}/{job.backbone.name}")
+    for number_, (recipe, row) in enumerate(zip(recipes, rows, strict=True)):
+        row["recipe"] = f"recipes/{number_:02d}-{slug(recipe.name)}.json"
         save_recipe(recipe, folder / row["recipe"])
 
 

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +17,6 @@ from salve.artifacts import Artifact, write_record, write_table
 from salve.backbones import AnyRows, Captured
 from salve.sae import (
     SAE,
-    VARIANTS,
     ActivationsData,
     EpochsData,
     Member,
@@ -26,7 +25,7 @@ from salve.sae import (
     make_sae,
     save_sae,
 )
-from salve.sae.module import Precision
+from salve.settings import NO_SETTING, Precision, SAESettings
 from salve.stages.job import Job, recipe_of
 from salve.stages.measure import measure_sae
 from salve.types import UserError
@@ -34,81 +33,8 @@ from salve.types import UserError
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class SAESettings:
-    """Which SAE, and how it is trained.
-
-    A field with a default came later than the others: recipes and records name it only where it differs, so that what
-    was made before is still found.
-
-    Attributes:
-        variant: one of :data:`salve.sae.VARIANTS`. dictionary_size: d. sparsity: λ. k: active latents.
-        centre: subtract the mean activation first; off by default, since it spoils the published edit (METHOD §8).
-        learning_rate, batch_size, epochs: of Adam on cached activations.
-        seed: of the initial weights and the order of rows.
-        ensemble: how many SAEs of a sweep are trained together at most (see :func:`can_share`); 1 trains each alone.
-        bandwidth: of jumprelu. prefixes, base: of matryoshka.
-        learn_shift: train the shift that is subtracted before encoding and added after decoding.
-        start: ``random``, or ``data``, where decoder columns start as directions to training rows.
-        auxk: dead latents that also reconstruct the error, at most. resample: after how many epochs, and again, dead
-            latents begin anew. 0 is off; a latent is dead when it has not fired for as many rows as there are.
-        precision: ``float32`` or ``bf16``, of the products in training; weights and their moments are float32 anyway.
-    """
-
-    variant: str
-    dictionary_size: int
-    sparsity: float
-    k: int | None
-    centre: bool
-    learning_rate: float
-    batch_size: int
-    epochs: int
-    seed: int
-    ensemble: int
-    bandwidth: float | None = None
-    prefixes: list[float] = field(default_factory=list)
-    base: str | None = None
-    learn_shift: bool = False
-    start: str = "random"
-    auxk: int = 0
-    resample: int = 0
-    precision: str = "float32"
-
-    def check(self) -> None:
-        """Raises UserError for settings outside their range, or that this variant does not have."""
-        kind = VARIANTS[self.variant]
-        kind.check(self.dictionary_size, **{name: getattr(self, name) for name in kind.takes})
-        for name in ("bandwidth", "prefixes", "base"):
-            if getattr(self, name) and name not in kind.takes:
-                users = ", ".join(variant for variant, other in VARIANTS.items() if name in other.takes)
-                raise UserError(f"sae.{name} is a setting of {users}, not of sae.variant={self.variant}.")
-        for name in ("auxk", "resample"):
-            value = getattr(self, name)
-            if value and kind.revived_by != name:
-                users = ", ".join(variant for variant, other in VARIANTS.items() if other.revived_by == name)
-                raise UserError(f"sae.{name}={value} is for {users}, not for sae.variant={self.variant}.")
-        if self.auxk > self.dictionary_size:
-            raise UserError(f"sae.auxk={self.auxk} must be at most sae.dictionary_size={self.dictionary_size}.")
-
-    def options(self) -> dict[str, Any]:
-        """What the variant's constructor is given; what is not set is left to it."""
-        given = {name: getattr(self, name) for name in VARIANTS[self.variant].takes}
-        return {name: value for name, value in given.items() if value not in (None, [])}
-
-    def scientific(self) -> dict[str, Any]:
-        """All that the SAE depends on, except the seed."""
-        values = asdict(self)
-        for item in fields(self):
-            fresh = item.default if item.default_factory is MISSING else item.default_factory()
-            if item.name in NO_SETTING or values[item.name] == fresh:
-                del values[item.name]
-        return values
-
-
 #: What may differ among SAEs that are trained together.
 VARIES = ("dictionary_size", "sparsity", "k", "seed")
-#: What recipe and record do not hold as a setting: the recipe has the seed beside them.
-NO_SETTING = ("seed", "ensemble")
 
 
 def can_share(a: SAESettings, b: SAESettings) -> bool:

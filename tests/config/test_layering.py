@@ -11,7 +11,10 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 #: From the bottom up. What stands on one floor does not import each other, save that backbones may use data.
 FLOORS = (
+    ("axes",),
     ("types",),
+    ("variants",),
+    ("settings",),
     ("artifacts", "metrics"),
     ("data", "backbones"),
     ("sae",),
@@ -26,7 +29,7 @@ FLOORS = (
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 BESIDE = {("backbones", "data")}
 #: Stages meet through artifacts; these files are what they share.
-SHARED_BY_STAGES = ("job", "measure", "targets")
+SHARED_BY_STAGES = ("job", "measure", "targets", "training")
 MOST_LINES = 350
 
 
@@ -88,7 +91,7 @@ def statements_that_do_something(path: Path) -> list[str]:
 
     def is_quiet(node: ast.stmt) -> bool:
         if isinstance(node, ast.If):
-            return ast.unparse(node.test) == "__name__ == '__main__'"
+            return ast.unparse(node.test) in ("__name__ == '__main__'", "TYPE_CHECKING")
         return isinstance(node, quiet) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
 
     body = ast.parse(path.read_text(encoding="utf-8")).body
