@@ -19,13 +19,15 @@ from salve.sae import (
     SAE,
     VARIANTS,
     ActivationsData,
-    EpochsData,
+    Course,
     Member,
     SAEEnsemble,
     SparseAutoencoder,
+    WholeData,
     make_sae,
     save_sae,
 )
+from salve.sae.course import DECAY, WARMUP
 from salve.sae.module import Precision
 from salve.stages.job import Job, recipe_of
 from salve.stages.measure import measure_sae
@@ -44,15 +46,17 @@ class SAESettings:
     Attributes:
         variant: one of :data:`salve.sae.VARIANTS`. dictionary_size: d. sparsity: λ. k: active latents.
         centre: subtract the mean activation first; off by default, since it spoils the published edit (METHOD §8).
-        learning_rate, batch_size, epochs: of Adam on cached activations.
+        learning_rate, batch_size: of Adam on cached activations. steps: its optimiser steps, whatever the number of images.
         seed: of the initial weights and the order of rows.
         ensemble: how many SAEs of a sweep are trained together at most (see :func:`can_share`); 1 trains each alone.
         bandwidth: of jumprelu. prefixes, base: of matryoshka.
         learn_shift: train the shift that is subtracted before encoding and added after decoding.
         start: ``random``, or ``data``, where decoder columns start as directions to training rows.
-        auxk: dead latents that also reconstruct the error, at most. resample: after how many epochs, and again, dead
-            latents begin anew. 0 is off; a latent is dead when it has not fired for as many rows as there are.
+        auxk: dead latents that also reconstruct the error, at most. resample: how many times dead latents begin anew,
+            evenly over the first half of the steps. 0 is off; dead: see :meth:`salve.sae.Course.patience`.
         precision: ``float32`` or ``bf16``, of the products in training; weights and their moments are float32 anyway.
+        epochs: passes over the train images, which take the place of ``steps`` where they are given.
+        warmup, decay: shares of the steps in which the learning rate rises, and in which it falls to zero in the end.
     """
 
     variant: str
@@ -62,7 +66,7 @@ class SAESettings:
     centre: bool
     learning_rate: float
     batch_size: int
-    epochs: int
+    steps: int
     seed: int
     ensemble: int
     bandwidth: float | None = None
@@ -73,6 +77,9 @@ class SAESettings:
     auxk: int = 0
     resample: int = 0
     precision: str = "float32"
+    epochs: int | None = None
+    warmup: float = WARMUP
+    decay: float = DECAY
 
     def check(self) -> None:
         """Raises UserError for settings outside their range, or that this variant does not have."""
@@ -89,6 +96,16 @@ class SAESettings:
                 raise UserError(f"sae.{name}={value} is for {users}, not for sae.variant={self.variant}.")
         if self.auxk > self.dictionary_size:
             raise UserError(f"sae.auxk={self.auxk} must be at most sae.dictionary_size={self.dictionary_size}.")
+        if self.warmup + self.decay > 1:
+            raise UserError(
+                f"sae.warmup={self.warmup} and sae.decay={self.decay} are shares of the steps, together at most 1."
+            )
+
+    def course(self, rows: int) -> Course:
+        """Of a training on so many rows."""
+        if self.epochs is not None:
+            return Course.of_epochs(rows, self.batch_size, self.epochs)
+        return Course(rows, self.batch_size, self.steps)
 
     def options(self) -> dict[str, Any]:
         """What the variant's constructor is given; what is not set is left to it."""
@@ -102,9 +119,13 @@ class SAESettings:
             fresh = item.default if item.default_factory is MISSING else item.default_factory()
             if item.name in NO_SETTING or values[item.name] == fresh:
                 del values[item.name]
+        if self.epochs is not None:
+            del values["steps"]
         return values
 
 
+#: A training is measured so many times, however many steps and images there are.
+PARTS = 40
 #: What may differ among SAEs that are trained together.
 VARIES = ("dictionary_size", "sparsity", "k", "seed")
 #: What recipe and record do not hold as a setting: the recipe has the seed beside them.
@@ -174,7 +195,8 @@ def _train_alone(job: Job, ground: "_Ground", wanted: Mapping[Path, SAESettings]
     [(folder, settings)] = wanted.items()
     pl.seed_everything(settings.seed, workers=True, verbose=False)
     sae = ground.untrained(settings)
-    data = ActivationsData(ground.rows, ground.val_rows, ground.val.labels, settings.batch_size, ground.within)
+    course = settings.course(len(ground.rows))
+    data = ActivationsData(ground.rows, ground.val_rows, ground.val.labels, course, settings.seed, ground.within)
     module = SparseAutoencoder(
         sae,
         settings.sparsity,
@@ -182,38 +204,55 @@ def _train_alone(job: Job, ground: "_Ground", wanted: Mapping[Path, SAESettings]
         ground.head(),
         auxk=settings.auxk,
         resample=settings.resample,
-        patience=len(data.train) if settings.auxk or settings.resample else 0,
+        patience=course.patience(settings.resample) if settings.auxk or settings.resample else 0,
         precision=cast(Precision, settings.precision),
+        warmup=settings.warmup,
+        decay=settings.decay,
     )
+    parts = _parts(course, ground.within)
     fit = replace(job, seed=settings.seed).fit
-    history = fit("discover", module, {"datamodule": data}, scratch, epochs=settings.epochs)
-    ground.write(folder, settings, sae.cpu(), history)
+    history = fit("discover", module, {"datamodule": data}, scratch, epochs=parts)
+    ground.write(folder, settings, sae.cpu(), _by_step(history, course, parts))
 
 
 def _train_together(job: Job, ground: "_Ground", wanted: Mapping[Path, SAESettings], scratch: Path) -> None:
     """Folders of those that diverge are removed."""
     common = next(iter(wanted.values()))
     members = [Member(ground.untrained(one), one.sparsity, one.seed) for one in wanted.values()]
-    data = EpochsData(ground.rows, ground.val_rows, ground.val.labels, common.batch_size)
-    count = len(data.train)
+    course = common.course(len(ground.rows))
+    data = WholeData(ground.rows, ground.val_rows, ground.val.labels, course)
     ensemble = SAEEnsemble(
         members,
-        count,
-        common.batch_size,
+        course,
         common.learning_rate,
         ground.head(),
         auxk=common.auxk,
-        patience=count,
+        patience=course.patience(),
         precision=cast(Precision, common.precision),
+        warmup=common.warmup,
+        decay=common.decay,
     )
-    job.fit("discover", ensemble, {"datamodule": data}, scratch, epochs=common.epochs)
+    parts = _parts(course)
+    job.fit("discover", ensemble, {"datamodule": data}, scratch, epochs=parts)
     for number, (folder, settings) in enumerate(wanted.items()):
         sae, rows = ensemble.trained(number)
-        history = pd.DataFrame(rows)
+        history = _by_step(pd.DataFrame(rows), course, parts)
         if np.isfinite(history.to_numpy()).all():
             ground.write(folder, settings, sae, history)
         else:
             folder.rmdir()
+
+
+def _parts(course: Course, within: int | None = None) -> int:
+    """In how many parts, each followed by a measurement, a training is done: none reads less than a block of a disk."""
+    blocks = course.steps * course.batch_size // within if within else PARTS
+    return max(1, min(PARTS, course.steps, blocks))
+
+
+def _by_step(history: pd.DataFrame, course: Course, parts: int) -> pd.DataFrame:
+    """The measures by how many steps were done, instead of by the Trainer's epoch."""
+    done = [course.part(int(epoch), parts).stop for epoch in history["epoch"]]
+    return history.drop(columns="epoch").assign(step=done)[["step", *history.columns.drop("epoch")]]
 
 
 @dataclass(frozen=True)
@@ -287,7 +326,9 @@ class _Ground:
         write_table(folder / "history.csv", history)
         measures = measure_sae(sae, self.train, self.val, self.weight, self.bias)
         order = {"shuffled_within": self.within} if self.within else {}
-        write_record(folder / "sae.json", {**settings.scientific(), "width": sae.width, **measures, **order})
+        course = settings.course(len(self.rows))
+        facts = {**settings.scientific(), "steps": course.steps, "passes": course.passes, "width": sae.width}
+        write_record(folder / "sae.json", {**facts, **measures, **order})
 
 
 def _divided(rows: AnyRows, scale: float) -> AnyRows:
