@@ -19,6 +19,7 @@ from salve.sae.models import (
 )
 from salve.sae.module import SparseAutoencoder
 from salve.sae.objective import objective
+from salve.sae.remarks import remarks
 from salve.sae.revival import auxk_losses, resample
 from salve.sae.rows import ActivationsData, Block, WholeData
 
@@ -46,6 +47,7 @@ __all__ = [
     "make_sae",
     "objective",
     "pace",
+    "remarks",
     "resample",
     "sae_loss",
     "save_sae",

@@ -66,6 +66,11 @@ class Course:
         """The steps of one of so many parts of the training, which differ by one step at most."""
         return range(number * self.steps // parts, (number + 1) * self.steps // parts)
 
+    def part_after(self, done: int, parts: int) -> range:
+        """The steps that are left of a part when so many of the training's are done; none when all are."""
+        number = -(-(done + 1) * parts // self.steps) - 1  # the first part that ends after them
+        return range(done, min(self.part(number, parts).stop, self.steps))
+
     def spans(self, steps: range) -> Iterator[tuple[int, int, int]]:
         """Where the rows of some steps lie: the number of each pass, and from where to where in its order."""
         start, stop = steps.start * self.batch_size, steps.stop * self.batch_size

@@ -156,7 +156,7 @@ class SAEEnsemble(pl.LightningModule):
         optimizer: Any = self.optimizers()
         schedule: Any = self.lr_schedulers()
         course, size = self.course, self.course.batch_size
-        steps = course.part(self.current_epoch, int(self.trainer.max_epochs or 1))
+        steps = course.part_after(self.global_step, int(self.trainer.max_epochs or 1))
         drawn = {seed: course.order(seed, steps) for seed in {member.seed for member in self._members}}
         orders = torch.stack([drawn[member.seed] for member in self._members]).to(batch.device)  # [members, n]
         order_of = [orders[stack.numbers] for stack in self._stacks]
@@ -203,9 +203,7 @@ class SAEEnsemble(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Adam, at a pace, as for one SAE."""
-        return adam_at_pace(
-            self.stacks.parameters(), self.learning_rate, self.course.steps, self.warmup, self.decay
-        )
+        return adam_at_pace(self.stacks.parameters(), self.learning_rate, self.course.steps, self.warmup, self.decay)
 
     def trained(self, number: int) -> tuple[SAE, list[dict[str, float]]]:
         """A member as it is now, and its measures, a row for each of the Trainer's epochs."""

@@ -57,7 +57,7 @@ class Measures(nn.Module):
 
 
 class SparseAutoencoder(pl.LightningModule):
-    """Trains an SAE and measures it after every epoch of the Trainer: FVE, L0, L1, dead fraction and downstream accuracy.
+    """Trains an SAE; every epoch of the Trainer it is measured: FVE, L0, L1, dead fraction, downstream accuracy.
 
     A latent counts as dead when it has not fired for ``patience`` rows.
 

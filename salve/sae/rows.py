@@ -175,7 +175,8 @@ class ActivationsData(pl.LightningDataModule):
         """The steps of the Trainer's epoch; all without a Trainer."""
         if self.trainer is None:
             return range(self.course.steps)
-        return self.course.part(self.trainer.current_epoch, int(self.trainer.max_epochs or 1))
+        # Not by the Trainer's epoch, which is not yet set when it asks for the first batch after a checkpoint.
+        return self.course.part_after(self.trainer.global_step, int(self.trainer.max_epochs or 1))
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled rows, a :class:`Block` at a time."""

@@ -46,7 +46,8 @@ class SAESettings:
     Attributes:
         variant: one of :data:`salve.sae.VARIANTS`. dictionary_size: d. sparsity: λ. k: active latents.
         centre: subtract the mean activation first; off by default, since it spoils the published edit (METHOD §8).
-        learning_rate, batch_size: of Adam on cached activations. steps: its optimiser steps, whatever the number of images.
+        learning_rate, batch_size: of Adam on cached activations. steps: its optimiser steps, whatever the number of
+            images.
         seed: of the initial weights and the order of rows.
         ensemble: how many SAEs of a sweep are trained together at most (see :func:`can_share`); 1 trains each alone.
         bandwidth: of jumprelu. prefixes, base: of matryoshka.

@@ -268,7 +268,7 @@ def jobs(folder: Path) -> tuple[Job, Job, Any, Any]:
 
 #: Fewer latents than there are features, so that they must keep to what all rows have in common.
 LARGER = replace(
-    SETTINGS, variant="linear_l1", dictionary_size=4, sparsity=0.01, learning_rate=0.03, batch_size=32, epochs=2
+    SETTINGS, variant="linear_l1", dictionary_size=4, sparsity=0.01, learning_rate=0.03, batch_size=32, steps=375
 )
 
 
@@ -309,7 +309,7 @@ def test_a_stream_that_is_killed_goes_on_and_ends_with_the_same_bits(tmp_path: P
 
 
 def test_saes_of_a_stream_are_trained_one_by_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    settings = [replace(LARGER, epochs=1, seed=seed) for seed in (0, 1)]
+    settings = [replace(LARGER, steps=100, seed=seed) for seed in (0, 1)]
     streaming, _, *inputs = jobs(tmp_path / "together")
     with caplog.at_level(logging.INFO):
         together = train_saes(streaming, settings, *inputs)
@@ -329,7 +329,7 @@ def test_a_start_from_data_is_the_same_from_disk(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(SAE, "start_from", watched)
     streaming, holding, *inputs = jobs(tmp_path)
     for job in (streaming, holding):
-        train_sae(job, replace(LARGER, epochs=1, start="data", centre=True), *inputs)
+        train_sae(job, replace(LARGER, steps=10, start="data", centre=True), *inputs)
     streamed, held = starts
     for name, tensor in held.items():
         assert torch.equal(streamed[name], tensor)

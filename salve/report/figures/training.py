@@ -15,7 +15,7 @@ from salve.report.style import BLUE, GREEN, GREY, ORANGE, PURPLE, WIDTH, new_fig
 
 @dataclass(frozen=True)
 class Curve:
-    """One small plot of a quantity by epoch."""
+    """One small plot of a quantity by step."""
 
     column: str
     title: str
@@ -31,17 +31,17 @@ SAE_CURVES = (
 )
 
 
-def _line(axes: Axes, epochs: np.ndarray, values: np.ndarray, colour: str, name: str = "") -> None:
+def _line(axes: Axes, times: np.ndarray, values: np.ndarray, colour: str, name: str = "") -> None:
     shown = np.isfinite(values)
     marker = "o" if shown.sum() <= 30 else ""
-    axes.plot(epochs[shown], values[shown], color=colour, marker=marker, label=name or None)
+    axes.plot(times[shown], values[shown], color=colour, marker=marker, label=name or None)
 
 
-def _finish(axes: Axes, title: str, epochs: Sequence[float], fraction: bool) -> None:
+def _finish(axes: Axes, title: str, unit: str, times: Sequence[float], fraction: bool) -> None:
     axes.set_title(title)
-    axes.set_xlabel("epoch")
+    axes.set_xlabel(unit)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    if len(set(epochs)) < 2:
+    if len(set(times)) < 2:
         axes.margins(x=0.5)
     if fraction:
         percent_axis(axes.yaxis)
@@ -60,17 +60,17 @@ def classifier_curves(history: pd.DataFrame) -> Figure:
         for split, colour, text in (("train", ORANGE, "training images"), ("val", BLUE, "validation images")):
             rows = history[history["split"] == split]
             _line(axes, column(rows, "epoch").to_numpy(), column(rows, name).to_numpy(), colour, text)
-        _finish(axes, title, list(column(history, "epoch")), fraction)
+        _finish(axes, title, "epoch", list(column(history, "epoch")), fraction)
     figure.axes[1].legend(loc="lower right")
     return figure
 
 
 @styled
 def sae_curves(history: pd.DataFrame, original_accuracy: float | None = None) -> Figure | None:
-    """FVE, L0, dead fraction and downstream accuracy by epoch, those that were logged.
+    """FVE, L0, dead fraction and downstream accuracy by optimiser step, those that were logged.
 
     Args:
-        history: columns epoch and any of fve, l0, dead_fraction, downstream_accuracy.
+        history: columns step and any of fve, l0, dead_fraction, downstream_accuracy.
         original_accuracy: accuracy of the untouched classifier, drawn as a dashed line [fraction].
 
     Returns:
@@ -79,12 +79,12 @@ def sae_curves(history: pd.DataFrame, original_accuracy: float | None = None) ->
     curves = [curve for curve in SAE_CURVES if np.isfinite(column(history, curve.column)).any()]
     if not curves:
         return None
-    epochs = column(history, "epoch").to_numpy()
+    steps = column(history, "step").to_numpy()
     figure = new_figure(WIDTH * len(curves) / 4, 2.3)
     for axes, curve in zip(np.atleast_1d(figure.subplots(1, len(curves))), curves, strict=True):
-        _line(axes, epochs, column(history, curve.column).to_numpy(), curve.colour)
+        _line(axes, steps, column(history, curve.column).to_numpy(), curve.colour)
         if curve.column == "downstream_accuracy" and original_accuracy is not None:
             axes.axhline(original_accuracy, color=GREY, linestyle="--", linewidth=1.2, label="unchanged activations")
             axes.legend(loc="lower right")
-        _finish(axes, curve.title, list(epochs), curve.fraction)
+        _finish(axes, curve.title, "step", list(steps), curve.fraction)
     return figure

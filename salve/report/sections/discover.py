@@ -70,9 +70,10 @@ def discover(artifacts: Artifacts, shelf: Shelf) -> Section:
         blocks += shelf.figure(
             training.sae_curves(history, None if original is None else float(original)),
             "discover-training",
-            "Line plots by epoch: variance explained, active latents, dead latents, accuracy on reconstructions.",
-            "Training of the autoencoder, on validation images after each epoch. Variance explained and accuracy "
-            "should level off high, L0 low: a few latents then carry what the classifier uses.",
+            "Line plots by step: variance explained, active latents, dead latents, accuracy on reconstructions.",
+            "Training of the autoencoder, measured on images that it is not trained on, after equal parts of its "
+            "optimiser steps. Variance explained and accuracy should level off high, L0 low: a few latents then carry "
+            "what the classifier uses.",
             "sae-history.csv",
         )
     blocks += _latent_use(artifacts, shelf)
