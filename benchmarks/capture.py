@@ -72,8 +72,8 @@ def drain(batches: Batches, count: int) -> None:
 def compare(console: Console, name: str, data: ImageData, count: int, rounds: int, device: torch.device) -> None:
     """One backbone: both sources, every way, and how capture grows."""
     library, model_name, arguments, preprocess = BACKBONES[name]
-    model, _ = load_backbone(library, model_name, "random", len(data.classes), arguments)
-    data.bind(preset(library, model_name, model, data.native_size, preprocess, False))
+    model = load_backbone(library, model_name, "random", len(data.classes), arguments).model
+    data.bind(preset(library, model_name, "random", model, data.native_size, preprocess).preprocess)
     plain = model.to(device).eval()
     last: nn.Module = copy.deepcopy(plain).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     ours, site = copy.deepcopy(plain), find_site(plain, "last")

@@ -192,8 +192,8 @@ def main() -> None:
     from salve.backbones import load_backbone
 
     count, rounds, console = *((2, 1) if given.quick else (given.images, given.rounds)), Console()
-    resnet, _ = load_backbone("torchvision", "resnet18", "random", 10)
-    vit, _ = load_backbone("timm", "vit_small_patch14_dinov2.lvd142m", "random", 10, {"img_size": 98})
+    resnet = load_backbone("torchvision", "resnet18", "random", 10).model
+    vit = load_backbone("timm", "vit_small_patch14_dinov2.lvd142m", "random", 10, {"img_size": 98}).model
     for name, model, size in (("ResNet-18, 160 px", resnet, 160), ("ViT-S/14, 98 px", vit, 98)):
         bench = Bench(name, model, size, given.device)
         compare(console, bench, count, rounds, COUNTS[:2] if given.quick else COUNTS)

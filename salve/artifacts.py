@@ -15,14 +15,16 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from filelock import FileLock
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+if TYPE_CHECKING:  # it takes a second, and not everyone who keeps something keeps a table
+    import pandas as pd
 
 DONE = "DONE.json"
 
@@ -72,7 +74,7 @@ class Artifact:
         """Path of one of its files."""
         return self.path / name
 
-    def table(self, name: str) -> pd.DataFrame:
+    def table(self, name: str) -> "pd.DataFrame":
         """One of its tables."""
         return read_table(self.path / name)
 
@@ -246,20 +248,22 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def write_table(path: Path, frame: pd.DataFrame) -> None:
+def write_table(path: Path, frame: "pd.DataFrame") -> None:
     """Write a table as CSV; infinite values are written as ``inf``."""
     frame.to_csv(path, index=False)
 
 
 #: Columns that hold names: a class may be called "01", "inf" or "NA", and stays text.
 TEXT_COLUMNS = (
-    *("class", "classes", "top_class", "worst_class", "target", "label", "concept"),
+    *("class", "classes", "top_class", "worst_class", "target", "label", "concept", "true", "predicted"),
     *("latents", "kind", "mode", "split", "reason", "recipe"),
 )
 
 
-def read_table(path: Path) -> pd.DataFrame:
+def read_table(path: Path) -> "pd.DataFrame":
     """Read a table; text columns are ``str`` ("" where empty), elsewhere only an empty cell is missing."""
+    import pandas as pd
+
     dtype = dict.fromkeys(TEXT_COLUMNS, str)
     # Some pandas read numbers fast instead of to the last bit unless told otherwise.
     frame = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=dtype)

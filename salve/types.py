@@ -14,7 +14,8 @@ class UserError(ValueError):
     """Input that cannot be worked with; the message is one sentence for the person who gave it."""
 
 
-Split = Literal["train", "val"]
+Split = Literal["train", "select", "test"]
+"""*train* fits; *select* chooses whatever is compared to be chosen; *test* reports, and chooses nothing."""
 
 Images: TypeAlias = Float[Tensor, "N 3 H W"]
 Maps: TypeAlias = Float[Tensor, "N L H W"]

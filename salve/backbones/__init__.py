@@ -1,15 +1,44 @@
-"""Backbones, their sites, fine-tuning, and captured activations."""
+"""Backbones, their sites, fine-tuning, and captured activations.
 
-from salve.backbones.capture import captured
-from salve.backbones.classifier import Classifier
-from salve.backbones.load import load_backbone, preset, read_state_dict
-from salve.backbones.shards import AnyRows, Captured, Shards, load_captured
+What is imported from here is loaded when it is first asked for: ``salve-edit`` reads files of weights and needs neither
+torchvision nor timm nor Lightning, which take seconds.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+# At once: by its module's name the package would otherwise hold the module where the function is meant.
 from salve.backbones.sites import Site, find_site, site_activations, sites
+
+if TYPE_CHECKING:
+    from salve.backbones.capture import captured
+    from salve.backbones.classifier import Classifier
+    from salve.backbones.load import Loaded, load_backbone
+    from salve.backbones.presets import Preset, preset
+    from salve.backbones.shards import AnyRows, Captured, Shards, load_captured
+    from salve.backbones.weights import read_state_dict, read_tensors
+
+_MODULES = {
+    "AnyRows": "shards",
+    "Captured": "shards",
+    "Classifier": "classifier",
+    "Loaded": "load",
+    "Preset": "presets",
+    "Shards": "shards",
+    "captured": "capture",
+    "load_backbone": "load",
+    "load_captured": "shards",
+    "preset": "presets",
+    "read_state_dict": "weights",
+    "read_tensors": "weights",
+}
 
 __all__ = [
     "AnyRows",
     "Captured",
     "Classifier",
+    "Loaded",
+    "Preset",
     "Shards",
     "Site",
     "captured",
@@ -18,6 +47,13 @@ __all__ = [
     "load_captured",
     "preset",
     "read_state_dict",
+    "read_tensors",
     "site_activations",
     "sites",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

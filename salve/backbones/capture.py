@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from salve.types import Split, UserError
 #: Rows per file: what is in memory at once, and what a killed capture loses.
 SHARD_ROWS = 2048
 
-SPLITS: tuple[Split, ...] = ("train", "val")
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 @torch.inference_mode()
@@ -81,7 +82,7 @@ def captured(
     device: torch.device,
     progress: Callable[[str, int], AbstractContextManager[Callable[[int], None]]],
 ) -> Artifact:
-    """The activations of both splits as an artifact, captured once per (weights, site, data, preprocessing).
+    """The activations of all splits as an artifact, captured once per (weights, site, data, preprocessing).
 
     The readers' own weights are left out of what counts as the weights: they do not change what they read, so a
     head that is trained or edited later finds the activations that were captured before.

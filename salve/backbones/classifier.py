@@ -39,9 +39,9 @@ class Classifier(pl.LightningModule):
         self.learning_rate, self.weight_decay, self.warmup = learning_rate, weight_decay, warmup
         self.loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         # Of Lightning's own means over ranks the counts are rounded.
-        self.train_loss, self.val_loss = BatchMean(), BatchMean()
+        self.train_loss, self.select_loss = BatchMean(), BatchMean()
         self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
-        self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.select_accuracy = MulticlassAccuracy(num_classes, average="micro")
 
     def training_step(self, batch: Sequence[Tensor], _: int) -> Tensor:
         """The smoothed cross-entropy of one batch; on several ranks, this one's share of it."""
@@ -52,10 +52,10 @@ class Classifier(pl.LightningModule):
         return loss * batch_share(size)
 
     def validation_step(self, batch: Sequence[Tensor], _: int) -> None:
-        """Plain cross-entropy and accuracy."""
+        """Plain cross-entropy and accuracy, of the select split."""
         logits, labels = self._seen(batch)
         loss = nn.functional.cross_entropy(logits, labels) if len(labels) else 0 * logits.sum()
-        self._follow("val", loss, logits, labels)
+        self._follow("select", loss, logits, labels)
 
     def _seen(self, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Logits and labels; a rank without a row of a batch takes part with an empty image, which has no label."""

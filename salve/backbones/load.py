@@ -1,62 +1,122 @@
-"""Backbones by name: torchvision's and timm's models, their weights, and the preprocessing that the weights expect."""
+"""Backbones by name: torchvision's and timm's models with their weights."""
 
-from collections.abc import Mapping
-from dataclasses import replace
+import os
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 from torchvision import models as torchvision_models
 
+from salve.backbones.adapt import adapted, load_strictly
 from salve.backbones.sites import find_site
-from salve.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from salve.backbones.weights import read_checkpoint, reason
 from salve.types import UserError
 
 
+class Loaded(NamedTuple):
+    """A backbone with its weights.
+
+    Attributes:
+        model: with the outputs that it is used with.
+        fits: whether its head came with the weights; if not, it has to be trained.
+        remark: what of a file was read otherwise than it stands there, in a sentence; empty if nothing.
+    """
+
+    model: nn.Module
+    fits: bool
+    remark: str = ""
+
+
 def load_backbone(
-    library: str, name: str, weights: str, num_classes: int, args: Mapping[str, Any] | None = None
-) -> tuple[nn.Module, bool]:
+    library: str,
+    name: str,
+    weights: str,
+    num_classes: int,
+    args: Mapping[str, Any] | None = None,
+    outputs: Sequence[int] | None = None,
+) -> Loaded:
     """Build a plain torchvision or timm model with its weights.
+
+    A file may hold them as training scripts leave them: see :func:`salve.backbones.weights.read_checkpoint` and
+    :func:`salve.backbones.adapt.adapted`.
 
     Args:
         library: ``torchvision`` or ``timm``.
         name: the library's own name of the model.
-        weights: ``random``, ``imagenet`` (the library's download) or the path of a ``state_dict``
+        weights: ``random``, ``imagenet`` (the library's download) or the path of a ``state_dict`` or checkpoint
             (``.safetensors``, or a torch file that loads with ``weights_only=True``).
         num_classes: ``C``, classes of the data.
         args: further arguments of the library's constructor.
+        outputs: ``[C]``, the output unit of each class, for a network that has more outputs than the data have classes.
 
     Returns:
-        The model with ``num_classes`` outputs, and whether its head came with the weights. A head of another size
-        is replaced by a fresh one, which then has to be trained.
+        Without ``outputs`` the model has ``num_classes`` outputs: a head of another size, or none, is replaced by a
+        fresh one, and ``fits`` is false; so it is for ImageNet's, whose classes are others even where they are as many.
+        With ``outputs`` it keeps the head of its weights as it is, and ``fits`` is true.
 
     Raises:
-        UserError: unknown name, missing or unreadable file, weights that do not fit the model.
+        UserError: unknown name, missing or unreadable file, weights that do not fit the model or are not finite;
+            weights without the output units that are named.
     """
     args = dict(args or {})
     if weights == "random":
-        return _create(library, name, num_classes, args), False
+        if outputs is not None:
+            raise UserError(
+                "data.outputs names the output units of a trained network, but backbone.weights=random; give imagenet "
+                "or the path of a state_dict."
+            )
+        return Loaded(_create(library, name, num_classes, args), False)
     if weights == "imagenet":
         # torchvision loads its weights into a model of their own size only; timm fits the head, and some have none.
-        classes = num_classes if library == "timm" else None
-        model = _create(library, name, classes, args, pretrained=True)
-        fits = False  # ImageNet's classes in ImageNet's order are not the data's, even when there are as many.
+        classes = num_classes if library == "timm" and outputs is None else None
+        model, fits, done = _create(library, name, classes, args, pretrained=True), False, []
+        headless = getattr(model, "num_classes", None) == 0
     else:
-        state = read_state_dict(Path(weights))
+        path = Path(os.path.expanduser(weights))
+        if not path.is_file():
+            raise UserError(f"backbone.weights={weights} is neither random, imagenet nor a file.")
         model = _create(library, name, num_classes, args)
-        head = state.get(f"{find_site(model, 'last').readers[0]}.weight")
-        if head is not None and head.ndim == 2:
-            _replace_head(model, len(head))
-        _load_strictly(model, state, weights)
-        fits = _head(model).out_features == num_classes
-    if not fits:
-        _replace_head(model, num_classes)
-    return model, fits
+        headless, done = _load_file(model, path)
+        fits = not headless and _head(model).out_features == num_classes
+    if outputs is not None:
+        _check_outputs(0 if headless else _head(model).out_features, outputs, weights)
+        fits = True
+    elif not fits:
+        if weights != "imagenet":
+            had = "it has no head" if headless else f"its head of {_head(model).out_features} outputs is left out"
+            done.append(f"{had}, and one of {num_classes} has to be trained")
+        if not headless:
+            _replace_head(model, num_classes)
+    return Loaded(model, fits, f"{weights}: {'; '.join(done)}." if done else "")
+
+
+def _load_file(model: nn.Module, path: Path) -> tuple[bool, list[str]]:
+    """Whether the file lacks a head, and what was done to read the rest; the model's head becomes the file's."""
+    state, entry = read_checkpoint(path)
+    reader = find_site(model, "last").readers[0]
+    state, done = adapted(state, model, reader)
+    head = {key: value for key, value in model.state_dict().items() if key.rpartition(".")[0] == reader}
+    headless = not head.keys() & state.keys()
+    weight = state.get(f"{reader}.weight")
+    if headless:
+        state |= head
+    elif weight is not None and weight.ndim == 2:
+        _replace_head(model, len(weight))
+    load_strictly(model, state, str(path))
+    return headless, [f"its entry {entry} is read"] * bool(entry) + done
+
+
+def _check_outputs(count: int, outputs: Sequence[int], weights: str) -> None:
+    if count == 0:
+        raise UserError(f"data.outputs names output units, but backbone.weights={weights} has no head.")
+    if outside := [unit for unit in outputs if not 0 <= unit < count]:
+        raise UserError(
+            f"data.outputs names unit {outside[0]}, but the head of backbone.weights={weights} has the units 0 to "
+            f"{count - 1}."
+        )
 
 
 def _create(library: str, name: str, classes: int | None, args: dict[str, Any], pretrained: bool = False) -> nn.Module:
@@ -70,57 +130,17 @@ def _create(library: str, name: str, classes: int | None, args: dict[str, Any], 
         return timm.create_model(name, pretrained=pretrained, **args)
     except OSError as error:  # urllib's and the hub's errors are OSErrors, and sometimes ValueErrors too
         raise UserError(
-            f"The ImageNet weights of {name} could not be downloaded by {library} ({_reason(error)}); "
+            f"The ImageNet weights of {name} could not be downloaded by {library} ({reason(error)}); "
             "give backbone.weights the path of a state_dict, or random."
         ) from error
     except (ValueError, RuntimeError, TypeError, AssertionError, KeyError) as error:
         known = torchvision_models.list_models() if library == "torchvision" else timm.list_models()
         if name.split(".")[0] in known:
             given = f" with backbone.args={args}" if args else ""
-            raise UserError(f"backbone {name} of {library} could not be built{given}: {_reason(error)}.") from error
+            raise UserError(f"backbone {name} of {library} could not be built{given}: {reason(error)}.") from error
         near = get_close_matches(name, known, 5)
         hint = f"; near it: {', '.join(near)}" if near else ""
         raise UserError(f"backbone.name={name} is no model of {library}{hint}.") from error
-
-
-def _reason(error: Exception) -> str:
-    """The first sentence of a library's message, on one line."""
-    return " ".join(str(error).split()).split(". ")[0].rstrip(".")
-
-
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read a plain ``state_dict`` from a safetensors or torch file; half precision is cast to float32.
-
-    Raises:
-        UserError: no such file, or it holds no ``state_dict``. Nothing is ever unpickled.
-    """
-    if not path.is_file():
-        raise UserError(f"backbone.weights={path} is neither random, imagenet nor a file.")
-    try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
-        raise UserError(f"{path} could not be read as a state_dict: {_reason(error)}.") from error
-    except Exception as error:  # UnpicklingError for code in the file, and anything for a damaged one
-        raise UserError(f"{path} was not loaded: it is damaged, or holds more than tensors.") from error
-    if not isinstance(state, dict) or not all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
-    ):
-        raise UserError(f"{path} holds no plain state_dict (parameter names to tensors).")
-    half = (torch.float16, torch.bfloat16)
-    return {key: value.float() if value.dtype in half else value for key, value in state.items()}
-
-
-def _load_strictly(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
-    wanted = model.state_dict()
-    missing, unknown = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
-    shapes = [key for key in wanted.keys() & state.keys() if wanted[key].shape != state[key].shape]
-    for keys, complaint in ((missing, "lacks"), (unknown, "has unknown"), (sorted(shapes), "has another shape for")):
-        if keys:
-            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-            raise UserError(
-                f"{origin} does not fit {type(model).__name__}: it {complaint} {', '.join(keys[:3])}{more}."
-            )
-    model.load_state_dict(state)
 
 
 def _head(model: nn.Module) -> nn.Linear:
@@ -133,74 +153,3 @@ def _replace_head(model: nn.Module, num_classes: int) -> None:
     head = _head(model)
     parent, _, leaf = find_site(model, "last").readers[0].rpartition(".")
     setattr(model.get_submodule(parent), leaf, nn.Linear(head.in_features, num_classes, head.bias is not None))
-
-
-def preset(
-    library: str, name: str, model: nn.Module, native_size: int, overrides: Mapping[str, Any], pretrained: bool
-) -> Preprocess:
-    """The preprocessing for a backbone: its weights' preset, changed by what the user set.
-
-    Args:
-        library, name, model: the backbone.
-        native_size: pixels; used where neither the weights nor the architecture fix a size.
-        overrides: fields of :class:`Preprocess`; ``None`` values are not set. A ``size`` alone keeps the preset's
-            ratio between resize and crop.
-        pretrained: whether the weights are the library's own ImageNet ones.
-
-    Raises:
-        UserError: a size that the architecture cannot read.
-    """
-    if library == "torchvision":
-        chosen = _torchvision_preset(name)
-        fixed, strict, argument = getattr(model, "image_size", None), True, "image_size"
-    else:
-        config = timm.data.resolve_model_data_config(model)
-        size = int(config["input_size"][-1])
-        chosen = Preprocess(
-            size=size,
-            resize=None if config["crop_mode"] == "squash" else round(size / config["crop_pct"]),
-            interpolation="bicubic" if config["interpolation"] == "bicubic" else "bilinear",
-            mean=tuple(config["mean"]),
-            std=tuple(config["std"]),
-        )
-        embed = getattr(model, "patch_embed", None)
-        fixed, strict = (getattr(embed, "img_size", None) or (None,))[0], getattr(embed, "strict_img_size", False)
-        argument = "img_size"
-    if fixed is not None and fixed != chosen.size:
-        chosen = _resized(chosen, int(fixed))
-    elif fixed is None and not pretrained:
-        chosen = replace(_resized(chosen, native_size), resize=None)
-    given = {key: value for key, value in overrides.items() if value is not None}
-    if "size" in given:
-        size = int(given.pop("size"))
-        if strict and fixed not in (None, size):
-            raise UserError(
-                f"backbone.preprocess.size={size}, but this {type(model).__name__} reads {fixed} pixels; "
-                f"give backbone.args.{argument}={size} with it."
-            )
-        chosen = _resized(chosen, size)
-    if given.pop("squash", False):
-        given["resize"] = None
-    for key in ("mean", "std"):
-        if key in given:
-            given[key] = tuple(float(value) for value in given[key])
-    return replace(chosen, **given)
-
-
-def _torchvision_preset(name: str) -> Preprocess:
-    try:
-        transform = torchvision_models.get_model_weights(name).DEFAULT.transforms()
-        return Preprocess(
-            size=transform.crop_size[0],
-            resize=transform.resize_size[0],
-            interpolation="bicubic" if transform.interpolation.value == "bicubic" else "bilinear",
-            mean=tuple(transform.mean),
-            std=tuple(transform.std),
-        )
-    except (ValueError, AttributeError):
-        return Preprocess(size=224, resize=256, interpolation="bilinear", mean=IMAGENET_MEAN, std=IMAGENET_STD)
-
-
-def _resized(preset: Preprocess, size: int) -> Preprocess:
-    resize = None if preset.resize is None else round(size * preset.resize / preset.size)
-    return replace(preset, size=size, resize=resize)

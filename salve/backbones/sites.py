@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor, nn
-from torchvision.models import ResNet as TorchvisionResNet
-from torchvision.models import VisionTransformer as TorchvisionViT
 
 from salve.types import Activations, Images, UserError
 
@@ -43,8 +41,13 @@ def sites(model: nn.Module) -> dict[str, Site]:
     """All sites of a backbone by name, from the input to the head.
 
     Raises:
-        UserError: the backbone ends in something other than one linear layer.
+        UserError: the backbone ends in something other than one linear layer, or is wrapped.
     """
+    # Here, because it takes a second, and reading a file of weights imports this module too.
+    from torchvision.models import ResNet as TorchvisionResNet
+    from torchvision.models import VisionTransformer as TorchvisionViT
+
+    _refuse_wrapped(model)
     if isinstance(model, TorchvisionResNet):
         site = Site("avgpool", ("fc",), _linear(model, model.fc).in_features, "avgpool", "input")
     elif isinstance(model, TorchvisionViT):
@@ -59,6 +62,16 @@ def sites(model: nn.Module) -> dict[str, Site]:
             f"No site is known in a {type(model).__name__}: salve reads torchvision ResNets and ViTs, and timm models."
         )
     return {site.name: site}
+
+
+def _refuse_wrapped(model: nn.Module) -> None:
+    """Hooks and paths of sites are those of the plain model, which DataParallel and torch.compile hold inside."""
+    inner = [name for name, _ in model.named_children()]
+    if inner in (["module"], ["_orig_mod"]):
+        held = type(model.get_submodule(inner[0])).__name__
+        raise UserError(
+            f"This {type(model).__name__} is a wrapper around a {held}: give the plain model inside, model.{inner[0]}."
+        )
 
 
 def _linear(model: nn.Module, head: object) -> nn.Linear:

@@ -3,7 +3,8 @@
 from salve.data.base import ConceptTruth, ImageData
 from salve.data.cifar100 import Cifar100Data
 from salve.data.concepts import ConceptsData
-from salve.data.folders import FolderData, ImagenetteData
+from salve.data.folders import FolderData
+from salve.data.imagenette import ImagenetteData
 from salve.data.transforms import Preprocess
 
 __all__ = [

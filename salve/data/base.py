@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import median
 from typing import Any, Protocol, get_args
 
 import pytorch_lightning as pl
@@ -15,6 +16,9 @@ from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 from salve.data.ranks import DrawnBatches, DrawnItems, RankBatches
 from salve.data.transforms import Preprocess, RawImage
 from salve.types import Labels, Split, UserError
+
+FEW_IMAGES = 50
+"""With fewer images of a class in a split, `ImageData.remarks` says so: a rate of theirs may be off by 14 points."""
 
 
 class RawImages(Protocol):
@@ -67,7 +71,9 @@ class ConceptTruth:
 
 
 class ImageData(pl.LightningDataModule):
-    """A labelled set of images in two splits, "train" and "val".
+    """A labelled set of images in three splits: "train" fits, "select" chooses, "test" reports.
+
+    No image is in two of them, and every class is in each.
 
     `bind` it to the preprocessing of a backbone before asking for datasets or loaders; labels, class names,
     fingerprint and check need no backbone.
@@ -84,6 +90,7 @@ class ImageData(pl.LightningDataModule):
     native_size: int = 224
     """Side in pixels that a backbone without a preset of its own should read."""
     min_crop_scale: float = 0.35
+    outputs: tuple[int, ...] | None = None
     """Smallest share of the area that a training crop keeps."""
 
     def __init__(self, batch_size: int, num_workers: int = 0) -> None:
@@ -100,6 +107,15 @@ class ImageData(pl.LightningDataModule):
     @abstractmethod
     def classes(self) -> tuple[str, ...]:
         """Human names of the C classes; a label is an index into them."""
+
+    @property
+    def outputs(self) -> tuple[int, ...] | None:
+        """For each class, the output of the network that stands for it; None where output k is class k.
+
+        Raises:
+            UserError: as `check`, once the data are looked at.
+        """
+        return None
 
     @abstractmethod
     def raw(self, split: Split) -> RawImages:
@@ -119,6 +135,45 @@ class ImageData(pl.LightningDataModule):
         Raises:
             UserError: they cannot; the sentence says why.
         """
+
+    def check_outputs(self, count: int) -> None:
+        """Raises UserError if a network of `count` outputs lacks one of `outputs`."""
+        for name, unit in zip(self.classes, self.outputs or (), strict=False):
+            if unit >= count:
+                raise UserError(
+                    f"data.outputs has unit {unit} for {name!r}, but the network has the outputs 0 to {count - 1}"
+                )
+
+    def remarks(self) -> list[str]:
+        """Sentences on what a reader should know of the data before trusting results; without full stops.
+
+        Here: classes of which a split has few images; and, once bound, that images are enlarged.
+        """
+        return [*self._few_images(), *self._enlarged()]
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """Width and height in pixels of some of the images as they are stored; empty where it is not known."""
+        return []
+
+    def _few_images(self) -> list[str]:
+        fewest = {split: int(self.labels(split).bincount().min()) for split in get_args(Split)}
+        few = [f"{split} {count}" for split, count in fewest.items() if count < FEW_IMAGES]
+        if not few:
+            return []
+        return [
+            f"images of the class that has fewest: {', '.join(few)}; below {FEW_IMAGES} what is measured is uncertain"
+        ]
+
+    def _enlarged(self) -> list[str]:
+        sizes = self.sizes()
+        if self.preprocess is None or not sizes:
+            return []
+        width, height = (round(median(side)) for side in zip(*sizes, strict=True))
+        size, shorter = self.preprocess.size, self.preprocess.resize
+        if min(width, height) >= (size if shorter is None else shorter):
+            return []
+        one = "" if len(set(sizes)) == 1 else "median "
+        return [f"the images ({one}{width} × {height}) are enlarged to {size} × {size}"]
 
     def truth(self, split: Split) -> ConceptTruth | None:
         """Ground truth of a split's concepts, or None for data that have none."""
@@ -186,12 +241,12 @@ class ImageData(pl.LightningDataModule):
         return self.loader("train", augment=True, shuffle=True, drop_last=more_than_one)
 
     def val_dataloader(self) -> DataLoader:
-        """The val split in its fixed order."""
-        return self.loader("val")
+        """The select split in its fixed order: what Lightning calls validation chooses the epoch."""
+        return self.loader("select")
 
     def test_dataloader(self) -> DataLoader:
-        """The val split: there is no third one."""
-        return self.val_dataloader()
+        """The test split in its fixed order."""
+        return self.loader("test")
 
 
 def _collate(size: int, items: list[tuple[Tensor, int]]) -> Any:
@@ -200,6 +255,6 @@ def _collate(size: int, items: list[tuple[Tensor, int]]) -> Any:
 
 
 def check_split(split: Any) -> None:
-    """Raises UserError if `split` is neither "train" nor "val"."""
+    """Raises UserError if `split` is none of the three."""
     if split not in get_args(Split):
-        raise UserError(f"there is no split {split!r}: the splits are {' and '.join(get_args(Split))}")
+        raise UserError(f"there is no split {split!r}: the splits are {', '.join(get_args(Split))}")

@@ -5,7 +5,7 @@ import json
 import pickle
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -14,16 +14,18 @@ import torchvision
 from salve.data.base import ImageData, check_split
 from salve.data.download import fetch
 from salve.data.folders import check_limit, root_folder
+from salve.data.splits import check_share, divide
 from salve.data.transforms import RawImage
 from salve.types import Labels, Split, UserError
 
 
 class ArrayImages:
-    """Images `[N, H, W, 3]` (uint8) with labels `[N]`, in memory."""
+    """Images `[N, H, W, 3]` (uint8) with labels `[N]`, in memory; `indices [N]` are their places in the file."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
+    def __init__(self, images: np.ndarray, labels: np.ndarray, indices: np.ndarray) -> None:
         self.images = images
         self.labels = labels
+        self.indices = indices
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -33,16 +35,20 @@ class ArrayImages:
 
 
 class Cifar100Data(ImageData):
-    """CIFAR-100 (Krizhevsky 2009): 100 classes of 32 × 32 photographs; "val" is its test set.
+    """CIFAR-100 (Krizhevsky 2009): 100 classes of 32 × 32 photographs.
+
+    Its test set is divided: a share of each class selects, the rest tests.
 
     Args:
         root: where torchvision keeps or puts the folder `cifar-100-python`.
         batch_size, num_workers: see `ImageData`.
         download: fetch it into `root` if it is not there.
         limit_per_class: use only the first so many images of each class in each split; None uses all.
+        select_share: the share of each class of the test set that selects, in (0, 1).
+        split_seed: of that division.
 
     Raises:
-        UserError: no root, limit_per_class below 1; and, once the disk is read, nothing found or a failed download.
+        UserError: no root, a value outside its range; and, once the disk is read, nothing found or a failed download.
     """
 
     name = "cifar100"
@@ -55,12 +61,17 @@ class Cifar100Data(ImageData):
         num_workers: int = 0,
         download: bool = False,
         limit_per_class: int | None = None,
+        select_share: float = 0.5,
+        split_seed: int = 0,
     ) -> None:
         super().__init__(batch_size, num_workers)
         check_limit(limit_per_class)
+        check_share(select_share, split_seed)
         self.root = root_folder(root)
         self.download = download
         self.limit_per_class = limit_per_class
+        self.select_share = select_share
+        self.split_seed = split_seed
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -87,17 +98,18 @@ class Cifar100Data(ImageData):
     def labels(self, split: Split) -> Labels:
         return torch.from_numpy(self.raw(split).labels)
 
+    def sizes(self) -> list[tuple[int, int]]:
+        return [(self.native_size, self.native_size)]
+
     def fingerprint(self) -> str:
-        """Of the archive's published MD5, which torchvision has compared, and of how many images of it are used."""
-        identity = {
-            "md5": torchvision.datasets.CIFAR100.tgz_md5,
-            "train": len(self.labels("train")),
-            "val": len(self.labels("val")),
-        }
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        """Of the archive's published MD5, which torchvision has compared, and of which of its images each split has."""
+        digest = hashlib.sha256(torchvision.datasets.CIFAR100.tgz_md5.encode())
+        for split in get_args(Split):
+            digest.update(json.dumps([split, self._loaded[1][split].indices.tolist()]).encode())
+        return digest.hexdigest()
 
     def check(self) -> None:
-        """Load both splits (about 1 s).
+        """Load everything (about 1 s).
 
         Raises:
             UserError: they are not there, damaged, or cannot be downloaded.
@@ -125,20 +137,23 @@ class Cifar100Data(ImageData):
     def _loaded(self) -> tuple[tuple[str, ...], dict[str, ArrayImages]]:
         self.prepare_data()
         try:
-            sets = {
-                split: torchvision.datasets.CIFAR100(self.root, train=split == "train") for split in ("train", "val")
-            }
+            train, held_out = (torchvision.datasets.CIFAR100(self.root, train=train) for train in (True, False))
         except RuntimeError as error:
             raise UserError(
                 f"no CIFAR-100 in data.root={self.root}, or a damaged one: pass data.download=true to fetch it, "
                 "or as data.root the folder that holds cifar-100-python/"
             ) from error
-        names = tuple(name.replace("_", " ") for name in sets["train"].classes)
-        return names, {split: self._limited(data.data, np.asarray(data.targets)) for split, data in sets.items()}
+        names = tuple(name.replace("_", " ") for name in train.classes)
+        select, test = divide(np.asarray(held_out.targets), names, self.select_share, self.split_seed)
+        return names, {
+            "train": self._limited(train, np.arange(len(train.targets))),
+            "select": self._limited(held_out, select),
+            "test": self._limited(held_out, test),
+        }
 
-    def _limited(self, images: np.ndarray, labels: np.ndarray) -> ArrayImages:
+    def _limited(self, data: torchvision.datasets.CIFAR100, indices: np.ndarray) -> ArrayImages:
+        labels = np.asarray(data.targets, dtype=np.int64)
         if self.limit_per_class is not None:
-            keep = [np.flatnonzero(labels == label)[: self.limit_per_class] for label in np.unique(labels)]
-            order = np.sort(np.concatenate(keep))
-            images, labels = images[order], labels[order]
-        return ArrayImages(images, labels.astype(np.int64))
+            own = [indices[labels[indices] == label] for label in range(len(data.classes))]
+            indices = np.sort(np.concatenate([images[: self.limit_per_class] for images in own]))
+        return ArrayImages(data.data[indices], labels[indices], indices)

@@ -14,7 +14,7 @@ from salve.data import scenes
 from salve.data.base import ConceptTruth, ImageData, RawImages, check_split
 from salve.types import Labels, Split, UserError
 
-_SPLIT_STREAM: dict[str, int] = {"train": 0, "val": 1}
+_SPLIT_STREAM: dict[str, int] = {"train": 0, "test": 1, "select": 2}
 _SMALLEST_IMAGE = 32  # below it the thin parts of the objects vanish
 
 
@@ -44,7 +44,7 @@ class ConceptsData(ImageData):
         batch_size, num_workers: see `ImageData`.
         seed: of the drawing; image i of a split depends on the seed, the split and i only.
         image_size: side in pixels.
-        train_per_class, val_per_class: images per class.
+        train_per_class, select_per_class, test_per_class: images per class.
         spurious_correlation: P(tag | clinic), 0..1; elsewhere it is `scenes.SPURIOUS_BASE_RATE`.
         clutter: 0..1, how many meaningless specks and strokes there may be.
 
@@ -63,7 +63,8 @@ class ConceptsData(ImageData):
         seed: int = 0,
         image_size: int = 64,
         train_per_class: int = 250,
-        val_per_class: int = 50,
+        select_per_class: int = 50,
+        test_per_class: int = 50,
         spurious_correlation: float = 0.5,
         clutter: float = 0.5,
     ) -> None:
@@ -72,15 +73,15 @@ class ConceptsData(ImageData):
             raise UserError(f"data.seed must be 0 or more, not {seed}")
         if image_size < _SMALLEST_IMAGE:
             raise UserError(f"data.image_size must be at least {_SMALLEST_IMAGE} pixels, not {image_size}")
-        for key, count in (("train_per_class", train_per_class), ("val_per_class", val_per_class)):
+        self.per_class: dict[str, int] = {"train": train_per_class, "select": select_per_class, "test": test_per_class}
+        for split, count in self.per_class.items():
             if count < 1:
-                raise UserError(f"data.{key} must be at least 1, not {count}")
+                raise UserError(f"data.{split}_per_class must be at least 1, not {count}")
         for key, share in (("spurious_correlation", spurious_correlation), ("clutter", clutter)):
             if not 0 <= share <= 1:
                 raise UserError(f"data.{key} must be between 0 and 1, not {share}")
         self.seed = seed
         self.native_size = image_size
-        self.per_class: dict[str, int] = {"train": train_per_class, "val": val_per_class}
         self.spurious_correlation = float(spurious_correlation)
         self.clutter = float(clutter)
         self._rates = scenes.rates(self.spurious_correlation)
@@ -101,6 +102,9 @@ class ConceptsData(ImageData):
     def labels(self, split: Split) -> Labels:
         check_split(split)
         return torch.arange(self.per_class[split] * len(self.classes)) % len(self.classes)
+
+    def sizes(self) -> list[tuple[int, int]]:
+        return [(self.native_size, self.native_size)]
 
     def fingerprint(self) -> str:
         """Of the parameters and of the version of the drawing code, which together determine every pixel."""

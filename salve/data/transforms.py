@@ -4,41 +4,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
+from salve.data.decode import to_rgb
 from salve.types import Images, UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 RawImage = Image.Image | Tensor
-
-_ORIENTATION = 0x0112  # the EXIF tag
-_OPAQUE_MODES = ("1", "L", "P", "RGB", "CMYK", "YCbCr", "LAB", "HSV", "F")
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """The picture as a person sees it, in three 8-bit channels.
-
-    One-channel, palette and CMYK images are converted, 16-bit ones scaled down, transparent ones laid on white, and
-    the camera's EXIF orientation is applied.
-    """
-    if image.getexif().get(_ORIENTATION, 1) != 1:
-        image = ImageOps.exif_transpose(image)
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I"):
-        # Pillow's own conversion clips 16-bit values at 255, which turns such an image white.
-        return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
-    if image.mode in _OPAQUE_MODES and "transparency" not in image.info:
-        return image.convert("RGB")
-    rgba = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
 
 def to_uint8_tensor(image: RawImage) -> Tensor:
@@ -86,6 +64,12 @@ class Preprocess:
             raise UserError(f"preprocess.interpolation must be bilinear or bicubic, not {self.interpolation!r}")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise UserError("preprocess.mean and preprocess.std need three values each, and std only positive ones")
+
+    def describe(self) -> str:
+        """The geometry in words, such as "resize 256, crop 224, bicubic"."""
+        if self.resize is None:
+            return f"squashed to {self.size} × {self.size}, {self.interpolation}"
+        return f"resize {self.resize}, crop {self.size}, {self.interpolation}"
 
     def eval_transform(self) -> Callable[[RawImage], Tensor]:
         """PIL image or uint8 `[3, H, W]` → normalised float32 `[3, size, size]`; deterministic."""

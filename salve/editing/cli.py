@@ -1,41 +1,279 @@
-"""``salve-edit``: apply a recipe to a file of weights, or undo it."""
+"""``salve-edit``: apply edits to a file of weights, undo them, show them. Imports nothing heavy before it must."""
 
 import argparse
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
-from salve.artifacts import save_tensors
-from salve.backbones.load import read_state_dict
-from salve.editing.recipe import apply_recipe, load_recipe, undo_recipe
-from salve.types import UserError
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from salve.editing.edits import HeldEdit, Recipe
+
+_DESCRIPTION = """\
+Apply edits to a file of weights, undo them, or show them.
+
+  apply   write a copy of the weights with the edits added
+  undo    write a copy of the weights without the edits: the same bits as if they had never been applied
+  show    say what is in edit files, in a run's folder, or which edits a file of weights holds
+
+EDIT is an edit file (a run's recipes/NN-class.json; the originals-….safetensors beside it belongs to it) or the folder
+of a run, of which --edit chooses. WEIGHTS is a plain state_dict in float32, float16 or bfloat16: a .safetensors file or
+one of torch.save. Without WEIGHTS the classifier of the run's folder is edited. OUT is a .safetensors file.
+"""
+
+_EXAMPLES = """\
+examples:
+  salve-edit apply 00-church.json model.safetensors edited.safetensors
+  salve-edit apply 00-church.json 07-tench.json model.safetensors edited.safetensors
+  salve-edit apply outputs/runs/quickstart/<time> --edit church --out edited.safetensors
+  salve-edit apply outputs/runs/quickstart/<time> --edit church --alpha inf model.pt edited.safetensors
+  salve-edit undo  07-tench.json edited.safetensors church-only.safetensors
+  salve-edit undo  outputs/runs/quickstart/<time> edited.safetensors restored.safetensors
+  salve-edit show  outputs/runs/quickstart/<time>
+  salve-edit show  edited.safetensors
+
+Edits of one network can be applied together or one after the other and undone in any order. The gates multiply. An
+edited .safetensors file lists its edits in its metadata; where another program has dropped that list, undo all of its
+edits in one command, then apply again those that should stay.
+"""
+
+
+class Paths(NamedTuple):
+    """What the command line names."""
+
+    edits: list[Path]
+    weights: Path | None
+    out: Path
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
+    """Entry point; returns the exit status: 0, or 2 for what cannot be done, with one sentence on stderr."""
     parser = argparse.ArgumentParser(
         prog="salve-edit",
-        description="Apply a recipe to a plain torchvision or timm state_dict, or undo it. "
-        "The result is a plain state_dict; undoing gives back the same bits.",
+        usage="salve-edit {apply,undo} EDIT... [WEIGHTS] OUT [--edit NAME] [--alpha A]\n"
+        "       salve-edit show EDIT_OR_WEIGHTS...",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("action", choices=("apply", "undo"))
-    parser.add_argument("recipe", type=Path, help="the recipe's .json file; its .safetensors lies beside it")
-    parser.add_argument("weights", type=Path, help="state_dict to start from (.safetensors, or a torch file)")
-    parser.add_argument("out", type=Path, help="where to write the new state_dict (.safetensors)")
-    given = parser.parse_args(arguments)
+    parser.add_argument("action", choices=("apply", "undo", "show"), help="what to do")
+    parser.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="EDIT... [WEIGHTS] [OUT], in this order")
+    parser.add_argument(
+        "--edit",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="an edit of the run's folder, by its class or its file's name; may be given several times",
+    )
+    parser.add_argument(
+        "--alpha", type=_strength, metavar="A", help="another strength than the file's: a number from 0, or inf"
+    )
+    parser.add_argument("--weights", type=Path, help="WEIGHTS, instead of by its place")
+    parser.add_argument("--out", type=Path, help="OUT, instead of by its place")
+    given = parser.parse_intermixed_args(arguments)
+    if given.action == "show":
+        if given.edit or given.weights or given.out or given.alpha is not None:
+            parser.error("show takes files and folders, and no options")
+        if not given.paths:
+            parser.error("show takes an edit file, the folder of a run, or a .safetensors file of weights")
+    else:
+        paths = _by_place(parser, given.paths, given.weights, given.out)
+    from salve.types import UserError
+
     try:
-        if given.out.suffix != ".safetensors":
-            raise UserError(f"{given.out} must end in .safetensors.")
-        change = apply_recipe if given.action == "apply" else undo_recipe
-        state = change(load_recipe(given.recipe), read_state_dict(given.weights))
-    except UserError as error:
-        print(f"salve-edit: {error}", file=sys.stderr)
+        if given.action == "show":
+            for path in given.paths:
+                _say(_shown(path))
+        else:
+            _change(given.action, paths, given.edit, given.alpha)
+            _say(f"Wrote {paths.out}.")
+    except (UserError, OSError) as error:
+        reason = error if isinstance(error, UserError) else _of_system(error)
+        _say(f"salve-edit: {reason}", sys.stderr)
         return 2
-    unfinished = given.out.with_name(given.out.name + ".unfinished")
-    save_tensors(unfinished, state)
-    os.replace(unfinished, given.out)
-    print(f"Wrote {given.out}.")
     return 0
+
+
+def _by_place(parser: argparse.ArgumentParser, paths: Sequence[Path], weights: Path | None, out: Path | None) -> Paths:
+    """Edits are .json files and folders; what follows them are the weights and the file to write."""
+    edits = list(paths)
+    if out is None:
+        if len(edits) < 2:
+            parser.error("the following are required: EDIT... [WEIGHTS] OUT; salve-edit --help has examples")
+        out = edits.pop()
+    if weights is None and edits and edits[-1].suffix != ".json" and not edits[-1].is_dir():
+        weights = edits.pop()
+    if not edits:
+        parser.error("no EDIT was given: an edit file (.json), or the folder of a run")
+    return Paths(edits, weights, out)
+
+
+def _strength(text: str) -> float:
+    value = float(text)
+    if not value >= 0:
+        raise ValueError(text)
+    return value
+
+
+def _change(action: str, paths: Paths, names: Sequence[str], alpha: float | None) -> None:
+    """Apply or undo; the result is written when all is well."""
+    from salve.editing.edits import apply_recipes, undo_recipes
+    from salve.editing.files import held_in, metadata_with
+    from salve.editing.folders import classifier_of, files_of
+    from salve.types import UserError
+
+    _refuse_out(paths)
+    weights = paths.weights or classifier_of(paths.edits)
+    state, metadata = _read(weights)
+    held = held_in(metadata, weights)
+    files = files_of(paths.edits, names, every=action == "undo" and bool(held))
+    if weights.exists() and paths.out.exists() and any(paths.out.samefile(path) for path in [weights, *files]):
+        raise UserError(f"{paths.out} is one of the files that are read; give the result another name.")
+    recipes = _loaded(files, alpha)
+    if action == "apply":
+        changed, stay = apply_recipes(recipes, state, held), [*held, *recipes]
+    elif held:
+        if not names:  # of a folder all that the weights hold
+            of_folder = {file for path in paths.edits if path.is_dir() for file in files_of([path], [], every=True)}
+            recipes = [
+                recipe
+                for recipe, file in zip(recipes, files, strict=True)
+                if file not in of_folder or any(recipe.is_same_but_for_strength(edit) for edit in held)
+            ]
+            if not recipes:
+                raise UserError(f"{weights} holds no edit of {paths.edits[0]}.")
+        recipes = [_as_held(recipe, held, weights, exactly=alpha is not None) for recipe in recipes]
+        undone = {recipe.key for recipe in recipes}
+        stay = [edit for edit in held if edit.key not in undone]
+        changed = undo_recipes(recipes, state, stay)
+    else:
+        try:
+            changed, stay = undo_recipes(recipes, state), []
+        except UserError as error:
+            raise UserError(
+                f"{str(error).rstrip('.')} (the file does not list its edits: name all of them, each with the strength "
+                "that it was applied with)."
+            ) from error
+    _write(paths.out, changed, metadata_with(metadata, stay))
+
+
+def _loaded(files: Sequence[Path], alpha: float | None) -> "list[Recipe]":
+    from salve.editing.files import load_recipe
+    from salve.types import UserError
+
+    recipes = [load_recipe(file) for file in files]
+    if len({recipe.before for recipe in recipes}) > 1:
+        other = next(k for k, recipe in enumerate(recipes) if recipe.before != recipes[0].before)
+        raise UserError(f"{files[0]} and {files[other]} were made for different networks; apply them apart.")
+    return recipes if alpha is None else [recipe.at(alpha) for recipe in recipes]
+
+
+def _as_held(recipe: "Recipe", held: "Sequence[HeldEdit]", weights: Path, exactly: bool) -> "Recipe":
+    """The edit at the strength at which the weights hold it."""
+    from salve.types import UserError
+
+    same = [edit for edit in held if edit.key == recipe.key]
+    if not same and not exactly:
+        same = [edit for edit in held if edit.is_same_but_for_strength(recipe)]
+    if not same:
+        raise UserError(f"{weights} does not hold this edit; it holds {'; '.join(_one_line(e) for e in held)}.")
+    if len(same) > 1:
+        alphas = ", ".join(f"{edit.edits[0].alpha:g}" for edit in same)
+        raise UserError(f"{weights} holds this edit at several strengths ({alphas}); choose one with --alpha.")
+    return recipe if same[0].key == recipe.key else recipe.with_edits(same[0].edits)
+
+
+def _refuse_out(paths: Paths) -> None:
+    from salve.editing.files import is_originals
+    from salve.types import UserError
+
+    out = paths.out
+    if out.suffix != ".safetensors":
+        raise UserError(f"{out} must end in .safetensors: that is what is written.")
+    if is_originals(out.name):
+        raise UserError(f"{out} has the name of a file of originals, which edit files need; give another.")
+    if out.is_dir():
+        raise UserError(f"{out} is a folder; give the name of a file.")
+    if not out.parent.is_dir():
+        raise UserError(f"There is no folder {out.parent} to write {out.name} into.")
+    if not os.access(out.parent, os.W_OK):
+        raise UserError(f"The folder {out.parent} cannot be written to.")
+
+
+def _read(path: Path) -> "tuple[dict[str, Tensor], dict[str, str]]":
+    from salve.backbones.weights import read_tensors
+    from salve.editing.files import read_safetensors
+    from salve.types import UserError
+
+    if not path.is_file():
+        raise UserError(f"There is no file of weights {path}.")
+    return read_safetensors(path) if path.suffix == ".safetensors" else (read_tensors(path), {})
+
+
+def _write(path: Path, state: "Mapping[str, Tensor]", metadata: Mapping[str, str]) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    from salve.editing.files import written_whole
+    from salve.types import UserError
+
+    # Copies: in a file of torch's, tensors may share memory, which safetensors refuses.
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    with written_whole(path) as unfinished:
+        try:
+            save_file(tensors, unfinished, metadata=dict(metadata) or None)
+        except (SafetensorError, ValueError, RuntimeError) as error:  # a full disk, or tensors it cannot hold
+            raise UserError(f"{path} could not be written: {' '.join(str(error).split())[:200]}") from error
+
+
+def _shown(path: Path) -> str:
+    from salve.editing.files import held_in, load_recipe, read_metadata
+    from salve.editing.folders import edits_of
+
+    if path.is_dir():
+        lines = [f"{path} has these edits:"]
+        lines += [f"  {file.name}: {_one_line(load_recipe(file))}" for file in edits_of(path)]
+        return "\n".join(lines)
+    if path.suffix == ".safetensors":
+        held = held_in(read_metadata(path), path)
+        return "\n".join([f"{path} holds {len(held) or 'no'} edit{'s' * (len(held) != 1)}.", *map(_described, held)])
+    return f"{path}\n{_described(load_recipe(path))}"
+
+
+def _one_line(held: "HeldEdit") -> str:
+    parts = [f"{edit.mode} latent {edit.latent} at α = {edit.alpha:g}" for edit in held.edits]
+    return f"{held.name}: {', '.join(parts)}" if held.name else ", ".join(parts)
+
+
+def _described(held: "HeldEdit") -> str:
+    from salve.editing.edits import Recipe
+
+    rows = [("edit", held.name)] if held.name else []
+    for edit in held.edits:
+        open_ = f"scale {edit.scale}, channels {edit.channels}" + (f", sign {edit.sign:+d}" * (edit.channels != "all"))
+        rows.append((edit.mode, f"latent {edit.latent} at α = {edit.alpha:g} ({open_})"))
+    gate = held.gates().prod(dim=0)
+    rows.append(("channels", f"{int((gate != 1).sum())} of {len(gate)} scaled, {int((gate == 0).sum())} closed"))
+    rows.append(("site", f"{held.site}, read by {', '.join(held.readers)}"))
+    rows.append(("network", f"{held.backbone}, checksum {held.before[:12]}"))
+    if isinstance(held, Recipe):
+        rows.append(("edited", f"checksum {held.after[:12]}"))
+    rows.append(("SAE", held.sae[:12]))
+    return "\n".join(f"  {name:<9} {text}" for name, text in rows)
+
+
+def _of_system(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}."
+
+
+def _say(text: str, stream: "object | None" = None) -> None:
+    """Print; what a file brought along must not steer the terminal."""
+    plain = "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+    print(plain, file=stream or sys.stdout)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

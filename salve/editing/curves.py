@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from salve.editing.gate import Mode, edited_logits
+from salve.editing.gating import Mode, edited_logits
 from salve.types import Activations, Contribution, Labels
 
 #: Logits computed at once: few enough for a processor's cache, which the passes over them live on.

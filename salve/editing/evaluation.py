@@ -17,11 +17,13 @@ class EditEvaluation(pl.LightningModule):
     Args:
         model: the original; it is copied, never changed.
         edited_state: the edited ``state_dict``.
-        num_classes: ``C``.
+        order: ``[C]``, the network's output unit for each label ``0 … C − 1``, of all its outputs.
     """
 
-    def __init__(self, model: nn.Module, edited_state: Mapping[str, Tensor], num_classes: int) -> None:
+    def __init__(self, model: nn.Module, edited_state: Mapping[str, Tensor], order: Tensor) -> None:
         super().__init__()
+        self.register_buffer("order", order, persistent=False)
+        num_classes = len(order)
         self.original = copy.deepcopy(model).eval().requires_grad_(False)
         self.edited = copy.deepcopy(model).eval().requires_grad_(False)
         self.edited.load_state_dict(edited_state)
@@ -36,7 +38,7 @@ class EditEvaluation(pl.LightningModule):
         images, labels = batch
         if not len(labels):  # of an uneven last batch, other ranks may have rows
             return
-        logits = {"original": self.original(images), "edited": self.edited(images)}
+        logits = {name: getattr(self, name)(images)[:, self.order] for name in ("original", "edited")}
         for name, values in logits.items():
             getattr(self, f"{name}_accuracy").update(values, labels)
             getattr(self, f"{name}_confusion").update(values, labels)

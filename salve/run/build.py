@@ -113,13 +113,14 @@ def _data(settings: Any) -> ImageData:
 
 
 def _model(settings: BackboneSettings, classes: int) -> nn.Module:
-    model, _ = load_backbone(settings.library, settings.name, settings.weights, classes, settings.args)
-    return model
+    return load_backbone(settings.library, settings.name, settings.weights, classes, settings.args).model
 
 
 def _preset(settings: BackboneSettings, model: nn.Module, native_size: int) -> Preprocess:
-    overrides, pretrained = asdict(settings)["preprocess"], settings.weights == "imagenet"
-    return preset(settings.library, settings.name, model, native_size, overrides, pretrained=pretrained)
+    backbone, overrides = settings, asdict(settings)["preprocess"]
+    return preset(
+        backbone.library, backbone.name, backbone.weights, model, native_size, overrides, backbone.args
+    ).preprocess
 
 
 def _precision(setting: str, device: torch.device) -> str:

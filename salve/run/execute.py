@@ -10,6 +10,7 @@ from pytorch_lightning.loggers.logger import DummyLogger
 from rich.console import Console
 
 from salve.artifacts import Artifact, NotMade, Store, write_record
+from salve.backbones.capture import SPLITS
 from salve.report import summary_table
 from salve.report.metrics import run_metrics
 from salve.run.build import build_job
@@ -167,8 +168,8 @@ def _facts(config: Config, job: Job) -> dict[str, str]:
     return {
         "backbone": f"{config.backbone.library} {config.backbone.name}, weights {Path(config.backbone.weights).name}",
         "site": job.layer,
-        "data": f"{job.data.name}: {len(job.data.labels('train'))} train and {len(job.data.labels('val'))} val images "
-        f"of {len(job.classes)} classes",
+        "data": f"{job.data.name}: {len(job.classes)} classes; images to train, select and test: "
+        + ", ".join(str(len(job.data.labels(split))) for split in SPLITS),
         "SAE": f"{config.sae.variant}, {described(sae, *chosen)}",
         "edit": described(asdict(config.edit), "scale", "channels") + f", latents chosen by {config.discover.select}",
         "seed": str(config.seed),

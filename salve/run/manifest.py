@@ -1,6 +1,7 @@
 """What a run was: settings, versions, inputs."""
 
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ PACKAGES = ("salve", "torch", "torchvision", "timm", "pytorch-lightning", "hydra
 
 
 def write_manifest(folder: Path, config: Config, job: Job, artifacts: Mapping[str, Artifact]) -> None:
-    """Write ``manifest.json``: versions, git state, seed, digests of what went in, key and digest of every artifact."""
+    """Write ``manifest.json``: versions, git state, seed, digests of what went in, key, digest, path of artifacts."""
     weights = Path(config.backbone.weights)
     record: dict[str, Any] = {
         "python": platform.python_version(),
@@ -28,10 +29,18 @@ def write_manifest(folder: Path, config: Config, job: Job, artifacts: Mapping[st
             "data": job.data.fingerprint(),
             "weights": digest_of_file(weights) if weights.is_file() else config.backbone.weights,
         },
-        "artifacts": {kind: {"key": a.key, "digest": a.digest, "reused": a.reused} for kind, a in artifacts.items()},
+        "artifacts": {
+            kind: {"key": a.key, "digest": a.digest, "reused": a.reused, "path": _path_from(folder, a.path)}
+            for kind, a in artifacts.items()
+        },
     }
     # The mark of a finished run: it is there as a whole or not at all.
     write_whole(folder / MANIFEST, json.dumps(record, indent=2) + "\n")
+
+
+def _path_from(folder: Path, path: Path) -> str:
+    """Where an artifact lies as seen from the run's folder, so that both can be moved together."""
+    return Path(os.path.relpath(path.absolute(), folder.absolute())).as_posix()
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

@@ -134,7 +134,7 @@ def plan(
 @lru_cache(maxsize=64)
 def _site_names(library: str, name: str, args: str) -> list[str]:
     """The sites of a backbone, whose further arguments are JSON."""
-    return list(sites(load_backbone(library, name, "random", 2, json.loads(args))[0]))
+    return list(sites(load_backbone(library, name, "random", 2, json.loads(args)).model))
 
 
 def _expand(config: DictConfig, overrides: tuple[str, ...], swept: dict[str, Any]) -> list[Run]:

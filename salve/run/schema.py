@@ -10,7 +10,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from salve.editing.gate import Channels, Mode, Scale
+from salve.editing.gating import Channels, Mode, Scale
 from salve.features import Selection
 from salve.sae import VARIANTS
 from salve.sae.module import Precision
@@ -38,7 +38,8 @@ class ConceptsConfig:
     seed: int = MISSING
     image_size: int = MISSING
     train_per_class: int = MISSING
-    val_per_class: int = MISSING
+    select_per_class: int = MISSING
+    test_per_class: int = MISSING
     spurious_correlation: float = MISSING
     clutter: float = MISSING
 
@@ -52,6 +53,12 @@ class FolderConfig:
     batch_size: int = MISSING
     num_workers: int = MISSING
     limit_per_class: int | None = MISSING
+    splits: Any = MISSING  # a typed mapping that is null cannot be given on the command line
+    select_share: float = MISSING
+    split_seed: int = MISSING
+    classes: Any = MISSING
+    outputs: Any = MISSING
+    white: float | None = MISSING
 
 
 @dataclass
@@ -64,10 +71,16 @@ class ImagenetteConfig(FolderConfig):
 
 
 @dataclass
-class Cifar100Config(FolderConfig):
+class Cifar100Config:
     """Arguments of :class:`salve.data.Cifar100Data`."""
 
     _target_: str = "salve.data.Cifar100Data"
+    root: str = MISSING
+    batch_size: int = MISSING
+    num_workers: int = MISSING
+    limit_per_class: int | None = MISSING
+    select_share: float = MISSING
+    split_seed: int = MISSING
     download: bool = MISSING
 
 

@@ -19,13 +19,14 @@ JOURNAL = "optuna.journal"
 #: Proposals in a row that were made before, from which on the space counts as exhausted.
 REPEATS = 100
 
-#: Numbers of ``metrics.json`` that a search may go by (see :func:`salve.report.metrics.run_metrics`).
+#: Numbers of ``metrics.json`` that a search may go by (:func:`salve.report.metrics.run_metrics`), of the select and the
+#: train split. A search chooses, and what the test split shows is there to report on the choice.
 MEASURES = (
-    *("val_accuracy", "fve", "cosine", "l0", "dead_fraction", "almost_dead_fraction", "dense_fraction"),
-    *("downstream_accuracy", "downstream_kl", "kl_recovered_from_mean", "kl_recovered_from_zero"),
-    *("purity", "concept_auroc"),
-    *("separating", "separating_strictly", "on_target_drop", "off_target_drift", "selectivity", "alpha_used_median"),
-    *("alpha_flip_median", "alpha_flip_infinite"),
+    *("select_fve", "select_cosine", "select_l0", "select_downstream_accuracy", "select_downstream_kl"),
+    *("select_kl_recovered_from_mean", "select_kl_recovered_from_zero"),
+    *("dead_fraction", "almost_dead_fraction", "dense_fraction", "purity"),
+    *("select_separating", "select_on_target_drop", "select_off_target_drift", "select_selectivity"),
+    "alpha_used_median",
 )
 
 Combination = list[tuple[str, str, bool]]
@@ -165,6 +166,11 @@ def _check(settings: SearchSettings) -> None:
     if not settings.objectives:
         raise UserError(f"sweep.search.objectives is empty; choose from {', '.join(MEASURES)}.")
     for name, direction in settings.objectives.items():
+        if f"select_{name}" in MEASURES:
+            raise UserError(
+                f"sweep.search.objectives: {name} is measured on test images, which report and must not choose; use "
+                f"select_{name}."
+            )
         if name not in MEASURES:
             raise UserError(
                 f"sweep.search.objectives: {name} is no measure of a run; the measures are {', '.join(MEASURES)}."

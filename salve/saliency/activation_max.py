@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from salve.backbones.sites import find_site, recorded
 from salve.data.transforms import Preprocess
 from salve.sae.models import SAE
-from salve.saliency.common import checked_latents, checked_signs, evaluating
+from salve.saliency.common import check_width, checked_latents, checked_signs, evaluating
 from salve.types import UserError
 
 _START_NOISE = 0.01
@@ -74,11 +74,12 @@ def maximise(
         seed: of the starting noise and the shifts; the result is determined by it.
 
     Raises:
-        UserError: no such site or latent, bad signs, a setting out of its range.
+        UserError: no such site or latent, an SAE of another width, bad signs, a setting out of its range.
 
     Source: Flovik 2025 (arXiv 2512.15938) for the objective; Olah et al. 2017 (Feature Visualization) for the spectrum.
     """
     site = find_site(model, layer)
+    check_width(sae, site)
     for name, setting, least in (
         ("size", size, 2),
         ("steps", steps, 1),

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from salve.backbones.sites import Site
 from salve.sae.models import SAE
 from salve.types import UserError
 
@@ -54,6 +55,17 @@ def checked_signs(signs: Tensor | None, latents: Tensor, dtype: torch.dtype) -> 
     if not (signs.abs() == 1).all():
         raise UserError("signs must all be +1 or -1.")
     return signs.to(device=latents.device, dtype=dtype, copy=True)
+
+
+def check_width(sae: SAE, site: Site) -> None:
+    """Refuse an SAE of another site's activations.
+
+    Raises:
+        UserError: it reads another number of channels than the site has.
+    """
+    width = sae.encoder.shape[1]
+    if width != site.width:
+        raise UserError(f"The SAE reads {width} channels, but the site {site.name} has {site.width}.")
 
 
 def check_images(images: Tensor, model: nn.Module, sae: SAE) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from salve.backbones.sites import Site, find_site, recorded
 from salve.sae.models import SAE
 from salve.saliency.cells import Cells, CellTracker, enlarge, even_cells
-from salve.saliency.common import check_images, checked_latents, checked_signs, evaluating
+from salve.saliency.common import check_images, check_width, checked_latents, checked_signs, evaluating
 from salve.types import Activations, Maps, UserError
 
 
@@ -60,13 +60,14 @@ def grad_fam(
         ``[N, L, H, W]``, ≥ 0, detached, in the dtype of the images.
 
     Raises:
-        UserError: no such site, module or latent; bad images or signs; ``A`` is no map, is made more than once in a
-            forward pass, or is a place which the site's activation does not depend on, such as the patch tokens
-            after a ViT's last block: there every map would be blank.
+        UserError: no such site, module or latent; an SAE of another width than the site; bad images or signs; ``A``
+            is no map, is made more than once in a forward pass, or is a place which the site's activation does not
+            depend on, such as the patch tokens after a ViT's last block: there every map would be blank.
 
     Source: Flovik 2025 (arXiv 2512.15938); Selvaraju et al. 2017 (Grad-CAM); Zhou et al. 2016 (CAM, the closed form).
     """
     site = find_site(model, layer)
+    check_width(sae, site)
     check_images(images, model, sae)
     # A caller's inference mode would make the gradients of the second branch impossible.
     with torch.inference_mode(False), evaluating(model):

@@ -2,132 +2,292 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from salve.artifacts import Artifact, save_tensors, write_table
-from salve.editing import Edit, EditEvaluation, apply_recipe, load_recipe, make_recipe, save_recipe
+from salve.artifacts import Artifact, write_record, write_table
+from salve.backbones import Captured
+from salve.editing import Edit, EditEvaluation, apply_recipe, edited_logits, load_recipe, make_recipes, save_recipe
 from salve.editing.curves import edit_curves
+from salve.editing.verdict import (
+    CONFIDENCE,
+    LIMITS,
+    RESAMPLES,
+    Effect,
+    effect,
+    percentile_interval,
+    resampled_effects,
+    separated,
+    separated_as_published,
+    takes_away,
+    verdict,
+    wilson,
+)
+from salve.report.text import number, percent, points
 from salve.stages.job import Job, recipe_of
 from salve.stages.targets import EditSettings, Target, contributions_of, refuse_aligned_on_signed, targets_of
 
-#: An edit separates its class when the class falls to this accuracy …
-TARGET_ACCURACY = 0.05
-#: … while the others' mean accuracy changes by less than this. *Strictly* so, if the mean of their absolute changes,
-#: in which gains and losses do not cancel, stays below it.
-OTHERS_CHANGE = 0.03
+#: What strengths are measured on: the first chooses one, the second reports it.
+MEASURED_ON = ("select", "test")
+#: In ``confusion.csv``, for units of the network that no class of the data stands for.
+OTHER_OUTPUT = "other output"
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """One edit over the whole grid, by split: accuracy and KL of every class ``[K, C]``, and what that amounts to."""
+
+    accuracy: dict[str, Tensor]
+    kl: dict[str, Tensor]
+    effects: dict[str, Effect]
 
 
 def control(
     job: Job, settings: EditSettings, classifier: Artifact, activations: Artifact, sae: Artifact, features: Artifact
 ) -> Artifact:
-    """Measure every target at every strength on the val split.
+    """Measure every target at every strength; the select split chooses each edit's strength, the test split reports it.
 
     Returns:
-        Artifact ``control``: ``curves.csv``, ``summary.csv``, ``evaluation.csv``, ``confusion.safetensors`` and one
-        recipe per target under ``recipes/``.
+        Artifact ``control``: ``curves.csv``, ``summary.csv``, ``verdict.json``, ``evaluation.csv``, ``confusion.csv``,
+        one recipe per target under ``recipes/``, and with ``edit.by_class`` ``curves.parquet``.
     """
     refuse_aligned_on_signed(settings, activations)
     recipe = recipe_of(asdict(settings), classifier, activations, sae, features)
 
     def make(folder: Path, _: Path) -> None:
         autoencoder = job.sae(sae, activations)
-        val = job.activations(activations, "val")
-        weight, bias = job.head(classifier)
-        alphas = torch.tensor(settings.alpha)
+        splits = {split: job.activations(activations, split) for split in MEASURED_ON}
+        head = job.head(classifier)
         targets = targets_of(job.classes, features, settings.sets)
-        curves, summary = [], []
-        for target in targets:
-            rows = contributions_of(autoencoder.decoder, target, settings)
-            for mode in settings.modes:
-                accuracy, kl = edit_curves(weight, bias, val.activations, val.labels, rows, alphas, mode)  # type: ignore[arg-type]
-                curves.append(_curve_table(mode, target.name, settings.alpha, accuracy, job.classes))
-                if mode == "suppress":
-                    summary.append(summarise(target, settings.alpha, accuracy, kl, job.classes))
-        write_table(folder / "curves.csv", pd.concat(curves, ignore_index=True))
-        if summary:
-            write_table(folder / "summary.csv", pd.DataFrame(summary))
-            _keep_recipes(job, settings, classifier, autoencoder, targets, summary, folder)
-            _evaluate(job, settings, classifier, targets, summary, pd.concat(curves), folder)
+        curves, by_class, suppressed = [], [], []
+        with job.progress("editing", len(targets)) as advance:
+            for target in targets:
+                for mode in settings.modes:
+                    measured = _measure(job, settings, head, splits, autoencoder.decoder, target, mode)
+                    curves += _curve_tables(measured, mode, target, settings.alpha)
+                    if settings.by_class:
+                        by_class += _by_class(measured, mode, target.name, settings.alpha, job.classes)
+                    if mode == "suppress":
+                        suppressed.append(measured)
+                advance(1)
+        pd.concat(curves, ignore_index=True).to_csv(folder / "curves.csv", index=False, float_format="%.6g")
+        if by_class:
+            pd.concat(by_class, ignore_index=True).to_parquet(folder / "curves.parquet", index=False)
+        if suppressed:
+            rows = _judge(job, settings, head, splits["test"], autoencoder.decoder, targets, suppressed, folder)
+            _keep_recipes(job, settings, classifier, autoencoder, targets, rows, folder)
+            write_table(folder / "summary.csv", pd.DataFrame(rows))
+            _evaluate(job, settings, classifier, targets, rows, suppressed, folder)
 
     return job.store.get_or_make("control", recipe, make)
 
 
-def _curve_table(
-    mode: str, target: str, alphas: Sequence[float], accuracy: Tensor, classes: Sequence[str]
-) -> pd.DataFrame:
-    columns = {
-        "mode": mode,
-        "target": target,
-        "alpha": list(alphas) * len(classes),
-        "class": [name for name in classes for _ in alphas],
-        "accuracy": accuracy.T.flatten().tolist(),  # [K, C] → class by class
+def _own(target: Target, classes: Sequence[str]) -> np.ndarray:
+    """``[C]``, True for the classes that the target is meant for."""
+    own = np.zeros(len(classes), bool)
+    own[list(target.classes)] = True
+    return own
+
+
+def _measure(
+    job: Job,
+    settings: EditSettings,
+    head: tuple[Tensor, Tensor],
+    splits: dict[str, Captured],
+    decoder: Tensor,
+    target: Target,
+    mode: Any,
+) -> _Measured:
+    contributions, alphas = contributions_of(decoder, target, settings), torch.tensor(settings.alpha)
+    accuracy, kl, effects = {}, {}, {}
+    for split, captured in splits.items():
+        found = edit_curves(*head, captured.activations, captured.labels, contributions, alphas, mode)
+        accuracy[split], kl[split] = (part[:, : len(job.classes)] for part in found)
+        effects[split] = effect(accuracy[split][0].numpy(), accuracy[split].numpy(), _own(target, job.classes))
+    return _Measured(accuracy, kl, effects)
+
+
+def _curve_tables(measured: _Measured, mode: str, target: Target, alphas: Sequence[float]) -> list[pd.DataFrame]:
+    """Linear in classes: of the others only the mean and the extremes."""
+    tables = []
+    for split, found in measured.effects.items():
+        accuracy = measured.accuracy[split].numpy()
+        others = np.delete(accuracy, list(target.classes), axis=1)
+        others = others[:, ~np.isnan(others).any(axis=0)]
+        none = not others.shape[1]
+        columns: dict[str, Any] = {
+            "split": split,
+            "mode": mode,
+            "target": target.name,
+            "alpha": list(alphas),
+            "accuracy": found.after,
+            "others_accuracy": np.nan if none else others.mean(axis=1),
+            "others_lowest": np.nan if none else others.min(axis=1),
+            "others_highest": np.nan if none else others.max(axis=1),
+            "others_mean_change": found.mean_change,
+            "others_worst_loss": found.worst_loss,
+        }
+        tables.append(pd.DataFrame(columns))
+    return tables
+
+
+def _by_class(
+    measured: _Measured, mode: str, target: str, alphas: Sequence[float], classes: Sequence[str]
+) -> list[pd.DataFrame]:
+    """Every class at every strength: its size grows with the square of the number of classes."""
+    return [
+        pd.DataFrame(
+            {
+                "split": split,
+                "mode": mode,
+                "target": target,
+                "alpha": np.tile(alphas, len(classes)),
+                "class": np.repeat(np.array(classes, dtype=object), len(alphas)),
+                "accuracy": accuracy.T.flatten().numpy(),  # [K, C] → class by class
+            }
+        )
+        for split, accuracy in measured.accuracy.items()
+    ]
+
+
+def choose(select: Effect) -> tuple[int, bool]:
+    """The strength to use, by its place in the grid, and whether the class falls at any; fields ``[K]``.
+
+    Of those that separate the class it is the one with the highest selectivity: what the class loses, less the others'
+    mean absolute change. (The first of them would leave the class at the limit, where other images show it above.) If
+    none separates, it is chosen likewise among those that take the class away; if none does that, it is the last.
+    """
+    selectivity = select.before - select.after - select.mean_change
+    for fitting in (separated(select), takes_away(select)):
+        if fitting.any():
+            return int(np.where(fitting, selectivity, -np.inf).argmax()), True
+    return len(select.after) - 1, False
+
+
+def _judge(
+    job: Job,
+    settings: EditSettings,
+    head: tuple[Tensor, Tensor],
+    test: Captured,
+    decoder: Tensor,
+    targets: Sequence[Target],
+    suppressed: Sequence[_Measured],
+    folder: Path,
+) -> list[dict[str, Any]]:
+    """The rows of ``summary.csv``, and ``verdict.json``."""
+    weight, bias = head
+    places = [choose(measured.effects["select"]) for measured in suppressed]
+    own = np.stack([_own(target, job.classes) for target in targets])
+    right = [(test.activations @ weight.T + bias).argmax(dim=1) == test.labels]
+    for target, (at, _) in zip(targets, places, strict=True):
+        contributions, alpha = contributions_of(decoder, target, settings), settings.alpha[at]
+        logits = edited_logits(weight, bias, test.activations, contributions, [alpha])[0]
+        right.append(logits.argmax(dim=1) == test.labels)
+    images, correct = test.labels.numpy(), torch.stack(right).numpy()
+    resampled = resampled_effects(images, correct[0], correct[1:], own)
+    counts = np.bincount(images, minlength=len(job.classes))
+    rows, found = [], []
+    for i, (target, measured, (at, reached)) in enumerate(zip(targets, suppressed, places, strict=True)):
+        found.append(measured.effects["test"].at(at))
+        kl = measured.kl["test"][at][torch.from_numpy(~own[i])].nanmean()
+        others = Effect(*(field[i] for field in resampled))
+        row = summarise(target, settings.alpha, at, reached, measured.effects, others, int(counts[own[i]].sum()))
+        worst = int(found[-1].worst)
+        rows.append(row | {"worst_class": job.classes[worst] if worst >= 0 else "", "kl_others": float(kl)})
+    stacked = Effect(*(np.stack(field) for field in zip(*found, strict=True)))
+    of_class = [i < len(targets) - len(settings.sets) for i in range(len(targets))]  # sets come last
+    said = verdict(stacked, resampled, of_class)
+    record = {
+        "judged": said.judged,
+        "separates": said.separates,
+        "separates_low": said.low,
+        "separates_high": said.high,
+        "separates_published": said.published,
+        "resamples": RESAMPLES,
+        "confidence": CONFIDENCE,
+        "limits": asdict(LIMITS),
+        "images_per_class": int(counts[counts > 0].min()) if counts.any() else 0,
     }
-    return pd.DataFrame(columns)
+    write_record(folder / "verdict.json", record)
+    return rows
 
 
 def summarise(
-    target: Target, alphas: Sequence[float], accuracy: Tensor, kl: Tensor, classes: Sequence[str]
+    target: Target,
+    alphas: Sequence[float],
+    at: int,
+    reached: bool,
+    effects: dict[str, Effect],
+    resampled: Effect,
+    images: int,
 ) -> dict[str, Any]:
-    """One row of ``summary.csv``: what suppression reaches, and what it costs the other classes.
+    """One row of ``summary.csv``: what the chosen strength reaches on test, and what it costs the other classes.
 
     Args:
-        target: the edit. alphas: ``K`` strengths. accuracy, kl: ``[K, C]``. classes: ``C`` names.
+        target: the edit. alphas: ``K`` strengths. at, reached: see :func:`choose`. effects: by split, fields ``[K]``.
+        resampled: on other draws of the test images, fields ``[B]``. images: test images of the edited classes.
     """
-    own = torch.zeros(len(classes), dtype=torch.bool)
-    own[list(target.classes)] = True
-    others = ~own & ~accuracy[0].isnan()
-    mine = accuracy[:, own].nanmean(dim=1)  # [K]
-    change = accuracy[:, others] - accuracy[0, others]  # [K, others]
-    alone = not bool(others.any())
-    signed = torch.zeros(len(alphas)) if alone else change.mean(dim=1)
-    drift = torch.zeros(len(alphas)) if alone else change.abs().mean(dim=1)
-    # A class that is lost without an edit shows nothing about one.
-    down = (mine <= TARGET_ACCURACY) & bool(mine[0] > TARGET_ACCURACY)
-    separating = (down & (signed.abs() < OTHERS_CHANGE)).nonzero()[:, 0]
-    reached = down.nonzero()[:, 0]
-    # The strength that is reported and kept: the first that separates, else the first that brings the class down.
-    at = int(separating[0]) if len(separating) else int(reached[0]) if len(reached) else len(alphas) - 1
-    row: dict[str, Any] = {
+    chosen, found = effects["select"].at(at), effects["test"].at(at)
+    low, high = wilson(float(found.after) * images, images)
+    mean_low, mean_high = percentile_interval(resampled.mean_change, found.mean_change)
+    loss_low, loss_high = percentile_interval(resampled.worst_loss, found.worst_loss)
+    return {
         "target": target.name,
         "latents": "; ".join(map(str, target.latents)),
         "sign": "; ".join(f"{sign:+d}" for sign in target.signs),
         "kind": "; ".join(target.kinds),
-        "alpha": float(alphas[at]) if len(reached) else float("inf"),
+        "alpha": float(alphas[at]) if reached else float("inf"),
         "alpha_used": float(alphas[at]),
-        "accuracy_before": float(mine[0]),
-        "accuracy_after": float(mine[at]),
-        "others_mean_change": float(drift[at]),
-        "separates": bool(len(separating)),
-        "separates_strictly": bool((down & (drift < OTHERS_CHANGE)).any()),
+        "select_accuracy_before": float(chosen.before),
+        "select_accuracy_after": float(chosen.after),
+        "select_others_mean_change": float(chosen.mean_change),
+        "select_others_worst_loss": float(chosen.worst_loss),
+        "select_separates": bool(separated(chosen)),
+        "accuracy_before": float(found.before),
+        "accuracy_after": float(found.after),
+        "accuracy_after_low": float(low),
+        "accuracy_after_high": float(high),
+        "others_mean_change": float(found.mean_change),
+        "others_mean_change_low": float(mean_low),
+        "others_mean_change_high": float(mean_high),
+        "others_signed_change": float(found.signed_change),
+        "others_worst_loss": float(found.worst_loss),
+        "others_worst_loss_low": float(loss_low),
+        "others_worst_loss_high": float(loss_high),
+        "separates": bool(separated(found)),
+        "separates_published": bool(separated_as_published(found)),
+        "separates_share": float(separated(resampled).mean()),
+        "reason": reason(found, float(alphas[at]), reached),
     }
-    if not alone:
-        worst = int(change[at].abs().argmax())
-        row |= {
-            "others_signed_change": float(signed[at]),
-            "others_worst_change": float(change[at, worst]),
-            "worst_class": classes[int(others.nonzero()[worst])],
-            "kl_others": float(kl[at, others].mean()),
-        }
-    if not bool(mine[0] > TARGET_ACCURACY):
-        row["reason"] = f"without any edit its accuracy is only {float(mine[0]):.0%}"
-    elif not len(reached):
-        row["reason"] = f"accuracy stays at {float(mine.min()):.0%} or above for every strength up to {max(alphas):g}"
-    elif not len(separating):
-        row["reason"] = f"by then the mean accuracy of the other classes has changed by {float(signed[at]):+.1%}"
-    else:
-        row["reason"] = ""
-    return row
+
+
+def reason(found: Effect, alpha: float, reached: bool) -> str:
+    """Why an edit does not separate its class, at the strength that was chosen for it; empty if it does."""
+    limit = percent(LIMITS.accuracy, 0)
+    if np.isnan(found.before):
+        return "it has no test images"
+    if not found.before > LIMITS.accuracy:
+        return f"without any edit its accuracy is only {percent(found.before, 0)}"
+    if not found.after <= LIMITS.accuracy:
+        if not reached:
+            return f"its accuracy is {percent(found.after)} at α = {number(alpha)}, the strongest edit"
+        return f"chosen on select to take it to {limit}, this strength leaves {percent(found.after)} on test"
+    if not found.mean_change < LIMITS.others_mean_change:
+        return f"the other classes change by {points(found.mean_change, signed=False)} points in the mean"
+    if not found.worst_loss <= LIMITS.others_worst_loss:
+        return f"another class loses {points(found.worst_loss, signed=False)} points"
+    return ""
 
 
 def slug(name: str) -> str:
-    """A file name for any text."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "unnamed"
+    """A file name for any text, of at most 60 letters."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:60].rstrip("-") or "unnamed"
 
 
 def _keep_recipes(
@@ -136,19 +296,21 @@ def _keep_recipes(
     classifier: Artifact,
     autoencoder: Any,
     targets: Sequence[Target],
-    summary: list[dict[str, Any]],
+    rows: list[dict[str, Any]],
     folder: Path,
 ) -> None:
     model, site = job.model(classifier)
     model.cpu()
     (folder / "recipes").mkdir()
-    for number, (target, row) in enumerate(zip(targets, summary, strict=True)):
+    named = []
+    for target, row in zip(targets, rows, strict=True):
         edit = Edit(0, row["alpha_used"], "suppress", settings.scale, settings.channels)  # type: ignore[arg-type]
         edits = [replace(edit, latent=la, sign=s) for la, s in zip(target.latents, target.signs, strict=True)]
-        recipe = make_recipe(model, site, autoencoder, edits, f"{job.backbone.library}/{job.backbone.name}")
-        row["recipe"] = f"recipes/{number:02d}-{slug(target.name)}.json"
+        named.append((target.name, edits))
+    recipes = make_recipes(model, site, autoencoder, named, f"{job.backbone.library}/{job.backbone.name}")
+    for number_, (recipe, row) in enumerate(zip(recipes, rows, strict=True)):
+        row["recipe"] = f"recipes/{number_:02d}-{slug(recipe.name)}.json"
         save_recipe(recipe, folder / row["recipe"])
-    write_table(folder / "summary.csv", pd.DataFrame(summary))
 
 
 def _evaluate(
@@ -156,39 +318,52 @@ def _evaluate(
     settings: EditSettings,
     classifier: Artifact,
     targets: Sequence[Target],
-    summary: list[dict[str, Any]],
-    curves: pd.DataFrame,
+    rows: list[dict[str, Any]],
+    suppressed: Sequence[_Measured],
     folder: Path,
 ) -> None:
-    """The slow path, for the first ``settings.evaluate`` targets: the edited network on every val image."""
-    rows, edited, original = [], [], None
-    chosen = list(range(min(settings.evaluate, len(targets))))
-    for index in chosen:
+    """The slow path, for the first ``settings.evaluate`` targets: the edited network on every test image."""
+    evaluated: list[dict[str, Any]] = []
+    confusion: list[pd.DataFrame] = []
+    for target, row, measured in list(zip(targets, rows, suppressed, strict=True))[: settings.evaluate]:
         model, _ = job.model(classifier)
         model.cpu()
-        recipe = load_recipe(folder / summary[index]["recipe"])
-        module = EditEvaluation(model, apply_recipe(recipe, model.state_dict()), len(job.classes))
+        recipe = load_recipe(folder / row["recipe"])
+        module = EditEvaluation(model, apply_recipe(recipe, model.state_dict()), job.output_order(model))
         found = job.test("control", module)
-        alpha = summary[index]["alpha_used"]
-        at = curves[
-            (curves["mode"] == "suppress") & (curves["target"] == targets[index].name) & (curves["alpha"] == alpha)
-        ]
-        cached = at.set_index("class")["accuracy"]
+        cached = measured.accuracy["test"][list(settings.alpha).index(row["alpha_used"])]
         for k, name in enumerate(job.classes):
-            rows.append(
+            evaluated.append(
                 {
-                    "target": targets[index].name,
-                    "alpha": alpha,
+                    "target": target.name,
+                    "alpha": row["alpha_used"],
                     "class": name,
                     "accuracy_original": float(found["original_accuracy"][k]),
                     "accuracy_edited": float(found["edited_accuracy"][k]),
-                    "accuracy_cached": float(cached[name]),
+                    "accuracy_cached": float(cached[k]),
                     "kl": float(found["drift"][k]),
                 }
             )
-        original = found["original_confusion"]
-        edited.append(found["edited_confusion"])
-    if original is not None:
-        write_table(folder / "evaluation.csv", pd.DataFrame(rows))
-        stacked = {"original": original, "edited": torch.stack(edited), "targets": torch.tensor(chosen)}
-        save_tensors(folder / "confusion.safetensors", stacked)
+        if not confusion:
+            confusion.append(_confusion_table("", found["original_confusion"], job.classes))
+        confusion.append(_confusion_table(target.name, found["edited_confusion"], job.classes))
+    if evaluated:
+        write_table(folder / "evaluation.csv", pd.DataFrame(evaluated))
+        write_table(folder / "confusion.csv", pd.concat(confusion, ignore_index=True))
+
+
+def _confusion_table(target: str, counts: Tensor, classes: Sequence[str]) -> pd.DataFrame:
+    """The counts above zero of a matrix ``[outputs, outputs]`` (rows true), so that its size is that of the data."""
+    counts = counts[: len(classes)].clone()
+    beyond = counts[:, len(classes) :].sum(dim=1, keepdim=True)
+    counts = torch.cat([counts[:, : len(classes)], beyond], dim=1)
+    true, predicted = counts.nonzero(as_tuple=True)
+    names = [*classes, OTHER_OUTPUT]
+    return pd.DataFrame(
+        {
+            "target": target,
+            "true": [names[k] for k in true.tolist()],
+            "predicted": [names[k] for k in predicted.tolist()],
+            "images": counts[true, predicted].tolist(),
+        }
+    )

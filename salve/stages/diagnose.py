@@ -17,7 +17,7 @@ from salve.stages.targets import EditSettings, contributions_of, refuse_aligned_
 def diagnose(
     job: Job, settings: EditSettings, classifier: Artifact, activations: Artifact, sae: Artifact, features: Artifact
 ) -> Artifact:
-    """Critical strengths of every val image under its class's latent.
+    """Critical strengths of every test image under its class's latent.
 
     Returns:
         Artifact ``diagnose``: ``images.csv`` and ``summary.csv``.
@@ -28,13 +28,13 @@ def diagnose(
 
     def make(folder: Path, _: Path) -> None:
         autoencoder = job.sae(sae, activations)
-        val = job.activations(activations, "val")
+        test = job.activations(activations, "test")
         weight, bias = job.head(classifier)
         tables = []
         for target in targets_of(job.classes, features, []):
-            own = (val.labels == target.classes[0]).nonzero()[:, 0]
+            own = (test.labels == target.classes[0]).nonzero()[:, 0]
             vector = contributions_of(autoencoder.decoder, target, settings)[0]
-            found = strengths(weight, bias, val.activations[own], vector, val.labels[own], settings.alpha)
+            found = strengths(weight, bias, test.activations[own], vector, test.labels[own], settings.alpha)
             tables.append(found.assign(image=own.tolist(), **{"class": target.name, "latent": target.latents[0]}))
         images = pd.concat(tables, ignore_index=True)
         columns = ["image", "class", "latent", "correct"]

@@ -49,15 +49,15 @@ def read_features(
     recipe = recipe_of(asdict(settings), classifier, activations, sae)
 
     def make(folder: Path, _: Path) -> None:
-        train, val = (job.activations(activations, split) for split in ("train", "val"))
+        train, test = (job.activations(activations, split) for split in ("train", "test"))
         autoencoder = job.sae(sae, activations)
         means, frequency, per_latent, histogram = _pass_over(train, autoencoder, len(job.classes))
         tables = feature_tables(means, frequency, job.classes, settings)
         tables["latents"] = tables["latents"].assign(**per_latent)
-        tables["classes"] = _class_table(val, *job.head(classifier), job.classes)
-        shown, judged = job.data.truth("train"), job.data.truth("val")
+        tables["classes"] = _class_table(test, *job.head(classifier), job.classes)
+        shown, judged = job.data.truth("train"), job.data.truth("test")
         if shown is not None and judged is not None:
-            chosen_by, judged_by = (_all_latents(autoencoder, split) for split in (train, val))
+            chosen_by, judged_by = (_all_latents(autoencoder, split) for split in (train, test))
             tables["concepts"] = concept_table(chosen_by, judged_by, shown, judged, job.classes, autoencoder.signed)
         for name, table in tables.items():
             write_table(folder / f"{name}.csv", table)
@@ -86,11 +86,11 @@ def _pass_over(
     return found, usage.compute()["frequency"].reshape(-1), columns, histogram.compute()
 
 
-def _class_table(val: Captured, weight: Tensor, bias: Tensor, classes: tuple[str, ...]) -> pd.DataFrame:
-    predictions = [(activations @ weight.T + bias).argmax(dim=1) for activations, _ in blocks(val, len(classes))]
-    accuracy = per_class_accuracy(torch.cat(predictions), val.labels, len(classes))
-    counts = torch.bincount(val.labels, minlength=len(classes))
-    return pd.DataFrame({"class": classes, "val_images": counts.tolist(), "val_accuracy": accuracy.tolist()})
+def _class_table(test: Captured, weight: Tensor, bias: Tensor, classes: tuple[str, ...]) -> pd.DataFrame:
+    predictions = [(activations @ weight.T + bias).argmax(dim=1) for activations, _ in blocks(test, len(weight))]
+    accuracy = per_class_accuracy(torch.cat(predictions), test.labels, len(weight))[: len(classes)]
+    counts = torch.bincount(test.labels, minlength=len(classes))
+    return pd.DataFrame({"class": classes, "test_images": counts.tolist(), "test_accuracy": accuracy.tolist()})
 
 
 def _all_latents(sae: SAE, split: Captured) -> Tensor:
@@ -100,23 +100,23 @@ def _all_latents(sae: SAE, split: Captured) -> Tensor:
 
 def concept_table(
     train_latents: Tensor,
-    val_latents: Tensor,
+    test_latents: Tensor,
     train: ConceptTruth,
-    val: ConceptTruth,
+    test: ConceptTruth,
     classes: tuple[str, ...],
     signed: bool,
 ) -> pd.DataFrame:
-    """The latent that best tells each concept: chosen on train, judged on val.
+    """The latent that best tells each concept: chosen on train, judged on test.
 
     Args:
-        train_latents, val_latents: ``[N, d]``. train, val: what their images show. classes: names.
+        train_latents, test_latents: ``[N, d]``. train, test: what their images show. classes: names.
         signed: latents take both signs.
 
     Returns:
-        ``concept``; ``classes`` that it defines; ``val_images`` that show it; ``latent`` and ``sign``, missing for a
-        concept that all or none of the train images show; ``auroc`` on val, NaN also if all or none of those show it.
+        ``concept``; ``classes`` that it defines; ``test_images`` that show it; ``latent`` and ``sign``, missing for a
+        concept that all or none of the train images show; ``auroc`` on test, NaN also if all or none of those show it.
     """
-    found = concept_detectors(train_latents, train.presence, val_latents, val.presence, signed)
+    found = concept_detectors(train_latents, train.presence, test_latents, test.presence, signed)
     owners = [
         "; ".join(name for name, own in zip(classes, train.class_concept, strict=True) if own == k)
         for k in range(len(train.concepts))
@@ -125,7 +125,7 @@ def concept_table(
         {
             "concept": train.concepts,
             "classes": owners,
-            "val_images": val.presence.sum(dim=0).tolist(),
+            "test_images": test.presence.sum(dim=0).tolist(),
             "latent": pd.array(found.latents.tolist(), dtype="Int64"),
             "sign": pd.array(found.signs.tolist(), dtype="Int64"),
             "auroc": found.auroc.tolist(),

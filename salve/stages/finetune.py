@@ -27,7 +27,7 @@ class FinetuneSettings:
         mode: ``full`` trains every weight, ``probe`` the head alone on captured activations, ``none`` nothing; ``auto``
             is ``none`` when the head came with the weights and ``full`` when it did not.
         epochs, learning_rate, weight_decay, label_smoothing, warmup: see :class:`salve.backbones.Classifier`.
-        patience: epochs without better val accuracy before it stops early; None never does.
+        patience: epochs without better select accuracy before it stops early; None never does.
     """
 
     mode: str
@@ -101,7 +101,7 @@ def _train_fully(job: Job, settings: FinetuneSettings, model: nn.Module, folder:
     module = _classifier(job, settings, model)
     data = {"datamodule": job.data}
     history = job.fit(
-        "finetune", module, data, scratch, epochs=settings.epochs, best="val_accuracy", patience=settings.patience
+        "finetune", module, data, scratch, epochs=settings.epochs, best="select_accuracy", patience=settings.patience
     )
     write_table(folder / "history.csv", _by_split(history))
 
@@ -112,21 +112,21 @@ def _train_head(
     """Args: within: rows shuffled at a time, if the activations stay on disk."""
     site = find_site(model, "last")
     activations = captured(job.store, model, site, job.data, job.device, job.progress)
-    train, val = (load_captured(activations.path, split) for split in ("train", "val"))
+    train, select = (load_captured(activations.path, split) for split in ("train", "select"))
     head = model.cpu().get_submodule(site.readers[0]).train()
     size = job.data.batch_size
     if within:
         batches: Any = StreamedBatches(*train, batch_size=size, block=within)
     else:
-        train, val = (Captured(split.activations, split.labels) for split in (train, val))
+        train, select = (Captured(split.activations, split.labels) for split in (train, select))
         batches = rows_loader(*train, batch_size=size, shuffle=True)
     data = {
         "train_dataloaders": batches,
-        "val_dataloaders": rows_loader(*val, batch_size=max(size, 1024)),
+        "val_dataloaders": rows_loader(*select, batch_size=max(size, 1024)),
     }
     module = _classifier(job, settings, head)
     history = job.fit(
-        "finetune", module, data, scratch, epochs=settings.epochs, best="val_accuracy", patience=settings.patience
+        "finetune", module, data, scratch, epochs=settings.epochs, best="select_accuracy", patience=settings.patience
     )
     write_table(folder / "history.csv", _by_split(history))
 
@@ -142,7 +142,7 @@ def _by_split(history: pd.DataFrame) -> pd.DataFrame:
                 "accuracy": history[f"{split}_accuracy"],
             }
         )
-        for split in ("train", "val")
+        for split in ("train", "select")
     ]
     return pd.concat(parts).sort_values("epoch", kind="stable", ignore_index=True)
 

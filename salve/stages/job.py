@@ -2,9 +2,10 @@
 
 import logging
 import math
+import os
 import pickle
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,11 +38,14 @@ class PreprocessSettings:
     """Overrides of a backbone's preset; None keeps what the preset says.
 
     Attributes:
-        size: side in pixels. squash: resize to the square without a crop. interpolation: bilinear or bicubic.
+        size: side in pixels of the square that the backbone reads. resize: pixels of the shorter side before the crop
+            of that square. squash: true resizes to the square without a crop, false crops.
+        interpolation: bilinear or bicubic.
         mean, std: of the three channels, on the 0..1 scale.
     """
 
     size: int | None = None
+    resize: int | None = None
     squash: bool | None = None
     interpolation: str | None = None
     mean: list[float] | None = None
@@ -63,6 +67,10 @@ class BackboneSettings:
     weights: str
     args: dict[str, Any] = field(default_factory=dict)
     preprocess: PreprocessSettings = field(default_factory=PreprocessSettings)
+
+    def __post_init__(self) -> None:
+        # Once, so that keys and records see the same file as what reads it.
+        self.weights = os.path.expanduser(self.weights)
 
 
 class Ranks(Protocol):
@@ -103,30 +111,37 @@ class Job:
         """Names of the classes."""
         return self.data.classes
 
+    def output_order(self, model: nn.Module) -> Tensor:
+        """The network's output unit for each label: those of the data's classes, then all others ``[outputs]``."""
+        return output_order(self.data.outputs, _reader(model, find_site(model, "last")).out_features)
+
     def build(self) -> tuple[nn.Module, bool]:
         """The backbone with the weights that the user named, and whether its head fits the data."""
         backbone = self.backbone
-        return load_backbone(
+        loaded = load_backbone(
             backbone.library,
             backbone.name,
             backbone.weights,
             len(self.classes),
             backbone.args,
         )
+        return loaded.model, loaded.fits
 
     def model(self, classifier: Artifact) -> tuple[nn.Module, Site]:
         """The classifier of an artifact, frozen and in eval mode on the job's device, and its site."""
         backbone, path = self.backbone, str(classifier.file("model.safetensors"))
-        model, _ = load_backbone(backbone.library, backbone.name, path, len(self.classes), backbone.args)
+        model = load_backbone(backbone.library, backbone.name, path, len(self.classes), backbone.args).model
         return model.eval().requires_grad_(False).to(self.device), find_site(model, self.layer)
 
     def head(self, classifier: Artifact) -> tuple[Tensor, Tensor]:
-        """Weight ``[C, M]`` and bias ``[C]`` of the linear reader behind the site."""
+        """Weight ``[outputs, M]`` and bias ``[outputs]`` of the linear reader behind the site, indexed by label.
+
+        The first rows are those of the data's classes; a network may have further outputs.
+        """
         model, site = self.model(classifier)
-        reader = model.get_submodule(site.readers[0])
-        assert isinstance(reader, nn.Linear)
+        reader, order = _reader(model, site), self.output_order(model)
         bias = torch.zeros(reader.out_features) if reader.bias is None else reader.bias.cpu()
-        return reader.weight.cpu(), bias
+        return reader.weight.cpu()[order], bias[order]
 
     def activations(self, activations: Artifact, split: str) -> Captured:
         """Captured activations of a split."""
@@ -141,7 +156,7 @@ class Job:
         """How many rows a training shuffles at a time that reads its activations from disk.
 
         Args:
-            images: of both splits together. width: ``M``. batch_size: what the rows are a multiple of.
+            images: of all splits together. width: ``M``. batch_size: what the rows are a multiple of.
 
         Returns:
             None if all activations fit into memory, twice: there are two copies while they are scaled. Otherwise rows
@@ -188,7 +203,7 @@ class Job:
         return pd.DataFrame(rows)
 
     def test(self, stage: str, module: pl.LightningModule) -> Any:
-        """``Trainer.test`` over the val split; what the module's ``measures()`` then gives."""
+        """``Trainer.test`` over the test split; what the module's ``measures()`` then gives."""
         return self.ranks(_test, self.trainer, stage, module, self.data)
 
     def _ranks_for(self, stage: str, module: nn.Module) -> Callable[..., Any]:
@@ -198,6 +213,19 @@ class Job:
             log.warning("%s: BatchNorm cannot be shared by processes on the CPU; one of them trains alone.", stage)
             return _alone
         return self.ranks
+
+
+def output_order(outputs: Sequence[int] | None, total: int) -> Tensor:
+    """A network's ``total`` output units, first the given ones: ``[total]``; None stands for the units' own order."""
+    first = list(outputs or ())
+    seen = set(first)
+    return torch.tensor(first + [unit for unit in range(total) if unit not in seen])
+
+
+def _reader(model: nn.Module, site: Site) -> nn.Linear:
+    reader = model.get_submodule(site.readers[0])
+    assert isinstance(reader, nn.Linear)
+    return reader
 
 
 def recipe_of(settings: Mapping[str, Any], *inputs: Artifact) -> dict[str, Any]:

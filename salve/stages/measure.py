@@ -1,7 +1,7 @@
 """What a finished SAE does, measured block by block: memory does not grow with the number of images."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -21,18 +21,22 @@ def blocks(split: Captured, columns: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 @torch.no_grad()
-def measure_sae(sae: SAE, train: Captured, val: Captured, weight: Tensor, bias: Tensor) -> dict[str, float | None]:
+def measure_sae(
+    sae: SAE, train: Captured, held_out: Mapping[str, Captured], weight: Tensor, bias: Tensor
+) -> dict[str, float | None]:
     """What the finished file does on raw activations; measured anew, so that a wrong fold would show.
 
     Args:
-        sae: in eval mode, folded. train, val: raw activations and labels.
+        sae: in eval mode, folded. train: raw activations and labels.
+        held_out: by split, such as ``select`` and ``test``.
         weight, bias: ``[C, M]`` and ``[C]``, the classifier's head behind the site.
 
     Returns:
         By name; None where a measure is undefined (see :func:`salve.metrics.recovered_share`), since JSON has no NaN.
 
-        - on val: ``fve``, ``cosine``, ``l0``, ``l1``, and all that :func:`salve.metrics.downstream` returns. Its
-          mean-ablation feeds the head the mean activation of the train split.
+        - on test: ``fve``, ``cosine``, ``l0``, ``l1``, and all that :func:`salve.metrics.downstream` returns. Its
+          mean-ablation feeds the head the mean activation of the train split. On another held-out split: the same,
+          named after it, such as ``select_fve``.
         - on train, since what is rare shows only among many images: ``dead_fraction``, ``almost_dead_fraction`` and
           ``dense_fraction`` (:func:`salve.metrics.usage_fractions`).
     """
@@ -42,26 +46,29 @@ def measure_sae(sae: SAE, train: Captured, val: Captured, weight: Tensor, bias: 
         use.update(sae.encode(activations), activations)
         mean += activations.sum(dim=0, dtype=torch.float64) / len(train.labels)
     zero_logits, mean_logits = bias[None], (mean.to(weight.dtype) @ weight.T + bias)[None]  # [1, C]
-    val_use, fve, cosine = (
-        LatentUsage(size, sae.negligible),
-        FractionOfVarianceExplained(sae.width),
-        ReconstructionCosine(),
-    )
-    downstream = Downstream()
-    for activations, labels in blocks(val, size):
+    on_train = use.compute()
+    measures = {name: on_train[name] for name in ("dead_fraction", "almost_dead_fraction", "dense_fraction")}
+    for split, captured in held_out.items():
+        found = _of_reconstructions(sae, captured, weight, bias, zero_logits, mean_logits)
+        prefix = "" if split == "test" else f"{split}_"
+        measures |= {prefix + name: value for name, value in found.items()}
+    values = {name: float(value) for name, value in measures.items()}
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
+def _of_reconstructions(
+    sae: SAE, split: Captured, weight: Tensor, bias: Tensor, zero_logits: Tensor, mean_logits: Tensor
+) -> dict[str, Tensor]:
+    """What reconstructions keep, and what the head makes of them; the logits ``[1, C]`` are the ablations'."""
+    use = LatentUsage(sae.dictionary_size, sae.negligible)
+    fve, cosine, downstream = FractionOfVarianceExplained(sae.width), ReconstructionCosine(), Downstream()
+    for activations, labels in blocks(split, max(sae.dictionary_size, len(weight))):
         reconstruction, latents = sae(activations)
-        val_use.update(latents, activations)
+        use.update(latents, activations)
         fve.update(activations, reconstruction)
         cosine.update(activations, reconstruction)
         original, fed = (part @ weight.T + bias for part in (activations, reconstruction))
         downstream.update(labels, original, fed, zero_logits, mean_logits)
-    on_train, on_val = use.compute(), val_use.compute()
-    measures = {
-        "fve": fve.compute(),
-        "cosine": cosine.compute(),
-        **{name: on_val[name] for name in ("l0", "l1")},
-        **{name: on_train[name] for name in ("dead_fraction", "almost_dead_fraction", "dense_fraction")},
-        **downstream.compute(),
-    }
-    values = {name: float(value) for name, value in measures.items()}
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+    usage = use.compute()
+    own = {"fve": fve.compute(), "cosine": cosine.compute(), "l0": usage["l0"], "l1": usage["l1"]}
+    return {**own, **downstream.compute()}

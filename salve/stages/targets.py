@@ -22,6 +22,7 @@ class EditSettings:
         scale: unit or max. channels: all or aligned. sets: further edits of several latents together, each a list of
             class names (their latents) or latent numbers.
         evaluate: how many edits are also measured through the edited network, image by image.
+        by_class: also keep every class's accuracy at every strength, a table that grows with the square of the classes.
     """
 
     alpha: list[float]
@@ -30,6 +31,7 @@ class EditSettings:
     channels: str
     sets: list[list[Any]] = field(default_factory=list)
     evaluate: int = 1
+    by_class: bool = False
 
 
 class Target(NamedTuple):

@@ -169,14 +169,14 @@ def train_saes(
     if len(settings) > 1 and job.ranks.several:
         raise UserError("SAEs are trained together on one device; set trainer.devices=1, or sae.ensemble=1.")
 
-    train, val = (job.activations(activations, split) for split in ("train", "val"))
-    within = job.shuffled_within(len(train) + len(val), train.rows.shape[1], settings[0].batch_size)
+    train, select, test = (job.activations(activations, split) for split in ("train", "select", "test"))
+    within = job.shuffled_within(len(train) + len(select), train.rows.shape[1], settings[0].batch_size)
     if within and len(settings) > 1:
         log.info("The activations do not fit into memory (trainer.memory): SAEs are trained one by one.")
         return [train_sae(job, one, classifier, activations) for one in settings]
 
     def make(folders: Mapping[int, Path], scratch: Path) -> None:
-        ground = _Ground.of(job, settings[0], job.head(classifier), train, val, within)
+        ground = _Ground.of(job, settings[0], job.head(classifier), train, select, test, within)
         fit = _train_alone if len(folders) == 1 else _train_together
         fit(job, ground, {folder: settings[i] for i, folder in folders.items()}, scratch)
 
@@ -197,7 +197,7 @@ def _train_alone(job: Job, ground: "_Ground", wanted: Mapping[Path, SAESettings]
     pl.seed_everything(settings.seed, workers=True, verbose=False)
     sae = ground.untrained(settings)
     course = settings.course(len(ground.rows))
-    data = ActivationsData(ground.rows, ground.val_rows, ground.val.labels, course, settings.seed, ground.within)
+    data = ActivationsData(ground.rows, ground.select_rows, ground.select.labels, course, settings.seed, ground.within)
     module = SparseAutoencoder(
         sae,
         settings.sparsity,
@@ -221,7 +221,7 @@ def _train_together(job: Job, ground: "_Ground", wanted: Mapping[Path, SAESettin
     common = next(iter(wanted.values()))
     members = [Member(ground.untrained(one), one.sparsity, one.seed) for one in wanted.values()]
     course = common.course(len(ground.rows))
-    data = WholeData(ground.rows, ground.val_rows, ground.val.labels, course)
+    data = WholeData(ground.rows, ground.select_rows, ground.select.labels, course)
     ensemble = SAEEnsemble(
         members,
         course,
@@ -261,16 +261,18 @@ class _Ground:
     """What SAEs are trained on: captured activations, and the classifier's head behind them.
 
     Attributes:
-        train, val: activations. rows, val_rows: theirs in the units of training, in memory if they fit.
+        train, select, test: activations. rows, select_rows: of the first two, in the units of training, in memory if
+            they fit.
         within: rows that are shuffled at a time, if they do not fit. weight, bias: of the head.
         shift, scale: training sees ``(a − shift) / scale``, with the shift inside the SAE.
         facts: for the file's header.
     """
 
     train: Captured
-    val: Captured
+    select: Captured
+    test: Captured
     rows: AnyRows
-    val_rows: AnyRows
+    select_rows: AnyRows
     within: int | None
     weight: Tensor
     bias: Tensor
@@ -285,7 +287,8 @@ class _Ground:
         settings: SAESettings,
         head: tuple[Tensor, Tensor],
         train: Captured,
-        val: Captured,
+        select: Captured,
+        test: Captured,
         within: int | None,
     ) -> "_Ground":
         raw = train.rows if within else train.rows[:]
@@ -297,9 +300,9 @@ class _Ground:
                 f"The activations at {job.layer} are NaN or infinite for some images: no SAE can be trained."
             )
         scale = scale or 1.0
-        rows, val_rows = (_divided(part, scale) for part in (raw, val.rows if within else val.rows[:]))
+        rows, select_rows = (_divided(part, scale) for part in (raw, select.rows if within else select.rows[:]))
         facts = {"backbone": job.backbone.name, "site": job.layer, "scale": scale}
-        return cls(train, val, rows, val_rows, within, *head, shift, scale, facts)
+        return cls(train, select, test, rows, select_rows, within, *head, shift, scale, facts)
 
     def untrained(self, settings: SAESettings) -> SAE:
         """An SAE at the start of its training."""
@@ -325,7 +328,7 @@ class _Ground:
         sae.eval().fold(self.scale)
         save_sae(folder / "sae.safetensors", sae, self.facts)
         write_table(folder / "history.csv", history)
-        measures = measure_sae(sae, self.train, self.val, self.weight, self.bias)
+        measures = measure_sae(sae, self.train, {"select": self.select, "test": self.test}, self.weight, self.bias)
         order = {"shuffled_within": self.within} if self.within else {}
         course = settings.course(len(self.rows))
         facts = {**settings.scientific(), "steps": course.steps, "passes": course.passes, "width": sae.width}

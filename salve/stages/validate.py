@@ -28,7 +28,7 @@ class ValidateSettings:
     """How much is looked at.
 
     Attributes:
-        top_images: most activating val images per class. localise_images: images per class scored against masks.
+        top_images: most activating test images per class. localise_images: images per class scored against masks.
         pointing_tolerance: pixels that a map's maximum may lie beside the object and still hit.
         random_latents: other latents, drawn at random, that each class's latent is compared with.
         faithfulness_steps: points of the insertion and deletion curves; 0 leaves them out.
@@ -51,12 +51,12 @@ class _Scene:
     model: nn.Module
     site: Site
     sae: SAE
-    latents: Tensor  # [N, d] of the val split
+    latents: Tensor  # [N, d] of the test split
     labels: Tensor  # [N]
 
     def images(self, indices: Sequence[int]) -> Tensor:
-        """Preprocessed val images ``[n, 3, H, W]``."""
-        dataset = self.job.data.dataset("val")
+        """Preprocessed test images ``[n, 3, H, W]``."""
+        dataset = self.job.data.dataset("test")
         return torch.stack([dataset[i][0] for i in indices]).to(self.job.device)
 
     def maps(self, indices: Sequence[int], latents: Sequence[int], signs: Sequence[int]) -> Tensor:
@@ -73,7 +73,7 @@ class _Scene:
 def validate(
     job: Job, settings: ValidateSettings, classifier: Artifact, activations: Artifact, sae: Artifact, features: Artifact
 ) -> Artifact:
-    """Look at each class's latent on the val split.
+    """Look at each class's latent on the test split.
 
     Returns:
         Artifact ``validate``: ``top.csv``, ``saliency.safetensors``, ``maximisation.csv`` and ``.safetensors``, and
@@ -83,10 +83,10 @@ def validate(
 
     def make(folder: Path, _: Path) -> None:
         model, site = job.model(classifier)
-        val = job.activations(activations, "val")
+        test = job.activations(activations, "test")
         autoencoder = job.sae(sae, activations)
-        latents = autoencoder.encode(val.activations)
-        scene = _Scene(job, model, site, autoencoder.to(job.device), latents, val.labels)
+        latents = autoencoder.encode(test.activations)
+        scene = _Scene(job, model, site, autoencoder.to(job.device), latents, test.labels)
         targets = targets_of(job.classes, features, [])
         _top_images(scene, settings, targets, folder)
         if settings.maximisation_steps:
@@ -172,7 +172,7 @@ def _localise(scene: _Scene, settings: ValidateSettings, target: Target, feature
     signs = [sign, *(int(alive["sign"].iloc[i]) for i in drawn)]
     value = sign * scene.latents[:, latent]
     row: dict[str, object] = {"class": target.name, "latent": latent}
-    truth = scene.job.data.truth("val")
+    truth = scene.job.data.truth("test")
     own = (scene.labels == k).nonzero()[:, 0].tolist()
     if truth is not None:
         row |= _against_truth(scene, settings, truth, k, value, own, [latent, *others], signs)

@@ -184,7 +184,7 @@ def test_data_settings_are_arguments_of_their_class(file: str) -> None:
 
 
 def test_overrides_of_the_preset_are_fields_of_the_preset() -> None:
-    assert {item.name for item in fields(job.PreprocessSettings)} - {"squash"} <= {
+    assert {item.name for item in fields(job.PreprocessSettings)} - {"squash"} == {
         item.name for item in fields(Preprocess)
     }
 

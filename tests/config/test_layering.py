@@ -88,7 +88,7 @@ def statements_that_do_something(path: Path) -> list[str]:
 
     def is_quiet(node: ast.stmt) -> bool:
         if isinstance(node, ast.If):
-            return ast.unparse(node.test) == "__name__ == '__main__'"
+            return ast.unparse(node.test) in ("__name__ == '__main__'", "TYPE_CHECKING")
         return isinstance(node, quiet) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
 
     body = ast.parse(path.read_text(encoding="utf-8")).body

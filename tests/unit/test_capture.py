@@ -18,7 +18,7 @@ from salve.types import Labels, Split, UserError
 
 CPU = torch.device("cpu")
 PREPROCESS = Preprocess(size=16, resize=None, mean=(0, 0, 0), std=(0.25, 0.25, 0.25))
-COUNTS = {"train": 11, "val": 5}
+COUNTS = {"train": 11, "select": 3, "test": 5}
 
 
 class Noise(ImageData):
@@ -98,7 +98,7 @@ def test_shards_hold_what_a_plain_loop_gives(monkeypatch: pytest.MonkeyPatch, tm
         shards = [len(load_tensors(path)["labels"]) for path in sorted(made.path.glob(f"{split}-*.safetensors"))]
         assert shards == [min(rows, count - start) for start in range(0, count, rows)]
     assert made.record("activations.json") == {
-        "site": "global_pool", "width": 32, "train": 11, "val": 5, "nonnegative": True
+        "site": "global_pool", "width": 32, "train": 11, "select": 3, "test": 5, "nonnegative": True
     }  # fmt: skip
 
 
@@ -113,7 +113,8 @@ def test_the_artifact_leaves_nothing_but_shards_and_its_record(tmp_path: Path) -
     assert {path.name for path in made.path.iterdir()} == {
         "activations.json",
         "train-00000.safetensors",
-        "val-00000.safetensors",
+        "select-00000.safetensors",
+        "test-00000.safetensors",
         "recipe.json",
         DONE,
     }
@@ -131,9 +132,11 @@ def test_a_second_capture_runs_no_image(tmp_path: Path) -> None:
     assert count.images == sum(COUNTS.values())
 
 
-@pytest.mark.parametrize(("killed_at", "train_left", "val_left"), [(1, 11, 5), (5, 7, 5), (11, 3, 5), (14, 0, 5)])
+@pytest.mark.parametrize(
+    ("killed_at", "left"), [(1, (11, 3, 5)), (5, (7, 3, 5)), (11, (3, 3, 5)), (14, (0, 3, 5)), (17, (0, 0, 5))]
+)
 def test_a_stopped_capture_goes_on_with_the_first_unfinished_shard(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, killed_at: int, train_left: int, val_left: int
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, killed_at: int, left: tuple[int, int, int]
 ) -> None:
     """With shards of four images, killed when ``killed_at`` images are through: whole shards are not made again."""
     monkeypatch.setattr("salve.backbones.capture.SHARD_ROWS", 4)
@@ -170,8 +173,8 @@ def test_a_stopped_capture_goes_on_with_the_first_unfinished_shard(
     model = small()
     count = Count(model)
     made = run(store, model, progress=counting)
-    assert count.images == train_left + val_left
-    assert len(told) == 2
+    assert count.images == sum(left)
+    assert len(told) == 3
     assert made.digest == expected.digest
 
 
@@ -200,7 +203,7 @@ def test_an_activation_that_is_no_number_is_refused_and_the_image_named(
     # Normalised, only a white image exceeds 2.
     model.register_forward_pre_hook(lambda _, x: torch.where(x[0].amax((1, 2, 3), keepdim=True) > 2.1, value, x[0]))
     with pytest.raises(UserError, match=r"global_pool .* image 4 of the train split") as refused:
-        run(Store(tmp_path), model, Noise({"train": 6, "val": 6}, white=4))
+        run(Store(tmp_path), model, Noise({"train": 6, "select": 6, "test": 6}, white=4))
     assert "\n" not in str(refused.value)
     assert not list(tmp_path.rglob(DONE))
 
@@ -246,11 +249,11 @@ def test_other_data_and_other_preprocessing_are_captured_anew(tmp_path: Path) ->
 
 
 def test_a_single_image(tmp_path: Path) -> None:
-    model, data = small(), Noise({"train": 1, "val": 1})
+    model, data = small(), Noise({"train": 1, "select": 1, "test": 1})
     made = run(Store(tmp_path), model, data)
-    found = load_captured(made.path, "val")
-    assert found.labels.tolist() == data.labels("val").tolist()
-    torch.testing.assert_close(found.activations, plain_loop(model, data, "val"))
+    found = load_captured(made.path, "test")
+    assert found.labels.tolist() == data.labels("test").tolist()
+    torch.testing.assert_close(found.activations, plain_loop(model, data, "test"))
 
 
 def test_the_batch_size_does_not_matter_to_what_is_found(tmp_path: Path) -> None:

@@ -32,8 +32,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         return {"data": pixels, "fine_labels": [i % 3 for i in range(n)]}
 
     cifar = torchvision.datasets.CIFAR100
-    monkeypatch.setattr(cifar, "train_list", [["train", put("train", images(12))]])
-    monkeypatch.setattr(cifar, "test_list", [["test", put("test", images(6))]])
+    monkeypatch.setattr(cifar, "train_list", [["train", put("train", images(15))]])
+    monkeypatch.setattr(cifar, "test_list", [["test", put("test", images(12))]])
     monkeypatch.setattr(cifar, "meta", {**cifar.meta, "md5": put("meta", {"fine_label_names": NAMES})})
     return tmp_path
 
@@ -43,14 +43,19 @@ def test_images_labels_and_names(root: Path) -> None:
     data.check()
     assert data.native_size == 32
     assert data.classes == ("apple", "aquarium fish", "maple tree")
-    assert data.labels("train").tolist() == [0, 1, 2] * 4
-    assert len(data.labels("val")) == 6
+    assert data.labels("train").tolist() == [0, 1, 2] * 5
     data.bind(Preprocess(32, None, mean=(0, 0, 0), std=(1, 1, 1)))
-    image, label = data.dataset("val")[4]  # type: ignore[misc]
-    theirs, their_label = torchvision.datasets.CIFAR100(root, train=False)[4]
-    expected = torch.from_numpy(np.asarray(theirs).copy()).permute(2, 0, 1) / 255
-    torch.testing.assert_close(image, expected)
-    assert label == their_label == 1
+    theirs = torchvision.datasets.CIFAR100(root, train=False)
+    seen = []
+    for split in ("select", "test"):  # the test set, divided
+        assert data.labels(split).bincount().tolist() == [2, 2, 2]
+        for place, index in enumerate(data.raw(split).indices.tolist()):
+            image, label = data.dataset(split)[place]  # type: ignore[misc]
+            expected = torch.from_numpy(np.asarray(theirs[index][0]).copy()).permute(2, 0, 1) / 255
+            torch.testing.assert_close(image, expected)
+            assert label == data.labels(split)[place] == theirs[index][1]
+            seen.append(index)
+    assert sorted(seen) == list(range(12))
 
 
 def test_superclasses_are_read_where_the_data_have_them(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,7 +68,7 @@ def test_superclasses_are_read_where_the_data_have_them(root: Path, monkeypatch:
         return hashlib.md5(data).hexdigest()
 
     coarse = {0: 1, 1: 0, 2: 2}
-    changed = more("train", coarse_labels=[coarse[i % 3] for i in range(12)])
+    changed = more("train", coarse_labels=[coarse[i % 3] for i in range(15)])
     monkeypatch.setattr(cifar, "train_list", [["train", changed]])
     names = more("meta", coarse_label_names=["fish", "fruit_and_vegetables", "trees"])
     monkeypatch.setattr(cifar, "meta", {**cifar.meta, "md5": names})
@@ -84,7 +89,10 @@ def test_no_superclasses_are_unpickled_from_a_damaged_file(root: Path) -> None:
 def test_limit_and_fingerprint(root: Path, tmp_path: Path) -> None:
     data, limited = Cifar100Data(root, batch_size=4), Cifar100Data(root, batch_size=4, limit_per_class=2)
     assert limited.labels("train").tolist() == [0, 1, 2] * 2
-    assert limited.fingerprint() != data.fingerprint()
+    assert limited.labels("test").bincount().tolist() == [2, 2, 2]
+    others = [Cifar100Data(root, batch_size=4, **o) for o in ({"split_seed": 1}, {"select_share": 0.3})]  # type: ignore[arg-type]
+    assert others[1].labels("select").bincount().tolist() == [1, 1, 1]
+    assert len({d.fingerprint() for d in (data, limited, *others)}) == 4
     assert Cifar100Data(root, batch_size=9, limit_per_class=99).fingerprint() == data.fingerprint()
     with pytest.raises(UserError, match="limit_per_class"):
         Cifar100Data(root, batch_size=4, limit_per_class=0)
@@ -95,7 +103,7 @@ def test_nothing_there_or_damaged_is_a_sentence(root: Path, tmp_path: Path) -> N
         Cifar100Data(tmp_path / "nowhere", batch_size=4).check()
     (root / "cifar-100-python" / "test").write_bytes(b"damaged")
     with pytest.raises(UserError, match="or a damaged one"):
-        Cifar100Data(root, batch_size=4).labels("val")
+        Cifar100Data(root, batch_size=4).labels("test")
 
 
 def test_download_is_asked_for_only_when_needed(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

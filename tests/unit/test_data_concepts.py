@@ -17,10 +17,10 @@ from salve.types import UserError
 
 @pytest.fixture(scope="module")
 def data() -> ConceptsData:
-    return ConceptsData(batch_size=16, train_per_class=12, val_per_class=8)
+    return ConceptsData(batch_size=16, train_per_class=12, select_per_class=3, test_per_class=8)
 
 
-def pixels(data: ConceptsData, split: str = "val") -> torch.Tensor:
+def pixels(data: ConceptsData, split: str = "test") -> torch.Tensor:
     raw = data.raw(split)  # type: ignore[arg-type]
     return torch.stack([raw[i][0] for i in range(len(raw))])
 
@@ -35,27 +35,29 @@ def rendered(shape: str, size: int = 64) -> np.ndarray:
 
 
 def test_same_seed_same_bytes(data: ConceptsData) -> None:
-    again = ConceptsData(batch_size=3, train_per_class=1, val_per_class=8)
-    other = ConceptsData(batch_size=16, seed=1, train_per_class=12, val_per_class=8)
+    again = ConceptsData(batch_size=3, train_per_class=1, test_per_class=8)
+    other = ConceptsData(batch_size=16, seed=1, train_per_class=12, test_per_class=8)
     assert torch.equal(pixels(data), pixels(again))
     assert (pixels(data) != pixels(other)).float().mean() > 0.9
 
 
 def test_an_image_does_not_depend_on_how_many_are_drawn(data: ConceptsData) -> None:
-    fewer = ConceptsData(batch_size=16, train_per_class=2, val_per_class=2)
+    fewer = ConceptsData(batch_size=16, train_per_class=2, test_per_class=2)
     assert torch.equal(pixels(data)[:20], pixels(fewer))
-    assert torch.equal(data.truth("val").presence[:20], fewer.truth("val").presence)
+    assert torch.equal(data.truth("test").presence[:20], fewer.truth("test").presence)
 
 
 def test_splits_and_images_differ(data: ConceptsData) -> None:
-    everything = torch.cat([pixels(data, "train"), pixels(data, "val")])
-    assert len({image.numpy().tobytes() for image in everything}) == len(everything) == 200
+    everything = torch.cat([pixels(data, split) for split in ("train", "select", "test")])
+    assert len({image.numpy().tobytes() for image in everything}) == len(everything) == 230
+    for split in ("train", "select", "test"):
+        assert data.labels(split).bincount().tolist() == [data.per_class[split]] * 10  # type: ignore[arg-type]
 
 
 def test_numpy_global_seed_is_left_alone(data: ConceptsData) -> None:
     np.random.seed(0)  # noqa: NPY002
     before = np.random.get_state()[1].copy()  # noqa: NPY002
-    ConceptsData(batch_size=4, val_per_class=1).raw("val")
+    ConceptsData(batch_size=4, test_per_class=1).raw("test")
     assert (np.random.get_state()[1] == before).all()  # noqa: NPY002
 
 
@@ -99,7 +101,7 @@ def test_no_shape_is_another_or_its_mirror_image() -> None:
 
 
 def test_every_concept_that_is_present_can_be_seen_and_no_other(data: ConceptsData) -> None:
-    truth = data.truth("val")
+    truth = data.truth("test")
     assert truth.concepts == CONCEPTS
     assert truth.presence.shape == (80, len(CONCEPTS))
     for concept in range(len(CONCEPTS)):
@@ -118,10 +120,10 @@ def test_each_class_shows_its_own_concept_always_and_alone(data: ConceptsData) -
 
 def test_masks_lie_where_drawing_the_object_changed_the_picture(data: ConceptsData) -> None:
     """Oracle: draw the same scene without the object, and compare."""
-    truth, images = data.truth("val"), pixels(data).int()
+    truth, images = data.truth("test"), pixels(data).int()
     covered, stray = [], 0
     for image, concept in truth.presence.nonzero().tolist():
-        scene = data.scene("val", image)
+        scene = data.scene("test", image)
         without = scenes.Scene(tuple(layer for layer in scene.layers if layer.concept != concept), scene.colours)
         drawn = torch.from_numpy(scenes.draw(without, scenes.stream(0, 1, image, 1), 64)).int()
         changed = (images[image] - drawn).abs().amax(0) > 0
@@ -188,7 +190,7 @@ def test_spurious_correlation_is_the_tags_rate_in_its_class(correlation: float) 
 
 def test_colour_does_not_tell_the_class() -> None:
     """A linear classifier on mean colours stays near chance (0.1), so shape has to be seen."""
-    larger = ConceptsData(batch_size=1, train_per_class=40, val_per_class=20, clutter=0.0)
+    larger = ConceptsData(batch_size=1, train_per_class=40, test_per_class=20, clutter=0.0)
 
     def colours(split: str) -> torch.Tensor:
         features = pixels(larger, split).double().flatten(2)
@@ -196,7 +198,7 @@ def test_colour_does_not_tell_the_class() -> None:
 
     targets = torch.nn.functional.one_hot(larger.labels("train"), 10).double()
     weights = torch.linalg.lstsq(colours("train"), targets).solution
-    accuracy = ((colours("val") @ weights).argmax(1) == larger.labels("val")).double().mean()
+    accuracy = ((colours("test") @ weights).argmax(1) == larger.labels("test")).double().mean()
     assert accuracy < 0.3
 
 
@@ -204,31 +206,32 @@ def test_colour_does_not_tell_the_class() -> None:
 
 
 def test_datasets_match_labels_and_the_bound_preprocessing(data: ConceptsData) -> None:
-    fresh = ConceptsData(batch_size=16, val_per_class=2)
+    fresh = ConceptsData(batch_size=16, test_per_class=2)
     with pytest.raises(UserError, match="bind"):
-        fresh.dataset("val")
+        fresh.dataset("test")
     fresh.bind(Preprocess(48, None))
-    dataset = fresh.dataset("val")
-    assert [dataset[i][1] for i in range(20)] == fresh.labels("val").tolist() == [*range(10), *range(10)]
+    dataset = fresh.dataset("test")
+    assert [dataset[i][1] for i in range(20)] == fresh.labels("test").tolist() == [*range(10), *range(10)]
     assert dataset[0][0].shape == (3, 48, 48)
     assert dataset[0][0].dtype == torch.float32
-    assert torch.equal(dataset[3][0], fresh.dataset("val")[3][0])
-    assert not torch.equal(fresh.dataset("val", augment=True)[3][0], dataset[3][0])
-    with pytest.raises(UserError, match="train and val"):
-        fresh.dataset("test")  # type: ignore[arg-type]
+    assert torch.equal(dataset[3][0], fresh.dataset("test")[3][0])
+    assert not torch.equal(fresh.dataset("test", augment=True)[3][0], dataset[3][0])
+    with pytest.raises(UserError, match="the splits are train, select, test"):
+        fresh.dataset("val")  # type: ignore[arg-type]
 
 
 def test_loaders() -> None:
-    data = ConceptsData(batch_size=16, train_per_class=4, val_per_class=2)
+    data = ConceptsData(batch_size=16, train_per_class=4, select_per_class=3, test_per_class=2)
     data.bind(Preprocess(64, None))
     assert [len(y) for _, y in data.train_dataloader()] == [16, 16]  # 40 images: the last 8 are dropped
-    assert [len(y) for _, y in data.val_dataloader()] == [16, 4]
-    tiny = ConceptsData(batch_size=64, train_per_class=1, val_per_class=1)
+    assert [len(y) for _, y in data.val_dataloader()] == [16, 14]  # selects
+    assert [len(y) for _, y in data.test_dataloader()] == [16, 4]
+    tiny = ConceptsData(batch_size=64, train_per_class=1, test_per_class=1)
     tiny.bind(Preprocess(64, None))
     assert [len(y) for _, y in tiny.train_dataloader()] == [10]
-    images, labels = next(iter(data.loader("val", indices=[7, 2], batch_size=2)))
+    images, labels = next(iter(data.loader("test", indices=[7, 2], batch_size=2)))
     assert labels.tolist() == [7, 2]
-    assert torch.equal(images[1], data.dataset("val")[2][0])
+    assert torch.equal(images[1], data.dataset("test")[2][0])
     orders = []
     for seed in (5, 5, 6):
         torch.manual_seed(seed)
@@ -244,19 +247,20 @@ def test_fingerprint_follows_the_pixels_and_nothing_else() -> None:
     base = fingerprint()
     assert fingerprint(batch_size=99, num_workers=2) == base
     changed = [
-        fingerprint(seed=1), fingerprint(image_size=48), fingerprint(train_per_class=3), fingerprint(val_per_class=3),
+        fingerprint(seed=1), fingerprint(image_size=48), fingerprint(train_per_class=3), fingerprint(test_per_class=3),
+        fingerprint(select_per_class=3),
         fingerprint(clutter=0.1), fingerprint(spurious_correlation=0.1),
     ]  # fmt: skip
-    assert len({base, *changed}) == 7
+    assert len({base, *changed}) == 8
 
 
 def test_other_sizes_show_the_same_scene() -> None:
-    small, large = (ConceptsData(batch_size=1, image_size=size, val_per_class=2) for size in (40, 120))
-    assert torch.equal(small.truth("val").presence, large.truth("val").presence)
+    small, large = (ConceptsData(batch_size=1, image_size=size, test_per_class=2) for size in (40, 120))
+    assert torch.equal(small.truth("test").presence, large.truth("test").presence)
     assert pixels(small).shape[-1] == small.native_size == 40
-    for concept in small.truth("val").class_concept:
-        image = int(small.truth("val").presence[:, concept].nonzero()[0])
-        areas = [d.truth("val").masks([image], concept).float().mean().item() for d in (small, large)]
+    for concept in small.truth("test").class_concept:
+        image = int(small.truth("test").presence[:, concept].nonzero()[0])
+        areas = [d.truth("test").masks([image], concept).float().mean().item() for d in (small, large)]
         assert areas[0] == pytest.approx(areas[1], rel=0.25)
 
 
@@ -266,6 +270,7 @@ def test_other_sizes_show_the_same_scene() -> None:
         ({"seed": -1}, "seed must be 0 or more"),
         ({"image_size": 16}, "image_size must be at least 32"),
         ({"train_per_class": 0}, "train_per_class must be at least 1"),
+        ({"select_per_class": 0}, "select_per_class must be at least 1"),
         ({"spurious_correlation": 1.5}, "spurious_correlation must be between 0 and 1, not 1.5"),
         ({"clutter": -0.1}, "clutter must be between 0 and 1"),
         ({"batch_size": 0}, "batch_size must be at least 1"),

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from urllib.error import URLError
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,12 +10,10 @@ import torch
 import torchvision
 from PIL import Image
 
-from salve.data.folders import IMAGENETTE_CLASSES, FolderData, ImagenetteData, UnreadableImage
+from salve.data.folders import FolderData, UnreadableImage
+from salve.data.imagenette import ImagenetteData
 from salve.data.transforms import Preprocess
 from salve.types import UserError
-
-REPOSITORY = Path(__file__).parents[2]
-IMAGENETTE = Path(os.environ.get("SALVE_IMAGENETTE", REPOSITORY / "../shared/datasets/imagenette2-224"))
 
 
 def write(path: Path, colour: str = "red", mode: str = "RGB") -> None:
@@ -23,15 +21,15 @@ def write(path: Path, colour: str = "red", mode: str = "RGB") -> None:
     Image.new("RGB", (20, 16), colour).convert(mode).save(path)
 
 
-def fill(root: Path, classes: tuple[str, ...] = ("cat", "dog"), train: int = 3, val: int = 2) -> Path:
-    for split, count in (("train", train), ("val", val)):
+def fill(root: Path, classes: tuple[str, ...] = ("cat", "dog"), **counts: int) -> Path:
+    for split, count in ({"train": 3, "val": 2} | counts).items():
         for name in classes:
             for i in range(count):
                 write(root / split / name / f"{i}.png", colour=("red", "green", "blue")[i % 3])
     return root
 
 
-def folder(root: Path, **options: int) -> FolderData:
+def folder(root: Path, **options: Any) -> FolderData:
     data = FolderData(root, batch_size=4, **options)
     data.bind(Preprocess(8, None, mean=(0, 0, 0), std=(1, 1, 1)))
     return data
@@ -45,12 +43,12 @@ def test_classes_labels_and_images_in_sorted_order(tmp_path: Path) -> None:
     data.check()
     assert data.classes == ("Ant", "cat", "dog")
     assert data.labels("train").tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    assert data.labels("val").dtype == torch.int64
+    assert data.labels("select").dtype == torch.int64
     images, labels = next(iter(data.loader("train")))
     assert labels.tolist() == [0, 0, 0, 1]
     # fill paints the files red, green, blue, red, ... in the order of their names
     assert images.mean((2, 3)).argmax(1).tolist() == [0, 1, 2, 0]
-    assert data.truth("val") is None
+    assert data.truth("test") is None
 
 
 def test_agrees_with_torchvisions_image_folder(tmp_path: Path) -> None:
@@ -92,10 +90,14 @@ def test_files_of_every_mode_load(tmp_path: Path, mode: str, suffix: str) -> Non
 
 
 def test_limit_takes_the_first_of_each_class(tmp_path: Path) -> None:
-    fill(tmp_path)
-    limited = folder(tmp_path, limit_per_class=2)
+    fill(tmp_path, val=8)
+    limited, whole = folder(tmp_path, limit_per_class=2), folder(tmp_path)
     assert [file.path for file in limited.raw("train").files] == ["cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png"]
-    assert limited.labels("val").tolist() == [0, 0, 1, 1]
+    for split in ("select", "test"):  # the first ones of each part: a limit moves no image from one to the other
+        assert limited.labels(split).tolist() == [0, 0, 1, 1]
+        assert whole.labels(split).tolist() == [0] * 4 + [1] * 4
+        kept, all_files = (data.raw(split).files for data in (limited, whole))
+        assert kept == all_files[:2] + all_files[4:6]
     assert limited.fingerprint() != folder(tmp_path).fingerprint()
     assert folder(tmp_path, limit_per_class=99).fingerprint() == folder(tmp_path).fingerprint()
     with pytest.raises(UserError, match="limit_per_class must be at least 1"):
@@ -114,7 +116,213 @@ def test_fingerprint_follows_the_content_not_the_place(tmp_path: Path) -> None:
     resized = folder(tmp_path / "elsewhere/b").fingerprint()
     moved = fill(tmp_path / "c")
     (moved / "train/cat/2.png").rename(moved / "val/cat/2.png")
-    assert len({base, renamed, resized, folder(moved).fingerprint()}) == 4
+    whites = [folder(fill(tmp_path / "d"), white=white).fingerprint() for white in (255, 4095)]
+    assert len({base, renamed, resized, folder(moved).fingerprint(), *whites}) == 6
+
+
+def test_fingerprint_follows_pixels_that_change_neither_size_nor_times(tmp_path: Path) -> None:
+    fill(tmp_path)
+    path = tmp_path / "train/cat/0.bmp"
+    write(path, "red")
+    before, stat = folder(tmp_path).fingerprint(), path.stat()
+    write(path, "blue")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+    assert folder(tmp_path).fingerprint() != before
+    write(path, "red")
+    assert folder(tmp_path).fingerprint() == before
+
+
+# -- the splits
+
+
+def paths(data: FolderData, split: Any) -> list[str]:
+    raw = data.raw(split)
+    return [f"{raw.folder}/{file.path}" for file in raw.files]
+
+
+@pytest.mark.parametrize(
+    ("there", "select", "test"),
+    [
+        ({"val": 2, "test": 1}, "val", "test"),
+        ({"val": 0, "select": 2, "test": 1}, "select", "test"),
+    ],
+)
+def test_folders_of_their_own_are_found(tmp_path: Path, there: dict[str, int], select: str, test: str) -> None:
+    data = folder(fill(tmp_path, **there))
+    assert paths(data, "train") == [f"train/{name}/{i}.png" for name in ("cat", "dog") for i in range(3)]
+    assert paths(data, "select") == [f"{select}/{name}/{i}.png" for name in ("cat", "dog") for i in range(2)]
+    assert paths(data, "test") == [f"{test}/{name}/0.png" for name in ("cat", "dog")]
+
+
+@pytest.mark.parametrize("name", ["val", "test"])
+def test_a_single_held_out_folder_is_divided(tmp_path: Path, name: str) -> None:
+    fill(tmp_path, **{"val": 0, name: 10})
+    data = folder(tmp_path)
+    select, test = paths(data, "select"), paths(data, "test")
+    assert len(select) == len(test) == 10
+    assert sorted(select + test) == [f"{name}/{c}/{i}.png" for c in ("cat", "dog") for i in range(10)]
+    assert data.labels("select").tolist() == data.labels("test").tolist() == [0] * 5 + [1] * 5
+    assert paths(folder(tmp_path), "select") == select
+
+    others = [folder(tmp_path, split_seed=1), folder(tmp_path, select_share=0.3)]
+    assert paths(others[0], "select") != select
+    assert [len(paths(others[1], split)) for split in ("select", "test")] == [6, 14]
+    assert len({each.fingerprint() for each in (data, *others)}) == 3
+
+
+def test_a_divided_folder_needs_two_images_of_each_class(tmp_path: Path) -> None:
+    fill(tmp_path)
+    (tmp_path / "val/dog/1.png").unlink()
+    assert "val: too few held-out images of 'dog'" in refused(folder(tmp_path))
+
+
+def test_folders_with_other_names(tmp_path: Path) -> None:
+    for name in ("train", "val"):
+        fill(tmp_path).joinpath(name).rename(tmp_path / f"my {name}")
+    fill(tmp_path, val=4)
+    data = folder(tmp_path, splits={"train": "my train", "test": "my val"})  # one held-out folder is divided
+    assert paths(data, "train")[0] == "my train/cat/0.png"
+    assert sorted(paths(data, "select") + paths(data, "test")) == [
+        f"my val/{c}/{i}.png" for c in ("cat", "dog") for i in (0, 1)
+    ]
+    own = folder(tmp_path, splits={"train": "train", "select": "my val", "test": "val"})
+    assert [len(paths(own, split)) for split in ("train", "select", "test")] == [6, 4, 8]
+
+
+def test_split_folders_that_are_not_there_or_not_apart_are_refused(tmp_path: Path) -> None:
+    fill(tmp_path)
+    sentence = refused(folder(tmp_path, splits={"train": "training", "test": "val"}))
+    assert "data.splits names 'training' for train, which is no folder" in sentence
+    assert "the folders there are 'train', 'val'" in sentence
+    for splits in ({"train": "train"}, {"test": "val"}, {"train": "train", "test": "val", "val": "val"}, "val"):
+        with pytest.raises(UserError, match=r"such as \{train: training, test: validation\}"):
+            folder(tmp_path, splits=splits)
+    (tmp_path / "again").symlink_to(tmp_path / "train")
+    for same in ("train", "again"):
+        assert "are one folder" in refused(folder(tmp_path, splits={"train": "train", "test": same}))
+    fill(tmp_path, select=1, test=1)
+    assert "'select', 'val', 'test' beside train" in refused(folder(tmp_path))
+    with pytest.raises(UserError, match=r"data.select_share must lie between 0 and 1"):
+        folder(tmp_path, select_share=1)
+
+
+# -- files that are not where, or what, one thinks
+
+
+@pytest.mark.parametrize("name", ["x.jfif", "x.JPE", "x.jp2", "x.tga", "x", "x.pbm", "x.apng"])
+def test_what_pillow_reads_is_read(tmp_path: Path, name: str) -> None:
+    fill(tmp_path)
+    kind = {"x.jfif": "JPEG", "x.JPE": "JPEG", "x.jp2": "JPEG2000", "x.tga": "TGA", "x.pbm": "PPM"}.get(name, "PNG")
+    Image.new("RGB", (20, 16), "lime").save(tmp_path / "train/cat" / name, format=kind)
+    data = folder(tmp_path)
+    place = [file.path for file in data.raw("train").files].index(f"cat/{name}")
+    image, _ = data.dataset("train")[place]  # type: ignore[misc]
+    assert (image[1] > 0.95).all()
+    assert (image[0] < 0.05).all()
+
+
+def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
+    fill(tmp_path)
+    assert [remark for remark in folder(tmp_path).remarks() if "readable" in remark or "can be read" in remark] == []
+    for name in ("a.HEIC", "b.heic", "README", "c.pdf", ".hidden.heic", "Thumbs.db"):
+        (tmp_path / "train/cat" / name).write_bytes(b"no picture")
+    (tmp_path / "val/dog/list.txt").write_text("x")
+    write(tmp_path / "train/loose.png")
+    write(tmp_path / "train/.old/0.png")
+    remarks = folder(tmp_path).remarks()
+    assert "4 files in train are no images that can be read: .heic 2, no suffix 1, .pdf 1" in remarks
+    assert "1 file in val is no image that can be read: .txt 1" in remarks
+    assert "1 image lies in train itself, in no class folder" in remarks
+    assert "hidden folders in train are no classes: '.old'" in remarks
+
+
+def test_few_images_are_remarked(tmp_path: Path) -> None:
+    many = {"train": 60, "select": 50, "test": 49, "val": 0}
+    assert folder(fill(tmp_path, **many)).remarks()[0].startswith("images of the class that has fewest: test 49;")
+    (tmp_path / "train/cat/0.png").rename(tmp_path / "test/cat/x.png")
+    (tmp_path / "train/dog/0.png").rename(tmp_path / "test/dog/x.png")
+    assert not any("fewest" in remark for remark in folder(tmp_path).remarks())
+
+
+def test_images_in_two_splits_are_remarked(tmp_path: Path) -> None:
+    for i, split in enumerate(("train", "select", "test")):
+        for name in ("cat", "dog"):
+            for k in range(2):
+                write(tmp_path / split / name / f"{k}.png", f"#{i}{k}0{'0' if name == 'cat' else '8'}00")
+    assert not any("byte for byte" in remark for remark in folder(tmp_path).remarks())
+    write(tmp_path / "test/cat/copy.png", "#000000")
+    assert "1 of the 5 images of test are also in train, byte for byte" in folder(tmp_path).remarks()
+
+
+def test_enlarged_images_are_remarked_once_bound(tmp_path: Path) -> None:
+    fill(tmp_path)  # 20 × 16 pixels
+    Image.new("RGB", (300, 300)).save(tmp_path / "train/cat/large.png")
+    data = FolderData(tmp_path, batch_size=4)
+    assert not any("enlarged" in remark for remark in data.remarks())
+    for size, resize, enlarged in ((16, None, False), (18, None, True), (16, 16, False), (16, 18, True)):
+        data.bind(Preprocess(size, resize))
+        expected = [f"the images (median 20 × 16) are enlarged to {size} × {size}"] if enlarged else []
+        assert [remark for remark in data.remarks() if "enlarged" in remark] == expected
+
+
+@pytest.mark.parametrize("target", ["..", "../..", "../dog", "../dog/deep", "."])
+def test_links_back_into_the_data_add_no_image(tmp_path: Path, target: str) -> None:
+    fill(tmp_path)
+    write(tmp_path / "train/dog/deep/0.png")
+    before = folder(tmp_path).raw("train").files
+    (tmp_path / "train/cat/up").symlink_to(target)
+    data = folder(tmp_path)
+    assert data.raw("train").files == before
+    assert "read once only, though links in train lead there again: 'cat/up'" in data.remarks()
+
+
+def test_links_to_other_places_are_followed_once(tmp_path: Path) -> None:
+    fill(tmp_path / "data")
+    write(tmp_path / "store/bird/0.png")
+    for split in ("train", "val"):
+        (tmp_path / "data" / split / "bird").mkdir()
+        write(tmp_path / "data" / split / "bird/1.png")
+        write(tmp_path / "data" / split / "bird/2.png")
+    for name in ("a", "b"):
+        (tmp_path / "data/train/bird" / name).symlink_to(tmp_path / "store/bird")
+    data = folder(tmp_path / "data")
+    assert [f.path for f in data.raw("train").files if f.label == 0] == ["bird/1.png", "bird/2.png", "bird/a/0.png"]
+
+
+@pytest.mark.parametrize(("target", "words"), [("cat", "are one folder"), ("..", "leads back")])
+def test_class_folders_that_are_links_to_other_classes_are_refused(tmp_path: Path, target: str, words: str) -> None:
+    fill(tmp_path)
+    for split in ("train", "val"):
+        (tmp_path / split / "emu").symlink_to(target)
+    assert words in refused(folder(tmp_path))
+
+
+@pytest.mark.parametrize("locked", ["train", "train/cat", "train/cat/deep"])
+def test_folders_that_cannot_be_read_are_named(tmp_path: Path, locked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path)
+    (tmp_path / "train/cat/deep").mkdir()
+    scandir = os.scandir
+
+    def guarded(folder: Path) -> Any:  # as root, who may run the tests, one can read everything
+        if Path(folder) == tmp_path / locked:
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    assert refused(folder(tmp_path)).endswith(f"{locked} cannot be read (Permission denied)")
+
+
+@pytest.mark.parametrize("place", ["train", "train/cat"])
+def test_names_that_are_no_text_are_refused(tmp_path: Path, place: str) -> None:
+    fill(tmp_path)
+    try:
+        os.mkdir(os.path.join(os.fsencode(tmp_path / place), b"caf\xe9"))
+    except OSError:
+        pytest.skip("this file system has UTF-8 names only")
+    sentence = refused(folder(tmp_path))
+    assert f"the name 'caf\\xe9' in {tmp_path / place} is not UTF-8" in sentence
+    sentence.encode()
 
 
 # -- what is refused
@@ -130,8 +338,10 @@ def refused(data: FolderData) -> str:
 def test_missing_folders_are_named(tmp_path: Path) -> None:
     assert "nowhere is no folder" in refused(folder(tmp_path / "nowhere"))
     assert "has no folder 'train'" in refused(folder(tmp_path))
+    assert "it holds no folders" in refused(folder(tmp_path))
     (tmp_path / "train").mkdir()
-    assert "has no folder 'val'" in refused(folder(tmp_path))
+    assert "has no val beside train" in refused(folder(tmp_path))
+    assert "the folders there are 'train'" in refused(folder(tmp_path))
     (tmp_path / "val").mkdir()
     assert "at least two" in refused(folder(tmp_path))
 
@@ -195,13 +405,13 @@ def test_a_damaged_file_is_named_when_it_is_read(tmp_path: Path, how: str, suffi
     with pytest.raises(
         UserError, match=r"^the image val/dog/0\.(png|jpg) cannot be read \(.+\): replace or remove it$"
     ):
-        list(data.val_dataloader())
+        list(data.val_dataloader()) + list(data.test_dataloader())
 
 
 # Forking while torch's threads live is how torch's own loader works.
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_the_name_survives_loader_processes(tmp_path: Path) -> None:
-    fill(tmp_path)
+    fill(tmp_path, test=1)
     damage(tmp_path / "val/dog/0.png", "text")
     sentences = []
     for workers in (0, 1):
@@ -213,90 +423,28 @@ def test_the_name_survives_loader_processes(tmp_path: Path) -> None:
     assert str(tmp_path) not in sentences[1]
 
 
-# -- Imagenette
+@pytest.mark.parametrize("pixels", [500, 300])
+def test_images_that_may_be_attacks_are_sentences(tmp_path: Path, pixels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Above its limit Pillow warns, above twice the limit it raises; there are 320 pixels."""
+    fill(tmp_path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 310 if pixels == 300 else 150)
+    with pytest.raises(UnreadableImage, match=r"^the image train/cat/0.png cannot be read \(Image size \(320 pixels\)"):
+        folder(tmp_path).raw("train")[0]
 
 
-def imagenette(root: Path, **options: object) -> ImagenetteData:
-    return ImagenetteData(root, batch_size=4, **options)  # type: ignore[arg-type]
-
-
-def test_class_names_are_torchvisions() -> None:
-    theirs = torchvision.datasets.Imagenette._WNID_TO_CLASS
-    assert {wnid: names[0] for wnid, names in theirs.items()} == IMAGENETTE_CLASSES
-
-
-@pytest.mark.parametrize("place", ["", "imagenette2-160", "imagenette2-224"])
-def test_the_folder_is_found_where_it_may_lie(tmp_path: Path, place: str) -> None:
-    fill(tmp_path / place, tuple(IMAGENETTE_CLASSES), train=1, val=1)
-    data = imagenette(tmp_path, size="160px")
-    data.check()
-    assert data.classes == tuple(IMAGENETTE_CLASSES.values())
-    assert data.classes[4] == "church"
-    assert len(data.raw("val")) == 10
-
-
-def test_another_size_or_several_copies_are_not_taken_silently(tmp_path: Path) -> None:
-    fill(tmp_path / "imagenette2-320", tuple(IMAGENETTE_CLASSES), train=1, val=1)
-    sentence = refused(imagenette(tmp_path, size="160px"))
-    assert "no Imagenette (160px)" in sentence
-    assert "data.download=true" in sentence
-    imagenette(tmp_path, size="320px").check()
-    for copy in ("imagenette2-mine", "imagenette2-yours"):
-        fill(tmp_path / copy, tuple(IMAGENETTE_CLASSES), train=1, val=1)
-    assert "no Imagenette (160px)" in refused(imagenette(tmp_path, size="160px"))
-
-
-def test_nothing_there_and_wrong_values(tmp_path: Path) -> None:
-    assert "imagenette2/" in refused(imagenette(tmp_path / "nowhere", size="full"))
-    with pytest.raises(UserError, match="choose from full, 320px, 160px"):
-        imagenette(tmp_path, size="224px")
-    assert "use data=folder" in refused(imagenette(fill(tmp_path)))
-
-
-def test_download_goes_through_torchvision_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-
-    def download(root: Path, size: str, download: bool) -> None:
-        calls.append((size, download))
-        fill(root / "imagenette2-160", tuple(IMAGENETTE_CLASSES), train=1, val=1)
-
-    monkeypatch.setattr(torchvision.datasets, "Imagenette", download)
-    data = imagenette(tmp_path / "new", download=True)
-    assert calls == []
-    data.prepare_data()
-    data.check()
-    assert len(data.labels("train")) == 10
-    imagenette(tmp_path / "new", download=True).check()
-    assert calls == [("160px", True)]
-
-
-def test_a_failed_download_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def download(*_: object, **__: object) -> None:
-        raise URLError("no route to host")
-
-    monkeypatch.setattr(torchvision.datasets, "Imagenette", download)
-    sentence = refused(imagenette(tmp_path, download=True))
-    assert "imagenette could not be downloaded" in sentence
-    assert "no route to host" in sentence
-
-
-def file_mode(path: Path) -> str:
-    with Image.open(path) as image:
-        return image.mode
-
-
-@pytest.mark.skipif(not IMAGENETTE.is_dir(), reason=f"no Imagenette at {IMAGENETTE}: set SALVE_IMAGENETTE")
-def test_the_real_imagenette() -> None:
-    data = imagenette(IMAGENETTE)
-    data.check()
-    data.bind(Preprocess(64, 64))
-    assert data.classes == tuple(IMAGENETTE_CLASSES.values())
-    # The published counts of the v2 split.
-    assert (len(data.labels("train")), len(data.labels("val"))) == (9469, 3925)
-    assert torch.equal(data.labels("val").unique(), torch.arange(10))
-    raw = data.raw("train")
-    one_channel = next(i for i in range(len(raw)) if file_mode(raw.root / "train" / raw.files[i].path) == "L")
-    image, _ = data.dataset("train")[one_channel]  # type: ignore[misc]
-    shown = data.preprocess.denormalise(image[None])[0]  # type: ignore[union-attr]
-    torch.testing.assert_close(shown[0], shown[2])
-    assert next(iter(data.loader("val", indices=range(0, 3900, 650))))[0].shape == (4, 3, 64, 64)
+def test_grey_values_of_unknown_white_are_named_with_the_setting(tmp_path: Path) -> None:
+    fill(tmp_path)
+    path = tmp_path / "train/cat/0.tif"
+    Image.fromarray(np.full((16, 20), 4000, dtype=np.uint16)).save(path)
+    with pytest.raises(UnreadableImage) as caught:
+        list(folder(tmp_path).loader("train"))
+    sentence = str(caught.value)
+    assert sentence.startswith(
+        "the image train/cat/0.tif would be wrong or all but black: its values go from 4000 to 4000"
+    )
+    assert "data.white, such as 4095" in sentence
+    image, _ = next(iter(folder(tmp_path, white=4000).loader("train")))
+    place = [file.path for file in folder(tmp_path).raw("train").files].index("cat/0.tif")
+    assert image[place].eq(1).all()
+    with pytest.raises(UserError, match=r"data\.white must be above 0"):
+        folder(tmp_path, white=0)

@@ -66,7 +66,7 @@ def scenes() -> Callable[[int], ConceptsData]:
     """``scenes(num_workers)``: twenty drawn images in batches of six."""
 
     def make(workers: int) -> ConceptsData:
-        data = ConceptsData(6, workers, image_size=32, train_per_class=2, val_per_class=1)
+        data = ConceptsData(6, workers, image_size=32, train_per_class=2, test_per_class=1)
         data.bind(Preprocess(32, None))
         return data
 
@@ -115,7 +115,7 @@ def test_a_row_is_augmented_otherwise_in_every_epoch_and_no_two_rows_alike() -> 
 def test_a_rank_may_get_no_image_of_a_batch(as_rank: As, scenes: Callable[[int], ConceptsData]) -> None:
     as_rank(1, 2)
     sizes = []
-    for images, labels in scenes(0).loader("val", batch_size=3):  # ten images: the last batch has one
+    for images, labels in scenes(0).loader("test", batch_size=3):  # ten images: the last batch has one
         assert images.shape == (len(labels), 3, 32, 32)
         assert (images.dtype, labels.dtype) == (torch.float32, torch.int64)
         sizes.append(len(labels))

@@ -1,5 +1,9 @@
 """Preprocessing: any picture in, what the library's own preset would give out."""
 
+import struct
+import zlib
+from pathlib import Path
+
 import numpy as np
 import pytest
 import timm.data
@@ -7,7 +11,8 @@ import torch
 from PIL import Image
 from torchvision.transforms._presets import ImageClassification
 
-from salve.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocess, to_rgb, to_uint8_tensor
+from salve.data.decode import UnknownWhite, read_rgb, to_rgb
+from salve.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocess, to_uint8_tensor
 from salve.types import UserError
 
 
@@ -107,6 +112,78 @@ def test_what_is_transparent_shows_white() -> None:
 def test_sixteen_bits_are_scaled_not_clipped() -> None:
     grey = Image.fromarray(np.full((5, 5), 65535 // 2, dtype=np.uint16))
     assert to_uint8_tensor(grey).eq(127).all()
+
+
+GREY = np.asarray([[0, 51, 102], [153, 204, 255]], dtype=np.float64)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "white", "suffix"),
+    [(np.uint16, 65535, "png"), (np.uint16, 65535, "tif"), (np.int32, 255, "tif"), (np.int32, 65535, "tif"),
+     (np.float32, 1, "tif"), (np.float32, 255, "tif"), (np.float32, 65535, "tif"), (np.uint16, 65535, "pgm")],
+)  # fmt: skip
+def test_grey_values_of_every_usual_range_look_alike(tmp_path: Path, dtype: type, white: int, suffix: str) -> None:
+    path = tmp_path / f"grey.{suffix}"
+    Image.fromarray((GREY / 255 * white).astype(dtype)).save(path)
+    assert np.abs(np.asarray(read_rgb(path)) - GREY[:, :, None]).max() == 0
+
+
+def test_twelve_bits_of_a_tiff_that_says_so(tmp_path: Path) -> None:
+    """Two values in three bytes, which Pillow reads but does not write."""
+    values = (GREY[:, :2] / 255 * 4095).round().astype(int)
+    pixels = b"".join(((one << 12) + two).to_bytes(3, "big") for one, two in values.tolist())
+    tags = {256: 2, 257: 2, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 2, 279: len(pixels)}  # 273: where pixels are
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    directory = struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0)
+    (tmp_path / "12.tif").write_bytes(b"II*\0" + struct.pack("<I", 8 + len(pixels)) + pixels + directory)
+    assert np.abs(np.asarray(read_rgb(tmp_path / "12.tif")) - GREY[:, :2, None]).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [(GREY / 255 * 4095, np.uint16), (GREY * 4, np.int32), (GREY - 20, np.int32), (GREY * 1000, np.int32),
+     (GREY / 60, np.float32), (GREY / 255 - 0.5, np.float32), (GREY * 1e4, np.float32)],
+)  # fmt: skip
+def test_grey_values_of_unknown_white_are_refused_until_it_is_given(values: np.ndarray, dtype: type) -> None:
+    image = Image.fromarray(values.astype(dtype))
+    with pytest.raises(UnknownWhite, match=r"which one is white is not known: say so with data\.white"):
+        to_rgb(image)
+    shown = np.asarray(to_rgb(image, white=float(values.max())))[:, :, 0]
+    expected = (values / values.max() * 255).clip(0)
+    assert np.abs(shown - expected).max() <= 1
+    assert shown.max() == 255
+
+
+def test_black_is_black_and_nonsense_is_refused() -> None:
+    for dtype in (np.uint16, np.int32, np.float32):
+        assert np.asarray(to_rgb(Image.fromarray(np.zeros((4, 4), dtype=dtype)))).max() == 0
+    for wrong in (np.nan, np.inf):
+        for white in (None, 1.0):
+            with pytest.raises(UnknownWhite, match="not finite"):
+                to_rgb(Image.fromarray(np.asarray([[0.5, wrong]], dtype=np.float32)), white)
+
+
+def test_sixteen_bit_colours_that_would_be_black_are_refused(tmp_path: Path) -> None:
+    for top, refused in ((65535, False), (4095, True)):
+        path = tmp_path / f"{top}.png"
+        write_rgb16(path, np.full((3, 4, 3), top, dtype=np.uint16))
+        if refused:
+            with pytest.raises(UnknownWhite, match="16-bit colours are all but black: save it with 8 bits"):
+                read_rgb(path)
+        else:
+            assert np.asarray(read_rgb(path)).min() == 255
+
+
+def write_rgb16(path: Path, pixels: np.ndarray) -> None:
+    """A PNG of 16 bits a channel, which Pillow reads but does not write."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    height, width, _ = pixels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
 
 
 def test_camera_orientation_is_applied() -> None:

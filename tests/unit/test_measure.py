@@ -33,12 +33,12 @@ def split(rows: int, seed: int, width: int = WIDTH) -> Captured:
     return Captured(drawn(rows, width, seed=seed) + torch.arange(width) / 4, torch.arange(rows) % (CLASSES - 1))
 
 
-TRAIN, VAL = split(90, 1), split(50, 2)
+TRAIN, SELECT, TEST = split(90, 1), split(40, 5), split(50, 2)
 WEIGHT, BIAS = drawn(CLASSES, WIDTH, seed=3), drawn(CLASSES, seed=4)
 
 
 def measured(sae: SAE) -> dict[str, float | None]:
-    return measure_sae(sae.eval(), TRAIN, VAL, WEIGHT, BIAS)
+    return measure_sae(sae.eval(), TRAIN, {"select": SELECT, "test": TEST}, WEIGHT, BIAS)
 
 
 def logits_of(activations: Tensor) -> np.ndarray:
@@ -62,28 +62,25 @@ def test_blocks_cover_a_split_in_order_and_stay_small(columns: int, monkeypatch:
 # -- the record of an SAE
 
 
-@pytest.mark.parametrize("variant", ALL)
-def test_measures_equal_libraries_and_loops_whatever_the_blocks(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    sae = example(variant, WIDTH).eval().requires_grad_(False)
-    val, labels = VAL.activations, VAL.labels
-    reconstruction = sae.decode(sae.encode(val))
-    fires = {
-        name: (sae.encode(part.activations).abs() > sae.negligible * part.activations.norm(dim=1, keepdim=True)).numpy()
-        for name, part in (("train", TRAIN), ("val", VAL))
+def held_out_measures(sae: SAE, split: Captured) -> dict[str, float | None]:
+    """What libraries and plain loops say of reconstructions."""
+    rows, labels = split.activations, split.labels
+    reconstruction = sae.decode(sae.encode(rows))
+    fires = (sae.encode(rows).abs() > sae.negligible * rows.norm(dim=1, keepdim=True)).numpy()
+    fed = {
+        "original": rows,
+        "downstream": reconstruction,
+        "zero": 0 * rows,
+        "mean": 0 * rows + TRAIN.activations.mean(0),
     }
-    frequency = fires["train"].mean(0)
-    fed = {"original": val, "downstream": reconstruction, "zero": 0 * val, "mean": 0 * val + TRAIN.activations.mean(0)}
     accuracy = {name: accuracy_score(labels, logits_of(part).argmax(1)) for name, part in fed.items()}
-    p = softmax(logits_of(val), 1)
+    p = softmax(logits_of(rows), 1)
     kl = {name: rel_entr(p, softmax(logits_of(part), 1)).sum(1).mean() for name, part in fed.items()}
-    expected = {
-        "fve": r2_score(val, reconstruction, multioutput="variance_weighted"),
-        "cosine": 1 - paired_cosine_distances(val, reconstruction).mean(),
-        "l0": fires["val"].sum(1).mean(),
-        "l1": float(sae.encode(val).abs().sum(1).mean()),
-        "dead_fraction": (frequency == 0).mean(),
-        "almost_dead_fraction": ((frequency > 0) & (frequency < 0.001)).mean(),
-        "dense_fraction": (frequency > 0.5).mean(),
+    expected: dict[str, float | None] = {
+        "fve": r2_score(rows, reconstruction, multioutput="variance_weighted"),
+        "cosine": 1 - paired_cosine_distances(rows, reconstruction).mean(),
+        "l0": fires.sum(1).mean(),
+        "l1": float(sae.encode(rows).abs().sum(1).mean()),
         **{f"{name}_accuracy": value for name, value in accuracy.items()},
         **{f"{name}_kl": kl[name] for name in ("downstream", "zero", "mean")},
     }
@@ -92,6 +89,21 @@ def test_measures_equal_libraries_and_loops_whatever_the_blocks(variant: str, mo
         share = (accuracy["downstream"] - accuracy[name]) / cost if cost else None
         expected |= {f"accuracy_recovered_from_{name}": share}
         expected |= {f"kl_recovered_from_{name}": 1 - kl["downstream"] / kl[name]}
+    return expected
+
+
+@pytest.mark.parametrize("variant", ALL)
+def test_measures_equal_libraries_and_loops_whatever_the_blocks(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sae = example(variant, WIDTH).eval().requires_grad_(False)
+    train = sae.encode(TRAIN.activations).abs() > sae.negligible * TRAIN.activations.norm(dim=1, keepdim=True)
+    frequency = train.numpy().mean(0)
+    expected = {
+        "dead_fraction": (frequency == 0).mean(),
+        "almost_dead_fraction": ((frequency > 0) & (frequency < 0.001)).mean(),
+        "dense_fraction": (frequency > 0.5).mean(),
+        **held_out_measures(sae, TEST),
+        **{f"select_{name}": value for name, value in held_out_measures(sae, SELECT).items()},
+    }
     assert measured(sae) == pytest.approx(expected, rel=1e-9)
     monkeypatch.setattr("salve.stages.measure.AT_ONCE", 7 * sae.dictionary_size)
     assert measured(sae) == pytest.approx(expected, rel=1e-9)
@@ -103,8 +115,8 @@ def test_what_is_rare_is_seen_on_the_train_split() -> None:
     sae.bias.copy_(torch.tensor([0.0, -5.0, -0.5, 0.0]))  # all but one image; one; half; none
     rows = torch.cat([torch.zeros(1), torch.full((999,), 0.4), torch.full((1999,), 1.0), torch.tensor([9.0])])
     train = Captured(rows[:, None].double(), torch.zeros(3000, dtype=torch.long))
-    val = Captured(train.activations[:2], train.labels[:2])
-    found = measure_sae(sae.eval(), train, val, torch.ones(2, 1).double(), torch.zeros(2).double())
+    few = Captured(train.activations[:2], train.labels[:2])
+    found = measure_sae(sae.eval(), train, {"test": few}, torch.ones(2, 1).double(), torch.zeros(2).double())
     shares = [found[f"{name}_fraction"] for name in ("dead", "almost_dead", "dense")]
     assert shares == [1 / 4, 1 / 4, 2 / 4]
     assert found["l0"] == 0.5
@@ -112,7 +124,7 @@ def test_what_is_rare_is_seen_on_the_train_split() -> None:
 
 def test_a_dictionary_of_one_latent_and_a_share_that_is_undefined_make_a_record() -> None:
     sae = example("linear_l1", WIDTH, 1).eval().requires_grad_(False)
-    blind = measure_sae(sae, TRAIN, VAL, torch.zeros_like(WEIGHT), BIAS)
+    blind = measure_sae(sae, TRAIN, {"test": TEST}, torch.zeros_like(WEIGHT), BIAS)
     assert blind["kl_recovered_from_zero"] is None
     assert blind["accuracy_recovered_from_mean"] is None
     assert all(math.isfinite(value) for name, value in blind.items() if value is not None)
@@ -128,7 +140,7 @@ class Surroundings:
 
     def __init__(self, root: Path, sae: SAE, truth: bool = True) -> None:
         self.classes = ("a", "b", "c", "empty")
-        self.splits = {"train": TRAIN, "val": VAL}
+        self.splits = {"train": TRAIN, "select": SELECT, "test": TEST}
         self.store = Store(root)
         self.presence = {name: drawn(len(part.labels), 3, seed=9) > 0 for name, part in self.splits.items()}
         for shown in self.presence.values():
@@ -199,10 +211,10 @@ def test_features_equal_plain_loops(tmp_path: Path, at_once: int, monkeypatch: p
     relative = latents[:, 0] / np.linalg.norm(TRAIN.activations, axis=1)
     expected, _ = np.histogram(relative[relative > 0], histogram["edges"].numpy())
     assert histogram["counts"][0, 1:-1].tolist() == expected.tolist()
-    right = logits_of(VAL.activations).argmax(1) == VAL.labels.numpy()
+    right = logits_of(TEST.activations).argmax(1) == TEST.labels.numpy()
     classes = found.table("classes.csv")
-    assert classes["val_accuracy"].tolist()[:3] == pytest.approx([right[VAL.labels == k].mean() for k in range(3)])
-    assert (classes["val_images"].tolist()[3], math.isnan(classes["val_accuracy"][3])) == (0, True)
+    assert classes["test_accuracy"].tolist()[:3] == pytest.approx([right[TEST.labels == k].mean() for k in range(3)])
+    assert (classes["test_images"].tolist()[3], math.isnan(classes["test_accuracy"][3])) == (0, True)
 
 
 def test_concepts_are_told_where_the_data_know_them(tmp_path: Path) -> None:
@@ -210,15 +222,15 @@ def test_concepts_are_told_where_the_data_know_them(tmp_path: Path) -> None:
     around = Surroundings(tmp_path / "with", sae)
     found = around.features().table("concepts.csv").set_index("concept")
     assert found["classes"].tolist() == ["a", "b; c", "empty"]
-    assert found["val_images"].tolist() == around.presence["val"].sum(0).tolist()
-    train, val = (sae.encode(part.activations).detach() for part in (TRAIN, VAL))
+    assert found["test_images"].tolist() == around.presence["test"].sum(0).tolist()
+    train, test = (sae.encode(part.activations).detach() for part in (TRAIN, TEST))
     for k, name in enumerate(("x", "y")):
         shown = around.presence["train"][:, k]
         auroc = [roc_auc_score(shown, train[:, latent]) for latent in range(9)]
         best = int(np.argmax(np.abs(np.array(auroc) - 0.5)))
         sign = -1 if auroc[best] < 0.5 else 1
         assert (found.loc[name, "latent"], found.loc[name, "sign"]) == (best, sign)
-        judged = roc_auc_score(around.presence["val"][:, k], sign * val[:, best])
+        judged = roc_auc_score(around.presence["test"][:, k], sign * test[:, best])
         assert found.loc[name, "auroc"] == pytest.approx(judged)
     assert found.loc["z", ["latent", "sign", "auroc"]].isna().all()  # no image shows it
     without = Surroundings(tmp_path / "without", sae, truth=False).features()

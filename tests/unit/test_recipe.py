@@ -1,18 +1,35 @@
-"""Recipes: exact apply, bit-exact undo, plain state_dicts, and refusals."""
+"""Edits as values: exact apply, bit-exact undo in every dtype, stacking in any order, and refusals."""
 
+import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 from torchvision.models import ResNet, resnet18
 
 from salve.backbones import Site, find_site
-from salve.editing import Edit, Recipe, apply_recipe, load_recipe, make_recipe, save_recipe, undo_recipe
-from salve.editing.cli import main
+from salve.editing import (
+    Edit,
+    Recipe,
+    apply_recipe,
+    apply_recipes,
+    gate,
+    load_recipe,
+    make_recipe,
+    make_recipes,
+    save_recipe,
+    undo_recipe,
+    undo_recipes,
+)
 from salve.sae import SAE, make_sae
 from salve.types import UserError
+
+State = dict[str, torch.Tensor]
+HALF = (torch.float16, torch.bfloat16)
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +39,19 @@ def parts() -> tuple[ResNet, Site, SAE]:
     return model, find_site(model, "avgpool"), make_sae("linear_l1", 512, 16, torch.Generator().manual_seed(0))
 
 
-def bits(state: dict[str, torch.Tensor]) -> dict[str, bytes]:
-    return {name: tensor.reshape(-1).view(torch.uint8).numpy().tobytes() for name, tensor in state.items()}
+def bits(state: State) -> dict[str, tuple[torch.dtype, bytes]]:
+    return {name: (t.dtype, t.reshape(-1).view(torch.uint8).numpy().tobytes()) for name, t in state.items()}
+
+
+def cast(state: State, dtype: torch.dtype) -> State:
+    return {name: t.to(dtype) if t.is_floating_point() else t for name, t in state.items()}
+
+
+def studied(parts: tuple[ResNet, Site, SAE], state: State) -> ResNet:
+    """What salve works on when it is given these weights: their values in float32."""
+    model = resnet18(num_classes=4).eval()
+    model.load_state_dict(cast(state, torch.float32))
+    return model
 
 
 def test_apply_touches_the_reader_alone_and_undo_restores_every_bit(parts: tuple[ResNet, Site, SAE]) -> None:
@@ -59,13 +87,6 @@ def test_the_exported_state_loads_into_a_fresh_model_with_the_edited_logits(
         assert (found - model(images)).abs().max() > 1e-4
 
 
-def test_edits_compose_in_any_order(parts: tuple[ResNet, Site, SAE]) -> None:
-    model, site, sae = parts
-    edits = [Edit(3, 2.0), Edit(7, 1.5, "enhance")]
-    one, other = (apply_recipe(make_recipe(model, site, sae, e, "r"), model.state_dict()) for e in (edits, edits[::-1]))
-    torch.testing.assert_close(one["fc.weight"], other["fc.weight"])
-
-
 def test_alpha_zero_keeps_every_bit(parts: tuple[ResNet, Site, SAE]) -> None:
     model, site, sae = parts
     recipe = make_recipe(model, site, sae, [Edit(3, 0.0)], "r")
@@ -73,35 +94,205 @@ def test_alpha_zero_keeps_every_bit(parts: tuple[ResNet, Site, SAE]) -> None:
     assert bits(apply_recipe(recipe, model.state_dict())) == bits(model.state_dict())
 
 
+@pytest.mark.parametrize("dtype", HALF)
+def test_a_half_precision_file_is_edited_in_its_own_dtype_and_gets_its_bits_back(
+    parts: tuple[ResNet, Site, SAE], dtype: torch.dtype
+) -> None:
+    own = cast(parts[0].state_dict(), dtype)
+    model = studied(parts, own)
+    recipe = make_recipe(model, *parts[1:], [Edit(3, 4.0), Edit(5, math.inf)], "r")
+    edited = apply_recipe(recipe, own)
+    assert {name: t.dtype for name, t in edited.items()} == {name: t.dtype for name, t in own.items()}
+    # The oracle: the edit of the float32 network, rounded once.
+    factor = gate(recipe.contributions[0], 4.0) * gate(recipe.contributions[1], math.inf)
+    expected = (model.fc.weight.detach() * factor).to(dtype)
+    torch.testing.assert_close(edited["fc.weight"], expected, rtol=0, atol=0)
+    assert bits(undo_recipe(recipe, edited)) == bits(own)
+    # The same edit also fits the float32 network that salve kept.
+    state = model.state_dict()
+    assert bits(undo_recipe(recipe, apply_recipe(recipe, state))) == bits(state)
+
+
+def test_a_float64_file_of_float32_values_gets_its_bits_back(parts: tuple[ResNet, Site, SAE]) -> None:
+    model, site, sae = parts
+    own = cast(model.state_dict(), torch.float64)
+    recipe = make_recipe(model, site, sae, [Edit(3, 4.0)], "r")
+    edited = apply_recipe(recipe, own)
+    expected = own["fc.weight"] * gate(recipe.contributions[0], 4.0).double()
+    assert torch.equal(edited["fc.weight"], expected)
+    assert bits(undo_recipe(recipe, edited)) == bits(own)
+
+
+def test_digits_that_float32_does_not_hold_are_refused_rather_than_lost(parts: tuple[ResNet, Site, SAE]) -> None:
+    own = cast(parts[0].state_dict(), torch.float64)
+    own["conv1.weight"] = own["conv1.weight"] * (1 + 1e-12)  # no edit touches it: it is only passed on
+    recipe = make_recipe(studied(parts, own), *parts[1:], [Edit(3, 4.0)], "r")
+    assert bits(undo_recipe(recipe, apply_recipe(recipe, own))) == bits(own)
+    own["fc.weight"] = own["fc.weight"] * (1 + 1e-12)
+    with pytest.raises(UserError, match=r"fc\.weight is float64 and has digits that float32 does not hold"):
+        apply_recipe(recipe, own)
+    model = resnet18(num_classes=4).double().eval()
+    model.load_state_dict(own)
+    with pytest.raises(UserError, match="digits that float32 does not hold"):
+        make_recipe(model, *parts[1:], [Edit(3, 4.0)], "r")
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_rounding_the_studied_network_makes_another_one(parts: tuple[ResNet, Site, SAE], dtype: torch.dtype) -> None:
+    model, site, sae = parts
+    recipe = make_recipe(model, site, sae, [Edit(3, 4.0)], "r")
+    name = str(dtype).removeprefix("torch.")
+    with pytest.raises(UserError, match=f"fc.weight is rounded to {name}; apply the edit to the float32 weights"):
+        apply_recipe(recipe, cast(model.state_dict(), dtype))
+
+
+def test_counters_of_batches_may_be_missing_or_others(parts: tuple[ResNet, Site, SAE]) -> None:
+    model, site, sae = parts
+    recipe = make_recipe(model, site, sae, [Edit(3, 4.0)], "r")
+    state = model.state_dict()
+    without = {name: t for name, t in state.items() if not name.endswith("num_batches_tracked")}
+    assert len(without) < len(state)
+    assert bits(undo_recipe(recipe, apply_recipe(recipe, without))) == bits(without)
+    other = {**state, "bn1.num_batches_tracked": torch.tensor(7)}
+    assert bits(undo_recipe(recipe, apply_recipe(recipe, other))) == bits(other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF, torch.float64])
+def test_edits_stack_and_are_undone_apart_in_any_order_to_the_same_bits(
+    parts: tuple[ResNet, Site, SAE], dtype: torch.dtype
+) -> None:
+    own = cast(_coarse(parts[0].state_dict()), dtype)
+    model = studied(parts, own)
+    several = [[Edit(3, 2.0)], [Edit(7, 1.5, "enhance"), Edit(8, 2.5)], [Edit(5, 30.0)]]
+    recipes = [make_recipe(model, *parts[1:], edits, "r") for edits in several]
+    left = {}
+    for order in itertools.permutations(range(3)):
+        state, held = own, []
+        for index in order:
+            state = apply_recipe(recipes[index], state, held)
+            held.append(recipes[index])
+            left.setdefault(frozenset(r.key for r in held), bits(state))
+            assert bits(state) == left[frozenset(r.key for r in held)]
+    assert bits(apply_recipes(recipes, own)) == left[frozenset(r.key for r in recipes)]
+    assert len({value["fc.weight"] for value in left.values()}) == 7  # every set of them is another network
+    for order in itertools.permutations(range(3)):
+        state, held = apply_recipes(recipes, own), list(recipes)
+        for index in order:
+            held.remove(recipes[index])
+            state = undo_recipe(recipes[index], state, held)
+            assert bits(state) == (left[frozenset(r.key for r in held)] if held else bits(own))
+    assert bits(undo_recipes(recipes, apply_recipes(recipes, own))) == bits(own)
+
+
+def _coarse(state: State) -> State:
+    """Values that every dtype holds exactly: first bfloat16's few digits, then float16's short range."""
+    return cast(cast(cast(state, torch.bfloat16), torch.float16), torch.float32)
+
+
+def test_stacked_gates_multiply(parts: tuple[ResNet, Site, SAE]) -> None:
+    model, site, sae = parts
+    one, two = (make_recipe(model, site, sae, [edit], "r") for edit in (Edit(3, 2.0), Edit(7, 1.5, "enhance")))
+    together = make_recipe(model, site, sae, [Edit(7, 1.5, "enhance"), Edit(3, 2.0)], "r")
+    stacked = apply_recipe(two, apply_recipe(one, model.state_dict()), [one])
+    c, d = sae.decoder[:, 3].detach().abs(), sae.decoder[:, 7].detach().abs()
+    expected = model.fc.weight.detach() * (1 - 2 * c).clamp_min(0) * (1 + 1.5 * d)
+    torch.testing.assert_close(stacked["fc.weight"], expected)
+    assert bits(stacked) == bits(apply_recipe(together, model.state_dict()))
+
+
+class _Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 3)
+
+
+def test_edits_at_different_sites_stack_too() -> None:
+    model = _Two()
+    sites = [Site("in", ("first",), 6, "first"), Site("out", ("second",), 8, "second")]
+    one, two = (make_recipe(model, site, make_sae("linear_l1", site.width, 4), [Edit(1, 2.0)], "two") for site in sites)
+    state = model.state_dict()
+    both = apply_recipe(two, apply_recipe(one, state), [one])
+    assert bits(both) == bits(apply_recipes([two, one], state))
+    assert bits(undo_recipe(one, both, [two])) == bits(apply_recipe(two, state))
+    assert bits(undo_recipe(two, undo_recipe(one, both, [two]))) == bits(state)
+
+
 @pytest.mark.parametrize("alpha", [2.5, math.inf])
 def test_a_saved_recipe_comes_back_the_same(parts: tuple[ResNet, Site, SAE], tmp_path: Path, alpha: float) -> None:
     model, site, sae = parts
-    recipe = make_recipe(model, site, sae, [Edit(3, alpha, sign=-1)], "torchvision/resnet18")
+    recipe = make_recipe(model, site, sae, [Edit(3, alpha, sign=-1)], "torchvision/resnet18", "tench")
     save_recipe(recipe, tmp_path / "r.json")
     loaded = load_recipe(tmp_path / "r.json")
-    assert loaded.edits == recipe.edits
-    assert (loaded.before, loaded.after, loaded.sae, loaded.readers) == (
-        recipe.before,
-        recipe.after,
-        recipe.sae,
-        recipe.readers,
-    )
+    for name in ("name", "backbone", "site", "edits", "before", "after", "sae", "readers", "key", "weights"):
+        assert getattr(loaded, name) == getattr(recipe, name)
+    assert torch.equal(loaded.contributions, recipe.contributions)
     assert bits(apply_recipe(loaded, model.state_dict())) == bits(apply_recipe(recipe, model.state_dict()))
     text = (tmp_path / "r.json").read_text()
     assert '"latent": 3' in text
     assert '"site": "avgpool"' in text
 
 
+def test_another_strength_is_another_edit(parts: tuple[ResNet, Site, SAE]) -> None:
+    model, site, sae = parts
+    recipe = make_recipe(model, site, sae, [Edit(3, 4.0)], "r")
+    stronger = recipe.at(math.inf)
+    assert bits(apply_recipe(stronger, model.state_dict())) == bits(
+        apply_recipe(make_recipe(model, site, sae, [Edit(3, math.inf)], "r"), model.state_dict())
+    )
+    assert stronger.key != recipe.key
+    assert stronger.is_same_but_for_strength(recipe)
+    assert not make_recipe(model, site, sae, [Edit(4, 4.0)], "r").is_same_but_for_strength(recipe)
+    enhancing = make_recipe(model, site, sae, [Edit(3, 4.0, "enhance")], "r")
+    for bad, alpha, words in ((enhancing, math.inf, "can only suppress"), (recipe, -1, "must not be negative")):
+        with pytest.raises(UserError, match=words):
+            bad.at(alpha)
+
+
+def test_many_recipes_of_one_network_are_the_ones_made_alone_and_share_its_weights(
+    parts: tuple[ResNet, Site, SAE],
+) -> None:
+    model, site, sae = parts
+    named = [("tench", [Edit(3, 4.0)]), ("church", [Edit(5, 2.0)])]
+    many = make_recipes(model, site, sae, named, "r")
+    assert [r.name for r in many] == ["tench", "church"]
+    for recipe, (name, edits) in zip(many, named, strict=True):
+        alone = make_recipe(model, site, sae, edits, "r", name)
+        assert (recipe.key, recipe.before, recipe.after) == (alone.key, alone.before, alone.after)
+    assert many[0].originals["fc.weight"] is many[1].originals["fc.weight"]
+
+
 def test_wrong_weights_twice_applied_and_empty_edits_are_refused(parts: tuple[ResNet, Site, SAE]) -> None:
     model, site, sae = parts
-    recipe = make_recipe(model, site, sae, [Edit(3, 4.0)], "torchvision/resnet18")
-    other = {**model.state_dict(), "fc.bias": model.fc.bias.detach() + 1}
-    with pytest.raises(UserError, match="not the ones that the recipe was made for"):
-        apply_recipe(recipe, other)
-    with pytest.raises(UserError, match="carry this edit already"):
-        apply_recipe(recipe, apply_recipe(recipe, model.state_dict()))
+    state = model.state_dict()
+    recipe, another = (make_recipe(model, site, sae, [Edit(latent, 4.0)], "torchvision/resnet18") for latent in (3, 5))
+    trained = {name: t + 1 for name, t in state.items()}
+    for other, words in (
+        ({**state, "fc.bias": state["fc.bias"] + 1}, "fc.bias differs"),
+        ({**state, "fc.weight": state["fc.weight"] + 1}, "fc.weight alone differs"),
+        ({**state, "fc.weight": state["fc.weight"][:2]}, "fc.weight alone differs"),
+        ({**state, "extra": state["fc.bias"]}, "extra should not be there"),
+        ({name: t for name, t in state.items() if name != "fc.bias"}, "there is no fc.bias"),
+        (trained, "and 99 more differ"),
+    ):
+        with pytest.raises(
+            UserError, match=rf"not the ones that the edit was made for \(torchvision/resnet18\).*{words}"
+        ):
+            apply_recipe(recipe, other)
+    edited = apply_recipe(recipe, state)
+    for held in ([], [recipe]):
+        with pytest.raises(UserError, match="carry this edit already"):
+            apply_recipe(recipe, edited, held)
     with pytest.raises(UserError, match="cannot be undone"):
-        undo_recipe(recipe, model.state_dict())
+        undo_recipe(recipe, state)
+    with pytest.raises(UserError, match="cannot be undone"):
+        undo_recipe(another, edited)
+    with pytest.raises(UserError, match=r"with the edits that the file says it holds\): fc.weight alone differs"):
+        apply_recipe(another, state, [recipe])
+    other_model = resnet18(num_classes=4)
+    other_model.load_state_dict(trained)
+    elsewhere = make_recipe(other_model, site, sae, [Edit(3, 4.0)], "r")
+    with pytest.raises(UserError, match="made for different networks"):
+        apply_recipe(recipe, state, [elsewhere])
     empty = make_sae("linear_l1", 512, 2)
     with torch.no_grad():
         empty.decoder[:, 0] = 0
@@ -113,29 +304,13 @@ def test_wrong_weights_twice_applied_and_empty_edits_are_refused(parts: tuple[Re
         make_recipe(model, site, make_sae("linear_l1", 8, 2), [Edit(0, 4.0)], "r")
 
 
-def test_a_damaged_recipe_is_found_out(parts: tuple[ResNet, Site, SAE]) -> None:
+def test_a_recipe_that_does_not_fit_itself_is_not_made(parts: tuple[ResNet, Site, SAE]) -> None:
     model, site, sae = parts
     good = make_recipe(model, site, sae, [Edit(3, 4.0)], "r")
-    damaged = Recipe(**{**good.__dict__, "contributions": good.contributions * 1.01})
-    with pytest.raises(RuntimeError, match="damaged"):
-        apply_recipe(damaged, model.state_dict())
     with pytest.raises(ValueError, match="1 edits, but 2"):
-        Recipe(**{**good.__dict__, "contributions": good.contributions.repeat(2, 1)})
-
-
-def test_the_command_applies_and_undoes_files(
-    parts: tuple[ResNet, Site, SAE], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    model, site, sae = parts
-    save_recipe(make_recipe(model, site, sae, [Edit(3, 4.0)], "r"), tmp_path / "r.json")
-    original, edited, undone = (tmp_path / f"{name}.safetensors" for name in ("original", "edited", "undone"))
-    save_file(model.state_dict(), original)
-    assert main(["apply", str(tmp_path / "r.json"), str(original), str(edited)]) == 0
-    assert main(["undo", str(tmp_path / "r.json"), str(edited), str(undone)]) == 0
-    assert bits(load_file(undone)) == bits(load_file(original))
-    assert bits(load_file(edited)) != bits(load_file(original))
-    assert main(["undo", str(tmp_path / "r.json"), str(original), str(tmp_path / "x.safetensors")]) == 2
-    assert "cannot be undone" in capsys.readouterr().err
-    assert not (tmp_path / "x.safetensors").exists()
-    assert main(["apply", str(tmp_path / "none.json"), str(original), str(edited)]) == 2
-    assert main(["apply", str(tmp_path / "r.json"), str(original), str(tmp_path / "x.pt")]) == 2
+        replace(good, contributions=good.contributions.repeat(2, 1))
+    with pytest.raises(ValueError, match="are not those of"):
+        replace(good, readers=("other",))
+    with pytest.raises(UserError, match=r"8 channels, but fc.weight has the shape \(4, 512\)"):
+        replace(good, contributions=good.contributions[:, :8])
+    assert isinstance(good, Recipe)

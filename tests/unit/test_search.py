@@ -18,7 +18,7 @@ from salve.types import UserError
 optuna = pytest.importorskip("optuna")
 
 SPACE = ("sae.sparsity=tag(log, interval(0.1, 10))", "sae.dictionary_size=choice(32, 64)")
-BOTH = {"fve": "maximize", "l0": "minimize"}
+BOTH = {"select_fve": "maximize", "select_l0": "minimize"}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ class Bench:
             folder.prepare(run.config)
             sae = run.config.sae
             self.made.append((sae.sparsity, sae.dictionary_size))
-            metrics = {"fve": 1 - sae.sparsity / 20, "l0": sae.dictionary_size / sae.sparsity}
+            metrics = {"select_fve": 1 - sae.sparsity / 20, "select_l0": sae.dictionary_size / sae.sparsity}
             write_record(folder.path / METRICS, metrics)
             write_record(folder.path / MANIFEST, {})
 
@@ -108,14 +108,14 @@ def test_an_exhausted_space_ends_the_search(bench: Bench) -> None:
 
 
 def test_one_objective_is_improved(bench: Bench) -> None:
-    bench.search(30, objectives={"fve": "maximize"})
+    bench.search(30, objectives={"select_fve": "maximize"})
     late = [sparsity for sparsity, _ in bench.made[15:]]
     early = [sparsity for sparsity, _ in bench.made[:10]]
     assert sum(late) / len(late) < sum(early) / len(early)
 
 
 def test_a_run_without_the_measure_fails_its_trial_alone(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(RunFolder, "metrics", lambda _: {"fve": None, "l0": 3.0})
+    monkeypatch.setattr(RunFolder, "metrics", lambda _: {"select_fve": None, "select_l0": 3.0})
     bench.search(2)
     assert [trial.state.name for trial in bench.trials()] == ["FAIL", "FAIL"]
 
@@ -127,7 +127,7 @@ def test_a_study_about_something_else_is_not_gone_on_with(bench: Bench) -> None:
     with pytest.raises(UserError, match=r"other settings"):
         bench.search(4, *SPACE, "sae.epochs=3")
     with pytest.raises(UserError, match=r"other objectives"):
-        bench.search(4, objectives={"fve": "minimize", "l0": "minimize"})
+        bench.search(4, objectives={"select_fve": "minimize", "select_l0": "minimize"})
     bench.search(4, *SPACE, "cluster=joblib", "sweep.search.trials=4")
 
 
@@ -135,7 +135,8 @@ def test_a_study_about_something_else_is_not_gone_on_with(bench: Bench) -> None:
     ("objectives", "said"),
     [
         ({"fvee": "maximize"}, r"fvee is no measure of a run; the measures are .*fve.*selectivity"),
-        ({"fve": "up"}, r"fve has up, which is neither maximize nor minimize"),
+        ({"select_fve": "up"}, r"select_fve has up, which is neither maximize nor minimize"),
+        ({"selectivity": "maximize"}, r"measured on test images.*use select_selectivity"),
         ({}, r"sweep.search.objectives is empty"),
     ],
 )

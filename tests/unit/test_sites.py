@@ -1,11 +1,13 @@
 """Sites: what they are called, who reads them, and that the activation is what the head really receives."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import timm
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from torchvision.models import VisionTransformer, mobilenet_v3_small, resnet18
 
 from salve.backbones import Site, find_site, site_activations, sites
@@ -208,3 +210,32 @@ def test_models_that_do_not_end_in_one_linear_layer_are_refused(build: Callable[
         sites(build())
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) > 30
+
+
+@pytest.mark.parametrize(
+    ("wrap", "inside"),
+    [
+        (nn.DataParallel, r"DataParallel is a wrapper around a ResNet: .* model\.module\."),
+        (torch.compile, r"OptimizedModule is a wrapper around a ResNet: .* model\._orig_mod\."),
+        (AveragedModel, r"AveragedModel is a wrapper around a ResNet: .* model\.module\."),
+    ],
+    ids=["DataParallel", "compiled", "averaged"],
+)
+def test_wrapped_models_say_where_the_plain_one_is(
+    tiny: Tiny, wrap: Callable[[nn.Module], nn.Module], inside: str
+) -> None:
+    for name in ("resnet18", "timm resnet10t"):
+        wrapped = wrap(tiny(name))
+        for find in (sites, lambda model: find_site(model, "last")):
+            with pytest.raises(UserError, match=inside):
+                find(wrapped)
+
+
+def test_a_model_on_several_processes_says_where_the_plain_one_is(tiny: Tiny, tmp_path: Path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(tiny("resnet18"))
+        with pytest.raises(UserError, match=r"DistributedDataParallel is a wrapper .* model\.module\."):
+            sites(wrapped)
+    finally:
+        torch.distributed.destroy_process_group()

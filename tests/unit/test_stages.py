@@ -2,74 +2,99 @@
 
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats  # type: ignore[import-untyped]
 
 from salve.data.transforms import Preprocess
 from salve.editing import edited_logits
 from salve.editing.curves import edit_curves
+from salve.editing.verdict import Effect, effect
 from salve.stages import DiscoverSettings
-from salve.stages.control import slug, summarise
+from salve.stages.control import choose, reason, slug, summarise
 from salve.stages.diagnose import strengths
 from salve.stages.diagnose import summarise as summarise_strengths
 from salve.stages.discover import feature_tables
+from salve.stages.job import output_order
 from salve.stages.targets import Target
 from salve.stages.validate import masks_like
 
-CLASSES = ["a", "b", "c", "d"]
+STRENGTHS = [0.0, 1.0, 2.0, 4.0]
+OWN = np.array([True, False, False, False])
 
 
-def edit(*rows: list[float]) -> dict[str, object]:
-    accuracy = torch.tensor(rows, dtype=torch.float64)
+def effects_of(*rows: list[float]) -> Effect:
+    return effect(np.array(rows[0]), np.array(rows), OWN)
+
+
+def edit(select: list[list[float]], test: list[list[float]] | None = None) -> dict[str, object]:
     target = Target("a", (0,), (7,), (-1,), ("class-defining",))
-    return summarise(target, [0.0, 1.0, 2.0, 4.0][: len(rows)], accuracy, torch.zeros_like(accuracy), CLASSES)
+    effects = {"select": effects_of(*select), "test": effects_of(*(test or select))}
+    place, reached = choose(effects["select"])
+    others = Effect(*(np.repeat(np.asarray(field), 5) for field in effects["test"].at(place)))
+    return summarise(target, STRENGTHS[: len(select)], place, reached, effects, others, 40)
 
 
-def test_an_edit_separates_at_the_first_strength_that_does() -> None:
-    found = edit([0.9, 0.8, 0.8, 0.8], [0.5, 0.8, 0.8, 0.8], [0.05, 0.8, 0.79, 0.82], [0.0, 0.5, 0.5, 0.5])
+def test_the_cleanest_strength_that_separates_is_chosen() -> None:
+    found = edit([[0.9, 0.8, 0.8, 0.8], [0.05, 0.8, 0.79, 0.8], [0.0, 0.8, 0.79, 0.82], [0.0, 0.5, 0.5, 0.5]])
     assert (found["alpha"], found["alpha_used"]) == (2.0, 2.0)
-    assert found["separates"] is True
-    assert found["separates_strictly"] is True
-    assert found["accuracy_before"] == pytest.approx(0.9)
-    assert found["accuracy_after"] == pytest.approx(0.05)
+    assert (found["separates"], found["separates_published"], found["select_separates"]) == (True, True, True)
+    assert (found["accuracy_before"], found["accuracy_after"]) == (0.9, 0.0)
     assert found["others_mean_change"] == pytest.approx(0.01)
     assert found["others_signed_change"] == pytest.approx(0.01 / 3)
-    assert found["others_worst_change"] == pytest.approx(0.02)
-    assert found["worst_class"] == "d"
+    assert found["others_worst_loss"] == pytest.approx(0.01)
     assert (found["latents"], found["sign"], found["reason"]) == ("7", "-1", "")
+    assert found["accuracy_after_high"] == pytest.approx(stats.binomtest(0, 40).proportion_ci(method="wilson").high)
 
 
-def test_gains_that_make_up_for_losses_separate_but_not_strictly() -> None:
-    found = edit([0.9, 0.8, 0.8, 0.8], [0.0, 0.7, 0.9, 0.8])
-    assert found["separates"] is True
-    assert found["separates_strictly"] is False
-
-
-def test_an_edit_that_takes_others_down_says_by_how_much() -> None:
-    found = edit([0.9, 0.8, 0.8, 0.8], [0.0, 0.5, 0.8, 0.8])
-    assert found["separates"] is False
+def test_strengths_are_chosen_on_select_and_reported_on_test() -> None:
+    select = [[0.9, 0.8, 0.8, 0.8], [0.0, 0.8, 0.8, 0.8], [0.0, 0.5, 0.5, 0.5]]
+    test = [[0.9, 0.8, 0.8, 0.8], [0.3, 0.8, 0.8, 0.8], [0.0, 0.8, 0.8, 0.8]]  # here the second strength is the best
+    found = edit(select, test)
     assert found["alpha"] == 1.0
-    assert "-10.0%" in str(found["reason"])
+    assert (found["select_accuracy_after"], found["accuracy_after"]) == (0.0, 0.3)
+    assert (found["select_separates"], found["separates"]) == (True, False)
+    assert "leaves 30.0\u00a0% on test" in str(found["reason"])
+
+
+def test_gains_that_make_up_for_losses_separate_in_the_published_sense_alone() -> None:
+    found = edit([[0.9, 0.8, 0.8, 0.8], [0.0, 0.7, 0.9, 0.8]])
+    assert (found["separates"], found["separates_published"]) == (False, True)
+    assert "change by 6.7 points in the mean" in str(found["reason"])
+
+
+def test_an_edit_that_takes_another_class_down_says_by_how_much() -> None:
+    many = [0.8] * 9
+    rows = [[0.9, *many], [0.0, 0.6, *many[1:]]]
+    own = np.arange(10) == 0
+    found = effect(np.array(rows[0]), np.array(rows), own)
+    assert reason(found.at(1), 1.0, True) == "another class loses 20.0 points"
 
 
 def test_an_edit_that_never_brings_the_class_down_has_no_strength() -> None:
-    found = edit([0.9, 0.8, 0.8, 0.8], [0.4, 0.8, 0.8, 0.8])
-    assert found["alpha"] == math.inf
-    assert found["separates"] is False
-    assert "stays at 40%" in str(found["reason"])
+    found = edit([[0.9, 0.8, 0.8, 0.8], [0.5, 0.8, 0.8, 0.8], [0.4, 0.8, 0.8, 0.8]])
+    assert (found["alpha"], found["alpha_used"], found["separates"]) == (math.inf, 2.0, False)
+    assert "is 40.0\u00a0% at α = 2, the strongest edit" in str(found["reason"])
 
 
 def test_a_class_that_is_lost_without_an_edit_does_not_separate() -> None:
-    found = edit([0.05, 0.8, 0.8, 0.8], [0.0, 0.8, 0.8, 0.8])
-    assert (found["separates"], found["separates_strictly"], found["alpha"]) == (False, False, math.inf)
-    assert found["reason"] == "without any edit its accuracy is only 5%"
+    found = edit([[0.05, 0.8, 0.8, 0.8], [0.0, 0.8, 0.8, 0.8]])
+    assert (found["separates"], found["separates_published"], found["alpha"]) == (False, False, math.inf)
+    assert found["reason"] == "without any edit its accuracy is only 5\u00a0%"
 
 
-def test_a_class_without_images_counts_for_nothing() -> None:
-    found = edit([0.9, math.nan, 0.8, 0.8], [0.0, math.nan, 0.8, 0.8])
-    assert found["others_mean_change"] == 0.0
-    assert found["separates"] is True
+def test_a_class_without_images_has_no_verdict() -> None:
+    found = edit([[0.9, math.nan, 0.8, 0.8], [0.0, math.nan, 0.8, 0.8]])
+    assert (found["others_mean_change"], found["separates"]) == (0.0, True)
+    found = edit([[math.nan, 0.8, 0.8, 0.8], [math.nan, 0.8, 0.8, 0.8]])
+    assert (found["separates"], found["reason"]) == (False, "it has no test images")
+
+
+def test_outputs_of_the_audited_classes_come_first() -> None:
+    assert output_order([5, 2], 7).tolist() == [5, 2, 0, 1, 3, 4, 6]
+    assert output_order(None, 3).tolist() == [0, 1, 2]
 
 
 def test_curves_equal_a_loop_and_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,3 +161,4 @@ def test_slugs_are_file_names() -> None:
     assert slug("French horn") == "french-horn"
     assert slug("<script>/../x") == "script-x"
     assert slug("日本") == "unnamed"
+    assert len(slug("x" * 245)) == 60

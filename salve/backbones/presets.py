@@ -1,0 +1,141 @@
+"""The preprocessing that a backbone's weights expect, and where that is known from."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from torch import nn
+from torchvision import models as torchvision_models
+
+from salve.backbones.sites import find_site
+from salve.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from salve.types import UserError
+
+#: Of the resize to the crop, where nothing else is known: 256 to 224.
+USUAL_RATIO = 256 / 224
+
+
+class Preset(NamedTuple):
+    """What images go through, and where that comes from, in words for the reader of a report."""
+
+    preprocess: Preprocess
+    origin: str
+
+
+def preset(
+    library: str,
+    name: str,
+    weights: str,
+    model: nn.Module,
+    native_size: int,
+    overrides: Mapping[str, Any],
+    args: Mapping[str, Any] | None = None,
+) -> Preset:
+    """The preprocessing for a backbone: that of the model's published weights, changed by what the user set.
+
+    Weights from a file are taken to be made from the published ones. Only random weights, and weights of a model that
+    ``args`` make another one than the published, read the data at their own size, squashed, unless the architecture
+    fixes a size.
+
+    Args:
+        library, name, weights, model, args: the backbone, as for :func:`salve.backbones.load_backbone`.
+        native_size: pixels of the data's own images.
+        overrides: ``size`` and ``resize`` in pixels (a ``size`` alone keeps the preset's ratio between the two),
+            ``squash`` (true: no crop; false: a crop, also where the preset has none), ``interpolation``, ``mean``,
+            ``std``; ``None`` values are not set.
+
+    Raises:
+        UserError: a size that the architecture cannot read; settings that contradict each other.
+    """
+    if library == "torchvision":
+        chosen = _torchvision_preset(name)
+        fixed, strict, argument = getattr(model, "image_size", None), True, "image_size"
+    else:
+        chosen = _timm_preset(model)
+        embed = getattr(model, "patch_embed", None)
+        fixed, strict = (getattr(embed, "img_size", None) or (None,))[0], getattr(embed, "strict_img_size", False)
+        argument = "img_size"
+    ratio = USUAL_RATIO if chosen.resize is None else chosen.resize / chosen.size
+    origin = f"{library}'s preset of {name}"
+    if fixed is not None and fixed != chosen.size:
+        chosen = _resized(chosen, int(fixed))
+        origin += f" at the {fixed} pixels that it is built for"
+    elif fixed is None and (weights == "random" or (args and not _is_published(library, name, model))):
+        chosen = replace(chosen, size=native_size, resize=None)
+        why = "the weights are random" if weights == "random" else f"{name} is published without its backbone.args"
+        origin = f"the data's own size, since {why}"
+    given = {key: value for key, value in overrides.items() if value is not None}
+    if given:
+        origin += f", with {', '.join(given)} set by backbone.preprocess"
+    if "size" in given:
+        size = int(given.pop("size"))
+        if strict and fixed not in (None, size):
+            raise UserError(
+                f"backbone.preprocess.size={size}, but this {type(model).__name__} reads {fixed} pixels; "
+                f"give backbone.args.{argument}={size} with it."
+            )
+        chosen = _resized(chosen, size)
+    squash = given.pop("squash", None)
+    if squash and "resize" in given:
+        raise UserError(
+            f"backbone.preprocess.resize={given['resize']} is the shorter side before a crop, but squash=true means "
+            "that there is none; set one of them."
+        )
+    if squash:
+        chosen = replace(chosen, resize=None)
+    elif squash is False and chosen.resize is None:
+        chosen = replace(chosen, resize=round(ratio * chosen.size))
+    for key in ("mean", "std"):
+        if key in given:
+            given[key] = tuple(float(value) for value in given[key])
+    chosen = replace(chosen, **given)
+    return Preset(chosen, f"{origin}: {chosen.describe()}")
+
+
+def _torchvision_preset(name: str) -> Preprocess:
+    try:
+        transform = torchvision_models.get_model_weights(name).DEFAULT.transforms()
+        return Preprocess(
+            size=transform.crop_size[0],
+            resize=transform.resize_size[0],
+            interpolation="bicubic" if transform.interpolation.value == "bicubic" else "bilinear",
+            mean=tuple(transform.mean),
+            std=tuple(transform.std),
+        )
+    except (ValueError, AttributeError):
+        return Preprocess(size=224, resize=256, interpolation="bilinear", mean=IMAGENET_MEAN, std=IMAGENET_STD)
+
+
+def _timm_preset(model: nn.Module) -> Preprocess:
+    config = timm.data.resolve_model_data_config(model)
+    size = int(config["input_size"][-1])
+    return Preprocess(
+        size=size,
+        # Rounded down, as timm does it.
+        resize=None if config["crop_mode"] == "squash" else math.floor(size / config["crop_pct"]),
+        interpolation="bicubic" if config["interpolation"] == "bicubic" else "bilinear",
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+    )
+
+
+def _resized(preset: Preprocess, size: int) -> Preprocess:
+    resize = None if preset.resize is None else round(size * preset.resize / preset.size)
+    return replace(preset, size=size, resize=resize)
+
+
+def _is_published(library: str, name: str, model: nn.Module) -> bool:
+    """Whether the model has the published one's layers, so that its weights can have been made from those."""
+    with torch.device("meta"):
+        published = torchvision_models.get_model(name) if library == "torchvision" else timm.create_model(name)
+    head = find_site(model, "last").readers[0]
+    return _layers(model, head) == _layers(published, head)
+
+
+def _layers(model: nn.Module, head: str) -> dict[str, torch.Size]:
+    """Shapes of the weights of convolutions and linear layers; others may follow the size of the image."""
+    layers = {path: module for path, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
+    return {path: layer.weight.shape for path, layer in layers.items() if path != head}

@@ -1,0 +1,9 @@
+"""Names in sentences."""
+
+from collections.abc import Sequence
+
+
+def listing(names: Sequence[str], most: int = 5) -> str:
+    """`'a', 'b' and 3 more`."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(repr, names[:most])) + more

@@ -1,0 +1,295 @@
+"""Edit files: an edit as a JSON record that a person can read, and the originals that all edits of a network share.
+
+``NAME.json`` says what the edit is, with its contribution vectors, so that applying needs no SAE: a few numbers per
+channel. ``originals-<checksum>.safetensors`` beside it holds the readers' weights as they were (multiplying by a gate
+cannot be undone by arithmetic) and the checksums of all of the network's tensors. It is written once for a network and
+site, however many edits of it a folder holds; the two belong together and may be moved together.
+
+A ``.safetensors`` file that ``salve-edit`` wrote says in its metadata, under :data:`HELD`, which edits it holds.
+"""
+
+import base64
+import binascii
+import json
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from salve.artifacts import digest_of, read_header, read_record, save_tensors, write_record
+from salve.editing.edits import Edit, HeldEdit, Recipe, checksum, checksums
+from salve.editing.gating import Channels, Mode, Scale
+from salve.types import UserError
+
+FORMAT = "salve-edit-2"
+#: The metadata of an edited network: a JSON list of the edits it holds.
+HELD = "salve_edits"
+_SHARED = re.compile(r"originals-[0-9a-f]{12}\.safetensors")
+_CHECKSUM = re.compile(r"[0-9a-f]{32}")
+#: Strengths, and the channels of a latent's column, are far below; more is damage.
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+def save_recipe(recipe: Recipe, path: Path) -> None:
+    """Write ``path`` (JSON) and, unless it lies there already, the file of originals beside it; each is there whole.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    key = _key_of_originals(recipe.weights, recipe.originals)
+    shared = path.with_name(f"originals-{key}.safetensors")
+    if not (shared.is_file() and _is_whole(shared, *_stamp(shared))):
+        header = {"salve": json.dumps({"format": FORMAT, "weights": dict(recipe.weights)}, sort_keys=True)}
+        with written_whole(shared) as unfinished:
+            save_tensors(unfinished, recipe.originals, header)
+    record = {"format": FORMAT, **record_of(recipe), "after": recipe.after, "originals": shared.name}
+    with written_whole(path) as unfinished:
+        write_record(unfinished, record)
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read an edit file and its originals.
+
+    Raises:
+        UserError: a file is missing, is no edit file, or is damaged.
+    """
+    record = _read_json(path)
+    if record.get("format") != FORMAT:
+        raise UserError(f"{path} is no edit file of this version of salve.")
+    try:
+        held = held_from(record)
+        after, name = _text(record, "after"), _text(record, "originals")
+        # A bare name, so that no file elsewhere is read.
+        _expect(is_originals(name), "originals must be the name of a file such as originals-….safetensors")
+    except UserError as error:
+        raise UserError(f"{path} is damaged: {error}.") from error
+    weights, originals = _read_originals(path.with_name(name))
+    if checksum(weights) != held.before or set(originals) != set(held.weights_scaled):
+        raise UserError(f"{path} is damaged: {name} holds the originals of another network or site.")
+    try:
+        facts = {field: getattr(held, field) for field in HeldEdit.__dataclass_fields__}
+        recipe = Recipe(**facts, weights=weights, originals=originals)
+    except UserError as error:
+        raise UserError(f"{path} is damaged: {str(error).rstrip('.')}.") from error
+    if recipe.after != after:
+        raise UserError(f"{path} is damaged: what it describes does not give the checksum that it names.")
+    return recipe
+
+
+def record_of(held: HeldEdit) -> dict[str, Any]:
+    """The JSON record of an edit, without its originals."""
+    rows = held.contributions.detach().cpu().numpy().astype("<f4")
+    return {
+        **{name: getattr(held, name) for name in ("name", "backbone", "site", "sae", "before")},
+        "readers": list(held.readers),
+        # JSON has no infinity.
+        "edits": [{**asdict(edit), "alpha": "inf" if math.isinf(edit.alpha) else edit.alpha} for edit in held.edits],
+        # float32, little-endian, in base64: short, and every bit.
+        "contributions": [base64.b64encode(row.tobytes()).decode() for row in rows],
+    }
+
+
+def held_from(record: Any) -> HeldEdit:
+    """The edit of a record, every field of it checked.
+
+    Raises:
+        UserError: a field is missing or cannot be; the message is part of a sentence.
+    """
+    _expect(isinstance(record, dict), "an edit must be a JSON object")
+    readers, edits, rows = (_list(record, name) for name in ("readers", "edits", "contributions"))
+    _expect(all(isinstance(reader, str) and reader for reader in readers), "readers must be names of modules")
+    _expect(len(set(readers)) == len(readers), "readers names a module twice")
+    _expect(len(edits) == len(rows), "there must be one contribution for each edit")
+    contributions = [_contribution(row) for row in rows]
+    _expect(len({len(row) for row in contributions}) == 1, "contributions must have the same length")
+    return HeldEdit(
+        **{name: _text(record, name) for name in ("name", "backbone", "site", "sae", "before")},
+        readers=tuple(readers),
+        edits=tuple(_edit(edit) for edit in edits),
+        contributions=torch.stack(contributions),
+    )
+
+
+def held_in(metadata: Mapping[str, str], path: Path) -> list[HeldEdit]:
+    """The edits that a file of weights says it holds.
+
+    Raises:
+        UserError: it says so in a way that cannot be read.
+    """
+    try:
+        records = _json(metadata.get(HELD, "[]"))
+        _expect(isinstance(records, list), "it must be a JSON list")
+        return [held_from(record) for record in records]
+    except ValueError as error:
+        reason = str(error).rstrip(".")
+        raise UserError(f"{path} has a damaged list of the edits that it holds ({HELD}): {reason}.") from error
+
+
+def metadata_with(metadata: Mapping[str, str], held: Sequence[HeldEdit]) -> dict[str, str]:
+    """A file's metadata saying that it holds these edits, the same in whatever order they came."""
+    rest = {name: text for name, text in metadata.items() if name != HELD}
+    if not held:
+        return rest
+    records = [record_of(edit) for edit in sorted(held, key=lambda edit: edit.key)]
+    return rest | {HELD: json.dumps(records, sort_keys=True, ensure_ascii=False, separators=(",", ":"))}
+
+
+def is_originals(name: str) -> bool:
+    """Whether a file's name, without a folder, is that of a file of originals."""
+    return bool(_SHARED.fullmatch(name))
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a file.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (SafetensorError, RuntimeError, ValueError, OSError) as error:
+        raise UserError(f"{path} cannot be read as safetensors: {_first_line(error)}.") from error
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a file, without its tensors; raises as :func:`read_safetensors`."""
+    if not path.is_file():
+        raise UserError(f"There is no file {path}.")
+    try:
+        return read_header(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read as safetensors: {_first_line(error)}.") from error
+
+
+class written_whole:
+    """``with written_whole(path) as unfinished``: what is written there becomes ``path`` at the end, or is removed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.unfinished = path, path.with_name(f".{os.getpid()}.unfinished")
+
+    def __enter__(self) -> Path:
+        return self.unfinished
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                os.replace(self.unfinished, self.path)
+        finally:
+            self.unfinished.unlink(missing_ok=True)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"There is no edit file {path}.")
+    try:
+        return read_record(path)
+    except (ValueError, RecursionError, OSError) as error:
+        raise UserError(f"{path} is no edit file: {_first_line(error)}.") from error
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise UserError("it is nested too deeply") from error
+
+
+def _read_originals(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """The checksums of a network's tensors, and the readers' weights as they were, both checked."""
+    if not path.is_file():
+        raise UserError(f"There is no {path}, which holds the weights as they were: it belongs beside its edit files.")
+    originals, metadata = read_safetensors(path)
+    try:
+        header = _json(metadata.get("salve", ""))
+        _expect(isinstance(header, dict) and header.get("format") == FORMAT, "it is of another version")
+        weights = header.get("weights")
+        _expect(isinstance(weights, dict) and bool(weights), "it has no checksums")
+        _expect(all(isinstance(s, str) and _CHECKSUM.fullmatch(s) for s in weights.values()), "a checksum is none")
+        _expect(all(weight.dtype == torch.float32 for weight in originals.values()), "its weights are not float32")
+        _expect(checksums(originals).items() <= weights.items(), "its weights do not have their checksums")
+        named = f"originals-{_key_of_originals(weights, originals)}.safetensors" == path.name
+        _expect(named, "it has not the checksum of its name")
+        finite = all(bool(weight.isfinite().all()) for weight in originals.values())
+        _expect(finite, "its weights are not finite")
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {str(error).rstrip('.')}.") from error
+    return weights, originals
+
+
+def _key_of_originals(weights: Mapping[str, str], originals: Mapping[str, Tensor]) -> str:
+    return digest_of({"weights": dict(weights), "originals": sorted(originals)})[:12]
+
+
+@lru_cache(maxsize=16)
+def _is_whole(path: Path, *_: int) -> bool:
+    """Whether a file of originals can be read. A folder may hold a thousand edits: it is read when it has changed."""
+    try:
+        _read_originals(path)
+    except UserError:
+        return False
+    return True
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    found = path.stat()
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _expect(true: bool, otherwise: str) -> None:
+    if not true:
+        raise UserError(otherwise)
+
+
+def _text(record: Mapping[str, Any], name: str) -> str:
+    value = record.get(name)
+    if not isinstance(value, str):
+        raise UserError(f"{name} must be a text")
+    return value
+
+
+def _list(record: Mapping[str, Any], name: str) -> list[Any]:
+    value = record.get(name)
+    if not isinstance(value, list) or not value:
+        raise UserError(f"{name} must be a list that is not empty")
+    return value
+
+
+def _edit(record: Any) -> Edit:
+    _expect(isinstance(record, dict), "an edit must be a JSON object")
+    known = set(Edit.__dataclass_fields__)
+    _expect(set(record) == known, f"an edit must say {', '.join(sorted(known))}, and nothing else")
+    for name, allowed in (("mode", Mode), ("scale", Scale), ("channels", Channels)):
+        choices = get_args(allowed)
+        _expect(record[name] in choices, f"{name} must be {' or '.join(choices)}")
+    for name in ("latent", "sign"):
+        _expect(type(record[name]) is int, f"{name} must be a whole number")
+    _expect(record["latent"] >= 0, "latent must not be negative")
+    _expect(record["sign"] in (-1, 1), "sign must be 1 or -1")
+    alpha = record["alpha"]
+    finite = type(alpha) in (int, float) and 0 <= alpha <= _LARGEST
+    _expect(finite or (alpha == "inf" and record["mode"] == "suppress"), 'alpha must be a number from 0, or "inf"')
+    return Edit(**{**record, "alpha": float(alpha)})
+
+
+def _contribution(text: Any) -> Tensor:
+    try:
+        _expect(isinstance(text, str), "contributions must be texts")
+        row = np.frombuffer(base64.b64decode(text, validate=True), "<f4")
+    except (binascii.Error, ValueError) as error:
+        raise UserError(f"contributions must be float32 numbers in base64 ({_first_line(error)})") from error
+    _expect(len(row) > 0 and bool(np.isfinite(row).all()), "contributions must be finite numbers")
+    return torch.from_numpy(row.astype(np.float32))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

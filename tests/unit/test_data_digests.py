@@ -1,0 +1,122 @@
+"""Files are read again exactly when they may have changed."""
+
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from salve.data import digests
+from salve.data.digests import cache_folder, file_digests
+from salve.types import UserError
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """Names of the files that are read from here on; digests are remembered in a folder of the test's."""
+    names: list[str] = []
+    digest = digests._digest
+    monkeypatch.setattr(digests, "_digest", lambda root, path: names.append(path) or digest(root, path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return names
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two files that were written a day ago, as far as one can tell."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("a", "b"):
+        (folder / name).write_bytes(name.encode() * 100)
+    later = time.time_ns() + 86_400 * 10**9
+    monkeypatch.setattr(time, "time_ns", lambda: later)
+    return folder
+
+
+def expected(root: Path, *names: str) -> list[str]:
+    return [hashlib.sha256((root / name).read_bytes()).hexdigest() for name in names]
+
+
+def test_files_are_read_once(root: Path, read: list[str]) -> None:
+    for _ in range(2):
+        assert file_digests(root, ["b", "a"]) == expected(root, "b", "a")
+    assert sorted(read) == ["a", "b"]
+    assert file_digests(root, ["a"]) == expected(root, "a")
+    (root.parent / "link").symlink_to(root)
+    assert file_digests(root.parent / "link", ["b"]) == expected(root, "b")
+    assert len(read) == 2
+
+
+def test_changed_files_are_read_again(root: Path, read: list[str]) -> None:
+    file_digests(root, ["a", "b"])
+    read.clear()
+    stat = (root / "a").stat()
+    (root / "a").write_bytes(b"c" * 100)
+    os.utime(root / "a", ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as tools do that keep times
+    assert file_digests(root, ["a", "b"]) == expected(root, "a", "b")
+    assert read == ["a"]
+    os.replace(root / "b", root / "a")
+    assert file_digests(root, ["a"]) == expected(root, "a")
+    assert read == ["a", "a"]
+
+
+def test_files_that_were_just_written_are_not_remembered(
+    root: Path, read: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clocks of file systems stand still for milliseconds: a second write may leave all times as they were."""
+    now = (root / "a").stat().st_ctime_ns + 10**9
+    monkeypatch.setattr(time, "time_ns", lambda: now)
+    file_digests(root, ["a"])
+    file_digests(root, ["a"])
+    assert read == ["a", "a"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "{", "[]", '{"version": 1}', '{"version": 1, "files": {"a": []}}'),
+        '{"version": 99, "files": {"a": [1]}}',
+    ],
+)
+def test_a_damaged_memory_is_no_obstacle(root: Path, read: list[str], content: str) -> None:
+    file_digests(root, ["a"])
+    [memory] = cache_folder().iterdir()
+    memory.write_text(content)
+    assert file_digests(root, ["a"]) == expected(root, "a")
+    assert read == ["a", "a"]
+    assert json.loads(memory.read_text())["files"]["a"][-1] == expected(root, "a")[0]
+
+
+def test_without_a_place_for_the_memory_everything_is_read(
+    root: Path, read: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").write_text("a file where the folder would be")
+    for _ in range(2):
+        assert file_digests(root, ["a"]) == expected(root, "a")
+
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", nowhere)
+    assert file_digests(root, ["a"]) == expected(root, "a")
+    assert read == ["a"] * 3
+
+
+def test_the_memory_lies_where_users_caches_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    assert cache_folder() == tmp_path / "other/salve/files"
+    for unusable in ("", "relative"):  # as the XDG specification has it
+        monkeypatch.setenv("XDG_CACHE_HOME", unusable)
+        assert cache_folder() == tmp_path / ".cache/salve/files"
+
+
+def test_files_that_cannot_be_read_are_named(root: Path, read: list[str]) -> None:
+    with pytest.raises(UserError, match=r"the image gone of .* cannot be opened \(No such file"):
+        file_digests(root, ["gone"])
+    (root / "folder").mkdir()
+    with pytest.raises(UserError, match=r"the image folder of .* cannot be read \(Is a directory"):
+        file_digests(root, ["folder"])

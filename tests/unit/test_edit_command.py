@@ -1,0 +1,372 @@
+"""``salve-edit``: files in, files out, the same bits back; refusals in one sentence that leave nothing behind."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from salve.artifacts import Artifact
+from salve.backbones import Site
+from salve.editing import Edit, Recipe, apply_recipes, gate, make_recipes, save_recipe
+from salve.editing.cli import main
+from salve.run.manifest import write_manifest
+from salve.sae import make_sae
+
+SITE = Site("pool", ("1",), 6, "0")
+NAMES = ("church", "tench", "gas pump", "Gas-Pump")
+
+
+def bits(path: Path) -> dict[str, tuple[torch.dtype, bytes]]:
+    return {n: (t.dtype, t.reshape(-1).view(torch.uint8).numpy().tobytes()) for n, t in load_file(path).items()}
+
+
+def metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        return dict(file.metadata() or {})
+
+
+class Place:
+    """A run's folder with edits, its classifier elsewhere, and a user's own copy of the weights."""
+
+    def __init__(self, root: Path, dtype: torch.dtype = torch.float32) -> None:
+        torch.manual_seed(0)
+        self.root, self.run = root, root / "runs" / "one"
+        (self.run / "recipes").mkdir(parents=True)
+        model = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6))
+        model[1] = nn.Linear(6, 4)
+        own = {name: t.to(dtype) for name, t in model.state_dict().items()}
+        model.load_state_dict({name: t.float() for name, t in own.items()})
+        sae = make_sae("linear_l1", 6, len(NAMES), torch.Generator().manual_seed(0))
+        named = [(name, [Edit(k, 0.5 + k)]) for k, name in enumerate(NAMES)]
+        self.recipes: list[Recipe] = make_recipes(model, SITE, sae, named, "two layers")
+        self.files = []
+        for k, recipe in enumerate(self.recipes):
+            slug = recipe.name.lower().replace(" ", "-")
+            self.files.append(self.run / "recipes" / f"{k:02d}-{slug}.json")
+            save_recipe(recipe, self.files[-1])
+        classifier = root / "artifacts" / "classifier" / "abc"
+        classifier.mkdir(parents=True)
+        self.classifier = classifier / "model.safetensors"
+        save_file(model.state_dict(), self.classifier)
+        record = {"artifacts": {"classifier": {"key": "abc", "path": "../../artifacts/classifier/abc"}}}
+        (self.run / "manifest.json").write_text(json.dumps(record))
+        self.weights = root / "own.safetensors"
+        save_file(own, self.weights, {"format": "pt", "author": "me"})
+        self.before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+    def out(self, name: str = "out") -> Path:
+        return self.root / f"{name}.safetensors"
+
+    def left_as_it_was(self) -> bool:
+        return {path: path.read_bytes() for path in self.root.rglob("*") if path.is_file()} == self.before
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_apply_and_undo_give_back_bits_dtypes_and_metadata(tmp_path: Path, dtype: torch.dtype) -> None:
+    place = Place(tmp_path, dtype) if dtype != torch.float64 else Place(tmp_path)
+    if dtype == torch.float64:
+        save_file({n: t.double() for n, t in load_file(place.weights).items()}, place.weights, metadata(place.weights))
+    assert run("apply", place.files[0], place.weights, place.out("edited")) == 0
+    assert {t.dtype for t in load_file(place.out("edited")).values()} == {dtype}
+    assert bits(place.out("edited")) != bits(place.weights)
+    assert run("undo", place.files[0], place.out("edited"), place.out("restored")) == 0
+    assert bits(place.out("restored")) == bits(place.weights)
+    assert metadata(place.out("restored")) == metadata(place.weights) == {"format": "pt", "author": "me"}
+
+
+def test_edits_stack_over_several_commands_and_are_undone_apart(place: Place) -> None:
+    one, two, three = place.files[:3]
+    assert run("apply", one, two, three, place.weights, place.out("together")) == 0
+    expected = apply_recipes(place.recipes[:3], load_file(place.weights))
+    assert all(torch.equal(t, expected[name]) for name, t in load_file(place.out("together")).items())
+    for order in itertools.permutations((one, two, three)):
+        now = place.weights
+        for k, file in enumerate(order):
+            assert run("apply", file, now, place.out(f"step-{k}")) == 0
+            now = place.out(f"step-{k}")
+        assert bits(now) == bits(place.out("together"))
+        assert metadata(now) == metadata(place.out("together"))
+        for k, file in enumerate(order):
+            assert run("undo", file, now, place.out(f"back-{k}")) == 0
+            now = place.out(f"back-{k}")
+            left = order[k + 1 :]
+            assert run("apply", *left, place.weights, place.out("left")) == 0 if left else True
+            same = place.out("left") if left else place.weights
+            assert (bits(now), metadata(now)) == (bits(same), metadata(same))
+
+
+def test_another_strength(place: Place) -> None:
+    def scaled(alpha: str) -> torch.Tensor:
+        assert run("apply", place.files[0], "--alpha", alpha, place.weights, place.out(f"at-{alpha}")) == 0
+        return load_file(place.out(f"at-{alpha}"))["1.weight"]
+
+    weight, c = load_file(place.weights)["1.weight"], place.recipes[0].contributions[0]
+    torch.testing.assert_close(scaled("0.25"), weight * (1 - 0.25 * c.abs()))
+    assert torch.equal(scaled("inf"), weight * gate(c, float("inf")))
+    assert (scaled("inf") == 0).all()
+    # The file says at which strength it holds the edit: undoing needs no --alpha, and takes it.
+    for more in ([], ["--alpha", "0.25"]):
+        assert run("undo", place.files[0], *more, place.out("at-0.25"), place.out("back")) == 0
+        assert bits(place.out("back")) == bits(place.weights)
+
+
+def test_a_strength_that_the_weights_do_not_hold_is_not_undone(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("apply", place.files[0], place.weights, place.out("once"))
+    assert run("undo", place.files[0], "--alpha", "7", place.out("once"), place.out("x")) == 2
+    assert "does not hold this edit; it holds church: suppress latent 0 at α = 0.5" in capsys.readouterr().err
+    run("apply", place.files[0], "--alpha", "0.25", place.out("once"), place.out("twice"))
+    assert run("undo", place.files[0], "--alpha", "0.25", place.out("twice"), place.out("back")) == 0
+    assert bits(place.out("back")) == bits(place.out("once"))
+    assert run("undo", place.files[0], place.out("back"), place.out("base")) == 0
+    assert bits(place.out("base")) == bits(place.weights)
+
+
+def test_edits_of_a_runs_folder_are_chosen_by_name(place: Place) -> None:
+    for words, index in (
+        (["church"], 0),
+        (["Tench"], 1),
+        (["01-tench"], 1),
+        (["gas pump"], 2),
+        (["Gas-Pump"], 3),
+        (["03-gas-pump.json"], 3),
+    ):
+        names = [part for word in words for part in ("--edit", word)]
+        assert run("apply", place.run, *names, place.weights, place.out("named")) == 0
+        assert run("apply", place.files[index], place.weights, place.out("file")) == 0
+        assert bits(place.out("named")) == bits(place.out("file"))
+    assert run("apply", place.run, "--edit", "church", "--edit", "tench", place.weights, place.out("named")) == 0
+    assert run("apply", *place.files[:2], place.weights, place.out("file")) == 0
+    assert bits(place.out("named")) == bits(place.out("file"))
+    assert run("undo", place.run, place.out("named"), place.out("all")) == 0  # without a name: all that it holds
+    assert bits(place.out("all")) == bits(place.weights)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["--edit", "harbour"], "has no edit called harbour; its edits are church, tench, gas pump, Gas-Pump."),
+        (["--edit", "gas_pump"], "could be 02-gas-pump or 03-gas-pump; give the file's name."),
+        ([], "Choose one of the edits of"),
+    ],
+)
+def test_a_name_that_does_not_lead_to_one_edit_lists_those_there(
+    place: Place, names: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("apply", place.run, *names, place.weights, place.out()) == 2
+    assert words in capsys.readouterr().err
+    assert place.left_as_it_was()
+
+
+def test_the_runs_own_classifier_is_edited_when_no_weights_are_given(place: Place) -> None:
+    assert run("apply", place.run, "--edit", "church", "--out", place.out()) == 0
+    assert run("apply", place.files[0], "--weights", place.classifier, "--out", place.out("by-path")) == 0
+    assert bits(place.out()) == bits(place.out("by-path")) != bits(place.classifier)
+
+
+def test_the_manifest_leads_to_the_classifier_from_wherever_both_are_moved(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Data:
+        def fingerprint(self) -> str:
+            return "data"
+
+    class Thing:
+        weights, seed, data = "random", 0, Data()
+
+    Thing.backbone = Thing  # type: ignore[attr-defined]
+    monkeypatch.chdir(tmp_path)
+    classifier = Artifact("classifier", "abc", Path("artifacts/classifier/abc"), "digest", reused=False)
+    write_manifest(Path("runs/one"), Thing, Thing, {"classifier": classifier})  # type: ignore[arg-type]
+    record = json.loads((place.run / "manifest.json").read_text())
+    assert record["artifacts"]["classifier"]["path"] == "../../artifacts/classifier/abc"
+    place.root.joinpath("moved").mkdir()
+    for name in ("runs", "artifacts"):
+        os.rename(tmp_path / name, tmp_path / "moved" / name)
+    monkeypatch.chdir("/")
+    assert run("apply", tmp_path / "moved/runs/one", "--edit", "church", "--out", place.out()) == 0
+
+
+@pytest.mark.parametrize(
+    ("manifest", "words"),
+    [
+        (None, "no folder of a finished run"),
+        ("{", "does not say where the run's classifier lies"),
+        ("[]", "does not say where the run's classifier lies"),
+        ('{"artifacts": {"classifier": {"path": 3}}}', "does not say where"),
+        ('{"artifacts": {"classifier": {"key": "abc"}}}', "does not say where"),
+        ('{"artifacts": {"classifier": {"path": "gone"}}}', "is no longer at"),
+    ],
+)
+def test_a_run_that_does_not_lead_to_its_classifier(
+    place: Place, manifest: str | None, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = place.run / "manifest.json"
+    path.unlink() if manifest is None else path.write_text(manifest)
+    assert run("apply", place.run, "--edit", "church", "--out", place.out()) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("salve-edit: Give the weights to edit")
+    assert words in error
+    assert not place.out().exists()
+
+
+def test_weights_of_torch_and_a_lost_list_of_edits(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    own = load_file(place.weights)
+    torch.save(own, place.root / "own.pt")
+    assert run("apply", *place.files[:2], place.root / "own.pt", place.out("edited")) == 0
+    torch.save(load_file(place.out("edited")), place.root / "edited.pt")  # and the list of edits is gone
+    for words in (["undo", place.files[0]], ["apply", place.files[2]], ["apply", place.files[0]]):
+        assert run(*words, place.root / "edited.pt", place.out("x")) == 2
+        error = capsys.readouterr().err
+        assert "1.weight alone differs, so that they seem to hold other edits" in error
+        assert ("does not list its edits: name all of them" in error) == (words[0] == "undo")
+    assert run("undo", *place.files[:2], place.root / "edited.pt", place.out("back")) == 0
+    assert bits(place.out("back")) == bits(place.weights)
+    # Tensors that share memory, which safetensors would refuse.
+    tied = {**own, "0.bias": own["0.bias"]}
+    both = torch.zeros(2, 6)
+    tied["0.bias"] = both[0]
+    both[0] = own["0.bias"]
+    torch.save(tied, place.root / "tied.pt")
+    assert run("apply", place.files[0], place.root / "tied.pt", place.out("tied")) == 0
+
+
+def test_refusals_come_before_anything_is_written(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    (place.root / "folder.safetensors").mkdir()
+    (place.root / "damaged.safetensors").write_bytes(place.weights.read_bytes()[:-3])
+    (place.root / "notes.txt").write_text("hello")
+    place.before |= {p: p.read_bytes() for p in (place.root / "damaged.safetensors", place.root / "notes.txt")}
+    edit, weights, out = place.files[0], place.weights, place.out()
+    for words, reason in (
+        (["apply", edit, weights, place.root / "x.pt"], "must end in .safetensors"),
+        (["apply", edit, weights, weights], "is one of the files that are read"),
+        (["apply", edit, weights, edit.parent / next(edit.parent.glob("*.safetensors")).name], "a file of originals"),
+        (["apply", edit, weights, place.root / "none" / "x.safetensors"], "There is no folder"),
+        (["apply", edit, weights, place.root / "folder.safetensors"], "is a folder"),
+        (["apply", edit, place.root / "none.safetensors", out], "There is no file of weights"),
+        (["apply", place.root / "none.json", weights, out], "There is no edit file"),
+        (["apply", edit, place.root / "damaged.safetensors", out], "cannot be read as safetensors"),
+        (["apply", edit, place.root / "notes.txt", out], "was not loaded"),
+        (["apply", "--edit", "church", edit, weights, out], "no folder was given"),
+        (["apply", edit, "--out", out], "only a run's folder has a classifier"),
+        (["apply", place.root, "--edit", "church", weights, out], "holds no edit files"),
+        (["undo", edit, weights, out], "cannot be undone"),
+        (["show", place.root / "none.json"], "There is no edit file"),
+        (["show", place.root / "none.safetensors"], "There is no file"),
+        (["show", place.root / "damaged.safetensors"], "cannot be read"),
+        (["show", place.root], "holds no edit files"),
+    ):
+        assert run(*words) == 2, words
+        error = capsys.readouterr().err
+        assert reason in error
+        assert error.startswith("salve-edit: ")
+        assert error.count("\n") == 1
+        assert place.left_as_it_was()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_to(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    closed = place.root / "closed"
+    closed.mkdir(mode=0o500)
+    assert run("apply", place.files[0], place.weights, closed / "x.safetensors") == 2
+    assert "cannot be written to" in capsys.readouterr().err
+
+
+def test_what_fails_while_writing_leaves_nothing_and_is_a_sentence(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(tensors: object, path: Path, metadata: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    assert run("apply", place.files[0], place.weights, place.out()) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert place.left_as_it_was()
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ([], "required"),
+        (["apply"], "salve-edit --help has examples"),
+        (["apply", "own.safetensors", "out.safetensors"], "no EDIT was given"),
+        (["apply", "a.json", "b", "c", "--alpha", "-1"], "argument --alpha"),
+        (["apply", "a.json", "b", "c", "--alpha", "nan"], "argument --alpha"),
+        (["show", "a.json", "--alpha", "2"], "show takes files and folders"),
+        (["show"], "show takes an edit file"),
+        (["redo", "a.json"], "invalid choice"),
+    ],
+)
+def test_what_is_not_understood(words: list[str], reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    assert reason in capsys.readouterr().err
+
+
+def test_show(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    run("apply", place.files[0], "--alpha", "inf", place.weights, place.out())
+    capsys.readouterr()
+    assert run("show", place.files[1]) == 0
+    text = capsys.readouterr().out
+    for fact in ("tench", "latent 1 at α = 1.5", "pool, read by 1", "two layers", place.recipes[1].after[:12]):
+        assert fact in text
+    assert run("show", place.run) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:3] == [
+        "  00-church.json: church: suppress latent 0 at α = 0.5",
+        "  01-tench.json: tench: suppress latent 1 at α = 1.5",
+    ]
+    assert run("show", place.out(), place.weights) == 0
+    text = capsys.readouterr().out
+    assert "holds 1 edit." in text
+    assert "latent 0 at α = inf" in text
+    assert "6 of 6 scaled, 6 closed" in text
+    assert "holds no edits." in text
+
+
+def test_a_files_text_does_not_steer_the_terminal(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    record = json.loads(place.files[0].read_text())
+    place.files[0].write_text(json.dumps({**record, "name": "\x1b[2Jchurch"}))
+    assert run("show", place.files[0]) == 0
+    assert "?[2Jchurch" in capsys.readouterr().out
+
+
+def test_the_command_imports_nothing_heavy(place: Place) -> None:
+    """Modules, not seconds: those depend on the machine."""
+    code = (
+        "import sys; from salve.editing.cli import main; assert 'torch' not in sys.modules; main(sys.argv[1:]); "
+        "print(*({n.partition('.')[0] for n in sys.modules} | {n for n in sys.modules if n.startswith('salve.')}))"
+    )
+    arguments = ["apply", str(place.run), "--edit", "church", "--out", str(place.out())]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    imported = set(done.stdout.split())
+    assert "torch" in imported
+    heavy = {"torchvision", "timm", "pytorch_lightning", "lightning", "torchmetrics", "pandas", "scipy", "hydra", "PIL"}
+    heavy |= {"salve.sae", "salve.features", "salve.backbones.load", "salve.editing.evaluation", "salve.run"}
+    assert imported & heavy == set()
+    helped = (
+        "import sys; from salve.editing.cli import main\n"
+        "try: main(['--help'])\nfinally: assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", helped], capture_output=True, text=True, check=True)
+    assert "examples:" in done.stdout
