@@ -53,12 +53,14 @@ class Claim:
 
 
 class Measured(NamedTuple):
-    """What an experiment found on a ground for a claim: the number that decides, and the finding in words."""
+    """What an experiment found on a ground for a claim: the number that decides, and the finding in words; of classes
+    that separate also how many do in the published sense, which decides nothing."""
 
     claim: str
     ground: str
     value: float
     text: str
+    published: str = ""
 
 
 def load_claims(path: Path = FILE) -> dict[str, Claim]:

@@ -1,7 +1,8 @@
 """Edits at a matched effect, and how sure a comparison is: pure functions on tables.
 
 Strengths α have no unit in common between SAEs, backbones or methods. So edits are compared where the edited class has
-fallen to the same accuracy.
+fallen to the same accuracy. The select split says at which strength that is, and the test split what the edit takes and
+costs there: a strength that is chosen where it looks good looks better there than it is.
 """
 
 import math
@@ -13,53 +14,86 @@ from jaxtyping import Float
 from numpy import ndarray
 from scipy import stats  # type: ignore[import-untyped]
 
+from salve.editing.verdict import CONFIDENCE, LIMITS, effect
+
 #: Accuracy to which an edit has to take its class.
-LEVEL = 0.05
-#: Confidence of all intervals.
-CONFIDENCE = 0.95
+LEVEL = LIMITS.accuracy
 
 
 class MatchedEdit(NamedTuple):
-    """One class's edit at the strength that takes the class to ``LEVEL``.
+    """One class's edit, measured on one split at a strength that another split has chosen.
 
     Attributes:
-        reached: some strength does. alpha: the smallest that does (inf if none).
-        drop: accuracy that the class loses. drift: mean absolute change of the other classes' accuracy; NaN if not
-            reached. worst: the largest absolute change of one of them; NaN if not reached.
+        reached: there is a strength that takes the class to ``LEVEL`` where strengths are chosen. alpha: the strength
+            (inf if there is none).
+        before, after: the class's accuracy without the edit and with it; ``after`` is ``LEVEL`` only about, and NaN if
+            not reached.
+        drop: ``before − after``. drift: mean absolute change of the other classes' accuracy; NaN if not reached.
+            worst_loss: the largest loss of one of them, at least 0; NaN if not reached.
         selectivity: ``drop − drift``; 0 if not reached, since an edit that cannot be had takes and harms nothing. NaN
-            for a class that has no images or is at ``LEVEL`` without an edit.
+            for a class that says nothing of an edit: on one of the splits it has no images, or is at ``LEVEL`` without.
     """
 
     reached: bool
     alpha: float
+    before: float
+    after: float
     drop: float
     drift: float
-    worst: float
+    worst_loss: float
     selectivity: float
 
 
-def matched_edit(alphas: Float[ndarray, " K"], accuracy: Float[ndarray, "K C"], own: int) -> MatchedEdit:
-    """The edit at the first strength where class ``own`` is at ``LEVEL``, linear between the strengths of the grid.
+def strength_to(alphas: Float[ndarray, " K"], accuracy: Float[ndarray, " K"], level: float = LEVEL) -> float:
+    """The smallest strength at which a class's accuracy is at a level or below, linear between those of the grid.
+
+    Args:
+        alphas: strengths, increasing from 0. accuracy: of the class at each, on the images that choose.
+
+    Returns:
+        ``inf`` if none is; NaN for a class that is there without an edit, or that has no images.
+    """
+    if not accuracy[0] > level:
+        return math.nan
+    below = np.flatnonzero(accuracy <= level)
+    if not len(below):
+        return math.inf
+    at = int(below[0])
+    share = (accuracy[at - 1] - level) / (accuracy[at - 1] - accuracy[at])
+    return float(alphas[at - 1] + share * (alphas[at] - alphas[at - 1]))
+
+
+def accuracy_at(alphas: Float[ndarray, " K"], accuracy: Float[ndarray, "K C"], alpha: float) -> Float[ndarray, " C"]:
+    """Accuracy of every class at a strength within the grid, linear between those of the grid."""
+    return np.array([np.interp(alpha, alphas, column) for column in accuracy.T])
+
+
+def edit_at(alphas: Float[ndarray, " K"], accuracy: Float[ndarray, "K C"], own: int, alpha: float) -> MatchedEdit:
+    """The edit of class ``own`` at a strength, as the images show it that report.
 
     Args:
         alphas: strengths, increasing from 0. accuracy: of every class at each; NaN for a class without images.
-        own: the class that is edited.
+        own: the class that is edited. alpha: what :func:`strength_to` has found on other images.
     """
-    mine = accuracy[:, own]
-    if not mine[0] > LEVEL:
-        return MatchedEdit(False, math.inf, math.nan, math.nan, math.nan, math.nan)
-    below = np.flatnonzero(mine <= LEVEL)
-    if not len(below):
-        return MatchedEdit(False, math.inf, 0.0, math.nan, math.nan, 0.0)
-    at = int(below[0])
-    share = (mine[at - 1] - LEVEL) / (mine[at - 1] - mine[at])
-    found = accuracy[at - 1] + share * (accuracy[at] - accuracy[at - 1])
-    change = np.abs(np.delete(found - accuracy[0], own))
-    change = change[~np.isnan(change)]
-    drop = float(mine[0] - LEVEL)
-    drift, worst = (float(change.mean()), float(change.max())) if len(change) else (0.0, 0.0)
-    alpha = float(alphas[at - 1] + share * (alphas[at] - alphas[at - 1]))
-    return MatchedEdit(True, alpha, drop, drift, worst, drop - drift)
+    before = float(accuracy[0, own])
+    if math.isnan(alpha) or not before > LEVEL:
+        return MatchedEdit(False, math.inf, before, *[math.nan] * 5)
+    if math.isinf(alpha):
+        return MatchedEdit(False, math.inf, before, math.nan, 0.0, math.nan, math.nan, 0.0)
+    found = effect(accuracy[0], accuracy_at(alphas, accuracy, alpha), np.arange(accuracy.shape[1]) == own)
+    drop, drift = before - float(found.after), float(found.mean_change)
+    return MatchedEdit(True, alpha, before, float(found.after), drop, drift, float(found.worst_loss), drop - drift)
+
+
+def matched_edit(
+    alphas: Float[ndarray, " K"], select: Float[ndarray, "K C"], test: Float[ndarray, "K C"], own: int
+) -> MatchedEdit:
+    """The edit of class ``own`` on test, at the first strength where the class is at ``LEVEL`` on select.
+
+    Args:
+        alphas: strengths, increasing from 0. select, test: accuracy of every class at each, by split.
+    """
+    return edit_at(alphas, test, own, strength_to(alphas, select[:, own]))
 
 
 class Interval(NamedTuple):

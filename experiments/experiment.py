@@ -150,7 +150,7 @@ def _write(final: Path, found: Findings, record: dict[str, Any], began: float) -
 
 def _facts(study: Study) -> dict[str, Any]:
     data = study.job.data
-    splits = {split: len(data.labels(split)) for split in ("train", "val")}
+    splits = {split: len(data.labels(split)) for split in ("train", "select", "test")}
     return {**asdict(study.ground), "images": splits, "classes": len(study.classes), "seeds": len(study.runs)}
 
 

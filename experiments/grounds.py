@@ -31,7 +31,7 @@ class Ground:
 
 _FEW = ("data.limit_per_class=80", "finetune.epochs=2")
 _FEW_OF_MANY = ("data.limit_per_class=20", "finetune.epochs=2")
-_FEW_DRAWN = ("data.train_per_class=200", "data.val_per_class=20", "finetune.epochs=6")
+_FEW_DRAWN = ("data.train_per_class=200", "data.select_per_class=20", "data.test_per_class=20", "finetune.epochs=6")
 
 GROUNDS = {
     ground.name: ground

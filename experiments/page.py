@@ -10,6 +10,7 @@ import pandas as pd
 from experiments.claims import Measured, Row, judged, load_claims
 from experiments.experiment import FINDINGS, Experiment
 from experiments.grounds import GROUNDS
+from experiments.separation import AS_PUBLISHED, PUBLISHED
 from salve.artifacts import read_record, write_table
 from salve.report.page import page_environment
 
@@ -55,7 +56,8 @@ def write_page(folder: Path, experiments: Sequence[Experiment], missing: Sequenc
     template = page_environment(Path(__file__).parent).get_template("paper.html.j2")
     page = folder / "index.html"
     text = template.render(
-        rows=rows, grounds=[GROUNDS[name] for name in grounds], found=found, missing=missing, signs=SIGNS,
+        rows=rows, published=published(rows), in_published=PUBLISHED, as_published=AS_PUBLISHED,
+        grounds=[GROUNDS[name] for name in grounds], found=found, missing=missing, signs=SIGNS,
         titles={one.name: one.title for one in experiments},
         minutes=sum(record["seconds"] for record in found.values()) / 60,
         quick=any(record["quick"] for record in found.values()),
@@ -84,6 +86,7 @@ def claims_table(rows: Sequence[Row], found: dict[str, dict[str, Any]]) -> pd.Da
                 "measured": one.text,
                 "measure": row.claim.measure,
                 "value": one.value,
+                PUBLISHED.replace(" ", "_"): one.published,
                 "at_least": row.claim.at_least,
                 "at_most": row.claim.at_most,
                 "partly": row.claim.partly,
@@ -98,19 +101,34 @@ def claims_table(rows: Sequence[Row], found: dict[str, dict[str, Any]]) -> pd.Da
     )
 
 
+def published(rows: Sequence[Row]) -> dict[str, str]:
+    """By claim's id, what was found in the published sense, ground by ground; only claims about separating have it."""
+    found = {
+        row.claim.id: "; ".join(
+            f"{GROUNDS[name].title}: {one.published}" for name, one in row.measured.items() if one.published
+        )
+        for row in rows
+    }
+    return {name: text for name, text in found.items() if text}
+
+
 def claims_markdown(rows: Sequence[Row], grounds: Sequence[str]) -> str:
-    """The table for a README: a row per claim, a column per ground that something was measured on."""
+    """The table for a README: a row per claim, a column per ground that something was measured on, and one for what
+    separates in the published sense."""
+    beside = published(rows)
     shown = [name for name in grounds if any(name in row.measured for row in rows)]
     heads = [
         "claim",
         *(GROUNDS[name].title for name in shown),
         "verdict",
+        *([PUBLISHED] if beside else []),
         "command: `python -m experiments.salve2025.…`",
     ]
     lines = [_line(heads), _line(["---"] * len(heads))]
     for row in rows:
         cells = [row.measured[name].text if name in row.measured else "–" for name in shown]
-        lines.append(_line([row.claim.claim, *cells, f"**{SIGNS[row.verdict]}**", f"`{row.claim.experiment}`"]))
+        end = [beside.get(row.claim.id, "–")] if beside else []
+        lines.append(_line([row.claim.claim, *cells, f"**{SIGNS[row.verdict]}**", *end, f"`{row.claim.experiment}`"]))
     return "\n".join(lines) + "\n"
 
 

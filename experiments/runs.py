@@ -27,7 +27,10 @@ from salve.run.folder import PLAN, RunFolder
 from salve.run.ranks import gathered
 from salve.sae import SAE
 from salve.stages import Job
-from salve.types import UserError
+from salve.types import Split, UserError
+
+#: What chooses a strength, and what reports what it does.
+SPLITS: tuple[Split, Split] = ("select", "test")
 
 
 def sweep_name(config: str, ground: Ground, place: Place) -> str:
@@ -102,15 +105,46 @@ class SAERun:
         return self.found.table("features", "selected.csv").set_index("class").reindex(list(self.job.classes))
 
     @cached_property
-    def _by_target(self) -> dict[Any, pd.DataFrame]:
-        """By mode and target; a hundred classes make a large table, which is read once."""
-        return dict(list(self.found.table("control", "curves.csv").groupby(["mode", "target"])))
+    def verdicts(self) -> pd.DataFrame:
+        """By class, the edit that stage ``control`` kept: ``alpha_used``, chosen on select, and on test
+        ``accuracy_after``, ``separates``, ``separates_published``, …; NaN and False for a class without a latent."""
+        table = self.found.table("control", "summary.csv").set_index("target").reindex(list(self.job.classes))
+        for sense in ("separates", "separates_published"):
+            table[sense] = table[sense].eq(True)
+        return table
 
-    def curves(self, mode: str, target: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    @cached_property
+    def verdict(self) -> dict[str, Any]:
+        """How many of these edits separate their class, with the interval over test images: ``separates``,
+        ``separates_low``, ``separates_high``, ``separates_published``, …"""
+        return self.found.record("control", "verdict.json")
+
+    @cached_property
+    def _by_target(self) -> dict[Any, pd.DataFrame]:
+        """By split, mode and target; a hundred classes make a large table, which is read once."""
+        return curves_by_target(self.artifacts["control"].path)
+
+    def curves(self, split: Split, mode: str, target: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Strengths ``[K]`` and the accuracy of every class at each ``[K, C]``, of a target of stage ``control``."""
-        rows = self._by_target[mode, target]
-        wide = rows.pivot_table("accuracy", "alpha", "class", dropna=False)[list(self.job.classes)].sort_index()
-        return wide.index.to_numpy(float), wide.to_numpy(float)
+        return wide(self._by_target[split, mode, target], self.job.classes)
+
+
+def curves_by_target(control: Path) -> dict[Any, pd.DataFrame]:
+    """The curves of every class that stage ``control`` has written, by split, mode and target.
+
+    Raises:
+        UserError: it was not asked for them.
+    """
+    file = control / "curves.parquet"
+    if not file.is_file():
+        raise UserError(f"{control} holds no curves of every class; make its run again with edit.by_class=true.")
+    return dict(list(pd.read_parquet(file).groupby(["split", "mode", "target"])))
+
+
+def wide(rows: pd.DataFrame, classes: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """One target's curves as strengths ``[K]`` and accuracies ``[K, C]``."""
+    table = rows.pivot_table("accuracy", "alpha", "class", dropna=False)[list(classes)].sort_index()
+    return table.index.to_numpy(float), table.to_numpy(float)
 
 
 @dataclass(frozen=True)
@@ -140,9 +174,14 @@ class Study:
         return self.job.activations(self.runs[0].artifacts["activations"], "train")
 
     @cached_property
-    def val(self) -> Captured:
-        """Activations ``[N, M]`` and labels of the val split."""
-        return self.job.activations(self.runs[0].artifacts["activations"], "val")
+    def select(self) -> Captured:
+        """Activations ``[N, M]`` and labels of the select split, which chooses."""
+        return self.job.activations(self.runs[0].artifacts["activations"], "select")
+
+    @cached_property
+    def test(self) -> Captured:
+        """Activations ``[N, M]`` and labels of the test split, which reports."""
+        return self.job.activations(self.runs[0].artifacts["activations"], "test")
 
     @property
     def nonnegative(self) -> bool:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -105,6 +106,13 @@ class Store:
         store = Store(self.root, self._announce)
         store._may_make = False
         return store
+
+    def check_writable(self) -> None:
+        """Raises OSError if nothing can be written into the store; an empty folder is all that it leaves."""
+        unfinished = self.root / "unfinished"
+        unfinished.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=unfinished) as file:
+            file.write(b"\0" * 4096)
 
     @staticmethod
     def _key(recipe: Mapping[str, Any]) -> str:

@@ -1,10 +1,11 @@
-"""``salve``: the command line, over Hydra."""
+"""``salve``: the command line, over Hydra. Nothing heavy is imported before the settings are known to be right."""
 
-import logging
 import os
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import hydra
@@ -12,69 +13,136 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
-from rich.console import Console
 
 from salve.types import UserError
+
+#: Hydra's variable; set to 1, errors are shown with all that led to them.
+FULL_ERROR = "HYDRA_FULL_ERROR"
+#: Variables in the environment of ranks that torchrun or SLURM has started.
+OF_RANKS = ("TORCHELASTIC_RUN_ID", "SLURM_STEP_NUM_TASKS")
 
 
 def task(config: DictConfig) -> None:
     """One job of Hydra's: a run, or some runs of a sweep."""
-    from salve.run.execute import execute
-    from salve.run.jobs import make_runs
     from salve.run.schema import resolve
 
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     folder = Path(HydraConfig.get().runtime.output_dir)
     if config.sweep.runs:
+        from salve.run.jobs import make_runs
+
         make_runs(folder.parent, config.sweep.runs)
         return
     try:
-        execute(resolve(config), folder, "salve " + shlex.join(HydraConfig.get().overrides.task))
-    except UserError as error:
-        print(f"salve: {error}", file=sys.stderr)
-        if {path.name for path in folder.iterdir()} <= {"salve.log"}:
-            shutil.rmtree(folder)  # refused before any work: no empty run stays behind
-        raise SystemExit(2) from None
+        settings = resolve(config)
+        from salve.run.execute import execute  # only now, since it takes seconds
+        from salve.run.folder import claimed
+
+        with claimed(folder) as own:
+            execute(settings, own, "salve " + shlex.join(HydraConfig.get().overrides.task))
+    except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
+        _remove_if_empty(folder)
+        # Hydra would print what goes through it as an Exception.
+        raise SystemExit(2) from error
 
 
 def main() -> None:
     """Entry point."""
-    from salve.run.explain import conf_dir, explain, group_mistake
-    from salve.run.ranks import joined
-    from salve.run.rerun import RERUN, rerun
+    from salve.run.explain import SweepIncomplete, group_mistake
     from salve.run.schema import register
-    from salve.run.sweep import SweepIncomplete
 
     # Hydra's parser takes settings in one piece only: `salve sae=topk -m sae.k=2,4` would be an error.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
     register()
-    # Hydra then raises what it would print itself: its own words name an unknown key, but not the known ones.
-    os.environ["HYDRA_FULL_ERROR"] = "1"
+    wants_all = os.environ.get(FULL_ERROR) == "1"
     try:
-        with joined() as leads:  # of several ranks that were started from outside, one leads and the others help it
-            if not leads:
-                return
-            if not any(argument.startswith(RERUN) for argument in sys.argv[1:]):
-                hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
-            elif not rerun(sys.argv[1:], Console()):
-                raise SystemExit(1)
+        with _hydra_raises(), _joined() as leads:
+            if leads:
+                _run()
     except KeyboardInterrupt:
         print("salve: stopped; the same command finds what is finished, and goes on with the rest.", file=sys.stderr)
         raise SystemExit(130) from None
     except SweepIncomplete as error:
         print(f"salve: {error}", file=sys.stderr)
         raise SystemExit(1) from None
-    except (HydraException, OmegaConfBaseException) as error:
-        print(f"salve: {explain(error)}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except UserError as error:
-        print(f"salve: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    except SystemExit as left:
+        if left.__cause__ is None or isinstance(left.__cause__, SystemExit):
+            raise
+        _tell(left.__cause__, wants_all)
+    except (HydraException, OmegaConfBaseException, UserError, OSError) as error:
+        _tell(error, wants_all)
     except ValueError:
-        if (said := group_mistake(sys.argv[1:])) is None:
+        if wants_all or (said := group_mistake(sys.argv[1:])) is None:
             raise
         print(f"salve: {said}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _run() -> None:
+    from salve.run.explain import conf_dir
+
+    if not any(argument.startswith("rerun=") for argument in sys.argv[1:]):
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
+        return
+    from rich.console import Console
+
+    from salve.run.rerun import rerun
+
+    if not rerun(sys.argv[1:], Console()):
+        raise SystemExit(1)
+
+
+def _tell(error: BaseException, wants_all: bool) -> None:
+    """End with a sentence, or for someone who asked for it with all that led to the error."""
+    from salve.run.explain import explain
+
+    if wants_all:
+        raise error
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        said = explain(error)
+    elif isinstance(error, OSError):
+        from salve.run.folder import in_one_sentence
+
+        said = in_one_sentence(error)
+    elif isinstance(error, UserError):
+        said = str(error)
+    else:
+        raise error
+    print(f"salve: {said}", file=sys.stderr)
+    raise SystemExit(1 if isinstance(error, OSError) else 2) from None
+
+
+@contextmanager
+def _hydra_raises() -> Iterator[None]:
+    """Hydra raises what it would print itself: its own words name an unknown key, but not the known ones."""
+    before = os.environ.get(FULL_ERROR)
+    os.environ[FULL_ERROR] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[FULL_ERROR]
+        if before is not None:
+            os.environ[FULL_ERROR] = before
+
+
+@contextmanager
+def _joined() -> Iterator[bool]:
+    """Of several ranks that were started from outside, one leads and the others help it; alone, a process leads."""
+    if not any(name in os.environ for name in OF_RANKS):
+        yield True
+        return
+    from salve.run.ranks import joined
+
+    with joined() as leads:
+        yield leads
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """No run that was refused before any work stays behind, nor the folders that were made for it alone."""
+    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"salve.log"}:
+        shutil.rmtree(folder)
+        with suppress(OSError):  # not empty: there are other runs
+            for above in folder.parents[:2]:
+                above.rmdir()
 
 
 if __name__ == "__main__":

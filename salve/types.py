@@ -4,10 +4,16 @@ Axes (METHOD's symbols): ``N`` images, ``M`` activation width at the site, ``d``
 ``L`` chosen latents, ``K`` strengths, ``H W`` pixels.
 """
 
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal
 
-from jaxtyping import Float, Int
-from torch import Tensor
+if TYPE_CHECKING:
+    from salve.axes import Activations as Activations
+    from salve.axes import Contribution as Contribution
+    from salve.axes import Images as Images
+    from salve.axes import Labels as Labels
+    from salve.axes import Latents as Latents
+    from salve.axes import Logits as Logits
+    from salve.axes import Maps as Maps
 
 
 class UserError(ValueError):
@@ -17,10 +23,13 @@ class UserError(ValueError):
 Split = Literal["train", "select", "test"]
 """*train* fits; *select* chooses whatever is compared to be chosen; *test* reports, and chooses nothing."""
 
-Images: TypeAlias = Float[Tensor, "N 3 H W"]
-Maps: TypeAlias = Float[Tensor, "N L H W"]
-Activations: TypeAlias = Float[Tensor, "N M"]
-Latents: TypeAlias = Float[Tensor, "N d"]
-Logits: TypeAlias = Float[Tensor, "N C"]
-Labels: TypeAlias = Int[Tensor, " N"]
-Contribution: TypeAlias = Float[Tensor, " M"]
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("_"):  # Python asks for such names by itself
+        raise AttributeError(f"module 'salve.types' has no attribute {name!r}")
+    # The axes' names need torch, which takes seconds to load; a refusal does not.
+    from salve import axes
+
+    if name not in axes.__all__:
+        raise AttributeError(f"module 'salve.types' has no attribute {name!r}")
+    return getattr(axes, name)

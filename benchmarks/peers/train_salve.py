@@ -21,7 +21,7 @@ from salve.sae import SAE, ActivationsData, Course, SparseAutoencoder, make_sae
 from salve.sae.adam import Adam
 from salve.sae.memory import keep_freed_memory
 from salve.sae.objective import step_loss
-from salve.stages.job import quiet_lightning
+from salve.stages.training import quiet_lightning
 
 FOREVER = 10**9
 PRECISION: dict[str, Any] = {"fp32": "float32", "bf16": "bf16"}

@@ -29,7 +29,8 @@ def at_target(x: Float[ndarray, " n"], values: Float[ndarray, "n m"], target: fl
 
 
 class Target(NamedTuple):
-    """What is made equal: ``l0`` or ``fve`` at a value, or ``best`` (no value), each variant's own best setting."""
+    """What is made equal on select: ``l0`` or ``fve`` at a value, or ``best`` (no value), each variant's own best
+    setting there."""
 
     by: str
     value: float = math.nan
@@ -43,11 +44,13 @@ class Target(NamedTuple):
 def matched(runs: pd.DataFrame, target: Target, measures: Sequence[str]) -> pd.DataFrame:
     """Each SAE seed of each variant at a target.
 
-    For ``best``, the setting of a seed is the one at which the variant's *other* seeds have the highest mean
-    selectivity, so that no SAE is judged by the number that chose it.
+    Settings are matched and chosen by what select says of them; the measures are of test. For ``best``, the setting of
+    a seed is the one at which the variant's *other* seeds have the highest mean selectivity on select, so that an SAE
+    is judged neither on the images nor by the luck that chose it.
 
     Args:
-        runs: one row per run, with ``variant``, ``knob`` (λ or k), ``seed`` and the measures.
+        runs: one row per run, with ``variant``, ``knob`` (λ or k), ``seed``, ``select_l0``, ``select_fve``,
+            ``select_selectivity`` and the measures.
 
     Returns:
         One row per variant and seed: ``variant``, ``seed``, the measures (all NaN if the seed's runs do not reach the
@@ -57,7 +60,7 @@ def matched(runs: pd.DataFrame, target: Target, measures: Sequence[str]) -> pd.D
         return _best(runs, measures)
     rows = []
     for (variant, seed), one in runs.groupby(["variant", "seed"], sort=False):
-        x, values = one[target.by].to_numpy(float), one[list(measures)].to_numpy(float)
+        x, values = one[f"select_{target.by}"].to_numpy(float), one[list(measures)].to_numpy(float)
         found = at_target(x, values, target.value)
         rows.append({"variant": variant, "seed": seed, **dict(zip(measures, found, strict=True))})
     return pd.DataFrame(rows)
@@ -69,7 +72,7 @@ def _best(runs: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
         for seed, one in mine.groupby("seed", sort=False):
             others = mine[mine["seed"] != seed]
             judges = others if len(others) else one
-            knob = judges.groupby("knob")["selectivity"].mean().idxmax()
+            knob = judges.groupby("knob")["select_selectivity"].mean().idxmax()
             [row] = one[one["knob"] == knob].to_dict("records")
             rows.append({"variant": variant, "seed": seed, "knob": knob, **{name: row[name] for name in measures}})
     return pd.DataFrame(rows)
@@ -117,6 +120,6 @@ def _out_of_reach(runs: pd.DataFrame, target: Target, reaching: int) -> str:
     """What a variant's settings cover, from the seed that starts highest to the one that ends lowest."""
     if target.by == "best":
         return "no class to edit"
-    ends = runs.groupby("seed")[target.by].agg(["min", "max"])
+    ends = runs.groupby("seed")[f"select_{target.by}"].agg(["min", "max"])
     seeds = f", {reaching} of {len(ends)} seeds" if reaching else ""
     return f"{target.by.upper()} {ends['min'].max():.3g} to {ends['max'].min():.3g}{seeds}"

@@ -41,7 +41,8 @@ def reference_edits(
     weight: Float[Tensor, "C M"],
     bias: Float[Tensor, " C"],
     train: tuple[Activations, Labels],
-    val: tuple[Activations, Labels],
+    select: tuple[Activations, Labels],
+    test: tuple[Activations, Labels],
     alphas: Float[Tensor, " K"],
     classes: Sequence[str],
     seeds: Sequence[int],
@@ -49,8 +50,8 @@ def reference_edits(
     """The edits of every class along a random direction (one for each class and seed) and along its own direction.
 
     Args:
-        weight, bias: the linear reader. train: chooses the class directions. val: measures. alphas: strengths.
-        classes: their names. seeds: of the random directions.
+        weight, bias: the linear reader. train: gives the class directions. select: chooses each edit's strength. test:
+            measures it. alphas: strengths. classes: their names. seeds: of the random directions.
 
     Returns:
         One row per reference, seed and class: ``reference``, ``seed``, ``class`` and the fields of ``MatchedEdit``.
@@ -59,7 +60,7 @@ def reference_edits(
     rows = []
     for reference, seed, directions in [*drawn, (ORACLE, 0, class_directions(weight, *train))]:
         for k, name in enumerate(classes):
-            accuracy, _ = edit_curves(weight, bias, *val, directions[k], alphas)
-            edit = matched_edit(alphas.numpy(), accuracy.numpy(), k)
+            curves = (edit_curves(weight, bias, *images, directions[k], alphas)[0].numpy() for images in (select, test))
+            edit = matched_edit(alphas.numpy(), *curves, k)
             rows.append({"reference": reference, "seed": seed, "class": name, **edit._asdict()})
     return pd.DataFrame(rows)

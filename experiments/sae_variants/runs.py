@@ -1,22 +1,24 @@
 """Which runs the comparison consists of, how they are started, and what they found."""
 
+import math
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from experiments.compare import MatchedEdit, matched_edit
+from experiments.compare import MatchedEdit, edit_at, strength_to
+from experiments.runs import SPLITS, curves_by_target, wide
 from experiments.sae_variants.references import alignment, class_directions, reference_edits
 from salve.artifacts import load_tensors, read_record, read_table
 from salve.backbones import load_captured
 from salve.report.sweep.read import SweptRun, read_sweep
 from salve.sae import load_sae
-from salve.types import UserError
+from salve.types import Split, UserError
 
 
 class Family(NamedTuple):
@@ -68,13 +70,22 @@ QUICK = Plan(
     settings=("sae.dictionary_size=32", "sae.epochs=3", "edit.alpha=[0,1,2,5,10,20,50]", "sae.learning_rate=0.01"),
 )
 QUICK_DATA = {
-    "concepts": ("data.train_per_class=30", "data.val_per_class=10", "finetune.epochs=2"),
+    "concepts": ("data.train_per_class=30", "data.select_per_class=10", "data.test_per_class=10", "finetune.epochs=2"),
     "imagenette": ("data.limit_per_class=20",),
 }
 EXPERIMENTS = {"concepts": "beyond/sae_variants", "imagenette": "beyond/sae_variants_imagenette"}
 
 #: Measures of the run itself that are compared.
-MEASURES = ("fve", "l0", "dead_fraction", "downstream_accuracy", "separating", "separating_strictly", "concept_auroc")
+MEASURES = (
+    *("fve", "l0", "dead_fraction", "downstream_accuracy", "concept_auroc"),
+    *("separating", "separating_published"),
+    # By which runs are matched, or chosen.
+    *("select_fve", "select_l0"),
+)
+
+
+#: Measures of a run's edits: their means over classes.
+MEANS = ("selectivity", "select_selectivity", "after", "drift", "worst_loss", "alignment")
 
 
 def sweep_name(data: str, plan: Plan) -> str:
@@ -113,8 +124,8 @@ class Found(NamedTuple):
 
     Attributes:
         runs: one row per run: ``data``, ``variant``, ``knob``, ``seed``, ``run`` (its key), ``MEASURES``, and over its
-            classes the mean ``selectivity``, ``alignment``, ``drift`` and ``worst`` (of those reached), ``reached``
-            and ``classes``.
+            classes the mean ``selectivity``, ``select_selectivity``, ``alignment``, ``after``, ``drift`` and
+            ``worst_loss`` (of those reached), ``reached`` and ``classes``.
         edits: one row per run and class. references: see :func:`reference_edits`.
     """
 
@@ -150,7 +161,7 @@ def collect(data: str, plan: Plan, output_dir: Path) -> Found:
 def over_classes(edits: pd.DataFrame) -> dict[str, float]:
     """A run's edits in few numbers; classes without a selectivity (no images) do not count."""
     table = edits[edits["selectivity"].notna()]
-    means = {name: float(table[name].mean()) for name in ("selectivity", "drift", "worst", "alignment")}
+    means = {name: float(table[name].mean()) for name in MEANS}
     return {**means, "reached": int(table["reached"].sum()), "classes": len(table)}
 
 
@@ -189,16 +200,21 @@ def _artifact(output_dir: Path, sweep: Path, run: SweptRun, kind: str) -> Path:
 
 
 def _edits(control: Path, classes: Sequence[str]) -> pd.DataFrame:
-    """Each class's edit; one that has no latent has no curve, and no strength reaches it."""
-    curves = read_table(control / "curves.csv")
-    suppress = curves[curves["mode"] == "suppress"]
-    none = MatchedEdit(False, float("inf"), 0.0, float("nan"), float("nan"), 0.0)
-    found = dict.fromkeys(classes, none)
-    for target, rows in suppress.groupby("target", sort=False):
-        by_class = {name: rows[rows["class"] == name].set_index("alpha")["accuracy"] for name in classes}
-        table = pd.DataFrame(by_class).sort_index()
-        found[str(target)] = matched_edit(table.index.to_numpy(), table.to_numpy(), list(classes).index(str(target)))
-    return pd.DataFrame([{"class": name, **edit._asdict()} for name, edit in found.items()])
+    """Each class's edit on test at the strength that select has chosen, and its selectivity on select itself.
+
+    A class that has no latent has no curve, and no strength reaches it.
+    """
+    curves = curves_by_target(control)
+    none = MatchedEdit(False, math.inf, *[math.nan] * 2, 0.0, *[math.nan] * 2, 0.0)
+    rows = []
+    for own, name in enumerate(classes):
+        on_test, on_select = none, none
+        if ("select", "suppress", name) in curves:
+            (alphas, select), (_, test) = (wide(curves[split, "suppress", name], classes) for split in SPLITS)
+            alpha = strength_to(alphas, select[:, own])
+            on_test, on_select = (edit_at(alphas, accuracy, own, alpha) for accuracy in (test, select))
+        rows.append({"class": name, **on_test._asdict(), "select_selectivity": on_select.selectivity})
+    return pd.DataFrame(rows)
 
 
 class _Ground(NamedTuple):
@@ -208,7 +224,8 @@ class _Ground(NamedTuple):
     weight: Tensor
     bias: Tensor
     train: tuple[Tensor, Tensor]
-    val: tuple[Tensor, Tensor]
+    select: tuple[Tensor, Tensor]
+    test: tuple[Tensor, Tensor]
     alphas: Tensor
 
     @classmethod
@@ -217,13 +234,12 @@ class _Ground(NamedTuple):
         # ``fc`` is the last layer of the ResNets of both experiments.
         tensors = load_tensors(classifier / "model.safetensors")
         captured = _artifact(output_dir, sweep, run, "activations")
-        train, val = (load_captured(captured, split) for split in ("train", "val"))
+        splits = [load_captured(captured, split) for split in get_args(Split)]
         return cls(
             [str(name) for name in read_record(classifier / "classifier.json")["classes"]],
             tensors["fc.weight"].float(),
             tensors["fc.bias"].float(),
-            (train.activations, train.labels),
-            (val.activations, val.labels),
+            *((split.activations, split.labels) for split in splits),
             torch.tensor(run.settings["edit.alpha"], dtype=torch.float32),
         )
 
@@ -237,4 +253,6 @@ class _Ground(NamedTuple):
 
     def references(self, seeds: Sequence[int]) -> pd.DataFrame:
         """See :func:`reference_edits`."""
-        return reference_edits(self.weight, self.bias, self.train, self.val, self.alphas, self.classes, seeds)
+        return reference_edits(
+            self.weight, self.bias, self.train, self.select, self.test, self.alphas, self.classes, seeds
+        )

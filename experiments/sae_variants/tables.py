@@ -6,12 +6,13 @@ import pandas as pd
 
 from experiments.compare import t_interval
 from experiments.sae_variants.compare import Target, compared
+from experiments.separation import PUBLISHED
 from salve.report.text import MISSING, is_missing, points
 
 #: What is compared at each target, besides selectivity.
 COMPARED = (
-    *("selectivity", "alignment", "reached", "drift", "worst"),
-    *("fve", "l0", "downstream_accuracy", "concept_auroc", "separating_strictly"),
+    *("selectivity", "alignment", "reached", "after", "drift", "worst_loss"),
+    *("fve", "l0", "downstream_accuracy", "concept_auroc", "separating", "separating_published"),
 )
 #: The default SAE, and for the L0 that its latents, which are never zero, do not come down to, the next of its kind.
 BASELINES = ("linear_l1", "relu_l1")
@@ -33,10 +34,11 @@ def summary(runs: pd.DataFrame, targets: Mapping[str, Sequence[Target]]) -> pd.D
 
 
 def reference_summary(references: pd.DataFrame) -> pd.DataFrame:
-    """Mean selectivity, drift and number of classes reached by each reference, with an interval over its seeds."""
+    """Mean selectivity, accuracy left, drift and number of classes reached by each reference, with an interval over its
+    seeds."""
     rows = []
     for (data, reference), part in references.groupby(["data", "reference"], sort=False):
-        by_seed = part.groupby("seed").agg({"selectivity": "mean", "drift": "mean", "reached": "sum"})
+        by_seed = part.groupby("seed").agg({"selectivity": "mean", "after": "mean", "drift": "mean", "reached": "sum"})
         row: dict[str, object] = {"data": data, "reference": reference}
         for name in by_seed:
             mean, half, _ = t_interval(by_seed[name])
@@ -52,7 +54,8 @@ def markdown(table: pd.DataFrame, references: pd.DataFrame) -> str:
         recovery = rows["concept_auroc"].notna().any()
         heads = ["at", "SAE", "FVE", "L0", "downstream accuracy %"]
         heads += ["concept AUROC"] if recovery else []
-        heads += ["alignment", "classes that reach 5 %", "others' mean change", "selectivity", "difference"]
+        heads += ["alignment", "classes at 5 % on select", "left of them on test %", "classes that separate"]
+        heads += [PUBLISHED, "others' mean change", "selectivity", "difference"]
         lines += [f"### {data}", "", _row(heads), _row(["---"] * len(heads))]
         for record in rows.to_dict("records"):
             cells = [record["target"], f"`{record['variant']}`"]
@@ -65,6 +68,9 @@ def markdown(table: pd.DataFrame, references: pd.DataFrame) -> str:
                 cells += [
                     _interval(record, "alignment", 2),
                     _interval(record, "reached", 1),
+                    _points(record, "after"),
+                    _interval(record, "separating", 1),
+                    _interval(record, "separating_published", 1),
                     _points(record, "drift"),
                     _points(record, "selectivity"),
                 ]
@@ -77,8 +83,13 @@ def markdown(table: pd.DataFrame, references: pd.DataFrame) -> str:
             lines.append(_row(cells))
         lines.append("")
         for record in references[references["data"] == data].to_dict("records"):
-            said = f"selectivity {_points(record, 'selectivity')}, {_interval(record, 'reached', 1)} classes reach 5 %"
-            lines.append(f"{record['reference']}: {said}, others' mean change {_points(record, 'drift')}.  ")
+            said = (
+                f"{_interval(record, 'reached', 1)} classes at 5 % on select, {_points(record, 'after')} % left of them"
+            )
+            lines.append(
+                f"{record['reference']}: selectivity {_points(record, 'selectivity')}; {said} on test, others' mean "
+                f"change {_points(record, 'drift')}.  "
+            )
         lines.append("")
     return "\n".join(lines)
 

@@ -40,12 +40,12 @@ def classes_table(study: Study) -> pd.DataFrame:
     """One row per class that has a latent: what was chosen, how pure it is, and the scores of stage ``validate``.
 
     Columns: ``ground``, ``class``, ``latent``, ``sign``, ``share``, ``kind``; ``own_share`` (:func:`own_share`) and
-    ``expected_share``, of the class among all val images; ``maximised`` over ``strongest``: the latent's value for the
-    made image and for the most exciting val image, in the sense of its sign; ``insertion``, ``deletion`` and those of a
-    random map, and where the data have masks ``pointing`` and ``iou`` with a random latent's.
+    ``expected_share``, of the class among all test images; ``maximised`` over ``strongest``: the latent's value for the
+    made image and for the most exciting test image, in the sense of its sign; ``insertion``, ``deletion`` and those of
+    a random map, and where the data have masks ``pointing`` and ``iou`` with a random latent's.
     """
     run = study.runs[0]
-    latents = run.sae.encode(study.val.activations)
+    latents = run.sae.encode(study.test.activations)
     scores = run.found.table("validate", "localisation.csv").set_index("class")
     made = run.found.table("validate", "maximisation.csv")
     made = made.set_index("class")["final_value"] if len(made) else pd.Series(dtype=float)
@@ -57,8 +57,8 @@ def classes_table(study: Study) -> pd.DataFrame:
         row = {
             **{"ground": study.ground.name, "class": name, "latent": latent, "sign": sign},
             **{"share": float(chosen["share"]), "kind": chosen["kind"]},
-            "own_share": own_share(latents, study.val.labels, latent, sign, own),
-            "expected_share": float((study.val.labels == own).double().mean()),
+            "own_share": own_share(latents, study.test.labels, latent, sign, own),
+            "expected_share": float((study.test.labels == own).double().mean()),
             "strongest": float((sign * latents[:, latent]).max()),
             "maximised": float(made.get(name, np.nan)) * sign,
         }
@@ -156,8 +156,8 @@ def analyse(studies: Sequence[Study]) -> Findings:
         pictures[f"atlas-{name}"] = Picture(
             atlas_figure(study),
             f"{study.ground.title}: each class's {LISTED} dominant latents (number and sign, share of the latent's "
-            "class means, kind); the image that maximises the first one; the val images that excite it most, framed in "
-            "red where they are of another class; and Grad-FAM of it on them.",
+            "class means, kind); the image that maximises the first one; the test images that excite it most, framed "
+            "in red where they are of another class; and Grad-FAM of it on them.",
         )
         pictures[f"means-{name}"] = Picture(
             means_figure(study),
@@ -214,7 +214,7 @@ def _paragraph(study: Study, table: pd.DataFrame) -> str:
     kinds = _kinds(study)["kind"].value_counts()
     counts = ", ".join(f"{kinds.get(kind, 0)} {kind}" for kind in ("class-defining", "cross-class", "diffuse", "dead"))
     said = (
-        f"{study.ground.title}: of the {kinds.sum()} latents of one SAE {counts}. The {MOST} val images that excite a "
+        f"{study.ground.title}: of the {kinds.sum()} latents of one SAE {counts}. The {MOST} test images that excite a "
         f"class's dominant latent most are of that class for {100 * table['own_share'].mean():.0f} % "
         f"({100 * table['expected_share'].mean():.0f} % by chance)."
     )

@@ -10,10 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from experiments.claims import Measured
-from experiments.compare import matched_edit, t_interval
+from experiments.compare import edit_at, strength_to, t_interval
 from experiments.experiment import Experiment, Findings, Picture, main
 from experiments.figures import PRINT_WIDTH
-from experiments.runs import SAERun, Study
+from experiments.runs import SPLITS, SAERun, Study
+from experiments.separation import STRICTLY
 from salve.report.style import (
     BLACK,
     BLUE,
@@ -36,7 +37,12 @@ CLEAN = 0.9
 #: Selectivity that a setting may lack of the best one's and still be close to it.
 CLOSE = 0.05
 #: Of the SAE itself, as metrics of a run.
-MEASURES = ("fve", "l0", "dead_fraction", "downstream_accuracy", "val_accuracy")
+MEASURES = ("fve", "l0", "dead_fraction", "downstream_accuracy", "test_accuracy", "select_fve")
+#: Of its edits.
+OF_EDITS = (
+    *("share", "reached", "separating", "separating_published", "selectivity", "select_selectivity"),
+    *("drift", "after", "alpha"),
+)
 #: What the figure shows: measure, title, axis label, and whether it is a share.
 PANELS = (
     ("fve", "Explained", "FVE", True),
@@ -54,33 +60,44 @@ def runs_of(study: Study) -> pd.DataFrame:
 
     Columns: ``ground``, ``sparsity`` (λ), ``size`` (d), ``seed``; ``MEASURES``; and over the classes, of which one
     without a latent has a share, a drop and a selectivity of 0: ``share``, mean share of its latent that a class holds;
-    ``reached``, share of classes that some strength takes to 5 %; ``separating``, that separate (the others' mean
-    absolute change below 3 points); mean ``selectivity``, and of those reached mean ``drift`` and median ``alpha``.
+    ``reached``, share of classes that some strength takes to 5 % on select; ``separating`` and
+    ``separating_published``, that separate, strictly and in the published sense; mean ``selectivity`` on test at that
+    strength, and on select (``select_selectivity``), by which settings are chosen; of those reached mean ``drift`` and
+    ``after``, the accuracy left, and median ``alpha``.
     """
     return pd.DataFrame([_row(study, run) for run in study.runs])
 
 
 def _row(study: Study, run: SAERun) -> dict[str, object]:
     there = run.selected["latent"].notna()
-    edits = {
-        name: matched_edit(*run.curves("suppress", name), own)
-        for own, name in enumerate(study.classes)
-        if there[name]
-    }  # fmt: skip
+    edits, chose = {}, {}
+    for own, name in enumerate(study.classes):
+        if there[name]:
+            (alphas, select), (_, test) = (run.curves(split, "suppress", name) for split in SPLITS)
+            alpha = strength_to(alphas, select[:, own])
+            edits[name], chose[name] = (edit_at(alphas, accuracy, own, alpha) for accuracy in (test, select))
     # A class that is at 5 % without an edit says nothing about one.
     judged = {name: edit for name, edit in edits.items() if not np.isnan(edit.selectivity)}
     count = len(judged) + int((~there).sum())
+    chosen_by = [edit.selectivity for edit in chose.values() if not np.isnan(edit.selectivity)]
+    by_select = len(chosen_by) + int((~there).sum())
     reached = [edit for edit in judged.values() if edit.reached]
-    strict = run.found.table("control", "summary.csv").set_index("target")["separates_strictly"].astype(bool)
+
+    def share(sense: str) -> float:
+        return float(run.verdicts.loc[list(judged), sense].sum()) / count if count else np.nan
+
     return {
         **{"ground": study.ground.name, "seed": run.seed},
         **{"sparsity": float(run.settings["sae.sparsity"]), "size": int(run.settings["sae.dictionary_size"])},
         **{name: _float(run.metrics.get(name)) for name in MEASURES},
         "share": float(run.selected["share"].fillna(0).mean()),
         "reached": len(reached) / count if count else np.nan,
-        "separating": float(strict.reindex(list(judged)).sum()) / count if count else np.nan,
+        "separating": share("separates"),
+        "separating_published": share("separates_published"),
         "selectivity": sum(edit.selectivity for edit in judged.values()) / count if count else np.nan,
+        "select_selectivity": sum(chosen_by) / by_select if by_select else np.nan,
         "drift": float(np.mean([edit.drift for edit in reached])) if reached else np.nan,
+        "after": float(np.mean([edit.after for edit in reached])) if reached else np.nan,
         "alpha": float(np.median([edit.alpha for edit in reached])) if reached else np.nan,
     }
 
@@ -95,7 +112,7 @@ def settings_of(runs: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (sparsity, size), same in runs.groupby(["sparsity", "size"]):
         row: dict[str, object] = {"sparsity": sparsity, "size": size, "seeds": len(same)}
-        for measure in (*MEASURES, "share", "reached", "separating", "selectivity", "drift", "alpha"):
+        for measure in (*MEASURES, *OF_EDITS):
             row[measure], row[f"{measure}_half"], _ = t_interval(same[measure].to_numpy(float))
         rows.append(row)
     return pd.DataFrame(rows)
@@ -139,7 +156,7 @@ def grid_figure(study: Study, settings: pd.DataFrame) -> Figure:
         spread = settings["sparsity"]
         log_axis(axes, "x", (spread.min() / 1.4, spread.max() * 1.4))
         axes.set_xticks(sorted(spread.unique()))
-    before = float(settings["val_accuracy"].mean())
+    before = float(settings["test_accuracy"].mean())
     if not np.isnan(before):
         grid[0, 2].axhline(before, color=GREY, linestyle=(0, (4, 2)), linewidth=1.1, zorder=1)
     grid[1, 2].axhline(CLEAN, color=GREY, linestyle=(0, (1, 1.5)), linewidth=1.1, zorder=1)
@@ -183,9 +200,8 @@ def analyse(studies: Sequence[Study]) -> Findings:
         grids.append(settings.assign(ground=study.ground.name))
         caption = (
             f"{study.ground.title}: SAEs of other sparsity λ and size d, trained for {length_of(study)}; mean "
-            f"of {settings['seeds'].max()} seeds with its 95 % interval, on {len(study.val.labels)} val images. "
-            "Selective: edits at the strength that leaves the class 5 %. Clean: at some strength the class is at 5 % "
-            "or less while the others' mean absolute change is below 3 points."
+            f"of {settings['seeds'].max()} seeds with its 95 % interval, on {len(study.test.labels)} test images. "
+            f"Selective: edits at the strength that leaves the class 5 % of its select images. Clean: {STRICTLY}."
         )
         pictures[f"grid-{study.ground.name}"] = Picture(grid_figure(study, settings), caption)
         paragraphs.append(_paragraph(study, settings))
@@ -209,8 +225,14 @@ def _name(setting: pd.Series) -> str:
     return f"λ {setting['sparsity']:g}, d {setting['size']:g}"
 
 
+def best_of(settings: pd.DataFrame) -> pd.Series:
+    """The setting whose edits are the most selective on select; what it has on test was not chosen."""
+    return settings.loc[settings["select_selectivity"].idxmax()]
+
+
 def _close(settings: pd.DataFrame) -> pd.Series:
-    return settings["selectivity"] >= settings["selectivity"].max() - CLOSE
+    """Those that come close on test to the setting that select has chosen."""
+    return settings["selectivity"] >= best_of(settings)["selectivity"] - CLOSE
 
 
 def _span(values: pd.Series) -> str:
@@ -227,27 +249,29 @@ def _measured(study: Study, runs: pd.DataFrame, settings: pd.DataFrame) -> list[
     if clean.any():
         where = settings[clean]
         text += f" (λ {_span(where['sparsity'])}, d {_span(where['size'])})"
-    text += f"; {_close(settings).sum()} have a selectivity within {100 * CLOSE:.0f} points of the best"
-    found.append(Measured("sparsity.plateau", ground, float(clean.mean()), text))
+    text += f"; {_close(settings).sum()} have a selectivity within {100 * CLOSE:.0f} points of the one chosen"
+    published = f"{(settings['separating_published'] >= CLEAN).sum()} of {len(settings)} settings"
+    found.append(Measured("sparsity.plateau", ground, float(clean.mean()), text, published))
     if len(default := _default(settings)):
-        best = settings.loc[settings["selectivity"].idxmax()]
+        best = best_of(settings)
         gap = float(best["selectivity"] - default["selectivity"].iloc[0])
-        text = f"{100 * gap:.1f} points below the best of {len(settings)} ({_name(best)})"
+        side = "below" if gap >= 0 else "above"
+        text = f"{100 * abs(gap):.1f} points {side} the best of {len(settings)} on select images ({_name(best)})"
         found.append(Measured("sparsity.default", ground, gap, text))
     return found
 
 
 def _paragraph(study: Study, settings: pd.DataFrame) -> str:
-    best, fit = (settings.loc[settings[name].idxmax()] for name in ("selectivity", "fve"))
-    worst = settings.loc[settings["selectivity"].idxmin()]
+    best, fit = best_of(settings), settings.loc[settings["select_fve"].idxmax()]
+    worst = settings.loc[settings["select_selectivity"].idxmin()]
     text = (
         f"{study.ground.title}: over {len(settings)} settings (λ {settings['sparsity'].min():g} to "
         f"{settings['sparsity'].max():g}, d {settings['size'].min()} to {settings['size'].max()}), FVE lies between "
         f"{settings['fve'].min():.2f} and {settings['fve'].max():.2f} and L0 between {number(settings['l0'].min())} "
-        f"and {number(settings['l0'].max())}. The cleanest edits come from {_name(best)} (selectivity "
-        f"{100 * best['selectivity']:.1f} points, FVE {best['fve']:.2f}), the least clean from {_name(worst)} "
+        f"and {number(settings['l0'].max())}. On select images the cleanest edits come from {_name(best)} (selectivity "
+        f"{100 * best['selectivity']:.1f} points on test, FVE {best['fve']:.2f}), the least clean from {_name(worst)} "
         f"({100 * worst['selectivity']:.1f}, FVE {worst['fve']:.2f}); {_close(settings).sum()} settings lie within "
-        f"{100 * CLOSE:.0f} points of the best. The setting that explains most, {_name(fit)} with FVE "
+        f"{100 * CLOSE:.0f} points of the first. The setting that explains most, {_name(fit)} with FVE "
         f"{fit['fve']:.2f}, has a selectivity of {100 * fit['selectivity']:.1f}, and a class holds "
         f"{100 * fit['share']:.0f} % of its latent there against {100 * best['share']:.0f} % at the cleanest."
     )

@@ -10,42 +10,42 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
-from scipy import stats  # type: ignore[import-untyped]
 
 from experiments.claims import Measured
-from experiments.compare import CONFIDENCE, LEVEL, matched_edit
+from experiments.compare import LEVEL, matched_edit
 from experiments.experiment import Experiment, Findings, Picture, main
 from experiments.figures import PRINT_WIDTH
-from experiments.runs import Study
+from experiments.runs import SPLITS, Study
+from experiments.separation import separation
+from salve.editing.verdict import wilson
 from salve.report.style import BLUE, GREY, ORANGE, SKY, grid_axis, new_figure, percent_axis, styled
 from salve.report.text import label
 
-#: An edit is clean while the others' accuracy changes by less than this in the mean of absolute values.
-OTHERS = 0.03
 CHURCH, GOLF_BALL = "church", "golf ball"
 
 Curves = NDArray[np.float64]
 
 
 def curves_of(study: Study, mode: str) -> tuple[Curves, dict[str, Curves]]:
-    """Strengths ``[K]``, and by edited class the accuracy of all classes under each SAE ``[S, K, C]``."""
+    """Strengths ``[K]``, and by edited class the test accuracy of all classes under each SAE ``[S, K, C]``."""
     found: dict[str, Curves] = {}
     alphas = np.zeros(0)
     for name in study.classes:
-        each = [run.curves(mode, name) for run in study.runs if run.selected["latent"].notna()[name]]
+        each = [run.curves("test", mode, name) for run in study.runs if run.selected["latent"].notna()[name]]
         if each:
             alphas, found[name] = each[0][0], np.stack([accuracy for _, accuracy in each])
     return alphas, found
 
 
 def edits_of(study: Study) -> pd.DataFrame:
-    """One row per SAE and class: the edit where the class is at ``LEVEL``, and what enhancing as strongly does.
+    """One row per SAE and class: the edit at the strength where select has the class at ``LEVEL``, what enhancing as
+    strongly does, and whether the edit that stage ``control`` keeps separates the class. All accuracies are of test.
 
     Columns: ``ground``, ``seed``, ``class``, ``latent``, ``sign``, ``kind``; the fields of
-    :class:`experiments.compare.MatchedEdit`; ``lowest`` accuracy of the class at any strength; ``separates``: at some
-    strength of the grid the class is at ``LEVEL`` or less and the others' mean absolute change is below ``OTHERS``;
-    ``enhance_alpha``: the first strength of the grid from ``alpha`` on, ``enhance_own``: the class's change when
-    enhanced by it, ``enhance_worst``: the largest loss of any class.
+    :class:`experiments.compare.MatchedEdit`; ``lowest_alpha``: the first strength of the grid at which select has the
+    class lowest, ``lowest``: its accuracy there; ``kept_alpha``, ``kept_after``, ``separates``,
+    ``separates_published``: of the edit that is kept; ``enhance_alpha``: the first strength of the grid from ``alpha``
+    on, ``enhance_own``: the class's change when enhanced by it, ``enhance_worst``: the largest loss of any class.
     """
     rows = []
     for run in study.runs:
@@ -53,16 +53,20 @@ def edits_of(study: Study) -> pd.DataFrame:
             chosen = run.selected.loc[name]
             if pd.isna(chosen["latent"]):
                 continue
-            alphas, accuracy = run.curves("suppress", name)
-            edit = matched_edit(alphas, accuracy, own)
+            (alphas, select), (_, test) = (run.curves(split, "suppress", name) for split in SPLITS)
+            edit = matched_edit(alphas, select, test, own)
+            # A class without select images has no strength of its own: the first of the grid, which is no edit.
+            lowest = int(np.nan_to_num(select[:, own]).argmin())
+            kept = run.verdicts.loc[name]
             row = {
                 **{"ground": study.ground.name, "seed": run.seed, "class": name},
                 **{"latent": int(chosen["latent"]), "sign": int(chosen["sign"]), "kind": chosen["kind"]},
                 **edit._asdict(),
-                "lowest": float(accuracy[:, own].min()),
-                "separates": separates(accuracy, own),
+                **{"lowest_alpha": float(alphas[lowest]), "lowest": float(test[lowest, own])},
+                **{"kept_alpha": float(kept["alpha_used"]), "kept_after": float(kept["accuracy_after"])},
+                **{sense: bool(kept[sense]) for sense in ("separates", "separates_published")},
             }
-            strengths, up = run.curves("enhance", name)
+            strengths, up = run.curves("test", "enhance", name)
             at = int(np.searchsorted(strengths, edit.alpha)) if edit.reached else len(strengths) - 1
             row |= {
                 "enhance_alpha": float(strengths[at]),
@@ -73,26 +77,11 @@ def edits_of(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def separates(accuracy: Curves, own: int) -> bool:
-    """Whether at some strength class ``own`` is at ``LEVEL`` or less, from above it, and the others' mean absolute
-    change is below ``OTHERS``; ``accuracy`` is ``[K, C]``, NaN for a class without images."""
-    drift = np.nanmean(np.abs(np.delete(accuracy - accuracy[0], own, axis=1)), axis=1)
-    return bool(((accuracy[:, own] <= LEVEL) & (drift < OTHERS) & (accuracy[0, own] > LEVEL)).any())
-
-
-def wilson(accuracy: Curves, images: int) -> tuple[Curves, Curves]:
-    """Wilson's interval of a share of ``images`` images, at ``CONFIDENCE``; the same shape as ``accuracy``."""
-    z = stats.norm.ppf((1 + CONFIDENCE) / 2)
-    centre = (accuracy + z**2 / (2 * images)) / (1 + z**2 / images)
-    half = z * np.sqrt(accuracy * (1 - accuracy) / images + z**2 / (4 * images**2)) / (1 + z**2 / images)
-    return centre - half, centre + half
-
-
 @styled
 def curves_figure(study: Study, mode: str) -> Figure:
     """A panel per edited class: its own accuracy, the mean of the others with bands over images and SAEs, and each."""
     alphas, curves = curves_of(study, mode)
-    images = np.bincount(study.val.labels.numpy(), minlength=len(study.classes))
+    images = np.bincount(study.test.labels.numpy(), minlength=len(study.classes))
     columns = min(5, len(curves))
     rows = -(-len(curves) // columns)
     figure = new_figure(PRINT_WIDTH, 0.75 + 1.5 * rows)
@@ -127,7 +116,7 @@ def curves_figure(study: Study, mode: str) -> Figure:
 def _line(axes: Axes, alphas: Curves, accuracy: Curves, colour: str, images: int) -> None:
     """Mean over SAEs ``[S, K]``, their range, and the interval over images around the mean."""
     mean = accuracy.mean(axis=0)
-    axes.fill_between(alphas, *wilson(mean, images), color=colour, alpha=0.18, linewidth=0)
+    axes.fill_between(alphas, *wilson(mean * images, images), color=colour, alpha=0.18, linewidth=0)
     axes.fill_between(alphas, accuracy.min(axis=0), accuracy.max(axis=0), color=colour, alpha=0.35, linewidth=0)
     axes.plot(alphas, mean, color=colour, linewidth=1.4)
 
@@ -142,7 +131,7 @@ def analyse(studies: Sequence[Study]) -> Findings:
         for mode, verb in (("suppress", "suppressed"), ("enhance", "enhanced")):
             caption = (
                 f"{ground.title}: accuracy while one class's latent is {verb} in the weights, a panel per class; mean "
-                f"of {len(study.runs)} SAEs, evaluated on {len(study.val.labels)} val images."
+                f"of {len(study.runs)} SAEs, on {len(study.test.labels)} test images."
             )
             pictures[f"{mode}-{ground.name}"] = Picture(curves_figure(study, mode), caption)
             curves.append(_table(study, mode))
@@ -157,7 +146,7 @@ def analyse(studies: Sequence[Study]) -> Findings:
 
 
 def _table(study: Study, mode: str) -> pd.DataFrame:
-    """What the figures show: by edited class, seed and strength the accuracy of each class."""
+    """What the figures show: by edited class, seed and strength the test accuracy of each class."""
     alphas, curves = curves_of(study, mode)
     parts = []
     for name, accuracy in curves.items():
@@ -168,15 +157,17 @@ def _table(study: Study, mode: str) -> pd.DataFrame:
 
 
 def _measured(study: Study, edits: pd.DataFrame) -> list[Measured]:
-    ground, classes = study.ground.name, len(study.classes)
-    by_seed = edits.groupby("seed")["separates"].sum()
-    text = f"{by_seed.mean():.1f} of {classes} classes ({by_seed.min()} to {by_seed.max()} over {len(by_seed)} SAEs)"
-    found = [Measured("suppression.separates", ground, float(by_seed.mean()) / classes, text)]
+    ground, counted = study.ground.name, separation(study.runs, len(study.classes))
+    found = [Measured("suppression.separates", ground, *counted)]
     church = edits[edits["class"].str.lower() == CHURCH]
     if len(church):
         worst = float(church["lowest"].max())
         drift = 100 * church["drift"].mean()
-        text = f"{100 * worst:.1f} % at the lowest in the worst SAE; others change by {drift:.1f} points at 5 %"
+        left = 100 * church["after"].mean()
+        text = (
+            f"{100 * worst:.1f} % in the worst SAE, where select has it lowest; others change by {drift:.1f} points "
+            f"where select has it at {100 * LEVEL:.0f} % and test at {left:.1f} %"
+        )
         found.append(Measured("suppression.church", ground, worst, text))
     ball = edits[edits["class"].str.lower() == GOLF_BALL]
     if len(ball):
@@ -192,12 +183,14 @@ def _paragraph(study: Study, edits: pd.DataFrame) -> str:
     hardest = edits.groupby("class")["selectivity"].mean().idxmin()
     own, worst = 100 * up["enhance_own"], 100 * up["enhance_worst"]
     return (
-        f"{study.ground.title}: one latent takes its class to 5 % in {len(reached)} of {len(edits)} edits "
-        f"({len(study.classes)} classes, {len(study.runs)} SAEs), at a median strength of "
-        f"{reached['alpha'].median():.1f}; the others then change by {100 * reached['drift'].mean():.1f} points in the "
-        f"mean of absolute values, and the one that changes most by {100 * reached['worst'].mean():.1f}. Least clean: "
-        f"{hardest}. Enhanced by the same strength, a class changes by {own.mean():+.1f} points in the mean, and the "
-        f"class that loses most loses {worst.mean():.1f} (worst for {worst.idxmax()}: {worst.max():.1f})."
+        f"{study.ground.title}: for {len(reached)} of {len(edits)} edits ({len(study.classes)} classes, "
+        f"{len(study.runs)} SAEs) there is a strength that takes the class to {100 * LEVEL:.0f} % of its select "
+        f"images, the median {reached['alpha'].median():.1f}. It leaves {100 * reached['after'].mean():.1f} % of the "
+        f"test images (from {100 * reached['after'].min():.1f} to {100 * reached['after'].max():.1f} %); there the "
+        f"others change by {100 * reached['drift'].mean():.1f} points in the mean of absolute values, and the one that "
+        f"loses most loses {100 * reached['worst_loss'].mean():.1f}. Least clean: {hardest}. Enhanced by the same "
+        f"strength, a class changes by {own.mean():+.1f} points in the mean, and the class that loses most loses "
+        f"{worst.mean():.1f} (worst for {worst.idxmax()}: {worst.max():.1f})."
     )
 
 

@@ -17,18 +17,20 @@ class Classifier(pl.LightningModule):
     """Trains a classifier: AdamW without decay on norms and biases, warm-up and cosine, label smoothing.
 
     Args:
-        model: maps images ``[N, 3, H, W]`` (or, for a probe, activations ``[N, M]``) to logits ``[N, C]``.
-        num_classes: ``C``.
+        model: maps images ``[N, 3, H, W]`` (or, for a probe, activations ``[N, M]``) to logits ``[N, outputs]``.
+        order: ``[outputs]``, the output unit for each label; a network may have further units than there are classes.
         learning_rate: the peak, reached after ``warmup`` of all steps.
         weight_decay: of weights with two or more axes.
         label_smoothing: share of the target spread over all classes.
         warmup: share of the steps, 0 to 1.
     """
 
+    order: Tensor
+
     def __init__(
         self,
         model: nn.Module,
-        num_classes: int,
+        order: Tensor,
         learning_rate: float,
         weight_decay: float,
         label_smoothing: float = 0.1,
@@ -36,6 +38,8 @@ class Classifier(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.model = model
+        self.register_buffer("order", order, persistent=False)
+        num_classes = len(order)
         self.learning_rate, self.weight_decay, self.warmup = learning_rate, weight_decay, warmup
         self.loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         # Of Lightning's own means over ranks the counts are rounded.
@@ -60,7 +64,8 @@ class Classifier(pl.LightningModule):
     def _seen(self, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Logits and labels; a rank without a row of a batch takes part with an empty image, which has no label."""
         inputs, labels = batch
-        return self.model(inputs if len(labels) else inputs.new_zeros(1, *inputs.shape[1:])), labels
+        logits = self.model(inputs if len(labels) else inputs.new_zeros(1, *inputs.shape[1:]))
+        return logits[:, self.order], labels
 
     def _follow(self, split: str, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         means, accuracy = getattr(self, f"{split}_loss"), getattr(self, f"{split}_accuracy")

@@ -69,10 +69,11 @@ def load_backbone(
                 "or the path of a state_dict."
             )
         return Loaded(_create(library, name, num_classes, args), False)
+    done: list[str] = []
     if weights == "imagenet":
         # torchvision loads its weights into a model of their own size only; timm fits the head, and some have none.
         classes = num_classes if library == "timm" and outputs is None else None
-        model, fits, done = _create(library, name, classes, args, pretrained=True), False, []
+        model, fits = _create(library, name, classes, args, pretrained=True), False
         headless = getattr(model, "num_classes", None) == 0
     else:
         path = Path(os.path.expanduser(weights))

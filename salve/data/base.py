@@ -90,7 +90,6 @@ class ImageData(pl.LightningDataModule):
     native_size: int = 224
     """Side in pixels that a backbone without a preset of its own should read."""
     min_crop_scale: float = 0.35
-    outputs: tuple[int, ...] | None = None
     """Smallest share of the area that a training crop keeps."""
 
     def __init__(self, batch_size: int, num_workers: int = 0) -> None:
@@ -179,6 +178,11 @@ class ImageData(pl.LightningDataModule):
         """Ground truth of a split's concepts, or None for data that have none."""
         check_split(split)
         return None
+
+    def first(self, split: Split, count: int) -> list[tuple[RawImage, int]]:
+        """The first decoded images of a split and their labels, at most ``count``; quick also where ``raw`` is not."""
+        images = self.raw(split)
+        return [images[number] for number in range(min(count, len(images)))]
 
     def bind(self, preprocess: Preprocess) -> None:
         """Use a backbone's preprocessing from now on."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from salve.data import scenes
 from salve.data.base import ConceptTruth, ImageData, RawImages, check_split
+from salve.data.transforms import RawImage
 from salve.types import Labels, Split, UserError
 
 _SPLIT_STREAM: dict[str, int] = {"train": 0, "test": 1, "select": 2}
@@ -98,6 +99,11 @@ class ConceptsData(ImageData):
             images = np.stack([self._draw(split, i) for i in range(len(labels))])
             self._drawn[split] = DrawnImages(torch.from_numpy(images), labels)
         return self._drawn[split]
+
+    def first(self, split: Split, count: int) -> list[tuple[RawImage, int]]:
+        """See :class:`ImageData`; draws these alone."""
+        labels = self.labels(split)[:count].tolist()
+        return [(torch.from_numpy(self._draw(split, number)), label) for number, label in enumerate(labels)]
 
     def labels(self, split: Split) -> Labels:
         check_split(split)

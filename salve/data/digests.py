@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import tempfile
 import time
@@ -12,7 +13,11 @@ from pathlib import Path
 from salve.artifacts import digest_of_file
 from salve.types import UserError
 
+log = logging.getLogger(__name__)
+
 _READERS = 8
+#: Reading more bytes than this takes so long that one should know why.
+_MUCH = 10**9
 #: A file written this short before it is read may be written again without its times telling; in nanoseconds.
 _FRESH = 2_000_000_000
 _VERSION = 1
@@ -47,6 +52,12 @@ def file_digests(root: Path, paths: Sequence[str]) -> list[str]:
         (path, state) for path, state in zip(paths, states, strict=True) if known.get(path, [None])[:-1] != state
     ]
     if unknown:
+        if (size := sum(state[0] for _, state in unknown)) > _MUCH:
+            log.info(
+                "reading %d images (%.1f GB) once, to find results made from these and no others",
+                len(unknown),
+                size / 10**9,
+            )
         with ThreadPoolExecutor(_READERS) as pool:
             digests = pool.map(lambda item: _digest(root, item[0]), unknown)
             read = {path: [*state, digest] for (path, state), digest in zip(unknown, digests, strict=True)}

@@ -132,19 +132,12 @@ def _change(action: str, paths: Paths, names: Sequence[str], alpha: float | None
     files = files_of(paths.edits, names, every=action == "undo" and bool(held))
     if weights.exists() and paths.out.exists() and any(paths.out.samefile(path) for path in [weights, *files]):
         raise UserError(f"{paths.out} is one of the files that are read; give the result another name.")
+    if action == "undo" and held and not names:
+        files = _of_held(files, paths.edits, held, weights)
     recipes = _loaded(files, alpha)
     if action == "apply":
         changed, stay = apply_recipes(recipes, state, held), [*held, *recipes]
     elif held:
-        if not names:  # of a folder all that the weights hold
-            of_folder = {file for path in paths.edits if path.is_dir() for file in files_of([path], [], every=True)}
-            recipes = [
-                recipe
-                for recipe, file in zip(recipes, files, strict=True)
-                if file not in of_folder or any(recipe.is_same_but_for_strength(edit) for edit in held)
-            ]
-            if not recipes:
-                raise UserError(f"{weights} holds no edit of {paths.edits[0]}.")
         recipes = [_as_held(recipe, held, weights, exactly=alpha is not None) for recipe in recipes]
         undone = {recipe.key for recipe in recipes}
         stay = [edit for edit in held if edit.key not in undone]
@@ -160,11 +153,26 @@ def _change(action: str, paths: Paths, names: Sequence[str], alpha: float | None
     _write(paths.out, changed, metadata_with(metadata, stay))
 
 
-def _loaded(files: Sequence[Path], alpha: float | None) -> "list[Recipe]":
-    from salve.editing.files import load_recipe
+def _of_held(files: Sequence[Path], given: Sequence[Path], held: "Sequence[HeldEdit]", weights: Path) -> list[Path]:
+    """Of the files that folders led to, those whose edits the weights hold; and all files given by themselves."""
+    from salve.editing.files import load_held
     from salve.types import UserError
 
-    recipes = [load_recipe(file) for file in files]
+    def is_held(file: Path) -> bool:
+        said = load_held(file)
+        return any(edit.is_same_but_for_strength(said) for edit in held)
+
+    found = [file for file in files if file in given or is_held(file)]
+    if not found:
+        raise UserError(f"{weights} holds no edit of {given[0]}.")
+    return found
+
+
+def _loaded(files: Sequence[Path], alpha: float | None) -> "list[Recipe]":
+    from salve.editing.files import load_recipes
+    from salve.types import UserError
+
+    recipes = load_recipes(files)
     if len({recipe.before for recipe in recipes}) > 1:
         other = next(k for k, recipe in enumerate(recipes) if recipe.before != recipes[0].before)
         raise UserError(f"{files[0]} and {files[other]} were made for different networks; apply them apart.")
@@ -220,8 +228,13 @@ def _write(path: Path, state: "Mapping[str, Tensor]", metadata: Mapping[str, str
     from salve.editing.files import written_whole
     from salve.types import UserError
 
-    # Copies: in a file of torch's, tensors may share memory, which safetensors refuses.
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    tensors, places = {}, set()
+    for name, tensor in state.items():
+        tensors[name] = tensor.detach().cpu().contiguous()
+        place = tensors[name].untyped_storage().data_ptr()
+        if place in places:  # in a file of torch's, tensors may share memory, which safetensors refuses
+            tensors[name] = tensors[name].clone()
+        places.add(place)
     with written_whole(path) as unfinished:
         try:
             save_file(tensors, unfinished, metadata=dict(metadata) or None)
@@ -230,12 +243,12 @@ def _write(path: Path, state: "Mapping[str, Tensor]", metadata: Mapping[str, str
 
 
 def _shown(path: Path) -> str:
-    from salve.editing.files import held_in, load_recipe, read_metadata
+    from salve.editing.files import held_in, load_held, load_recipe, read_metadata
     from salve.editing.folders import edits_of
 
     if path.is_dir():
         lines = [f"{path} has these edits:"]
-        lines += [f"  {file.name}: {_one_line(load_recipe(file))}" for file in edits_of(path)]
+        lines += [f"  {file.name}: {_one_line(load_held(file))}" for file in edits_of(path)]
         return "\n".join(lines)
     if path.suffix == ".safetensors":
         held = held_in(read_metadata(path), path)

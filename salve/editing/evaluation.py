@@ -20,6 +20,8 @@ class EditEvaluation(pl.LightningModule):
         order: ``[C]``, the network's output unit for each label ``0 … C − 1``, of all its outputs.
     """
 
+    order: Tensor
+
     def __init__(self, model: nn.Module, edited_state: Mapping[str, Tensor], order: Tensor) -> None:
         super().__init__()
         self.register_buffer("order", order, persistent=False)

@@ -62,17 +62,40 @@ def load_recipe(path: Path) -> Recipe:
     Raises:
         UserError: a file is missing, is no edit file, or is damaged.
     """
+    return load_recipes([path])[0]
+
+
+def load_recipes(paths: Sequence[Path]) -> list[Recipe]:
+    """As :func:`load_recipe`, for several files: originals that they share are read once."""
+    known: dict[Path, tuple[dict[str, str], dict[str, Tensor]]] = {}
+    return [_recipe(path, known) for path in paths]
+
+
+def load_held(path: Path) -> HeldEdit:
+    """What an edit file says, without its originals; raises as :func:`load_recipe`."""
+    return _said(path)[0]
+
+
+def _said(path: Path) -> tuple[HeldEdit, str, str]:
+    """What an edit file says: the edit, the checksum after it, and the name of the file of originals."""
     record = _read_json(path)
     if record.get("format") != FORMAT:
         raise UserError(f"{path} is no edit file of this version of salve.")
     try:
-        held = held_from(record)
-        after, name = _text(record, "after"), _text(record, "originals")
+        held, after, shared = held_from(record), _text(record, "after"), _text(record, "originals")
         # A bare name, so that no file elsewhere is read.
-        _expect(is_originals(name), "originals must be the name of a file such as originals-….safetensors")
+        _expect(is_originals(shared), "originals must be the name of a file such as originals-….safetensors")
     except UserError as error:
         raise UserError(f"{path} is damaged: {error}.") from error
-    weights, originals = _read_originals(path.with_name(name))
+    return held, after, shared
+
+
+def _recipe(path: Path, known: dict[Path, tuple[dict[str, str], dict[str, Tensor]]]) -> Recipe:
+    held, after, name = _said(path)
+    shared = path.with_name(name)
+    if shared not in known:
+        known[shared] = _read_originals(shared)
+    weights, originals = known[shared]
     if checksum(weights) != held.before or set(originals) != set(held.weights_scaled):
         raise UserError(f"{path} is damaged: {name} holds the originals of another network or site.")
     try:

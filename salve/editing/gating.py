@@ -4,17 +4,13 @@ Scaling input channel ``j`` of every reader by ``s_j`` equals gating the activat
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from salve.settings import Channels, Mode, Scale
 from salve.types import Activations, Contribution, UserError
-
-Mode = Literal["suppress", "enhance"]
-Scale = Literal["unit", "max"]
-Channels = Literal["all", "aligned"]
 
 
 def contribution(

@@ -7,9 +7,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torchmetrics import Metric
 
+from salve.settings import Selection
 from salve.types import Labels, Latents
 
-Selection = Literal["largest", "margin"]
 Kind = Literal["class-defining", "cross-class", "diffuse", "dead"]
 
 

@@ -1,6 +1,19 @@
 """The report of a run: ``write_report`` makes the page, ``summary_table`` the terminal's summary."""
 
-from salve.report.page import write_report
-from salve.report.tables import summary_table
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from salve.report.page import write_report
+    from salve.report.terminal import summary_table
+
+_MODULES = {"summary_table": "terminal", "write_report": "page"}
 
 __all__ = ["summary_table", "write_report"]
+
+
+def __getattr__(name: str) -> Any:
+    # `salve-sweep --help` and whoever wants the names alone need neither matplotlib nor pandas, which take seconds.
+    if name not in _MODULES:
+        raise AttributeError(f"module '{__name__}' has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -7,6 +7,10 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from salve.report.style import save_figure
+from salve.report.text import count_of, plural
+
+#: Rows of one table on the page.
+MOST_ROWS = 100
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class TableBlock:
-    """A table with a caption; ``csv`` is the file it can be had from; ``folded`` hides it until it is opened."""
+    """A table with a caption; ``csv`` is the file it can be had from; ``folded`` hides it until it is opened.
+
+    The page shows the first ``MOST_ROWS`` rows, so that it stays small with many classes.
+    """
 
     title: str
     header: Sequence[Cell]
@@ -32,6 +39,17 @@ class TableBlock:
     def __post_init__(self) -> None:
         if any(len(row) != len(self.header) for row in self.rows):
             raise ValueError(f"Table {self.title!r} has a row that is not as long as its header.")
+
+    @property
+    def shown(self) -> Sequence[Sequence[Cell]]:
+        """The rows on the page."""
+        return self.rows[:MOST_ROWS]
+
+    @property
+    def left_out(self) -> str:
+        """What is said of the other rows; "" where there are none."""
+        more = len(self.rows) - len(self.shown)
+        return f"{count_of(len(self.shown))} of {plural(len(self.rows), 'row')} are shown." if more else ""
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from safetensors import safe_open
 
-from salve.artifacts import load_tensors, read_record, read_table
+from salve.artifacts import read_record, read_table
 
 
 class Artifacts:
@@ -37,10 +38,19 @@ class Artifacts:
         except pd.errors.EmptyDataError:
             return pd.DataFrame()
 
-    def tensors(self, kind: str, name: str) -> dict[str, np.ndarray]:
-        """Named arrays of a safetensors file; empty where there is no file."""
+    def tensors(self, kind: str, name: str, first: int | None = None) -> dict[str, np.ndarray]:
+        """Named arrays of a safetensors file, of each only its ``first`` rows; empty where there is no file."""
         path = self._file(kind, name)
-        return {} if path is None else {key: value.numpy() for key, value in load_tensors(path).items()}
+        if path is None:
+            return {}
+        found = {}
+        with safe_open(path, framework="numpy") as file:
+            for key in file.keys():  # noqa: SIM118
+                shape = file.get_slice(key).get_shape()
+                # Images of a thousand classes would not fit into memory.
+                part = first is not None and bool(shape) and shape[0] > first
+                found[key] = file.get_slice(key)[:first] if part else file.get_tensor(key)
+        return found
 
     def record(self, kind: str, name: str) -> dict[str, Any]:
         """A JSON record; empty where there is no file."""

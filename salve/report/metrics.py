@@ -10,6 +10,9 @@ from salve.report.inputs import Artifacts, column
 from salve.report.tables import class_summary, headline, mean_of_known
 from salve.report.text import yes_no
 
+#: What stands in ``metrics.json`` a second time, measured on select, so that something may be chosen by it.
+SELECT = "select_"
+
 Metric = float | int | None
 
 #: Measures of the trained SAE, as its record names them.
@@ -29,53 +32,72 @@ def run_metrics(paths: Mapping[str, Path]) -> dict[str, Metric]:
     Returns:
         Plain numbers. None is a number that is not finite, since JSON has no word for it.
 
-        - ``val_accuracy``: of the untouched classifier [fraction].
-        - Of the SAE, on val: ``fve``, ``cosine``, ``l0`` [latents per image], ``downstream_accuracy`` and, in nats,
+        Of test images, which report, unless said otherwise:
+
+        - ``test_accuracy``: of the untouched classifier [fraction].
+        - Of the SAE: ``fve``, ``cosine``, ``l0`` [latents per image], ``downstream_accuracy`` and, in nats,
           ``downstream_kl``; how much of the ablations' KL it recovers, ``kl_recovered_from_mean`` and ``…_from_zero``.
           On train: ``dead_fraction``, ``almost_dead_fraction``, ``dense_fraction``.
         - ``purity``: mean over the latents that fire (:func:`salve.features.top_purity`, on train).
-        - ``concept_auroc``: mean over the concepts of data that know them, each told by its best latent; chosen on
-          train, judged on val.
-        - ``classes``: targets that are a class. The following are over these: ``separating``, ``separating_strictly``:
-          how many do; ``on_target_drop``: mean of accuracy before − after the edit at the strength it is kept with;
+        - ``concept_auroc``: mean over the concepts of data that know them, each told by its best latent, which train
+          chose.
+        - ``classes``: targets that are a class. The following are over these: ``separating``: how many do, with its
+          interval ``separating_low`` and ``separating_high``, and ``separating_published``, in the published sense;
+          ``on_target_drop``: mean of accuracy before − after the edit at the strength that select chose;
           ``off_target_drift``: mean of the other classes' mean absolute change there; ``selectivity``: mean of the
           first minus the second [all fractions]; ``alpha_used_median``: median of that strength.
         - ``alpha_flip_median``: lower median over correctly classified images (None: infinite), and
           ``alpha_flip_infinite``: share of them that no strength flips.
+
+        Of select images, by which a search or a reader of a sweep may choose: ``select_accuracy`` and, with the same
+        prefix, the SAE's measures that are not of train, ``separating``, ``on_target_drop``, ``off_target_drift`` and
+        ``selectivity``.
     """
     found = Artifacts(paths)
     rows = class_summary(found)
     main = headline(found, rows)
     sae = found.record("sae", "sae.json")
-    values: dict[str, Metric] = {"val_accuracy": _val_accuracy(found, main.val_accuracy, sae.get("original_accuracy"))}
-    values |= {name: sae.get(name) for name in SAE_MEASURES}
+    measured = main.test_accuracy
+    values: dict[str, Metric] = {
+        "test_accuracy": sae.get("original_accuracy") if measured is None else measured,
+        "select_accuracy": _select_accuracy(found, sae.get(f"{SELECT}original_accuracy")),
+    }
+    values |= {prefix + name: sae.get(prefix + name) for name in SAE_MEASURES for prefix in ("", SELECT)}
     for name, table, measure in (("purity", "latents.csv", "purity"), ("concept_auroc", "concepts.csv", "auroc")):
         values[name] = mean_of_known(column(found.table("features", table), measure))
     edits = found.table("control", "summary.csv")
     if "target" in edits:
         edits = edits[edits["target"].isin(rows["class"])]
-        drop = column(edits, "accuracy_before") - column(edits, "accuracy_after")
-        drift = column(edits, "others_mean_change")
+        values |= {"classes": len(edits), "alpha_used_median": float(column(edits, "alpha_used").median())}
+        values |= _effect(edits, "") | _effect(edits, SELECT)
+        if f"{SELECT}separates" in edits:
+            values[f"{SELECT}separating"] = [yes_no(value) for value in edits[f"{SELECT}separates"]].count("yes")
+    if main.verdict is not None:
         values |= {
-            "separating": main.separate,
-            "separating_strictly": main.strictly,
-            "classes": len(edits),
-            "on_target_drop": mean_of_known(drop),
-            "off_target_drift": mean_of_known(drift),
-            "selectivity": mean_of_known(drop - drift),
-            "alpha_used_median": float(column(edits, "alpha_used").median()),
+            "separating": main.verdict.separates,
+            "separating_low": main.verdict.low,
+            "separating_high": main.verdict.high,
+            "separating_published": main.verdict.published,
         }
     return {name: _plain(value) for name, value in (values | _flips(found)).items() if value is not None}
 
 
-def _val_accuracy(found: Artifacts, measured: float | None, original: float | None) -> float | None:
+def _effect(edits: pd.DataFrame, prefix: str) -> dict[str, Metric]:
+    """Mean effect of the edits on the class and on the others, on test or, with the prefix, on select."""
+    drop = column(edits, f"{prefix}accuracy_before") - column(edits, f"{prefix}accuracy_after")
+    drift = column(edits, f"{prefix}others_mean_change")
+    means = {"on_target_drop": drop, "off_target_drift": drift, "selectivity": drop - drift}
+    return {prefix + name: mean_of_known(values) for name, values in means.items()}
+
+
+def _select_accuracy(found: Artifacts, measured: float | None) -> float | None:
     """Of the classifier as it was kept; the best epoch's where nothing has been measured since its training."""
-    if measured is not None or original is not None:
-        return measured if measured is not None else original
+    if measured is not None:
+        return measured
     history = found.table("classifier", "history.csv")
     if "split" not in history:
         return None
-    return float(column(history[history["split"] == "val"], "accuracy").max())
+    return float(column(history[history["split"] == "select"], "accuracy").max())
 
 
 def _flips(found: Artifacts) -> dict[str, Metric]:

@@ -1,22 +1,36 @@
 """The report of one run: a page that is read from top to bottom, its figures and its tables."""
 
 import math
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jinja2
+import pandas as pd
 from markupsafe import Markup, escape
 
-from salve.report.blocks import Cell, Section, Shelf, TableBlock
+from salve.artifacts import write_table
+from salve.report.blocks import MOST_ROWS, Cell, Section, Shelf, TableBlock
 from salve.report.inputs import Artifacts, records
-from salve.report.sections.control import control, verdict_cell
+from salve.report.remarks import own_remarks
+from salve.report.sections.control import (
+    CHANGE,
+    INTERVALS,
+    accuracy_cell,
+    change_cell,
+    control,
+    strength_cell,
+    verdict_cell,
+)
 from salve.report.sections.diagnose import diagnose
 from salve.report.sections.discover import classifier, discover
 from salve.report.sections.validate import validation
-from salve.report.tables import Headline, class_summary, headline
-from salve.report.text import MISSING, label, latent_name, number, percent, plural, points, slug
+from salve.report.tables import Headline, class_summary, failing_first, headline
+from salve.report.terms import Linker, subscripts, terms_of
+from salve.report.text import MISSING, count_of, file_name, latent_name, number, percent, plural, slug
+
+#: The summary of the classes, which no stage writes.
+CLASSES_CSV = "class-by-class.csv"
 
 
 def write_report(
@@ -27,21 +41,25 @@ def write_report(
     config: str,
     artifacts: Mapping[str, Path],
     commands: Sequence[str],
+    remarks: Sequence[str] = (),
 ) -> Path:
     """Write ``index.html`` with its figures, tables and recipes into a folder that can be moved as a whole.
 
     Args:
         out: folder to write into; made if it is not there.
         title: heading of the page.
-        facts: names and values shown at the top, in their order.
+        facts: names and values shown at the top, in their order; among them, how images were preprocessed.
         config: resolved configuration as YAML, shown at the end.
         artifacts: kind ("classifier", "activations", "sae", "features", "validate", "control", "diagnose") → the
             folder that the stage wrote. A part whose artifacts are missing says which stage to run.
         commands: what to type to get this run again.
+        remarks: sentences about data, network and SAE without which a reader would trust the wrong thing; they stand
+            before all results, with what :func:`salve.report.remarks.own_remarks` adds.
 
     Returns:
-        Path of ``index.html``. Beside it: ``tables/<kind>-<table>.csv`` (byte-equal copies), ``figures/*.png`` and
-        ``*.svg``, ``recipes/*`` (copies of the edits' recipes). The same input gives the same bytes.
+        Path of ``index.html``. Beside it: ``tables/<kind>-<table>.csv`` (byte-equal copies) and
+        ``tables/class-by-class.csv``, ``figures/*.png`` and ``*.svg``, ``recipes/*`` (copies of the edits' recipes).
+        The same input gives the same bytes.
     """
     found = Artifacts(artifacts)
     for name in ("figures", "tables"):
@@ -49,35 +67,38 @@ def write_report(
     tables = _copy_tables(found, out / "tables")
     recipes = _copy_recipes(found, out)
     rows = class_summary(found)
+    if len(rows):
+        write_table(out / "tables" / CLASSES_CSV, rows)
+        tables = [CLASSES_CSV, *tables]
     main = headline(found, rows)
+    terms = terms_of(main.verdict)
     shelf = Shelf(out / "figures")
     sections = [build(found, shelf) for build in (classifier, discover, validation, control, diagnose)]
-    page = _template().render(
+    page = _template(Linker(terms)).render(
         title=title,
         facts=dict(facts),
         statement=statement(found, main),
+        remarks=[*remarks, *own_remarks(found)],
+        terms=terms if main.classes else [],
         cards=_cards(main),
-        summary=_summary_block(found) if len(rows) else None,
+        summary=_summary_block(rows) if len(rows) else None,
         sections=sections,
         nav=[*sections, Section("reproduce", "Reproduce", (), "")],
         commands=list(commands),
         config=config,
         tables=tables,
-        recipes=recipes,
+        recipes=[name for name in recipes if name.endswith(".json")],
+        most_links=MOST_ROWS,
     )
     path = out / "index.html"
     path.write_text(page, encoding="utf-8")
     return path
 
 
-def _subscripts(text: str) -> Markup:
-    """Escaped text with the indices of α set low."""
-    return Markup(re.sub(r"α_(flip|logit)", r"α<sub>\1</sub>", str(escape(text))))
-
-
-def _template() -> jinja2.Template:
+def _template(link: Linker) -> jinja2.Template:
     environment = page_environment()
-    environment.filters["sub"] = _subscripts
+    environment.filters["sub"] = lambda text: Markup(subscripts(str(escape(text))))
+    environment.filters["terms"] = link
     return environment.get_template("page.html.j2")
 
 
@@ -102,7 +123,8 @@ def _copy_recipes(artifacts: Artifacts, out: Path) -> list[str]:
     for _, path in artifacts.files("recipes/*"):
         if path.suffix in (".json", ".safetensors"):
             (out / "recipes").mkdir(exist_ok=True)
-            names.append(f"{slug(path.stem)}{path.suffix}")
+            # An edit names the file that it shares with others: a safe name must stay as it is.
+            names.append(file_name(path.name))
             shutil.copyfile(path, out / "recipes" / names[-1])
     return names
 
@@ -115,26 +137,26 @@ def statement(artifacts: Artifacts, main: Headline) -> str:
         return "Nothing has been run yet."
     sentences = []
     network = f"The classifier ({record['backbone']})" if record.get("backbone") else "The classifier"
-    if main.val_accuracy is not None:
-        place = f"; its activations were read at {site}" if site else ""
+    if main.test_accuracy is not None:
+        place = f"; its activations were read at the site {site}" if site else ""
         sentences.append(
-            f"{network} tells {plural(main.classes, 'class')} apart with {percent(main.val_accuracy)} accuracy on "
-            f"validation images{place}."
+            f"{network} tells {plural(main.classes, 'class')} apart: it is right on {percent(main.test_accuracy)} of "
+            f"the test images{place}."
         )
-    if main.judged:
+    if main.verdict is not None:
+        verdict = main.verdict
         sentences.append(
-            f"For {main.separate} of {plural(main.judged, 'class')}, suppressing one latent in the weights takes the "
-            "class to 5 % accuracy or less while the mean accuracy of the others changes by less than 3 points: the "
-            f"class “separates”. For {main.strictly} of them this holds even if the others' gains may not make up for "
-            "losses (the mean of their absolute changes)."
+            f"For {count_of(verdict.separates)} of {plural(verdict.judged, 'class')} "
+            f"({percent(verdict.confidence, 0)} interval: {verdict.range}), suppressing one latent in the weights "
+            f"separates the class, at a strength α that select images chose: {verdict.meaning}."
         )
     if main.flip_low is not None and main.flip_high is not None:
         if math.isinf(main.flip_low):
-            sentences.append("In every class, most images keep their class at any strength.")
+            sentences.append("In every class, most images keep their class at any strength (α_flip is ∞).")
         else:
             sentences.append(
-                f"The strength at which the median image of a class loses its class is {main.flip_range} over the "
-                "classes."
+                "The strength at which the median image of a class loses its class (α_flip) is "
+                f"{main.flip_range} over the classes."
             )
     if main.pointing is not None:
         chance = percent(main.random_pointing, 0)
@@ -149,16 +171,21 @@ def statement(artifacts: Artifacts, main: Headline) -> str:
 def _cards(main: Headline) -> list[tuple[str, str, str]]:
     """Value, name and remark of each headline number that is known."""
     cards = []
-    if main.val_accuracy is not None:
-        cards.append(
-            (percent(main.val_accuracy), "validation accuracy", f"{plural(main.classes, 'class')}, before any edit")
-        )
-    if main.judged:
+    if main.test_accuracy is not None:
         cards.append(
             (
-                f"{main.separate} of {main.judged}",
+                percent(main.test_accuracy),
+                "accuracy on test images",
+                f"{plural(main.classes, 'class')}, before any edit",
+            )
+        )
+    if main.verdict is not None:
+        verdict = main.verdict
+        cards.append(
+            (
+                f"{count_of(verdict.separates)} of {count_of(verdict.judged)}",
                 "classes separate",
-                f"≤ 5 % left, others within 3 points; {main.strictly} strictly",
+                f"{percent(verdict.confidence, 0)} interval: {verdict.range}",
             )
         )
     if main.flip_low is not None:
@@ -169,37 +196,38 @@ def _cards(main: Headline) -> list[tuple[str, str, str]]:
     return cards
 
 
-def _summary_block(artifacts: Artifacts) -> TableBlock:
+def _summary_block(summary: pd.DataFrame) -> TableBlock:
     """The per-class summary; columns that no class has a value for are left out."""
-    rows = records(class_summary(artifacts))
+    rows = failing_first(records(summary), MOST_ROWS)
     measured = any(percent(row["pointing"]) != MISSING for row in rows)
     header = [
-        *(Cell("class"), Cell("accuracy", "num"), Cell("latent"), Cell("kind"), Cell("α to ≤\u00a05\u00a0%", "num")),
-        *(Cell("others: mean\u00a0|\u2060Δ\u2060|", "num"), Cell("worst Δ", "num"), Cell("separates")),
+        *(Cell("class"), Cell("accuracy", "num"), Cell("latent"), Cell("kind"), Cell("α", "num"), Cell("after", "num")),
+        *(Cell(f"others: mean\u00a0{CHANGE}", "num"), Cell("largest loss", "num"), Cell("separates")),
         *([Cell("pointing game", "num")] if measured else []),
         Cell("median α_flip", "num"),
     ]
     body = [
         [
             Cell(row["class"]),
-            Cell(percent(row["val_accuracy"]), "num"),
+            Cell(percent(row["test_accuracy"]), "num"),
             Cell(latent_name(row["latent"], row["sign"]), "nowrap"),
             Cell(row["kind"] or MISSING, f"kind-{slug(row['kind'])}"),
-            Cell(number(row["alpha"]), "num"),
-            Cell(points(row["others_mean_change"], signed=False), "num"),
-            Cell(points(row["others_worst_change"]), "num", label(row["worst_class"], 30)),
-            verdict_cell(row["separates"], row["reason"]),
+            strength_cell(row),
+            accuracy_cell(row),
+            *(change_cell(row, "others_mean_change"), change_cell(row, "others_worst_loss", row["worst_class"])),
+            verdict_cell(row),
             *([_pointing_cell(row["pointing"], row["random_pointing"])] if measured else []),
             Cell(number(row["alpha_flip_median"]), "num"),
         ]
         for row in rows
     ]
     title = (
-        "Class by class. α to ≤ 5 %: the first strength of the grid that takes the class to 5 % accuracy; others: "
-        "change of the other classes' accuracy there, in percentage points; (+) or (−): the latent's sign for the "
-        "class."
+        "Class by class, all of test images. Accuracy: before any edit. α: the first strength of the grid that "
+        "separates the class on select images, else the first that takes it away there; ∞ where none does, and the "
+        "strongest one is used. After, others: at that strength; changes and losses of the other classes' accuracy in "
+        f"percentage points. Below them: {INTERVALS}"
     )
-    return TableBlock(title, header, body)
+    return TableBlock(title, header, body, CLASSES_CSV)
 
 
 def _pointing_cell(value: float, chance: float) -> Cell:

@@ -18,6 +18,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
+from salve.report.text import PERCENT, with_minus
+
 # Okabe & Ito (2008), "Color Universal Design".
 BLACK, ORANGE, SKY, GREEN = "#1b1f24", "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILLION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#8b939c"
@@ -88,14 +90,21 @@ def save_figure(figure: Figure, folder: Path, name: str) -> tuple[int, int]:
     return round(96 * width), round(96 * height)
 
 
-def percent_axis(axis: Axis) -> None:
-    """Write an axis of fractions as percent."""
-    axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+class _Percent(PercentFormatter):
+    """Ticks written as every other percentage is; see :func:`salve.report.text.percent`."""
+
+    def format_pct(self, x: float, display_range: float) -> str:
+        return with_minus(super().format_pct(x, display_range))
+
+
+def percent_axis(axis: Axis, decimals: int | None = 0) -> None:
+    """Write an axis of fractions as percent; None chooses the decimals."""
+    axis.set_major_formatter(_Percent(1.0, decimals=decimals, symbol=PERCENT))
 
 
 def plain_number(value: float, _position: int | None = None) -> str:
     """Tick label of a logarithmic axis without formula text."""
-    return f"{value:g}".replace("-", "−")
+    return with_minus(f"{value:g}")
 
 
 def _round_ticks(low: float, high: float, most: int) -> list[float]:

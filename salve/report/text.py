@@ -3,10 +3,13 @@
 import math
 import re
 import unicodedata
+from collections.abc import Callable
 from typing import Any
 
 MISSING = "–"
 NEVER = "∞"
+#: The sign after a number, with a space that does not break.
+PERCENT = "\u00a0%"
 
 
 def is_missing(value: Any) -> bool:
@@ -26,6 +29,11 @@ def number(value: Any, digits: int = 3) -> str:
     text = f"{value:.{digits}g}"
     if "e" in text and 1e-4 <= abs(value) < 1e7:
         text = f"{value:.0f}"
+    return with_minus(text)
+
+
+def with_minus(text: str) -> str:
+    """A number as Python writes it, with a minus sign instead of a hyphen."""
     return text.replace("-", "−")
 
 
@@ -33,7 +41,8 @@ def percent(fraction: Any, decimals: int = 1) -> str:
     """A fraction 0..1 as percent, with a space that does not break: 0.964 → "96.4 %"."""
     if is_missing(fraction) or math.isnan(float(fraction)):
         return MISSING
-    return f"{100 * float(fraction):.{decimals}f}\u00a0%"
+    value = round(100 * float(fraction), decimals) + 0.0  # + 0.0 turns −0.0 into 0.0
+    return with_minus(f"{value:.{decimals}f}") + PERCENT
 
 
 def points(fraction: Any, signed: bool = True) -> str:
@@ -41,8 +50,22 @@ def points(fraction: Any, signed: bool = True) -> str:
     if is_missing(fraction) or math.isnan(float(fraction)):
         return MISSING
     value = round(100 * float(fraction), 1) + 0.0  # + 0.0 turns −0.0 into 0.0
-    text = f"{value:+.1f}" if signed and value else f"{value:.1f}"
-    return text.replace("-", "−")
+    return with_minus(f"{value:+.1f}" if signed and value else f"{value:.1f}")
+
+
+def times(ratio: Any) -> str:
+    """A ratio that may be above one or below zero: 2.63 → "2.63×"."""
+    if is_missing(ratio) or math.isnan(float(ratio)):
+        return MISSING
+    return with_minus(f"{round(float(ratio), 2) + 0.0:.2f}") + "×"
+
+
+def span(low: Any, high: Any, write: Callable[[Any], str] = str) -> str:
+    """An interval, its unit written once: (0.01, 0.052) as percent → "1.0–5.2 %"; "" where an end is missing."""
+    if is_missing(low) or is_missing(high):
+        return ""
+    first, last = write(low), write(high)
+    return first.removesuffix(PERCENT) + ("–" if not last.startswith("−") else " to ") + last
 
 
 def sign_of(value: Any) -> str:
@@ -90,6 +113,14 @@ def slug(text: Any) -> str:
     """Letters, digits and hyphens only: safe as a file name and in a link; may be empty."""
     plain = unicodedata.normalize("NFKD", str(text)).encode("ascii", "ignore").decode().lower()
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:40].rstrip("-")
+
+
+def file_name(name: str) -> str:
+    """A file's name as it is where it is safe on every disk and in a link; else with a slug for its stem."""
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}", name):
+        return name
+    stem, dot, suffix = name.rpartition(".")
+    return f"{slug(stem) or 'unnamed'}{dot}{slug(suffix)}"
 
 
 def count_of(value: Any) -> str:

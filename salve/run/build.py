@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from omegaconf import DictConfig
 from pytorch_lightning.loggers import Logger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -18,10 +19,13 @@ from torch import nn
 
 from salve.artifacts import Store
 from salve.backbones import find_site, load_backbone, preset
+from salve.backbones.load import Loaded
+from salve.backbones.presets import Preset
 from salve.data.base import ImageData
-from salve.data.transforms import Preprocess
+from salve.run.progress import counted
 from salve.run.ranks import Ranks
 from salve.run.schema import Config
+from salve.run.target import one_line, refuse_target
 from salve.run.trainers import Trainers
 from salve.stages import BackboneSettings, Job
 from salve.types import UserError
@@ -35,26 +39,45 @@ def build_job(config: Config, store: Store, logger: Callable[[str], Logger], con
     Raises:
         UserError: one of these is not so.
     """
+    # Its own lines say nothing about the run. It sets this level when it is imported.
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     data = _data(config.data)
-    # Built once here for its errors and its preset; stages build their own, after seeding.
-    model = _model(config.backbone, len(data.classes))
-    site = find_site(model, config.layer)
-    data.bind(_preset(config.backbone, model, data.native_size))
+    # Built once here for its errors, remarks and preset; stages build their own, after seeding.
+    loaded = _load(config.backbone, len(data.classes), data.outputs)
+    site = find_site(loaded.model, config.layer)
+    chosen = _preset(config.backbone, loaded.model, data.native_size)
+    data.bind(chosen.preprocess)
+    preprocessing = f"{chosen.preprocess.describe()} ({chosen.origin})"
+    remarks = tuple(sentence(one) for one in (*data.remarks(), loaded.remark) if one)
+    log.info("Images: %s", preprocessing)
+    for remark in remarks:
+        log.warning("Caution: %s", remark)
     device = torch.device(ranks.accelerator, *(ranks.gpus or [])[:1])
     precision = _precision(config.trainer.precision, device)
     if config.sae.precision == "bf16" and _precision("auto", device) != "bf16-mixed":
         log.warning("sae.precision=bf16: this device does not compute in bf16, so float32 would be faster.")
-    trainers = Trainers(ranks.accelerator, ranks.gpus, ranks.local_size, precision, logger, console.is_terminal)
+    trainers = Trainers(
+        ranks.accelerator, ranks.gpus, ranks.local_size, precision, logger, console.is_terminal, not console.is_terminal
+    )
 
     @contextmanager
     def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        if not console.is_terminal:
+            yield counted(what, total, log.info)
+            return
+        described = TextColumn("{task.description}", markup=False)
+        columns = (described, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=True) as bars:
             task = bars.add_task(what, total=total)
             yield lambda done: bars.update(task, advance=done)
 
-    surroundings = (trainers, device, progress, ranks, config.trainer.memory)
-    return Job(store, data, config.backbone, site.name, config.seed, *surroundings)
+    surroundings = (trainers, device, progress, ranks, config.trainer.memory, precision)
+    return Job(store, data, config.backbone, site.name, config.seed, *surroundings, preprocessing, remarks)
+
+
+def sentence(text: str) -> str:
+    """A remark with a capital and a full stop."""
+    return text[:1].upper() + text[1:].rstrip(".") + "."
 
 
 def check_job(config: Config) -> None:
@@ -64,9 +87,9 @@ def check_job(config: Config) -> None:
         UserError: the data cannot be read, the weights do not fit, or the layer is no site.
     """
     plain = asdict(config)
-    classes, native_size = _known(_checked_data, json.dumps(plain["data"], sort_keys=True))
+    classes, outputs, native_size = _known(_checked_data, json.dumps(plain["data"], sort_keys=True))
     backbone = json.dumps(plain["backbone"], sort_keys=True)
-    find_site(_known(_checked_model, backbone, classes, native_size), config.layer)
+    find_site(_known(_checked_model, backbone, classes, outputs, native_size), config.layer)
 
 
 def _known(check: Callable[..., Any], *args: Any) -> Any:
@@ -78,21 +101,23 @@ def _known(check: Callable[..., Any], *args: Any) -> Any:
 
 
 @lru_cache(maxsize=64)
-def _checked_data(settings: str) -> tuple[int, int] | UserError:
-    """Number of classes, and pixels; or what is wrong."""
+def _checked_data(settings: str) -> tuple[int, tuple[int, ...] | None, int] | UserError:
+    """Number of classes, their outputs, and pixels; or what is wrong."""
     try:
         data = _data(json.loads(settings))
-        return len(data.classes), data.native_size
+        return len(data.classes), data.outputs, data.native_size
     except UserError as error:
         return error
 
 
 @lru_cache(maxsize=64)
-def _checked_model(settings: str, classes: int, native_size: int) -> nn.Module | UserError:
+def _checked_model(
+    settings: str, classes: int, outputs: tuple[int, ...] | None, native_size: int
+) -> nn.Module | UserError:
     """The backbone without its weights' values; or what is wrong."""
     backbone = BackboneSettings(**json.loads(settings))
     try:
-        model = _model(backbone, classes)
+        model = _load(backbone, classes, outputs).model
         _preset(backbone, model, native_size)
         return model.to("meta")
     except UserError as error:
@@ -100,31 +125,38 @@ def _checked_model(settings: str, classes: int, native_size: int) -> nn.Module |
 
 
 def _data(settings: Any) -> ImageData:
+    target = settings.get("_target_") if isinstance(settings, dict | DictConfig) else settings._target_
+    refuse_target("data._target_", target)
     try:
         data = instantiate(settings)
     except InstantiationException as error:  # what Hydra makes of anything that a constructor raises
-        if isinstance(error.__cause__, UserError):
-            raise error.__cause__ from None
-        raise
+        cause = error.__cause__
+        if isinstance(cause, UserError):
+            raise cause from None
+        what = f"{type(cause).__name__}: {cause}" if cause else str(error)
+        raise UserError(
+            f"data._target_={target} cannot be made with these settings of data ({one_line(what)})."
+        ) from error
     if not isinstance(data, ImageData):
         raise UserError(f"data._target_ makes a {type(data).__name__}, which is no salve.data.ImageData.")
     data.check()
     return data
 
 
-def _model(settings: BackboneSettings, classes: int) -> nn.Module:
-    return load_backbone(settings.library, settings.name, settings.weights, classes, settings.args).model
+def _load(settings: BackboneSettings, classes: int, outputs: tuple[int, ...] | None) -> Loaded:
+    return load_backbone(settings.library, settings.name, settings.weights, classes, settings.args, outputs)
 
 
-def _preset(settings: BackboneSettings, model: nn.Module, native_size: int) -> Preprocess:
-    backbone, overrides = settings, asdict(settings)["preprocess"]
-    return preset(
-        backbone.library, backbone.name, backbone.weights, model, native_size, overrides, backbone.args
-    ).preprocess
+def _preset(settings: BackboneSettings, model: nn.Module, native_size: int) -> Preset:
+    overrides = asdict(settings)["preprocess"]
+    return preset(settings.library, settings.name, settings.weights, model, native_size, overrides, settings.args)
 
 
 def _precision(setting: str, device: torch.device) -> str:
-    """``auto`` as the fastest precision that the device computes in natively."""
+    """What Lightning computes in: ``auto`` is the fastest precision that the device computes in natively."""
+    if setting == "16-mixed" and device.type == "cpu":
+        log.warning("trainer.precision=16-mixed: there is no such thing on the CPU, which takes bf16-mixed instead.")
+        return "bf16-mixed"
     if setting != "auto":
         return setting
     if device.type == "cuda":

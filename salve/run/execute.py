@@ -19,6 +19,7 @@ from salve.run.manifest import write_manifest
 from salve.run.ranks import gathered
 from salve.run.schema import Config
 from salve.run.tracking import Tracker, job_type_of, run_name, wandb_id
+from salve.run.tryout import try_out
 from salve.sae import VARIANTS
 from salve.stages import Job, capture, control, diagnose, finetune, read_features, train_sae, train_saes, validate
 from salve.stages.report import report
@@ -59,10 +60,13 @@ def execute(
     store = Store(Path(config.output_dir) / "artifacts", log.info)
     succeeded = False
     tracker = None
+    if set(config.stages) != {"report"}:
+        store.check_writable()
     with gathered(config.trainer, gpus) as ranks:
         try:
-            # The job is built, and with it everything checked, before a logger opens a run of its own.
+            # The job is built and tried, and with it everything checked, before a logger opens a run of its own.
             job = build_job(config, store, lambda stage: _open(tracker).logger(stage), console, ranks)
+            try_out(config, job)
             text = RunFolder(folder).prepare(config)
             tracker = Tracker(
                 config.logger,
@@ -93,12 +97,13 @@ def _show(
     """The report, if it was asked for, and where things are."""
     if "report" not in config.stages:
         for kind, artifact in artifacts.items():
-            console.print(f"{kind}: {artifact.path}", soft_wrap=True)
+            console.print(f"{kind}: {artifact.path}", soft_wrap=True, markup=False)
         return
     title, facts = f"salve: {config.name}", _facts(config, job)
-    page = report(folder, artifacts, title=title, facts=facts, config=text, commands=[command])
-    console.print(summary_table({kind: artifact.path for kind, artifact in artifacts.items()}))
-    console.print(f"Report: {page}", soft_wrap=True)
+    remarks = job.remarks
+    page = report(folder, artifacts, title=title, facts=facts, config=text, commands=[command], remarks=remarks)
+    console.print(summary_table({kind: artifact.path for kind, artifact in artifacts.items()}, remarks))
+    console.print(f"Report: {page}", soft_wrap=True, markup=False)
 
 
 def train_together(configs: Sequence[Config], console: Console, gpus: list[int] | None = None) -> set[str]:
@@ -115,6 +120,7 @@ def train_together(configs: Sequence[Config], console: Console, gpus: list[int] 
     store = Store(Path(first.output_dir) / "artifacts", log.info)
     with gathered(first.trainer, gpus) as ranks:
         job = build_job(first, store, lambda _: DummyLogger(), console, ranks)
+        try_out(first, job)
         classifier = finetune(job, first.finetune)
         activations = capture(job, classifier)
         saes = train_saes(job, [config.sae for config in configs], classifier, activations)
@@ -168,6 +174,7 @@ def _facts(config: Config, job: Job) -> dict[str, str]:
     return {
         "backbone": f"{config.backbone.library} {config.backbone.name}, weights {Path(config.backbone.weights).name}",
         "site": job.layer,
+        "preprocessing": job.preprocessing,
         "data": f"{job.data.name}: {len(job.classes)} classes; images to train, select and test: "
         + ", ".join(str(len(job.data.labels(split))) for split in SPLITS),
         "SAE": f"{config.sae.variant}, {described(sae, *chosen)}",

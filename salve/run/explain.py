@@ -1,11 +1,25 @@
 """What Hydra finds wrong in the settings, in one sentence that names the valid choices."""
 
+import re
+import shlex
+import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from hydra.errors import HydraException, MissingConfigException
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+#: What may stand before the ``=`` of an argument: a setting or a group, perhaps with Hydra's marks.
+_KEY = re.compile(r"(\+\+?|~)?[A-Za-z_][\w./@:-]*")
+
+
+class SweepIncomplete(Exception):
+    """Some runs of a sweep failed; its summary has listed them."""
 
 
 def conf_dir() -> Path:
@@ -25,10 +39,15 @@ def explain(error: HydraException | OmegaConfBaseException) -> str:
             extra = launcher.split("_")[0].replace("submitit", "slurm")
             return f"Hydra's launcher {launcher} is not installed: pip install 'salve[{extra}]'."
         return _no_choice(group, name)
-    if str(error).startswith("Ambiguous value"):
-        argument = str(error).splitlines()[0].partition("'")[2].rstrip("'")
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error.override)
+    if named := re.match(
+        r"(?s)(?:Ambiguous value for argument|Sweep parameters) '(.*?)'(?: requires --multirun)?\n", f"{error}\n"
+    ):
+        argument = named[1]
         key, _, values = argument.partition("=")
-        return f"{argument} names several values: to sweep over them, use salve -m; to give a list, {key}=[{values}]."
+        a_list = "" if "(" in values else f"to give a list, {key}=[{values}]; "
+        return f"{argument} names several values: to sweep over them, use salve -m; {a_list}{_if_text(argument)}."
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and isinstance(cause.parent_node, DictConfig):
         node, key = cause.parent_node, str(cause.full_key)
         if OmegaConf.get_type(node) is dict:
@@ -36,7 +55,36 @@ def explain(error: HydraException | OmegaConfBaseException) -> str:
         settings = ", ".join(str(name) for name in node if name != "hydra" and not str(name).startswith("_"))
         return f"{key} is no setting; {key.rpartition('.')[0] or 'the top level'} has {settings}."
     lines = [str(part).splitlines()[0].rstrip(".:") for part in dict.fromkeys((error, cause)) if str(part)]
+    merged = re.match(r"(?s)Error merging override (.*)", str(error))
+    if merged and re.match("Cannot convert '(list|dict)' to string", str(cause)):
+        lines.append(_if_text(merged[1]))
     return ": ".join(dict.fromkeys(lines)) + "."
+
+
+def quoted(argument: str) -> str:
+    """``key=value`` as it is written in a shell, so that the value is one text, whatever its characters.
+
+    Hydra's grammar gives most marks a meaning of their own; within double quotes it gives none to any but quotes, the
+    backslashes before them and ``${``. The shell then takes away what is put around all of it.
+    """
+    key, _, value = argument.partition("=")
+    value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    value = re.sub(r'(\\*)"', r'\1\1\\"', value)
+    value = re.sub(r"(\\+)$", r"\1\1", value)
+    return shlex.quote(f'{key}="{value}"')
+
+
+def _unreadable(argument: str) -> str:
+    key, equals, value = argument.partition("=")
+    if not equals or not _KEY.fullmatch(key):
+        return f"{argument} cannot be read; settings are given as key=value, and salve --help says which there are."
+    if value[:1] in ("[", "{"):
+        return f"{argument} cannot be read: put double quotes around each text in it, or {_if_text(argument)}."
+    return f"{argument} cannot be read: some of its characters need quotes; write {quoted(argument)}."
+
+
+def _if_text(argument: str) -> str:
+    return f"if it is one text, write {quoted(argument)}"
 
 
 def group_mistake(arguments: Sequence[str]) -> str | None:
@@ -49,6 +97,56 @@ def group_mistake(arguments: Sequence[str]) -> str | None:
 
 
 def _no_choice(group: str, name: str) -> str:
-    folder = conf_dir() / group
-    choices = ", ".join(file.relative_to(folder).with_suffix("").as_posix() for file in sorted(folder.rglob("*.yaml")))
-    return f"{group}={name} is no choice; {group} can be {choices}."
+    if not name:  # what --config-name says
+        return f"there is no file {group}.yaml among the settings."
+    return f"{group}={name} is no choice; {group} can be {', '.join(choices(group))}."
+
+
+def choices(group: str) -> list[str]:
+    """The files of a group by name: those of this project, and the user's own on ``hydra.searchpath``."""
+    return sorted({name for folder in _folders(sys.argv[1:]) for name in _names(folder / group)})
+
+
+def groups() -> list[str]:
+    """The groups in the order of ``config.yaml``, then the user's own."""
+    ours = yaml.safe_load((conf_dir() / "config.yaml").read_text(encoding="utf-8"))["defaults"]
+    named = [group for item in ours if isinstance(item, dict) for group in item if " " not in group]
+    _, *own = _folders(sys.argv[1:])
+    further = {path.parent.name for folder in own for path in folder.glob("*/*.yaml")} - {"hydra"}
+    return list(dict.fromkeys([*named, *sorted(further)]))
+
+
+def list_of_choices() -> str:
+    """For ``salve --help``: a line for each group with all its files."""
+    return "\n".join(f"    {group:<11} {', '.join(choices(group))}" for group in groups())
+
+
+def _names(folder: Path) -> list[str]:
+    return [file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.yaml")]
+
+
+def _folders(arguments: Sequence[str]) -> list[Path]:
+    """Where a command finds its files: this project's folder first, then those that its arguments or files name."""
+    own: list[str] = []
+    name = "config"
+    for option, value in zip(arguments, [*arguments[1:], ""], strict=True):
+        flag, equals, joined = option.partition("=")
+        if flag in ("--config-dir", "-cd"):
+            own.append(joined if equals else value)
+        elif flag in ("--config-name", "-cn"):
+            name = joined if equals else value
+    places = [conf_dir(), *map(Path, own)]
+    given = next((argument for argument in arguments if argument.startswith("hydra.searchpath=")), None)
+    if given is not None:
+        found: Any = OverridesParser.create().parse_override(given).value()
+    else:
+        primary = next((file for place in places if (file := place / f"{name}.yaml").is_file()), None)
+        content = yaml.safe_load(primary.read_text(encoding="utf-8")) if primary else None
+        found = ((content or {}).get("hydra") or {}).get("searchpath")
+    for path in found if isinstance(found, list) else []:
+        if str(path).startswith("pkg://"):
+            spec = find_spec(str(path).removeprefix("pkg://").replace("/", "."))
+            places += [Path(place) for place in (spec and spec.submodule_search_locations) or []]
+        else:
+            places.append(Path(str(path).removeprefix("file://")))
+    return places

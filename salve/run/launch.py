@@ -64,7 +64,9 @@ def make(runs: Sequence[Run], sweep: Path, launch: Launch, console: Console) -> 
                 queue = [job for job in left if job not in dead]
                 suspects += dead
                 again = len(queue) + len(suspects)
-                console.print(f"The launcher stopped early ({_first_line(error)}); jobs launched again: {again}.")
+                console.print(
+                    f"The launcher stopped early ({_first_line(error)}); jobs launched again: {again}.", markup=False
+                )
         for job in suspects:
             try:
                 launch([_overrides(job)])
@@ -112,7 +114,9 @@ def _watched(runs: Sequence[Run], sweep: Path, console: Console) -> Iterator[Non
                 ended.add(run.key)
                 bars.advance(task)
                 what = _headline(folder.metrics()) if state == "finished" else f"failed: {folder.reason()}"
-                console.print(f"{len(ended)}/{len(runs)}  {run.label}  {what}", soft_wrap=True, highlight=False)
+                console.print(
+                    f"{len(ended)}/{len(runs)}  {run.label}  {what}", soft_wrap=True, highlight=False, markup=False
+                )
 
     def watch() -> None:
         while not over.wait(LOOK):

@@ -20,9 +20,23 @@ from salve.run.folder import RunFolder
 from salve.run.schema import Config, resolve
 from salve.types import UserError
 
-#: Settings that say how and where a run is made, not what it computes: its key does not depend on them.
-NOT_COMPUTED = ("name", "output_dir", "trainer", "logger", "sweep", "cluster", "hydra")
-NOT_COMPUTED_EITHER = ("data.num_workers", "sae.ensemble")
+#: Settings and groups that a run's key does not depend on, each with the reason why the results do not either. Of a
+#: trainer, its precision and its memory are left: another precision is other arithmetic, and what does not fit into
+#: memory is shuffled in another order. Devices only round sums in another order, as other processors do.
+NOT_COMPUTED = {
+    "name": "names folders",
+    "output_dir": "says where results lie",
+    "trainer.accelerator": "a GPU computes what a CPU does, up to rounding",
+    "trainer.devices": "all ranks together take the batches that one device takes",
+    "trainer.strategy": "says who starts the ranks",
+    "logger": "records a training",
+    "sweep": "groups runs",
+    "cluster": "says where runs are made",
+    "hydra": "says how runs are started",
+    "data.num_workers": "what is random about an image depends on its number, not on who loads it",
+    "data.download": "brings the same images",
+    "sae.ensemble": "an SAE of an ensemble is trained on the rows it would be trained on alone",
+}
 
 ALL_SITES = "all"
 
@@ -59,12 +73,23 @@ def label_of(swept: dict[str, Any]) -> str:
 
 def run_key(config: Config) -> str:
     """12 hex digits that two runs share exactly if they compute the same."""
-    settings = {name: value for name, value in asdict(config).items() if name not in NOT_COMPUTED}
-    settings["sae"] = {**config.sae.scientific(), "seed": config.sae.seed}
-    for path in NOT_COMPUTED_EITHER:
-        group, _, name = path.partition(".")
-        settings[group] = {key: value for key, value in settings[group].items() if key != name}
-    return digest_of({"revision": REVISION, "settings": settings})[:12]
+    settings = {**asdict(config), "sae": {**config.sae.scientific(), "seed": config.sae.seed}}
+    return digest_of({"revision": REVISION, "settings": _computed(settings)})[:12]
+
+
+def is_computed(key: str) -> bool:
+    """Whether results depend on a setting: ``sae.k`` or ``group/part``."""
+    path = key.lstrip("+").replace("/", ".")
+    return not any(path == idle or path.startswith(f"{idle}.") for idle in NOT_COMPUTED)
+
+
+def _computed(settings: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """Settings without those that results do not depend on."""
+    return {
+        name: _computed(value, f"{above}{name}.") if isinstance(value, dict) else value
+        for name, value in settings.items()
+        if is_computed(f"{above}{name}")
+    }
 
 
 def combinations(overrides: Sequence[Override]) -> list[list[tuple[str, str, bool]]]:
@@ -88,7 +113,7 @@ def combinations(overrides: Sequence[Override]) -> list[list[tuple[str, str, boo
 
 def refuse_idle_axis(key: str) -> None:
     """Raises UserError for a setting that cannot be swept."""
-    if key.split(".")[0].split("/")[0].lstrip("+") in NOT_COMPUTED or key in NOT_COMPUTED_EITHER:
+    if not is_computed(key) or key == "trainer":
         raise UserError(f"{key} cannot be swept: it says how or where runs are made, not what they compute.")
 
 

@@ -1,5 +1,7 @@
 """Types of every setting: an unknown key or a wrong type is an error before anything starts."""
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass
 from itertools import pairwise
 from math import inf
@@ -10,20 +12,23 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from salve.editing.gating import Channels, Mode, Scale
-from salve.features import Selection
-from salve.sae import VARIANTS
-from salve.sae.module import Precision
-from salve.stages import (
+from salve.run.explain import list_of_choices
+from salve.settings import (
     BackboneSettings,
+    Channels,
     DiscoverSettings,
     EditSettings,
+    FinetuneMode,
     FinetuneSettings,
+    Mode,
+    Precision,
     SAESettings,
+    Scale,
+    Selection,
     ValidateSettings,
 )
-from salve.stages.finetune import FinetuneMode
 from salve.types import UserError
+from salve.variants import TRAITS
 
 STAGES = ("finetune", "discover", "validate", "control", "diagnose", "report")
 
@@ -164,6 +169,8 @@ class Config:
 
 def register() -> None:
     """Make the types known to Hydra; called by the entry point, not on import."""
+    OmegaConf.register_new_resolver("salve.choices", list_of_choices, replace=True)
+    OmegaConf.register_new_resolver("salve.home", _at_home, replace=True)
     store = ConfigStore.instance()
     store.store(name="config_schema", node=Config)
     sweeper = {"_target_": "hydra_plugins.salve_sweeper.SalveSweeper", "params": None}
@@ -192,7 +199,29 @@ def resolve(config: DictConfig) -> Config:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}.") from error
     assert isinstance(resolved, Config)
     _check(resolved)
+    resolved.output_dir = _at_home(resolved.output_dir)
+    for group, name in PATHS:
+        change_path(getattr(resolved, group), name, _at_home)
     return resolved
+
+
+#: Where settings may name a file or folder that is read.
+PATHS = (("data", "root"), ("data", "classes"), ("data", "outputs"), ("backbone", "weights"))
+
+
+def change_path(settings: Any, name: str, change: Callable[[str], str]) -> None:
+    """Change a path in settings, if they have it: one's own data may have no root, and take theirs as a mapping."""
+    before = settings.get(name) if isinstance(settings, dict) else getattr(settings, name, None)
+    if isinstance(before, str):
+        if isinstance(settings, dict):
+            settings[name] = change(before)
+        else:
+            setattr(settings, name, change(before))
+
+
+def _at_home(path: str) -> str:
+    """A path whose ``~`` is the user's home: a shell leaves it in ``output_dir=~/x``, and libraries differ in it."""
+    return os.path.expanduser(path)
 
 
 def _refuse_unknown(node: DictConfig, path: str = "") -> None:
@@ -211,7 +240,7 @@ CHOICES = {
     "stages": STAGES,
     "backbone.library": ("torchvision", "timm"),
     "finetune.mode": get_args(FinetuneMode),
-    "sae.variant": tuple(VARIANTS),
+    "sae.variant": tuple(TRAITS),
     "sae.start": ("random", "data"),
     "sae.precision": get_args(Precision),
     "discover.select": get_args(Selection),

@@ -11,7 +11,7 @@ from typing import Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
-from salve.run.plan import NOT_COMPUTED, Run, refuse_idle_axis
+from salve.run.plan import Run, is_computed, refuse_idle_axis
 from salve.run.schema import SearchSettings
 from salve.types import UserError
 
@@ -77,7 +77,7 @@ class Search:
         )
         about = {
             "space": {key: repr(distribution) for key, distribution in self._space.items()},
-            "settings": [f"{k}={v}" for k, v in self._fixed if k.split(".")[0].split("/")[0] not in NOT_COMPUTED],
+            "settings": [f"{k}={v}" for k, v in self._fixed if is_computed(k) and k != "trainer"],
             "objectives": self._settings.objectives,
         }
         before = study.user_attrs.get("about", about)

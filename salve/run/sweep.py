@@ -16,6 +16,7 @@ from rich.progress import track
 from salve.artifacts import read_record
 from salve.report.sweep import print_summary, summarise_sweep
 from salve.run.build import check_job
+from salve.run.explain import SweepIncomplete
 from salve.run.folder import PLAN, RunFolder, write_whole
 from salve.run.launch import make
 from salve.run.plan import Run, combinations, plan, refuse_idle_axis
@@ -23,10 +24,7 @@ from salve.run.ranks import check_ranks
 from salve.run.schema import Config, SearchSettings
 from salve.run.search import Search
 from salve.run.tracking import check_login, log_sweep_summary
-
-
-class SweepIncomplete(Exception):
-    """Some runs of a sweep failed; the summary has listed them."""
+from salve.run.tryout import try_once
 
 
 class Sweep:
@@ -73,7 +71,7 @@ class Sweep:
 
     def _search(self, settings: SearchSettings, overrides: Sequence[Any], folder: Path, console: Console) -> list[Run]:
         search = Search(settings, overrides, folder, self._config.seed)
-        console.print(f"{search.done} of {settings.trials} trials are done: {folder}", soft_wrap=True)
+        console.print(f"{search.done} of {settings.trials} trials are done: {folder}", soft_wrap=True, markup=False)
         return search.go_on(lambda combination: self._plan([combination])[0], lambda r: self._make(r, folder, console))
 
     def _plan(self, combined: Sequence[Sequence[tuple[str, str, bool]]]) -> list[Run]:
@@ -86,6 +84,7 @@ class Sweep:
     def _check(self, config: Config) -> None:
         check_job(config)
         check_ranks(config.trainer, self._on_slurm and self._config.hydra.launcher.tasks_per_node > 1)
+        try_once(config)
 
     @property
     def _on_slurm(self) -> bool:
@@ -102,6 +101,7 @@ class Sweep:
         console.print(
             f"{len(runs)} runs, {found} of them finished: {len(missing)} to make{f' ({again})' if again else ''}.",
             soft_wrap=True,
+            markup=False,
         )
         self._keep_plan(runs, folder)
         if not missing:

@@ -1,5 +1,6 @@
 """Lightning's Trainers, the same on every rank."""
 
+import logging
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,6 +19,9 @@ from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 
 from salve.data.ranks import place
+from salve.run.progress import ProgressLines
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,8 @@ class Trainers:
     Attributes:
         accelerator: ``cpu`` or ``cuda``. gpus: indices of a node's GPUs that may be used; None for the first ones.
         local_size: ranks on a node. precision: of fine-tuning.
-        logger: by the name of the stage; followers, which get a copy of this, have none. bar: show progress.
+        logger: by the name of the stage; followers, which get a copy of this, have none.
+        bar, lines: show progress as a bar, or in the log.
     """
 
     accelerator: str
@@ -36,9 +41,10 @@ class Trainers:
     precision: Any  # Lightning's own type is a long Literal
     logger: Callable[[str], Logger] | None
     bar: bool
+    lines: bool = False
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "logger": None, "bar": False}
+        return {**self.__dict__, "logger": None, "bar": False, "lines": False}
 
     def __call__(self, stage: str, max_epochs: int, callbacks: list[Callback]) -> pl.Trainer:
         """A Trainer for a stage."""
@@ -47,6 +53,9 @@ class Trainers:
         plugins: list[Any] = [_Ranks(here), _Checkpoints()]
         if ranks > 1 and self.accelerator == "cuda":
             plugins.append(_SharedBatchNorm())
+        shown: list[Callback] = [_Bar()] if self.bar else []
+        if self.lines:
+            shown.append(ProgressLines(stage, log.info))
         return pl.Trainer(
             accelerator=self.accelerator,
             devices=here if self.gpus is None else self.gpus[:here],
@@ -59,7 +68,7 @@ class Trainers:
             # SAEs and measurements keep float32: an edit's size is compared across them.
             precision=self.precision if stage == "finetune" else "32-true",
             max_epochs=max_epochs,
-            callbacks=[*callbacks, *([_Bar()] if self.bar else [])],
+            callbacks=[*callbacks, *shown],
             logger=self.logger(stage) if self.logger else False,
             enable_checkpointing=bool(callbacks),
             enable_progress_bar=self.bar,

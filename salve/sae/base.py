@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from salve.sae.few import Few
 from salve.sae.losses import l1_losses, squared_errors
-from salve.types import Activations, Latents, UserError
+from salve.types import Activations, Latents
+from salve.variants import TRAITS, check_variant
 
 
 class Pass(NamedTuple):
@@ -49,7 +50,8 @@ class SAE(nn.Module):
     """
 
     variant: ClassVar[str]
-    #: Names of the settings that the constructor takes besides the sizes; each is an attribute of the same name.
+    #: Names of the settings that the constructor takes besides the sizes; each is an attribute of the same name. As all
+    #: that a wrong setting is refused by, they are kept in :mod:`salve.variants`, which needs no torch.
     takes: ClassVar[tuple[str, ...]] = ()
     has_bias: ClassVar[bool] = True
     #: Latents take both signs, so that a decoder column and its negative are one feature.
@@ -72,11 +74,15 @@ class SAE(nn.Module):
         self.shift: Tensor
         self.register_buffer("shift", torch.zeros(width))
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if traits := TRAITS.get(cls.variant):
+            cls.takes, cls.revived_by = traits.takes, traits.revived_by
+
     @classmethod
     def check(cls, dictionary_size: int, **settings: Any) -> None:
         """Raises UserError if the size or a setting is outside its range."""
-        if dictionary_size < 1:
-            raise UserError(f"sae.dictionary_size={dictionary_size} must be at least 1.")
+        check_variant(cls.variant, dictionary_size, **settings)
 
     @property
     def width(self) -> int:

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-#: Share of the steps in which the learning rate rises to its value, and in which it falls to zero in the end.
-WARMUP, DECAY = 0.05, 0.2
+from salve.settings import DECAY, WARMUP
+
 #: A latent is dead when it has not fired for so large a share of the training, if there are more rows than that.
 PATIENCE = 1 / 20
 

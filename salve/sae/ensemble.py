@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
 from salve.sae.base import SAE, normalise_columns
-from salve.sae.course import DECAY, WARMUP, Course
+from salve.sae.course import Course
 from salve.sae.memory import keep_freed_memory
 from salve.sae.module import Measures, Precision, adam_at_pace
 from salve.sae.objective import Objective
 from salve.sae.topk import BatchTopK, learn_threshold
+from salve.settings import DECAY, WARMUP
 from salve.types import Activations, Latents
 
 #: Columns of a training's history, in the order in which Lightning has them for one SAE.

@@ -1,7 +1,7 @@
 """Training an SAE with Lightning."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -12,16 +12,14 @@ from salve.data.ranks import batch_share
 from salve.metrics import BatchMean, FractionOfVarianceExplained, LatentUsage
 from salve.sae.adam import Adam
 from salve.sae.base import SAE
-from salve.sae.course import DECAY, WARMUP, pace, pass_seed
+from salve.sae.course import pace, pass_seed
 from salve.sae.memory import keep_freed_memory
 from salve.sae.objective import step_loss
 from salve.sae.revival import resample, silence
 from salve.sae.rows import ActivationsData, Block
 from salve.sae.topk import BatchTopK, learn_threshold
+from salve.settings import DECAY, WARMUP, Precision
 from salve.types import UserError
-
-#: Of a training's products.
-Precision = Literal["float32", "bf16"]
 
 
 class Measures(nn.Module):

@@ -1,7 +1,6 @@
 """Sparse autoencoders that pay for their latents: an L1 price or, for JumpReLU, a price for each one that fires."""
 
 import math
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 
 from salve.sae.base import SAE, Pass
 from salve.sae.losses import squared_errors
-from salve.types import Activations, Latents, UserError
+from salve.types import Activations, Latents
 
 
 class LinearL1(SAE):
@@ -19,7 +18,6 @@ class LinearL1(SAE):
     has_bias = False
     signed = True
     negligible = 0.01
-    revived_by = "resample"
 
     def activate(self, pre: Latents) -> Latents:
         """The identity."""
@@ -30,7 +28,6 @@ class ReluL1(SAE):
     """Non-negative latents under an L1 penalty (Bricken et al. 2023; Cunningham et al. 2023)."""
 
     variant = "relu_l1"
-    revived_by = "resample"
 
     def activate(self, pre: Latents) -> Latents:
         """``max(0, ·)``."""
@@ -51,7 +48,6 @@ class Gated(SAE):
     """
 
     variant = "gated"
-    revived_by = "resample"
     in_units = ("bias", "shift", "magnitude_bias")
 
     def __init__(self, width: int, dictionary_size: int, generator: torch.Generator | None = None) -> None:
@@ -98,7 +94,6 @@ class JumpReLU(SAE):
     """
 
     variant = "jumprelu"
-    takes = ("bandwidth",)
 
     def __init__(
         self,
@@ -112,13 +107,6 @@ class JumpReLU(SAE):
         self.bandwidth = float(bandwidth)
         # θ = 1, the root mean square of what a random direction finds in activations with mean ‖a‖² = M.
         self.log_threshold = nn.Parameter(torch.zeros(dictionary_size))
-
-    @classmethod
-    def check(cls, dictionary_size: int, bandwidth: float | None = None, **settings: Any) -> None:
-        """Raises UserError if the size or the bandwidth is outside its range."""
-        super().check(dictionary_size)
-        if bandwidth is None or not 0 < bandwidth < math.inf:
-            raise UserError(f"sae.variant={cls.variant} needs sae.bandwidth above 0, not {bandwidth}.")
 
     @property
     def threshold(self) -> Float[Tensor, " d"]:

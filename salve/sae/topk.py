@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,7 +12,7 @@ from salve.data.ranks import place
 from salve.sae.base import SAE, Pass
 from salve.sae.few import Pairs, chosen_by, encode_few, largest, ranked
 from salve.sae.losses import squared_errors
-from salve.types import Activations, Latents, UserError
+from salve.types import Activations, Latents
 
 #: From so many latents for each that may fire, products with those alone are faster on a CPU.
 FEW = 16
@@ -29,22 +28,11 @@ class TopK(SAE):
     """
 
     variant = "topk"
-    takes: ClassVar[tuple[str, ...]] = ("k",)
-    revived_by = "auxk"
 
     def __init__(self, width: int, dictionary_size: int, generator: torch.Generator | None = None, k: int = 8) -> None:
         self.check(dictionary_size, k=k)
         super().__init__(width, dictionary_size, generator)
         self.k = k
-
-    @classmethod
-    def check(cls, dictionary_size: int, k: int | None = None, **settings: Any) -> None:
-        """Raises UserError if the size or k is outside its range."""
-        super().check(dictionary_size)
-        if not 1 <= (k or 0) <= dictionary_size:
-            raise UserError(
-                f"sae.variant={cls.variant} needs sae.k between 1 and sae.dictionary_size={dictionary_size}, not {k}."
-            )
 
     def start_strength(self) -> float:
         """The square root of the others': a few columns add up to less, and with a weaker start fewer latents live."""
@@ -119,7 +107,6 @@ class Matryoshka(BatchTopK):
     """
 
     variant = "matryoshka"
-    takes = ("k", "prefixes", "base")
 
     def __init__(
         self,
@@ -136,24 +123,6 @@ class Matryoshka(BatchTopK):
         self.base = base
         #: Latents of each prefix; in a small dictionary two shares may come to the same number.
         self.sizes = sorted({max(1, round(share * dictionary_size)) for share in prefixes})
-
-    @classmethod
-    def check(
-        cls,
-        dictionary_size: int,
-        k: int | None = None,
-        prefixes: Sequence[float] = (1,),
-        base: str | None = BatchTopK.variant,
-        **settings: Any,
-    ) -> None:
-        """Raises UserError if a size, k, the prefixes or the base is outside its range."""
-        super().check(dictionary_size, k=k)
-        if not prefixes or prefixes[-1] != 1 or not all(a < b for a, b in pairwise((0, *prefixes))):
-            raise UserError(
-                f"sae.variant={cls.variant} needs sae.prefixes that increase from above 0 to 1, not {list(prefixes)}."
-            )
-        if base not in (TopK.variant, BatchTopK.variant):
-            raise UserError(f"sae.base={base} must be {BatchTopK.variant} or {TopK.variant}.")
 
     def activate(self, pre: Latents) -> Latents:
         """That of the base."""

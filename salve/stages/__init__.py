@@ -1,13 +1,20 @@
 """The verbs, one short file each; they meet only through artifacts."""
 
+from salve.settings import (
+    BackboneSettings,
+    DiscoverSettings,
+    EditSettings,
+    FinetuneSettings,
+    SAESettings,
+    ValidateSettings,
+)
 from salve.stages.control import control
 from salve.stages.diagnose import diagnose
-from salve.stages.discover import DiscoverSettings, capture, read_features
-from salve.stages.finetune import FinetuneSettings, finetune
-from salve.stages.job import BackboneSettings, Job
-from salve.stages.targets import EditSettings
-from salve.stages.train import SAESettings, can_share, train_sae, train_saes
-from salve.stages.validate import ValidateSettings, validate
+from salve.stages.discover import capture, read_features
+from salve.stages.finetune import finetune
+from salve.stages.job import Job
+from salve.stages.train import can_share, train_sae, train_saes
+from salve.stages.validate import validate
 
 __all__ = [
     "BackboneSettings",

@@ -30,8 +30,9 @@ from salve.editing.verdict import (
     wilson,
 )
 from salve.report.text import number, percent, points
+from salve.settings import EditSettings
 from salve.stages.job import Job, recipe_of
-from salve.stages.targets import EditSettings, Target, contributions_of, refuse_aligned_on_signed, targets_of
+from salve.stages.targets import Target, contributions_of, refuse_aligned_on_signed, targets_of
 
 #: What strengths are measured on: the first chooses one, the second reports it.
 MEASURED_ON = ("select", "test")

@@ -10,8 +10,9 @@ from torch import Tensor
 from salve.artifacts import Artifact, write_table
 from salve.diagnosis import critical_strength
 from salve.editing import edited_logits
+from salve.settings import EditSettings
 from salve.stages.job import Job, recipe_of
-from salve.stages.targets import EditSettings, contributions_of, refuse_aligned_on_signed, targets_of
+from salve.stages.targets import contributions_of, refuse_aligned_on_signed, targets_of
 
 
 def diagnose(

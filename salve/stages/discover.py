@@ -1,6 +1,6 @@
 """Stage ``discover``: capture activations, and name the latents of an SAE that the classes depend on."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -13,22 +13,9 @@ from salve.data.base import ConceptTruth
 from salve.features import ClassMeans, ClassPurity, concept_detectors, kinds, margins, select_latents, shares
 from salve.metrics import ActivationHistogram, LatentUsage, per_class_accuracy
 from salve.sae import SAE
+from salve.settings import DiscoverSettings
 from salve.stages.job import Job, recipe_of
 from salve.stages.measure import blocks
-
-
-@dataclass
-class DiscoverSettings:
-    """How latents are read.
-
-    Attributes:
-        threshold: τ, the share from which a class owns a latent. select: ``margin`` or ``largest``.
-        dominant: latents listed per class.
-    """
-
-    threshold: float
-    select: str
-    dominant: int
 
 
 def capture(job: Job, classifier: Artifact) -> Artifact:

@@ -1,42 +1,21 @@
 """Stage ``finetune``: a classifier whose head fits the data."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from salve.artifacts import Artifact, digest_of_tensors, save_tensors, write_record, write_table
 from salve.backbones import Captured, Classifier, captured, find_site, load_captured
 from salve.backbones.capture import SPLITS
 from salve.sae.rows import StreamedBatches, rows_loader
+from salve.settings import FinetuneSettings
 from salve.stages.job import Job
 from salve.types import UserError
-
-FinetuneMode = Literal["auto", "full", "probe", "none"]
-
-
-@dataclass
-class FinetuneSettings:
-    """How the classifier is trained.
-
-    Attributes:
-        mode: ``full`` trains every weight, ``probe`` the head alone on captured activations, ``none`` nothing; ``auto``
-            is ``none`` when the head came with the weights and ``full`` when it did not.
-        epochs, learning_rate, weight_decay, label_smoothing, warmup: see :class:`salve.backbones.Classifier`.
-        patience: epochs without better select accuracy before it stops early; None never does.
-    """
-
-    mode: str
-    epochs: int
-    learning_rate: float
-    weight_decay: float
-    label_smoothing: float
-    warmup: float
-    patience: int | None
 
 
 def finetune(job: Job, settings: FinetuneSettings) -> Artifact:
@@ -59,6 +38,7 @@ def finetune(job: Job, settings: FinetuneSettings) -> Artifact:
         "backbone": {"library": job.backbone.library, "name": job.backbone.name, "args": job.backbone.args},
         "weights": job.backbone.weights if job.backbone.weights == "random" else digest_of_tensors(model.state_dict()),
         "classes": list(job.classes),
+        "outputs": job.data.outputs,
         "mode": mode,
     }
     if mode != "none":
@@ -66,6 +46,7 @@ def finetune(job: Job, settings: FinetuneSettings) -> Artifact:
             "data": job.data.fingerprint(),
             "preprocess": asdict(job.data.preprocess) if job.data.preprocess else None,
             "batch_size": job.data.batch_size,
+            "precision": job.precision,
             "seed": job.seed,
             "settings": {name: value for name, value in asdict(settings).items() if name != "mode"},
         }
@@ -98,7 +79,7 @@ def finetune(job: Job, settings: FinetuneSettings) -> Artifact:
 
 def _train_fully(job: Job, settings: FinetuneSettings, model: nn.Module, folder: Path, scratch: Path) -> None:
     model.to(memory_format=torch.channels_last)
-    module = _classifier(job, settings, model)
+    module = _classifier(settings, model, job.output_order(model))
     data = {"datamodule": job.data}
     history = job.fit(
         "finetune", module, data, scratch, epochs=settings.epochs, best="select_accuracy", patience=settings.patience
@@ -124,7 +105,7 @@ def _train_head(
         "train_dataloaders": batches,
         "val_dataloaders": rows_loader(*select, batch_size=max(size, 1024)),
     }
-    module = _classifier(job, settings, head)
+    module = _classifier(settings, head, job.output_order(model))
     history = job.fit(
         "finetune", module, data, scratch, epochs=settings.epochs, best="select_accuracy", patience=settings.patience
     )
@@ -147,10 +128,10 @@ def _by_split(history: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts).sort_values("epoch", kind="stable", ignore_index=True)
 
 
-def _classifier(job: Job, settings: FinetuneSettings, model: nn.Module) -> Classifier:
+def _classifier(settings: FinetuneSettings, model: nn.Module, order: Tensor) -> Classifier:
     return Classifier(
         model,
-        len(job.classes),
+        order,
         settings.learning_rate,
         settings.weight_decay,
         settings.label_smoothing,

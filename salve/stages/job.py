@@ -2,19 +2,16 @@
 
 import logging
 import math
-import os
-import pickle
-import warnings
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -22,55 +19,11 @@ from salve.artifacts import Artifact, Store
 from salve.backbones import Captured, Site, find_site, load_backbone, load_captured
 from salve.data.base import ImageData
 from salve.sae import SAE, load_sae
+from salve.settings import BackboneSettings
+from salve.stages.training import MakeTrainer, Training, alone, fit_here, not_finite, resumable, test_here
 from salve.types import UserError
 
 log = logging.getLogger(__name__)
-
-MakeTrainer = Callable[[str, int, list[Callback]], pl.Trainer]
-
-
-#: Of a training: an ensemble's holds all its SAEs, and would take longer to write than some epochs take.
-CHECKPOINTS = 20
-
-
-@dataclass
-class PreprocessSettings:
-    """Overrides of a backbone's preset; None keeps what the preset says.
-
-    Attributes:
-        size: side in pixels of the square that the backbone reads. resize: pixels of the shorter side before the crop
-            of that square. squash: true resizes to the square without a crop, false crops.
-        interpolation: bilinear or bicubic.
-        mean, std: of the three channels, on the 0..1 scale.
-    """
-
-    size: int | None = None
-    resize: int | None = None
-    squash: bool | None = None
-    interpolation: str | None = None
-    mean: list[float] | None = None
-    std: list[float] | None = None
-
-
-@dataclass
-class BackboneSettings:
-    """Which backbone, with which weights.
-
-    Attributes:
-        library: torchvision or timm. name: the library's name of the model. weights: random, imagenet, or a path.
-        args: further arguments of the library's constructor.
-        preprocess: overrides of the preset.
-    """
-
-    library: str
-    name: str
-    weights: str
-    args: dict[str, Any] = field(default_factory=dict)
-    preprocess: PreprocessSettings = field(default_factory=PreprocessSettings)
-
-    def __post_init__(self) -> None:
-        # Once, so that keys and records see the same file as what reads it.
-        self.weights = os.path.expanduser(self.weights)
 
 
 class Ranks(Protocol):
@@ -93,6 +46,8 @@ class Job:
         device: where forward passes outside a Trainer run. progress: see :func:`salve.backbones.captured`.
         ranks: the processes that train and test; only this one does anything else.
         memory: GiB that a process may hold of activations while it trains on them.
+        precision: that fine-tuning computes in, as Lightning names it; part of what a classifier depends on.
+        preprocessing: of the images, in words. remarks: what a reader must know of data and weights, in sentences.
     """
 
     store: Store
@@ -105,6 +60,9 @@ class Job:
     progress: Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
     ranks: Ranks
     memory: float = math.inf
+    precision: str = "32-true"
+    preprocessing: str = ""
+    remarks: tuple[str, ...] = ()
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -124,23 +82,33 @@ class Job:
             backbone.weights,
             len(self.classes),
             backbone.args,
+            self.data.outputs,
         )
         return loaded.model, loaded.fits
 
     def model(self, classifier: Artifact) -> tuple[nn.Module, Site]:
         """The classifier of an artifact, frozen and in eval mode on the job's device, and its site."""
         backbone, path = self.backbone, str(classifier.file("model.safetensors"))
-        model = load_backbone(backbone.library, backbone.name, path, len(self.classes), backbone.args).model
+        outputs = self.data.outputs
+        model = load_backbone(backbone.library, backbone.name, path, len(self.classes), backbone.args, outputs).model
         return model.eval().requires_grad_(False).to(self.device), find_site(model, self.layer)
 
     def head(self, classifier: Artifact) -> tuple[Tensor, Tensor]:
         """Weight ``[outputs, M]`` and bias ``[outputs]`` of the linear reader behind the site, indexed by label.
 
         The first rows are those of the data's classes; a network may have further outputs.
+
+        Raises:
+            UserError: some of these numbers are NaN or infinite, and with them every logit would be.
         """
         model, site = self.model(classifier)
         reader, order = _reader(model, site), self.output_order(model)
         bias = torch.zeros(reader.out_features) if reader.bias is None else reader.bias.cpu()
+        if not (reader.weight.isfinite().all() and bias.isfinite().all()):
+            raise UserError(
+                f"The classifier's head ({site.readers[0]}) holds NaN or infinite weights: nothing that it says of an "
+                "image means anything; check backbone.weights."
+            )
         return reader.weight.cpu()[order], bias[order]
 
     def activations(self, activations: Artifact, split: str) -> Captured:
@@ -188,30 +156,37 @@ class Job:
 
         Returns:
             One row per epoch with every logged metric.
+
+        Raises:
+            UserError: a metric became NaN or infinite; no checkpoint of that training is left.
         """
         checkpoints = scratch / "checkpoints"
-        training = _Training(stage, self.seed, checkpoints, _resumable(checkpoints, best), epochs, best, patience)
-        rows = self._ranks_for(stage, module)(_fit, self.trainer, training, module, data)
+        training = Training(stage, self.seed, checkpoints, resumable(checkpoints, best), epochs, best, patience)
+        rows = self._ranks_for(stage, module)(fit_here, self.trainer, training, module, data)
+        if bad := not_finite(rows):
+            # Else the next attempt, with whatever is better, would go on from them.
+            shutil.rmtree(checkpoints, ignore_errors=True)
+            half = stage == "finetune" and self.precision.startswith("16")
+            advice = "set trainer.precision=32-true or lower" if half else "lower"
+            raise UserError(
+                f"The training of stage {stage} diverged: {', '.join(bad)} became NaN or infinite; {advice} its "
+                "learning rate."
+            )
         if best is not None:
             checkpoint = torch.load(checkpoints / "best.ckpt", "cpu", weights_only=True)
             module.load_state_dict(checkpoint["state_dict"])
-        if bad := {name for row in rows for name, value in row.items() if not math.isfinite(value)}:
-            raise UserError(
-                f"The training of stage {stage} diverged: {', '.join(sorted(bad))} became NaN or infinite; lower its "
-                "learning rate."
-            )
         return pd.DataFrame(rows)
 
     def test(self, stage: str, module: pl.LightningModule) -> Any:
         """``Trainer.test`` over the test split; what the module's ``measures()`` then gives."""
-        return self.ranks(_test, self.trainer, stage, module, self.data)
+        return self.ranks(test_here, self.trainer, stage, module, self.data)
 
     def _ranks_for(self, stage: str, module: nn.Module) -> Callable[..., Any]:
         """All ranks, unless batches must be normalised as a whole and cannot be."""
         normalises = any(isinstance(part, _BatchNorm) for part in module.modules())
         if self.ranks.several and self.device.type == "cpu" and normalises:
             log.warning("%s: BatchNorm cannot be shared by processes on the CPU; one of them trains alone.", stage)
-            return _alone
+            return alone
         return self.ranks
 
 
@@ -231,127 +206,3 @@ def _reader(model: nn.Module, site: Site) -> nn.Linear:
 def recipe_of(settings: Mapping[str, Any], *inputs: Artifact) -> dict[str, Any]:
     """What a stage's artifact depends on: its settings, and the content of the artifacts it is made from."""
     return {"settings": dict(settings), **{artifact.kind: artifact.digest for artifact in inputs}}
-
-
-@dataclass(frozen=True)
-class _Training:
-    """Arguments of :meth:`Job.fit`, for every rank."""
-
-    stage: str
-    seed: int
-    folder: Path
-    resume: Path | None
-    epochs: int
-    best: str | None
-    patience: int | None
-
-
-def _fit(
-    make_trainer: MakeTrainer, training: _Training, module: pl.LightningModule, data: Mapping[str, Any]
-) -> list[dict[str, float]]:
-    """Train on this rank; every epoch's metrics."""
-    history = _History(training.seed)
-    callbacks: list[Callback] = [history]
-    if training.best is not None:
-        # Before the last one's: a kill between the two must not leave an epoch that is done without its weights.
-        best = ModelCheckpoint(
-            training.folder, filename="best", monitor=training.best, mode="max", enable_version_counter=False
-        )
-        callbacks.append(best)
-        if training.patience is not None:
-            callbacks.append(EarlyStopping(training.best, mode="max", patience=training.patience))
-    every = max(1, training.epochs // CHECKPOINTS)
-    last = ModelCheckpoint(training.folder, filename="last", every_n_epochs=every, enable_version_counter=False)
-    callbacks.append(last)
-    with quiet_lightning():
-        trainer = make_trainer(training.stage, training.epochs, callbacks)
-        trainer.fit(module, **data, ckpt_path=training.resume)
-    _forget_trainer(data.get("datamodule"))
-    return history.rows
-
-
-def _test(make_trainer: MakeTrainer, stage: str, module: pl.LightningModule, data: pl.LightningDataModule) -> Any:
-    """Test on this rank."""
-    with quiet_lightning():
-        make_trainer(stage, 1, []).test(module, datamodule=data, verbose=False)
-    _forget_trainer(data)
-    return module.measures()  # type: ignore[operator]
-
-
-def _forget_trainer(data: pl.LightningDataModule | None) -> None:
-    """A DataModule keeps its Trainer, with which it could not be sent to another rank."""
-    if data is not None:
-        data.trainer = None
-
-
-def _alone(work: Callable[..., Any], /, *args: Any) -> Any:
-    """On this process only."""
-    return work(*args)
-
-
-def _resumable(folder: Path, best: str | None) -> Path | None:
-    """The checkpoint to go on from, if it and what belongs to it can be read."""
-    last = folder / "last.ckpt"
-    if not last.is_file():
-        return None
-    for path in (last, folder / "best.ckpt") if best is not None else (last,):
-        try:
-            torch.load(path, "cpu", weights_only=True)
-        # A damaged file makes the unpickler raise almost anything.
-        except (OSError, EOFError, RuntimeError, ValueError, KeyError, AttributeError, pickle.UnpicklingError) as error:
-            reason = " ".join(str(error).split()).split(". ")[0]
-            log.warning("%s cannot be read (%s): this training starts again.", path, reason)
-            return None
-    return last
-
-
-class _History(Callback):
-    """What makes a resumed training the same as one that was never interrupted.
-
-    Every epoch's metrics are kept through checkpoints, and every epoch starts from its own random state, which a
-    checkpoint does not hold.
-    """
-
-    def __init__(self, seed: int) -> None:
-        self.rows: list[dict[str, float]] = []
-        self._seed = seed
-        self._first = True
-
-    def _start_epoch(self) -> None:
-        torch.manual_seed(self._seed * 100_003 + len(self.rows))
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._start_epoch()
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, _: pl.LightningModule) -> None:
-        # Lightning draws the first epoch's order while it sets up, and every later one's after this hook.
-        if not self._first:
-            self._start_epoch()
-        self._first = False
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, _: pl.LightningModule) -> None:
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        self.rows.append({"epoch": trainer.current_epoch, **metrics})
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows = list(state_dict["rows"])
-        self._start_epoch()
-
-
-class quiet_lightning(warnings.catch_warnings):
-    """Without Lightning's advice that does not apply: no workers are a choice, a resumed folder is not empty, and not
-    everything on a cluster's machine is a SLURM step."""
-
-    def __enter__(self) -> None:
-        super().__enter__()
-        for advice in (
-            "does not have many workers",
-            "exists and is not empty",
-            "The number of training batches",
-            "LeafSpec",
-            "`srun` command is available",
-        ):
-            warnings.filterwarnings("ignore", f".*{advice}.*")

@@ -16,12 +16,13 @@ def report(
     facts: Mapping[str, str],
     config: str,
     commands: Sequence[str],
+    remarks: Sequence[str],
 ) -> Path:
     """Write the report of a run.
 
     Args:
-        out: the run's folder. artifacts: what there is, by kind. title, facts, config, commands: what the page says
-            about the run.
+        out: the run's folder. artifacts: what there is, by kind. title, facts, config, commands,
+            remarks: what the page says about the run.
 
     Returns:
         Path of ``index.html``.
@@ -30,4 +31,6 @@ def report(
     if control is not None and control.file("recipes").is_dir():
         shutil.copytree(control.file("recipes"), out / "recipes", dirs_exist_ok=True)
     paths = {kind: artifact.path for kind, artifact in artifacts.items()}
-    return write_report(out, title=title, facts=facts, config=config, artifacts=paths, commands=commands)
+    return write_report(
+        out, title=title, facts=facts, config=config, artifacts=paths, commands=commands, remarks=remarks
+    )

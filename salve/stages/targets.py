@@ -1,7 +1,6 @@
 """What an edit acts on: each class's latent, and sets of latents; shared by the stages that edit."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -10,28 +9,8 @@ from torch import Tensor
 
 from salve.artifacts import Artifact
 from salve.editing import contribution
+from salve.settings import EditSettings
 from salve.types import UserError
-
-
-@dataclass
-class EditSettings:
-    """How latents are turned into edits.
-
-    Attributes:
-        alpha: strengths, increasing from 0; all are measured in one pass. modes: suppress, enhance or both.
-        scale: unit or max. channels: all or aligned. sets: further edits of several latents together, each a list of
-            class names (their latents) or latent numbers.
-        evaluate: how many edits are also measured through the edited network, image by image.
-        by_class: also keep every class's accuracy at every strength, a table that grows with the square of the classes.
-    """
-
-    alpha: list[float]
-    modes: list[str]
-    scale: str
-    channels: str
-    sets: list[list[Any]] = field(default_factory=list)
-    evaluate: int = 1
-    by_class: bool = False
 
 
 class Target(NamedTuple):
@@ -99,7 +78,12 @@ def refuse_aligned_on_signed(settings: EditSettings, activations: Artifact) -> N
     """``edit.channels=aligned`` means nothing where a negative channel carries the class as well as a positive one."""
     record = activations.record("activations.json")
     if settings.channels == "aligned" and not record["nonnegative"]:
-        raise UserError(
-            "edit.channels=aligned needs activations that are never negative, but those at "
-            f"{record['site']} are signed; use edit.channels=all."
-        )
+        raise refuse_signed(record["site"])
+
+
+def refuse_signed(site: str) -> UserError:
+    """Why aligned edits are refused at a site where activations are negative."""
+    return UserError(
+        f"edit.channels=aligned needs activations that are never negative, but those at {site} are signed; use "
+        "edit.channels=all."
+    )

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +17,6 @@ from salve.artifacts import Artifact, write_record, write_table
 from salve.backbones import AnyRows, Captured
 from salve.sae import (
     SAE,
-    VARIANTS,
     ActivationsData,
     Course,
     Member,
@@ -27,8 +26,7 @@ from salve.sae import (
     make_sae,
     save_sae,
 )
-from salve.sae.course import DECAY, WARMUP
-from salve.sae.module import Precision
+from salve.settings import NO_SETTING, Precision, SAESettings
 from salve.stages.job import Job, recipe_of
 from salve.stages.measure import measure_sae
 from salve.types import UserError
@@ -36,101 +34,10 @@ from salve.types import UserError
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class SAESettings:
-    """Which SAE, and how it is trained.
-
-    A field with a default came later than the others: recipes and records name it only where it differs, so that what
-    was made before is still found.
-
-    Attributes:
-        variant: one of :data:`salve.sae.VARIANTS`. dictionary_size: d. sparsity: λ. k: active latents.
-        centre: subtract the mean activation first; off by default, since it spoils the published edit (METHOD §8).
-        learning_rate, batch_size: of Adam on cached activations. steps: its optimiser steps, whatever the number of
-            images.
-        seed: of the initial weights and the order of rows.
-        ensemble: how many SAEs of a sweep are trained together at most (see :func:`can_share`); 1 trains each alone.
-        bandwidth: of jumprelu. prefixes, base: of matryoshka.
-        learn_shift: train the shift that is subtracted before encoding and added after decoding.
-        start: ``random``, or ``data``, where decoder columns start as directions to training rows.
-        auxk: dead latents that also reconstruct the error, at most. resample: how many times dead latents begin anew,
-            evenly over the first half of the steps. 0 is off; dead: see :meth:`salve.sae.Course.patience`.
-        precision: ``float32`` or ``bf16``, of the products in training; weights and their moments are float32 anyway.
-        epochs: passes over the train images, which take the place of ``steps`` where they are given.
-        warmup, decay: shares of the steps in which the learning rate rises, and in which it falls to zero in the end.
-    """
-
-    variant: str
-    dictionary_size: int
-    sparsity: float
-    k: int | None
-    centre: bool
-    learning_rate: float
-    batch_size: int
-    steps: int
-    seed: int
-    ensemble: int
-    bandwidth: float | None = None
-    prefixes: list[float] = field(default_factory=list)
-    base: str | None = None
-    learn_shift: bool = False
-    start: str = "random"
-    auxk: int = 0
-    resample: int = 0
-    precision: str = "float32"
-    epochs: int | None = None
-    warmup: float = WARMUP
-    decay: float = DECAY
-
-    def check(self) -> None:
-        """Raises UserError for settings outside their range, or that this variant does not have."""
-        kind = VARIANTS[self.variant]
-        kind.check(self.dictionary_size, **{name: getattr(self, name) for name in kind.takes})
-        for name in ("bandwidth", "prefixes", "base"):
-            if getattr(self, name) and name not in kind.takes:
-                users = ", ".join(variant for variant, other in VARIANTS.items() if name in other.takes)
-                raise UserError(f"sae.{name} is a setting of {users}, not of sae.variant={self.variant}.")
-        for name in ("auxk", "resample"):
-            value = getattr(self, name)
-            if value and kind.revived_by != name:
-                users = ", ".join(variant for variant, other in VARIANTS.items() if other.revived_by == name)
-                raise UserError(f"sae.{name}={value} is for {users}, not for sae.variant={self.variant}.")
-        if self.auxk > self.dictionary_size:
-            raise UserError(f"sae.auxk={self.auxk} must be at most sae.dictionary_size={self.dictionary_size}.")
-        if self.warmup + self.decay > 1:
-            raise UserError(
-                f"sae.warmup={self.warmup} and sae.decay={self.decay} are shares of the steps, together at most 1."
-            )
-
-    def course(self, rows: int) -> Course:
-        """Of a training on so many rows."""
-        if self.epochs is not None:
-            return Course.of_epochs(rows, self.batch_size, self.epochs)
-        return Course(rows, self.batch_size, self.steps)
-
-    def options(self) -> dict[str, Any]:
-        """What the variant's constructor is given; what is not set is left to it."""
-        given = {name: getattr(self, name) for name in VARIANTS[self.variant].takes}
-        return {name: value for name, value in given.items() if value not in (None, [])}
-
-    def scientific(self) -> dict[str, Any]:
-        """All that the SAE depends on, except the seed."""
-        values = asdict(self)
-        for item in fields(self):
-            fresh = item.default if item.default_factory is MISSING else item.default_factory()
-            if item.name in NO_SETTING or values[item.name] == fresh:
-                del values[item.name]
-        if self.epochs is not None:
-            del values["steps"]
-        return values
-
-
 #: A training is measured so many times, however many steps and images there are.
 PARTS = 40
 #: What may differ among SAEs that are trained together.
 VARIES = ("dictionary_size", "sparsity", "k", "seed")
-#: What recipe and record do not hold as a setting: the recipe has the seed beside them.
-NO_SETTING = ("seed", "ensemble")
 
 
 def can_share(a: SAESettings, b: SAESettings) -> bool:
@@ -196,7 +103,7 @@ def _train_alone(job: Job, ground: "_Ground", wanted: Mapping[Path, SAESettings]
     [(folder, settings)] = wanted.items()
     pl.seed_everything(settings.seed, workers=True, verbose=False)
     sae = ground.untrained(settings)
-    course = settings.course(len(ground.rows))
+    course = _course(settings, len(ground.rows))
     data = ActivationsData(ground.rows, ground.select_rows, ground.select.labels, course, settings.seed, ground.within)
     module = SparseAutoencoder(
         sae,
@@ -220,7 +127,7 @@ def _train_together(job: Job, ground: "_Ground", wanted: Mapping[Path, SAESettin
     """Folders of those that diverge are removed."""
     common = next(iter(wanted.values()))
     members = [Member(ground.untrained(one), one.sparsity, one.seed) for one in wanted.values()]
-    course = common.course(len(ground.rows))
+    course = _course(common, len(ground.rows))
     data = WholeData(ground.rows, ground.select_rows, ground.select.labels, course)
     ensemble = SAEEnsemble(
         members,
@@ -242,6 +149,13 @@ def _train_together(job: Job, ground: "_Ground", wanted: Mapping[Path, SAESettin
             ground.write(folder, settings, sae, history)
         else:
             folder.rmdir()
+
+
+def _course(settings: SAESettings, rows: int) -> Course:
+    """Of a training on so many rows."""
+    if settings.epochs is not None:
+        return Course.of_epochs(rows, settings.batch_size, settings.epochs)
+    return Course(rows, settings.batch_size, settings.steps)
 
 
 def _parts(course: Course, within: int | None = None) -> int:
@@ -330,7 +244,7 @@ class _Ground:
         write_table(folder / "history.csv", history)
         measures = measure_sae(sae, self.train, {"select": self.select, "test": self.test}, self.weight, self.bias)
         order = {"shuffled_within": self.within} if self.within else {}
-        course = settings.course(len(self.rows))
+        course = _course(settings, len(self.rows))
         facts = {**settings.scientific(), "steps": course.steps, "passes": course.passes, "width": sae.width}
         write_record(folder / "sae.json", {**facts, **measures, **order})
 

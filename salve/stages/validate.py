@@ -16,31 +16,12 @@ from salve.data.base import ConceptTruth
 from salve.data.transforms import Preprocess
 from salve.sae import SAE
 from salve.saliency import grad_fam, insertion_deletion_auc, iou, maximise, pointing_game
+from salve.settings import ValidateSettings
 from salve.stages.job import Job, recipe_of
 from salve.stages.targets import Target, targets_of
 
 #: Images optimised in one batch: bounds memory however many classes there are.
 MAXIMISED_TOGETHER = 5
-
-
-@dataclass
-class ValidateSettings:
-    """How much is looked at.
-
-    Attributes:
-        top_images: most activating test images per class. localise_images: images per class scored against masks.
-        pointing_tolerance: pixels that a map's maximum may lie beside the object and still hit.
-        random_latents: other latents, drawn at random, that each class's latent is compared with.
-        faithfulness_steps: points of the insertion and deletion curves; 0 leaves them out.
-        maximisation_steps: of activation maximisation; 0 leaves it out.
-    """
-
-    top_images: int
-    localise_images: int
-    pointing_tolerance: int
-    random_latents: int
-    faithfulness_steps: int
-    maximisation_steps: int
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from salve.data.transforms import Preprocess
 from salve.run.explain import conf_dir
 from salve.run.plan import refuse_idle_axis
 from salve.run.schema import Config, register, resolve
-from salve.stages import job
+from salve.settings import PreprocessSettings
 from salve.types import UserError
 
 CONF = conf_dir()
@@ -184,9 +184,7 @@ def test_data_settings_are_arguments_of_their_class(file: str) -> None:
 
 
 def test_overrides_of_the_preset_are_fields_of_the_preset() -> None:
-    assert {item.name for item in fields(job.PreprocessSettings)} - {"squash"} == {
-        item.name for item in fields(Preprocess)
-    }
+    assert {item.name for item in fields(PreprocessSettings)} - {"squash"} == {item.name for item in fields(Preprocess)}
 
 
 def test_the_default_is_the_embedded_data_on_random_weights() -> None:

@@ -11,7 +11,10 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 #: From the bottom up. What stands on one floor does not import each other, save that backbones may use data.
 FLOORS = (
+    ("axes",),
     ("types",),
+    ("variants",),
+    ("settings",),
     ("artifacts", "metrics"),
     ("data", "backbones"),
     ("sae",),
@@ -26,7 +29,7 @@ FLOORS = (
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 BESIDE = {("backbones", "data")}
 #: Stages meet through artifacts; these files are what they share.
-SHARED_BY_STAGES = ("job", "measure", "targets")
+SHARED_BY_STAGES = ("job", "measure", "targets", "training")
 MOST_LINES = 350
 
 

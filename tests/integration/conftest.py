@@ -28,7 +28,13 @@ SMALL = [
     "edit.alpha=[0,1,5,20,100]",
 ]
 
-FEW = ["data.train_per_class=8", "data.val_per_class=4", "data.image_size=32", "data.batch_size=20"]
+FEW = [
+    "data.train_per_class=8",
+    "data.select_per_class=4",
+    "data.test_per_class=4",
+    "data.image_size=32",
+    "data.batch_size=20",
+]
 NARROW = ["backbone.args.channels=[8,16,24,32]"]
 
 

@@ -1,6 +1,7 @@
 """Checkpoints survive what kills a training: whole or not there, and written in an order that loses nothing."""
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,10 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+from salve.backbones import Classifier
 from salve.run.trainers import _Checkpoints
+from salve.stages.training import resumable
+from salve.types import UserError
 from tests.integration.conftest import Start
 from tests.integration.test_resume import Killed, die_after
 
@@ -67,3 +71,36 @@ def test_a_damaged_checkpoint_starts_its_training_again(
     assert f"{damaged}.ckpt cannot be read" in caplog.text
     (tmp_path / "calm").mkdir()
     assert start(tmp_path / "calm", *arguments)["classifier"].digest == found["classifier"].digest
+
+
+def test_a_diverged_training_leaves_nothing_that_a_better_one_goes_on_from(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["stages=[finetune]", "finetune.epochs=3"]
+    seen: list[int] = []
+    plain = Classifier.training_step
+
+    def broken(self: Classifier, batch: Any, number: int) -> torch.Tensor:
+        loss = plain(self, batch, number)
+        if not number:
+            seen.append(self.current_epoch)
+        self.train_loss.update(torch.tensor(torch.nan), 1)
+        return loss
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "training_step", broken)
+        with pytest.raises(UserError, match="train_loss became NaN or infinite; lower its learning rate"):
+            start(tmp_path, *arguments)
+    assert seen == [0]  # it did not go on to the end
+    assert not list((tmp_path / "store").rglob("*.ckpt"))
+    found = start(tmp_path, *arguments)
+    assert found["classifier"].table("history.csv")["epoch"].max() == 2
+
+
+def test_a_checkpoint_of_a_diverged_training_is_not_gone_on_from(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for loss, expected in ((1.0, tmp_path / "last.ckpt"), (math.nan, None), (math.inf, None)):
+        torch.save({"callbacks": {"_History": {"rows": [{"epoch": 0, "train_loss": loss}]}}}, tmp_path / "last.ckpt")
+        assert resumable(tmp_path, None) == expected
+    assert "diverged (train_loss)" in caplog.text

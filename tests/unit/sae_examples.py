@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from salve.sae import SAE, VARIANTS, make_sae
-from salve.stages.job import quiet_lightning
+from salve.stages.training import quiet_lightning
 
 #: For a dictionary of a handful of latents.
 SMALL: dict[str, dict[str, Any]] = {

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from hydra import compose, initialize_config_dir
 from pytorch_lightning.loggers.logger import DummyLogger
@@ -84,3 +85,23 @@ def test_a_job_computes_on_the_gpu_that_it_was_given(composed: Compose, tmp_path
     assert device(Ranks("cpu")) == torch.device("cpu")
     assert device(Ranks("cuda", gpus=[3])) == torch.device("cuda", 3)
     assert device(Ranks("cuda")) == torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "size", "resize"),
+    [
+        ((), 160, 168),
+        (("backbone.preprocess.size=80", "backbone.preprocess.squash=true"), 80, None),
+        (("backbone.preprocess.resize=256", "backbone.preprocess.size=224"), 224, 256),
+    ],
+)
+def test_the_data_are_read_with_the_preset_of_weights_from_a_file(
+    composed: Compose, tmp_path: Path, overrides: tuple[str, ...], size: int, resize: int | None
+) -> None:
+    torch.save({"state_dict": timm.create_model("test_efficientnet").state_dict()}, tmp_path / "w.pt")
+    backbone = ["backbone=timm", "backbone.name=test_efficientnet", f"backbone.weights={tmp_path / 'w.pt'}"]
+    config, console = composed(*backbone, "layer=last", *overrides), Console(file=io.StringIO())
+    job = build_job(config, Store(tmp_path), lambda _: DummyLogger(), console, Ranks("cpu"))
+    assert job.data.preprocess is not None
+    assert (job.data.preprocess.size, job.data.preprocess.resize) == (size, resize)
+    assert job.data.preprocess.interpolation == "bicubic"

@@ -98,6 +98,13 @@ def test_limit_and_fingerprint(root: Path, tmp_path: Path) -> None:
         Cifar100Data(root, batch_size=4, limit_per_class=0)
 
 
+def test_thirty_two_pixels_are_remarked_where_they_are_enlarged(root: Path) -> None:
+    data = Cifar100Data(root, batch_size=4)
+    for size, enlarged in ((32, False), (224, True)):
+        data.bind(Preprocess(size, None))
+        assert ("the images (32 × 32) are enlarged to 224 × 224" in data.remarks()) == enlarged
+
+
 def test_nothing_there_or_damaged_is_a_sentence(root: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no CIFAR-100 in data.root=.*nowhere.*data.download=true"):
         Cifar100Data(tmp_path / "nowhere", batch_size=4).check()

@@ -240,6 +240,16 @@ def test_loaders() -> None:
     assert sorted(orders[0]) == sorted(data.labels("train").tolist())
 
 
+def test_remarks_on_few_images_and_on_enlarged_ones() -> None:
+    data = ConceptsData(batch_size=8, train_per_class=49)
+    few = ["images of the class that has fewest: train 49; below 50 what is measured is uncertain"]
+    assert data.remarks() == few
+    data.bind(Preprocess(64, None))
+    assert data.remarks() == few
+    data.bind(Preprocess(224, 256))
+    assert data.remarks() == [*few, "the images (64 × 64) are enlarged to 224 × 224"]
+
+
 def test_fingerprint_follows_the_pixels_and_nothing_else() -> None:
     def fingerprint(**changes: float) -> str:
         return ConceptsData(**{"batch_size": 8, **changes}).fingerprint()  # type: ignore[arg-type]

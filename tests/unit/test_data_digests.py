@@ -49,12 +49,32 @@ def test_files_are_read_once(root: Path, read: list[str]) -> None:
     assert len(read) == 2
 
 
+def test_long_reading_is_announced_once(
+    root: Path, read: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    file_digests(root, ["a"])
+    assert caplog.messages == []
+    monkeypatch.setattr(digests, "_MUCH", 199)
+    file_digests(root, ["a", "b"])  # a is known: 100 bytes are read
+    assert caplog.messages == []
+    cache_folder().rename(root.parent / "elsewhere")
+    for _ in range(2):
+        file_digests(root, ["a", "b"])
+    assert caplog.messages == ["reading 2 images (0.0 GB) once, to find results made from these and no others"]
+
+
 def test_changed_files_are_read_again(root: Path, read: list[str]) -> None:
     file_digests(root, ["a", "b"])
     read.clear()
     stat = (root / "a").stat()
     (root / "a").write_bytes(b"c" * 100)
-    os.utime(root / "a", ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as tools do that keep times
+    now = stat
+    while now.st_ctime_ns == stat.st_ctime_ns:  # some clocks stand still for milliseconds
+        os.utime(root / "a", ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as tools do that keep times
+        now = (root / "a").stat()
+        time.sleep(0.001)
+    assert (now.st_mtime_ns, now.st_size, now.st_ino) == (stat.st_mtime_ns, stat.st_size, stat.st_ino)
     assert file_digests(root, ["a", "b"]) == expected(root, "a", "b")
     assert read == ["a"]
     os.replace(root / "b", root / "a")

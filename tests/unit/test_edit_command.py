@@ -16,7 +16,7 @@ from torch import nn
 from salve.artifacts import Artifact
 from salve.backbones import Site
 from salve.editing import Edit, Recipe, apply_recipes, gate, make_recipes, save_recipe
-from salve.editing.cli import main
+from salve.editing.cli import _write, main
 from salve.run.manifest import write_manifest
 from salve.sae import make_sae
 
@@ -158,6 +158,7 @@ def test_edits_of_a_runs_folder_are_chosen_by_name(place: Place) -> None:
     assert bits(place.out("named")) == bits(place.out("file"))
     assert run("undo", place.run, place.out("named"), place.out("all")) == 0  # without a name: all that it holds
     assert bits(place.out("all")) == bits(place.weights)
+    assert metadata(place.out("all")) == metadata(place.weights)
 
 
 @pytest.mark.parametrize(
@@ -240,13 +241,17 @@ def test_weights_of_torch_and_a_lost_list_of_edits(place: Place, capsys: pytest.
         assert ("does not list its edits: name all of them" in error) == (words[0] == "undo")
     assert run("undo", *place.files[:2], place.root / "edited.pt", place.out("back")) == 0
     assert bits(place.out("back")) == bits(place.weights)
-    # Tensors that share memory, which safetensors would refuse.
-    tied = {**own, "0.bias": own["0.bias"]}
-    both = torch.zeros(2, 6)
-    tied["0.bias"] = both[0]
-    both[0] = own["0.bias"]
-    torch.save(tied, place.root / "tied.pt")
-    assert run("apply", place.files[0], place.root / "tied.pt", place.out("tied")) == 0
+
+
+def test_tensors_that_share_memory_are_written_in_full(tmp_path: Path) -> None:
+    whole = torch.arange(6.0)
+    _write(tmp_path / "x.safetensors", {"whole": whole, "part": whole[:2], "again": whole}, {})
+    found = load_file(tmp_path / "x.safetensors")
+    assert {name: t.tolist() for name, t in found.items()} == {
+        "whole": [0, 1, 2, 3, 4, 5],
+        "part": [0, 1],
+        "again": [0, 1, 2, 3, 4, 5],
+    }
 
 
 def test_refusals_come_before_anything_is_written(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
@@ -282,12 +287,13 @@ def test_refusals_come_before_anything_is_written(place: Place, capsys: pytest.C
         assert place.left_as_it_was()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_cannot_be_written_to(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    closed = place.root / "closed"
-    closed.mkdir(mode=0o500)
-    assert run("apply", place.files[0], place.weights, closed / "x.safetensors") == 2
+def test_a_folder_that_cannot_be_written_to(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # root may write anywhere
+    assert run("apply", place.files[0], place.weights, place.out()) == 2
     assert "cannot be written to" in capsys.readouterr().err
+    assert place.left_as_it_was()
 
 
 def test_what_fails_while_writing_leaves_nothing_and_is_a_sentence(

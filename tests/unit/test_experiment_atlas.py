@@ -99,8 +99,8 @@ def a_study(activations: Tensor, maximised: bool = True) -> Any:
         "kind": [kinds[0], "", kinds[1]],
     }
     run = SimpleNamespace(found=Found(files), sae=sae, selected=pd.DataFrame(selected, index=CLASSES))
-    val = SimpleNamespace(activations=activations, labels=LABELS)
-    return SimpleNamespace(ground=GROUNDS["scenes"], classes=CLASSES, runs=(run,), val=val)
+    test = SimpleNamespace(activations=activations, labels=LABELS)
+    return SimpleNamespace(ground=GROUNDS["scenes"], classes=CLASSES, runs=(run,), test=test)
 
 
 def separable() -> Tensor:

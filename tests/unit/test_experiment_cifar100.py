@@ -26,6 +26,7 @@ from experiments.salve2025.cifar100.measures import (
     siblings,
 )
 from experiments.salve2025.cifar100.survey import survey
+from tests.unit.edit_examples import verdict, verdicts
 
 
 def test_companions_are_those_half_as_strong_on_a_class_s_own_latent() -> None:
@@ -74,18 +75,20 @@ def test_overlap_is_that_of_sets() -> None:
 def test_the_effect_is_every_class_s_change_at_the_matched_strength(own: int) -> None:
     random = np.random.default_rng(own)
     alphas = np.array([0, 0.5, 1.5, 2, 5])
-    accuracy = np.sort(random.uniform(0.2, 1, (5, 4)), axis=0)[::-1].copy()
-    accuracy[3:, own] = [0.03, 0]
-    edit, change = effect(alphas, accuracy, own)
-    assert edit == matched_edit(alphas, accuracy, own)
+    select, test = (np.sort(random.uniform(0.2, 1, (5, 4)), axis=0)[::-1].copy() for _ in range(2))
+    select[3:, own], test[3:, own] = [0.03, 0], [0.1, 0]
+    edit, change = effect(alphas, select, test, own)
+    assert edit == matched_edit(alphas, select, test, own)
+    assert np.interp(edit.alpha, alphas, select[:, own]) == pytest.approx(0.05)
     for m in range(4):
-        at_alpha = np.interp(edit.alpha, alphas, accuracy[:, m])
-        assert change[m] == pytest.approx(at_alpha - accuracy[0, m])
-    assert change[own] == pytest.approx(0.05 - accuracy[0, own])
+        at_alpha = np.interp(edit.alpha, alphas, test[:, m])
+        assert change[m] == pytest.approx(at_alpha - test[0, m])
+    assert change[own] < 0.1 - test[0, own] + 0.15  # between the strengths, not at 5 % of test
+    assert change[own] > 0.05 - test[0, own]
 
 
 def test_an_edit_that_cannot_be_had_has_no_effect_to_speak_of() -> None:
-    edit, change = effect(np.array([0.0, 1]), np.array([[0.9, 0.8], [0.3, 0.8]]), 0)
+    edit, change = effect(np.array([0.0, 1]), *[np.array([[0.9, 0.8], [0.3, 0.8]])] * 2, 0)
     assert not edit.reached
     assert np.isnan(change).all()
 
@@ -170,8 +173,11 @@ class OneRun:
         rows = {"latent": latents, "sign": 1.0, "kind": "diffuse", "share": 0.3}
         self.selected = pd.DataFrame(rows, index=CLASSES)
         self.found = self
+        self.verdicts = verdicts(CLASSES, list(curves), ["oak"], ["oak", "shark"])
+        self.verdict = verdict(0, 2)
 
-    def curves(self, mode: str, target: str) -> tuple[Any, Any]:
+    def curves(self, split: str, mode: str, target: str) -> tuple[Any, Any]:
+        assert split in ("select", "test")
         assert mode == "suppress"
         return ALPHAS, self._curves[target]
 
@@ -198,8 +204,8 @@ MEANS = np.array([[2.0, 0, 0, 0.1, 0.2], [1.5, 0.4, 0, 0, 0.3], [0, 3.0, 0, 1, 0
 def a_study(ground: str, monkeypatch: pytest.MonkeyPatch, *runs: OneRun, groups: bool = True) -> Any:
     monkeypatch.setattr(reading, "Cifar100Data", Groups)
     job = SimpleNamespace(data=Groups() if groups else object())
-    val = SimpleNamespace(labels=torch.zeros(40))
-    return SimpleNamespace(ground=GROUNDS[ground], classes=CLASSES, runs=runs, job=job, val=val)
+    test = SimpleNamespace(labels=torch.zeros(40))
+    return SimpleNamespace(ground=GROUNDS[ground], classes=CLASSES, runs=runs, job=job, test=test)
 
 
 def good(seed: int) -> OneRun:
@@ -220,7 +226,7 @@ def test_a_row_says_what_an_edit_takes_and_whom_it_meets(monkeypatch: pytest.Mon
     assert maple["alpha"] == pytest.approx(share)
     assert maple["drift"] == pytest.approx(share * (0.5 + 0 + 0.1) / 3)
     assert (maple["loses_most"], maple["superclass"]) == ("oak", "trees")
-    assert maple["largest_loss"] == pytest.approx(share * 0.5)
+    assert maple["worst_loss"] == pytest.approx(share * 0.5)
     assert maple["falls"] == 1
     assert not maple["separates"]
     assert rows["separates"].tolist() == [False, True, False, False]
@@ -253,6 +259,8 @@ def test_claims_are_about_cifar100_and_sharing_needs_fewer_classes_beside_it(mon
     values = {one.claim: one.value for one in alone.measured}
     assert values.keys() == {name for name in load_claims() if name.startswith("cifar100.")}
     assert values["cifar100.separates"] == 1 / 4
+    assert alone.measured[0].text == "1.0 of 4 classes (1 to 1 over 2 SAEs; 0.0 to 2.0 over test images)"
+    assert alone.measured[0].published == "2.0 of 4 classes"
     assert np.isnan(values["cifar100.sharing"])
     assert load_claims()["cifar100.sharing"].verdict(values["cifar100.sharing"]) == "not measured"
     beside = a_study("scenes", monkeypatch, good(0), groups=False)
@@ -269,7 +277,7 @@ def test_claims_are_about_cifar100_and_sharing_needs_fewer_classes_beside_it(mon
 def three_classes(run: OneRun) -> Any:
     run._curves = {name: one[:, :3] for name, one in run._curves.items() if name != "trout"}
     run._means = run._means[:3]
-    run.selected = run.selected.iloc[:3]
+    run.selected, run.verdicts = run.selected.iloc[:3], run.verdicts.iloc[:3]
     return run
 
 
@@ -291,7 +299,7 @@ def test_figures_show_the_most_harmful_first_and_superclasses_together(monkeypat
     found = survey(a_study("cifar100", monkeypatch, good(0), good(1)))
     lost = classes_figure(found).axes[0]
     assert [tick.get_text() for tick in lost.get_yticklabels()] == ["maple", "shark", "oak", "trout"]
-    assert [text.get_text() for text in lost.texts] == ["oak", "several", "none", "never at 5 %"]
+    assert [text.get_text() for text in lost.texts] == ["oak", "several", "none", "no strength"]
     assert [text.get_fontweight() for text in lost.texts] == ["bold", "normal", "normal", "normal"]
     drift = drift_figure(found).axes[0]
     assert [tick.get_text() for tick in drift.get_yticklabels()] == ["fish", "trees"]

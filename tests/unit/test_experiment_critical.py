@@ -184,7 +184,7 @@ def a_study(signed: bool, seeds: int, without: str = "") -> Any:
     images = [(row.view(3, 4, 2), int(k)) for row, k in zip(activations, labels, strict=True)]
     job = SimpleNamespace(
         model=lambda _: (network, Site("last", ("head",), 24, "head")),
-        data=SimpleNamespace(dataset=lambda _: images),
+        data=SimpleNamespace(dataset={"test": images}.__getitem__),
         device=torch.device("cpu"),
     )
     runs = []
@@ -207,9 +207,9 @@ def a_study(signed: bool, seeds: int, without: str = "") -> Any:
                 artifacts={"classifier": None},
             )
         )
-    val = SimpleNamespace(activations=activations, labels=labels)
+    test = SimpleNamespace(activations=activations, labels=labels)
     return SimpleNamespace(
-        ground=GROUNDS["scenes"], classes=CLASSES, runs=tuple(runs), val=val, head=(weight, bias), job=job
+        ground=GROUNDS["scenes"], classes=CLASSES, runs=tuple(runs), test=test, head=(weight, bias), job=job
     )
 
 
@@ -226,9 +226,9 @@ def test_what_is_found_agrees_with_the_network(signed: bool) -> None:
     weight, bias = study.head
     for _, row in shares[shares["alpha"] > 1].iterrows():
         k = CLASSES.index(row["class"])
-        own = (study.val.labels == k).nonzero()[:, 0]
+        own = (study.test.labels == k).nonzero()[:, 0]
         gate = (1 - row["alpha"] * study.runs[row["seed"]].sae.decoder[:, k].abs()).clamp_min(0)
-        right = ((study.val.activations[own] * gate) @ weight.T + bias).argmax(dim=1) == k
+        right = ((study.test.activations[own] * gate) @ weight.T + bias).argmax(dim=1) == k
         assert row["predicted"] == pytest.approx(1 - right.double().mean().item())
     table = found.tables["images"]
     one = table[table["image"] == 0].iloc[0]
@@ -240,13 +240,13 @@ def test_what_is_found_agrees_with_the_network(signed: bool) -> None:
 
 def _margins(study: Any, vector: Tensor, image: int) -> Callable[[float], float]:
     """The edited head's margin of an image, by α."""
-    (weight, bias), label = study.head, int(study.val.labels[image])
+    (weight, bias), label = study.head, int(study.test.labels[image])
 
     def margin(alpha: float) -> float:
         gate = [max(0.0, 1 - alpha * abs(float(c))) for c in vector]
         logits = [
             float(b)
-            + sum(float(w) * float(a) * s for w, a, s in zip(row, study.val.activations[image], gate, strict=True))
+            + sum(float(w) * float(a) * s for w, a, s in zip(row, study.test.activations[image], gate, strict=True))
             for row, b in zip(weight, bias, strict=True)
         ]
         return logits[label] - max(value for k, value in enumerate(logits) if k != label)

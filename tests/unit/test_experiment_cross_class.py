@@ -11,14 +11,13 @@ import torch
 from scipy import interpolate, optimize, stats
 
 from experiments.claims import judged, load_claims
-from experiments.compare import LEVEL, matched_edit
+from experiments.compare import LEVEL, accuracy_at, strength_to
 from experiments.grounds import GROUNDS
 from experiments.salve2025 import cross_class
 from experiments.salve2025.cross_class import images
 from experiments.salve2025.cross_class.effects import (
     ALPHAS,
     counting,
-    crossing,
     first_crossing,
     gated_logits,
     own_margins,
@@ -67,10 +66,10 @@ def test_a_gate_on_the_activations_is_one_on_the_weights() -> None:
 def test_a_curve_crosses_where_its_interpolation_does() -> None:
     alphas, curve = np.array([0.0, 1, 3, 4]), np.array([0.9, 0.8, 0.3, 0.35])
     at = optimize.brentq(lambda alpha: interpolate.interp1d(alphas, curve)(alpha) - 0.45, 0, 3)
-    assert crossing(alphas, curve, 0.45) == pytest.approx(at)
-    assert crossing(alphas, curve, 0.2) == math.inf
-    assert math.isnan(crossing(alphas, curve, 0.9))
-    assert math.isnan(crossing(alphas, np.full(4, np.nan), 0.5))
+    assert strength_to(alphas, curve, 0.45) == pytest.approx(at)
+    assert strength_to(alphas, curve, 0.2) == math.inf
+    assert math.isnan(strength_to(alphas, curve, 0.9))
+    assert math.isnan(strength_to(alphas, np.full(4, np.nan), 0.5))
 
 
 def test_the_first_of_several_classes_counts_as_in_matched_edits() -> None:
@@ -78,7 +77,7 @@ def test_the_first_of_several_classes_counts_as_in_matched_edits() -> None:
     curves = np.sort(generator.uniform(0, 1, (9, 4)), axis=0)[::-1]
     curves[-1] = [0.0, 0.01, 0.5, 0.02]
     alphas = np.arange(9.0)
-    known = [matched_edit(alphas, curves, k).alpha for k in range(4)]
+    known = [strength_to(alphas, curves[:, k]) for k in range(4)]
     assert known[2] == math.inf
     assert first_crossing(alphas, curves, [1, 2, 3], LEVEL) == pytest.approx(min(known[1], known[3]))
     assert first_crossing(alphas, curves, [2], LEVEL) == math.inf
@@ -154,7 +153,8 @@ def study_of(seeds: tuple[int, ...] = (0,), names: list[str] = CLASSES, **more: 
     ground = GROUNDS["scenes"]
     head = (WEIGHT, BIAS)
     return SimpleNamespace(
-        ground=ground, classes=names, runs=runs, head=head, train=train, val=more.get("val", split(1))
+        **{"ground": ground, "classes": names, "runs": runs, "head": head, "train": train},
+        **{"select": more.get("select", split(2)), "test": more.get("test", split(1))},
     )
 
 
@@ -169,7 +169,7 @@ def test_the_planted_tower_is_found_with_everyones_role() -> None:
     edited = WEIGHT.clone()
     edited[:, 0] *= max(0.0, 1 - SCALE * case.shared.alpha)
     for k in range(4):
-        mine = study.val.activations[study.val.labels == k]
+        mine = study.test.activations[study.test.labels == k]
         before = np.mean([int((WEIGHT @ one + BIAS).argmax()) == k for one in mine])
         after = np.mean([int((edited @ one + BIAS).argmax()) == k for one in mine])
         assert case.roles.accuracy[k] == pytest.approx(before)
@@ -182,7 +182,7 @@ def test_a_reserve_is_seen_when_both_latents_go() -> None:
     study = study_of()
     [reading], [case] = cases_of(study)
     backing = case.roles.backing[1]
-    church = study.val.activations[study.val.labels == 1]
+    church = study.test.activations[study.test.labels == 1]
 
     def accuracy(shared: float, own: float) -> float:
         weight = WEIGHT * torch.tensor([1 - SCALE * shared, 1 - SCALE * own, 1, 1]).clamp_min(0)
@@ -196,6 +196,38 @@ def test_a_reserve_is_seen_when_both_latents_go() -> None:
     # Only chain saw's own latent can be the control: tench is never lost, and it says nothing of churches.
     assert backing.control == backing.alone
     assert list(reading._others((0, 1))) == [2]
+
+
+def test_strengths_are_those_of_select_and_changes_those_of_test() -> None:
+    weak = split(2)
+    weak.activations[weak.labels == 0] *= 0.8  # such gas pumps are lost sooner
+    [reading], [case] = cases_of(study_of(select=weak))
+    [usual], _ = cases_of(study_of())
+    assert case.shared.alpha < 0.9 * usual.alphas[0]
+    # Tench's bias is what 3 a has to stay above: at each strength, who is lost is known.
+    alphas = np.array(ALPHAS)
+    shares = [
+        np.mean([3 * float(a[0]) * max(0, 1 - SCALE * alpha) > 1.5 for a in weak.activations[:EACH]])
+        for alpha in alphas
+    ]
+    assert case.shared.alpha == pytest.approx(strength_to(alphas, np.array(shares)))
+    test = study_of().test
+    left = [
+        np.mean([3 * float(a[0]) * max(0, 1 - SCALE * alpha) > 1.5 for a in test.activations[:EACH]])
+        for alpha in alphas
+    ]
+    found = accuracy_at(alphas, np.array(left)[:, None], case.shared.alpha)[0]
+    assert reading.changes(0)[0] == pytest.approx(found - 1)
+    assert found > 0.2  # test would have asked for more
+
+
+def test_what_is_shown_is_chosen_without_the_test_images() -> None:
+    blank = split(1)
+    blank.activations[:] = 0
+    _, cases = cases_of(study_of(test=blank))
+    dull = cases[0]._replace(shared=cases[0].shared._replace(latent=2, classes=(2, 3)))
+    assert not {FALLS, RISES} & set(cases[0].roles.roles)  # test shows nothing of either
+    assert [case.shared.latent for case in telling([dull, cases[0]])] == [0, 2]
 
 
 def test_what_is_usual_comes_from_the_own_latents_of_others() -> None:
@@ -212,7 +244,7 @@ def test_tables_say_who_gains_from_whom() -> None:
     readings, cases = cases_of(study)
     rows = class_table(cases).set_index("class")
     saw = rows.loc["chain saw"]
-    wrong = int((cases[0].roles.before[study.val.labels == 2] != 2).sum())
+    wrong = int((cases[0].roles.before[study.test.labels == 2] != 2).sum())
     # Every other chain saw is taken for a gas pump, and none of them when the shared latent goes.
     assert (saw["gained"], saw["taken"], saw["mistaken"]) == (wrong, 1.0, 1.0)
     assert wrong == EACH // 2
@@ -255,7 +287,7 @@ def test_images_are_the_classes_strongest_and_those_that_are_gained(no_pictures:
     study = study_of()
     _, [case] = cases_of(study)
     pump, church, saw = strips_of(case)
-    values, labels = study.val.activations[:, 0], study.val.labels
+    values, labels = study.test.activations[:, 0], study.test.labels
     for strip, k in ((pump, 0), (church, 1)):
         strongest = sorted((labels == k).nonzero()[:, 0].tolist(), key=lambda i: -float(values[i]))
         assert strip.images == strongest[:3]
@@ -292,8 +324,8 @@ def test_where_nothing_is_shared_no_roles_are_claimed(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(("empty", "roles"), [(1, [FALLS, NONE, RISES, NONE]), (2, [FALLS, REDUNDANT, NONE, NONE])])
-def test_a_class_without_val_images_has_no_role(no_pictures: None, empty: int, roles: list[str]) -> None:
-    study = study_of(val=split(1, empty=empty))
+def test_a_class_without_test_images_has_no_role(no_pictures: None, empty: int, roles: list[str]) -> None:
+    study = study_of(test=split(1, empty=empty))
     _, [case] = cases_of(study)
     assert case.roles.roles == roles
     found = cross_class.analyse([study])
@@ -305,8 +337,8 @@ def test_the_most_telling_come_first_and_no_classes_twice() -> None:
     study = study_of(seeds=(0, 1, 2))
     _, cases = cases_of(study)
     assert len(cases) == 3
-    assert [case.reading.run.seed for case in telling(study, cases)] == [0]
-    assert telling(study, []) == []
+    assert [case.reading.run.seed for case in telling(cases)] == [0]
+    assert telling([]) == []
     dull = cases[1]._replace(shared=cases[1].shared._replace(latent=2, classes=(2, 3)))
-    assert [case.shared.latent for case in telling(study, [dull, cases[0]])] == [0, 2]
+    assert [case.shared.latent for case in telling([dull, cases[0]])] == [0, 2]
     assert isinstance(class_table([]), pd.DataFrame)

@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from scipy import interpolate, optimize, stats
 from scipy.spatial import distance
 
-from experiments.compare import LEVEL, matched_edit, t_interval
+from experiments.compare import LEVEL, accuracy_at, edit_at, matched_edit, strength_to, t_interval
 from experiments.figures import save
 from experiments.sae_variants.__main__ import TARGETS, main
 from experiments.sae_variants.compare import Target, at_target, compared, matched
@@ -41,52 +41,82 @@ from salve.types import UserError
 # -- edits at a matched effect
 
 
-def test_an_edit_is_matched_where_its_class_crosses_the_level() -> None:
+def test_an_edit_is_measured_on_test_where_its_class_crosses_the_level_on_select() -> None:
     generator = np.random.default_rng(0)
     alphas = np.array([0.0, 1, 2, 4, 8, 16])
     mine = np.array([0.9, 0.8, 0.5, 0.12, 0.02, 0.0])
-    accuracy = np.column_stack([generator.uniform(0.5, 1, 6), mine, generator.uniform(0.5, 1, 6)])
-    found = matched_edit(alphas, accuracy, 1)
-    curve = interpolate.interp1d(alphas, accuracy, axis=0)
-    at = optimize.brentq(lambda alpha: curve(alpha)[1] - LEVEL, 0, 16)
-    change = np.abs(curve(at) - accuracy[0])[[0, 2]]
+    select, test = (np.column_stack([generator.uniform(0.5, 1, 6), mine, generator.uniform(0.5, 1, 6)]) for _ in "ab")
+    test[:, 1] = [0.88, 0.8, 0.6, 0.2, 0.07, 0.0]
+    found = matched_edit(alphas, select, test, 1)
+    choosing, reporting = (interpolate.interp1d(alphas, split, axis=0) for split in (select, test))
+    at = optimize.brentq(lambda alpha: choosing(alpha)[1] - LEVEL, 0, 16)
+    after = reporting(at)
+    change = (after - test[0])[[0, 2]]
     assert found.reached
     assert found.alpha == pytest.approx(at)
-    assert found.drop == pytest.approx(0.9 - LEVEL)
-    assert (found.drift, found.worst) == pytest.approx((change.mean(), change.max()))
-    assert found.selectivity == pytest.approx(found.drop - change.mean())
+    assert (found.before, found.after) == (0.88, pytest.approx(after[1]))
+    assert found.after > 1.5 * LEVEL  # nobody has chosen this one
+    assert found.drop == pytest.approx(0.88 - after[1])
+    assert (found.drift, found.worst_loss) == pytest.approx((np.abs(change).mean(), max(0, *-change)))
+    assert found.selectivity == pytest.approx(found.drop - found.drift)
+
+
+def test_where_test_had_chosen_another_edit_would_be_reported() -> None:
+    alphas = np.array([0.0, 1, 2, 3])
+    select = np.array([[0.9, 0.9], [0.5, 0.9], [0.05, 0.7], [0.0, 0.2]])
+    test = np.array([[0.9, 0.9], [0.05, 0.9], [0.04, 0.6], [0.0, 0.2]])
+    found = matched_edit(alphas, select, test, 0)
+    assert (found.alpha, found.after) == (2, pytest.approx(0.04))
+    assert found.selectivity == pytest.approx((0.9 - 0.04) - 0.3)
+    flattered = matched_edit(alphas, test, test, 0)
+    assert (flattered.alpha, flattered.selectivity) == (1, pytest.approx(0.85))
 
 
 def test_the_first_strength_counts_where_a_class_comes_back() -> None:
     accuracy = np.array([[0.9, 0.9], [0.05, 0.7], [0.8, 0.1], [0.0, 0.0]])
-    found = matched_edit(np.array([0.0, 1, 2, 3]), accuracy, 0)
-    assert found.alpha == 1
+    alphas = np.array([0.0, 1, 2, 3])
+    assert strength_to(alphas, accuracy[:, 0]) == 1
+    assert edit_at(alphas, accuracy, 0, 1.0).drift == pytest.approx(0.2)
+
+
+def test_a_strength_between_two_of_the_grid_is_on_the_line_between_them() -> None:
+    accuracy = np.array([[1.0, 0.6, math.nan], [0.5, 0.8, math.nan]])
+    found = accuracy_at(np.array([0.0, 4]), accuracy, 1.0)
+    assert found[:2].tolist() == pytest.approx([0.875, 0.65])
+    assert math.isnan(found[2])
+
+
+def test_gains_and_losses_of_others_do_not_cancel_and_a_gain_is_no_loss() -> None:
+    accuracy = np.array([[1.0, 0.5, 0.5], [0.05, 0.8, 0.4]])
+    found = edit_at(np.array([0.0, 1]), accuracy, 0, 1.0)
     assert found.drift == pytest.approx(0.2)
+    assert found.worst_loss == pytest.approx(0.1)
+    assert edit_at(np.array([0.0, 1]), accuracy[:, :2], 0, 1.0).worst_loss == 0
 
 
-def test_gains_and_losses_of_others_do_not_cancel() -> None:
-    accuracy = np.array([[1.0, 0.5, 0.5], [0.05, 0.7, 0.3]])
-    assert matched_edit(np.array([0.0, 1]), accuracy, 0).drift == pytest.approx(0.2)
-
-
-def test_a_class_that_no_strength_brings_down_is_a_failure_worth_nothing() -> None:
-    found = matched_edit(np.array([0.0, 1]), np.array([[0.9, 0.9], [0.06, 0.1]]), 0)
+def test_a_class_that_no_strength_brings_down_on_select_is_a_failure_worth_nothing() -> None:
+    select, test = np.array([[0.9, 0.9], [0.06, 0.1]]), np.array([[0.9, 0.9], [0.0, 0.1]])
+    found = matched_edit(np.array([0.0, 1]), select, test, 0)
     assert not found.reached
     assert (found.alpha, found.drop, found.selectivity) == (math.inf, 0, 0)
     assert math.isnan(found.drift)
+    assert math.isnan(found.after)
 
 
 @pytest.mark.parametrize("before", [math.nan, 0.05, 0.0])
 def test_a_class_that_is_lost_or_empty_without_an_edit_says_nothing(before: float) -> None:
-    found = matched_edit(np.array([0.0, 1]), np.array([[before, 0.9], [before, 0.9]]), 0)
-    assert not found.reached
-    assert math.isnan(found.selectivity)
+    lost, there = np.array([[before, 0.9], [before, 0.9]]), np.array([[0.9, 0.9], [0.0, 0.9]])
+    assert math.isnan(strength_to(np.array([0.0, 1]), lost[:, 0]))
+    for select, test in ((lost, there), (there, lost), (lost, lost)):
+        found = matched_edit(np.array([0.0, 1]), select, test, 0)
+        assert not found.reached
+        assert math.isnan(found.selectivity)
 
 
 def test_classes_without_images_are_no_others() -> None:
     accuracy = np.array([[1.0, 0.8, math.nan], [0.05, 0.6, math.nan]])
-    assert matched_edit(np.array([0.0, 1]), accuracy, 0).drift == pytest.approx(0.2)
-    assert matched_edit(np.array([0.0, 1]), accuracy[:, [0, 2]], 0).drift == 0
+    assert edit_at(np.array([0.0, 1]), accuracy, 0, 1.0).drift == pytest.approx(0.2)
+    assert edit_at(np.array([0.0, 1]), accuracy[:, [0, 2]], 0, 1.0).drift == 0
 
 
 # -- intervals
@@ -126,9 +156,13 @@ def test_nothing_is_extrapolated() -> None:
 
 
 def table_of(selectivity: dict[str, Sequence[Sequence[float]]], **columns: Any) -> pd.DataFrame:
-    """Runs of variants: ``selectivity[variant][knob][seed]``; L0 is 2, 4, 8, … by knob, for every seed."""
+    """Runs of variants: ``selectivity[variant][knob][seed]``; L0 is 2, 4, 8, … by knob, for every seed. On test it is
+    what it is on select, and a tenth more."""
     rows = [
-        {"variant": variant, "knob": knob, "seed": seed, "selectivity": value, "l0": 2.0 ** (knob + 1), **columns}
+        {
+            **{"variant": variant, "knob": knob, "seed": seed, "selectivity": value, "select_selectivity": value},
+            **{"select_l0": 2.0 ** (knob + 1), "l0": 2.2 ** (knob + 1), **columns},
+        }
         for variant, knobs in selectivity.items()
         for knob, seeds in enumerate(knobs)
         for seed, value in enumerate(seeds)
@@ -140,7 +174,7 @@ def test_at_a_target_every_seed_is_interpolated_by_itself() -> None:
     runs = table_of({"a": [[0.0, 1.0], [1.0, 3.0]], "b": [[0.5, 0.5], [0.7, 0.9]]})
     found = matched(runs, Target("l0", 3), ["selectivity", "l0"])  # halfway between 2 and 4
     assert found["selectivity"].tolist() == pytest.approx([0.5, 2.0, 0.6, 0.7])
-    assert found["l0"].tolist() == pytest.approx([3.0] * 4)
+    assert found["l0"].tolist() == pytest.approx([(2.2 + 2.2**2) / 2] * 4)  # as test has it
 
 
 def test_no_seed_chooses_its_own_best_setting() -> None:
@@ -150,6 +184,14 @@ def test_no_seed_chooses_its_own_best_setting() -> None:
     # Without seed 2: 0.9 against 0.6. Without seed 0: 0.7 against 0.8, so that seed 0 is judged at knob 1.
     assert found["knob"].tolist() == [1, 1, 0]
     assert found["selectivity"].tolist() == [0.6, 0.6, 0.5]
+
+
+def test_the_best_setting_is_the_one_that_select_says_is_best() -> None:
+    runs = table_of({"a": [[0.9, 0.9, 0.9], [0.6, 0.6, 0.6]]})
+    runs["select_selectivity"] = np.where(runs["knob"] == 1, 0.8, 0.7)
+    found = matched(runs, Target("best"), ["selectivity"])
+    assert found["knob"].tolist() == [1, 1, 1]
+    assert found["selectivity"].tolist() == [0.6] * 3  # test would have chosen the other
 
 
 def test_differences_are_paired_and_hold_together() -> None:
@@ -168,7 +210,7 @@ def test_differences_are_paired_and_hold_together() -> None:
 
 def test_a_variant_that_cannot_reach_a_target_says_so() -> None:
     runs = table_of({"linear_l1": [[1, 1], [1, 1]], "a": [[0, 0], [0, 0]], "b": [[0, 0], [0, 0]]})
-    runs.loc[(runs["variant"] == "a") & (runs["seed"] == 1), "l0"] *= 10  # from 20 to 40
+    runs.loc[(runs["variant"] == "a") & (runs["seed"] == 1), "select_l0"] *= 10  # from 20 to 40
     found = compared(runs, Target("l0", 4), ["selectivity"], ["linear_l1"]).set_index("variant")
     assert (found.loc["a", "seeds"], found.loc["a", "reason"]) == (1, "L0 20 to 4, 1 of 2 seeds")
     assert math.isnan(found.loc["a", "selectivity"])
@@ -213,9 +255,7 @@ def test_references_tell_a_clean_edit_from_a_blunt_one() -> None:
     labels = torch.arange(40) % 4
     activations = torch.eye(4).repeat_interleave(2, dim=1)[labels] + 0.01 * torch.rand(40, 8)
     weight, bias = torch.eye(4).repeat_interleave(2, dim=1), torch.zeros(4)
-    edits = reference_edits(
-        weight, bias, (activations, labels), (activations, labels), torch.linspace(0, 50, 201), "abcd", (0, 1)
-    )
+    edits = reference_edits(weight, bias, *[(activations, labels)] * 3, torch.linspace(0, 50, 201), "abcd", (0, 1))
     found = reference_summary(edits.assign(data="toy")).set_index("reference")
     assert found.loc[ORACLE, "selectivity"] > 0.9
     assert found.loc[ORACLE, "selectivity"] > found.loc[RANDOM, "selectivity"]
@@ -280,6 +320,10 @@ def test_imagenette_must_be_given(tmp_path: Path, capsys: pytest.CaptureFixture[
 SMALL = Plan((Family(("linear_l1", "topk"), "sae.k", (2, 4)),), seeds=(0, 1))
 
 
+#: Of a class that is gone on select.
+LEFT = 0.02
+
+
 class Outputs:
     """Runs on disk, as sweeps leave them, of three classes of which the last has no latent."""
 
@@ -294,7 +338,7 @@ class Outputs:
         save_tensors(artifacts / "classifier" / "c" / "model.safetensors", head)
         (artifacts / "activations" / "a").mkdir(parents=True)
         rows = {"activations": torch.eye(3), "labels": torch.arange(3)}
-        for split in ("train", "val"):
+        for split in ("train", "select", "test"):
             save_tensors(artifacts / "activations" / "a" / f"{split}-00000.safetensors", rows)
         sae = make_sae("linear_l1", 3, 2)
         sae.decoder.data.copy_(torch.tensor([[0.0, 1.0], [0.6, 0.0], [-0.8, 0.0]]))
@@ -305,7 +349,7 @@ class Outputs:
         chosen.astype({"latent": "Int64"}).to_csv(artifacts / "features" / "f" / "selected.csv", index=False)
 
     def add(self, variant: str, k: int, seed: int, fall: float = 0.0, epochs: int = 1) -> None:
-        """A run whose classes fall to 0 at α = 1, where each other class loses ``fall``."""
+        """A run whose classes fall to 0 at α = 1 on select, to ``LEFT`` on test; each other class loses ``fall``."""
         key = f"{self.count:012x}"
         self.count += 1
         run, control = self.sweep / key, self.folder / "artifacts" / "control" / key
@@ -314,19 +358,21 @@ class Outputs:
         sae = {"variant": variant, "k": k, "seed": seed, "epochs": epochs}
         settings = {"data": {"_target_": "salve.data.ConceptsData"}, "sae": sae, "edit": {"alpha": [0, 1]}}
         (run / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-        write_record(run / "metrics.json", {"fve": 0.5 + 0.1 * k, "l0": float(k), "val_accuracy": 1.0})
+        select = {"select_fve": 0.5 + 0.1 * k, "select_l0": float(k)}
+        write_record(run / "metrics.json", {"fve": 0.5 + 0.1 * k, "l0": float(k), **select})
         keys = {"control": key, "classifier": "c", "activations": "a", "sae": "s", "features": "f"}
         write_record(run / "manifest.json", {"artifacts": {kind: {"key": value} for kind, value in keys.items()}})
         self.planned[key] = {"swept": {"sae.seed": seed}}
         write_record(self.sweep / "sweep.json", {"name": "s", "runs": self.planned})
         rows = [
-            {"mode": mode, "target": target, "alpha": alpha, "class": name, "accuracy": accuracy}
+            {"split": split, "mode": mode, "target": target, "alpha": alpha, "class": name, "accuracy": accuracy}
+            for split, left in (("select", 0.0), ("test", LEFT))
             for mode in ("suppress", "enhance")
             for target in "xy"
             for name in "xyz"
-            for alpha, accuracy in ((0, 1.0), (1, 1.0 if mode == "enhance" else 0.0 if name == target else 1 - fall))
+            for alpha, accuracy in ((0, 1.0), (1, 1.0 if mode == "enhance" else left if name == target else 1 - fall))
         ]
-        pd.DataFrame(rows).to_csv(control / "curves.csv", index=False)
+        pd.DataFrame(rows).to_parquet(control / "curves.parquet", index=False)
 
     def add_all(self) -> None:
         for variant in ("linear_l1", "topk"):
@@ -352,7 +398,11 @@ def test_runs_are_read_with_their_edits(outputs: Outputs) -> None:
     drift = 0.95 * 0.141
     assert (row["reached"], row["classes"]) == (2, 3)
     assert row["drift"] == pytest.approx(drift)
-    assert row["selectivity"] == pytest.approx(2 / 3 * (0.95 - drift))  # nothing for the class without a latent
+    taken = 0.95 * (1 - LEFT)
+    assert row["selectivity"] == pytest.approx(2 / 3 * (taken - drift))  # nothing for the class without a latent
+    assert row["select_selectivity"] == pytest.approx(2 / 3 * (0.95 - drift))
+    assert row["after"] == pytest.approx(1 - taken)
+    assert row["worst_loss"] == pytest.approx(drift)
     assert row["fve"] == pytest.approx(0.9)
     edits = found.edits[found.edits["run"] == row["run"]].set_index("class")
     assert edits["reached"].tolist() == [True, True, False]

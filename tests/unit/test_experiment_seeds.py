@@ -25,6 +25,7 @@ from experiments.salve2025.seeds.measures import (
     strengths_of,
     variation,
 )
+from tests.unit.edit_examples import verdict, verdicts
 
 # -- rank correlations, and means over pairs
 
@@ -178,36 +179,43 @@ LATER = [[0.9, 0.8, 0.7], [0.9, 0.8, 0.7], [0.5, 0.8, 0.7], [0.0, 0.8, 0.68]]
 
 
 class OneRun:
-    """An SAE's run of which tench has no latent; golf ball's edit is church's, one class on."""
+    """An SAE's run of which tench has no latent; golf ball's edit is church's, one class on. Test keeps a hundredth of
+    what each edited class had on select."""
 
     def __init__(self, seed: int, church: list[list[float]], flips: list[float], separates: bool = True) -> None:
         self.seed = seed
         self.sae = SimpleNamespace(decoder=torch.from_numpy(_decoders(seed + 1, 5, 4)[-1]).float(), signed=True)
         self.selected = pd.DataFrame({"latent": [seed, 2, None], "sign": [1, -1, None]}, CLASSES, dtype="Int64")
         golf = np.array(church)[:, [1, 0, 2]] * [8 / 9, 9 / 8, 1]
-        self._curves = {"church": np.array(church), "golf ball": golf}
+        self._curves = {("select", "church"): np.array(church), ("select", "golf ball"): golf}
+        for name, own in (("church", 0), ("golf ball", 1)):
+            test = self._curves["select", name].copy()
+            test[1:, own] += 0.01 * test[0, own]
+            self._curves["test", name] = test
+        strict = ["church", "golf ball"] if separates else ["golf ball"]
+        self.verdicts = verdicts(CLASSES, ["church", "golf ball"], strict, ["church", "golf ball"])
+        self.verdict = verdict(1, 2)
         images = {"image": [0, 1, 2, 3, 4], "class": ["church"] * 3 + ["golf ball"] * 2, "flip_exact": flips}
         names = ["church", "golf ball"]
         tables = {
-            "summary control": {"target": names, "separates_strictly": [separates, True]},
             "summary diagnose": {"class": names, "alpha_flip_median": [flips[0], flips[3]]},
             "images diagnose": {**images, "correct": [True, True, True, True, False]},
             "latents features": {"frequency": [0.2, 0.1, 0.3, 0.0]},
         }
         self.found = SimpleNamespace(table=lambda kind, name: pd.DataFrame(tables[f"{name[:-4]} {kind}"]))
 
-    def curves(self, mode: str, target: str) -> tuple[Any, Any]:
+    def curves(self, split: str, mode: str, target: str) -> tuple[Any, Any]:
         assert mode == "suppress"
-        return ALPHAS, self._curves[target]
+        return ALPHAS, self._curves[split, target]
 
 
 def a_study(*runs: OneRun) -> Any:
-    val = SimpleNamespace(
+    test = SimpleNamespace(
         labels=torch.tensor([0, 0, 0, 1, 1, 2]),
         activations=torch.randn(6, 5, generator=torch.Generator().manual_seed(0)),
     )
     head = torch.randn(3, 5, generator=torch.Generator().manual_seed(1)), torch.tensor([0.1, 0.2, -0.3])
-    return SimpleNamespace(ground=GROUNDS["scenes"], classes=CLASSES, runs=runs, val=val, head=head)
+    return SimpleNamespace(ground=GROUNDS["scenes"], classes=CLASSES, runs=runs, test=test, head=head)
 
 
 @pytest.fixture
@@ -226,7 +234,10 @@ def test_a_row_is_an_edit_of_one_sae(study: Any) -> None:
     church = rows[rows["class"] == "church"]
     # 5 % lies 9/10 of the way from 0.5 to 0, which is from α = 1 to 2, or from 2 to 4.
     assert list(church["alpha"]) == pytest.approx([1.9, 3.8, 1.9])
+    assert list(church["after"]) == pytest.approx([0.05 + 0.009] * 3)
+    assert list(church["selectivity"]) == pytest.approx([0.85 - 0.009 - drift for drift in (0.0045, 0.009, 0.0045)])
     assert list(church["separates"]) == [True, True, False]
+    assert list(church["separates_published"]) == [True, True, True]
     assert list(church["alpha_flip"]) == [3, 1, 1]
     assert list(rows["sign"]) == [1, -1] * 3
 
@@ -237,7 +248,7 @@ def test_strengths_are_side_by_side_beside_the_margin(study: Any) -> None:
     assert table[[0, 1, 2]].to_numpy().tolist() == [[3, 1, 1], [2, 2, 2], [1, math.inf, 4], [5, 6, 7]]
     weight, bias = study.head
     for row in table.to_dict("records"):
-        logits = (weight @ study.val.activations[row["image"]] + bias).tolist()
+        logits = (weight @ study.test.activations[row["image"]] + bias).tolist()
         own = logits.pop(CLASSES.index(row["class"]))
         assert row["margin"] == pytest.approx(own - max(logits), abs=1e-5)
 
@@ -260,6 +271,9 @@ def test_claims_are_measured(study: Any) -> None:
     values = {one.claim: one.value for one in found.measured}
     assert values.keys() <= load_claims().keys()
     assert values["seeds.separates"] == pytest.approx(1 / 3)  # golf ball; church does not under the third SAE
+    [separates] = [one for one in found.measured if one.claim == "seeds.separates"]
+    assert separates.published == "2 of 3 classes under all 3 SAEs"
+    assert "under each 1.7 of 3 classes (1 to 2 over 3 SAEs; 1.0 to 2.0 over test images)" in separates.text
     assert values["seeds.strength"] == pytest.approx(np.std([1.9, 3.8, 1.9], ddof=1) / np.mean([1.9, 3.8, 1.9]))
     assert values["seeds.ranks"] == pytest.approx((-1 - 1 + 1) / 3)
     pairs = found.tables["pairs"]

@@ -14,6 +14,7 @@ from experiments.claims import load_claims
 from experiments.grounds import GROUNDS
 from experiments.salve2025.sparsity import DEFAULT, analyse, falling, grid_figure, runs_of, settings_of
 from salve.run.explain import conf_dir
+from tests.unit.edit_examples import verdicts
 
 CLASSES = ["church", "golf ball", "tench"]
 ALPHAS = np.array([0.0, 1, 2, 4])
@@ -23,37 +24,40 @@ CHURCH = [[0.9, 0.8, 0.7], [0.5, 0.8, 0.7], [0.0, 0.8, 0.69], [0.0, 0.8, 0.69]]
 GOLF = [[0.9, 0.8, 0.7], [0.9, 0.4, 0.7], [0.9, 0.0, 0.7], [0.9, 0.0, 0.7]]
 
 
+Curves = dict[str, list[list[float]]]
+
+
 class OneRun:
-    """An SAE's run with curves and metrics that are given."""
+    """An SAE's run with curves and metrics that are given; select has the curves of test unless it is given others."""
 
     def __init__(
-        self, curves: dict[str, list[list[float]]], strict: list[bool], setting: tuple[float, int] = DEFAULT,
-        seed: int = 0, **metrics: Any,
+        self, curves: Curves, strict: list[str], setting: tuple[float, int] = DEFAULT, seed: int = 0,
+        select: Curves | None = None, **metrics: Any,
     ) -> None:  # fmt: skip
         self.seed = seed
         self.settings = {"sae.sparsity": setting[0], "sae.dictionary_size": setting[1], "sae.epochs": 25}
-        self.metrics = {"fve": 0.7, "l0": 9.0, "val_accuracy": 0.8, "downstream_accuracy": None, **metrics}
-        self._curves = curves
+        self.metrics = {"fve": 0.7, "l0": 9.0, "test_accuracy": 0.8, "select_fve": 0.7, "downstream_accuracy": None}
+        self.metrics |= {"select_fve": metrics.get("fve", 0.7), **metrics}
+        self._curves = {"test": curves, "select": curves | (select or {})}
         rows = {
             "latent": [3.0 if name in curves else np.nan for name in CLASSES],
             "share": [0.6 if name in curves else np.nan for name in CLASSES],
         }
         self.selected = pd.DataFrame(rows, index=CLASSES)
-        summary = pd.DataFrame({"target": list(curves), "separates_strictly": strict})
-        self.found = SimpleNamespace(table=lambda kind, name: summary)
+        self.verdicts = verdicts(CLASSES, list(curves), strict)
 
-    def curves(self, mode: str, target: str) -> tuple[Any, Any]:
+    def curves(self, split: str, mode: str, target: str) -> tuple[Any, Any]:
         assert mode == "suppress"
-        return ALPHAS, np.array(self._curves[target])
+        return ALPHAS, np.array(self._curves[split][target])
 
 
 def a_study(*runs: OneRun) -> Any:
-    val = SimpleNamespace(labels=torch.tensor([0] * 20 + [1] * 20 + [2] * 10))
-    return SimpleNamespace(ground=GROUNDS["scenes"], classes=CLASSES, runs=runs, val=val)
+    test = SimpleNamespace(labels=torch.tensor([0] * 20 + [1] * 20 + [2] * 10))
+    return SimpleNamespace(ground=GROUNDS["scenes"], classes=CLASSES, runs=runs, test=test)
 
 
 def test_a_row_averages_the_edits_of_an_sae() -> None:
-    [row] = runs_of(a_study(OneRun({"church": CHURCH, "golf ball": FLAT}, [True, False]))).to_dict("records")
+    [row] = runs_of(a_study(OneRun({"church": CHURCH, "golf ball": FLAT}, ["church"]))).to_dict("records")
     # Of church 5 % lie 9/10 of the way from α = 1 to 2; golf ball is never reached, and tench has no latent.
     assert row["alpha"] == pytest.approx(1.9)
     assert row["drift"] == pytest.approx(0.009 / 2)
@@ -67,14 +71,14 @@ def test_a_row_averages_the_edits_of_an_sae() -> None:
 def test_a_class_that_is_lost_without_an_edit_does_not_count() -> None:
     lost = [[0.9, 0.8, 0.02]] * 4
     curves = {"church": [[0.9, 0.8, 0.02], [0.0, 0.8, 0.02], *lost[2:]], "tench": lost, "golf ball": FLAT}
-    [row] = runs_of(a_study(OneRun(curves, [True, False, False]))).to_dict("records")
+    [row] = runs_of(a_study(OneRun(curves, ["church"]))).to_dict("records")
     assert row["separating"] == pytest.approx(1 / 2)
 
 
 def test_settings_are_means_over_seeds_with_students_interval() -> None:
-    runs = [OneRun({"church": CHURCH}, [True], seed=seed, fve=fve) for seed, fve in enumerate((0.6, 0.7, 0.8))]
+    runs = [OneRun({"church": CHURCH}, ["church"], seed=seed, fve=fve) for seed, fve in enumerate((0.6, 0.7, 0.8))]
     [row] = (
-        settings_of(runs_of(a_study(*runs, OneRun({"church": CHURCH}, [True], (1.0, 64), fve=0.9))))
+        settings_of(runs_of(a_study(*runs, OneRun({"church": CHURCH}, ["church"], (1.0, 64), fve=0.9))))
         .tail(1)
         .to_dict("records")
     )
@@ -94,8 +98,8 @@ def test_steps_are_counted_along_lambda_at_one_size_and_seed() -> None:
 
 
 def test_claims_are_measured() -> None:
-    best = OneRun({"church": CHURCH, "golf ball": GOLF}, [True, True], (1.0, 64), l0=20.0, fve=0.9)
-    good = OneRun({"church": CHURCH}, [True], l0=9.0, fve=0.7)
+    best = OneRun({"church": CHURCH, "golf ball": GOLF}, ["church", "golf ball"], (1.0, 64), l0=20.0, fve=0.9)
+    good = OneRun({"church": CHURCH}, ["church"], l0=9.0, fve=0.7)
     found = analyse([a_study(best, good)])
     values = {one.claim: one.value for one in found.measured}
     assert values.keys() <= load_claims().keys()
@@ -103,13 +107,34 @@ def test_claims_are_measured() -> None:
     assert values["sparsity.plateau"] == 0
     # Golf ball falls by 75 points and takes nothing along; of three classes.
     assert values["sparsity.default"] == pytest.approx(0.75 / 3)
-    every = OneRun({"church": CHURCH, "golf ball": GOLF, "tench": FLAT}, [True] * 3, (1.0, 64))
+    every = OneRun({"church": CHURCH, "golf ball": GOLF, "tench": FLAT}, CLASSES, (1.0, 64))
     values = {one.claim: one.value for one in analyse([a_study(every, good)]).measured}
     assert values["sparsity.plateau"] == 0.5
 
 
+def test_the_best_setting_is_chosen_on_select_and_compared_on_test() -> None:
+    # On select the first SAE takes golf ball, too; on test no strength that is chosen there takes anything.
+    lucky = OneRun({"church": CHURCH, "golf ball": FLAT}, ["church"], (1.0, 64), select={"golf ball": GOLF})
+    good = OneRun({"church": CHURCH}, ["church"])
+    runs = runs_of(a_study(lucky, good)).set_index("size")
+    church = 0.85 - 0.009 / 2
+    assert runs["select_selectivity"].tolist() == pytest.approx([(church + 0.75) / 3, church / 3])
+    assert runs["selectivity"].tolist() == pytest.approx([church / 3, church / 3])
+    found = analyse([a_study(lucky, good)])
+    [default] = [one for one in found.measured if one.claim == "sparsity.default"]
+    assert default.value == pytest.approx(0)
+    assert default.text == "0.0 points below the best of 2 on select images (λ 1, d 64)"
+    # Where test alone has it better than the default, it is not chosen.
+    turned = OneRun(
+        {"church": CHURCH, "golf ball": GOLF}, ["church"], (1.0, 64), select={"golf ball": FLAT, "church": FLAT}
+    )
+    [default] = [one for one in analyse([a_study(turned, good)]).measured if one.claim == "sparsity.default"]
+    assert default.value == 0
+    assert "λ 5, d 256" in default.text
+
+
 def test_without_the_default_it_is_not_judged() -> None:
-    found = analyse([a_study(OneRun({"church": CHURCH}, [True], (1.0, 64)))])
+    found = analyse([a_study(OneRun({"church": CHURCH}, ["church"], (1.0, 64)))])
     assert [one.claim for one in found.measured] == ["sparsity.plateau"]
 
 
@@ -120,7 +145,7 @@ def test_the_default_is_what_the_project_has() -> None:
 
 def test_a_panel_has_a_line_per_size() -> None:
     runs = [
-        OneRun({"church": CHURCH}, [True], (sparsity, size), fve=1 / (sparsity * size))
+        OneRun({"church": CHURCH}, ["church"], (sparsity, size), fve=1 / (sparsity * size))
         for sparsity in (1.0, 5.0)
         for size in (64, 256)
     ]

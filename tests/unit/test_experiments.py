@@ -7,11 +7,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -26,8 +27,10 @@ from experiments.claims import FILE, Claim, Measured, judged, load_claims, toget
 from experiments.experiment import FINDINGS, Experiment, Findings, Picture, carry_out, main, paper_folder
 from experiments.grounds import GROUNDS, Place, add_place, place_of, quoted
 from experiments.page import NotRun, claims_markdown, claims_table, write_page
-from experiments.runs import command
-from salve.artifacts import read_record, read_table
+from experiments.runs import SAERun, command
+from experiments.separation import PUBLISHED, STRICTLY, separation
+from salve.artifacts import Artifact, read_record, read_table
+from salve.editing.verdict import LIMITS
 from salve.run.explain import conf_dir
 from salve.types import UserError
 
@@ -291,7 +294,7 @@ def test_findings_are_written_once(tmp_path: Path, made: list[str]) -> None:
         *("numbers.csv", FINDINGS),
     }
     record = read_record(folder / FINDINGS)
-    assert record["grounds"][0]["images"] == {"train": 3, "val": 2}
+    assert record["grounds"][0]["images"] == {"train": 3, "select": 2, "test": 2}
     assert record["commands"] == ["salve -m <scenes>"]
     assert record["measured"][0]["value"] == 0.95
     assert read_table(folder / "numbers.csv")["x"].tolist() == [1, 2]
@@ -352,11 +355,14 @@ def test_the_entry_point_of_an_experiment(tmp_path: Path, made: list[str], capsy
 # -- the page
 
 
+TWO = {"classes": 2, "seeds": 1}
+
+
 def findings(folder: Path, name: str, **changes: Any) -> None:
     """A folder of findings, as an experiment writes it."""
     record = {
         "title": f"Title of {name} & more", "digest": "", "quick": False, "seconds": 60.0, "commands": ["salve <1>"],
-        "grounds": [{"name": "scenes", "title": "scenes", "images": {"train": 1, "val": 1}, "classes": 2, "seeds": 1}],
+        "grounds": [{"name": "scenes", "title": "scenes", "images": {"train": 1, "select": 2, "test": 3}} | TWO],
         "machine": {"device": "a <machine>", "cores": 2, "torch": "2"}, "paragraph": "First <b>.\n\nSecond.",
         "pictures": [{"name": "p", "caption": '"quoted" & <i>', "size": [10, 10]}], "tables": ["t"],
         "measured": [{"claim": "suppression.separates", "ground": "scenes", "value": 0.6, "text": "6 | 10\nof <them>"}],
@@ -377,6 +383,8 @@ def test_a_page_of_some_experiments_escapes_what_it_shows(tmp_path: Path) -> Non
     assert "no &lt;weights&gt;" in page
     assert 'id="atlas"' not in page
     assert 'class="holds-partly"' in page  # 0.6 of 0.9
+    assert "scenes: 1 train, 2 select, 3 test images, 2 classes" in page
+    assert PUBLISHED not in page  # nothing was found in that sense
     table = read_table(tmp_path / "claims.csv")
     assert table["id"].tolist() == ["suppression.separates"]
     assert table["verdict"].tolist() == ["holds partly"]
@@ -386,6 +394,107 @@ def test_a_page_of_some_experiments_escapes_what_it_shows(tmp_path: Path) -> Non
     assert "| 6 \\| 10 of \\<them> | **◐ partly** | `suppression` |" in line
     assert lines[-1].count(" | ") == lines[0].count(" | ") == 3
     assert "– not measured" in lines[-1]
+
+
+def test_the_published_sense_is_a_column_that_decides_nothing(tmp_path: Path) -> None:
+    measured = [
+        {"claim": "suppression.separates", "ground": ground, "value": 0.6, "text": "6", "published": text}
+        for ground, text in (("scenes", "9 <of> 10"), ("vit", "8 of 10"))
+    ]
+    measured.append({"claim": "suppression.church", "ground": "vit", "value": 0.0, "text": "0 %"})
+    one = {"images": {"train": 1}, "classes": 2, "seeds": 1}
+    findings(
+        tmp_path, "suppression", measured=measured, grounds=[{"name": n, "title": n, **one} for n in ("scenes", "vit")]
+    )
+    page = write_page(tmp_path, [ONE], []).read_text(encoding="utf-8")
+    assert page.count(f"<th>{PUBLISHED}</th>") == 1
+    both = "small ResNet, drawn scenes: 9 &lt;of&gt; 10; ViT-S/14, Imagenette: 8 of 10"
+    assert f'<td class="dim">{both}</td>' in page
+    assert "gains make up for losses" in page
+    table = read_table(tmp_path / "claims.csv").set_index(["id", "ground"])
+    assert table.loc[("suppression.separates", "vit"), "in_the_published_sense"] == "8 of 10"
+    assert set(table.loc["suppression.separates", "verdict"]) == {"holds partly"}  # 0.6, not 0.9
+    lines = (tmp_path / "claims.md").read_text(encoding="utf-8").splitlines()
+    heads = lines[0].strip("| ").split(" | ")
+    cells = {line.strip("| ").split(" | ")[0]: line.strip("| ").split(" | ") for line in lines[2:]}
+    claims = load_claims()
+    at = heads.index(PUBLISHED)
+    assert cells[claims["suppression.separates"].claim][at].endswith("ViT-S/14, Imagenette: 8 of 10")
+    assert cells[claims["suppression.church"].claim][at] == "–"
+    assert {len(row) for row in cells.values()} == {len(heads)}
+
+
+def test_the_words_of_the_claims_are_the_limits_of_the_verdict() -> None:
+    """They stand in YAML, where they cannot be taken from where the limits are."""
+    level, mean, loss = (f"{100 * limit:g}" for limit in asdict(LIMITS).values())
+    sense = load_claims()["suppression.separates"].measure
+    assert f"at {level} % or less" in sense
+    assert f"below {mean} points" in sense
+    assert f"no other class loses more than {loss})" in sense
+    assert load_claims()["suppression.church"].at_most == LIMITS.accuracy
+    for name in ("seeds.separates", "sparsity.plateau", "cifar100.separates"):
+        assert "separate, as in suppression" in load_claims()[name].measure
+    assert (
+        f"less than {mean} points in the mean of absolute values, and no other class loses more than {loss}" in STRICTLY
+    )
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    ["salve2025/suppression", "salve2025/seeds", "salve2025/sparsity", "salve2025/cifar100", "beyond/sae_variants"],
+)
+def test_whoever_reads_every_classs_curve_has_it_written(recipe: str) -> None:
+    read = yaml.safe_load((conf_dir() / "experiment" / f"{recipe}.yaml").read_text(encoding="utf-8"))
+    assert read["edit"]["by_class"] is True
+
+
+# -- what is read of a run
+
+
+def a_run(tmp_path: Path, classes: list[str]) -> SAERun:
+    artifact = Artifact("control", "key", tmp_path, "", reused=True)
+    return SAERun(SimpleNamespace(classes=classes), 0, {}, {}, {"control": artifact})  # type: ignore[arg-type]
+
+
+def test_curves_are_read_by_split(tmp_path: Path) -> None:
+    rows = [
+        {"split": split, "mode": mode, "target": "b", "alpha": alpha, "class": name, "accuracy": accuracy}
+        for split, first in (("select", 0.0), ("test", 10.0))
+        for mode, second in (("suppress", 0.0), ("enhance", 5.0))
+        for alpha in (2.0, 0.0)  # in no order
+        for name, accuracy in (("b", first + second + alpha), ("a", first + 1), ("c", math.nan))
+    ]
+    pd.DataFrame(rows).to_parquet(tmp_path / "curves.parquet", index=False)
+    alphas, accuracy = a_run(tmp_path, ["a", "b", "c"]).curves("test", "enhance", "b")
+    assert alphas.tolist() == [0, 2]
+    assert accuracy[:, :2].tolist() == [[11, 15], [11, 17]]
+    assert np.isnan(accuracy[:, 2]).all()
+    assert a_run(tmp_path, ["a", "b", "c"]).curves("select", "suppress", "b")[1][:, 1].tolist() == [0, 2]
+
+
+def test_a_run_without_every_classs_curve_says_how_to_get_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"make its run again with edit\.by_class=true"):
+        a_run(tmp_path, ["a"]).curves("test", "suppress", "a")
+
+
+def test_a_class_without_a_latent_does_not_separate(tmp_path: Path) -> None:
+    kept = {
+        "target": ["b", "c"],
+        "alpha_used": [2.0, 5.0],
+        "separates": [True, False],
+        "separates_published": [True, True],
+    }
+    pd.DataFrame(kept).to_csv(tmp_path / "summary.csv", index=False)
+    (tmp_path / "verdict.json").write_text('{"separates": 1, "separates_low": 0, "separates_high": 2}')
+    run = a_run(tmp_path, ["a", "b", "c"])
+    assert run.verdicts["separates"].tolist() == [False, True, False]
+    assert run.verdicts["separates_published"].tolist() == [False, True, True]
+    assert math.isnan(run.verdicts.loc["a", "alpha_used"])
+    assert separation([run], 3) == (
+        1 / 3,
+        "1.0 of 3 classes (1 to 1 over 1 SAE; 0.0 to 2.0 over test images)",
+        "2.0 of 3 classes",
+    )
 
 
 def test_a_page_of_nothing(tmp_path: Path) -> None:
@@ -404,7 +513,7 @@ def test_old_findings_do_not_break_the_page(tmp_path: Path) -> None:
     grounds = [{"name": "gone", "title": "Gone", "images": {"train": 1, "val": 1}, "classes": 2, "seeds": 1}]
     findings(tmp_path, "suppression", measured=[old, gone], grounds=grounds)
     page = write_page(tmp_path, [ONE], []).read_text(encoding="utf-8")
-    assert "Gone: 1 train and 1 val images" in page
+    assert "Gone: 1 train, 1 val images, 2 classes" in page
     assert page.count("– not measured") == len(load_claims())
 
 

@@ -1,6 +1,9 @@
 """What a sweep plans: combinations, keys, refusals, groups."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import asdict
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -9,8 +12,8 @@ from omegaconf import DictConfig
 
 from salve.run.explain import conf_dir
 from salve.run.launch import jobs_of
-from salve.run.plan import combinations, plan, run_key
-from salve.run.schema import Config, register, resolve
+from salve.run.plan import NOT_COMPUTED, combinations, is_computed, plan, run_key
+from salve.run.schema import CHOICES, Config, register, resolve
 from salve.types import UserError
 
 
@@ -40,7 +43,9 @@ def test_every_combination_once_in_the_order_of_the_command_line() -> None:
     assert [key for key, _, swept in found[0] if swept] == ["sae.sparsity", "seed"]
 
 
-@pytest.mark.parametrize("axis", ["cluster=local,joblib", "trainer.devices=1,2", "name=a,b", "sae.ensemble=1,8"])
+@pytest.mark.parametrize(
+    "axis", ["cluster=local,joblib", "trainer=cpu,ddp", "trainer.devices=1,2", "name=a,b", "sae.ensemble=1,8"]
+)
 def test_what_computes_nothing_else_cannot_be_swept(axis: str) -> None:
     with pytest.raises(UserError, match=rf"^{axis.partition('=')[0]} cannot be swept: "):
         combined(axis)
@@ -56,8 +61,8 @@ def test_a_key_is_what_is_computed(composed: Callable[[list[str]], DictConfig]) 
         return run_key(resolve(composed(list(overrides))))
 
     first = key()
-    elsewhere = ["output_dir=x", "name=y", "trainer=cpu", "logger=wandb", "cluster=local", "data.num_workers=1"]
-    assert key(*elsewhere, "sae.ensemble=8", "sae.sparsity=5") == first  # 5 is what the file says
+    elsewhere = ["output_dir=x", "name=y", "trainer.accelerator=cpu", "logger=wandb", "cluster=local"]
+    assert key(*elsewhere, "data.num_workers=1", "sae.ensemble=8", "sae.sparsity=5") == first  # 5 is what the file says
     for changed in (
         "sae.sparsity=4",
         "seed=1",
@@ -67,6 +72,73 @@ def test_a_key_is_what_is_computed(composed: Callable[[list[str]], DictConfig]) 
         "backbone=resnet18",
     ):
         assert key(changed) != first
+
+
+def leaves(settings: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+    """Path and value of every single setting; a list and an empty group are one."""
+    for name, value in settings.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value
+
+
+#: Other values of settings whose value does not say of what type they are.
+OTHER: dict[str, Any] = {"sweep.search": None, "data.splits": {"train": "a", "test": "b"}}
+
+
+def another(path: str, value: Any) -> Any:
+    """A value that a setting does not have."""
+    if path in OTHER:
+        return OTHER[path]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    if isinstance(value, str):
+        return next((choice for choice in CHOICES.get(path, (f"{value}x",)) if choice != value), f"{value}x")
+    if isinstance(value, list):
+        return [*value, *value, 1] if value != [] else [1]
+    return {"x": 1} if value == {} else 3
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        *([], ["sae=matryoshka"], ["sae=topk"], ["trainer=ddp"], ["logger=wandb"], ["backbone=vit_b_16"]),
+        *(["data=folder", "data.root=x"], ["data=imagenette"], ["data=cifar100"]),
+    ],
+)
+def test_every_setting_changes_the_key_or_stands_among_those_that_change_nothing(
+    composed: Callable[[list[str]], DictConfig], chosen: list[str]
+) -> None:
+    config = resolve(composed(chosen))
+    before = run_key(config)
+    seen = dict(leaves(asdict(config)))
+    assert {"trainer.precision", "trainer.memory", "seed", "edit.alpha", "sae.k"} <= seen.keys()
+    for path, value in seen.items():
+        other = another(path, value)
+        if other == value:
+            continue
+        changed = deepcopy(config)
+        *groups, name = path.split(".")
+        group: Any = changed
+        for part in groups:
+            group = group[part] if isinstance(group, dict) else getattr(group, part)
+        if isinstance(group, dict):
+            group[name] = other
+        else:
+            setattr(group, name, other)
+        assert (run_key(changed) != before) == is_computed(path), f"{path}={other}"
+
+
+def test_what_changes_nothing_is_a_setting_and_has_a_reason(composed: Callable[[list[str]], DictConfig]) -> None:
+    known = {"cluster", "hydra"}
+    for chosen in ([], ["data=imagenette"]):
+        for path, _ in leaves(asdict(resolve(composed(chosen)))):
+            known |= {path, path.partition(".")[0]}
+    assert NOT_COMPUTED.keys() <= known
+    assert all(len(reason.split()) > 1 for reason in NOT_COMPUTED.values())
 
 
 def test_all_that_is_impossible_is_said_at_once(composed: Callable[[list[str]], DictConfig]) -> None:

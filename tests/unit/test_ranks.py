@@ -20,7 +20,7 @@ from salve.run.ranks import Ranks, _Place, check_ranks, gathered
 from salve.run.schema import TrainerSettings
 from salve.run.trainers import Trainers, _SharedBatchNorm
 from salve.sae.rows import rows_loader
-from salve.stages.job import quiet_lightning
+from salve.stages.training import quiet_lightning
 from salve.types import UserError
 
 TWO = TrainerSettings("cpu", 2, "ddp_spawn", "32-true")
@@ -188,7 +188,7 @@ def test_a_parameter_without_a_gradient_stays_as_it_is(two: Ranks) -> None:
     for ranks, size in ((Ranks("cpu"), 1), (two, 2)):
         torch.manual_seed(1)
         trainers = Trainers("cpu", None, size, "32-true", None, False)
-        states.append(ranks(trained, trainers, Classifier(Forgetful(), 3, 0.1, 0.1), loaders))
+        states.append(ranks(trained, trainers, Classifier(Forgetful(), torch.arange(3), 0.1, 0.1), loaders))
     assert torch.equal(states[1]["forgotten"], torch.ones(3))
     torch.testing.assert_close(states[1], states[0])
 

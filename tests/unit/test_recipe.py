@@ -165,9 +165,9 @@ def test_edits_stack_and_are_undone_apart_in_any_order_to_the_same_bits(
     model = studied(parts, own)
     several = [[Edit(3, 2.0)], [Edit(7, 1.5, "enhance"), Edit(8, 2.5)], [Edit(5, 30.0)]]
     recipes = [make_recipe(model, *parts[1:], edits, "r") for edits in several]
-    left = {}
+    left: dict[frozenset[str], dict[str, tuple[torch.dtype, bytes]]] = {}
     for order in itertools.permutations(range(3)):
-        state, held = own, []
+        state, held = own, list[Recipe]()
         for index in order:
             state = apply_recipe(recipes[index], state, held)
             held.append(recipes[index])

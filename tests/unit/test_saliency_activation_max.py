@@ -145,3 +145,8 @@ def test_bad_settings_are_refused_by_name(change: dict[str, object], message: st
     latents = arguments.pop("latents")
     with pytest.raises(UserError, match=message):
         maximise(MeanColour(), "last", colour_sae([1.0, 0.0, 0.0]), latents, Preprocess(SIZE, None), **arguments)
+
+
+def test_an_sae_of_another_site_is_refused(network: nn.Module) -> None:
+    with pytest.raises(UserError, match=r"SAE reads 16 channels, but the site .* has 32"):
+        maximise(network, "last", make_sae("linear_l1", 16, 4), [0], Preprocess(SIZE, None), size=SIZE, steps=1)

@@ -442,6 +442,12 @@ def test_bad_arguments_are_refused_by_name(change: dict[str, object], message: s
         grad_fam(make_resnet(), arguments.pop("layer"), random_sae("linear_l1", 512), **arguments)
 
 
+@pytest.mark.parametrize("at", [None, "layer4"])
+def test_an_sae_of_another_site_is_refused(at: str | None) -> None:
+    with pytest.raises(UserError, match=r"SAE reads 64 channels, but the site avgpool has 512"):
+        grad_fam(make_resnet(), "last", random_sae("linear_l1", 64), make_images(1), [0], at)
+
+
 def test_tokens_that_are_no_grid_are_refused() -> None:
     # Before the CLS token is put in front there are 16 tokens; without a prefix to strip they would be 4 × 4.
     with pytest.raises(UserError, match=r"15 tokens .* are no grid .* 32 x 32"):

@@ -169,7 +169,7 @@ def test_an_entry_within_an_entry(tmp_path: Path) -> None:
 def test_a_checkpoint_that_lightning_writes(tmp_path: Path) -> None:
     state = {name: tensor.clone() for name, tensor in small().state_dict().items()}
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    trainer.strategy.connect(Classifier(small(), 5, 0.1, 0.1))
+    trainer.strategy.connect(Classifier(small(), torch.arange(5), 0.1, 0.1))
     path = tmp_path / "epoch=3-step=12.ckpt"
     trainer.save_checkpoint(path)
     loaded = load(path)

@@ -39,8 +39,8 @@ def chosen_by(run: SAERun) -> Chosen:
 
 def edits_of(study: Study) -> pd.DataFrame:
     """Every method's edit of every class on a ground: see :func:`compare_methods`."""
-    train, val = study.train, study.val
-    reader = Reader(*study.head, (train.activations, train.labels), (val.activations, val.labels))
+    splits = ((split.activations, split.labels) for split in (study.train, study.select, study.test))
+    reader = Reader(*study.head, *splits)
     return compare_methods(reader, {run.seed: chosen_by(run) for run in study.runs}, study.classes)
 
 
@@ -55,16 +55,16 @@ def analyse(studies: Sequence[Study]) -> Findings:
         summaries.append(summary.assign(ground=ground.title))
         paragraphs.append(f"{ground.title}: {paragraph(summary, found)}")
         measured += measured_of(ground.name, summary)
-    images = " and ".join(f"{len(study.val.labels)} of {study.ground.title}" for study in studies)
+    images = " and ".join(f"{len(study.test.labels)} of {study.ground.title}" for study in studies)
     together = pd.concat(edits, ignore_index=True)
     caption = (
-        f"What it costs the other classes to take one class to {100 * LEVEL:.0f} % of its val images, each method at "
-        "the strength that does so (at the right: how many classes one does). Selectivity: what the class loses less "
-        "the mean absolute change of the others; 0 for a class that no strength takes there. Second column: the gate's "
-        "less the method's. KL: of the others' predictions from those without the edit. Large markers: mean over "
-        f"classes and SAEs, with {100 * CONFIDENCE:.0f} % intervals over SAEs that end where an axis does (of "
-        "differences: paired, and for all methods together; the head's edits need no SAE). Dots: classes. "
-        f"Val images: {images}."
+        "What it costs the other classes to take one class away, on test images, each method at the strength that "
+        f"leaves {100 * LEVEL:.0f} % of the class's select images (at the right: for how many classes there is one, "
+        "and what it leaves of their test images). Selectivity: what the class loses less the mean absolute change of "
+        "the others; 0 for a class that no strength takes there. Second column: the gate's less the method's. KL: of "
+        "the others' predictions from those without the edit. Large markers: mean over classes and SAEs, with "
+        f"{100 * CONFIDENCE:.0f} % intervals over SAEs that end where an axis does (of differences: paired, and for "
+        f"all methods together; the head's edits need no SAE). Dots: classes. Test images: {images}."
     )
     return Findings(
         "\n\n".join([*paragraphs, WHY]),
@@ -110,8 +110,9 @@ def paragraph(summary: pd.DataFrame, edits: pd.DataFrame) -> str:
     verdicts = {name: _verdict(row["ahead"], row["ahead_half"]) for name, row in rivals.iterrows()}
     sentences = [
         f"{_headline(list(verdicts.values()))} (selectivity {_points(gate['selectivity'], gate['selectivity_half'])} "
-        f"points, mean of {plural(gate['classes'], 'class')} and {plural(gate['seeds'], 'SAE')}; the others' accuracy "
-        f"changes by {_points(gate['drift'])} points, {_points(gate['lost'])} of them lost)."
+        f"points, mean of {plural(gate['classes'], 'class')} and {plural(gate['seeds'], 'SAE')}; the strengths chosen "
+        f"leave {_points(gate['after'])} % of a class's test images, and the others' accuracy changes by "
+        f"{_points(gate['drift'])} points, {_points(gate['lost'])} of them lost)."
     ]
     for verdict, words in VERDICTS.items():
         each = [
@@ -129,10 +130,11 @@ def paragraph(summary: pd.DataFrame, edits: pd.DataFrame) -> str:
         f"the others change by {_points(bias['drift'])}, {_points(bias['lost'])} of them lost.",
         f"Along random directions gate, steering and ablation have {_points(chance.min())} to {_points(chance.max())} "
         f"points, and take {random['reached'].min():.1f} to {random['reached'].max():.1f} classes to "
-        f"{100 * LEVEL:.0f} %.",
+        f"{100 * LEVEL:.0f} % of their select images.",
         f"The others' predictions move least under {IN_WORDS.get(kl.idxmin(), kl.idxmin())} (KL {kl.min():.3f} nats; "
         f"gate {gate['kl']:.3f}).",
-        f"To project the latent's direction out, and no more, takes the class there in {100 * alone:.0f} % of edits.",
+        f"The strength that select chooses for directional ablation does no more than project the latent's direction "
+        f"out in {100 * alone:.0f} % of edits.",
     ]
     return " ".join(sentences)
 

@@ -35,7 +35,8 @@ def baselines_figure(edits: pd.DataFrame) -> Figure:
     """A row of panels per ground, a line per method.
 
     Large markers: mean over classes and SAE seeds, with the interval over seeds; dots: each class, mean over seeds. At
-    the right, how many classes the method takes to ``LEVEL``; drift and KL are those of these.
+    the right, for how many classes a strength takes the class to ``LEVEL`` on select, and what it leaves on test; drift
+    and KL are those of these.
 
     Args:
         edits: see :func:`compare_methods`, with ``ground``, its title.
@@ -56,6 +57,7 @@ def baselines_figure(edits: pd.DataFrame) -> Figure:
                 low = half if linear is None else min(half, mean)
                 _draw(axes, place, unit * shown.loc[(ground, name, direction), measure], mean, (low, half), direction)
             text = f"{one['reached']:.3g} of {one['classes']}"
+            text += "" if np.isnan(one["after"]) else f": {100 * one['after']:.1f} %"
             row[-1].text(1.06, place, text, transform=row[-1].get_yaxis_transform(), fontsize=7.5, va="center",
                          color="#5c646d" if direction == "random" else BLACK)  # fmt: skip
         for axes in row:
@@ -63,7 +65,9 @@ def baselines_figure(edits: pd.DataFrame) -> Figure:
             axes.set_ylim(len(lines) - 0.5, -0.5)
             axes.grid(visible=False, axis="y")
         row[0].set_title(ground)
-        row[-1].text(1.06, 1.03, f"taken to\n{100 * LEVEL:.0f} %", transform=row[-1].transAxes, fontsize=7.5)
+        row[-1].text(
+            1.06, 1.03, f"{100 * LEVEL:.0f} % on select:\nleft on test", transform=row[-1].transAxes, fontsize=7.5
+        )
         row[list(PANELS).index("ahead")].axvline(0, color=GREY, linewidth=0.9, zorder=0)
     for at, (measure, (name, unit, linear)) in enumerate(PANELS.items()):
         grid[-1][at].set_xlabel(name)

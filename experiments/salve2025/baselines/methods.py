@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
+from numpy import ndarray
 from torch import Tensor
 from torch.nn import functional as F
 
-from experiments.compare import CONFIDENCE, LEVEL, Interval, matched_edit, t_interval
+from experiments.compare import CONFIDENCE, LEVEL, Interval, edit_at, strength_to, t_interval
 from experiments.sae_variants.references import random_directions
 from salve.editing import ablated_logits, edited_logits, rank_one_logits, rank_one_rows, steered_logits, strength_curves
 from salve.editing.curves import LogitsAt
@@ -24,8 +25,8 @@ from salve.types import Activations, Labels
 COARSE = np.concatenate([[0.0], np.geomspace(1e-3, 1e5, 49)])
 #: Strengths that are tried between the two of these where the class falls to ``LEVEL``.
 FINE = 33
-#: What is compared, besides how many classes are reached.
-MEASURES = ("selectivity", "drift", "lost", "worst", "kl")
+#: What is compared, besides how many classes there is a strength for.
+MEASURES = ("selectivity", "after", "drift", "lost", "worst_loss", "kl")
 
 GATE, STEERING, ABLATION = "gate", "steering", "directional ablation"
 RANK_ONE, BIAS = "rank-one edit", "class bias"
@@ -35,13 +36,15 @@ class Reader(NamedTuple):
     """What an edit of the last site sees of a classifier.
 
     Attributes:
-        weight: ``[C, M]``. bias: ``[C]``. train, val: activations ``[N, M]`` with labels ``[N]``.
+        weight: ``[C, M]``. bias: ``[C]``. train, select, test: activations ``[N, M]`` with labels ``[N]``. train fits
+            an edit, select chooses its strength, test says what it does.
     """
 
     weight: Float[Tensor, "C M"]
     bias: Float[Tensor, " C"]
     train: tuple[Activations, Labels]
-    val: tuple[Activations, Labels]
+    select: tuple[Activations, Labels]
+    test: tuple[Activations, Labels]
 
 
 class Chosen(NamedTuple):
@@ -106,7 +109,8 @@ def methods(reader: Reader) -> list[Method]:
 
 
 def at_matched_effect(reader: Reader, logits_at: LogitsAt | None, own: int) -> dict[str, float]:
-    """An edit of class ``own`` at the strength that takes its val accuracy to ``LEVEL``; None leaves all as it is.
+    """An edit of class ``own`` on test, at the strength that takes its select accuracy to ``LEVEL``; None leaves all as
+    it is.
 
     Returns:
         The fields of ``MatchedEdit`` (``alpha`` is the strength, in the method's own unit), and means over the other
@@ -115,24 +119,28 @@ def at_matched_effect(reader: Reader, logits_at: LogitsAt | None, own: int) -> d
     """
     chosen = logits_at or (lambda block, _: (block @ reader.weight.T + reader.bias)[None])
 
-    def measure(strengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        found = strength_curves(reader.weight, reader.bias, *reader.val, chosen, torch.from_numpy(strengths))
+    def measure(
+        images: tuple[Activations, Labels], strengths: Float[ndarray, " K"]
+    ) -> tuple[Float[ndarray, "K C"], Float[ndarray, "K C"]]:
+        found = strength_curves(reader.weight, reader.bias, *images, chosen, torch.from_numpy(strengths))
         return found[0].numpy(), found[1].numpy()
 
     strengths = COARSE if logits_at else COARSE[:1]
-    accuracy, kl = measure(strengths)
-    down = np.flatnonzero(accuracy[:, own] <= LEVEL)
+    mine = measure(reader.select, strengths)[0][:, own]
+    down = np.flatnonzero(mine <= LEVEL)
     if len(down) and down[0] > 0:
         low, high = COARSE[down[0] - 1 : down[0] + 1].tolist()
         strengths = np.unique(np.append(0.0, np.linspace(low, high, FINE)))
-        accuracy, kl = measure(strengths)
-    edit = matched_edit(strengths, accuracy, own)
+        mine = measure(reader.select, strengths)[0][:, own]
+    alpha = strength_to(strengths, mine)
+    strengths = np.array([0.0, alpha] if math.isfinite(alpha) else [0.0])
+    accuracy, kl = measure(reader.test, strengths)
+    edit = edit_at(strengths, accuracy, own, alpha)
     found = {"lost": math.nan, "kl": math.nan}
     if edit.reached:
         others = [k for k in range(len(reader.weight)) if k != own and not np.isnan(accuracy[0, k])]
-        there = {k: np.interp(edit.alpha, strengths, accuracy[:, k]) for k in others}
-        found["lost"] = float(np.mean([max(0.0, accuracy[0, k] - there[k]) for k in others] or [0.0]))
-        found["kl"] = float(np.mean([np.interp(edit.alpha, strengths, kl[:, k]) for k in others] or [0.0]))
+        found["lost"] = float(np.mean([max(0.0, accuracy[0, k] - accuracy[1, k]) for k in others] or [0.0]))
+        found["kl"] = float(np.mean([kl[1, k] for k in others] or [0.0]))
     return {**edit._asdict(), **found}
 
 
@@ -173,9 +181,10 @@ def summarise(edits: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One row per method and direction: ``method``, ``direction``, ``seeds``, ``classes`` (that have images),
-        ``reached`` (of these, mean over seeds) and each of ``MEASURES`` (all but selectivity of the classes reached);
-        ``ahead``: how far the gate, along latents, is ahead of this method; ``over_random``: how far this method is
-        ahead of itself along random directions. Each has its ``<measure>_half``, NaN where there is one seed only.
+        ``reached`` (of these, mean over seeds: those that some strength takes to ``LEVEL`` on select) and each of
+        ``MEASURES``, on test (all but selectivity of the classes reached); ``ahead``: how far the gate, along latents,
+        is ahead of this method; ``over_random``: how far this method is ahead of itself along random directions. Each
+        has its ``<measure>_half``, NaN where there is one seed only.
     """
     table = edits[edits["selectivity"].notna()]
     by_seed = {

@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from experiments.compare import t_interval
 from experiments.figures import PRINT_WIDTH
 from experiments.salve2025.cifar100.survey import KINDS, Survey
-from experiments.salve2025.suppression import OTHERS, wilson
+from salve.editing.verdict import LIMITS, wilson
 from salve.report.style import (
     BLACK,
     BLUE,
@@ -38,14 +38,14 @@ DIVERGING = LinearSegmentedColormap.from_list("loss and gain", [VERMILLION, "#ed
 @styled
 def classes_figure(found: Survey) -> Figure:
     """A row per class, the most harmful edits first: what its edit costs the others, and how many share its latent."""
-    table = found.table.assign(largest_loss=found.table["largest_loss"].where(found.table["reached"]))
-    harm = table.groupby("class")[["largest_loss", "drift"]].mean()
-    order = list(harm.sort_values(["largest_loss", "drift"], ascending=False, na_position="last").index)
+    table = found.table
+    harm = table.groupby("class")[["worst_loss", "drift"]].mean()
+    order = list(harm.sort_values(["worst_loss", "drift"], ascending=False, na_position="last").index)
     columns = 1 if len(order) <= ONE_COLUMN else 2
     rows = -(-len(order) // columns)
     figure = new_figure(PRINT_WIDTH if columns == 2 else 4.6, 1.0 + 0.148 * rows)
     grid = figure.subplots(1, 2 * columns, sharex=False, squeeze=False, width_ratios=[3, 1.7] * columns)[0]
-    worst, most = max(5.0, 100 * np.nanmax([0, *table["largest_loss"]])), max(1, int(table["companions"].max()))
+    worst, most = max(5.0, 100 * np.nanmax([0, *table["worst_loss"]])), max(1, int(table["companions"].max()))
     for column in range(columns):
         names = order[column * rows : (column + 1) * rows]
         lost, shared = grid[2 * column : 2 * column + 2]
@@ -73,7 +73,7 @@ def classes_figure(found: Survey) -> Figure:
 def _harm(axes: Axes, table: pd.DataFrame, names: list[str], found: Survey) -> None:
     """Losses in points where the class is at 5 %, with the name of who loses most at the right."""
     _dots(axes, table, names, "drift", 100, BLUE)
-    _dots(axes, table, names, "largest_loss", 100, VERMILLION)
+    _dots(axes, table, names, "worst_loss", 100, VERMILLION)
     for row, name in enumerate(names):
         text, sure, kin = _loser(table[table["class"] == name], name, found)
         axes.text(
@@ -88,7 +88,7 @@ def _harm(axes: Axes, table: pd.DataFrame, names: list[str], found: Survey) -> N
 def _loser(own: pd.DataFrame, name: str, found: Survey) -> tuple[str, bool, bool]:
     """Who loses most by a class's edit, in most of the SAEs; whether that is one class, and whether it is a sibling."""
     if not own["reached"].any():
-        return "never at 5 %", False, False
+        return "no strength", False, False
     losers = own["loses_most"][own["reached"]].where(own["lose_as_much"] <= 1, "several").mode()[0]
     if losers in ("", "several"):
         return losers or "none", False, False
@@ -119,7 +119,7 @@ def drift_figure(found: Survey) -> Figure:
     figure = new_figure(4.6 if few else 6.6, 3.1 if few else 4.75)
     axes = figure.subplots()
     axes.set_facecolor("#d9dde1")
-    norm = SymLogNorm(100 * OTHERS, linscale=0.6, vmin=-100, vmax=100)  # the same in all figures
+    norm = SymLogNorm(100 * LIMITS.others_mean_change, linscale=0.6, vmin=-100, vmax=100)  # the same in all figures
     image = axes.imshow(mean, cmap=DIVERGING, norm=norm, interpolation="nearest", aspect="equal")
     if groups:
         blocks, size = np.unique(names[order], return_counts=True)
@@ -223,7 +223,8 @@ def _kinship(axes: Axes, surveys: Sequence[Survey]) -> None:
     for place, (one, colour) in enumerate(zip(surveys, COLOURS, strict=False)):
         share, edits = one.summary["sibling_share"].mean(), one.summary["sibling_edits"].mean()
         if not np.isnan(share):
-            low, high = wilson(np.array([share]), max(1, round(edits)))
+            count = np.array([max(1.0, edits)])
+            low, high = wilson(share * count, count)
             error = [np.maximum(share - low, 0), np.maximum(high - share, 0)]
             axes.bar(place, share, width=0.6, color=colour, yerr=error, ecolor=BLACK, capsize=2)
             axes.hlines(one.summary["sibling_chance"].mean(), place - 0.45, place + 0.45, **dashed)

@@ -10,6 +10,7 @@ from experiments.experiment import Findings, Picture
 from experiments.runs import Study
 from experiments.salve2025.cifar100.figures import classes_figure, drift_figure, sharing_figure
 from experiments.salve2025.cifar100.survey import Survey, survey
+from salve.editing.verdict import LIMITS
 from salve.report.text import number, percent, plural, points
 
 #: The ground that the claims are about.
@@ -51,13 +52,7 @@ def _measured(surveys: Sequence[Survey]) -> list[Measured]:
     for one in surveys:
         if one.ground.name != MANY:
             continue
-        separate = one.summary["separates"]
-        counts = (separate * len(one.classes)).round().astype(int)
-        text = (
-            f"{counts.mean():.1f} of {len(one.classes)} classes ({counts.min()} to {counts.max()} over "
-            f"{plural(len(counts), 'SAE')})"
-        )
-        found.append(Measured(f"{MANY}.separates", MANY, float(separate.mean()), text))
+        found.append(Measured(f"{MANY}.separates", MANY, *one.separates))
         fewer, share = _fewer(surveys), one.summary["with_companion"].mean()
         beside, compared = math.nan, "no ground with fewer classes beside it"
         if fewer:
@@ -71,16 +66,17 @@ def _measured(surveys: Sequence[Survey]) -> list[Measured]:
 def _paragraph(one: Survey) -> str:
     mean = one.summary.mean(numeric_only=True)
     text = (
-        f"{one.ground.title}: {mean['separates'] * len(one.classes):.1f} of {len(one.classes)} classes separate in the "
-        f"mean of {plural(len(one.summary), 'SAE')} with {mean['dictionary_size']:.0f} latents; one latent takes its "
-        f"class to 5 % in {percent(mean['reached'], 0)} of the edits. There the others change by "
-        f"{points(mean['drift'], signed=False)} points in the mean of absolute values, the one that changes most by "
-        f"{points(mean['worst'], signed=False)}, and {number(mean['falls'], 2)} other classes lose half of their "
-        f"accuracy or more. {percent(mean['with_companion'], 0)} of the classes have a companion, which is a class at "
-        f"least half as strong on the latent they are edited through ({number(mean['companions'], 2)} companions in "
-        f"the mean); {percent(mean['not_alone'], 0)} are edited through a latent that was chosen for another class, "
-        f"too. Their latents are {percent(mean['class-defining'], 0)} class-defining, "
-        f"{percent(mean['cross-class'], 0)} cross-class and {percent(mean['diffuse'], 0)} diffuse."
+        f"{one.ground.title}: {one.separates.text} separate, with {mean['dictionary_size']:.0f} latents; in the "
+        f"published sense {one.separates.published}. For {percent(mean['reached'], 0)} of the edits there is a "
+        f"strength that takes the class to 5 % of its select images. It leaves {percent(mean['after'])} of the test "
+        f"images; there the others change by {points(mean['drift'], signed=False)} points in the mean of absolute "
+        f"values, the one that loses most loses {points(mean['worst_loss'], signed=False)}, and "
+        f"{number(mean['falls'], 2)} other classes lose half of their accuracy or more. "
+        f"{percent(mean['with_companion'], 0)} of the classes have a companion, which is a class at least half as "
+        f"strong on the latent they are edited through ({number(mean['companions'], 2)} companions in the mean); "
+        f"{percent(mean['not_alone'], 0)} are edited through a latent that was chosen for another class, too. Their "
+        f"latents are {percent(mean['class-defining'], 0)} class-defining, {percent(mean['cross-class'], 0)} "
+        f"cross-class and {percent(mean['diffuse'], 0)} diffuse."
     )
     if math.isnan(mean["sibling_share"]):
         return text
@@ -100,7 +96,8 @@ def _comparison(many: Survey, fewer: Survey) -> str:
         f"{len(many.classes)} classes {verb} {len(fewer.classes)}: {percent(more, 0)} of them have a companion, "
         f"against {percent(less, 0)}. Whether a class separates says less with many classes: one that is lost beside "
         f"the edited one moves the others' mean by {one_of_many:.1f} points at most, by {one_of_few:.1f} with "
-        f"{len(fewer.classes)} classes: the class that changes most is what to look at."
+        f"{len(fewer.classes)} classes. That is why no class may lose more than "
+        f"{points(LIMITS.others_worst_loss, signed=False)} points."
     )
 
 
@@ -117,10 +114,10 @@ def _sharing_caption(surveys: Sequence[Survey]) -> str:
 
 def _classes_caption(one: Survey) -> str:
     text = (
-        f"{one.ground.title}, {one.images} val images: each class edited through its latent, where it is at 5 % "
-        "accuracy; the most harmful edits first. Left: what the class that loses most loses (its name at the right), "
-        "and the mean absolute change of all others. Right: companions, which are classes at least half as strong on "
-        f"the latent. Dots: mean of {plural(len(one.summary), 'SAE')}, bars: their range."
+        f"{one.ground.title}, {one.images} test images: each class edited through its latent, where it is at 5 % of "
+        "its select images; the most harmful edits first. Left: what the class that loses most loses (its name at the "
+        "right), and the mean absolute change of all others. Right: companions, which are classes at least half as "
+        f"strong on the latent. Dots: mean of {plural(len(one.summary), 'SAE')}, bars: their range."
     )
     return text + (" Bold: of the same superclass." if one.groups else "")
 
@@ -128,7 +125,7 @@ def _classes_caption(one: Survey) -> str:
 def _drift_caption(one: Survey) -> str:
     order = ", by superclass" if one.groups else ""
     return (
-        f"{one.ground.title}, {one.images} val images: what editing a class (row) to 5 % accuracy does to every other "
-        f"class (column){order}; mean of {plural(len(one.summary), 'SAE')}. Grey: the class itself, and edits that do "
-        "not take their class there."
+        f"{one.ground.title}, {one.images} test images: what editing a class (row) to 5 % of its select images does to "
+        f"every other class (column){order}; mean of {plural(len(one.summary), 'SAE')}. Grey: the class itself, and "
+        "edits that do not take their class there."
     )

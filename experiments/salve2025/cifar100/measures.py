@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
-from experiments.compare import LEVEL, MatchedEdit, matched_edit
+from experiments.compare import MatchedEdit, accuracy_at, matched_edit
 
 #: A class is a companion on another's latent if its mean there is at least this part of that class's.
 COMPANION = 0.5
@@ -44,22 +44,22 @@ def jaccard(has: Bool[ndarray, "C d"]) -> Float[ndarray, "C C"]:
 
 
 class Effect(NamedTuple):
-    """One class's edit where the class is at ``LEVEL``: its cost, and the change ``[C]`` of every class's accuracy
-    there, NaN where no strength takes it there."""
+    """One class's edit where the class is at ``LEVEL`` on select: its cost on test, and the change ``[C]`` of every
+    class's test accuracy there, NaN where no strength takes it there."""
 
     edit: MatchedEdit
     change: Float[ndarray, " C"]
 
 
-def effect(alphas: Float[ndarray, " K"], accuracy: Float[ndarray, "K C"], own: int) -> Effect:
+def effect(
+    alphas: Float[ndarray, " K"], select: Float[ndarray, "K C"], test: Float[ndarray, "K C"], own: int
+) -> Effect:
     """The edit of class ``own`` at its matched strength, linear between the strengths of the grid; see
     :func:`experiments.compare.matched_edit`."""
-    edit = matched_edit(alphas, accuracy, own)
+    edit = matched_edit(alphas, select, test, own)
     if not edit.reached:
-        return Effect(edit, np.full(accuracy.shape[1], np.nan))
-    at = int(np.flatnonzero(accuracy[:, own] <= LEVEL)[0])  # not 0: the edit is one that takes the class there
-    share = (edit.alpha - alphas[at - 1]) / (alphas[at] - alphas[at - 1])
-    return Effect(edit, (1 - share) * accuracy[at - 1] + share * accuracy[at] - accuracy[0])
+        return Effect(edit, np.full(test.shape[1], np.nan))
+    return Effect(edit, accuracy_at(alphas, test, edit.alpha) - test[0])
 
 
 def falling(change: Float[ndarray, "C C"], before: Float[ndarray, " C"]) -> Bool[ndarray, "C C"]:

@@ -11,9 +11,9 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 
 from experiments.grounds import Ground
-from experiments.runs import SAERun, Study
+from experiments.runs import SPLITS, SAERun, Study
 from experiments.salve2025.cifar100 import measures
-from experiments.salve2025.suppression import separates
+from experiments.separation import Separation, separation
 from salve.data.cifar100 import Cifar100Data
 from salve.features import shares
 
@@ -25,10 +25,11 @@ class Survey:
     """What was found on a ground.
 
     Attributes:
-        classes: names. groups: the superclass of each, where the data know one. images: in the val split.
+        classes: names. groups: the superclass of each, where the data know one. images: in the test split.
         table: a row for each SAE and class, see :func:`_rows`.
-        change: by SAE, edited class and other class, the change of accuracy where the edited class is at ``LEVEL``; NaN
-            where it cannot be taken there. overlap: of two classes' dominant latents. companion: see
+        separates: how many classes do.
+        change: by SAE, edited class and other class, the change of test accuracy where the edited class is at ``LEVEL``
+            on select; NaN where it cannot be taken there. overlap: of two classes' dominant latents. companion: see
             :func:`.measures.companions`. falls: see :func:`.measures.falling`.
         usage: a row for each SAE, what its latents are.
     """
@@ -38,6 +39,7 @@ class Survey:
     groups: tuple[str, ...] | None
     images: int
     table: pd.DataFrame
+    separates: Separation
     change: Float[ndarray, "S C C"]
     overlap: Float[ndarray, "S C C"]
     companion: Bool[ndarray, "S C C"]
@@ -63,9 +65,13 @@ class Survey:
             pairs = ~np.eye(len(self.classes), dtype=bool)
             row = {
                 **{"ground": self.ground.name, "seed": seed, "classes": len(own)},
-                "separates": own["separates"].mean(),
+                **{sense: own[sense].mean() for sense in ("separates", "separates_published")},
                 **{"reached": own["reached"].mean(), "alpha": reached["alpha"].median()},
-                **{"drift": reached["drift"].mean(), "worst": reached["worst"].mean()},
+                **{
+                    "after": reached["after"].mean(),
+                    "drift": reached["drift"].mean(),
+                    "worst_loss": reached["worst_loss"].mean(),
+                },
                 "falls": reached["falls"].mean(),
                 "with_companion": (own["companions"] > 0).mean(),
                 "companions": own["companions"].mean(),
@@ -113,8 +119,9 @@ def survey(study: Study) -> Survey:
         study.ground,
         study.classes,
         groups,
-        len(study.val.labels),
+        len(study.test.labels),
         pd.concat([one["rows"] for one in found], ignore_index=True).assign(ground=study.ground.name),
+        separation(study.runs, len(study.classes)),
         **{name: np.stack([one[name] for one in found]) for name in ("change", "overlap", "companion", "falls")},
         usage=pd.DataFrame([one["usage"] for one in found]),
     )
@@ -126,12 +133,11 @@ def _read(run: SAERun, classes: list[str], groups: tuple[str, ...] | None) -> di
     latents = selected["latent"].fillna(-1).astype(int).to_numpy()
     means = run.found.tensors("features", "class_means.safetensors")["class_means"]
     effects: dict[int, measures.Effect] = {}
-    apart = np.zeros(len(classes), dtype=bool)
     before = np.full(len(classes), np.nan)
     for own in np.flatnonzero(latents >= 0).tolist():
-        alphas, accuracy = run.curves("suppress", classes[own])
-        effects[own], apart[own] = measures.effect(alphas, accuracy, own), separates(accuracy, own)
-        before = accuracy[0]
+        (alphas, select), (_, test) = (run.curves(split, "suppress", classes[own]) for split in SPLITS)
+        effects[own] = measures.effect(alphas, select, test, own)
+        before = test[0]
     change = np.stack(
         [effects[k].change if k in effects else np.full(len(classes), np.nan) for k in range(len(classes))]
     )
@@ -149,17 +155,15 @@ def _read(run: SAERun, classes: list[str], groups: tuple[str, ...] | None) -> di
         "class": classes,
         "superclass": groups or "",
         **{name: selected[name].to_numpy() for name in ("latent", "sign", "kind", "share")},
-        "separates": apart,
+        **{sense: run.verdicts[sense].to_numpy(bool) for sense in ("separates", "separates_published")},
         "companions": matrices["companion"].sum(axis=1),
         "chosen_by": measures.chosen_by(latents),
         "falls": matrices["falls"].sum(axis=1),
-        "accuracy": before,
     }
     most = measures.loses_most(change)
     losing = zip(most.argmax(axis=1).tolist(), np.any(most, axis=1).tolist(), strict=True)
     columns["loses_most"] = [classes[k] if some else "" for k, some in losing]
     columns["lose_as_much"] = most.sum(axis=1)
-    columns["largest_loss"] = np.where(most, -change, 0.0).max(axis=1)
     edits = pd.DataFrame([effects[k].edit for k in effects], index=list(effects))
     flips = run.found.table("diagnose", "summary.csv").set_index("class").reindex(classes)
     columns |= {name: flips[name].to_numpy() for name in ("alpha_flip_median", "alpha_flip_infinite")}

@@ -71,7 +71,7 @@ def analyse(studies: Sequence[Study]) -> Findings:
     for one in found:
         ground = one.study.ground
         caption = (
-            f"{ground.title}: share of a class's rightly classified val images that have given way when its latent is "
+            f"{ground.title}: share of a class's rightly classified test images that have given way when its latent is "
             f"suppressed, from the most fragile class to the most robust; mean and range over {len(one.study.runs)} "
             "SAEs. Lines: distributions of critical strengths. Dots: images that the edited head, on captured "
             "activations, no longer assigns to their class."
@@ -80,7 +80,7 @@ def analyse(studies: Sequence[Study]) -> Findings:
     grounds = [study.ground for study in studies]
     first = pd.concat([one.first for one in found], ignore_index=True)
     seeds = ", ".join(dict.fromkeys(str(study.runs[0].seed) for study in studies))
-    of = f"Rightly classified val images, SAE {seeds}"
+    of = f"Rightly classified test images, SAE {seeds}"
     caption = (
         f"{of}. Left: the published approximation of α_logit against the exact value. Middle: its error against "
         "how far channels have closed (from 1 on some are), with the number of images at each error. Right: where the "
@@ -135,7 +135,7 @@ def _strengths(found: Ground) -> str:
     earlier = float((images["flip_exact"] < images["logit_exact"]).mean())
     positive, others = (percent(_never(found, sign)) for sign in (True, False))
     return (
-        f"{study.ground.title} ({plural(len(study.runs), 'SAE')}; {len(found.first)} rightly classified val images): "
+        f"{study.ground.title} ({plural(len(study.runs), 'SAE')}; {len(found.first)} rightly classified test images): "
         f"half of the images lose their prediction up to α_flip = {flip.mean():.2g}{_span(flip)} and have their logit "
         f"at zero up to α_logit = {logit.mean():.2g}{_span(logit)}. {percent(earlier)} lose the prediction first; "
         f"{percent(never['flip'])} never lose it. The logit of {percent(never['logit'])} never reaches zero: with all "

@@ -53,7 +53,7 @@ def tried(study: Study, run: SAERun, images: pd.DataFrame) -> pd.DataFrame:
         holds at the one and not at the other.
     """
     model, site = study.job.model(run.artifacts["classifier"])
-    data = study.job.data.dataset("val")
+    data = study.job.data.dataset("test")
     found = []
     for name, rows in images[images["correct"]].groupby("class", sort=False):
         vector, label = contribution_of(run, str(name)), study.classes.index(str(name))

@@ -19,12 +19,12 @@ def contribution_of(run: SAERun, name: str) -> Tensor:
 
 
 def rows_of(study: Study, run: SAERun) -> pd.DataFrame:
-    """One row per val image of a class that has a latent: ``images.csv`` of stage ``diagnose``, and the fields of
+    """One row per test image of a class that has a latent: ``images.csv`` of stage ``diagnose``, and the fields of
     :class:`experiments.salve2025.critical.measures.Closing` for α_logit."""
     weight, _ = study.head
     parts = []
     for name, images in run.found.table("diagnose", "images.csv").groupby("class", sort=False):
-        activations = study.val.activations[images["image"].tolist()].double()
+        activations = study.test.activations[images["image"].tolist()].double()
         own = weight[study.classes.index(str(name))].double()
         exact = torch.tensor(images["logit_exact"].to_numpy(float))
         why = closing(activations, own, contribution_of(run, str(name)).double().abs(), exact)
@@ -40,7 +40,7 @@ def solved(study: Study, run: SAERun, images: pd.DataFrame) -> pd.DataFrame:
     parts = []
     for name, rows in images.groupby("class", sort=False):
         at, vector = rows["image"].tolist(), contribution_of(run, str(name))
-        activations, labels = study.val.activations[at], study.val.labels[at]
+        activations, labels = study.test.activations[at], study.test.labels[at]
         columns = {
             f"{criterion}_numerical": numerical(weight, bias, activations, vector, labels, criterion).numpy()
             for criterion in ("logit", "flip")
@@ -59,8 +59,8 @@ def shares_of(study: Study, run: SAERun, images: pd.DataFrame) -> pd.DataFrame:
     parts = []
     for name, rows in images[images["correct"]].groupby("class", sort=False):
         at = rows["image"].tolist()
-        labels = study.val.labels[at]
-        logits = edited_logits(weight, bias, study.val.activations[at], contribution_of(run, str(name)), alphas)
+        labels = study.test.labels[at]
+        logits = edited_logits(weight, bias, study.test.activations[at], contribution_of(run, str(name)), alphas)
         lost = (logits.argmax(dim=2) != labels).double().mean(dim=1).numpy()
         columns = {method: given_way(rows[method], alphas) for method in METHODS}
         parts.append(pd.DataFrame({"class": name, "alpha": alphas, **columns, "predicted": lost}))

@@ -35,7 +35,7 @@ def analyse(studies: Sequence[Study]) -> Findings:
         readings, cases = cases_of(study)
         saes, latents = sae_table(readings, cases), latent_table(readings)
         classes, tower = class_table(cases), tower_table(study, readings, cases)
-        shown = telling(study, cases)
+        shown = telling(cases)
         if shown:
             pictures |= _pictures(study, shown, tables["images"])
         tables["saes"].append(saes)
@@ -50,7 +50,8 @@ def analyse(studies: Sequence[Study]) -> Findings:
         "Left: latents of each SAE (dots; bars: means) that two classes hold by share (τ/2 each), of these those that "
         "count for both (no smaller than the class's average latent), and of these those under which no other class "
         f"falls. Right: share of latents under which two or more classes lose {100 * FALL:.0f} points or more where "
-        "the first of their classes is at 5 %, by kind; mean and 95 % interval over SAEs. Val images."
+        "the first of their classes is at 5 %, by kind; mean and 95 % interval over SAEs. Strengths "
+        "are chosen on select images, changes are those of test images."
     )
     pictures = {"counts": Picture(counts_figure(found["saes"], found["latents"]), caption), **pictures}
     return Findings(
@@ -62,16 +63,16 @@ def _pictures(study: Study, shown: Sequence[Case], images: list[pd.DataFrame]) -
     title, ground = study.ground.title, study.ground.name
     figure, table = images_figure(study, shown)
     images.append(table)
-    chosen = f"{plural(len(shown), 'shared latent')}, chosen on the train split"
+    chosen = f"{plural(len(shown), 'shared latent')}, chosen on select images"
     roles = (
         f"{title}: {chosen}. Left: class means with 95 % intervals; hatched: classes that depend on the latent. "
-        f"Middle: change of accuracy on {len(study.val.labels)} val images where the first of these classes is at 5 %, "
-        "with 95 % intervals; the black tick is the mean change when another class's own latents are suppressed as "
-        "far. Right: accuracy by strength; dotted: the strength of the middle panel."
+        f"Middle: change of accuracy on {len(study.test.labels)} test images where the first of these classes is at 5 "
+        "% of its select images, with 95 % intervals; the black tick is the mean change when another class's own "
+        "latents are suppressed as far. Right: accuracy by strength; dotted: the strength of the middle panel."
     )
     look = (
         f"{title}: where the same latents look (Grad-FAM; bright is where the latent's value comes from, each map by "
-        "its own maximum; below, the value). Classes that depend on it: the val images with the largest values. A "
+        "its own maximum; below, the value). Classes that depend on it: the test images with the largest values. A "
         "class that rises: images that it gains, which were taken for a class that depends on the latent; where their "
         "value is near zero, the edit reaches them through the channels that it closes, not through the latent."
     )
@@ -96,8 +97,8 @@ def _shared_text(study: Study, saes: pd.DataFrame, latents: pd.DataFrame) -> str
     text = (
         f"{study.ground.title}: in the sparsest SAEs ({_setting(main)}; {len(main)} of {len(saes)}) "
         f"{main['by_share'].mean():.1f} latents per SAE are cross-class by share, {main['shared'].mean():.1f} of them "
-        f"also count for both classes and take one of them to 5 %, and {main['clean'].mean():.1f} do so without "
-        "dragging along a class that does not depend on them."
+        f"also count for both classes and take one of them to 5 % of its select images, and {main['clean'].mean():.1f} "
+        "do so without dragging along a class that does not depend on them."
     )
     others = saes.drop(main.index)
     if len(others):

@@ -5,12 +5,12 @@ Axes: ``N`` images, ``M`` width, ``d`` latents, ``C`` classes, ``K`` strengths.
 
 import math
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from numpy import ndarray
 from torch import Tensor
 
+from experiments.compare import strength_to
 from salve.features import kinds, shares
 from salve.types import Activations, Contribution, Labels
 
@@ -63,27 +63,11 @@ def own_margins(logits: Float[Tensor, "N C"], labels: Labels) -> Float[Tensor, "
     return logits.gather(1, labels[:, None])[:, 0] - rest
 
 
-def crossing(alphas: Float[ndarray, " K"], accuracy: Float[ndarray, " K"], level: float) -> float:
-    """The smallest strength at which a curve is at a level or below, linear between strengths.
-
-    Returns:
-        ``inf`` if it never is; NaN for a curve that is there from the beginning, or is not known.
-    """
-    if not accuracy[0] > level:
-        return math.nan
-    below = np.flatnonzero(accuracy <= level)
-    if not len(below):
-        return math.inf
-    at = int(below[0])
-    share = (accuracy[at - 1] - level) / (accuracy[at - 1] - accuracy[at])
-    return float(alphas[at - 1] + share * (alphas[at] - alphas[at - 1]))
-
-
 def first_crossing(
     alphas: Float[ndarray, " K"], accuracy: Float[ndarray, "K C"], classes: list[int], level: float
 ) -> float:
-    """The smallest :func:`crossing` of some classes' curves; ``inf`` if none of them gets there."""
-    found = [crossing(alphas, accuracy[:, k], level) for k in classes]
+    """The smallest :func:`experiments.compare.strength_to` of some classes; ``inf`` if none of them gets there."""
+    found = [strength_to(alphas, accuracy[:, k], level) for k in classes]
     return min((alpha for alpha in found if not math.isnan(alpha)), default=math.inf)
 
 

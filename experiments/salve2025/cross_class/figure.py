@@ -193,7 +193,7 @@ def _changes(axes: Axes, case: Case, classes: Sequence[int]) -> None:
             )
     axes.axvline(0, color=BLACK, linewidth=0.6)
     axes.set_xlim(-1.0, 0.3)
-    axes.set_xlabel("accuracy change (val), points", fontsize=7.5)
+    axes.set_xlabel("accuracy change (test), points", fontsize=7.5)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: plain_number(100 * share)))
     axes.set_yticks(range(len(classes)), [])
     axes.set_ylim(len(classes) - 0.5, -0.5)
@@ -202,7 +202,7 @@ def _changes(axes: Axes, case: Case, classes: Sequence[int]) -> None:
 
 
 def _curves(axes: Axes, case: Case) -> None:
-    curve, end = case.reading.curves[case.shared.latent], min(2.5 * case.shared.alpha, ALPHAS[-1])
+    curve, end = case.reading.curves["test"][case.shared.latent], min(2.5 * case.shared.alpha, ALPHAS[-1])
     order = sorted(range(curve.shape[1]), key=lambda k: case.roles.roles[k] != NONE)
     for k in order:
         kind = case.roles.roles[k]
@@ -213,5 +213,5 @@ def _curves(axes: Axes, case: Case) -> None:
     axes.set_xlim(0, end)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_xlabel("strength α", fontsize=7.5)
-    axes.set_ylabel("accuracy (val)", fontsize=7.5)
+    axes.set_ylabel("accuracy (test)", fontsize=7.5)
     axes.tick_params(labelsize=7.2)

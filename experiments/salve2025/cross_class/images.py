@@ -25,7 +25,7 @@ IMAGES = 3
 
 
 class Strip(NamedTuple):
-    """Images of one class: ``images`` are their places in val, ``sign`` is the latent's in which the maps look; they
+    """Images of one class: ``images`` are their places in test, ``sign`` is the latent's in which the maps look; they
     are the class's strongest, or those that it has ``gained``."""
 
     title: str
@@ -39,19 +39,19 @@ def strips_of(case: Case) -> list[Strip]:
     """Of the classes that depend most on the latent, the images in which it is strongest; of the class that rises most,
     the images that it gains, by how much."""
     study, shared, roles = case.reading.study, case.shared, case.roles
-    values = case.reading.run.sae.encode(study.val.activations)[:, shared.latent]
+    values = case.reading.run.sae.encode(study.test.activations)[:, shared.latent]
     found = []
-    seen = set(study.val.labels.tolist())
+    seen = set(study.test.labels.tolist())
     dependent = sorted((k for k in shared.classes if k in seen), key=lambda k: roles.roles[k] != FALLS)
     shown = [*dependent[:1], *sorted(dependent[1:], key=lambda k: roles.roles[k] not in (REDUNDANT, STAYS))[:1]]
     for k in shown:
         sign = -1 if float(case.reading.means[k, shared.latent]) < 0 else 1
-        mine = (study.val.labels == k).nonzero()[:, 0]
+        mine = (study.test.labels == k).nonzero()[:, 0]
         top = mine[(sign * values[mine]).argsort(descending=True)[:IMAGES]].tolist()
         text = f"{label(study.classes[k], 18)} {roles.roles[k]} ({100 * roles.change.mean[k]:+.0f})"
         found.append(Strip(text.replace("-", "−"), COLOURS[roles.roles[k]], top, sign, False))
     for k in [k for k in case.classes(RISES) if k not in shown][:1]:
-        gained = (study.val.labels == k) & (roles.before != k) & (roles.after == k)
+        gained = (study.test.labels == k) & (roles.before != k) & (roles.after == k)
         taken = torch.isin(roles.before, torch.tensor(shared.classes))
         from_them = (gained & taken).nonzero()[:, 0]
         top = from_them[roles.gain[from_them].argsort(descending=True)[:IMAGES]].tolist()
@@ -64,7 +64,7 @@ def strips_of(case: Case) -> list[Strip]:
 def maps_of(case: Case, strip: Strip) -> tuple[NDArray[np.uint8], NDArray[np.floating], list[float]]:
     """Images ``[n, 3, S, S]``, their Grad-FAM maps ``[n, S, S]`` of the latent, and its values."""
     study, run = case.reading.study, case.reading.run
-    job, dataset = study.job, study.job.data.dataset("val")
+    job, dataset = study.job, study.job.data.dataset("test")
     model, site = job.model(run.artifacts["classifier"])
     pictures = torch.stack([dataset[i][0] for i in strip.images])
     sae = run.sae.to(job.device)
@@ -73,7 +73,7 @@ def maps_of(case: Case, strip: Strip) -> tuple[NDArray[np.uint8], NDArray[np.flo
     sae.cpu()
     assert job.data.preprocess is not None
     shown: Tensor = job.data.preprocess.denormalise(pictures)
-    values = sae.encode(study.val.activations[strip.images])[:, case.shared.latent].tolist()
+    values = sae.encode(study.test.activations[strip.images])[:, case.shared.latent].tolist()
     return (255 * shown).round().to(torch.uint8).numpy(), maps[:, 0].cpu().numpy(), values
 
 
@@ -106,7 +106,7 @@ def images_figure(study: Study, cases: Sequence[Case]) -> tuple[Figure, pd.DataF
                     note += f"\n{label(before, 11)}"
                 figure.text((left + (column + 0.5) * cell) / PRINT_WIDTH, (top - 0.40 - 2 * cell) / height, note,
                             fontsize=7, ha="center", va="top")  # fmt: skip
-                own, after = int(study.val.labels[index]), int(case.roles.after[index])
+                own, after = int(study.test.labels[index]), int(case.roles.after[index])
                 rows.append(
                     {
                         **{"ground": study.ground.name, "latent": case.title, "image": index, "value": values[column]},

@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 from scipy import stats  # type: ignore[import-untyped]
 from torch import Tensor
 
-from experiments.compare import CONFIDENCE, LEVEL
-from experiments.runs import SAERun, Study
+from experiments.compare import CONFIDENCE, LEVEL, accuracy_at, strength_to
+from experiments.runs import SPLITS, SAERun, Study
 from experiments.salve2025.cross_class.effects import (
     ALPHAS,
     counting,
-    crossing,
     first_crossing,
     gated_logits,
     own_margins,
@@ -26,6 +25,7 @@ from experiments.salve2025.cross_class.effects import (
 from salve.backbones import Captured
 from salve.editing import gate
 from salve.editing.curves import edit_curves
+from salve.types import Split
 
 #: A class falls if it loses so much of its accuracy, and rises from so much on.
 FALL, RISE = 0.1, 0.03
@@ -57,9 +57,9 @@ class Backing(NamedTuple):
 
     Attributes:
         own: the class's largest latent other than the shared one; −1 if there is none. alpha: the strength at which
-            that alone halves the class's accuracy. alone: the accuracy then. joint: with the shared latent suppressed
-            as well. control: with another class's own latent instead, as strongly as takes that class to ``LEVEL``; the
-            mean over classes. All NaN where the own latent cannot halve it.
+            that alone halves the class's accuracy on select. alone: the accuracy then. joint: with the shared latent
+            suppressed as well. control: with another class's own latent instead, as strongly as takes that class to
+            ``LEVEL``; the mean over classes. All NaN where the own latent cannot halve it.
     """
 
     own: int
@@ -71,7 +71,7 @@ class Backing(NamedTuple):
 
 @dataclass(frozen=True)
 class Roles:
-    """What suppressing one latent does to each class, on one split.
+    """What suppressing one latent does to each class, on one split, at strengths that select has chosen.
 
     Attributes:
         before, after: predictions ``[N]``. gain: of each image's margin, in logits ``[N]``.
@@ -121,8 +121,8 @@ def role(depends: bool, change: float, half: float, usual: float, backed: bool) 
 
 
 class Shared(NamedTuple):
-    """A latent that several classes depend on: ``classes``, the strength at which the first of them is at ``LEVEL``,
-    and how much it counts for the second of them (:func:`weights`)."""
+    """A latent that several classes depend on: ``classes``, the strength at which the first of them is at ``LEVEL`` on
+    select, and how much it counts for the second of them (:func:`weights`)."""
 
     latent: int
     classes: tuple[int, ...]
@@ -169,35 +169,49 @@ class Reading:
         return found or [int(self.means[:, latent].nan_to_num(0.0).abs().argmax())]
 
     @cached_property
-    def curves(self) -> dict[int, NDArray[np.float64]]:
-        """By latent in use, accuracy on val ``[K, C]`` at ``ALPHAS``."""
+    def curves(self) -> dict[Split, dict[int, NDArray[np.float64]]]:
+        """By split and latent in use, accuracy ``[K, C]`` at ``ALPHAS``."""
         weight, bias = self.study.head
-        val, alphas = self.study.val, torch.tensor(ALPHAS, dtype=weight.dtype)
+        alphas = torch.tensor(ALPHAS, dtype=weight.dtype)
         return {
-            latent: edit_curves(weight, bias, val.activations, val.labels, self.column(latent), alphas)[0].numpy()
-            for latent in self.in_use
+            split: {
+                latent: edit_curves(weight, bias, *self._images(split), self.column(latent), alphas)[0].numpy()
+                for latent in self.in_use
+            }
+            for split in SPLITS
         }
+
+    def _images(self, split: Split) -> tuple[Tensor, Tensor]:
+        """Activations ``[N, M]`` and labels ``[N]``."""
+        captured: Captured = getattr(self.study, split)
+        return captured.activations, captured.labels
 
     @cached_property
     def alphas(self) -> dict[int, float]:
-        """By latent in use, the strength at which the first of its owners is at ``LEVEL``; ∞ if none gets there."""
+        """By latent in use, the strength at which the first of its owners is at ``LEVEL`` on select; ∞ if none gets
+        there."""
         grid = np.array(ALPHAS)
         return {
-            latent: first_crossing(grid, curve, self.owners(latent), LEVEL) for latent, curve in self.curves.items()
+            latent: first_crossing(grid, curve, self.owners(latent), LEVEL)
+            for latent, curve in self.curves["select"].items()
         }
 
-    def changes(self, latent: int) -> NDArray[np.float64]:
+    def changes(self, latent: int, split: Split = "test") -> NDArray[np.float64]:
         """Change of every class's accuracy ``[C]`` at the latent's strength, linear between those of the grid."""
-        curve, alpha = self.curves[latent], min(self.alphas[latent], ALPHAS[-1])
-        return np.array([np.interp(alpha, ALPHAS, one) - one[0] for one in curve.T])
+        curve, alpha = self.curves[split][latent], min(self.alphas[latent], ALPHAS[-1])
+        return accuracy_at(np.array(ALPHAS), curve, alpha) - curve[0]
 
     @cached_property
-    def usual(self) -> NDArray[np.float64]:
-        """See :class:`Roles`: over class-defining latents that take their class to ``LEVEL``; NaN if there are none."""
+    def usual(self) -> dict[Split, NDArray[np.float64]]:
+        """By split, see :class:`Roles`: over class-defining latents that take their class to ``LEVEL``; NaN if there
+        are none."""
+        return {split: self._usual(split) for split in SPLITS}
+
+    def _usual(self, split: Split) -> NDArray[np.float64]:
         known: list[list[float]] = [[] for _ in self.study.classes]
         for latent in self.in_use:
             if self.kinds[latent] == "class-defining" and math.isfinite(self.alphas[latent]):
-                owners, changes = self.owners(latent), self.changes(latent)
+                owners, changes = self.owners(latent), self.changes(latent, split)
                 for k, values in enumerate(known):
                     if k not in owners:
                         values.append(float(changes[k]))
@@ -205,7 +219,7 @@ class Reading:
 
     @cached_property
     def shared(self) -> list[Shared]:
-        """The latents that several classes depend on and that can take one of them to ``LEVEL``."""
+        """The latents that several classes depend on and that can take one of them to ``LEVEL`` on select."""
         weight = weights(self.means)
         found = []
         for latent, kind in enumerate(self.kinds):
@@ -221,10 +235,10 @@ class Reading:
             size[but] = 0
         return int(size.argmax()) if bool(size.any()) else -1
 
-    def roles(self, shared: Shared, split: Captured) -> Roles:
+    def roles(self, shared: Shared, split: Split = "test") -> Roles:
         """What the classes do when a shared latent is suppressed at its strength, on the images of a split."""
         weight, bias = self.study.head
-        activations, labels, classes = split.activations, split.labels, len(self.study.classes)
+        (activations, labels), classes = self._images(split), len(self.study.classes)
         first = gated_logits(weight, bias, activations, torch.ones(weight.shape[1]))
         last = gated_logits(weight, bias, activations, gate(self.column(shared.latent), shared.alpha))
         before, after = first.argmax(dim=1), last.argmax(dim=1)
@@ -234,25 +248,26 @@ class Reading:
         right = change_by_class((before == labels).float(), (after == labels).float(), labels, classes)
         margin = change_by_class(nothing, gain, labels, classes)
         backing, roles = {}, []
-        usual = np.nan_to_num(self.usual)
+        usual = np.nan_to_num(self.usual[split])
         for k in range(classes):
             depends, change = k in shared.classes, float(right.mean[k])
             if depends and change > -FALL:
                 backing[k] = self._backing(shared, k, split)
             backed = k in backing and backing[k].control - backing[k].joint >= FALL
             roles.append(role(depends, change, float(right.half[k]), float(usual[k]), backed))
-        return Roles(before, after, gain, accuracy, right, margin, self.usual, backing, roles)
+        return Roles(before, after, gain, accuracy, right, margin, self.usual[split], backing, roles)
 
-    def _backing(self, shared: Shared, k: int, split: Captured) -> Backing:
+    def _backing(self, shared: Shared, k: int, split: Split) -> Backing:
         """See :class:`Backing`; on the images of class ``k``."""
         nothing = Backing(own := self.own_latent(k, shared.latent), *[math.nan] * 4)
-        images = (split.labels == k).nonzero()[:, 0]
-        if own < 0 or not len(images):
+        activations, labels = self._images(split)
+        activations, labels = activations[labels == k], labels[labels == k]
+        if own < 0 or not len(labels):
             return nothing
-        (weight, bias), activations, labels = self.study.head, split.activations[images], split.labels[images]
+        (weight, bias), (choosing, known) = self.study.head, self._images("select")
         alphas = torch.tensor(ALPHAS, dtype=weight.dtype)
-        curve = edit_curves(weight, bias, activations, labels, self.column(own), alphas)[0][:, k].numpy()
-        half = crossing(np.array(ALPHAS), curve, float(curve[0]) / 2)
+        curve = edit_curves(weight, bias, choosing[known == k], known[known == k], self.column(own), alphas)[0][:, k]
+        half = strength_to(np.array(ALPHAS), curve.numpy(), float(curve[0]) / 2)
         if not math.isfinite(half):
             return nothing
         halved = gate(self.column(own), half)

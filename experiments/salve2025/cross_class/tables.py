@@ -16,7 +16,7 @@ CHURCH, PUMP, SAW = "church", "gas pump", "chain saw"
 
 
 class Case(NamedTuple):
-    """A shared latent, and the roles on val."""
+    """A shared latent, and the roles on test."""
 
     reading: Reading
     shared: Shared
@@ -37,19 +37,19 @@ class Case(NamedTuple):
 def cases_of(study: Study) -> tuple[list[Reading], list[Case]]:
     """All SAEs, and all their shared latents."""
     readings = [Reading.of(study, run) for run in study.runs]
-    cases = [Case(one, shared, one.roles(shared, study.val)) for one in readings for shared in one.shared]
+    cases = [Case(one, shared, one.roles(shared)) for one in readings for shared in one.shared]
     return readings, cases
 
 
-def telling(study: Study, cases: Sequence[Case], count: int = 3) -> list[Case]:
-    """The most telling shared latents, chosen on the train split, so that what val shows was not chosen.
+def telling(cases: Sequence[Case], count: int = 3) -> list[Case]:
+    """The most telling shared latents, chosen on the select split, so that what test shows was not chosen.
 
     First come those that drag no other class along, then those that show more of the roles falls, redundant and rises,
     then those that count more for their second class; no two with the same classes.
     """
 
     def rank(case: Case) -> tuple[bool, int, float]:
-        seen = case.reading.roles(case.shared, study.train)
+        seen = case.reading.roles(case.shared, "select")
         return seen.clean, len({FALLS, REDUNDANT, RISES} & set(seen.roles)), case.shared.second
 
     chosen: dict[frozenset[int], Case] = {}
@@ -63,8 +63,8 @@ def sae_table(readings: Sequence[Reading], cases: Sequence[Case]) -> pd.DataFram
 
     Columns: ``ground``, ``dictionary_size``, ``sparsity``, ``seed``; ``in_use``: latents that count for some class;
     ``by_share``: cross-class by their shares alone; ``shared``: those that count for two classes and take one of them
-    to 5 %; ``clean``: of these, those that drag no other class along; ``falls_redundant``, ``falls_rises``: of the
-    clean ones, those with a class that falls and one that is redundant (rises).
+    to 5 % on select; ``clean``: of these, those that drag no other class along on test; ``falls_redundant``,
+    ``falls_rises``: of the clean ones, those with a class that falls and one that is redundant (rises).
     """
     rows = []
     for one in readings:
@@ -86,9 +86,9 @@ def sae_table(readings: Sequence[Reading], cases: Sequence[Case]) -> pd.DataFram
 
 
 def latent_table(readings: Sequence[Reading]) -> pd.DataFrame:
-    """One row per latent in use: ``kind``, ``owners``, the strength ``alpha`` at which the first of them is at 5 % (inf
-    if none is); ``fallen``, ``risen``: classes that have then lost ``FALL``, gained ``RISE`` or more; NaN if none gets
-    there."""
+    """One row per latent in use: ``kind``, ``owners``, the strength ``alpha`` at which the first of them is at 5 % on
+    select (inf if none is); ``fallen``, ``risen``: classes that have then lost ``FALL``, gained ``RISE`` or more on
+    test; NaN if none gets there."""
     rows = []
     for one in readings:
         for latent in one.in_use:
@@ -142,7 +142,7 @@ def class_table(cases: Sequence[Case]) -> pd.DataFrame:
 
 def _origin(case: Case, k: int) -> dict[str, float]:
     """Where the images come from that class ``k`` gains."""
-    roles, labels = case.roles, case.reading.study.val.labels
+    roles, labels = case.roles, case.reading.study.test.labels
     wrong = (labels == k) & (roles.before != k)
     gained = wrong & (roles.after == k)
     taken = [float(np.isin(roles.before[some], case.shared.classes).mean()) if some.any() else math.nan
@@ -151,10 +151,10 @@ def _origin(case: Case, k: int) -> dict[str, float]:
 
 
 def curve_table(cases: Sequence[Case]) -> pd.DataFrame:
-    """Accuracy of every class by strength, of the latents in the figure."""
+    """Test accuracy of every class by strength, of the latents in the figure."""
     parts = []
     for case in cases:
-        curve = pd.DataFrame(case.reading.curves[case.shared.latent], columns=case.reading.study.classes)
+        curve = pd.DataFrame(case.reading.curves["test"][case.shared.latent], columns=case.reading.study.classes)
         where = {**_where(case.reading), "latent": case.shared.latent}
         curve = curve.assign(alpha=ALPHAS).melt("alpha", var_name="class", value_name="accuracy")
         parts.append(curve.assign(**where))

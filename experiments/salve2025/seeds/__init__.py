@@ -22,6 +22,7 @@ from experiments.salve2025.seeds.measures import (
     stability_of,
     variation,
 )
+from experiments.separation import separation
 
 
 def analyse(studies: Sequence[Study]) -> Findings:
@@ -40,8 +41,8 @@ def analyse(studies: Sequence[Study]) -> Findings:
         pictures[f"curves-{ground.name}"] = Picture(
             curves_figure(study, edits),
             f"{where}: accuracy while one class's latent is suppressed in the weights, a panel per class and a line "
-            f"per SAE, on {len(study.val.labels)} val images. The strength that leaves 5 %: mean over SAEs and its "
-            "95 % interval.",
+            f"per SAE, on {len(study.test.labels)} test images. The strength that leaves 5 % of the select images: "
+            "mean over SAEs and its 95 % interval.",
         )
         tables["pairs"].append(_pairs_table(study, found))
         tables["bases"].append(_bases_table(study, found))
@@ -58,10 +59,11 @@ def _caption(where: str) -> str:
         f"{where}. Bases: the share that has at least a cosine, of the latents that a one-to-one matching of two "
         "dictionaries pairs (band: range over pairs of SAEs), of the latents chosen for the same class, and of what "
         "these gate by, |c|; and of each latent and the one nearest to it in the same SAE. Images: the strength that "
-        "flips each correctly classified val image under two of the SAEs (the highest 0.2 % lie outside). Below, by "
+        "flips each correctly classified test image under two of the SAEs (the highest 0.2 % lie outside). Below, by "
         "class: pale dots are pairs of SAEs (first, last) or SAEs, beside them the mean and its 95 % interval "
-        "(jackknife over SAEs, or Student's). Grey marks say what to compare with: the cosine of a class's latent "
-        "with those of other classes in the same SAE (upper mark) and of their gates (lower mark); the rank "
+        "(jackknife over SAEs, or Student's). The strength is the one that leaves 5 % of the class's select images, "
+        "the selectivity what it does on test images. Grey marks say what to compare with: the cosine of a class's "
+        "latent with those of other classes in the same SAE (upper mark) and of their gates (lower mark); the rank "
         "correlation of α with the unedited margin."
     )
 
@@ -110,15 +112,15 @@ def _within_table(study: Study, found: Stability) -> pd.DataFrame:
 
 def _measured(study: Study, found: Stability, edits: pd.DataFrame) -> list[Measured]:
     ground, seeds, classes = study.ground.name, len(study.runs), len(study.classes)
-    by_class = edits.groupby("class")["separates"].sum()
-    by_seed = edits.groupby("seed")["separates"].sum()
-    always = int((by_class == seeds).sum())
+    always, published = (
+        int((edits.groupby("class")[sense].sum() == seeds).sum()) for sense in ("separates", "separates_published")
+    )
     strengths = edits.groupby("class")["alpha"].apply(variation)
     results = [
         (
             "separates",
             always / classes,
-            f"{always} of {classes} classes under all {seeds} SAEs; {by_seed.min()} to {by_seed.max()} under each",
+            f"{always} of {classes} classes under all {seeds} SAEs; under each {separation(study.runs, classes).text}",
         ),
         (
             "strength",
@@ -138,7 +140,8 @@ def _measured(study: Study, found: Stability, edits: pd.DataFrame) -> list[Measu
             f"{_interval(found.median_ranks)}",
         ),
     ]
-    return [Measured(f"seeds.{name}", ground, value, text) for name, value, text in results]
+    first, *rest = (Measured(f"seeds.{name}", ground, value, text) for name, value, text in results)
+    return [first._replace(published=f"{published} of {classes} classes under all {seeds} SAEs"), *rest]
 
 
 def _percent(value: float) -> str:
@@ -177,10 +180,11 @@ def _paragraph(study: Study, found: Stability, edits: pd.DataFrame) -> str:
         f"{_bases(study, alike)} The two latents chosen for a class have {_mean(alike.direction)} "
         f"({_range(alike.direction)} by class), what they gate by, |c|, {_mean(alike.gate)} (gates of two classes: "
         f"{mean_of_known(alike.gate_apart.flatten()):.2f}), and the matching pairs them in {_percent(paired)} of the "
-        f"cases. {edits['reached'].sum()} of {len(edits)} edits take their class to 5 %; the strength that does "
-        f"varies over the seeds by {_percent(varies.median())} in the median of the classes{_most(varies)}; the "
-        f"strength that flips the median image of a class by {_percent(middle.median())}{_most(middle)}. The "
-        f"selectivity of a class spans {100 * spread.median():.1f} points over the seeds in the median"
+        f"cases. For {edits['reached'].sum()} of {len(edits)} edits there is a strength that takes the class to 5 % of "
+        f"its select images; it leaves {100 * edits['after'].mean():.1f} % of the test images in the mean, and varies "
+        f"over the seeds by {_percent(varies.median())} in the median of the classes{_most(varies)}; the strength that "
+        f"flips the median image of a class by {_percent(middle.median())}{_most(middle)}. The selectivity of a class "
+        f"spans {100 * spread.median():.1f} points over the seeds in the median"
         + (f", most for {spread.idxmax()} ({100 * spread.max():.1f})" if len(spread) else "")
         + f". The order in which a class's images flip agrees between seeds with a rank correlation of "
         f"{_mean(found.ranks)} ({_range(found.ranks)} by class), that of the classes' medians with "

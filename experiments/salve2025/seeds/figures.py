@@ -64,7 +64,7 @@ def stability_figure(study: Study, found: Stability, edits: pd.DataFrame) -> Fig
     for axes, title, below in zip(
         spots,
         ("Latent of the class", "Strength", "Selectivity", "Order of images"),
-        ("|cosine| of two seeds", "α that leaves 5 %", "own drop − others' change", "rank correlation of α"),
+        ("|cosine| of two seeds", "α that leaves 5 % (select)", "own drop − others' change", "rank correlation of α"),
         strict=True,
     ):
         axes.set_title(title)
@@ -154,7 +154,7 @@ def curves_figure(study: Study, edits: pd.DataFrame) -> Figure:
         for run in study.runs:
             if run.seed not in set(mine["seed"]):
                 continue
-            alphas, accuracy = run.curves("suppress", name)
+            alphas, accuracy = run.curves("test", "suppress", name)
             axes.plot(
                 alphas, np.nanmean(np.delete(accuracy, own, axis=1), axis=1), color=BLUE, linewidth=0.7, alpha=0.5
             )
@@ -163,7 +163,7 @@ def curves_figure(study: Study, edits: pd.DataFrame) -> Figure:
         mean, half, count = t_interval(reached["alpha"].to_numpy(float))
         if count:
             text = f"{number(mean, 2)} ± {number(half, 1)}" if count > 1 else number(mean, 2)
-            axes.text(0.05, 0.2, f"5 % at α\n{text}", transform=axes.transAxes, va="center", fontsize=7)
+            axes.text(0.05, 0.2, f"5 % (select) at α\n{text}", transform=axes.transAxes, va="center", fontsize=7)
         axes.set_title(label(name), fontsize=8.5)
         axes.set_ylim(-0.03, 1.03)
         percent_axis(axes.yaxis)

@@ -13,7 +13,7 @@ from numpy import ndarray
 from scipy import stats  # type: ignore[import-untyped]
 
 from experiments.compare import CONFIDENCE, Interval, matched_edit
-from experiments.runs import SAERun, Study
+from experiments.runs import SPLITS, SAERun, Study
 from salve.metrics import match_columns, random_stability
 
 #: Cosine from which two latents are taken for the same (:func:`salve.metrics.stability`).
@@ -161,25 +161,25 @@ def decoders_of(study: Study) -> tuple[Float[ndarray, "S M d"], Int[ndarray, "S 
 
 
 def edits_of(study: Study) -> pd.DataFrame:
-    """One row per SAE and class that has a latent: its edit.
+    """One row per SAE and class that has a latent: its edit, on test at the strength where select has the class at 5 %.
 
     Columns: ``ground``, ``seed``, ``class``, ``latent``, ``sign``; the fields of
-    :class:`experiments.compare.MatchedEdit`; ``separates``: at some strength of the grid the class is at 5 % or less
-    and the others' mean absolute change is below 3 points; ``alpha_flip``: lower median over the class's images.
+    :class:`experiments.compare.MatchedEdit`; ``separates``, ``separates_published``: whether the edit that stage
+    ``control`` keeps does; ``alpha_flip``: lower median over the class's test images.
     """
     rows = []
     for run in study.runs:
-        kept = run.found.table("control", "summary.csv").set_index("target")
         flips = run.found.table("diagnose", "summary.csv").set_index("class")["alpha_flip_median"]
         for own, name in enumerate(study.classes):
             if pd.isna(run.selected["latent"][name]):
                 continue
+            (alphas, select), (_, test) = (run.curves(split, "suppress", name) for split in SPLITS)
             rows.append(
                 {
                     **{"ground": study.ground.name, "seed": run.seed, "class": name},
                     **{key: int(run.selected[key][name]) for key in ("latent", "sign")},
-                    **matched_edit(*run.curves("suppress", name), own)._asdict(),
-                    "separates": bool(kept["separates_strictly"][name]),
+                    **matched_edit(alphas, select, test, own)._asdict(),
+                    **{sense: bool(run.verdicts.loc[name, sense]) for sense in ("separates", "separates_published")},
                     "alpha_flip": float(flips[name]),
                 }
             )
@@ -187,8 +187,9 @@ def edits_of(study: Study) -> pd.DataFrame:
 
 
 def strengths_of(study: Study) -> pd.DataFrame:
-    """The exact strength that flips each correctly classified val image: ``class``, ``image``, ``margin`` (the unedited
-    logit less the best other's), and a column for each seed; NaN under an SAE without a latent for the class."""
+    """The exact strength that flips each correctly classified test image: ``class``, ``image``, ``margin`` (the
+    unedited logit less the best other's), and a column for each seed; NaN under an SAE without a latent for the class.
+    """
 
     def column(run: SAERun) -> pd.Series:
         images = run.found.table("diagnose", "images.csv")
@@ -197,8 +198,8 @@ def strengths_of(study: Study) -> pd.DataFrame:
     table = pd.concat([column(run) for run in study.runs], axis=1)
     images = torch.tensor(table.index.get_level_values("image").to_numpy(int))
     weight, bias = study.head
-    logits = study.val.activations[images] @ weight.T + bias
-    own = study.val.labels[images][:, None]
+    logits = study.test.activations[images] @ weight.T + bias
+    own = study.test.labels[images][:, None]
     rival = logits.scatter(1, own, -math.inf).max(dim=1).values
     table.insert(0, "margin", (logits.gather(1, own)[:, 0] - rival).numpy())
     return table.reset_index()

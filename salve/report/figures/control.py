@@ -17,22 +17,21 @@ from salve.report.text import label, number
 MAX_PANELS = 24
 MAX_MATRICES = 11
 COLUMNS = 4
-NAMED = 12  # up to so many classes have their names on the axes
+NAMED = 12  # up to so many classes names on the axes are large
+MAX_CLASSES = 100  # up to so many a confusion matrix shows all
+TOUCHED = 24  # of more, it shows so many
 
 
-def _curve_panel(axes: Axes, rows: pd.DataFrame, target: str) -> None:
-    """Accuracy against α for one target; a set of classes has no single target line, all its classes are drawn."""
-    table = rows.pivot_table(index="alpha", columns="class", values="accuracy", aggfunc="mean", sort=True)
-    table = table[np.isfinite(table.index)]
-    strengths = table.index.to_numpy(dtype=float)
-    own = table[target].to_numpy() if target in table else None
-    others = table.drop(columns=target, errors="ignore").to_numpy(dtype=float)
-    if others.shape[1]:
-        axes.fill_between(strengths, others.min(axis=1), others.max(axis=1), color=SKY, alpha=0.28, linewidth=0)
-        axes.plot(strengths, others.min(axis=1), color=SKY, linewidth=0.9)
-        axes.plot(strengths, others.mean(axis=1), color=BLUE)
-    if own is not None:
-        axes.plot(strengths, own, color=VERMILLION, marker="o", markersize=2.8)
+def _curve_panel(axes: Axes, rows: pd.DataFrame) -> None:
+    """Accuracy against α for one target: of its own classes, and of the others their mean and extremes."""
+    rows = rows[np.isfinite(column(rows, "alpha"))].sort_values("alpha")
+    names = ("alpha", "accuracy", "others_lowest", "others_highest", "others_accuracy")
+    strengths, own, lowest, highest, mean = (column(rows, name).to_numpy() for name in names)
+    if np.isfinite(mean).any():
+        axes.fill_between(strengths, lowest, highest, color=SKY, alpha=0.28, linewidth=0)
+        axes.plot(strengths, lowest, color=SKY, linewidth=0.9)
+        axes.plot(strengths, mean, color=BLUE)
+    axes.plot(strengths, own, color=VERMILLION, marker="o", markersize=2.8)
     grid_axis(axes, strengths)
 
 
@@ -47,7 +46,8 @@ def strength_curves(
     """Small multiples: accuracy against α, one panel per target.
 
     Args:
-        curves: columns target, alpha, class, accuracy [fraction]; one mode only.
+        curves: columns target, alpha, accuracy, others_accuracy, others_lowest, others_highest [fractions]; of one mode
+            and one split only.
         targets: the panels and their order; the first ``MAX_PANELS`` that have rows are drawn.
         notes: by target, a short note under its name, and whether it is good news.
         marks: by target, an α to mark with a vertical line; not drawn unless finite.
@@ -65,7 +65,7 @@ def strength_curves(
     figure = new_figure(max(4.2, WIDTH * across / COLUMNS), 0.7 + 1.65 * down)
     grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
     for i, (axes, target) in enumerate(zip(grid.flat, targets, strict=False)):
-        _curve_panel(axes, curves[curves["target"] == target], target)
+        _curve_panel(axes, curves[curves["target"] == target])
         note, good = notes.get(target, ("", True))
         axes.set_title(label(target, 26) + "\n")
         axes.text(
@@ -84,15 +84,60 @@ def strength_curves(
     handles = [
         Line2D([], [], color=VERMILLION, marker="o", markersize=3, label="the class edited for"),
         Line2D([], [], color=BLUE, label="other classes, mean"),
-        Patch(color=SKY, alpha=0.35, label="other classes, worst to best"),
+        Patch(color=SKY, alpha=0.35, label="other classes, lowest to highest"),
     ]
     figure.legend(handles=handles, loc="outside upper left", ncols=3)
     figure.supxlabel("strength α of the edit", fontsize=9)
-    figure.supylabel("accuracy on validation images", fontsize=9)
+    figure.supylabel("accuracy on test images", fontsize=9)
     return figure
 
 
-def _matrix_panel(axes: Axes, counts: NDArray[np.floating], title: str, row: int | None) -> None:
+def matrix_classes(counts: pd.DataFrame, targets: Sequence[str], classes: Sequence[str]) -> list[str]:
+    """The classes that confusion matrices show: all of them, or where they are too many those that edits touch.
+
+    Args:
+        counts: columns target, true, predicted, images. targets: the edits that are drawn. classes: all names.
+
+    Returns:
+        Up to ``MAX_CLASSES`` classes all; of more, the targets that are classes, then those that their images are
+        predicted as most often, up to ``TOUCHED`` in all; in the order of ``classes``.
+    """
+    if len(classes) <= MAX_CLASSES:
+        return list(classes)
+    kept = [name for name in dict.fromkeys(targets) if name in set(classes)][:TOUCHED]
+    own = counts[counts["target"].isin(targets) & (counts["true"] == counts["target"])]
+    taken = own.groupby("predicted", sort=False)["images"].sum().sort_values(ascending=False, kind="stable")
+    kept += [name for name in taken.index if name in set(classes) and name not in kept]
+    kept += [name for name in classes if name not in set(kept)][: max(0, TOUCHED - len(kept))]
+    chosen = set(kept[:TOUCHED])
+    return [name for name in classes if name in chosen]
+
+
+def confusion_matrix(
+    counts: pd.DataFrame, classes: Sequence[str], rest: bool
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Counts of one network as a matrix, rows = true class.
+
+    Args:
+        counts: columns true, predicted, images. classes: C names. rest: gather all other true classes in one more row.
+
+    Returns:
+        ``[R, C]`` counts, R = C or C + 1, and ``[R]`` images of each row that were predicted as anything else.
+    """
+    place = {name: i for i, name in enumerate(classes)}
+    beyond = len(classes)
+    matrix = np.zeros((beyond + 1, beyond + 1))
+    rows = counts["true"].map(place).fillna(beyond).astype(int)
+    columns = counts["predicted"].map(place).fillna(beyond).astype(int)
+    np.add.at(matrix, (rows, columns), counts["images"].to_numpy(dtype=float))
+    matrix = matrix if rest else matrix[:-1]
+    return matrix[:, :-1], matrix[:, -1]
+
+
+def _matrix_panel(
+    axes: Axes, counts: NDArray[np.floating], elsewhere: NDArray[np.floating] | None, title: str, row: int | None
+) -> None:
+    counts = counts if elsewhere is None else np.column_stack([counts, elsewhere])
     total = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, total, out=np.zeros(counts.shape), where=total > 0)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest", aspect="equal", rasterized=True)
@@ -100,51 +145,58 @@ def _matrix_panel(axes: Axes, counts: NDArray[np.floating], title: str, row: int
     axes.set_title(title, fontsize=8.5)
     axes.spines[:].set_visible(True)
     axes.tick_params(length=0)
-    size = len(counts)
-    if row is not None and size <= NAMED:
-        frame = Rectangle((-0.5, row - 0.5), size, 1, fill=False, edgecolor=VERMILLION, linewidth=1.3, clip_on=False)
+    down, across = counts.shape
+    if row is not None and down <= TOUCHED + 1:
+        frame = Rectangle((-0.5, row - 0.5), across, 1, fill=False, edgecolor=VERMILLION, linewidth=1.3, clip_on=False)
         axes.add_patch(frame)
     elif row is not None:
         # Rows this thin would vanish under a frame: an arrow beside the matrix points at the row instead.
-        axes.plot([size * 1.03], [row], marker="<", color=VERMILLION, markersize=6, clip_on=False)
-        axes.set(xlim=(-0.5, size - 0.5), ylim=(size - 0.5, -0.5))
+        axes.plot([across * 1.03], [row], marker="<", color=VERMILLION, markersize=6, clip_on=False)
+        axes.set(xlim=(-0.5, across - 0.5), ylim=(down - 0.5, -0.5))
 
 
 @styled
 def confusion_matrices(
-    original: NDArray[np.floating],
-    edited: NDArray[np.floating],
-    titles: Sequence[str],
-    rows: Sequence[int | None],
-    classes: Sequence[str],
-) -> Figure:
+    counts: pd.DataFrame, targets: Sequence[str], titles: Sequence[str], classes: Sequence[str], some: bool
+) -> Figure | None:
     """Confusion before any edit, then after each edit, rows in percent of the true class.
 
     Args:
-        original: [C, C] counts, rows = true class.
-        edited: [E, C, C] counts; the first ``MAX_MATRICES`` are shown.
-        titles: E names of the edits.
-        rows: E indices of the class edited for, marked; None for a set.
-        classes: C names; written on the axes up to ``NAMED`` classes, else their numbers.
+        counts: columns target ("" for the untouched network), true, predicted, images.
+        targets: the edits, at most ``MAX_MATRICES``; the row of one that is a class is marked. titles: their names.
+        classes: the classes that are drawn; written on the axes up to ``TOUCHED``, else their numbers.
+        some: there are others, which share one row and one column.
+
+    Returns:
+        None where nothing was counted.
     """
-    edited = edited[:MAX_MATRICES]
-    count = len(edited) + 1
-    across = min(COLUMNS, count)
-    down = -(-count // across)
-    named = len(classes) <= NAMED
-    figure = new_figure(max(3.4, WIDTH * across / COLUMNS), 0.2 + (2.15 if named else 2.5) * down + 0.75 * named)
+    if counts.empty:
+        return None
+    networks = ["", *targets]
+    matrices = [confusion_matrix(counts[counts["target"] == name], classes, some) for name in networks]
+    # Predictions outside the drawn classes need a column, where there are any.
+    wide = any(elsewhere.any() for _, elsewhere in matrices)
+    across = min(COLUMNS, len(networks))
+    down = -(-len(networks) // across)
+    named, many = len(classes) <= TOUCHED, len(classes) > NAMED
+    figure = new_figure(
+        max(3.4, WIDTH * across / COLUMNS), 0.2 + (2.5 if many else 2.15) * down + (0.9 if many else 0.75) * named
+    )
     grid = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
-    _matrix_panel(grid.flat[0], original, "before any edit", None)
-    for axes, matrix, title, row in zip(grid.flat[1:], edited, titles, rows, strict=False):
-        _matrix_panel(axes, matrix, label(title, 28), row)
-    for axes in list(grid.flat)[count:]:
+    for axes, name, title, (matrix, elsewhere) in zip(
+        grid.flat, networks, ["before any edit", *titles], matrices, strict=False
+    ):
+        row = list(classes).index(name) if name in classes else None
+        _matrix_panel(axes, matrix, elsewhere if wide else None, label(title, 28), row)
+    for axes in list(grid.flat)[len(networks) :]:
         axes.set_visible(False)
     if named:
         names = [label(name, 16) for name in classes]
-        grid[0, 0].set_yticks(range(len(classes)), names)
-        grid[0, 0].set_xticks(range(len(classes)), names)
+        rows, columns = [*names, *(["all others"] if some else [])], [*names, *(["elsewhere"] if wide else [])]
+        grid[0, 0].set_yticks(range(len(rows)), rows)
+        grid[0, 0].set_xticks(range(len(columns)), columns)
         for axes in grid.flat:
-            axes.tick_params(labelsize=6.5)
+            axes.tick_params(labelsize=5.0 if many else 6.5)
             axes.tick_params(axis="x", labelrotation=90)
     unit = "" if named else " (number)"
     figure.supxlabel("predicted class" + unit, fontsize=9)

@@ -15,7 +15,7 @@ from salve.report.style import BLUE, GREEN, GREY, ORANGE, PURPLE, WIDTH, new_fig
 
 @dataclass(frozen=True)
 class Curve:
-    """One small plot of a quantity by step."""
+    """One small plot of a quantity over the training."""
 
     column: str
     title: str
@@ -31,17 +31,17 @@ SAE_CURVES = (
 )
 
 
-def _line(axes: Axes, times: np.ndarray, values: np.ndarray, colour: str, name: str = "") -> None:
+def _line(axes: Axes, epochs: np.ndarray, values: np.ndarray, colour: str, name: str = "") -> None:
     shown = np.isfinite(values)
     marker = "o" if shown.sum() <= 30 else ""
-    axes.plot(times[shown], values[shown], color=colour, marker=marker, label=name or None)
+    axes.plot(epochs[shown], values[shown], color=colour, marker=marker, label=name or None)
 
 
-def _finish(axes: Axes, title: str, unit: str, times: Sequence[float], fraction: bool) -> None:
+def _finish(axes: Axes, title: str, epochs: Sequence[float], fraction: bool, unit: str = "epoch") -> None:
     axes.set_title(title)
     axes.set_xlabel(unit)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    if len(set(times)) < 2:
+    if len(set(epochs)) < 2:
         axes.margins(x=0.5)
     if fraction:
         percent_axis(axes.yaxis)
@@ -49,18 +49,18 @@ def _finish(axes: Axes, title: str, unit: str, times: Sequence[float], fraction:
 
 @styled
 def classifier_curves(history: pd.DataFrame) -> Figure:
-    """Loss and accuracy by epoch, training and validation images.
+    """Loss and accuracy by epoch, train and select images.
 
     Args:
-        history: columns epoch, split ("train" | "val"), loss [nats], accuracy [fraction].
+        history: columns epoch, split ("train" | "select"), loss [nats], accuracy [fraction].
     """
     figure = new_figure(WIDTH * 0.8, 2.7)
     panels = (("loss", "Loss (cross-entropy, nats)", False), ("accuracy", "Accuracy", True))
     for axes, (name, title, fraction) in zip(figure.subplots(1, 2), panels, strict=True):
-        for split, colour, text in (("train", ORANGE, "training images"), ("val", BLUE, "validation images")):
+        for split, colour, text in (("train", ORANGE, "train images"), ("select", BLUE, "select images")):
             rows = history[history["split"] == split]
             _line(axes, column(rows, "epoch").to_numpy(), column(rows, name).to_numpy(), colour, text)
-        _finish(axes, title, "epoch", list(column(history, "epoch")), fraction)
+        _finish(axes, title, list(column(history, "epoch")), fraction)
     figure.axes[1].legend(loc="lower right")
     return figure
 
@@ -70,7 +70,7 @@ def sae_curves(history: pd.DataFrame, original_accuracy: float | None = None) ->
     """FVE, L0, dead fraction and downstream accuracy by optimiser step, those that were logged.
 
     Args:
-        history: columns step and any of fve, l0, dead_fraction, downstream_accuracy.
+        history: columns step, and any of fve, l0, dead_fraction, downstream_accuracy.
         original_accuracy: accuracy of the untouched classifier, drawn as a dashed line [fraction].
 
     Returns:
@@ -79,12 +79,12 @@ def sae_curves(history: pd.DataFrame, original_accuracy: float | None = None) ->
     curves = [curve for curve in SAE_CURVES if np.isfinite(column(history, curve.column)).any()]
     if not curves:
         return None
-    steps = column(history, "step").to_numpy()
+    done = column(history, "step").to_numpy()
     figure = new_figure(WIDTH * len(curves) / 4, 2.3)
     for axes, curve in zip(np.atleast_1d(figure.subplots(1, len(curves))), curves, strict=True):
-        _line(axes, steps, column(history, curve.column).to_numpy(), curve.colour)
+        _line(axes, done, column(history, curve.column).to_numpy(), curve.colour)
         if curve.column == "downstream_accuracy" and original_accuracy is not None:
             axes.axhline(original_accuracy, color=GREY, linestyle="--", linewidth=1.2, label="unchanged activations")
             axes.legend(loc="lower right")
-        _finish(axes, curve.title, "step", list(steps), curve.fraction)
+        _finish(axes, curve.title, list(done), curve.fraction, "step")
     return figure

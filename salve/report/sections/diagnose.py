@@ -5,7 +5,7 @@ import pandas as pd
 from salve.report.blocks import Block, Cell, Prose, Section, Shelf, TableBlock
 from salve.report.figures import diagnose as figures
 from salve.report.inputs import Artifacts, records
-from salve.report.text import latent_name, number, percent, yes_no
+from salve.report.text import PERCENT, latent_name, number, percent, yes_no
 
 FOLD_ROWS = 25
 
@@ -31,7 +31,7 @@ def diagnose(artifacts: Artifacts, shelf: Shelf) -> Section:
             figures.strength_distributions(right, order),
             "diagnose-strengths",
             "Per class, the distribution of the critical strengths of its images, with the share that is infinite.",
-            "One dot per correctly classified image; the box spans the quartiles around the median, the line the "
+            "One dot per correctly classified test image; the box spans the quartiles around the median, the line the "
             "10th to the 90th percentile, and all of them count ∞ as a value. Boxes far to the left are classes "
             "that are easily broken; the column on the right is the share of images that no strength breaks."
             + (f" The first {shown} of {len(order)} classes are shown." if len(order) > shown else ""),
@@ -54,8 +54,8 @@ def diagnose(artifacts: Artifacts, shelf: Shelf) -> Section:
 def _strength_table(summary: pd.DataFrame) -> TableBlock:
     columns = (
         ("α_flip median", "alpha_flip_median", number),
-        ("10 %", "alpha_flip_q10", number),
-        ("90 %", "alpha_flip_q90", number),
+        (f"10{PERCENT}", "alpha_flip_q10", number),
+        (f"90{PERCENT}", "alpha_flip_q90", number),
         ("never flips", "alpha_flip_infinite", percent),
         ("α_logit median", "alpha_logit_median", number),
         ("never zero", "alpha_logit_infinite", percent),
@@ -69,5 +69,8 @@ def _strength_table(summary: pd.DataFrame) -> TableBlock:
         count = f"{number(row.get('correct'), 7)} of {number(row.get('images'), 7)}" if "correct" in row else "–"
         first = [Cell(str(row["class"])), Cell(latent_name(row.get("latent"))), Cell(count, "num")]
         rows.append([*first, *(Cell(write(row.get(name)), "num") for _, name, write in used)])
-    title = "Critical strengths per class (images: correctly classified of all)"
+    title = (
+        "Critical strengths per class, on test images (images: correctly classified of all); "
+        f"10{PERCENT}, 90{PERCENT}: the strength below which so many of them lose their class"
+    )
     return TableBlock(title, header, rows, "diagnose-summary.csv", folded=len(rows) > FOLD_ROWS)

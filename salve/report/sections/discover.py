@@ -15,6 +15,8 @@ from salve.report.tables import overall_accuracy
 from salve.report.text import count_of, is_missing, latent_name, number, percent, plural, slug
 
 MAX_RANKS = 6
+#: A probe reads activations that were captured once, of images as they are.
+AUGMENTED = {"full": " Train images are augmented, so they can score below select images."}
 FOLD_ROWS = 25
 
 
@@ -26,7 +28,7 @@ def classifier(artifacts: Artifacts, shelf: Shelf) -> Section:
     if record:
         mode = {"full": "all weights were fine-tuned", "probe": "only the head was trained, on a frozen backbone"}
         how = mode.get(str(record.get("mode")), "its weights were taken as they are")
-        images = f" of {count_of(classes['val_images'].sum())} validation images" if len(classes) else ""
+        images = f" of {count_of(column(classes, 'test_images').sum())} test images" if len(classes) else ""
         blocks.append(
             Prose(
                 f"The classifier is {record.get('backbone', 'a network')}; {how}. It is right on "
@@ -38,10 +40,10 @@ def classifier(artifacts: Artifacts, shelf: Shelf) -> Section:
         blocks += shelf.figure(
             training.classifier_curves(history),
             "classifier-training",
-            "Two line plots of the classifier's loss and accuracy by epoch, for training and validation images.",
-            "Loss and accuracy after each epoch. Validation (blue) should follow training (orange): a widening gap in "
-            "the loss means that the classifier learns its training images by heart. Training images are augmented, so "
-            "they can score below the validation images.",
+            "Two line plots of the classifier's loss and accuracy by epoch, for train and select images.",
+            "Loss and accuracy after each epoch. Select images (blue), which choose the epoch that is kept, should "
+            "follow train images (orange): a widening gap in the loss means that the classifier learns its train "
+            "images by heart." + AUGMENTED.get(str(record.get("mode")), ""),
             "classifier-history.csv",
         )
     return Section("classifier", "The classifier", blocks, "finetune")
@@ -54,26 +56,29 @@ def discover(artifacts: Artifacts, shelf: Shelf) -> Section:
     if record:
         parts = [
             f"A sparse autoencoder ({record.get('variant', 'unknown')}, {record.get('dictionary_size', '?')} "
-            f"latents) was trained on the {record.get('width', '?')} activations that the head reads.",
-            f"It explains {percent(record.get('fve'))} of their variance with {number(record.get('l0'))} active "
-            "latents per image; activation and reconstruction have a mean cosine of "
-            f"{number(record.get('cosine'))}. The classifier keeps {percent(record.get('downstream_accuracy'))} "
-            f"accuracy on its reconstructions ({percent(record.get('original_accuracy'))} before).",
-            f"Of its latents {percent(record.get('dead_fraction'))} fire for no training image (dead), "
+            f"latents) was trained on the {record.get('width', '?')} activations that the head reads"
+            + (f", for {plural(int(record['steps']), 'step')}" if record.get("steps") else "")
+            + ".",
+            f"On test images it explains {percent(record.get('fve'))} of their variance (FVE) with "
+            f"{number(record.get('l0'))} active latents per image (L0); activation and reconstruction have a mean "
+            f"cosine of {number(record.get('cosine'))}.",
+            f"The classifier keeps {percent(record.get('downstream_accuracy'))} accuracy on its reconstructions "
+            f"({percent(record.get('original_accuracy'))} before).",
+            f"Of its latents {percent(record.get('dead_fraction'))} fire for no train image (dead), "
             f"{percent(record.get('almost_dead_fraction'))} for some but fewer than 1 in {number(1 / ALMOST_DEAD)} "
             f"(almost dead), and {percent(record.get('dense_fraction'))} for more than {percent(DENSE, 0)} (dense).",
         ]
         blocks.append(Prose(" ".join(parts)))
         blocks += _downstream_table(record)
     if len(history):
-        original = record.get("original_accuracy")
+        original = record.get("select_original_accuracy")
         blocks += shelf.figure(
             training.sae_curves(history, None if original is None else float(original)),
             "discover-training",
-            "Line plots by step: variance explained, active latents, dead latents, accuracy on reconstructions.",
-            "Training of the autoencoder, measured on images that it is not trained on, after equal parts of its "
-            "optimiser steps. Variance explained and accuracy should level off high, L0 low: a few latents then carry "
-            "what the classifier uses.",
+            "Line plots over the training: variance explained, active latents, dead latents, accuracy on "
+            "reconstructions.",
+            "Training of the autoencoder, on select images. Variance explained (FVE) and accuracy should level off "
+            "high, L0 low: a few latents then carry what the classifier uses.",
             "sae-history.csv",
         )
     blocks += _latent_use(artifacts, shelf)
@@ -96,7 +101,7 @@ def _downstream_table(record: Mapping[str, Any]) -> list[Block]:
             *numbers(percent(record.get("downstream_accuracy")), "", number(record["downstream_kl"]), ""),
         ],
     ]
-    for name, anchor in (("the mean training activation", "mean"), ("zeros", "zero")):
+    for name, anchor in (("the mean train activation", "mean"), ("zeros", "zero")):
         texts = (
             percent(record.get(f"{anchor}_accuracy")),
             percent(record.get(f"accuracy_recovered_from_{anchor}")),
@@ -105,7 +110,7 @@ def _downstream_table(record: Mapping[str, Any]) -> list[Block]:
         )
         rows.append([Cell(name), *numbers(*texts)])
     title = (
-        "What reconstructions keep for the classifier, on validation images, between two ablations. KL: from the "
+        "What reconstructions keep for the classifier, on test images, between two ablations. KL: from the "
         "predictive distribution on unchanged activations, mean over images. Recovered: of what the row's ablation "
         "loses, the share that reconstructions do not lose; – where it loses nothing."
     )
@@ -122,7 +127,7 @@ def _latent_use(artifacts: Artifacts, shelf: Shelf) -> list[FigureBlock]:
         figures.latent_use(frequency, counts, edges),
         "discover-latent-use",
         "Two histograms with logarithmic axes: how often latents fire, and how large they are where they fire.",
-        "Left: for which share of the training images a latent fires. A latent of one class alone fires for about that "
+        "Left: for which share of the train images a latent fires. A latent of one class alone fires for about that "
         "class's share; rare ones tell few images apart, dense ones few classes. Right: what a latent adds, as a share "
         "of the activation's length, over all images for which it fires." + left_out,
         "features-latents.csv",
@@ -169,9 +174,9 @@ def _latent_tables(artifacts: Artifacts) -> list[Block]:
         ranks = sorted({int(rank) for rank in column(dominant, "rank").dropna()})[:MAX_RANKS]
         header = [Cell("class"), *(Cell(f"rank {rank}") for rank in ranks)]
         rows = []
-        for name in dict.fromkeys(dominant["class"]):
-            own = {int(row["rank"]): row for row in records(dominant[dominant["class"] == name])}
-            rows.append([Cell(name), *(_dominant_cell(own.get(rank)) for rank in ranks)])
+        for name, part in dominant.groupby("class", sort=False):
+            own = {int(row["rank"]): row for row in records(part)}
+            rows.append([Cell(str(name)), *(_dominant_cell(own.get(rank)) for rank in ranks)])
         title = "Latents with the largest absolute mean per class: number (sign), mean, share of all class means, kind"
         blocks.append(TableBlock(title, header, rows, "features-dominant.csv", folded=len(rows) > FOLD_ROWS))
     return blocks
@@ -207,7 +212,7 @@ def _purity_table(artifacts: Artifacts) -> list[Block]:
     header = [Cell("class"), Cell("latent"), *numbers("fires for", "purity", "entropy (nats)")]
     mean = percent(column(latents, "purity").mean(), 0)
     title = (
-        "The chosen latents, on training images. Purity: share of the images that excite a latent most that are of one "
+        "The chosen latents, on train images. Purity: share of the images that excite a latent most that are of one "
         f"class (mean over all latents that fire: {mean}). Entropy of a latent's activation over the classes: 0 when "
         f"one has it all, {number(math.log(max(1, len(classes))))} when all {len(classes)} have the same."
     )
@@ -223,13 +228,13 @@ def _concept_table(artifacts: Artifacts) -> list[Block]:
         [
             Cell(row["concept"], note=row["classes"]),
             Cell(latent_name(row["latent"], row["sign"]), "nowrap"),
-            *numbers(number(row["auroc"]), count_of(row["val_images"])),
+            *numbers(number(row["auroc"]), count_of(row["test_images"])),
         ]
         for row in records(table)
     ]
     header = [Cell("concept", note="of class"), Cell("latent"), *numbers("AUROC", "images")]
     title = (
-        "The latent that best tells each concept, chosen on training images and judged on validation images. AUROC: "
+        "The latent that best tells each concept, chosen on train images and judged on test images. AUROC: "
         "0.5 by chance, 1 when the latent is larger for every image that shows the concept (mean: "
         f"{number(table['auroc'].mean())}). Images: those that show it. (−): the concept lowers the latent."
     )

@@ -1,6 +1,7 @@
 """What the chosen latents look at, in pictures and, with ground truth, in numbers."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pandas as pd
 from salve.report.blocks import Block, Prose, Section, Shelf, StripBlock
 from salve.report.figures import validate as figures
 from salve.report.inputs import Artifacts, records
-from salve.report.text import is_missing, label, latent_name, number, percent, plural, slug
+from salve.report.text import is_missing, label, latent_name, number, percent, plural, slug, times
 
 MAX_STRIPS = 24
 
@@ -22,13 +23,14 @@ def validation(artifacts: Artifacts, shelf: Shelf) -> Section:
     if strips or len(table):
         blocks.append(
             Prose(
-                "For each class's latent: an image made to excite it (left), the validation images that excite it "
+                "For each class's latent: an image made to excite it (left), the test images that excite it "
                 "most (top row, with the latent's value; another class's name is in colour), and the same images "
                 "under their Grad-FAM map (bottom row, bright where the latent comes from). A good latent lights "
                 "up on the same thing in every image; light on the background, or images of many classes, means "
-                "that it stands for something else. Insertion and deletion are the latent's mean value, as a share of "
-                "its value on the whole image, while the most salient pixels are put in or taken away: a faithful map "
-                "has a higher insertion and a lower deletion than a random one."
+                "that it stands for something else. Insertion and deletion are the latent's mean value while the most "
+                "salient pixels are put in or taken away, divided by its mean value on whole images. They are ratios, "
+                "not shares: above 1× where parts of an image excite the latent more than the whole, below 0 where it "
+                "changes sign. A faithful map has a higher insertion and a lower deletion than a random one."
             )
         )
     shown = figures.MAX_ROWS
@@ -52,8 +54,9 @@ def validation(artifacts: Artifacts, shelf: Shelf) -> Section:
 
 
 def _strips(artifacts: Artifacts, shelf: Shelf, localisation: pd.DataFrame) -> list[StripBlock]:
-    saliency = artifacts.tensors("validate", "saliency.safetensors")
-    maximised = artifacts.tensors("validate", "maximisation.safetensors").get("images", np.zeros((0,), np.uint8))
+    saliency = artifacts.tensors("validate", "saliency.safetensors", first=MAX_STRIPS)
+    excited = artifacts.tensors("validate", "maximisation.safetensors", first=MAX_STRIPS)
+    maximised = excited.get("images", np.zeros((0,), np.uint8))
     images, maps = saliency.get("images", np.zeros((0,), np.uint8)), saliency.get("maps")
     selected, top = artifacts.table("features", "selected.csv"), artifacts.table("validate", "top.csv")
     names = list(selected["class"]) if "class" in selected else artifacts.classes()
@@ -87,16 +90,16 @@ def _strips(artifacts: Artifacts, shelf: Shelf, localisation: pd.DataFrame) -> l
 
 def _localisation_numbers(row: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     facts = []
-    for key, name, control in (
-        ("pointing", "Pointing game", "latent"),
-        ("iou", "IoU", "latent"),
-        ("insertion", "Insertion", "map"),
-        ("deletion", "Deletion", "map"),
+    for key, name, control, write in (
+        ("pointing", "Pointing game", "latent", partial(percent, decimals=0)),
+        ("iou", "IoU", "latent", partial(percent, decimals=0)),
+        ("insertion", "Insertion", "map", times),
+        ("deletion", "Deletion", "map", times),
     ):
         if not is_missing(row.get(key)):
             random = row.get(f"random_{key}")
-            beside = "" if is_missing(random) else f"random {control} {percent(random, 0)}"
-            facts.append((name, percent(row[key], 0), beside))
+            beside = "" if is_missing(random) else f"random {control} {write(random)}"
+            facts.append((name, write(row[key]), beside))
     if not is_missing(row.get("auroc")):
         concept = f"for “{row['concept']}”" if not is_missing(row.get("concept")) else "for its concept"
         facts.insert(0, ("AUROC", number(row["auroc"]), concept))

@@ -1,5 +1,18 @@
 """A sweep in one table and its standard pictures; reads nothing but the sweep's folder."""
 
-from salve.report.sweep.summary import SweepSummary, print_summary, summarise_sweep
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from salve.report.sweep.summary import SweepSummary, print_summary, summarise_sweep
+
+_MODULES = {"SweepSummary": "summary", "print_summary": "summary", "summarise_sweep": "summary"}
 
 __all__ = ["SweepSummary", "print_summary", "summarise_sweep"]
+
+
+def __getattr__(name: str) -> Any:
+    # `salve-sweep --help` and whoever wants the names alone need neither matplotlib nor pandas, which take seconds.
+    if name not in _MODULES:
+        raise AttributeError(f"module '{__name__}' has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

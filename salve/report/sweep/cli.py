@@ -4,20 +4,21 @@ import argparse
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
-from salve.report.sweep.stability import compare_seeds, print_stability
-from salve.report.sweep.summary import print_summary, summarise_sweep
 from salve.types import UserError
 
 EPILOG = """\
 written into FOLDER:
   sweep.csv            one row per finished run: its key, every setting that
                        varies (dotted names), its measures
-  figures/fve-l0       variance explained against active latents, Pareto front
+  figures/fve-l0       variance explained against active latents, Pareto front,
+                       on select images
   figures/selectivity-sparsity, alpha-flip-sparsity
                        measures of the edits against λ (…-k for TopK SAEs),
-                       mean and standard deviation over seeds
+                       mean and standard deviation over seeds; selectivity on
+                       select images, α_flip on test images
+What runs are compared by, so that one may be chosen, is measured on select
+images: the columns select_… of sweep.csv. The columns of the same names without
+select_ are of test images: report them of the run that was chosen.
 Each picture is a PNG and an SVG. One whose axes do not vary, or whose stage
 did not run, is left out, and salve-sweep says so.
 
@@ -51,11 +52,18 @@ def main(arguments: list[str] | None = None) -> int:
         help="where --stability finds the SAEs, if the sweep was moved: <output_dir>/artifacts",
     )
     given = parser.parse_args(arguments)
+    # Only now, since what draws and counts takes seconds.
+    from rich.console import Console
+
+    from salve.report.sweep.summary import print_summary, summarise_sweep
+
     console = Console()
     try:
         summary = summarise_sweep(given.folder)
         print_summary(summary, console)
         if given.stability or given.artifacts:
+            from salve.report.sweep.stability import compare_seeds, print_stability
+
             artifacts = given.artifacts or given.folder.resolve().parent.parent / "artifacts"
             print_stability(compare_seeds(summary, artifacts), console)
     except UserError as error:

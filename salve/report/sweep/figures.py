@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from salve.report.inputs import column
@@ -27,6 +27,7 @@ from salve.report.style import (
     grid_axis,
     log_axis,
     new_figure,
+    percent_axis,
     styled,
 )
 from salve.report.sweep.names import short_names, value_text
@@ -56,16 +57,19 @@ class Axis:
     factor: float = 1.0
 
 
+#: What settings are chosen by is drawn on select images; the table has test's numbers beside them.
+ON_SELECT = "on select images, which may choose"
+FVE, L0 = "select_fve", "select_l0"
 SELECTIVITY = Axis(
-    "selectivity",
+    "select_selectivity",
     "selectivity (percentage points)",
-    "selectivity: accuracy that the edited class loses, less the mean |Δ| of the others, over all edits",
+    f"selectivity: accuracy that the edited class loses, less the mean |Δ| of the others, over all edits, {ON_SELECT}",
     100.0,
 )
 ALPHA_FLIP = Axis(
     "alpha_flip_median",
     "α_flip (strength of the edit)",
-    "α_flip: strength at which half of the images have left their class",
+    "α_flip: strength at which half of the test images have left their class; a result, not to choose by",
 )
 
 
@@ -109,7 +113,7 @@ def pareto_front(cost: NDArray[np.floating], gain: NDArray[np.floating]) -> NDAr
 
 @styled
 def fve_against_l0(table: pd.DataFrame, varying: Sequence[str]) -> Figure | str:
-    """FVE against L0 with the Pareto front, a panel for each kind of activations.
+    """FVE against L0 on select images with the Pareto front, a panel for each kind of activations.
 
     Args:
         table: one row per run. varying: the settings that tell the runs apart.
@@ -117,36 +121,37 @@ def fve_against_l0(table: pd.DataFrame, varying: Sequence[str]) -> Figure | str:
     Returns:
         The figure, or why there is none.
     """
-    known = table[column(table, "fve").notna() & column(table, "l0").notna()]
+    known = table[column(table, FVE).notna() & column(table, L0).notna()]
     known = known.assign(knob=knob_of(known))
     settings = [name for name in varying if name in known and not is_seed(name)]
-    points = averaged(known, [*settings, "knob"], ["l0", "fve"])
+    points = averaged(known, [*settings, "knob"], [L0, FVE])
     if len(points) < 2:
-        return "FVE and L0 are known of fewer than two configurations"
+        return "FVE and L0 on select images are known of fewer than two configurations"
     layout = _Layout(points, settings)
     figure, panels = layout.open(4.1)
     many = len(points) > MAX_NAMED_POINTS * len(panels)
     for axes, rows in panels:
         for line, style in layout.lines(rows):
-            line = line.sort_values("l0")
+            line = line.sort_values(L0)
             axes.errorbar(
-                line["l0"], line["fve"], line["fve_sd"], line["l0_sd"], elinewidth=0.8, capsize=1.5, zorder=3,
+                line[L0], line[FVE], line[f"{FVE}_sd"], line[f"{L0}_sd"], elinewidth=0.8, capsize=1.5, zorder=3,
                 **style | {"linewidth": 0.8},
             )  # fmt: skip
             for row in [] if many else line.to_dict("records"):
                 if row["knob"] in settings:
                     name = f"{'λ' if row['knob'] == 'sae.sparsity' else 'k'} {value_text(row[row['knob']])}"
                     axes.annotate(
-                        name, (row["l0"], row["fve"]), (3, -8), textcoords="offset points", fontsize=6.5,
+                        name, (row[L0], row[FVE]), (3, -8), textcoords="offset points", fontsize=6.5,
                         color=style["color"],
                     )  # fmt: skip
-        front = rows.iloc[pareto_front(rows["l0"].to_numpy(), rows["fve"].to_numpy())]
-        axes.step(front["l0"], front["fve"], where="post", color=GREY, linewidth=4, alpha=0.4, zorder=1)
+        front = rows.iloc[pareto_front(rows[L0].to_numpy(), rows[FVE].to_numpy())]
+        axes.step(front[L0], front[FVE], where="post", color=GREY, linewidth=4, alpha=0.4, zorder=1)
         axes.yaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    _scale(panels, "x", points["l0"].to_numpy())
+        percent_axis(axes.yaxis, decimals=None)
+    _scale(panels, "x", points[L0].to_numpy())
     figure.supylabel("FVE: variance explained", fontsize=9)
-    layout.explain(figure, "L0: active latents per image", "grey: Pareto front", bool(points["fve_sd"].notna().any()))
+    spread = bool(points[f"{FVE}_sd"].notna().any())
+    layout.explain(figure, "L0: active latents per image", f"{ON_SELECT}; grey: Pareto front", spread)
     return figure
 
 

@@ -123,7 +123,7 @@ def print_stability(path: Path, console: Console) -> None:
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     shown.title, shown.title_justify = "Stability between seeds", "left"
     for name in short_names(settings).values():
-        shown.add_column(name, overflow="fold")
+        shown.add_column(Text(name), overflow="fold")
     for name in ("pairs", "latents\nthat fire", "matched\ncosine", "shared\nlatents"):
         shown.add_column(name, justify="right")
     groups = pairs.groupby(settings, dropna=False, sort=False) if settings else [((), pairs)]
@@ -140,7 +140,7 @@ def print_stability(path: Path, console: Console) -> None:
     shown.caption = "In brackets: two dictionaries of random directions. Shared: matched with a cosine of 0.7 or more."
     shown.caption_justify = "left"
     console.print(shown)
-    console.print(f"Table: {path}", soft_wrap=True, highlight=False)
+    console.print(f"Table: {path}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _beside_chance(write: Callable[[float], str], value: float, chance: float) -> str:

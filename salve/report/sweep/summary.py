@@ -14,11 +14,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from salve.report.inputs import column
+from salve.report.metrics import SELECT
 from salve.report.style import save_figure
-from salve.report.sweep.figures import ALPHA_FLIP, KNOBS, SELECTIVITY, against_knob, fve_against_l0, knob_of
+from salve.report.sweep.figures import ALPHA_FLIP, FVE, KNOBS, L0, SELECTIVITY, against_knob, fve_against_l0, knob_of
 from salve.report.sweep.names import short_names, value_text, with_values
 from salve.report.sweep.read import SweptRun, read_sweep, tidy_table, varying
-from salve.report.text import MISSING, NEVER, is_missing, number, plural, points
+from salve.report.text import MISSING, NEVER, is_missing, number, percent, plural, points, span
 from salve.types import UserError
 
 TABLE = "sweep.csv"
@@ -122,44 +124,76 @@ def print_summary(summary: SweepSummary, console: Console) -> None:
     """Show the table, what is missing and why, and where the files are."""
     if len(summary.table):
         console.print(_terminal_table(summary))
+        console.print(Text(_chosen(summary)))
     counts = Counter(run.state for run in summary.runs)
     others = [
         f"{counts[state]} {state}" for state in ("failed", "running", "interrupted", "not begun") if counts[state]
     ]
     line = f"{counts['finished']} of {plural(len(summary.runs), 'planned run')} finished"
-    console.print("; ".join([line, *others]) + ".", highlight=False)
+    console.print("; ".join([line, *others]) + ".", highlight=False, markup=False)
     for run in summary.missing:
         what = with_values(run.swept) or "as configured"
         reason = f": {run.reason}" if run.reason else ""
         console.print(Text(f"  {run.state}  {run.key}  {what}{reason}"), soft_wrap=True)
     if summary.missing:
         console.print("The command that started the sweep finishes what is missing.")
-    console.print(f"Table: {summary.csv}", soft_wrap=True, highlight=False)
-    for path in summary.figures:
-        console.print(f"Figure: {path}", soft_wrap=True, highlight=False)
-    for name, reason in summary.left_out.items():
-        console.print(f"No figure {name}: {reason}.", soft_wrap=True, highlight=False)
+    lines = [f"Table: {summary.csv}", *(f"Figure: {path}" for path in summary.figures)]
+    lines += [f"No figure {name}: {reason}." for name, reason in summary.left_out.items()]
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def _terminal_table(summary: SweepSummary) -> Table:
     """One row per finished run: what tells it apart, and the main measures that are known."""
     table = summary.table
-    shortened = table["run"].str[:SHORT_KEY]
-    keys = shortened if shortened.is_unique else table["run"]
+    keys = _keys(table)
     names = short_names(summary.varying)
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    shown.title, shown.title_justify = f"Sweep {summary.name}", "left"
+    shown.title, shown.title_justify = Text(f"Sweep {summary.name}", style="table.title"), "left"
     columns: list[tuple[str, list[str]]] = [("run", list(keys))]
     columns += [(_heading(names[name]), [value_text(value) for value in table[name]]) for name in summary.varying]
     columns += [(title, texts) for title, texts in _measures(table) if any(text != MISSING for text in texts)]
     for title, texts in columns:
-        shown.add_column(title, justify="right" if _are_numbers(texts) else "left", overflow="fold", min_width=3)
+        shown.add_column(Text(title), justify="right" if _are_numbers(texts) else "left", overflow="fold", min_width=3)
     for row in zip(*(texts for _, texts in columns), strict=True):
         shown.add_row(*map(Text, row))
-    if "selectivity" in table:
-        shown.caption = "Selectivity: accuracy that the edited class loses, less the others' mean |Δ| (points)."
-        shown.caption_justify = "left"
+    said = ["All of select images, by which a run may be chosen."]
+    if SELECTIVITY.column in table:
+        said.append("Selectivity: accuracy that the edited class loses, less the others' mean |Δ| (points).")
+    shown.caption, shown.caption_justify = Text(" ".join(said)), "left"
     return shown
+
+
+def _keys(table: pd.DataFrame) -> pd.Series:
+    """The runs' keys, shortened where they still tell the runs apart."""
+    shortened = table["run"].str[:SHORT_KEY]
+    return shortened if shortened.is_unique else table["run"]
+
+
+def _chosen(summary: SweepSummary) -> str:
+    """What test images say of the run that select images prefer: of that one alone, since they must not choose."""
+    table = summary.table
+    value = column(table, SELECTIVITY.column)
+    if not value.notna().any():
+        return f"Measured on test images: the columns of {summary.csv.name} without {SELECT}."
+    best = value.idxmax()
+    row = table.loc[best]
+    separating = MISSING
+    if not is_missing(row.get("separating")) and not is_missing(row.get("classes")):
+        separating = f"{row['separating']:.0f}/{row['classes']:.0f}"
+        between = span(row.get("separating_low"), row.get("separating_high"), "{:.0f}".format)
+        separating += f" ({between})" if between else ""
+    flips = NEVER if (row.get("alpha_flip_infinite") or 0) > 0.5 else number(row.get("alpha_flip_median"))
+    facts = (
+        ("accuracy", percent(row.get("test_accuracy"))),
+        ("FVE", percent(row.get("fve"))),
+        ("L0", number(row.get("l0"))),
+        ("separates", separating),
+        ("selectivity", points(row.get("selectivity"))),
+        ("median α_flip", flips),
+    )
+    known = ", ".join(f"{name} {text}" for name, text in facts if text != MISSING)
+    return f"Run {_keys(table)[best]} has the highest selectivity there. On test images, which chose nothing: {known}."
 
 
 def _heading(name: str) -> str:
@@ -177,19 +211,13 @@ def _measures(table: pd.DataFrame) -> list[tuple[str, list[str]]]:
         return [write(value) for value in table[name]] if name in table else [MISSING]
 
     separating = [MISSING]
-    if {"separating", "classes"} <= set(table):
-        pairs = zip(table["separating"], table["classes"], strict=True)
+    if {f"{SELECT}separating", "classes"} <= set(table):
+        pairs = zip(table[f"{SELECT}separating"], table["classes"], strict=True)
         separating = [MISSING if is_missing(done) else f"{done:.0f}/{of:.0f}" for done, of in pairs]
-    flips = texts("alpha_flip_median", number)
-    if "alpha_flip_infinite" in table:
-        flips = [
-            NEVER if share > 0.5 else text for share, text in zip(table["alpha_flip_infinite"], flips, strict=True)
-        ]
     return [
-        ("val\nacc. %", texts("val_accuracy", partial(points, signed=False))),
-        ("FVE\n%", texts("fve", partial(points, signed=False))),
-        ("L0", texts("l0", number)),
+        ("acc.\n%", texts(f"{SELECT}accuracy", partial(points, signed=False))),
+        ("FVE\n%", texts(FVE, partial(points, signed=False))),
+        ("L0", texts(L0, number)),
         ("sepa-\nrates", separating),
-        ("selec-\ntivity", texts("selectivity", points)),
-        ("median\nα_flip", flips),
+        ("selec-\ntivity", texts(SELECTIVITY.column, points)),
     ]

@@ -1,0 +1,54 @@
+"""How many classes separate: strictly, which decides, and in the published sense, which is shown beside it."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pandas as pd
+
+from experiments.runs import SAERun
+from salve.editing.verdict import LIMITS
+from salve.report.text import plural
+
+_LEVEL, _MEAN, _LOSS = (
+    f"{100 * limit:g}" for limit in (LIMITS.accuracy, LIMITS.others_mean_change, LIMITS.others_worst_loss)
+)
+#: When an edit separates its class, for captions.
+STRICTLY = (
+    f"at the strength chosen on select images, the class is at {_LEVEL} % of the test images or "
+    f"less, the others' accuracy changes by less than {_MEAN} points in the mean of absolute values, and no other "
+    f"class loses more than {_LOSS}"
+)
+#: The column of what the paper counts as such.
+PUBLISHED = "in the published sense"
+#: What that is.
+AS_PUBLISHED = (
+    f"the class is at {_LEVEL} % or less, and the others' mean accuracy changes by less than "
+    f"{_MEAN} points, where gains make up for losses and one class may lose all"
+)
+
+
+class Separation(NamedTuple):
+    """How many classes separate, over SAEs.
+
+    Attributes:
+        share: of all classes, mean over SAEs. text: how many, over which range, how sure. published: how many do in
+            the published sense.
+    """
+
+    share: float
+    text: str
+    published: str
+
+
+def separation(runs: Sequence[SAERun], classes: int) -> Separation:
+    """Count over all ``classes``; one without a latent does not separate.
+
+    The interval over images is the mean of those of the SAEs, which are measured on the same images.
+    """
+    strict, published = (
+        pd.Series([int(run.verdicts[sense].sum()) for run in runs]) for sense in ("separates", "separates_published")
+    )
+    low, high = (pd.Series([run.verdict[f"separates_{end}"] for run in runs]).mean() for end in ("low", "high"))
+    over = f"{strict.min()} to {strict.max()} over {plural(len(runs), 'SAE')}"
+    text = f"{strict.mean():.1f} of {classes} classes ({over}; {low:.1f} to {high:.1f} over test images)"
+    return Separation(float(strict.mean()) / classes, text, f"{published.mean():.1f} of {classes} classes")

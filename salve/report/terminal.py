@@ -1,0 +1,106 @@
+"""The summary of a run on the terminal."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from salve.report.inputs import Artifacts, records
+from salve.report.remarks import own_remarks
+from salve.report.tables import Headline, class_summary, failing_first, headline
+from salve.report.text import MISSING, PERCENT, count_of, label, latent_name, number, percent, plural, points, yes_no
+
+#: Classes in the table; a thousand lines would push all else off the screen.
+MOST_ROWS = 100
+
+
+def summary_table(artifacts: Mapping[str, Path], remarks: Sequence[str] = ()) -> Group:
+    """The run's summary for the terminal: what to beware of, then one row per class and a footer with the main result.
+
+    Args:
+        artifacts: stage kind → folder; columns of stages that have not run show "–".
+        remarks: sentences about data, network and SAE that a reader must know first; the report adds its own.
+
+    Returns:
+        The remarks and a rich table, all of test images: accuracy, the class's latent with its sign and kind, the
+        strength that select images chose, mean absolute change and largest loss of the other classes there (percentage
+        points), whether the class separates, the pointing game's hits (only where it was measured), and the median
+        α_flip.
+    """
+    found = Artifacts(artifacts)
+    rows = class_summary(found)
+    cautions = [Text(f"Caution: {one}", style="yellow") for one in (*remarks, *own_remarks(found))]
+    parts: list[RenderableType] = [*cautions, class_table(rows, headline(found, rows))]
+    return Group(*parts)
+
+
+def class_table(rows: pd.DataFrame, main: Headline) -> Table:
+    """The table of :func:`summary_table`, from ``class_summary``'s rows and their headline."""
+    table = Table(box=box.SIMPLE_HEAD, show_footer=True, pad_edge=False, padding=0)
+    table.title, table.title_justify = "SALVE, class by class", "left"
+    defining = int((rows["kind"] == "class-defining").sum())
+    measured = main.pointing is not None
+    verdict = main.verdict
+    columns: list[tuple[str, str]] = [
+        ("class", f"{count_of(main.classes)} in all"),
+        ("test\nacc. %", _bare(percent(main.test_accuracy))),
+        ("latent", ""),
+        ("kind", f"{defining} def." if defining else ""),
+        ("α", ""),
+        ("mean\n|Δ|", ""),
+        ("largest\nloss", ""),
+        ("sepa-\nrates", verdict.count.replace(" ", "\n") if verdict else MISSING),
+        *([("point-\ning %", _bare(percent(main.pointing, 0)))] if measured else []),
+        ("median\nα_flip", main.flip_range.replace(" to ", " to\n")),
+    ]
+    for name, footer in columns:
+        text = name in ("class", "kind")
+        justify: Literal["left", "right"] = "left" if text else "right"
+        table.add_column(name, Text(footer), justify=justify, no_wrap=name != "class", overflow="fold", min_width=4)
+    ordered = failing_first(records(rows), MOST_ROWS)
+    for row in ordered[:MOST_ROWS]:
+        failed = yes_no(row["separates"]) == "no"
+        table.add_row(*map(Text, _cells(row, measured)), style="bold red" if failed else "")
+    table.caption = Text(_caption(main, len(ordered)))
+    table.caption_justify = "left"
+    return table
+
+
+def _cells(row: Mapping[str, Any], measured: bool) -> list[str]:
+    return [
+        label(row["class"], 32),
+        _bare(percent(row["test_accuracy"])),
+        latent_name(row["latent"], row["sign"]).replace("(", "").replace(")", ""),
+        row["kind"].removeprefix("class-").removesuffix("-class") or MISSING,
+        number(row["alpha"]),
+        points(row["others_mean_change"], signed=False),
+        points(row["others_worst_loss"], signed=False),
+        yes_no(row["separates"]),
+        *([_bare(percent(row["pointing"], 0))] if measured else []),
+        number(row["alpha_flip_median"]),
+    ]
+
+
+def _caption(main: Headline, count: int) -> str:
+    said = ["All of test images. α: strength of the edit, chosen on select images."]
+    said.append("|Δ|, loss: of the other classes' accuracy, in percentage points.")
+    if main.verdict is not None:
+        said.append(
+            f"Separates: {main.verdict.meaning}; in brackets the {percent(main.verdict.confidence, 0)} interval of the "
+            "count."
+        )
+    if count > MOST_ROWS:
+        said.append(
+            f"{MOST_ROWS} of {plural(count, 'class')} are shown, first those that do not separate; the report has all."
+        )
+    return " ".join(said)
+
+
+def _bare(text: str) -> str:
+    """Without the unit, which the column's heading has."""
+    return text.removesuffix(PERCENT)

@@ -1,0 +1,72 @@
+"""Whether a class that is named in the settings can be imported, and if not, what is missing."""
+
+from difflib import get_close_matches
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+from salve.types import UserError
+
+
+def refuse_target(key: str, target: Any) -> None:
+    """Refuse a ``_target_`` that cannot be imported.
+
+    Args:
+        key: of the setting, for the message. target: its value, ``package.module.Class``.
+
+    Raises:
+        UserError: it says whether a module or the class is missing, or which import inside a module failed.
+    """
+    if not isinstance(target, str) or not all(part.isidentifier() for part in target.split(".")) or "." not in target:
+        raise UserError(f"{key}={target} names no class; write package.module.Class.")
+    module, names = _deepest_module(key, target)
+    found: Any = module
+    for number, name in enumerate(names):
+        if not hasattr(found, name):
+            where = ".".join([module.__name__, *names[:number]])
+            if number < len(names) - 1:
+                raise UserError(f"{key}={target}: there is no module {where}.{name}.")
+            close = get_close_matches(name, dir(found), 1)
+            hint = f"; did you mean {close[0]}?" if close else "."
+            raise UserError(f"{key}={target}: the module {where} is there, but has no class {name}{hint}")
+        found = getattr(found, name)
+    if not callable(found):
+        raise UserError(f"{key}={target} is a {type(found).__name__}, and no class.")
+
+
+def _deepest_module(key: str, target: str) -> tuple[ModuleType, list[str]]:
+    """The longest part of the path that is a module, and the rest."""
+    parts = target.split(".")
+    module: ModuleType | None = None
+    for depth in range(1, len(parts)):
+        name = ".".join(parts[:depth])
+        try:
+            module = import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is not None and f"{name}.".startswith(f"{error.name}."):  # this module, or its package
+                if module is None:
+                    raise UserError(
+                        f"{key}={target}: there is no module {name}; is the folder that holds it on PYTHONPATH?"
+                    ) from error
+                return module, parts[depth - 1 :]
+            raise _failed_inside(key, target, name, error) from error
+        except Exception as error:  # an import runs the module's code, which may raise anything
+            raise _failed_inside(key, target, name, error) from error
+    assert module is not None
+    return module, parts[-1:]
+
+
+def _failed_inside(key: str, target: str, name: str, error: Exception) -> UserError:
+    return UserError(
+        f"{key}={target}: the module {name} is there, but cannot be imported ({one_line(repr_of(error))})."
+    )
+
+
+def repr_of(error: BaseException) -> str:
+    """``ModuleNotFoundError: No module named 'cv2'``."""
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
+
+
+def one_line(text: str) -> str:
+    """Without the line breaks that errors of libraries have."""
+    return " ".join(text.split()).rstrip(".")

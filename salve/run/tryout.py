@@ -1,0 +1,242 @@
+"""Everything that can fail is tried on a few images before anything is trained."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from pytorch_lightning.loggers.logger import DummyLogger
+from rich.console import Console
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from salve.artifacts import Store, digest_of
+from salve.backbones import Site, find_site
+from salve.backbones.sites import recorded
+from salve.editing import Edit, apply_recipe, make_recipe, undo_recipe
+from salve.run.build import build_job
+from salve.run.ranks import Ranks
+from salve.run.schema import Config
+from salve.sae import SAE, make_sae
+from salve.saliency import grad_fam, maximise
+from salve.stages import Job
+from salve.stages.targets import refuse_signed
+from salve.types import Split, UserError
+
+#: What Lightning's names of precisions stand for: the type of the weights, or of the products alone.
+TRUE = {"16-true": torch.float16, "bf16-true": torch.bfloat16, "64-true": torch.float64}
+MIXED = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
+
+
+def try_out(config: Config, job: Job) -> None:
+    """Take two images of train and one of every other split through all that the stages of a run do with images.
+
+    They are loaded, go through the backbone to the site and the logits, and through an untrained SAE of the run's
+    variant; stage ``validate`` adds a saliency map and a step of activation maximisation, ``control`` an edit that is
+    made, applied and undone, and full fine-tuning a step of it. Torch's random state is left as it was.
+
+    Args:
+        config: of the run. job: built from it.
+
+    Raises:
+        UserError: the first of these that fails, with the reason in brackets.
+    """
+    stages = set(config.stages) - {"report"}
+    if not stages:
+        return
+    with torch.random.fork_rng(devices=[]):
+        model, fits = job.build()
+        site = find_site(model, job.layer)
+        few = _load(job)
+        model.to(job.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        activations = _run(model, site, few)
+        if stages - {"finetune"}:
+            sae = _untrained(config, site, few, activations)
+            if "validate" in stages:
+                _look(config, job, model, site, sae, few)
+            if stages & {"control", "diagnose"} and config.edit.channels == "aligned" and bool((activations < 0).any()):
+                raise refuse_signed(site.name)
+            if "control" in stages:
+                _check_sets(config, job)
+                _edit(config, job, model, site, sae)
+        if config.finetune.mode == "full" or (config.finetune.mode == "auto" and not fits):
+            _train(job, model, few)  # the last: it changes the model
+
+
+@dataclass(frozen=True)
+class _Few:
+    """Images ``[4, 3, S, S]`` on the job's device, their labels, and of each the split and its number there."""
+
+    images: Tensor
+    labels: Tensor
+    names: list[tuple[Split, int]]
+
+    def check(self, rows: Tensor, what: str) -> None:
+        """Raises UserError for the first image whose row ``[n]`` is not finite."""
+        for finite, (split, number) in zip(rows.flatten(1).isfinite().all(dim=1).tolist(), self.names, strict=True):
+            if not finite:
+                raise UserError(
+                    f"The {what} are NaN or infinite for image {number} of the {split} split; check the weights "
+                    "(backbone.weights) and the image."
+                )
+
+
+@contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """Make whatever is raised one sentence: ``what``, in which {} stands for the reason."""
+    try:
+        yield
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+        kind = "" if isinstance(error, UserError) else type(error).__name__
+        raise UserError(what.replace("{}", f"({': '.join(part for part in (kind, first) if part)})")) from error
+
+
+def _load(job: Job) -> _Few:
+    assert job.data.preprocess is not None, "the data are bound to the backbone before any stage runs"
+    transform, items, names = job.data.preprocess.eval_transform(), [], list[tuple[Split, int]]()
+    for split in get_args(Split):
+        with _refusing(f"The first images of the {split} split cannot be used {{}}."):
+            found = [(transform(image), label) for image, label in job.data.first(split, 2 if split == "train" else 1)]
+        items += found
+        names += [(split, number) for number in range(len(found))]
+    images, labels = torch.stack([image for image, _ in items]), torch.tensor([int(label) for _, label in items])
+    few = _Few(images.to(job.device, memory_format=torch.channels_last), labels.to(job.device), names)
+    few.check(few.images, "pixels")
+    return few
+
+
+def _run(model: nn.Module, site: Site, few: _Few) -> Tensor:
+    """The site's activations ``[n, M]``, of which the head makes finite logits."""
+    name, size = type(model).__name__, few.images.shape[-1]
+    own = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (0, 0))[-1]
+    hint = f", such as {own}, for which it is made" if own not in (0, size) else ""
+    says = f"This {name} cannot read {size} × {size} images {{}}; set backbone.preprocess.size to another size{hint}."
+    with _refusing(says), recorded(model, site) as seen, torch.no_grad():
+        logits = model(few.images)
+    if len(seen) != 1 or seen[0].shape != (len(few.names), site.width):
+        shapes = [list(one.shape) for one in seen]
+        raise UserError(
+            f"The site {site.name} of this {name} should give one activation of {site.width} numbers for each image, "
+            f"but gave {shapes} for {len(few.names)} images: it cannot be worked with."
+        )
+    few.check(seen[0], f"activations at {site.name}")
+    few.check(logits, "logits")
+    with torch.no_grad():
+        read = model.get_submodule(site.readers[0])(seen[0])
+    if read.shape != logits.shape or (read - logits).abs().max() > 1e-2 * logits.abs().max().clamp(min=1e-6):
+        raise UserError(
+            f"The outputs of this {name} are not what its last layer ({site.readers[0]}) makes of the activations at "
+            f"{site.name}, so that an edit of its weights would not do what salve says of it."
+        )
+    return seen[0].float()
+
+
+def _untrained(config: Config, site: Site, few: _Few, activations: Tensor) -> SAE:
+    settings = config.sae
+    with _refusing(f"No SAE with sae.variant={settings.variant} can be made for {site.width} channels {{}}."):
+        generator = torch.Generator().manual_seed(0)
+        sae = make_sae(settings.variant, site.width, settings.dictionary_size, generator, **settings.options()).eval()
+        sae.to(activations.device)
+        with torch.no_grad():
+            reconstruction, _ = sae(activations)
+    few.check(reconstruction, "reconstructions of an untrained SAE")
+    return sae
+
+
+def _look(config: Config, job: Job, model: nn.Module, site: Site, sae: SAE, few: _Few) -> None:
+    """A saliency map and a step of activation maximisation, as stage validate makes them."""
+    preprocess = job.data.preprocess
+    assert preprocess is not None, "the data are bound to the backbone before any stage runs"
+    says = f"Stage validate cannot be run with this {type(model).__name__} {{}}; leave validate out of stages."
+    with _refusing(says):
+        grad_fam(model, site.name, sae, few.images[-1:], [0])
+        if config.validate.maximisation_steps:
+            maximise(model, site.name, sae, [0], preprocess, size=preprocess.size, steps=1)
+
+
+def _check_sets(config: Config, job: Job) -> None:
+    latents = config.sae.dictionary_size
+    for member in (member for members in config.edit.sets for member in members):
+        if str(member) not in job.classes and not (isinstance(member, int) and 0 <= member < latents):
+            raise UserError(
+                f"edit.sets names {member}, which is neither a class ({', '.join(job.classes)}) nor a latent "
+                f"from 0 to {latents - 1}."
+            )
+
+
+def _edit(config: Config, job: Job, model: nn.Module, site: Site, sae: SAE) -> None:
+    """An edit is made, applied and undone; apply and undo prove by checksums what they leave."""
+    reader = model.get_submodule(site.readers[0])
+    assert isinstance(reader, nn.Linear)
+    if not reader.weight.any():  # as some fresh heads begin, in which no edit shows
+        nn.init.normal_(reader.weight)
+    edit = Edit(0, 1.0, "suppress", config.edit.scale, config.edit.channels)  # type: ignore[arg-type]
+    with _refusing(f"The weights of this {type(model).__name__} cannot be edited {{}}; leave control out of stages."):
+        state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+        recipe = make_recipe(model, site, sae.cpu(), [edit], f"{job.backbone.library}/{job.backbone.name}")
+        undo_recipe(recipe, apply_recipe(recipe, state))
+
+
+def _train(job: Job, model: nn.Module, few: _Few) -> None:
+    """A step of fine-tuning, in its precision, on as many images as a batch has, two at most."""
+    rows = min(job.data.batch_size, sum(split == "train" for split, _ in few.names))
+    name, precision, device = type(model).__name__, job.precision, job.device.type
+    images, labels = few.images[:rows], few.labels[:rows]
+    if kind := TRUE.get(precision):
+        model, images = model.to(kind), images.to(kind)
+    inside = torch.autocast(device, MIXED[precision]) if precision in MIXED else nullcontext()
+    normalises = any(isinstance(part, _BatchNorm) for part in model.modules())
+    says = f"This {name} cannot be trained in trainer.precision={precision} {{}}."
+    if rows == 1 and normalises:
+        says = (
+            f"This {name} cannot be trained on one image at a time, since its BatchNorm compares the images of a batch "
+            "{}; set data.batch_size=2 or more, or finetune=probe."
+        )
+    with _refusing(says):
+        model.train()
+        with inside:
+            loss = nn.functional.cross_entropy(model(images), labels)
+        loss.backward()
+    if not loss.isfinite():
+        raise UserError(
+            f"The first step of training this {name} in trainer.precision={precision} gives a loss of {float(loss)}; "
+            "set trainer.precision=32-true, or check the weights."
+        )
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Settings of which only a part, the key, matters to what is tried."""
+
+    key: str
+    config: Config = field(compare=False)
+
+
+def try_once(config: Config) -> None:
+    """:func:`try_out` for one of a sweep's runs, on the CPU; once for all that share backbone, site, data and stages.
+
+    Raises:
+        UserError: see there.
+    """
+    parts: list[Any] = [config.data, config.backbone, config.layer, config.stages, config.finetune.mode]
+    key = digest_of([str(part) for part in (*parts, config.sae.variant, config.edit.channels, config.edit.sets)])
+    if (why := _tried(_Trial(key, config))) is not None:
+        raise UserError(why)
+
+
+@lru_cache(maxsize=256)
+def _tried(trial: _Trial) -> str | None:
+    """What is wrong, or None."""
+    # Wherever it is planned, and whatever the runs' own machines are.
+    here = replace(trial.config.trainer, accelerator="cpu", devices=1, precision="32-true")
+    config = replace(trial.config, trainer=here, sae=replace(trial.config.sae, precision="float32"))
+    store = Store(Path(config.output_dir) / "artifacts")
+    try:
+        try_out(config, build_job(config, store, lambda _: DummyLogger(), Console(quiet=True), Ranks("cpu")))
+    except UserError as error:
+        return str(error)
+    return None

@@ -1,0 +1,74 @@
+"""Commands that compute nothing load nothing that takes seconds: not an absolute time, but what is not imported."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+#: Each takes from a third of a second to several seconds to import.
+HEAVY = (
+    *("torch", "torchvision", "timm", "pytorch_lightning", "lightning", "torchmetrics", "wandb", "optuna", "joblib"),
+    *("numpy", "scipy", "pandas", "matplotlib", "sklearn", "jaxtyping"),
+)
+PROGRAM = f"""
+import runpy, sys
+sys.argv[1:] = sys.argv[2:]
+status = None
+try:
+    runpy.run_module({{module!r}}, run_name="__main__", alter_sys=True)
+except SystemExit as left:
+    status = left.code
+print("STATUS", status)
+print("LOADED", *sorted(set({HEAVY!r}) & set(sys.modules)))
+"""
+
+
+def started(module: str, *arguments: str, folder: Path) -> tuple[str, str, str]:
+    """Runs a command in a process of its own: its status, the heavy modules that it loaded, and all that it said."""
+    program = PROGRAM.format(module=module)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path[1:]])}
+    done = subprocess.run(
+        [sys.executable, "-c", program, "command", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder,
+        env=environment,
+    )
+    *said, status, loaded = done.stdout.splitlines()
+    return status.removeprefix("STATUS "), loaded.removeprefix("LOADED").strip(), "\n".join(said) + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "status", "named"),
+    [
+        ("salve.cli", ["--help"], "0", "salve experiment=imagenette/resnet18"),
+        ("salve.cli", ["--cfg", "job"], "0", "dictionary_size"),
+        ("salve.cli", ["sae.foo=1"], "2", "sae.foo is no setting"),
+        ("salve.cli", ["sae=foo"], "2", "sae=foo is no choice"),
+        ("salve.cli", ["sae=5"], "2", "sae=5 is no choice"),
+        ("salve.cli", ["sae.sparsity=-1"], "2", "sae.sparsity=-1.0 must not be negative"),
+        ("salve.cli", ["sae=topk", "sae.k=99"], "2", "sae.k between 1 and sae.dictionary_size=32"),
+        ("salve.cli", ["data=folder"], "2", "data.root"),
+        ("salve.cli", ["data.root=a=b"], "2", "data.root"),
+        ("salve.editing.cli", ["--help"], "0", "salve-edit"),
+        ("salve.report.sweep.cli", ["--help"], "0", "salve-sweep"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_computes_nothing_loads_nothing_heavy(
+    tmp_path: Path, module: str, arguments: list[str], status: str, named: str
+) -> None:
+    ended, loaded, said = started(module, *arguments, folder=tmp_path)
+    assert (ended, loaded) == (status, "")
+    assert named in said
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_run_does_load_them(tmp_path: Path) -> None:
+    """The check sees what it is there to see."""
+    status, loaded, _ = started("salve.cli", "data=folder", "data.root=nowhere", folder=tmp_path)
+    assert status == "2"
+    assert "torch" in loaded.split()

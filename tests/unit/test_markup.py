@@ -1,0 +1,112 @@
+"""Names of people's own, which may look like the console's markup, are shown as they are, and never raise."""
+
+import ast
+import io
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from rich.console import Console
+
+from salve.report import summary_table
+from salve.report.sweep import print_summary, summarise_sweep
+from salve.run import execute, rerun
+
+PACKAGE = Path(__file__).parents[2] / "salve"
+#: A closing tag of nothing raises; an opening one is swallowed; a colour is applied.
+HOSTILE = ("x[/y]", "[bold]x", "[red]a[/red]", "[/]", "a[b")
+
+
+def unsafe_prints(source: str) -> list[int]:
+    """Lines that give the console an f-string or a variable as text with markup."""
+    return [
+        node.lineno
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "print"
+        and "console" in ast.unparse(node.func.value)
+        and any(isinstance(argument, ast.JoinedStr) or "join" in ast.unparse(argument) for argument in node.args)
+        and "Text(" not in ast.unparse(node)
+        and not any(item.arg == "markup" and ast.unparse(item.value) == "False" for item in node.keywords)
+    ]
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_nothing_composed_is_printed_as_markup(path: Path) -> None:
+    assert unsafe_prints(path.read_text(encoding="utf-8")) == []
+
+
+def test_what_would_be_printed_as_markup_is_seen() -> None:
+    assert unsafe_prints('console.print(f"{name}")\nconsole.print("; ".join(names))\nconsole.print("x")') == [1, 2]
+    assert unsafe_prints('console.print(f"{name}", markup=False)\nself._console.print(Text(f"{name}"))') == []
+
+
+def shown_by(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def terminal() -> Console:
+    return Console(file=io.StringIO(), width=400, force_terminal=True, color_system=None)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_sweep_with_hostile_names(tmp_path: Path, name: str) -> None:
+    sweep = tmp_path / name.replace("/", "-")
+    run = sweep / "abc123"
+    run.mkdir(parents=True)
+    axis = f"+backbone.args.{name}"
+    planned = {"abc123": {"swept": {axis: name}}, "def456": {"swept": {axis: "b"}}}
+    (sweep / "sweep.json").write_text(json.dumps({"name": sweep.name, "runs": planned}))
+    settings = {"sae": {"variant": name, "seed": 0}, "data": {"_target_": "x.Y", "root": name}}
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    (run / "metrics.json").write_text(json.dumps({"fve": 0.5}))
+    (run / "manifest.json").write_text("{}")
+    (sweep / "def456").mkdir()
+    (sweep / "def456/failure.json").write_text(json.dumps({"reason": f"it said {name}", "kind": "Error"}))
+    console = terminal()
+    print_summary(summarise_sweep(sweep), console)
+    assert f"it said {name}" in shown_by(console)
+    assert f"Sweep {sweep.name}" in shown_by(console)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_rerun_with_hostile_versions(name: str) -> None:
+    console = terminal()
+    record = {"artifacts": {}, "versions": {"torch": name}, "git": name, "python": "3", "seed": 0, "inputs": {}}
+    rerun._compare(record, record | {"git": "b", "versions": {"torch": "2"}}, console)
+    assert f"git: {name} then, b now" in shown_by(console)
+    assert f"torch: {name} then, 2 now" in shown_by(console)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_run_with_a_hostile_name_ends_well(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Settings:
+        pass
+
+    config = Settings()
+    config.name, config.stages = name, ["report"]  # type: ignore[attr-defined]
+    console = terminal()
+    page = Path("runs") / name / "index.html"
+    monkeypatch.setattr(execute, "_facts", lambda *_: {})
+    monkeypatch.setattr(execute, "report", lambda *_, **__: page)
+    monkeypatch.setattr(execute, "summary_table", lambda *_, **__: "")
+    execute._show(config, None, {}, Path(), "", "salve", console)  # type: ignore[arg-type]
+    assert f"Report: {page}" in shown_by(console)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_classes_with_hostile_names(tmp_path: Path, name: str) -> None:
+    classes = [name, "other"]
+    pd.DataFrame({"class": classes, "latent": [0, 1], "sign": [1, 1], "kind": ["class-defining"] * 2}).to_csv(
+        tmp_path / "selected.csv", index=False
+    )
+    pd.DataFrame({"class": classes, "test_images": [4, 4], "test_accuracy": [0.5, 1.0]}).to_csv(
+        tmp_path / "classes.csv", index=False
+    )
+    console = terminal()
+    console.print(summary_table({"features": tmp_path}))
+    assert name in shown_by(console)

@@ -1,0 +1,167 @@
+"""What would fail after hours is refused within a second, in a sentence that says why."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from hydra import compose, initialize_config_dir
+from pytorch_lightning.loggers.logger import DummyLogger
+from rich.console import Console
+from safetensors.torch import save_file
+from torch import nn
+
+from salve.artifacts import Store
+from salve.run import tryout
+from salve.run.build import build_job
+from salve.run.explain import conf_dir
+from salve.run.ranks import Ranks
+from salve.run.schema import Config, register, resolve
+from salve.run.tryout import try_once, try_out
+from salve.stages import Job
+from salve.types import UserError
+
+SMALL = ["data.train_per_class=2", "data.select_per_class=1", "data.test_per_class=1", "data.image_size=32"]
+NARROW = ["backbone.args.channels=[8,16,24,32]", "trainer=cpu", "sae.dictionary_size=8"]
+VIT = ["backbone=timm", "backbone.name=test_vit", "backbone.weights=random", "+backbone.args.img_size=32"]
+
+
+def composed(*overrides: str) -> Config:
+    register()
+    chosen = any(override.startswith("backbone=") for override in overrides)
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return resolve(compose("config", [*SMALL, *(NARROW[1:] if chosen else NARROW), *overrides]))
+
+
+def built(tmp_path: Path, *overrides: str) -> tuple[Config, Job]:
+    config, console = composed(*overrides), Console(file=io.StringIO())
+    return config, build_job(config, Store(tmp_path), lambda _: DummyLogger(), console, Ranks("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (
+            ["backbone=timm", "backbone.name=maxvit_nano_rw_256", "backbone.weights=random"],
+            r"^This MaxxVit cannot read 32 × 32 images \(AssertionError: .*divisible.*\); set "
+            r"backbone\.preprocess\.size to another size, such as 256, for which it is made\.$",
+        ),
+        (
+            ["backbone=resnet18", "backbone.weights=random", "data.batch_size=1"],
+            r"BatchNorm compares the images of a batch \(ValueError: .*\); set data\.batch_size=2 or more, or "
+            r"finetune=probe\.$",
+        ),
+        (["edit.sets=[[castle]]"], r"^edit\.sets names castle, which is neither a class \(harbour, .*from 0 to 7\.$"),
+        (["edit.sets=[[storm,8]]"], r"^edit\.sets names 8, which is neither a class .*from 0 to 7\.$"),
+        ([*VIT, "edit.channels=aligned"], r"activations that are never negative.*cls are signed"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(tmp_path: Path, overrides: list[str], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        try_out(*built(tmp_path, *overrides))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "stages"),
+    [
+        (["edit.sets=[[castle]]"], "discover,validate,diagnose"),
+        (["backbone=resnet18", "backbone.weights=random", "data.batch_size=1", "finetune=probe"], "discover"),
+        (["backbone=timm", "backbone.name=maxvit_nano_rw_256", "backbone.weights=random"], "report"),
+    ],
+)
+def test_what_is_not_asked_for_is_not_tried(tmp_path: Path, overrides: list[str], stages: str) -> None:
+    try_out(*built(tmp_path, *overrides, f"stages=[{stages}]"))
+    with pytest.raises(UserError):
+        try_out(*built(tmp_path, *(o for o in overrides if o != "finetune=probe")))
+
+
+@pytest.mark.parametrize(
+    ("weight", "what"), [("fc.weight", "logits"), ("layer4.0.bn2.weight", "activations at global_pool")]
+)
+def test_weights_that_give_nan_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weight: str, what: str
+) -> None:
+    config, job = built(tmp_path)
+    plain = Job.build
+
+    def spoiled(self: Job) -> tuple[nn.Module, bool]:
+        model, fits = plain(self)
+        dict(model.named_parameters())[weight].data.view(-1)[0] = torch.nan
+        return model, fits
+
+    monkeypatch.setattr(Job, "build", spoiled)
+    with pytest.raises(UserError, match=rf"^The {what} are NaN or infinite for image 0 of the train split; check"):
+        try_out(config, job)
+
+
+def test_outputs_that_the_head_does_not_make_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, job = built(tmp_path)
+    plain = timm.models.resnet.ResNet.forward
+    monkeypatch.setattr(timm.models.resnet.ResNet, "forward", lambda self, x: 2 * plain(self, x))
+    with pytest.raises(UserError, match=r"not what its last layer \(fc\) makes of the activations at global_pool"):
+        try_out(config, job)
+
+
+def test_a_failure_of_a_stage_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, job = built(tmp_path)
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no gradient")
+
+    for part, says in (
+        ("grad_fam", "Stage validate"),
+        ("maximise", "Stage validate"),
+        ("undo_recipe", "The weights of"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(tryout, part, fails)
+            with pytest.raises(UserError, match=rf"^{says}.* \(RuntimeError: no gradient\); leave .* out of stages\.$"):
+                try_out(config, job)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "16-true", "64-true"])
+def test_a_step_is_trained_in_the_precision_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    seen: list[torch.dtype] = []
+    plain = nn.functional.cross_entropy
+
+    def watched(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        seen.append(logits.dtype)
+        return plain(logits, labels)
+
+    monkeypatch.setattr(nn.functional, "cross_entropy", watched)
+    config, job = built(tmp_path, f"trainer.precision={precision}")
+    state = torch.random.get_rng_state()
+    try_out(config, job)
+    kinds = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
+    assert seen == [kinds[precision.partition("-")[0]]]
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_weights_that_are_taken_as_they_are_are_not_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = timm.create_model("resnet10t", num_classes=10, channels=[8, 16, 24, 32], output_stride=8)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    monkeypatch.setattr(tryout, "_train", lambda *_: pytest.fail("trained"))
+    try_out(*built(tmp_path, f"backbone.weights={tmp_path / 'model.safetensors'}"))
+
+
+def test_the_runs_of_a_sweep_are_tried_once_for_each_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+
+    def watched(config: Config, _: Job) -> None:
+        tried.append(config.backbone.name)
+        raise UserError("It cannot be read.")
+
+    monkeypatch.setattr(tryout, "try_out", watched)
+    tryout._tried.cache_clear()
+    try:
+        for sparsity in (1, 2, 3):
+            for backbone in ([], VIT):
+                with pytest.raises(UserError, match="It cannot be read"):
+                    try_once(composed(f"sae.sparsity={sparsity}", *backbone))
+    finally:
+        tryout._tried.cache_clear()
+    assert tried == ["resnet10t", "test_vit"]
