@@ -128,7 +128,7 @@ def train(store: Store, rows: int, epochs: int, memory: float) -> Took:
         *(store, data, backbone, "last", 0, make_trainer, cpu, lambda *_: nullcontext(lambda _: None), Ranks("cpu")),
         memory=memory / 1024,
     )
-    settings = SAESettings("topk", DICTIONARY, 0.0, 16, False, 3e-3, 256, epochs, seed=0, ensemble=1)
+    settings = SAESettings("topk", DICTIONARY, 0.0, 16, False, 3e-3, 256, steps=0, seed=0, ensemble=1, epochs=epochs)
     classifier = store.get_or_make("classifier", {}, lambda *_: None)
     before = address_space("VmSize")
     record = train_sae(job, settings, classifier, drawn(store, rows)).record("sae.json")

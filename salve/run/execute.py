@@ -21,6 +21,7 @@ from salve.run.schema import Config
 from salve.run.tracking import Tracker, job_type_of, run_name, wandb_id
 from salve.run.tryout import try_out
 from salve.sae import VARIANTS
+from salve.sae import remarks as sae_remarks
 from salve.stages import Job, capture, control, diagnose, finetune, read_features, train_sae, train_saes, validate
 from salve.stages.report import report
 from salve.types import UserError
@@ -100,7 +101,7 @@ def _show(
             console.print(f"{kind}: {artifact.path}", soft_wrap=True, markup=False)
         return
     title, facts = f"salve: {config.name}", _facts(config, job)
-    remarks = job.remarks
+    remarks = (*job.remarks, *(sae_remarks(artifacts["sae"].record("sae.json")) if "sae" in artifacts else ()))
     page = report(folder, artifacts, title=title, facts=facts, config=text, commands=[command], remarks=remarks)
     console.print(summary_table({kind: artifact.path for kind, artifact in artifacts.items()}, remarks))
     console.print(f"Report: {page}", soft_wrap=True, markup=False)
