@@ -45,7 +45,7 @@ def started(module: str, *arguments: str, folder: Path) -> tuple[str, str, str]:
     ("module", "arguments", "status", "named"),
     [
         ("salve.cli", ["--help"], "0", "salve experiment=imagenette/resnet18"),
-        ("salve.cli", ["--cfg", "job"], "0", "dictionary_size"),
+        ("salve.cli", ["--cfg", "job"], "None", "dictionary_size"),
         ("salve.cli", ["sae.foo=1"], "2", "sae.foo is no setting"),
         ("salve.cli", ["sae=foo"], "2", "sae=foo is no choice"),
         ("salve.cli", ["sae=5"], "2", "sae=5 is no choice"),
