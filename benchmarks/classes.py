@@ -1,4 +1,4 @@
-"""What a run of all stages costs with many classes: peak memory, bytes of files, seconds; for several numbers of classes.
+"""What a run of all stages costs with many classes: peak memory, bytes of files, seconds.
 
 Each class has two images to train, two to select and two to test, of 32 pixels, and the network (the quickstart's, with
 random features) a head that is fitted to them. All settings of the stages are the defaults: 63 strengths, both modes.

@@ -151,9 +151,7 @@ class _ByClass:
         if self._writer is not None:
             self._writer.close()
 
-    def add(
-        self, measured: _Measured, mode: str, target: str, alphas: Sequence[float], classes: Sequence[str]
-    ) -> None:
+    def add(self, measured: _Measured, mode: str, target: str, alphas: Sequence[float], classes: Sequence[str]) -> None:
         """The rows of one edit."""
         import pyarrow
         import pyarrow.parquet
