@@ -61,12 +61,16 @@ def control(
         splits = {split: job.activations(activations, split) for split in MEASURED_ON}
         head = job.head(classifier)
         targets = targets_of(job.classes, features, settings.sets)
-        curves: list[pd.DataFrame] = []
         # Of each edit only what is as long as the grid: all classes of all edits would grow with their square.
         suppressed: list[dict[str, Effect]] = []
         by_class = _ByClass(folder / "curves.parquet") if settings.by_class else nullcontext()
-        with job.progress("editing", len(targets)) as advance, by_class as table:
+        with (
+            job.progress("editing", len(targets)) as advance,
+            (folder / "curves.csv").open("w", encoding="utf-8", newline="") as file,
+            by_class as table,
+        ):
             for target in targets:
+                curves: list[pd.DataFrame] = []
                 for mode in settings.modes:
                     measured = _measure(job, settings, head, splits, autoencoder.decoder, target, mode)
                     curves += _curve_tables(measured, mode, target, settings.alpha)
@@ -74,8 +78,8 @@ def control(
                         table.add(measured, mode, target.name, settings.alpha, job.classes)
                     if mode == "suppress":
                         suppressed.append(measured.effects)
+                pd.concat(curves).to_csv(file, header=not file.tell(), index=False, float_format="%.6g")
                 advance(1)
-        pd.concat(curves, ignore_index=True).to_csv(folder / "curves.csv", index=False, float_format="%.6g")
         if suppressed:
             rows = _judge(job, settings, head, splits["test"], autoencoder.decoder, targets, suppressed, folder)
             _keep_recipes(job, settings, classifier, autoencoder, targets, rows, folder)
