@@ -108,7 +108,7 @@ def _tell(error: BaseException, wants_all: bool) -> None:
     else:
         raise error
     print(f"salve: {said}", file=sys.stderr)
-    raise SystemExit(1 if isinstance(error, OSError) else 2) from None
+    raise SystemExit(2) from None
 
 
 @contextmanager
