@@ -2,8 +2,8 @@
 
     python benchmarks/alpha.py [--quick] [--rounds 5]
 
-On drawn activations of the size of ResNet-18 on Imagenette's val split, and with more channels and classes; on the CPU,
-where the stages that do it run.
+On drawn activations of the size of ResNet-18 on Imagenette's val folder, and with more channels and classes; on the
+CPU, where the stages that do it run.
 
 **Sweep**: accuracy and KL of every class at ``K`` strengths, by ``edit_curves`` (what the stage ``control`` does), by
 an edited head for each α on the same cached activations, and by the whole edited ResNet-18 for each α on images. The

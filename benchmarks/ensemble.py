@@ -28,7 +28,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from salve.artifacts import load_tensors, save_tensors
-from salve.sae import ActivationsData, EpochsData, Member, SAEEnsemble, SparseAutoencoder, make_sae
+from salve.sae import ActivationsData, Course, Member, SAEEnsemble, SparseAutoencoder, WholeData, make_sae
 
 FULL = 60
 
@@ -38,7 +38,7 @@ class Size(NamedTuple):
 
     name: str
     train: int
-    val: int
+    select: int
     width: int
     dictionary_size: int
 
@@ -77,7 +77,7 @@ def activations(size: Size) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     directions = torch.randn(CLASSES, size.width, generator=generator)
     drawn: dict[str, Tensor] = {}
-    for split, rows in (("train", size.train), ("val", size.val)):
+    for split, rows in (("train", size.train), ("select", size.select)):
         labels = torch.randint(CLASSES, (rows,), generator=generator)
         noise = torch.randn(rows, size.width, generator=generator)
         drawn |= {split: (directions[labels] + 0.5 * noise).relu(), f"{split}_labels": labels}
@@ -111,7 +111,8 @@ def fit(module: pl.LightningModule, data: pl.LightningDataModule, device: str, e
 
 def alone(size: Size, drawn: dict[str, Tensor], device: str, epochs: int) -> Took:
     """One SAE through :class:`SparseAutoencoder`."""
-    data = ActivationsData(drawn["train"], drawn["val"], drawn["val_labels"], BATCH)
+    course = Course.of_epochs(size.train, BATCH, epochs)
+    data = ActivationsData(drawn["train"], drawn["select"], drawn["select_labels"], course)
     head = nn.Linear(size.width, CLASSES).requires_grad_(False)
     one = member(size, 0)
     return fit(SparseAutoencoder(one.sae, one.sparsity, RATE, head), data, device, epochs)
@@ -119,10 +120,11 @@ def alone(size: Size, drawn: dict[str, Tensor], device: str, epochs: int) -> Too
 
 def together(size: Size, drawn: dict[str, Tensor], device: str, epochs: int, members: int) -> Took:
     """Several through :class:`SAEEnsemble`."""
-    data = EpochsData(drawn["train"], drawn["val"], drawn["val_labels"], BATCH)
+    course = Course.of_epochs(size.train, BATCH, epochs)
+    data = WholeData(drawn["train"], drawn["select"], drawn["select_labels"], course)
     head = nn.Linear(size.width, CLASSES).requires_grad_(False)
     chosen = [member(size, number) for number in range(members)]
-    return fit(SAEEnsemble(chosen, size.train, BATCH, RATE, head), data, device, epochs)
+    return fit(SAEEnsemble(chosen, course, RATE, head), data, device, epochs)
 
 
 def process(size: Size, file: Path, device: str, epochs: int) -> Took:

@@ -40,7 +40,8 @@ from salve.stages import BackboneSettings, Job, SAESettings, train_sae
 
 MIB = 2**20
 WIDTH, DICTIONARY, CLASSES, FEATURES, ACTIVE = 512, 512, 10, 128, 8
-VAL_ROWS = 4096
+#: Rows of the select split, and of the test split.
+HELD_OUT = 4096
 #: The split against what is allowed.
 TIMES = 4
 #: Exit status of a way that did not get the memory it asked for.
@@ -83,7 +84,7 @@ def drawn(store: Store, rows: int) -> Artifact:
         generator = torch.Generator().manual_seed(0)
         features = torch.randn(FEATURES, WIDTH, generator=generator) / WIDTH**0.5
         classes = 2 * torch.randn(CLASSES, WIDTH, generator=generator) / WIDTH**0.5
-        for split, count in (("train", rows), ("val", VAL_ROWS)):
+        for split, count in (("train", rows), ("select", HELD_OUT), ("test", HELD_OUT)):
             for shard, start in enumerate(range(0, count, SHARD_ROWS)):
                 size = min(SHARD_ROWS, count - start)
                 labels = torch.arange(start, start + size) * CLASSES // count
@@ -127,7 +128,7 @@ def train(store: Store, rows: int, epochs: int, memory: float) -> Took:
         *(store, data, backbone, "last", 0, make_trainer, cpu, lambda *_: nullcontext(lambda _: None), Ranks("cpu")),
         memory=memory / 1024,
     )
-    settings = SAESettings("topk", DICTIONARY, 0.0, 16, False, 3e-3, 256, epochs, seed=0, ensemble=1)
+    settings = SAESettings("topk", DICTIONARY, 0.0, 16, False, 3e-3, 256, steps=0, seed=0, ensemble=1, epochs=epochs)
     classifier = store.get_or_make("classifier", {}, lambda *_: None)
     before = address_space("VmSize")
     record = train_sae(job, settings, classifier, drawn(store, rows)).record("sae.json")
@@ -211,7 +212,7 @@ def main() -> None:
     table = Table(
         title=f"Allowed: {given.allowed:.0f} MiB; train split {size}\ntopk, d={DICTIONARY}, {given.epochs} epochs"
     )
-    for column in ("", "peak, MiB", "rows/s", "FVE on val", "shuffled within"):
+    for column in ("", "peak, MiB", "rows/s", "FVE on test", "shuffled within"):
         table.add_column(column, justify="right" if column else "left")
     with tempfile.TemporaryDirectory(dir=given.folder) as name:
         drawn(Store(Path(name)), rows)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 #: The quickstart's data and backbone with fewer images and epochs, and the stages that a sweep over λ is about.
 SMALLER = (
-    *("data.train_per_class=40", "data.val_per_class=20", "finetune.epochs=4"),
+    *("data.train_per_class=40", "data.select_per_class=20", "data.test_per_class=20", "finetune.epochs=4"),
     *("stages=[discover,control,diagnose]", "edit.evaluate=0", "trainer=cpu"),
 )
 

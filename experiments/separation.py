@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from experiments.runs import SAERun
-from salve.editing.verdict import LIMITS
+from salve.editing.verdict import CONFIDENCE, LIMITS
 from salve.report.text import plural
 
 _LEVEL, _MEAN, _LOSS = (
@@ -31,13 +31,14 @@ class Separation(NamedTuple):
     """How many classes separate, over SAEs.
 
     Attributes:
-        share: of all classes, mean over SAEs. text: how many, over which range, how sure. published: how many do in
-            the published sense.
+        share: of all classes, mean over SAEs. text: how many, with ``span``. published: how many do in the published
+            sense. span: over which range, and how sure.
     """
 
     share: float
     text: str
     published: str
+    span: str
 
 
 def separation(runs: Sequence[SAERun], classes: int) -> Separation:
@@ -50,5 +51,6 @@ def separation(runs: Sequence[SAERun], classes: int) -> Separation:
     )
     low, high = (pd.Series([run.verdict[f"separates_{end}"] for run in runs]).mean() for end in ("low", "high"))
     over = f"{strict.min()} to {strict.max()} over {plural(len(runs), 'SAE')}"
-    text = f"{strict.mean():.1f} of {classes} classes ({over}; {low:.1f} to {high:.1f} over test images)"
-    return Separation(float(strict.mean()) / classes, text, f"{published.mean():.1f} of {classes} classes")
+    span = f"{over}; {100 * CONFIDENCE:.0f} % over test images: {low:.1f} to {high:.1f}"
+    text, as_published = (f"{count.mean():.1f} of {classes} classes" for count in (strict, published))
+    return Separation(float(strict.mean()) / classes, f"{text} ({span})", as_published, span)

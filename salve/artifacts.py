@@ -7,9 +7,11 @@ exists is whole. A second process that wants the same result waits for the first
 results that are made together.
 """
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -20,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from filelock import FileLock
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -286,10 +288,16 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str,
     Raises:
         ValueError: a header of several entries, which safetensors writes in an order that changes from call to call:
             the file's digest would change with it.
+        OSError: the file cannot be written.
     """
     if header and len(header) > 1:
         raise ValueError(f"A header must have one entry, so that its bytes are fixed, not {', '.join(header)}.")
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path, metadata=dict(header or {}))
+    try:
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path, metadata=dict(header or {}))
+    except SafetensorError as error:  # its only reason is the system's, such as a full disk
+        number = re.search(r"os error (\d+)", str(error))
+        code = int(number[1]) if number else errno.EIO
+        raise OSError(code, os.strerror(code), str(path)) from error
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

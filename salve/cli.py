@@ -1,6 +1,5 @@
 """``salve``: the command line, over Hydra. Nothing heavy is imported before the settings are known to be right."""
 
-import logging
 import os
 import shlex
 import shutil
@@ -27,7 +26,6 @@ def task(config: DictConfig) -> None:
     """One job of Hydra's: a run, or some runs of a sweep."""
     from salve.run.schema import resolve
 
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     folder = Path(HydraConfig.get().runtime.output_dir)
     if config.sweep.runs:
         from salve.run.jobs import make_runs

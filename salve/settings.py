@@ -13,6 +13,8 @@ from salve.variants import TRAITS, check_variant
 FinetuneMode = Literal["auto", "full", "probe", "none"]
 #: Of the products in an SAE's training.
 Precision = Literal["float32", "bf16"]
+#: Shares of an SAE's steps in which its learning rate rises, and in which it falls to zero in the end.
+WARMUP, DECAY = 0.05, 0.2
 #: How a class's latent is chosen.
 Selection = Literal["largest", "margin"]
 Mode = Literal["suppress", "enhance"]
@@ -93,16 +95,19 @@ class SAESettings:
     Attributes:
         variant: one of :data:`salve.variants.TRAITS`. dictionary_size: d. sparsity: λ. k: active latents.
         centre: subtract the mean activation first; off by default, since it spoils the published edit (METHOD §8).
-        learning_rate, batch_size, epochs: of Adam on cached activations.
+        learning_rate, batch_size: of Adam on cached activations. steps: its optimiser steps, whatever the number of
+            images.
         seed: of the initial weights and the order of rows.
         ensemble: how many SAEs of a sweep are trained together at most (see :func:`salve.stages.can_share`); 1 trains
             each alone.
         bandwidth: of jumprelu. prefixes, base: of matryoshka.
         learn_shift: train the shift that is subtracted before encoding and added after decoding.
         start: ``random``, or ``data``, where decoder columns start as directions to training rows.
-        auxk: dead latents that also reconstruct the error, at most. resample: after how many epochs, and again, dead
-            latents begin anew. 0 is off; a latent is dead when it has not fired for as many rows as there are.
+        auxk: dead latents that also reconstruct the error, at most. resample: how many times dead latents begin anew,
+            evenly over the first half of the steps. 0 is off; dead: see :meth:`salve.sae.Course.patience`.
         precision: ``float32`` or ``bf16``, of the products in training; weights and their moments are float32 anyway.
+        epochs: passes over the train images, which take the place of ``steps`` where they are given.
+        warmup, decay: shares of the steps in which the learning rate rises, and in which it falls to zero in the end.
     """
 
     variant: str
@@ -112,7 +117,7 @@ class SAESettings:
     centre: bool
     learning_rate: float
     batch_size: int
-    epochs: int
+    steps: int
     seed: int
     ensemble: int
     bandwidth: float | None = None
@@ -123,6 +128,9 @@ class SAESettings:
     auxk: int = 0
     resample: int = 0
     precision: str = "float32"
+    epochs: int | None = None
+    warmup: float = WARMUP
+    decay: float = DECAY
 
     def check(self) -> None:
         """Raises UserError for settings outside their range, or that this variant does not have."""
@@ -139,6 +147,10 @@ class SAESettings:
                 raise UserError(f"sae.{name}={value} is for {users}, not for sae.variant={self.variant}.")
         if self.auxk > self.dictionary_size:
             raise UserError(f"sae.auxk={self.auxk} must be at most sae.dictionary_size={self.dictionary_size}.")
+        if self.warmup + self.decay > 1:
+            raise UserError(
+                f"sae.warmup={self.warmup} and sae.decay={self.decay} are shares of the steps, together at most 1."
+            )
 
     def options(self) -> dict[str, Any]:
         """What the variant's constructor is given; what is not set is left to it."""
@@ -152,6 +164,8 @@ class SAESettings:
             fresh = item.default if item.default_factory is MISSING else item.default_factory()
             if item.name in NO_SETTING or values[item.name] == fresh:
                 del values[item.name]
+        if self.epochs is not None:
+            del values["steps"]
         return values
 
 

@@ -4,7 +4,7 @@
     python train_salve.py loop    its objective and Adam in a bare loop: what the Trainer costs
     python train_salve.py data    with the Trainer, and ``sae.centre=true sae.learn_shift=true sae.start=data``
 
-Nothing is measured or saved on the way. The learning rate is annealed over a billion epochs: constant, as everyone's.
+Nothing is measured or saved on the way. The learning rate is constant, as everyone's.
 """
 
 import sys
@@ -17,7 +17,7 @@ import torch
 from contender import Cell, Contender, EndError, Line, Rows, now, serve
 from torch import Tensor, nn
 
-from salve.sae import SAE, ActivationsData, SparseAutoencoder, make_sae
+from salve.sae import SAE, ActivationsData, Course, SparseAutoencoder, make_sae
 from salve.sae.adam import Adam
 from salve.sae.memory import keep_freed_memory
 from salve.sae.objective import step_loss
@@ -95,8 +95,10 @@ class Trained(Salve):
         cell = self.cell
         head = nn.Linear(cell.width, 2).requires_grad_(False)  # measures the downstream accuracy: not here
         labels = torch.zeros(len(self.rows.held_out), dtype=torch.long)
-        data = ActivationsData(self.rows.train, self.rows.held_out, labels, cell.batch)
-        module = SparseAutoencoder(self.sae, self.sparsity, cell.rate, head, precision=PRECISION[cell.precision])
+        course = Course.of_epochs(len(self.rows.train), cell.batch, FOREVER)
+        data = ActivationsData(self.rows.train, self.rows.held_out, labels, course)
+        precision, constant = PRECISION[cell.precision], {"warmup": 0.0, "decay": 0.0}
+        module = SparseAutoencoder(self.sae, self.sparsity, cell.rate, head, precision=precision, **constant)
         with quiet_lightning(), suppress(EndError):
             trainer = pl.Trainer(
                 accelerator="gpu" if cell.device == "cuda" else "cpu",

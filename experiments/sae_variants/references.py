@@ -60,7 +60,9 @@ def reference_edits(
     rows = []
     for reference, seed, directions in [*drawn, (ORACLE, 0, class_directions(weight, *train))]:
         for k, name in enumerate(classes):
-            curves = (edit_curves(weight, bias, *images, directions[k], alphas)[0].numpy() for images in (select, test))
-            edit = matched_edit(alphas.numpy(), *curves, k)
+            choosing, reporting = (
+                edit_curves(weight, bias, *images, directions[k], alphas)[0].numpy() for images in (select, test)
+            )
+            edit = matched_edit(alphas.numpy(), choosing, reporting, k)
             rows.append({"reference": reference, "seed": seed, "class": name, **edit._asdict()})
     return pd.DataFrame(rows)

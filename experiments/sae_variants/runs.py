@@ -205,7 +205,7 @@ def _edits(control: Path, classes: Sequence[str]) -> pd.DataFrame:
     A class that has no latent has no curve, and no strength reaches it.
     """
     curves = curves_by_target(control)
-    none = MatchedEdit(False, math.inf, *[math.nan] * 2, 0.0, *[math.nan] * 2, 0.0)
+    none = MatchedEdit(False, math.inf, math.nan, math.nan, 0.0, math.nan, math.nan, 0.0)
     rows = []
     for own, name in enumerate(classes):
         on_test, on_select = none, none
@@ -234,12 +234,14 @@ class _Ground(NamedTuple):
         # ``fc`` is the last layer of the ResNets of both experiments.
         tensors = load_tensors(classifier / "model.safetensors")
         captured = _artifact(output_dir, sweep, run, "activations")
-        splits = [load_captured(captured, split) for split in get_args(Split)]
+        train, select, test = (load_captured(captured, split) for split in get_args(Split))
         return cls(
             [str(name) for name in read_record(classifier / "classifier.json")["classes"]],
             tensors["fc.weight"].float(),
             tensors["fc.bias"].float(),
-            *((split.activations, split.labels) for split in splits),
+            (train.activations, train.labels),
+            (select.activations, select.labels),
+            (test.activations, test.labels),
             torch.tensor(run.settings["edit.alpha"], dtype=torch.float32),
         )
 

@@ -199,7 +199,7 @@ def analyse(studies: Sequence[Study]) -> Findings:
         tables.append(runs)
         grids.append(settings.assign(ground=study.ground.name))
         caption = (
-            f"{study.ground.title}: SAEs of other sparsity λ and size d, trained for {epochs_of(study)} epochs; mean "
+            f"{study.ground.title}: SAEs of other sparsity λ and size d, trained for {length_of(study)}; mean "
             f"of {settings['seeds'].max()} seeds with its 95 % interval, on {len(study.test.labels)} test images. "
             f"Selective: edits at the strength that leaves the class 5 % of its select images. Clean: {STRICTLY}."
         )
@@ -214,9 +214,11 @@ def _default(settings: pd.DataFrame) -> pd.DataFrame:
     return settings[(settings["sparsity"] == DEFAULT[0]) & (settings["size"] == DEFAULT[1])]
 
 
-def epochs_of(study: Study) -> int:
+def length_of(study: Study) -> str:
     """For how long the SAEs were trained."""
-    return int(study.runs[0].settings["sae.epochs"])
+    settings = study.runs[0].settings
+    epochs = settings.get("sae.epochs")
+    return f"{settings['sae.steps']} steps" if epochs is None else f"{epochs} epochs"
 
 
 def _name(setting: pd.Series) -> str:
@@ -276,7 +278,7 @@ def _paragraph(study: Study, settings: pd.DataFrame) -> str:
     if len(default := _default(settings)):
         [row] = default.to_dict("records")
         text += (
-            f" The default's λ and d, trained for {epochs_of(study)} epochs like the others, have a selectivity of "
+            f" The default's λ and d, trained for {length_of(study)} like the others, have a selectivity of "
             f"{100 * row['selectivity']:.1f}; {100 * row['separating']:.0f} % of the classes separate, and the FVE is "
             f"{row['fve']:.2f}."
         )

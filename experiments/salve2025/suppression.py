@@ -158,7 +158,7 @@ def _table(study: Study, mode: str) -> pd.DataFrame:
 
 def _measured(study: Study, edits: pd.DataFrame) -> list[Measured]:
     ground, counted = study.ground.name, separation(study.runs, len(study.classes))
-    found = [Measured("suppression.separates", ground, *counted)]
+    found = [Measured("suppression.separates", ground, counted.share, counted.text, counted.published)]
     church = edits[edits["class"].str.lower() == CHURCH]
     if len(church):
         worst = float(church["lowest"].max())

@@ -155,12 +155,14 @@ class ImageData(pl.LightningDataModule):
         return []
 
     def _few_images(self) -> list[str]:
-        fewest = {split: int(self.labels(split).bincount().min()) for split in get_args(Split)}
+        splits: tuple[Split, ...] = ("train", "select")  # of test images the report speaks
+        fewest = {split: int(self.labels(split).bincount().min()) for split in splits}
         few = [f"{split} {count}" for split, count in fewest.items() if count < FEW_IMAGES]
         if not few:
             return []
         return [
-            f"images of the class that has fewest: {', '.join(few)}; below {FEW_IMAGES} what is measured is uncertain"
+            f"images of the class that has fewest: {', '.join(few)}; below {FEW_IMAGES} what they teach or choose is "
+            "uncertain"
         ]
 
     def _enlarged(self) -> list[str]:

@@ -69,7 +69,12 @@ class RunBlocks(Sampler[list[Tensor]]):
 
     def __iter__(self) -> Iterator[list[Tensor]]:
         rank, ranks = place()
-        generator = torch.Generator().manual_seed(int(torch.randint(_SEEDS, ())))
+        for rows in self.blocks(int(torch.randint(_SEEDS, ()))):
+            yield [batch[rank::ranks] for batch in rows.split(self._batch_size)]
+
+    def blocks(self, seed: int) -> Iterator[Tensor]:
+        """The indices of each block of an epoch, of all ranks, in an order drawn with a seed of its own."""
+        generator = torch.Generator().manual_seed(seed)
         first = torch.randperm(-(-self._n // self._run), generator=generator) * self._run
         stop = (first + self._run).clamp(max=self._n)
         end = (stop - first).cumsum(0)  # of each run, counted in the order of the epoch
@@ -77,8 +82,7 @@ class RunBlocks(Sampler[list[Tensor]]):
             at = torch.arange(start, min(start + self._block, self._n))
             run = torch.searchsorted(end, at, right=True)
             rows = stop[run] - (end[run] - at)
-            rows = rows[torch.randperm(len(rows), generator=generator)]
-            yield [batch[rank::ranks] for batch in rows.split(self._batch_size)]
+            yield rows[torch.randperm(len(rows), generator=generator)]
 
 
 class DrawnBatches(Sampler[list[tuple[int, int]]]):

@@ -222,10 +222,10 @@ def _summary_block(summary: pd.DataFrame) -> TableBlock:
         for row in rows
     ]
     title = (
-        "Class by class, all of test images. Accuracy: before any edit. α: the first strength of the grid that "
-        "separates the class on select images, else the first that takes it away there; ∞ where none does, and the "
-        "strongest one is used. After, others: at that strength; changes and losses of the other classes' accuracy in "
-        f"percentage points. Below them: {INTERVALS}"
+        "Class by class, all of test images. Accuracy: before any edit. α: the strength of the grid that separates the "
+        "class most selectively on select images, else that takes it away there; ∞ where none does, and the strongest "
+        "one is used. After, others: at that strength; changes and losses of the other classes' accuracy in percentage "
+        f"points. Below them: {INTERVALS}"
     )
     return TableBlock(title, header, body, CLASSES_CSV)
 

@@ -39,6 +39,8 @@ def build_job(config: Config, store: Store, logger: Callable[[str], Logger], con
     Raises:
         UserError: one of these is not so.
     """
+    # Its own lines say nothing about the run. It sets this level when it is imported.
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     data = _data(config.data)
     # Built once here for its errors, remarks and preset; stages build their own, after seeding.
     loaded = _load(config.backbone, len(data.classes), data.outputs)

@@ -21,6 +21,7 @@ from salve.run.schema import Config
 from salve.run.tracking import Tracker, job_type_of, run_name, wandb_id
 from salve.run.tryout import try_out
 from salve.sae import VARIANTS
+from salve.sae import remarks as sae_remarks
 from salve.stages import Job, capture, control, diagnose, finetune, read_features, train_sae, train_saes, validate
 from salve.stages.report import report
 from salve.types import UserError
@@ -60,13 +61,13 @@ def execute(
     store = Store(Path(config.output_dir) / "artifacts", log.info)
     succeeded = False
     tracker = None
-    if set(config.stages) != {"report"}:
-        store.check_writable()
     with gathered(config.trainer, gpus) as ranks:
         try:
             # The job is built and tried, and with it everything checked, before a logger opens a run of its own.
             job = build_job(config, store, lambda stage: _open(tracker).logger(stage), console, ranks)
             try_out(config, job)
+            if set(config.stages) != {"report"}:
+                store.check_writable()
             text = RunFolder(folder).prepare(config)
             tracker = Tracker(
                 config.logger,
@@ -100,7 +101,7 @@ def _show(
             console.print(f"{kind}: {artifact.path}", soft_wrap=True, markup=False)
         return
     title, facts = f"salve: {config.name}", _facts(config, job)
-    remarks = job.remarks
+    remarks = (*job.remarks, *(sae_remarks(artifacts["sae"].record("sae.json")) if "sae" in artifacts else ()))
     page = report(folder, artifacts, title=title, facts=facts, config=text, commands=[command], remarks=remarks)
     console.print(summary_table({kind: artifact.path for kind, artifact in artifacts.items()}, remarks))
     console.print(f"Report: {page}", soft_wrap=True, markup=False)

@@ -10,7 +10,6 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +35,8 @@ SETTINGS, MANIFEST, METRICS, RUNNING, FAILURE = (
     *("running.json", "failure.json"),
 )
 LOG = "salve.log"
+#: Times that a folder is taken away while it is claimed, from which on it counts as one that cannot be made.
+MOST_VANISHED = 100
 
 
 class RunFolder:
@@ -194,20 +195,20 @@ def claimed(wanted: Path) -> Iterator[Path]:
 
 
 def _claim(wanted: Path) -> Path:
-    for number in count(1):
+    number, vanished = 1, 0
+    while True:
         folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}_{number}")
-        taken = False
-        while not taken:
+        try:
             folder.mkdir(parents=True, exist_ok=True)
-            try:
-                (folder / SETTINGS).touch(exist_ok=False)
-            except FileExistsError:
-                taken = True
-            except FileNotFoundError:  # its run was refused, and took the folder away just now
-                continue
-            else:
-                return folder
-    raise AssertionError("there is no last number")
+            (folder / SETTINGS).touch(exist_ok=False)
+        except FileExistsError:
+            number += 1
+        except FileNotFoundError:  # its run was refused, and took the folder away just now; or none can be made there
+            vanished += 1
+            if vanished > MOST_VANISHED:
+                raise
+        else:
+            return folder
 
 
 def _move_log(old: Path, new: Path) -> None:
@@ -228,6 +229,9 @@ def _remove(folder: Path) -> None:
     away = folder.with_name(f".{folder.name}.{os.getpid()}")
     os.replace(folder, away)
     shutil.rmtree(away, ignore_errors=True)
+    with suppress(OSError):  # not empty: there are other runs
+        for above in folder.parents[:2]:
+            above.rmdir()
 
 
 def in_one_sentence(error: OSError) -> str:

@@ -254,7 +254,7 @@ CHOICES = {
     "trainer.precision": ("auto", "32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true"),
 }
 ABOVE_ZERO = (
-    *("sae.dictionary_size", "sae.batch_size", "sae.epochs", "sae.learning_rate", "sae.ensemble"),
+    *("sae.dictionary_size", "sae.batch_size", "sae.steps", "sae.epochs", "sae.learning_rate", "sae.ensemble"),
     *("finetune.epochs", "finetune.learning_rate", "finetune.patience"),
     *("discover.dominant", "discover.threshold", "validate.top_images", "validate.localise_images"),
     *("trainer.devices", "trainer.memory"),
@@ -264,6 +264,8 @@ NOT_NEGATIVE = (
         "sae.sparsity",
         "sae.auxk",
         "sae.resample",
+        "sae.warmup",
+        "sae.decay",
         "finetune.weight_decay",
         "finetune.warmup",
         "finetune.label_smoothing",
@@ -272,7 +274,7 @@ NOT_NEGATIVE = (
     *("validate.pointing_tolerance", "validate.random_latents"),
     *("validate.faithfulness_steps", "validate.maximisation_steps"),
 )
-AT_MOST_ONE = ("discover.threshold", "finetune.warmup", "finetune.label_smoothing")
+AT_MOST_ONE = ("discover.threshold", "sae.warmup", "sae.decay", "finetune.warmup", "finetune.label_smoothing")
 
 
 def _check(config: Config) -> None:

@@ -225,6 +225,8 @@ def _images(paths: Sequence[Path]) -> dict[str, Any]:
 
 def _by_epoch(history: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of a history with the names under which a Trainer logs them; one per epoch, also if split by rows."""
+    if "step" in history:  # an SAE's, whose epochs are parts of its steps
+        history = history.drop(columns="step").assign(epoch=range(len(history)))
     if "split" not in history:
         return history.to_dict("records")
     rows = []

@@ -134,6 +134,10 @@ class _Checkpoints(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(unfinished, path)
+        except RuntimeError as error:  # torch's own, over the system's reason, such as a full disk
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
         finally:
             with suppress(FileNotFoundError):
                 unfinished.unlink()

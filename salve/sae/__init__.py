@@ -1,5 +1,6 @@
 """Sparse autoencoders: variants, losses, training, files; docs/saes.md says when to use which."""
 
+from salve.sae.course import Course, pace
 from salve.sae.ensemble import Member, SAEEnsemble
 from salve.sae.io import fingerprint, load_sae, save_sae
 from salve.sae.losses import sae_loss
@@ -18,8 +19,9 @@ from salve.sae.models import (
 )
 from salve.sae.module import SparseAutoencoder
 from salve.sae.objective import objective
+from salve.sae.remarks import remarks
 from salve.sae.revival import auxk_losses, resample
-from salve.sae.rows import ActivationsData, Block, EpochsData
+from salve.sae.rows import ActivationsData, Block, WholeData
 
 __all__ = [
     "SAE",
@@ -27,7 +29,7 @@ __all__ = [
     "ActivationsData",
     "BatchTopK",
     "Block",
-    "EpochsData",
+    "Course",
     "Gated",
     "JumpReLU",
     "LinearL1",
@@ -38,11 +40,14 @@ __all__ = [
     "SAEEnsemble",
     "SparseAutoencoder",
     "TopK",
+    "WholeData",
     "auxk_losses",
     "fingerprint",
     "load_sae",
     "make_sae",
     "objective",
+    "pace",
+    "remarks",
     "resample",
     "sae_loss",
     "save_sae",

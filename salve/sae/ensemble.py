@@ -8,17 +8,17 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
-from salve.sae.adam import Adam
 from salve.sae.base import SAE, normalise_columns
+from salve.sae.course import Course
 from salve.sae.memory import keep_freed_memory
-from salve.sae.module import Measures, Precision
+from salve.sae.module import Measures, Precision, adam_at_pace
 from salve.sae.objective import Objective
-from salve.sae.rows import rows_loader
 from salve.sae.topk import BatchTopK, learn_threshold
+from salve.settings import DECAY, WARMUP
 from salve.types import Activations, Latents
 
 #: Columns of a training's history, in the order in which Lightning has them for one SAE.
@@ -32,20 +32,6 @@ class Member:
     sae: SAE
     sparsity: float
     seed: int
-
-
-def epoch_seed(seed: int, epoch: int) -> int:
-    """What torch's generator is seeded with when an epoch begins."""
-    return seed * 100_003 + epoch
-
-
-def row_order(rows: int, seed: int, epoch: int) -> Int[Tensor, " N"]:
-    """The order in which a training alone, with this seed, goes through its rows in an epoch."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(epoch_seed(seed, epoch))
-        # The loader draws it, whatever its way of drawing; the size of its batches plays no part.
-        [(order,)] = rows_loader(torch.arange(rows), batch_size=rows, shuffle=True)
-    return order
 
 
 class Stack(nn.Module):
@@ -123,30 +109,31 @@ class SAEEnsemble(pl.LightningModule):
 
     SAEs of one shape are stacked, and a step is one batched computation for each stack. Every loss depends on one
     member only, so that the gradient of their sum is each member's own; Adam treats every number by itself anyway.
-    What Lightning calls a training step is a whole epoch here: its work between two steps would outlast a step.
+    What Lightning calls a training step is all steps of its epoch here: its work between two would outlast a step.
 
     Args:
-        members: they may differ in size, λ, seed and variant. rows: ``N`` of the training split.
-        batch_size: rows of a step, for each member. learning_rate, head, auxk, patience, precision: as for one
-            SAE.
+        members: they may differ in size, λ, seed and variant. course: of the training of each.
+        learning_rate, head, auxk, patience, precision, warmup, decay: as for one SAE.
     """
 
     def __init__(
         self,
         members: Sequence[Member],
-        rows: int,
-        batch_size: int,
+        course: Course,
         learning_rate: float,
         head: Callable[[Tensor], Tensor],
         *,
         auxk: int = 0,
         patience: int = 0,
         precision: Precision = "float32",
+        warmup: float = WARMUP,
+        decay: float = DECAY,
     ) -> None:
         super().__init__()
         self.precision = precision
         self.automatic_optimization = False
-        self.rows, self.batch_size, self.learning_rate = rows, batch_size, learning_rate
+        self.course, self.learning_rate = course, learning_rate
+        self.warmup, self.decay = warmup, decay
         self._members = tuple(members)
         self._head = head
         shapes: dict[str, dict[int, Member]] = {}
@@ -166,16 +153,17 @@ class SAEEnsemble(pl.LightningModule):
         keep_freed_memory()
 
     def training_step(self, batch: Float[Tensor, "N M"], _: int) -> None:
-        """All steps of an epoch."""
+        """All steps of the Trainer's epoch."""
         optimizer: Any = self.optimizers()
         schedule: Any = self.lr_schedulers()
-        drawn = {seed: row_order(self.rows, seed, self.current_epoch) for seed in {m.seed for m in self._members}}
-        orders = torch.stack([drawn[member.seed] for member in self._members]).to(batch.device)  # [members, N]
+        course, size = self.course, self.course.batch_size
+        steps = course.part_after(self.global_step, int(self.trainer.max_epochs or 1))
+        drawn = {seed: course.order(seed, steps) for seed in {member.seed for member in self._members}}
+        orders = torch.stack([drawn[member.seed] for member in self._members]).to(batch.device)  # [members, n]
         order_of = [orders[stack.numbers] for stack in self._stacks]
         totals = [torch.zeros(len(stack.numbers), device=batch.device) for stack in self._stacks]
-        starts = range(0, self.rows, self.batch_size)
-        for step, start in enumerate(starts, start=self.current_epoch * len(starts)):
-            stop = min(start + self.batch_size, self.rows)
+        for number, step in enumerate(steps):
+            start, stop = number * size, (number + 1) * size
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                 losses = [
                     stack.losses(batch[order[:, start:stop]], step)
@@ -187,9 +175,9 @@ class SAEEnsemble(pl.LightningModule):
             schedule.step()
             for stack, total, loss in zip(self._stacks, totals, losses, strict=True):
                 stack.normalise_decoders()
-                total += loss.detach() * (stop - start)
+                total += loss.detach()
         for stack, total in zip(self._stacks, totals, strict=True):
-            self._losses[stack.numbers] = total / self.rows
+            self._losses[stack.numbers] = total / len(steps)
 
     def validation_step(self, batch: Sequence[Tensor], _: int) -> None:
         """Accumulate each member's measures."""
@@ -215,14 +203,11 @@ class SAEEnsemble(pl.LightningModule):
         self._history = list(checkpoint["history"])
 
     def configure_optimizers(self) -> Any:
-        """Adam with a cosine to zero over all steps, as for one SAE."""
-        trained = [parameter for parameter in self.stacks.parameters() if parameter.requires_grad]
-        optimizer = Adam(trained, lr=self.learning_rate)
-        steps = -(-self.rows // self.batch_size) * int(self.trainer.max_epochs or 1)
-        return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)]
+        """Adam, at a pace, as for one SAE."""
+        return adam_at_pace(self.stacks.parameters(), self.learning_rate, self.course.steps, self.warmup, self.decay)
 
     def trained(self, number: int) -> tuple[SAE, list[dict[str, float]]]:
-        """A member as it is now, and its measures, a row for each epoch."""
+        """A member as it is now, and its measures, a row for each of the Trainer's epochs."""
         [stack] = [stack for stack in self._stacks if number in stack.numbers]
         sae = copy.deepcopy(self._members[number].sae)
         sae.load_state_dict(stack.state_of(stack.numbers.index(number)))

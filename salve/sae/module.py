@@ -1,22 +1,24 @@
 """Training an SAE with Lightning."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from salve.data.ranks import batch_share
 from salve.metrics import BatchMean, FractionOfVarianceExplained, LatentUsage
 from salve.sae.adam import Adam
 from salve.sae.base import SAE
+from salve.sae.course import pace, pass_seed
 from salve.sae.memory import keep_freed_memory
 from salve.sae.objective import step_loss
 from salve.sae.revival import resample, silence
 from salve.sae.rows import ActivationsData, Block
 from salve.sae.topk import BatchTopK, learn_threshold
-from salve.settings import Precision
+from salve.settings import DECAY, WARMUP, Precision
 from salve.types import UserError
 
 
@@ -53,21 +55,22 @@ class Measures(nn.Module):
 
 
 class SparseAutoencoder(pl.LightningModule):
-    """Trains an SAE and measures it every epoch: FVE, L0, L1, dead fraction and downstream accuracy.
+    """Trains an SAE; every epoch of the Trainer it is measured: FVE, L0, L1, dead fraction, downstream accuracy.
 
     A latent counts as dead when it has not fired for ``patience`` rows.
 
     Args:
         sae: the SAE to train, in units where ``mean ‖a‖² = M``.
         sparsity: λ of the variant (:meth:`salve.sae.SAE.losses`).
-        learning_rate: Adam's; annealed to zero by a cosine over all steps.
+        learning_rate: Adam's; each step takes the share of it that :func:`salve.sae.pace` says.
         head: maps reconstructions ``[N, M]``, in the same units, to logits ``[N, C]``: the classifier behind the site.
             A module moves with this one to its device; it is not trained if its parameters need no gradient.
         auxk: dead latents that also reconstruct the error, at most; 0 for none.
-        resample: after how many epochs, and again, dead latents begin anew, within the first half of the training;
-            0 for never. The Trainer needs an :class:`ActivationsData` then.
+        resample: how many times dead latents begin anew, evenly over the first half of the training; 0 for never. The
+            Trainer needs an :class:`ActivationsData` then.
         patience: rows; what a latent is dead after. Needed with ``auxk`` or ``resample``.
         precision: of the products in training; weights, their moments and what is measured stay float32.
+        warmup, decay: shares of the steps; see :func:`salve.sae.pace`.
     """
 
     silent: Tensor
@@ -83,6 +86,8 @@ class SparseAutoencoder(pl.LightningModule):
         resample: int = 0,
         patience: int = 0,
         precision: Precision = "float32",
+        warmup: float = WARMUP,
+        decay: float = DECAY,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -93,6 +98,8 @@ class SparseAutoencoder(pl.LightningModule):
         self.learning_rate = learning_rate
         self.auxk, self.resample, self.patience = auxk, resample, patience
         self.precision = precision
+        self.warmup, self.decay = warmup, decay
+        self._restarts: set[int] = set()
         self._head = head
         self.loss = BatchMean()
         self.measures = Measures(sae)
@@ -121,6 +128,8 @@ class SparseAutoencoder(pl.LightningModule):
             schedule.step()
             self.sae.normalise_decoder()
             total += loss.detach() * len(activations)
+            if self.global_step in self._restarts:
+                self._resample()
         self.loss.update(total / max(1, len(rows)), len(rows))
         self.log("loss", self.loss, on_step=False, on_epoch=True)
 
@@ -136,16 +145,13 @@ class SparseAutoencoder(pl.LightningModule):
             self.sae.threshold.copy_(learn_threshold(self.sae.threshold, latents, self.global_step))
         return loss
 
-    def on_train_epoch_end(self) -> None:
-        """Resample if it is time."""
-        done, epochs = self.current_epoch + 1, self.trainer.max_epochs or 0
-        if not self.resample or done % self.resample or 2 * done > epochs:
-            return
+    def _resample(self) -> None:
         trainer: Any = self.trainer
-        # The same on every rank: all hold all rows, and each epoch begins with the same seed.
-        generator = torch.Generator().manual_seed(torch.initial_seed())
+        data: ActivationsData = trainer.datamodule
+        # The same on every rank: all hold all rows.
+        generator = torch.Generator().manual_seed(pass_seed(data.seed, self.global_step))
         dead = self.silent >= self.patience
-        resample(self.sae, trainer.optimizers[0], trainer.datamodule.train, dead, self.sparsity, generator)
+        resample(self.sae, trainer.optimizers[0], data.train, dead, self.sparsity, generator)
         self.silent.zero_()
 
     def validation_step(self, batch: Sequence[Tensor], _: int) -> None:
@@ -159,12 +165,22 @@ class SparseAutoencoder(pl.LightningModule):
         self.log_dict(self.measures.compute(), sync_dist=True)
 
     def configure_optimizers(self) -> Any:
-        """Adam with a cosine to zero."""
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = Adam(trained, lr=self.learning_rate)
+        """Adam, at a pace."""
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, ActivationsData):  # Lightning counts blocks
-            steps = data.steps * int(self.trainer.max_epochs or 1)
+            steps = data.course.steps
+            self._restarts = data.course.restarts(self.resample)
         else:
             steps = int(self.trainer.estimated_stepping_batches)
-        return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(1, steps))]
+        return adam_at_pace(self.parameters(), self.learning_rate, steps, self.warmup, self.decay)
+
+
+def adam_at_pace(
+    parameters: Iterable[nn.Parameter], learning_rate: float, steps: int, warmup: float, decay: float
+) -> tuple[list[Adam], list[LambdaLR]]:
+    """Adam for those that want a gradient, and its schedule (:func:`salve.sae.pace`), as Lightning wants them."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    optimizer = Adam(trained, lr=learning_rate)
+    # The schedule is also asked for the step after the last.
+    schedule = LambdaLR(optimizer, lambda step: pace(min(step, steps - 1), steps, warmup, decay))
+    return [optimizer], [schedule]

@@ -1,15 +1,16 @@
 """Activations on their way into a training."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from salve.backbones import AnyRows
 from salve.data.ranks import RankBatches, RunBlocks, place
+from salve.sae.course import Course, pass_seed
 
 #: Bytes of activations that a training gets at a time.
 BLOCK_BYTES = 64 * 2**20
@@ -24,27 +25,59 @@ class Block(NamedTuple):
     sizes: tuple[int, ...]
 
 
-class Blocks(Sampler[list[Tensor]]):
-    """Batches of indices in an order drawn from torch's global generator, a block of batches at a time.
+class Blocks:
+    """Batches of indices, in the order of the part of a training that is at hand, a block of batches at a time.
 
-    With W ranks, rank r yields rows ``r::W`` of each batch. The draws are those of a ``DataLoader`` that shuffles.
+    With W ranks, rank r yields rows ``r::W`` of each batch.
 
     Args:
-        n: rows to draw from. batch_size: rows of a batch over all ranks. block_rows: of a block; at least one batch.
+        data: whose training it is. block_rows: of a block; it has at least one batch.
     """
 
-    def __init__(self, n: int, batch_size: int, block_rows: int) -> None:
-        self._n, self._batch_size = n, batch_size
-        self._block = batch_size * max(1, block_rows // batch_size)
-
-    def __len__(self) -> int:
-        return -(-self._n // self._block)
+    def __init__(self, data: "ActivationsData", block_rows: int) -> None:
+        self._data, self._size = data, data.course.batch_size
+        self._batches = max(1, block_rows // self._size)
 
     def __iter__(self) -> Iterator[list[Tensor]]:
         rank, ranks = place()
-        order = torch.tensor(list(RandomSampler(range(self._n))))
-        for block in order.split(self._block):
-            yield [batch[rank::ranks] for batch in block.split(self._batch_size)]
+        data, steps = self._data, self._data.steps_at_hand
+        for start in range(steps.start, steps.stop, self._batches):
+            order = data.course.order(data.seed, range(start, min(start + self._batches, steps.stop)))
+            yield [batch[rank::ranks] for batch in order.split(self._size)]
+
+
+class StoredBlocks:
+    """As :class:`Blocks`, of rows on disk, for which few places are read: see :class:`salve.data.ranks.RunBlocks`.
+
+    What is left of a block when its whole batches are taken goes before the next one.
+
+    Args:
+        data: whose training it is. block: rows that are shuffled at a time, a multiple of its batch.
+    """
+
+    def __init__(self, data: "ActivationsData", block: int) -> None:
+        self._data, self._size = data, data.course.batch_size
+        self._passes = run_blocks(data.train, self._size, block)
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        rank, ranks = place()
+        left = torch.empty(0, dtype=torch.long)
+        for rows in self._rows():
+            left = torch.cat([left, rows])
+            whole, left = left.split([len(left) - len(left) % self._size, len(left) % self._size])
+            if len(whole):
+                yield [batch[rank::ranks] for batch in whole.split(self._size)]
+
+    def _rows(self) -> Iterator[Tensor]:
+        """The rows of the part at hand, as they come block by block."""
+        data = self._data
+        for number, first, last in data.course.spans(data.steps_at_hand):
+            at = 0
+            for block in self._passes.blocks(pass_seed(data.seed, number)):
+                yield block[max(0, first - at) : max(0, last - at)]
+                at += len(block)
+                if at >= last:
+                    break
 
 
 class Rows(Dataset[Tensor]):
@@ -65,21 +98,15 @@ class Rows(Dataset[Tensor]):
         return tuple(tensor[rows] for tensor in self.tensors)
 
 
-class _Gathered(Dataset[Block]):
-    """Rows of a tensor, a block at a time."""
+class _Loads(IterableDataset[Block]):
+    """Rows of a tensor, a block at a time, in the order of a sampler; how many blocks there are may change."""
 
-    def __init__(self, rows: AnyRows) -> None:
-        self._rows = rows
+    def __init__(self, rows: AnyRows, order: Iterable[list[Tensor]]) -> None:
+        self._rows, self._order = rows, order
 
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, batch: Tensor) -> Block:
-        return self.__getitems__([batch])
-
-    def __getitems__(self, batches: list[Tensor]) -> Block:
-        """What DataLoader asks for: all batches in one indexing operation."""
-        return Block(self._rows[torch.cat(batches)], tuple(len(batch) for batch in batches))
+    def __iter__(self) -> Iterator[Block]:
+        for batches in self._order:
+            yield Block(self._rows[torch.cat(batches)], tuple(len(batch) for batch in batches))
 
 
 def rows_loader(*tensors: AnyRows, batch_size: int, shuffle: bool = False) -> DataLoader[Any]:
@@ -121,38 +148,48 @@ class StreamedBatches:
 class ActivationsData(pl.LightningDataModule):
     """Activations as a DataModule: training rows, and validation rows with their labels.
 
+    What Lightning calls an epoch is an equal part of the training's steps, of which the Trainer's ``max_epochs`` says
+    how many there are: neither do a few rows take thousands of epochs, each with its validation, nor many a whole pass.
+
     Args:
-        train: ``[N, M]``. val: ``[N', M]``. val_labels: ``[N']``. batch_size: rows per step.
-        block: rows that are shuffled at a time if they are read from disk, a multiple of ``batch_size``; None if they
-            are in memory.
+        train: ``[N, M]``. val: ``[N', M]``. val_labels: ``[N']``. course: of the training. seed: of the order of rows.
+        block: rows that are shuffled at a time if they are read from disk, a multiple of the batch; None if they are in
+            memory.
     """
 
     def __init__(
-        self, train: AnyRows, val: AnyRows, val_labels: Tensor, batch_size: int, block: int | None = None
+        self,
+        train: AnyRows,
+        val: AnyRows,
+        val_labels: Tensor,
+        course: Course,
+        seed: int = 0,
+        block: int | None = None,
     ) -> None:
         super().__init__()
         self.train, self.val, self.val_labels = train, val, val_labels
-        self.batch_size, self.block = batch_size, block
+        self.course, self.seed, self.block = course, seed, block
 
     @property
-    def steps(self) -> int:
-        """Optimiser steps of an epoch."""
-        return -(-len(self.train) // self.batch_size)
+    def steps_at_hand(self) -> range:
+        """The steps of the Trainer's epoch; all without a Trainer."""
+        if self.trainer is None:
+            return range(self.course.steps)
+        # Not by the Trainer's epoch, which is not yet set when it asks for the first batch after a checkpoint.
+        return self.course.part_after(self.trainer.global_step, int(self.trainer.max_epochs or 1))
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled rows, a :class:`Block` at a time."""
-        if self.block:
-            sampler: Any = run_blocks(self.train, self.batch_size, self.block)
-        else:
-            sampler = Blocks(len(self.train), self.batch_size, BLOCK_BYTES // (4 * self.train.shape[1]))
-        return DataLoader(_Gathered(self.train), batch_sampler=sampler, collate_fn=_as_is)
+        at_once = BLOCK_BYTES // (4 * self.train.shape[1])
+        order = StoredBlocks(self, self.block) if self.block else Blocks(self, at_once)
+        return DataLoader(_Loads(self.train, order), batch_size=None)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Rows with labels, in order."""
-        return rows_loader(self.val, self.val_labels, batch_size=max(self.batch_size, 4096))
+        return rows_loader(self.val, self.val_labels, batch_size=max(self.course.batch_size, 4096))
 
 
-class EpochsData(ActivationsData):
+class WholeData(ActivationsData):
     """Activations for an ensemble: a training batch is the whole split ``[N, M]``, in order."""
 
     def train_dataloader(self) -> DataLoader[Any]:

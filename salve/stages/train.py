@@ -18,10 +18,11 @@ from salve.backbones import AnyRows, Captured
 from salve.sae import (
     SAE,
     ActivationsData,
-    EpochsData,
+    Course,
     Member,
     SAEEnsemble,
     SparseAutoencoder,
+    WholeData,
     make_sae,
     save_sae,
 )
@@ -33,6 +34,8 @@ from salve.types import UserError
 log = logging.getLogger(__name__)
 
 
+#: A training is measured so many times, however many steps and images there are.
+PARTS = 40
 #: What may differ among SAEs that are trained together.
 VARIES = ("dictionary_size", "sparsity", "k", "seed")
 
@@ -100,7 +103,8 @@ def _train_alone(job: Job, ground: "_Ground", wanted: Mapping[Path, SAESettings]
     [(folder, settings)] = wanted.items()
     pl.seed_everything(settings.seed, workers=True, verbose=False)
     sae = ground.untrained(settings)
-    data = ActivationsData(ground.rows, ground.select_rows, ground.select.labels, settings.batch_size, ground.within)
+    course = _course(settings, len(ground.rows))
+    data = ActivationsData(ground.rows, ground.select_rows, ground.select.labels, course, settings.seed, ground.within)
     module = SparseAutoencoder(
         sae,
         settings.sparsity,
@@ -108,38 +112,62 @@ def _train_alone(job: Job, ground: "_Ground", wanted: Mapping[Path, SAESettings]
         ground.head(),
         auxk=settings.auxk,
         resample=settings.resample,
-        patience=len(data.train) if settings.auxk or settings.resample else 0,
+        patience=course.patience(settings.resample) if settings.auxk or settings.resample else 0,
         precision=cast(Precision, settings.precision),
+        warmup=settings.warmup,
+        decay=settings.decay,
     )
+    parts = _parts(course, ground.within)
     fit = replace(job, seed=settings.seed).fit
-    history = fit("discover", module, {"datamodule": data}, scratch, epochs=settings.epochs)
-    ground.write(folder, settings, sae.cpu(), history)
+    history = fit("discover", module, {"datamodule": data}, scratch, epochs=parts)
+    ground.write(folder, settings, sae.cpu(), _by_step(history, course, parts))
 
 
 def _train_together(job: Job, ground: "_Ground", wanted: Mapping[Path, SAESettings], scratch: Path) -> None:
     """Folders of those that diverge are removed."""
     common = next(iter(wanted.values()))
     members = [Member(ground.untrained(one), one.sparsity, one.seed) for one in wanted.values()]
-    data = EpochsData(ground.rows, ground.select_rows, ground.select.labels, common.batch_size)
-    count = len(data.train)
+    course = _course(common, len(ground.rows))
+    data = WholeData(ground.rows, ground.select_rows, ground.select.labels, course)
     ensemble = SAEEnsemble(
         members,
-        count,
-        common.batch_size,
+        course,
         common.learning_rate,
         ground.head(),
         auxk=common.auxk,
-        patience=count,
+        patience=course.patience(),
         precision=cast(Precision, common.precision),
+        warmup=common.warmup,
+        decay=common.decay,
     )
-    job.fit("discover", ensemble, {"datamodule": data}, scratch, epochs=common.epochs)
+    parts = _parts(course)
+    job.fit("discover", ensemble, {"datamodule": data}, scratch, epochs=parts)
     for number, (folder, settings) in enumerate(wanted.items()):
         sae, rows = ensemble.trained(number)
-        history = pd.DataFrame(rows)
+        history = _by_step(pd.DataFrame(rows), course, parts)
         if np.isfinite(history.to_numpy()).all():
             ground.write(folder, settings, sae, history)
         else:
             folder.rmdir()
+
+
+def _course(settings: SAESettings, rows: int) -> Course:
+    """Of a training on so many rows."""
+    if settings.epochs is not None:
+        return Course.of_epochs(rows, settings.batch_size, settings.epochs)
+    return Course(rows, settings.batch_size, settings.steps)
+
+
+def _parts(course: Course, within: int | None = None) -> int:
+    """In how many parts, each followed by a measurement, a training is done: none reads less than a block of a disk."""
+    blocks = course.steps * course.batch_size // within if within else PARTS
+    return max(1, min(PARTS, course.steps, blocks))
+
+
+def _by_step(history: pd.DataFrame, course: Course, parts: int) -> pd.DataFrame:
+    """The measures by how many steps were done, instead of by the Trainer's epoch."""
+    done = [course.part(int(epoch), parts).stop for epoch in history["epoch"]]
+    return history.drop(columns="epoch").assign(step=done)[["step", *history.columns.drop("epoch")]]
 
 
 @dataclass(frozen=True)
@@ -216,7 +244,9 @@ class _Ground:
         write_table(folder / "history.csv", history)
         measures = measure_sae(sae, self.train, {"select": self.select, "test": self.test}, self.weight, self.bias)
         order = {"shuffled_within": self.within} if self.within else {}
-        write_record(folder / "sae.json", {**settings.scientific(), "width": sae.width, **measures, **order})
+        course = _course(settings, len(self.rows))
+        facts = {**settings.scientific(), "steps": course.steps, "passes": course.passes, "width": sae.width}
+        write_record(folder / "sae.json", {**facts, **measures, **order})
 
 
 def _divided(rows: AnyRows, scale: float) -> AnyRows:

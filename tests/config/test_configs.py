@@ -264,6 +264,8 @@ def test_arguments_of_a_backbone_are_free() -> None:
         (["sae.auxk=4"], ["sae.auxk=4", "topk, batch_topk, matryoshka", "linear_l1"]),
         (["sae=topk", "sae.auxk=33"], ["sae.auxk=33", "sae.dictionary_size=32"]),
         (["sae=topk", "sae.resample=5"], ["sae.resample=5", "linear_l1, relu_l1, gated", "topk"]),
+        (["sae.warmup=0.5", "sae.decay=0.6"], ["sae.warmup=0.5", "sae.decay=0.6", "at most 1"]),
+        (["sae.decay=-0.1"], ["sae.decay=-0.1", "negative"]),
         (["edit.evaluate=-1"], ["edit.evaluate", "negative"]),
         (["edit.alpha=[]"], ["edit.alpha", "0"]),
         (["edit.alpha=[1,2]"], ["edit.alpha", "0"]),
@@ -274,7 +276,8 @@ def test_arguments_of_a_backbone_are_free() -> None:
         *(
             ([f"{key}=0"], [f"{key}=0", "above 0"])
             for key in (
-                *("sae.dictionary_size", "sae.batch_size", "sae.epochs", "sae.learning_rate", "finetune.epochs"),
+                *("sae.dictionary_size", "sae.batch_size", "sae.steps", "sae.epochs", "sae.learning_rate"),
+                "finetune.epochs",
                 *("finetune.learning_rate", "discover.dominant", "validate.top_images", "validate.localise_images"),
                 *("trainer.devices", "trainer.memory"),
             )

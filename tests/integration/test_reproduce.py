@@ -9,7 +9,8 @@ from salve.artifacts import read_record, read_table
 
 ROOT = Path(__file__).parents[2]
 TINY = [
-    *("trainer=cpu", "data.train_per_class=8", "data.select_per_class=4", "data.test_per_class=4", "data.image_size=32", "data.batch_size=20"),
+    *("trainer=cpu", "data.train_per_class=8", "data.select_per_class=4", "data.test_per_class=4"),
+    *("data.image_size=32", "data.batch_size=20"),
     *("backbone.args.channels=[8,16,24,32]", "finetune.epochs=2", "edit.alpha=[0,1,5,20]"),
     *("sae.seed=0,1", "sae.epochs=3", "sae.dictionary_size=24", "sae.batch_size=32"),
 ]

@@ -43,6 +43,7 @@ def test_a_training_goes_on_from_its_last_epoch(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, kind: str, key: str
 ) -> None:
     epochs = [f"{key}.epochs=4"]
+    monkeypatch.setattr("salve.stages.train.PARTS", 4)  # what the Trainer calls epochs of an SAE
     if kind == "sae":
         start(tmp_path, *epochs, "stages=[finetune]")
     with monkeypatch.context() as patch:
@@ -62,7 +63,12 @@ def test_a_training_goes_on_from_its_last_epoch(
     found = start(tmp_path, *epochs, f"stages=[{stage}]")
     assert begun == [2, 3]
     history = found[kind].table("history.csv")
-    assert sorted(set(history["epoch"])) == [0, 1, 2, 3]
+    if kind == "sae":
+        assert history["step"].tolist() == [
+            found[kind].record("sae.json")["steps"] * part // 4 for part in (1, 2, 3, 4)
+        ]
+    else:
+        assert sorted(set(history["epoch"])) == [0, 1, 2, 3]
 
     # The interruption leaves no trace: the same bits as a training that was never interrupted.
     (tmp_path / "calm").mkdir()

@@ -125,7 +125,7 @@ def stored(folder: Path, kind: str, reused: bool = False) -> Artifact:
         (path / "train-00000.safetensors").write_bytes(b"large")
     if kind == "sae":
         write_record(path / "sae.json", {"fve": 0.75, "sparsity": 2.0})
-        write_table(path / "history.csv", pd.DataFrame({"epoch": [0, 1], "fve": [0.5, 0.75]}))
+        write_table(path / "history.csv", pd.DataFrame({"step": [5, 10], "fve": [0.5, 0.75]}))
     if kind == "control":
         (path / "recipes").mkdir(exist_ok=True)
         write_record(path / "recipes" / "00-church.json", {"alpha": 4.0})

@@ -1,5 +1,6 @@
 """Artifacts are made once, whole or not at all, whoever asks and whatever is killed."""
 
+import errno
 import hashlib
 import json
 import multiprocessing
@@ -18,6 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from salve import artifacts
 from salve.artifacts import (
@@ -565,3 +567,21 @@ def test_results_of_an_older_revision_are_not_found(tmp_path: Path, monkeypatch:
     assert store.find("table", {"x": 1}) is None
     made = store.get_or_make("table", {"x": 1}, lambda folder, _: (folder / "a").write_text("new"))
     assert made.file("a").read_text() == "new"
+
+
+def test_a_full_disk_is_the_systems_error_with_the_files_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(artifacts, "save_file", full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        save_tensors(tmp_path / "a.safetensors", {"a": torch.ones(1)})
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "a.safetensors"))
+
+
+def test_a_store_that_cannot_be_written_says_so_at_once(tmp_path: Path) -> None:
+    Store(tmp_path / "store").check_writable()
+    assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match="Not a directory"):
+        Store(tmp_path / "file" / "store").check_writable()

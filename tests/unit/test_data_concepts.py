@@ -242,7 +242,7 @@ def test_loaders() -> None:
 
 def test_remarks_on_few_images_and_on_enlarged_ones() -> None:
     data = ConceptsData(batch_size=8, train_per_class=49)
-    few = ["images of the class that has fewest: train 49; below 50 what is measured is uncertain"]
+    few = ["images of the class that has fewest: train 49; below 50 what they teach or choose is uncertain"]
     assert data.remarks() == few
     data.bind(Preprocess(64, None))
     assert data.remarks() == few

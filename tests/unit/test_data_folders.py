@@ -238,10 +238,10 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
 
 
 def test_few_images_are_remarked(tmp_path: Path) -> None:
-    many = {"train": 60, "select": 50, "test": 49, "val": 0}
-    assert folder(fill(tmp_path, **many)).remarks()[0].startswith("images of the class that has fewest: test 49;")
-    (tmp_path / "train/cat/0.png").rename(tmp_path / "test/cat/x.png")
-    (tmp_path / "train/dog/0.png").rename(tmp_path / "test/dog/x.png")
+    many = {"train": 60, "select": 49, "test": 50, "val": 0}
+    assert folder(fill(tmp_path, **many)).remarks()[0].startswith("images of the class that has fewest: select 49;")
+    (tmp_path / "train/cat/0.png").rename(tmp_path / "select/cat/x.png")
+    (tmp_path / "train/dog/0.png").rename(tmp_path / "select/dog/x.png")
     assert not any("fewest" in remark for remark in folder(tmp_path).remarks())
 
 

@@ -259,7 +259,7 @@ def test_claims_are_about_cifar100_and_sharing_needs_fewer_classes_beside_it(mon
     values = {one.claim: one.value for one in alone.measured}
     assert values.keys() == {name for name in load_claims() if name.startswith("cifar100.")}
     assert values["cifar100.separates"] == 1 / 4
-    assert alone.measured[0].text == "1.0 of 4 classes (1 to 1 over 2 SAEs; 0.0 to 2.0 over test images)"
+    assert alone.measured[0].text == "1.0 of 4 classes (1 to 1 over 2 SAEs; 95 % over test images: 0.0 to 2.0)"
     assert alone.measured[0].published == "2.0 of 4 classes"
     assert np.isnan(values["cifar100.sharing"])
     assert load_claims()["cifar100.sharing"].verdict(values["cifar100.sharing"]) == "not measured"

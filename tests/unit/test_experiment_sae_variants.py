@@ -285,7 +285,15 @@ def test_every_variant_composes(data: str) -> None:
         assert (config.stages, config.edit.modes) == (["discover", "control"], ["suppress"])
         assert (config.sae.seed, config.data.batch_size) == (7, 8)
         assert config.backbone.name == {"concepts": "resnet10t", "imagenette": "resnet18"}[data]
-    assert len({(config.sae.dictionary_size, config.sae.epochs, config.sae.batch_size) for config in configs}) == 1
+    assert (
+        len(
+            {
+                (config.sae.dictionary_size, config.sae.steps, config.sae.epochs, config.sae.batch_size)
+                for config in configs
+            }
+        )
+        == 1
+    )
 
 
 @pytest.mark.parametrize("data", EXPERIMENTS)

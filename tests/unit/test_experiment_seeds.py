@@ -273,7 +273,7 @@ def test_claims_are_measured(study: Any) -> None:
     assert values["seeds.separates"] == pytest.approx(1 / 3)  # golf ball; church does not under the third SAE
     [separates] = [one for one in found.measured if one.claim == "seeds.separates"]
     assert separates.published == "2 of 3 classes under all 3 SAEs"
-    assert "under each 1.7 of 3 classes (1 to 2 over 3 SAEs; 1.0 to 2.0 over test images)" in separates.text
+    assert "1.7 in the mean (1 to 2 over 3 SAEs; 95 % over test images: 1.0 to 2.0)" in separates.text
     assert values["seeds.strength"] == pytest.approx(np.std([1.9, 3.8, 1.9], ddof=1) / np.mean([1.9, 3.8, 1.9]))
     assert values["seeds.ranks"] == pytest.approx((-1 - 1 + 1) / 3)
     pairs = found.tables["pairs"]

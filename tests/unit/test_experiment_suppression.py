@@ -109,7 +109,7 @@ def test_claims_are_measured_from_all_saes() -> None:
     assert values["suppression.golf_ball"] == pytest.approx((0.6 + 0) / 2)
     separates = found.measured[0]
     assert separates.value == pytest.approx((1 + 0) / 2 / 3)
-    assert separates.text == "0.5 of 3 classes (0 to 1 over 2 SAEs; 0.0 to 1.5 over test images)"
+    assert separates.text == "0.5 of 3 classes (0 to 1 over 2 SAEs; 95 % over test images: 0.0 to 1.5)"
     assert separates.published == "1.5 of 3 classes"  # golf ball under both
     assert "50 test images" in found.pictures["suppress-scenes"].caption
     table = found.tables["curves"]

@@ -492,8 +492,9 @@ def test_a_class_without_a_latent_does_not_separate(tmp_path: Path) -> None:
     assert math.isnan(run.verdicts.loc["a", "alpha_used"])
     assert separation([run], 3) == (
         1 / 3,
-        "1.0 of 3 classes (1 to 1 over 1 SAE; 0.0 to 2.0 over test images)",
+        "1.0 of 3 classes (1 to 1 over 1 SAE; 95 % over test images: 0.0 to 2.0)",
         "2.0 of 3 classes",
+        "1 to 1 over 1 SAE; 95 % over test images: 0.0 to 2.0",
     )
 
 

@@ -66,7 +66,7 @@ def failing(wanted: Path, error: Exception, *, settings: str = "", makes: bool =
 def test_a_refused_run_leaves_no_folder(logged: Path, settings: str) -> None:
     with pytest.raises(UserError):
         failing(logged, UserError("There is no such weight."), settings=settings)
-    assert list(logged.parent.iterdir()) == []
+    assert not logged.parent.exists()  # no other run is in it
 
 
 def test_a_refused_run_that_made_something_keeps_it(logged: Path) -> None:
@@ -85,7 +85,7 @@ def test_a_crash_leaves_its_traceback_in_the_log(logged: Path) -> None:
 def test_a_crash_before_the_settings_are_checked_leaves_no_folder(logged: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         failing(logged, ZeroDivisionError("by zero"))
-    assert list(logged.parent.iterdir()) == []
+    assert not logged.parent.exists()  # no other run is in it
 
 
 def test_a_folder_that_is_claimed_only_holds_no_settings(tmp_path: Path) -> None:
@@ -107,3 +107,11 @@ def test_a_folder_that_is_claimed_only_holds_no_settings(tmp_path: Path) -> None
 def test_what_the_system_refuses_is_one_sentence(error: OSError, says: str, tmp_path: Path) -> None:
     assert re.search(says, in_one_sentence(error))
     assert RunFolder(tmp_path).fail(error) == in_one_sentence(error)
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_of_the_system(tmp_path: Path) -> None:
+    (tmp_path / "outputs").write_text("a file is in the way")
+    with pytest.raises(NotADirectoryError):
+        failing(tmp_path / "outputs" / "run", ValueError("never reached"))
+    with pytest.raises(FileNotFoundError):
+        failing(Path("/proc/nowhere/run"), ValueError("never reached"))

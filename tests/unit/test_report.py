@@ -129,7 +129,7 @@ class Run:
         epochs = np.arange(40)
         rise = 1 - np.exp(-epochs / 6)
         history = pd.DataFrame(
-            {"epoch": epochs, "loss": 500 - 380 * rise, "fve": 0.77 * rise, "l0": 14 + 120 * (1 - rise)}
+            {"step": 50 * epochs + 50, "loss": 500 - 380 * rise, "fve": 0.77 * rise, "l0": 14 + 120 * (1 - rise)}
         )
         history = history.assign(dead_fraction=0.41 * rise**2, l1=9 + 30 * (1 - rise))
         write_table(self.root / "sae" / "history.csv", history.assign(downstream_accuracy=0.1 + 0.85 * rise))
@@ -741,7 +741,7 @@ def test_tables_without_rows_and_constant_numbers(tmp_path: Path) -> None:
     (run.root / "diagnose" / "images.csv").write_text("\n")
     curves = pd.DataFrame({"split": "test", "mode": "suppress", "target": [CLASSES[0]], "alpha": 0.0, "accuracy": 0.5})
     write_table(run.root / "control" / "curves.csv", curves)
-    flat = pd.DataFrame({"epoch": [0], "loss": [1.0], "fve": [0.5], "l0": [3.0], "dead_fraction": [0.0]})
+    flat = pd.DataFrame({"step": [50], "loss": [1.0], "fve": [0.5], "l0": [3.0], "dead_fraction": [0.0]})
     write_table(run.root / "sae" / "history.csv", flat)
     page = Page(write(tmp_path / "out", run.folders))
     assert {CLASSES[0], CLASSES[1]} <= set(page.cells)

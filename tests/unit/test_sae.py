@@ -8,7 +8,17 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from salve.sae import VARIANTS, ActivationsData, SparseAutoencoder, fingerprint, load_sae, make_sae, sae_loss, save_sae
+from salve.sae import (
+    VARIANTS,
+    ActivationsData,
+    Course,
+    SparseAutoencoder,
+    fingerprint,
+    load_sae,
+    make_sae,
+    sae_loss,
+    save_sae,
+)
 from salve.types import UserError
 from tests.unit.sae_examples import drawn, example, fit
 
@@ -153,7 +163,8 @@ def train(
     pl.seed_everything(0, verbose=False)
     sae = make_sae(variant, activations.shape[1], size, torch.Generator().manual_seed(0), **settings)
     module = SparseAutoencoder(sae, sparsity, 3e-3, head=lambda a: a)
-    data = ActivationsData(activations, activations[:64], torch.zeros(64, dtype=torch.long), 128)
+    course = Course.of_epochs(len(activations), 128, epochs)
+    data = ActivationsData(activations, activations[:64], torch.zeros(64, dtype=torch.long), course)
     fit(module, epochs, datamodule=data, limit_val_batches=0)
     return sae.requires_grad_(False).eval()
 

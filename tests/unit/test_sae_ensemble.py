@@ -13,13 +13,12 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
 
 from salve.artifacts import Artifact, NotMade, Store
 from salve.backbones import Captured
 from salve.sae import VARIANTS, Block, SparseAutoencoder, make_sae
 from salve.sae import module as sae_module
-from salve.sae.ensemble import SAEEnsemble, row_order
+from salve.sae.ensemble import SAEEnsemble
 from salve.stages import BackboneSettings, Job, SAESettings, can_share, train_sae, train_saes
 from salve.types import UserError
 from tests.unit.sae_examples import plain_trainer
@@ -32,11 +31,17 @@ SETTINGS = SAESettings(
     k=None,
     centre=False,
     learning_rate=0.01,
-    batch_size=16,  # the last batch has 6 rows
-    epochs=4,
+    batch_size=16,  # six rows are left of a pass
+    steps=18,
     seed=0,
     ensemble=8,
 )
+
+
+@pytest.fixture(autouse=True)
+def four_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training of a few steps is not measured after each."""
+    monkeypatch.setattr("salve.stages.train.PARTS", 4)
 
 
 class Alone:
@@ -158,18 +163,20 @@ def test_members_are_what_they_would_be_alone(variant: str, tmp_path: Path, fits
     [
         [replace(SETTINGS, dictionary_size=size) for size in (1, 2)],
         [replace(SETTINGS, batch_size=1000, seed=seed) for seed in (0, 1)],
-        [replace(SETTINGS, batch_size=69, seed=seed) for seed in (0, 1)],  # a last batch of one row
+        [replace(SETTINGS, batch_size=69, seed=seed) for seed in (0, 1)],  # one row is left of a pass
         # Not k = 1: fresh, its encoder's gradient is zero but for rounding, which Adam blows up to whole steps.
         [replace(SETTINGS, variant="topk", sparsity=0.0, k=k) for k in (8, 3)],
         [replace(SETTINGS, variant="topk", dictionary_size=size, sparsity=0.0, k=size) for size in (3, 6)],
     ],
-    ids=["one latent", "a batch of all rows", "a last batch of one row", "different k", "k of all"],
+    ids=["one latent", "a batch of all rows", "one row left of a pass", "different k", "k of all"],
 )
 def test_members_at_the_edges(settings: list[SAESettings], tmp_path: Path) -> None:
     assert_same(together(tmp_path / "together", settings), alone(tmp_path / "alone", settings))
 
 
-def test_the_order_of_rows_is_the_one_of_a_training_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_step_has_a_whole_batch_of_rows_drawn_pass_by_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[Tensor] = []
     plain = SparseAutoencoder.training_step
 
@@ -179,26 +186,16 @@ def test_the_order_of_rows_is_the_one_of_a_training_alone(tmp_path: Path, monkey
 
     monkeypatch.setattr(SparseAutoencoder, "training_step", spy)
     job, *inputs = surroundings(tmp_path)
-    train_sae(job, replace(SETTINGS, seed=5, epochs=3), *inputs)
+    train_sae(job, replace(SETTINGS, seed=5), *inputs)
+    assert [len(batch) for batch in seen] == [16] * 18
     train = job.activations(inputs[1], "train").activations
     scaled = train / train.square().mean().sqrt()
-    for epoch in range(3):
-        batches = seen[5 * epoch : 5 * epoch + 5]
-        assert [len(batch) for batch in batches] == [16, 16, 16, 16, 6]
-        order = row_order(ROWS, 5, epoch)
-        torch.testing.assert_close(torch.cat(batches), scaled[order])
-        assert sorted(order.tolist()) == list(range(ROWS))
-    assert not torch.equal(row_order(ROWS, 5, 0), row_order(ROWS, 5, 1))
-    assert not torch.equal(row_order(ROWS, 5, 0), row_order(ROWS, 4, 0))
-
-
-def test_drawing_an_order_leaves_the_random_state_alone() -> None:
-    before = torch.random.get_rng_state()
-    order = row_order(10, 1, 2)
-    assert torch.equal(torch.random.get_rng_state(), before)
-    torch.manual_seed(1 * 100_003 + 2)
-    plain = DataLoader(TensorDataset(torch.arange(10)), batch_size=4, shuffle=True)
-    assert torch.equal(torch.cat([batch[0] for batch in plain]), order)
+    rows, orders = torch.cat(seen), []
+    for number in range(4):  # 288 rows: four passes, and eight rows of a fifth
+        generator = torch.Generator().manual_seed(5 * 100_003 + number)
+        orders.append(torch.randperm(ROWS, generator=generator))
+        torch.testing.assert_close(rows[number * ROWS : (number + 1) * ROWS], scaled[orders[-1]])
+    assert not torch.equal(orders[0], orders[1])
 
 
 def test_a_member_that_diverges_is_named_and_the_others_are_kept(tmp_path: Path) -> None:
@@ -248,7 +245,7 @@ def test_a_killed_ensemble_goes_on_and_ends_with_the_same_bits(tmp_path: Path) -
     assert watch.begun == [2, 3]
     calm = together(tmp_path / "calm", settings)
     assert [artifact.digest for artifact in reversed(found)] == [artifact.digest for artifact in calm]
-    assert list(calm[0].table("history.csv")["epoch"]) == [0, 1, 2, 3]
+    assert list(calm[0].table("history.csv")["step"]) == [4, 9, 13, 18]
 
 
 def test_what_a_killed_training_left_is_of_use_in_a_group_that_has_only_it_to_make(tmp_path: Path) -> None:
@@ -264,7 +261,7 @@ def test_what_a_killed_training_left_is_of_use_in_a_group_that_has_only_it_to_ma
 
 
 def test_only_what_is_missing_is_trained(tmp_path: Path, fits: list[type]) -> None:
-    a, b, c, d = (replace(SETTINGS, seed=seed, epochs=2) for seed in range(4))
+    a, b, c, d = (replace(SETTINGS, seed=seed, steps=9) for seed in range(4))
     job, *inputs = surroundings(tmp_path)
     [before] = train_saes(job, [a], *inputs)
     # One that is alone takes the way of one alone, and has its bits.
@@ -289,8 +286,11 @@ def test_only_what_is_missing_is_trained(tmp_path: Path, fits: list[type]) -> No
     ("change", "fits_together"),
     [
         ({"sparsity": 2.0, "dictionary_size": 3, "seed": 4, "k": 1, "ensemble": 1}, True),
-        *(({name: value}, False) for name, value in {"variant": "relu_l1", "centre": True, "epochs": 5}.items()),
-        *(({name: value}, False) for name, value in {"learning_rate": 0.1, "batch_size": 8}.items()),
+        *(
+            ({name: value}, False)
+            for name, value in {"variant": "relu_l1", "centre": True, "epochs": 5, "steps": 19}.items()
+        ),
+        *(({name: value}, False) for name, value in {"learning_rate": 0.1, "batch_size": 8, "warmup": 0.2}.items()),
         *(({name: value}, False) for name, value in {"learn_shift": True, "start": "data", "resample": 2}.items()),
     ],
 )
@@ -314,13 +314,27 @@ def test_who_is_resampled_is_trained_alone(tmp_path: Path, fits: list[type]) -> 
 
 def test_recipes_of_before_are_those_of_now(tmp_path: Path) -> None:
     """A setting that came later is in no recipe, unless it is used."""
-    before = {"variant", "dictionary_size", "sparsity", "k", "centre", "learning_rate", "batch_size", "epochs"}
+    before = {"variant", "dictionary_size", "sparsity", "k", "centre", "learning_rate", "batch_size", "steps"}
     [plain] = alone(tmp_path, [SETTINGS])
     assert plain.record("recipe.json")["settings"].keys() == before
     used = replace(SETTINGS, variant="relu_l1", start="data", resample=2)
     [other] = alone(tmp_path, [used])
     assert other.record("recipe.json")["settings"].keys() == before | {"start", "resample"}
     assert other.record("sae.json").items() >= {"start": "data", "resample": 2}.items()
+
+
+def test_epochs_take_the_place_of_steps(tmp_path: Path) -> None:
+    [passes] = alone(tmp_path, [replace(SETTINGS, epochs=2)])
+    settings = passes.record("recipe.json")["settings"]
+    assert settings["epochs"] == 2
+    assert "steps" not in settings
+    record = passes.record("sae.json")
+    assert (record["epochs"], record["steps"]) == (2, 9)  # 140 rows, 16 at a time
+    assert record["passes"] == pytest.approx(9 * 16 / ROWS)
+    [steps] = alone(tmp_path, [replace(SETTINGS, steps=9)])
+    assert steps.path.joinpath("sae.safetensors").read_bytes() == passes.path.joinpath("sae.safetensors").read_bytes()
+    # A key that named steps nobody took would make the same SAE twice.
+    assert alone(tmp_path, [replace(SETTINGS, epochs=2, steps=7)])[0].reused
 
 
 def test_activations_that_are_not_finite_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

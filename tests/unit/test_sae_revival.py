@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from salve.sae import SAE, ActivationsData, SparseAutoencoder, auxk_losses, make_sae, objective, resample
+from salve.sae import SAE, ActivationsData, Course, SparseAutoencoder, auxk_losses, make_sae, objective, resample
 from salve.sae.revival import AUXILIARY, silence
 from salve.types import UserError
 from tests.unit.sae_examples import drawn, example, fit
@@ -169,7 +169,8 @@ def train(sae: SAE, rows: Tensor, epochs: int, sparsity: float, **revival: int) 
     """How many latents are dead on the rows in the end."""
     pl.seed_everything(0, verbose=False)
     module = SparseAutoencoder(sae, sparsity, 1e-2, head=lambda a: a, patience=len(rows), **revival)
-    data: Any = ActivationsData(rows, rows[:64], torch.zeros(64, dtype=torch.long), 64)
+    course = Course.of_epochs(len(rows), 64, epochs)
+    data: Any = ActivationsData(rows, rows[:64], torch.zeros(64, dtype=torch.long), course)
     fit(module, epochs, datamodule=data, limit_val_batches=0)
     sae.eval()
     return int((sae.encode(rows) == 0).all(dim=0).sum())

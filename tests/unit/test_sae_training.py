@@ -13,12 +13,14 @@ from salve.sae import (
     SAE,
     ActivationsData,
     Block,
-    EpochsData,
+    Course,
     Member,
     SAEEnsemble,
     SparseAutoencoder,
+    WholeData,
     make_sae,
     objective,
+    pace,
 )
 from salve.sae import rows as rows_module
 from salve.sae.topk import FEW
@@ -37,8 +39,9 @@ SAES: list[tuple[str, int, float, dict[str, Any]]] = [
 ]
 
 
-def data_of(rows: Tensor, batch: int = BATCH) -> ActivationsData:
-    return ActivationsData(rows, rows[:64], torch.zeros(min(64, len(rows)), dtype=torch.long), batch)
+def data_of(rows: Tensor, batch: int = BATCH, epochs: float = 1, seed: int = 3) -> ActivationsData:
+    course = Course.of_epochs(len(rows), batch, epochs)
+    return ActivationsData(rows, rows[:64], torch.zeros(min(64, len(rows)), dtype=torch.long), course, seed)
 
 
 def numbered(count: int) -> Tensor:
@@ -47,7 +50,6 @@ def numbered(count: int) -> Tensor:
 
 
 def blocks(data: ActivationsData) -> list[Block]:
-    torch.manual_seed(3)
     return list(data.train_dataloader())
 
 
@@ -59,12 +61,72 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("count", [1, 7, 8, 16, 35, 100])
-def test_the_batches_are_those_of_a_dataloader_that_shuffles(count: int) -> None:
-    rows = numbered(count)
-    got = [batch for block in blocks(data_of(rows)) for batch in block.rows.split(block.sizes)]
-    torch.manual_seed(3)
-    expected = list(DataLoader(rows, BATCH, shuffle=True))  # type: ignore[arg-type]
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(got, expected, strict=True))
+def test_batches_are_whole_and_take_every_row_once_in_a_pass(count: int) -> None:
+    got = blocks(data_of(numbered(count), epochs=4))
+    size = min(BATCH, count)
+    assert {rows for block in got for rows in block.sizes} == {size}
+    rows = torch.cat([block.rows[:, 0] for block in got])
+    assert 4 * count <= len(rows) < 4 * count + size
+    passes = rows[: 4 * count].reshape(4, count)
+    assert torch.equal(passes.sort(dim=1).values, torch.arange(count).float().expand(4, count))
+    assert count == 1 or not torch.equal(passes[0], passes[1])
+    # Another seed, another order.
+    other = torch.cat([block.rows[:, 0] for block in blocks(data_of(numbered(count), epochs=4, seed=4))])
+    assert count == 1 or not torch.equal(rows, other)
+
+
+@pytest.mark.parametrize(("rows", "batch", "steps", "parts"), [(35, 8, 20, 6), (7, 100, 9, 4), (1000, 8, 5, 5)])
+def test_the_parts_of_a_training_are_the_training(rows: int, batch: int, steps: int, parts: int) -> None:
+    course = Course(rows, batch, steps)
+    pieces = [course.part(number, parts) for number in range(parts)]
+    assert [step for piece in pieces for step in piece] == list(range(steps))
+    assert max(map(len, pieces)) - min(map(len, pieces)) <= 1
+    for piece in pieces:
+        assert all(course.part_after(step, parts) == range(step, piece.stop) for step in piece)
+    assert not course.part_after(steps, parts)
+    order = course.order(5, range(steps))
+    assert len(order) == steps * min(batch, rows)
+    assert torch.equal(torch.cat([course.order(5, piece) for piece in pieces]), order)
+
+
+def test_the_pace_rises_stays_and_falls() -> None:
+    paces = [pace(step, 100, 0.1, 0.2) for step in range(100)]
+    assert paces[:10] == pytest.approx([0.1 * (n + 1) for n in range(10)])
+    assert paces[10:80] == [1.0] * 70
+    assert paces[80:] == pytest.approx([(20 - n) / 20 for n in range(20)])
+    assert [pace(step, 3, 0, 0) for step in range(3)] == [1.0] * 3
+    assert 0 < pace(0, 1) <= 1
+
+
+def test_a_training_goes_at_its_pace_and_ends_where_it_should(planted: Tensor) -> None:
+    rates: list[float] = []
+    plain = SparseAutoencoder._loss
+
+    class Watched(SparseAutoencoder):
+        def _loss(self, activations: Tensor) -> Tensor:
+            rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+            return plain(self, activations)
+
+    data = data_of(planted, epochs=0.6)  # 39 steps: it stops inside a pass
+    sae = make_sae("relu_l1", WIDTH, 12, torch.Generator().manual_seed(0))
+    fit(Watched(sae, 0.3, 1e-2, head(), warmup=0.2, decay=0.5), 7, datamodule=data)
+    assert rates == pytest.approx([1e-2 * pace(step, 39, 0.2, 0.5) for step in range(39)])
+
+
+@pytest.mark.parametrize(
+    ("rows", "steps", "times", "after", "patience"),
+    [
+        (600, 2000, 5, {200, 400, 600, 800, 1000}, 600),  # every image was seen, many times
+        (10**6, 2000, 5, {200, 400, 600, 800, 1000}, 200 * 256),  # only what was seen since the last time can tell
+        (600, 3, 5, {1}, 256),
+    ],
+)
+def test_when_dead_latents_begin_anew(rows: int, steps: int, times: int, after: set[int], patience: int) -> None:
+    course = Course(rows, 256, steps)
+    assert course.restarts(times) == after
+    assert course.patience(times) == patience
+    assert course.restarts(0) == set()
+    assert course.patience() == min(rows, max(1, steps // 20) * 256)
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -83,8 +145,8 @@ def test_ranks_share_each_batch(count: int, ranks: int, monkeypatch: pytest.Monk
 
 
 def test_a_block_holds_at_least_a_batch_and_no_more_than_it_may(small_blocks: None) -> None:
-    assert [len(block.rows) for block in blocks(data_of(numbered(35)))] == [16, 16, 3]
-    assert [len(block.rows) for block in blocks(data_of(numbered(35), batch=30))] == [30, 5]
+    assert [len(block.rows) for block in blocks(data_of(numbered(35)))] == [16, 16, 8]
+    assert [len(block.rows) for block in blocks(data_of(numbered(35), batch=30))] == [30, 30]
 
 
 def head() -> nn.Linear:
@@ -92,14 +154,13 @@ def head() -> nn.Linear:
 
 
 def test_any_loader_of_batches_trains_as_blocks_do(planted: Tensor) -> None:
-    """A Lightning user's own loader, one batch at a time, with the cosine over as many steps."""
+    """A Lightning user's own loader, one batch at a time, at the same pace over as many steps."""
     saes = [make_sae("relu_l1", WIDTH, 12, torch.Generator().manual_seed(0)) for _ in range(2)]
-    torch.manual_seed(1)
-    fit(SparseAutoencoder(saes[0], 0.3, 1e-2, head()), 2, datamodule=data_of(planted))
-    torch.manual_seed(1)
-    labelled = torch.utils.data.TensorDataset(planted, torch.zeros(len(planted)))
-    loader = DataLoader(labelled, BATCH, shuffle=True)
-    fit(SparseAutoencoder(saes[1], 0.3, 1e-2, head()), 2, loader, data_of(planted).val_dataloader())
+    data = data_of(planted)
+    fit(SparseAutoencoder(saes[0], 0.3, 1e-2, head()), 2, datamodule=data)
+    rows = planted[data.course.order(data.seed, range(data.course.steps))]
+    labelled = torch.utils.data.TensorDataset(rows, torch.zeros(len(rows)))
+    fit(SparseAutoencoder(saes[1], 0.3, 1e-2, head()), 1, DataLoader(labelled, BATCH), data.val_dataloader())
     torch.testing.assert_close(saes[0].state_dict(), saes[1].state_dict())
 
 
@@ -144,10 +205,11 @@ def test_bf16_trains_float32_weights_to_what_float32_does(
         options: dict[str, Any] = {"precision": precision}
         torch.manual_seed(0)
         if together:
-            module = SAEEnsemble([Member(sae, sparsity, 0)], len(planted), 32, 1e-2, head(), **options)
-            fit(module, 20, datamodule=EpochsData(planted, planted[:64], torch.zeros(64, dtype=torch.long), 32))
+            course = Course.of_epochs(len(planted), 32, 20)
+            module = SAEEnsemble([Member(sae, sparsity, 0)], course, 1e-2, head(), **options)
+            fit(module, 20, datamodule=WholeData(planted, planted[:64], torch.zeros(64, dtype=torch.long), course))
             return module.trained(0)[0]
-        fit(SparseAutoencoder(sae, sparsity, 1e-2, head(), **options), 20, datamodule=data_of(planted, 32))
+        fit(SparseAutoencoder(sae, sparsity, 1e-2, head(), **options), 20, datamodule=data_of(planted, 32, 20))
         return sae
 
     exact = train("float32", False)

@@ -17,7 +17,7 @@ from salve.artifacts import save_tensors
 from salve.backbones import Captured, Shards, Site, load_captured, shards
 from salve.backbones.capture import capture
 from salve.data.ranks import RunBlocks
-from salve.sae import SAE, make_sae, resample
+from salve.sae import SAE, ActivationsData, Course, make_sae, resample
 from salve.sae.rows import StreamedBatches, rows_loader
 from salve.stages import Job, train_sae, train_saes
 from salve.types import UserError
@@ -134,6 +134,22 @@ def test_a_block_needs_few_places_of_the_disk() -> None:
     for part in RunBlocks(1000, 10, 100, 20):
         rows = torch.cat(part).sort().values
         assert int((rows.diff() > 1).sum()) + 1 <= 100 // 20 + 2  # the block's ends may cut a run in two
+
+
+@pytest.mark.parametrize(("n", "steps", "block"), [(100, 40, 24), (31, 3, 16), (5, 7, 8)])
+def test_a_training_reads_whole_batches_pass_after_pass(n: int, steps: int, block: int) -> None:
+    """A course over rows on disk; 31 rows in 3 steps stop inside a pass, 5 are fewer than a batch."""
+    rows, course = torch.arange(n)[:, None].float().expand(n, WIDTH), Course(n, 8, steps)
+    data = ActivationsData(rows, rows, torch.zeros(n, dtype=torch.long), course, 4, block)
+    loads = list(data.train_dataloader())
+    assert {size for load in loads for size in load.sizes} == {min(8, n)}
+    assert max(len(load.rows) for load in loads) <= block
+    seen = torch.cat([load.rows[:, 0] for load in loads])
+    assert len(seen) == steps * min(8, n)
+    for one in seen.split(n):
+        assert len(one.unique()) == len(one)
+    again = torch.cat([load.rows[:, 0] for load in data.train_dataloader()])
+    assert torch.equal(again, seen)
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
@@ -254,7 +270,7 @@ class StoredJob(SmallJob):
         folder = self.store.root / "drawn"
         if not folder.is_dir():
             folder.mkdir(parents=True)
-            for name, rows in (("train", 6000), ("val", 500)):
+            for name, rows in (("train", 6000), ("select", 500), ("test", 400)):
                 write(folder, *by_class(rows), 500, name)
         return load_captured(folder, split)
 
@@ -268,7 +284,7 @@ def jobs(folder: Path) -> tuple[Job, Job, Any, Any]:
 
 #: Fewer latents than there are features, so that they must keep to what all rows have in common.
 LARGER = replace(
-    SETTINGS, variant="linear_l1", dictionary_size=4, sparsity=0.01, learning_rate=0.03, batch_size=32, epochs=2
+    SETTINGS, variant="linear_l1", dictionary_size=4, sparsity=0.01, learning_rate=0.03, batch_size=32, steps=375
 )
 
 
@@ -309,7 +325,7 @@ def test_a_stream_that_is_killed_goes_on_and_ends_with_the_same_bits(tmp_path: P
 
 
 def test_saes_of_a_stream_are_trained_one_by_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    settings = [replace(LARGER, epochs=1, seed=seed) for seed in (0, 1)]
+    settings = [replace(LARGER, steps=100, seed=seed) for seed in (0, 1)]
     streaming, _, *inputs = jobs(tmp_path / "together")
     with caplog.at_level(logging.INFO):
         together = train_saes(streaming, settings, *inputs)
@@ -329,7 +345,7 @@ def test_a_start_from_data_is_the_same_from_disk(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(SAE, "start_from", watched)
     streaming, holding, *inputs = jobs(tmp_path)
     for job in (streaming, holding):
-        train_sae(job, replace(LARGER, epochs=1, start="data", centre=True), *inputs)
+        train_sae(job, replace(LARGER, steps=10, start="data", centre=True), *inputs)
     streamed, held = starts
     for name, tensor in held.items():
         assert torch.equal(streamed[name], tensor)

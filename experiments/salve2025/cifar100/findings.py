@@ -52,7 +52,9 @@ def _measured(surveys: Sequence[Survey]) -> list[Measured]:
     for one in surveys:
         if one.ground.name != MANY:
             continue
-        found.append(Measured(f"{MANY}.separates", MANY, *one.separates))
+        found.append(
+            Measured(f"{MANY}.separates", MANY, one.separates.share, one.separates.text, one.separates.published)
+        )
         fewer, share = _fewer(surveys), one.summary["with_companion"].mean()
         beside, compared = math.nan, "no ground with fewer classes beside it"
         if fewer:

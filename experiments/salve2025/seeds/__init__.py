@@ -112,6 +112,7 @@ def _within_table(study: Study, found: Stability) -> pd.DataFrame:
 
 def _measured(study: Study, found: Stability, edits: pd.DataFrame) -> list[Measured]:
     ground, seeds, classes = study.ground.name, len(study.runs), len(study.classes)
+    counted = separation(study.runs, classes)
     always, published = (
         int((edits.groupby("class")[sense].sum() == seeds).sum()) for sense in ("separates", "separates_published")
     )
@@ -120,7 +121,8 @@ def _measured(study: Study, found: Stability, edits: pd.DataFrame) -> list[Measu
         (
             "separates",
             always / classes,
-            f"{always} of {classes} classes under all {seeds} SAEs; under each {separation(study.runs, classes).text}",
+            f"{always} of {classes} classes under all {seeds} SAEs; {counted.share * classes:.1f} in the mean "
+            f"({counted.span})",
         ),
         (
             "strength",
@@ -161,7 +163,9 @@ def _mean(tables: np.ndarray) -> str:
 
 def _range(tables: np.ndarray) -> str:
     means = [over_pairs(table).mean for table in tables]
-    return f"{np.nanmin(means):.2f} to {np.nanmax(means):.2f}" if not np.isnan(means).all() else "unknown"
+    if np.isnan(means).all():
+        return "unknown"
+    return f"{np.nanmin(means):.2f} to {np.nanmax(means):.2f}".replace("-", "−")
 
 
 def _interval(table: np.ndarray) -> str:

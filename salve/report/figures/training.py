@@ -67,10 +67,10 @@ def classifier_curves(history: pd.DataFrame) -> Figure:
 
 @styled
 def sae_curves(history: pd.DataFrame, original_accuracy: float | None = None) -> Figure | None:
-    """FVE, L0, dead fraction and downstream accuracy by step or epoch, those that were logged.
+    """FVE, L0, dead fraction and downstream accuracy by optimiser step, those that were logged.
 
     Args:
-        history: columns step or epoch, and any of fve, l0, dead_fraction, downstream_accuracy.
+        history: columns step, and any of fve, l0, dead_fraction, downstream_accuracy.
         original_accuracy: accuracy of the untouched classifier, drawn as a dashed line [fraction].
 
     Returns:
@@ -79,13 +79,12 @@ def sae_curves(history: pd.DataFrame, original_accuracy: float | None = None) ->
     curves = [curve for curve in SAE_CURVES if np.isfinite(column(history, curve.column)).any()]
     if not curves:
         return None
-    unit = "step" if "step" in history else "epoch"
-    done = column(history, unit).to_numpy()
+    done = column(history, "step").to_numpy()
     figure = new_figure(WIDTH * len(curves) / 4, 2.3)
     for axes, curve in zip(np.atleast_1d(figure.subplots(1, len(curves))), curves, strict=True):
         _line(axes, done, column(history, curve.column).to_numpy(), curve.colour)
         if curve.column == "downstream_accuracy" and original_accuracy is not None:
             axes.axhline(original_accuracy, color=GREY, linestyle="--", linewidth=1.2, label="unchanged activations")
             axes.legend(loc="lower right")
-        _finish(axes, curve.title, list(done), curve.fraction, unit)
+        _finish(axes, curve.title, list(done), curve.fraction, "step")
     return figure

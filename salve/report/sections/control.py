@@ -124,9 +124,9 @@ def _how_to_read(mode: str, verdict: Verdict | None) -> str:
     dotted = f" The dotted line is at {percent(verdict.accuracy, 0)}." if verdict else ""
     return (
         "Suppressing: the edited class (orange) should fall to zero while the others (blue) stay where they were. The "
-        "dashed line is the strength that select images chose: the first that separates the class there, else the "
-        f"first that takes it away.{dotted} Above each panel, whether the edit separates its class on test images, in "
-        "brackets in how many of the resampled test sets."
+        "dashed line is the strength that select images chose: of those that separate the class there, else of those "
+        f"that take it away, the one that costs the others least for what the class loses.{dotted} Above each panel, "
+        "whether the edit separates its class on test images, in brackets in how many of the resampled test sets."
     )
 
 

@@ -1,0 +1,99 @@
+"""What an edit comes to: the strength that select images choose, and what test images say of it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from salve.editing.verdict import (
+    LIMITS,
+    Effect,
+    percentile_interval,
+    separated,
+    separated_as_published,
+    takes_away,
+    wilson,
+)
+from salve.report.text import number, percent, points
+from salve.stages.targets import Target
+
+
+def choose(select: Effect) -> tuple[int, bool]:
+    """The strength to use, by its place in the grid, and whether the class falls at any; fields ``[K]``.
+
+    Of those that separate the class it is the one with the highest selectivity: what the class loses, less the others'
+    mean absolute change. (The first of them would leave the class at the limit, where other images show it above.) If
+    none separates, it is chosen likewise among those that take the class away; if none does that, it is the last.
+    """
+    selectivity = select.before - select.after - select.mean_change
+    for fitting in (separated(select), takes_away(select)):
+        if fitting.any():
+            return int(np.where(fitting, selectivity, -np.inf).argmax()), True
+    return len(select.after) - 1, False
+
+
+def summarise(
+    target: Target,
+    alphas: Sequence[float],
+    at: int,
+    reached: bool,
+    effects: dict[str, Effect],
+    resampled: Effect,
+    images: int,
+) -> dict[str, Any]:
+    """One row of ``summary.csv``: what the chosen strength reaches on test, and what it costs the other classes.
+
+    Args:
+        target: the edit. alphas: ``K`` strengths. at, reached: see :func:`choose`. effects: by split, fields ``[K]``.
+        resampled: on other draws of the test images, fields ``[B]``. images: test images of the edited classes.
+    """
+    chosen, found = effects["select"].at(at), effects["test"].at(at)
+    low, high = wilson(float(found.after) * images, images)
+    mean_low, mean_high = percentile_interval(resampled.mean_change, found.mean_change)
+    loss_low, loss_high = percentile_interval(resampled.worst_loss, found.worst_loss)
+    return {
+        "target": target.name,
+        "latents": "; ".join(map(str, target.latents)),
+        "sign": "; ".join(f"{sign:+d}" for sign in target.signs),
+        "kind": "; ".join(target.kinds),
+        "alpha": float(alphas[at]) if reached else float("inf"),
+        "alpha_used": float(alphas[at]),
+        "select_accuracy_before": float(chosen.before),
+        "select_accuracy_after": float(chosen.after),
+        "select_others_mean_change": float(chosen.mean_change),
+        "select_others_worst_loss": float(chosen.worst_loss),
+        "select_separates": bool(separated(chosen)),
+        "accuracy_before": float(found.before),
+        "accuracy_after": float(found.after),
+        "accuracy_after_low": float(low),
+        "accuracy_after_high": float(high),
+        "others_mean_change": float(found.mean_change),
+        "others_mean_change_low": float(mean_low),
+        "others_mean_change_high": float(mean_high),
+        "others_signed_change": float(found.signed_change),
+        "others_worst_loss": float(found.worst_loss),
+        "others_worst_loss_low": float(loss_low),
+        "others_worst_loss_high": float(loss_high),
+        "separates": bool(separated(found)),
+        "separates_published": bool(separated_as_published(found)),
+        "separates_share": float(separated(resampled).mean()),
+        "reason": reason(found, float(alphas[at]), reached),
+    }
+
+
+def reason(found: Effect, alpha: float, reached: bool) -> str:
+    """Why an edit does not separate its class, at the strength that was chosen for it; empty if it does."""
+    limit = percent(LIMITS.accuracy, 0)
+    if np.isnan(found.before):
+        return "it has no test images"
+    if not found.before > LIMITS.accuracy:
+        return f"without any edit its accuracy is only {percent(found.before, 0)}"
+    if not found.after <= LIMITS.accuracy:
+        if not reached:
+            return f"its accuracy is {percent(found.after)} at α = {number(alpha)}, the strongest edit"
+        return f"chosen on select to take it to {limit}, this strength leaves {percent(found.after)} on test"
+    if not found.mean_change < LIMITS.others_mean_change:
+        return f"the other classes change by {points(found.mean_change, signed=False)} points in the mean"
+    if not found.worst_loss <= LIMITS.others_worst_loss:
+        return f"another class loses {points(found.worst_loss, signed=False)} points"
+    return ""

@@ -1,0 +1,173 @@
+"""Which artifacts a setting makes others of: every setting changes a key, or stands here with the reason why not."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from pytorch_lightning.loggers.logger import DummyLogger
+from rich.console import Console
+
+from salve.artifacts import Artifact, Store
+from salve.run.build import build_job
+from salve.run.execute import _run_stages
+from salve.run.explain import conf_dir
+from salve.run.plan import is_computed
+from salve.run.ranks import Ranks
+from salve.run.schema import Config, register, resolve
+from tests.integration.conftest import FEW, NARROW, SMALL
+
+#: Another value of each setting, and the first artifact whose key it changes; those made from it change as well.
+CHANGES: dict[str, tuple[str, str]] = {
+    "seed": ("1", "classifier"),
+    "data.batch_size": ("10", "classifier"),
+    "data.seed": ("1", "classifier"),
+    "data.image_size": ("48", "classifier"),
+    "data.train_per_class": ("9", "classifier"),
+    "data.select_per_class": ("5", "classifier"),
+    "data.test_per_class": ("5", "classifier"),
+    "data.spurious_correlation": ("0.25", "classifier"),
+    "data.clutter": ("0.25", "classifier"),
+    "backbone.name": ("resnet14t", "classifier"),
+    "backbone.weights": ("WEIGHTS", "classifier"),
+    "backbone.args.channels": ("[8,16,24,40]", "classifier"),
+    "backbone.args.output_stride": ("16", "classifier"),
+    "backbone.preprocess.size": ("48", "classifier"),
+    "backbone.preprocess.resize": ("48", "classifier"),
+    "backbone.preprocess.interpolation": ("bilinear", "classifier"),
+    "backbone.preprocess.mean": ("[0,0,0]", "classifier"),
+    "backbone.preprocess.std": ("[1,1,1]", "classifier"),
+    "finetune.mode": ("probe", "classifier"),
+    "finetune.epochs": ("3", "classifier"),
+    "finetune.learning_rate": ("0.0002", "classifier"),
+    "finetune.weight_decay": ("0.2", "classifier"),
+    "finetune.label_smoothing": ("0.2", "classifier"),
+    "finetune.warmup": ("0.2", "classifier"),
+    "finetune.patience": ("7", "classifier"),
+    "trainer.precision": ("bf16-true", "classifier"),
+    "trainer.memory": ("1e-6", "sae"),
+    "sae.variant": ("relu_l1", "sae"),
+    "sae.dictionary_size": ("25", "sae"),
+    "sae.sparsity": ("4", "sae"),
+    "sae.k": ("3", "sae"),
+    "sae.centre": ("true", "sae"),
+    "sae.learning_rate": ("0.002", "sae"),
+    "sae.batch_size": ("16", "sae"),
+    "sae.epochs": ("4", "sae"),
+    "sae.seed": ("1", "sae"),
+    "sae.learn_shift": ("true", "sae"),
+    "sae.start": ("data", "sae"),
+    "sae.resample": ("1", "sae"),
+    "sae.precision": ("bf16", "sae"),
+    "discover.threshold": ("0.4", "features"),
+    "discover.select": ("largest", "features"),
+    "discover.dominant": ("2", "features"),
+    "validate.top_images": ("3", "validate"),
+    "validate.localise_images": ("3", "validate"),
+    "validate.pointing_tolerance": ("3", "validate"),
+    "validate.random_latents": ("3", "validate"),
+    "validate.faithfulness_steps": ("3", "validate"),
+    "validate.maximisation_steps": ("3", "validate"),
+    "edit.alpha": ("[0,2]", "control"),
+    "edit.modes": ("[suppress]", "control"),
+    "edit.scale": ("max", "control"),
+    "edit.channels": ("aligned", "control"),
+    "edit.sets": ("[[storm,3]]", "control"),
+    "edit.evaluate": ("0", "control"),
+    "edit.by_class": ("true", "control"),
+}
+
+#: Settings that a run's key depends on and no artifact's, or that this backbone, data and SAE do not have.
+NOT_IN_ANY: dict[str, str] = {
+    "stages": "which artifacts there are, not what is in them",
+    "layer": "this backbone has one site only; activations of another have its name in their key",
+    "data._target_": "another class has other settings",
+    "backbone.library": "torchvision has no model of this name",
+    "backbone.preprocess.squash": "it is what this backbone does already",
+    "sae.bandwidth": "of jumprelu",
+    "sae.prefixes": "of matryoshka",
+    "sae.base": "of matryoshka",
+    "sae.auxk": "of variants with TopK",
+}
+
+
+class Keys(Store):
+    """A store in which everything is found: contents are those of a real run, digests follow the keys."""
+
+    def __init__(self, contents: Mapping[str, Artifact]) -> None:
+        super().__init__(Path())
+        self._contents = contents
+
+    def get_or_make_many(
+        self, kind: str, recipes: Sequence[Mapping[str, Any]], make: Callable[..., None]
+    ) -> list[Artifact | None]:
+        keys = [self._key(recipe) for recipe in recipes]
+        return [Artifact(kind, key, self._contents[kind].path, key, reused=True) for key in keys]
+
+
+def composed(*overrides: str) -> Config:
+    register()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return resolve(compose("config", [*SMALL, *FEW, *NARROW, *overrides]))
+
+
+def keys(whole_run: tuple[Path, dict[str, Artifact]], config: Config) -> dict[str, str]:
+    job = build_job(config, Keys(whole_run[1]), lambda _: DummyLogger(), Console(quiet=True), Ranks("cpu"))
+    return {kind: artifact.key for kind, artifact in _run_stages(config, job).items()}
+
+
+def leaves(settings: Mapping[str, Any], above: str = "") -> list[str]:
+    found = []
+    for name, value in settings.items():
+        inside = isinstance(value, dict) and value
+        found += leaves(value, f"{above}{name}.") if inside else [f"{above}{name}"]
+    return found
+
+
+def test_every_setting_is_known_to_change_an_artifact_or_not() -> None:
+    known = CHANGES.keys() | NOT_IN_ANY.keys()
+    missing = [path for path in leaves(asdict(composed())) if path not in known and is_computed(path)]
+    assert missing == [], "a new setting: say here which artifact it changes, or why none"
+    assert not CHANGES.keys() & NOT_IN_ANY.keys()
+
+
+def test_a_setting_changes_the_key_of_the_artifact_that_depends_on_it(
+    whole_run: tuple[Path, dict[str, Artifact]],
+) -> None:
+    before = keys(whole_run, composed())
+    assert list(before) == list(whole_run[1])
+    wrong = []
+    for path, (value, kind) in CHANGES.items():
+        value = value.replace("WEIGHTS", str(whole_run[1]["classifier"].file("model.safetensors")))
+        plus = "+" if path == "backbone.args.output_stride" and path not in leaves(asdict(composed())) else ""
+        # The real run's classifier is no other network's, so that nothing can be read from it for another.
+        only = ["stages=[finetune]"] if kind == "classifier" else []
+        after = keys(whole_run, composed(f"{plus}{path}={value}", *only))
+        first = next((one for one in after if after[one] != before[one]), None)
+        if first != kind:
+            wrong.append(f"{path}={value}: {first}, not {kind}")
+    assert wrong == []
+
+
+@pytest.mark.parametrize(("able", "effective"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_the_precision_that_auto_stands_for_is_what_the_classifiers_key_holds(
+    whole_run: tuple[Path, dict[str, Artifact]], monkeypatch: pytest.MonkeyPatch, able: bool, effective: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": able}, raising=False)
+    found = {
+        precision: keys(whole_run, composed(f"trainer.precision={precision}", "stages=[finetune]"))["classifier"]
+        for precision in ("auto", "32-true", "bf16-mixed", "16-mixed", "16-true", "bf16-true", "64-true")
+    }
+    assert found["auto"] == found[effective]
+    assert found["16-mixed"] == found["bf16-mixed"]  # what Lightning takes for it on a CPU
+    assert len(set(found.values())) == 5
+
+
+def test_what_does_not_fit_into_memory_changes_a_probe_too(whole_run: tuple[Path, dict[str, Artifact]]) -> None:
+    probe = ["finetune.mode=probe", "stages=[finetune]"]
+    found = [keys(whole_run, composed(*probe, *more)) for more in ([], ["trainer.memory=1e-6"], ["trainer.memory=9"])]
+    assert found[0] != found[1]
+    assert found[0] == found[2]
