@@ -97,18 +97,19 @@ def _tell(error: BaseException, wants_all: bool) -> None:
 
     if wants_all:
         raise error
-    if isinstance(error, HydraException | OmegaConfBaseException):
+    status = 2
+    if isinstance(error, HydraException | OmegaConfBaseException):  # one of Hydra's is an OSError, too
         said = explain(error)
     elif isinstance(error, OSError):
         from salve.run.folder import in_one_sentence
 
-        said = in_one_sentence(error)
+        said, status = in_one_sentence(error), 1
     elif isinstance(error, UserError):
         said = str(error)
     else:
         raise error
     print(f"salve: {said}", file=sys.stderr)
-    raise SystemExit(1 if isinstance(error, OSError) else 2) from None
+    raise SystemExit(status) from None
 
 
 @contextmanager

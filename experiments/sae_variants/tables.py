@@ -102,7 +102,7 @@ def _interval(record: dict[str, object], name: str, digits: int) -> str:
     mean, half = record[name], record[f"{name}_half"]
     if is_missing(mean):
         return MISSING
-    return f"{mean:.{digits}f}" + ("" if is_missing(half) else f" ± {half:.{digits}f}")
+    return f"{mean:.{digits}f}".replace("-", "−") + ("" if is_missing(half) else f" ± {half:.{digits}f}")
 
 
 def _points(record: dict[str, object], name: str, signed: bool = False) -> str:

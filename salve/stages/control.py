@@ -27,7 +27,7 @@ from salve.editing.verdict import (
 )
 from salve.settings import EditSettings
 from salve.stages.job import Job, recipe_of
-from salve.stages.summarise import choose, summarise
+from salve.stages.outcome import choose, summarise
 from salve.stages.targets import Target, contributions_of, refuse_aligned_on_signed, targets_of
 
 #: What strengths are measured on: the first chooses one, the second reports it.

@@ -193,10 +193,18 @@ def test_hydra_full_error_is_the_users(
     assert not list(tmp_path.rglob("runs/*"))
 
 
-def test_an_output_folder_that_cannot_be_made_is_a_sentence(refused: Salve, tmp_path: Path) -> None:
+def test_an_output_folder_that_cannot_be_made_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
-    said = refused("output_dir=file/out")
+    monkeypatch.setattr(sys, "argv", ["salve", "output_dir=file/out"])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 1
+    said = capsys.readouterr().err.strip()
     assert said.startswith("salve: ")
+    assert "\n" not in said
     assert "file/out" in said
     assert "Not a directory" in said
 

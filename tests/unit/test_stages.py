@@ -19,7 +19,7 @@ from salve.stages.diagnose import strengths
 from salve.stages.diagnose import summarise as summarise_strengths
 from salve.stages.discover import feature_tables
 from salve.stages.job import output_order
-from salve.stages.summarise import choose, reason, summarise
+from salve.stages.outcome import choose, reason, summarise
 from salve.stages.targets import Target
 from salve.stages.validate import masks_like
 

@@ -22,9 +22,9 @@ LOOKS = {
 #: a linear axis turns into a logarithmic one.
 PANELS = {
     "selectivity": ("selectivity\n(points)", 100, None),
-    "ahead": ("gate is more selective\nby (points)", 100, None),
-    "drift": ("change of the others\n(points)", 100, 0.3),
-    "kl": ("KL of the others\n(nats)", 1, 0.03),
+    "ahead": ("gate ahead by\n(points)", 100, None),
+    "drift": ("others' change\n(points)", 100, 0.3),
+    "kl": ("others' KL\n(nats)", 1, 0.03),
 }
 #: How far a method's two directions lie above and below its line, and how far each one's classes are spread.
 _ASIDE, _SPREAD = 0.2, 0.13
