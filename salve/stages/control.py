@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from salve.editing.verdict import (
     LIMITS,
     RESAMPLES,
     Effect,
-    effect,
     resampled_effects,
     verdict,
 )
@@ -34,14 +33,6 @@ from salve.stages.targets import Target, contributions_of, refuse_aligned_on_sig
 MEASURED_ON = ("select", "test")
 #: In ``confusion.csv``, for units of the network that no class of the data stands for.
 OTHER_OUTPUT = "other output"
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """One edit over the whole grid, by split: accuracy of every class ``[K, C]``, and what that amounts to ``[K]``."""
-
-    accuracy: dict[str, Tensor]
-    effects: dict[str, Effect]
 
 
 def control(
@@ -63,7 +54,7 @@ def control(
         targets = targets_of(job.classes, features, settings.sets)
         # Of each edit only what is as long as the grid: all classes of all edits would grow with their square.
         suppressed: list[dict[str, Effect]] = []
-        by_class = _ByClass(folder / "curves.parquet") if settings.by_class else nullcontext()
+        by_class = CurvesByClass(folder / "curves.parquet") if settings.by_class else nullcontext()
         with (
             job.progress("editing", len(targets)) as advance,
             (folder / "curves.csv").open("w", encoding="utf-8", newline="") as file,
@@ -72,8 +63,8 @@ def control(
             for target in targets:
                 curves: list[pd.DataFrame] = []
                 for mode in settings.modes:
-                    measured = _measure(job, settings, head, splits, autoencoder.decoder, target, mode)
-                    curves += _curve_tables(measured, mode, target, settings.alpha)
+                    measured = measure(settings, head, splits, autoencoder.decoder, target, mode, len(job.classes))
+                    curves += curve_tables(measured, mode, target, settings.alpha)
                     if table is not None:
                         table.add(measured, mode, target.name, settings.alpha, job.classes)
                     if mode == "suppress":
@@ -89,92 +80,6 @@ def control(
     return job.store.get_or_make("control", recipe, make)
 
 
-def _own(target: Target, classes: Sequence[str]) -> np.ndarray:
-    """``[C]``, True for the classes that the target is meant for."""
-    own = np.zeros(len(classes), bool)
-    own[list(target.classes)] = True
-    return own
-
-
-def _measure(
-    job: Job,
-    settings: EditSettings,
-    head: tuple[Tensor, Tensor],
-    splits: dict[str, Captured],
-    decoder: Tensor,
-    target: Target,
-    mode: Any,
-) -> _Measured:
-    contributions, alphas = contributions_of(decoder, target, settings), torch.tensor(settings.alpha)
-    accuracy, effects = {}, {}
-    for split, captured in splits.items():
-        found = edit_accuracies(*head, captured.activations, captured.labels, contributions, alphas, mode)
-        accuracy[split] = found[:, : len(job.classes)]
-        effects[split] = effect(accuracy[split][0].numpy(), accuracy[split].numpy(), _own(target, job.classes))
-    return _Measured(accuracy, effects)
-
-
-def _curve_tables(measured: _Measured, mode: str, target: Target, alphas: Sequence[float]) -> list[pd.DataFrame]:
-    """Linear in classes: of the others only the mean and the extremes."""
-    tables = []
-    for split, found in measured.effects.items():
-        accuracy = measured.accuracy[split].numpy()
-        others = np.delete(accuracy, list(target.classes), axis=1)
-        others = others[:, ~np.isnan(others).any(axis=0)]
-        none = not others.shape[1]
-        columns: dict[str, Any] = {
-            "split": split,
-            "mode": mode,
-            "target": target.name,
-            "alpha": list(alphas),
-            "accuracy": found.after,
-            "others_accuracy": np.nan if none else others.mean(axis=1),
-            "others_lowest": np.nan if none else others.min(axis=1),
-            "others_highest": np.nan if none else others.max(axis=1),
-            "others_mean_change": found.mean_change,
-            "others_worst_loss": found.worst_loss,
-        }
-        tables.append(pd.DataFrame(columns))
-    return tables
-
-
-class _ByClass:
-    """``with _ByClass(path) as table``: every class at every strength, written edit by edit.
-
-    Its size grows with the square of the number of classes; it is never in memory as a whole.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._writer: Any = None
-
-    def __enter__(self) -> "_ByClass":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._writer is not None:
-            self._writer.close()
-
-    def add(self, measured: _Measured, mode: str, target: str, alphas: Sequence[float], classes: Sequence[str]) -> None:
-        """The rows of one edit."""
-        import pyarrow
-        import pyarrow.parquet
-
-        for split, accuracy in measured.accuracy.items():
-            columns = {
-                "split": split,
-                "mode": mode,
-                "target": target,
-                "alpha": np.tile(alphas, len(classes)),
-                "class": np.repeat(np.array(classes, dtype=object), len(alphas)),
-                "accuracy": accuracy.T.flatten().numpy(),  # [K, C] → class by class
-            }
-            rows = pyarrow.Table.from_pandas(pd.DataFrame(columns), preserve_index=False)
-            if self._writer is None:
-                self._writer = pyarrow.parquet.ParquetWriter(self._path, rows.schema)
-            self._writer.write_table(rows)
-
-
 def _judge(
     job: Job,
     settings: EditSettings,
@@ -187,7 +92,7 @@ def _judge(
 ) -> list[dict[str, Any]]:
     """The rows of ``summary.csv``, and ``verdict.json``."""
     places = [choose(effects["select"]) for effects in suppressed]
-    own = np.stack([_own(target, job.classes) for target in targets])
+    own = np.stack([own_classes(target, len(job.classes)) for target in targets])
     images = test.labels.numpy()
     counts = np.bincount(images, minlength=len(job.classes))
     untouched = edit_outcomes(*head, test.activations, test.labels, torch.zeros_like(decoder[:, 0]), 0.0)[0].numpy()

@@ -3,7 +3,7 @@
 import csv
 import weakref
 from collections import Counter
-from importlib import import_module, util
+from importlib import util
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+import salve.stages.curves
 from salve.artifacts import Artifact
 from salve.editing.cli import main as salve_edit
 from tests.integration.conftest import Start
@@ -43,8 +44,7 @@ def arrays_alive(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many tables of strengths by classes stage control holds whenever it asks for the next one."""
     made: list[weakref.ref[Any]] = []
     alive: list[int] = []
-    stage = import_module("salve.stages.control")  # the package has a function of this name
-    measure = stage.edit_accuracies
+    measure = salve.stages.curves.edit_accuracies
 
     def counted(*args: Any) -> Tensor:
         array = measure(*args).numpy().copy()
@@ -52,7 +52,7 @@ def arrays_alive(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         alive.append(sum(ref() is not None for ref in made))
         return torch.from_numpy(array)
 
-    monkeypatch.setattr(stage, "edit_accuracies", counted)
+    monkeypatch.setattr(salve.stages.curves, "edit_accuracies", counted)
     return alive
 
 
