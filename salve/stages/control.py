@@ -25,6 +25,7 @@ from salve.editing.verdict import (
     verdict,
 )
 from salve.settings import EditSettings
+from salve.stages.curves import CurvesByClass, curve_tables, measure, own_classes
 from salve.stages.job import Job, recipe_of
 from salve.stages.outcome import choose, summarise
 from salve.stages.targets import Target, contributions_of, refuse_aligned_on_signed, targets_of
