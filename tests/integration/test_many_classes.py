@@ -73,7 +73,7 @@ def test_files_and_rows_are_linear_in_classes(
         alive = arrays_alive(monkeypatch)
         artifacts = start(folder, *settings, *more)
         # Of each edit those of two splits; those of the edit before go when they are replaced.
-        assert len(alive) > 4 * classes
+        assert len(alive) == 4 * classes
         assert max(alive) <= 4
         for kind in TABLES:
             for path in artifacts[kind].path.rglob("*"):
