@@ -52,7 +52,7 @@ from torch import nn  # noqa: E402
 
 @pytest.fixture(autouse=True)
 def _leave_no_trace(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every test starts from the same random state; generators, threads, logs and environment are as before after it."""
+    """Every test starts from the same random state and leaves generators, threads, logs and environment alone."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     threads, environment = torch.get_num_threads(), dict(os.environ)
