@@ -5,7 +5,8 @@
 On drawn activations of the size of ResNet-18 on Imagenette's val folder, and with more channels and classes; on the
 CPU, where the stages that do it run.
 
-**Sweep**: accuracy and KL of every class at ``K`` strengths, by ``edit_curves`` (what the stage ``control`` does), by
+**Sweep**: accuracy and KL of every class at ``K`` strengths, by ``edit_curves`` (of which stage ``control`` takes the
+accuracies alone, by ``edit_accuracies``), by
 an edited head for each α on the same cached activations, and by the whole edited ResNet-18 for each α on images. The
 last is timed on a few images at one α and scaled up, and marked so.
 

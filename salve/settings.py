@@ -188,6 +188,8 @@ class ValidateSettings:
     """How much is looked at.
 
     Attributes:
+        pictures: classes of which pictures are made, the first ones: their most activating images with saliency maps,
+            and maximised activations. Tables and scores have all classes.
         top_images: most activating test images per class. localise_images: images per class scored against masks.
         pointing_tolerance: pixels that a map's maximum may lie beside the object and still hit.
         random_latents: other latents, drawn at random, that each class's latent is compared with.
@@ -195,6 +197,7 @@ class ValidateSettings:
         maximisation_steps: of activation maximisation; 0 leaves it out.
     """
 
+    pictures: int
     top_images: int
     localise_images: int
     pointing_tolerance: int

@@ -4,14 +4,16 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from salve.editing.gating import Mode, edited_logits
+from salve.editing.gating import Mode, edited_logits, logits_by_strength
 from salve.types import Activations, Contribution, Labels
 
 #: Logits computed at once: few enough for a processor's cache, which the passes over them live on.
 _BLOCK = 2**20
+#: Of activations at least so many rows at once, however many classes there are: a product of few rows is slow.
+_ROWS = 256
 
 #: Any edit, or what is compared with one: activations ``[n, M]`` and strengths ``[K]`` to logits ``[K, n, C]``.
 LogitsAt: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -40,6 +42,53 @@ def edit_curves(
         return edited_logits(weight, bias, block, contribution, strengths, mode)
 
     return strength_curves(weight, bias, activations, labels, logits_at, alphas)
+
+
+def edit_accuracies(
+    weight: Float[Tensor, "C M"],
+    bias: Float[Tensor, " C"],
+    activations: Activations,
+    labels: Labels,
+    contribution: Contribution | Float[Tensor, "S M"],
+    alphas: Float[Tensor, " K"],
+    mode: Mode = "suppress",
+) -> Float[Tensor, "K C"]:
+    """The accuracies of :func:`edit_curves` alone, in a fraction of the time where there are many classes.
+
+    Of the logits only those at one strength are there at a time, so that a block has the same number of rows however
+    many strengths there are: what is done once for a block, ``M C`` numbers, does not grow with ``K C``.
+    """
+    classes = len(weight)
+    right = torch.zeros(len(alphas), classes, dtype=torch.float64)
+    rows = max(_ROWS, _BLOCK // (2 * classes))
+    for block, own in zip(activations.split(rows), labels.split(rows), strict=True):
+        for k, logits in logits_by_strength(weight, bias, block, contribution, alphas, mode):
+            right[k].index_add_(0, own, (logits.argmax(dim=1) == own).double())
+    return right / torch.bincount(labels, minlength=classes)
+
+
+def edit_outcomes(
+    weight: Float[Tensor, "C M"],
+    bias: Float[Tensor, " C"],
+    activations: Activations,
+    labels: Labels,
+    contribution: Contribution | Float[Tensor, "S M"],
+    alpha: float,
+    mode: Mode = "suppress",
+) -> tuple[Bool[Tensor, " N"], Float[Tensor, " N"]]:
+    """What one strength does to each image: whether the edited head is right, and ``KL(original ‖ edited)`` in nats.
+
+    Args:
+        weight, bias, activations, labels, contribution, mode: see :func:`edit_curves`. alpha: the strength.
+    """
+    right, drift = [], []
+    rows = max(_ROWS, _BLOCK // (2 * len(weight)))
+    for block, own in zip(activations.split(rows), labels.split(rows), strict=True):
+        logits = edited_logits(weight, bias, block, contribution, [alpha], mode)
+        highest, predictions = logits.max(dim=2, keepdim=True)
+        right.append(predictions[0, :, 0] == own)
+        drift.append(_drift((block @ weight.T + bias).log_softmax(dim=1), logits - highest)[0])
+    return torch.cat(right), torch.cat(drift)
 
 
 def strength_curves(

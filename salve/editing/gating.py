@@ -3,7 +3,7 @@
 Scaling input channel ``j`` of every reader by ``s_j`` equals gating the activation by ``s_j`` (Law 1).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float
@@ -114,28 +114,51 @@ def edited_logits(
         UserError: as :func:`gates`.
     """
     strengths = torch.as_tensor(alphas, dtype=weight.dtype, device=weight.device)
+    found = activations.new_empty((len(strengths), len(activations), len(weight)), dtype=weight.dtype)
+    for k, logits in logits_by_strength(weight, bias, activations, contribution, strengths, mode):
+        found[k] = logits
+    return found
+
+
+def logits_by_strength(
+    weight: Float[Tensor, "C M"],
+    bias: Float[Tensor, " C"],
+    activations: Activations,
+    contribution: Contribution | Float[Tensor, "S M"],
+    alphas: Float[Tensor, " K"],
+    mode: Mode = "suppress",
+) -> Iterator[tuple[int, Tensor]]:
+    """:func:`edited_logits` one strength at a time, so that those of all need not be in memory at once.
+
+    Yields:
+        The number of each strength once, in whatever order is quick, and the logits ``[N, C]`` at it.
+
+    Raises:
+        UserError: as :func:`gates`.
+    """
+    _check(alphas, mode)
     rows = contribution.to(weight.dtype).reshape(-1, weight.shape[1])  # [S, M]
     # Two products cost as much as two strengths one by one.
-    if len(rows) > 1 or len(strengths) <= 2:
-        gated = weight * gates(rows, strengths, mode)[:, None, :]  # [K, C, M]
-        logits = activations @ gated.reshape(-1, weight.shape[1]).T  # [N, K·C]
-        return logits.reshape(len(activations), len(strengths), len(weight)).transpose(0, 1) + bias
-    _check(strengths, mode)
-    both = torch.cat([weight, weight * rows.abs()])  # [2C, M]
+    if len(rows) > 1 or len(alphas) <= 2:
+        for k, gate_ in enumerate(gates(rows, alphas, mode)):
+            yield k, torch.addmm(bias, activations, (weight * gate_).T)
+        return
+    both = torch.cat([weight, weight * rows.abs()]).T  # [M, 2C]
     if mode == "enhance":
-        level, slope = (activations @ both.T).split(len(weight), dim=1)  # [N, C]
-        return level + bias + strengths[:, None, None] * slope
+        level, slope = (activations @ both).split(len(weight), dim=1)  # [N, C]
+        level = level + bias
+        for k, alpha in enumerate(alphas):
+            yield k, torch.addcmul(level, alpha, slope)
+        return
     order = rows[0].abs().argsort()  # whatever the strength, it is the first channels of this order that are open
-    activations, both = activations[:, order], both[:, order]
-    counts = (_push(rows, strengths)[0] < 1).sum(dim=1)  # [K], how many
+    activations, both = activations[:, order], both[order]
+    counts = (_push(rows, alphas)[0] < 1).sum(dim=1)  # [K], how many
     # What is open at an infinite strength is not touched: there Q is zero.
-    finite = torch.where(strengths.isinf(), 0, strengths)
+    finite = torch.where(alphas.isinf(), 0, alphas)
     total, done = torch.cat([bias, torch.zeros_like(bias)]).repeat(len(activations), 1), 0  # [N, 2C]
-    found = [total] * len(strengths)
     for k in counts.argsort().tolist():
         if (count := int(counts[k])) > done:
-            total = torch.addmm(total, activations[:, done:count], both[:, done:count].T)
+            total = total.addmm_(activations[:, done:count], both[done:count])
             done = count
         level, slope = total.split(len(weight), dim=1)
-        found[k] = torch.addcmul(level, finite[k], slope, value=-1)
-    return torch.stack(found)
+        yield k, torch.addcmul(level, finite[k], slope, value=-1)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass
+from importlib.util import find_spec
 from itertools import pairwise
 from math import inf
 from operator import attrgetter
@@ -271,7 +272,7 @@ NOT_NEGATIVE = (
         "finetune.label_smoothing",
         "edit.evaluate",
     ),
-    *("validate.pointing_tolerance", "validate.random_latents"),
+    *("validate.pictures", "validate.pointing_tolerance", "validate.random_latents"),
     *("validate.faithfulness_steps", "validate.maximisation_steps"),
 )
 AT_MOST_ONE = ("discover.threshold", "sae.warmup", "sae.decay", "finetune.warmup", "finetune.label_smoothing")
@@ -303,6 +304,8 @@ def _check(config: Config) -> None:
         if not 0 <= attrgetter(key)(config) < 2**32:
             raise UserError(f"{key}={attrgetter(key)(config)} must lie between 0 and 2**32 − 1.")
     config.sae.check()
+    if config.edit.by_class and find_spec("pyarrow") is None:
+        raise UserError("edit.by_class=true writes a Parquet file, which needs pyarrow: pip install 'salve[parquet]'.")
     alphas = config.edit.alpha
     if not alphas or alphas[0] != 0 or not all(a < b for a, b in pairwise(alphas)):
         raise UserError(f"edit.alpha must increase from 0, which is the model without an edit; it is {alphas}.")

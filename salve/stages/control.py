@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,18 @@ from torch import Tensor
 
 from salve.artifacts import Artifact, write_record, write_table
 from salve.backbones import Captured
-from salve.editing import Edit, EditEvaluation, apply_recipe, edited_logits, load_recipe, make_recipes, save_recipe
-from salve.editing.curves import edit_curves
+from salve.editing import Edit, EditEvaluation, apply_recipe, load_recipe, make_recipes, save_recipe
+from salve.editing.curves import edit_accuracies, edit_outcomes
 from salve.editing.verdict import (
     CONFIDENCE,
     LIMITS,
     RESAMPLES,
     Effect,
-    effect,
     resampled_effects,
     verdict,
 )
 from salve.settings import EditSettings
+from salve.stages.curves import CurvesByClass, curve_tables, measure, own_classes
 from salve.stages.job import Job, recipe_of
 from salve.stages.outcome import choose, summarise
 from salve.stages.targets import Target, contributions_of, refuse_aligned_on_signed, targets_of
@@ -33,15 +34,6 @@ from salve.stages.targets import Target, contributions_of, refuse_aligned_on_sig
 MEASURED_ON = ("select", "test")
 #: In ``confusion.csv``, for units of the network that no class of the data stands for.
 OTHER_OUTPUT = "other output"
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """One edit over the whole grid, by split: accuracy and KL of every class ``[K, C]``, and what that amounts to."""
-
-    accuracy: dict[str, Tensor]
-    kl: dict[str, Tensor]
-    effects: dict[str, Effect]
 
 
 def control(
@@ -61,95 +53,32 @@ def control(
         splits = {split: job.activations(activations, split) for split in MEASURED_ON}
         head = job.head(classifier)
         targets = targets_of(job.classes, features, settings.sets)
-        curves, by_class, suppressed = [], [], []
-        with job.progress("editing", len(targets)) as advance:
+        # Of each edit only what is as long as the grid: all classes of all edits would grow with their square.
+        suppressed: list[dict[str, Effect]] = []
+        by_class = CurvesByClass(folder / "curves.parquet") if settings.by_class else nullcontext()
+        with (
+            job.progress("editing", len(targets)) as advance,
+            (folder / "curves.csv").open("w", encoding="utf-8", newline="") as file,
+            by_class as table,
+        ):
             for target in targets:
+                curves: list[pd.DataFrame] = []
                 for mode in settings.modes:
-                    measured = _measure(job, settings, head, splits, autoencoder.decoder, target, mode)
-                    curves += _curve_tables(measured, mode, target, settings.alpha)
-                    if settings.by_class:
-                        by_class += _by_class(measured, mode, target.name, settings.alpha, job.classes)
+                    measured = measure(settings, head, splits, autoencoder.decoder, target, mode, len(job.classes))
+                    curves += curve_tables(measured, mode, target, settings.alpha)
+                    if table is not None:
+                        table.add(measured, mode, target.name, settings.alpha, job.classes)
                     if mode == "suppress":
-                        suppressed.append(measured)
+                        suppressed.append(measured.effects)
+                pd.concat(curves).to_csv(file, header=not file.tell(), index=False, float_format="%.6g")
                 advance(1)
-        pd.concat(curves, ignore_index=True).to_csv(folder / "curves.csv", index=False, float_format="%.6g")
-        if by_class:
-            pd.concat(by_class, ignore_index=True).to_parquet(folder / "curves.parquet", index=False)
         if suppressed:
             rows = _judge(job, settings, head, splits["test"], autoencoder.decoder, targets, suppressed, folder)
             _keep_recipes(job, settings, classifier, autoencoder, targets, rows, folder)
             write_table(folder / "summary.csv", pd.DataFrame(rows))
-            _evaluate(job, settings, classifier, targets, rows, suppressed, folder)
+            _evaluate(job, settings, classifier, splits["test"], autoencoder.decoder, targets, rows, folder)
 
     return job.store.get_or_make("control", recipe, make)
-
-
-def _own(target: Target, classes: Sequence[str]) -> np.ndarray:
-    """``[C]``, True for the classes that the target is meant for."""
-    own = np.zeros(len(classes), bool)
-    own[list(target.classes)] = True
-    return own
-
-
-def _measure(
-    job: Job,
-    settings: EditSettings,
-    head: tuple[Tensor, Tensor],
-    splits: dict[str, Captured],
-    decoder: Tensor,
-    target: Target,
-    mode: Any,
-) -> _Measured:
-    contributions, alphas = contributions_of(decoder, target, settings), torch.tensor(settings.alpha)
-    accuracy, kl, effects = {}, {}, {}
-    for split, captured in splits.items():
-        found = edit_curves(*head, captured.activations, captured.labels, contributions, alphas, mode)
-        accuracy[split], kl[split] = (part[:, : len(job.classes)] for part in found)
-        effects[split] = effect(accuracy[split][0].numpy(), accuracy[split].numpy(), _own(target, job.classes))
-    return _Measured(accuracy, kl, effects)
-
-
-def _curve_tables(measured: _Measured, mode: str, target: Target, alphas: Sequence[float]) -> list[pd.DataFrame]:
-    """Linear in classes: of the others only the mean and the extremes."""
-    tables = []
-    for split, found in measured.effects.items():
-        accuracy = measured.accuracy[split].numpy()
-        others = np.delete(accuracy, list(target.classes), axis=1)
-        others = others[:, ~np.isnan(others).any(axis=0)]
-        none = not others.shape[1]
-        columns: dict[str, Any] = {
-            "split": split,
-            "mode": mode,
-            "target": target.name,
-            "alpha": list(alphas),
-            "accuracy": found.after,
-            "others_accuracy": np.nan if none else others.mean(axis=1),
-            "others_lowest": np.nan if none else others.min(axis=1),
-            "others_highest": np.nan if none else others.max(axis=1),
-            "others_mean_change": found.mean_change,
-            "others_worst_loss": found.worst_loss,
-        }
-        tables.append(pd.DataFrame(columns))
-    return tables
-
-
-def _by_class(
-    measured: _Measured, mode: str, target: str, alphas: Sequence[float], classes: Sequence[str]
-) -> list[pd.DataFrame]:
-    """Every class at every strength: its size grows with the square of the number of classes."""
-    return [
-        pd.DataFrame(
-            {
-                "split": split,
-                "mode": mode,
-                "target": target,
-                "alpha": np.tile(alphas, len(classes)),
-                "class": np.repeat(np.array(classes, dtype=object), len(alphas)),
-                "accuracy": accuracy.T.flatten().numpy(),  # [K, C] → class by class
-            }
-        )
-        for split, accuracy in measured.accuracy.items()
-    ]
 
 
 def _judge(
@@ -159,29 +88,33 @@ def _judge(
     test: Captured,
     decoder: Tensor,
     targets: Sequence[Target],
-    suppressed: Sequence[_Measured],
+    suppressed: Sequence[dict[str, Effect]],
     folder: Path,
 ) -> list[dict[str, Any]]:
     """The rows of ``summary.csv``, and ``verdict.json``."""
-    weight, bias = head
-    places = [choose(measured.effects["select"]) for measured in suppressed]
-    own = np.stack([_own(target, job.classes) for target in targets])
-    right = [(test.activations @ weight.T + bias).argmax(dim=1) == test.labels]
-    for target, (at, _) in zip(targets, places, strict=True):
-        contributions, alpha = contributions_of(decoder, target, settings), settings.alpha[at]
-        logits = edited_logits(weight, bias, test.activations, contributions, [alpha])[0]
-        right.append(logits.argmax(dim=1) == test.labels)
-    images, correct = test.labels.numpy(), torch.stack(right).numpy()
-    resampled = resampled_effects(images, correct[0], correct[1:], own)
+    places = [choose(effects["select"]) for effects in suppressed]
+    own = np.stack([own_classes(target, len(job.classes)) for target in targets])
+    images = test.labels.numpy()
     counts = np.bincount(images, minlength=len(job.classes))
+    untouched = edit_outcomes(*head, test.activations, test.labels, torch.zeros_like(decoder[:, 0]), 0.0)[0].numpy()
+    right, kl = [], []
+    for target, (at, _) in zip(targets, places, strict=True):
+        contributions = contributions_of(decoder, target, settings)
+        kept, drift = edit_outcomes(*head, test.activations, test.labels, contributions, settings.alpha[at])
+        right.append(kept.numpy())
+        with np.errstate(invalid="ignore"):
+            kl.append(np.bincount(images, drift.numpy(), minlength=len(job.classes)) / counts)  # [C]
+    resampled = resampled_effects(images, untouched, np.stack(right), own)
     rows, found = [], []
-    for i, (target, measured, (at, reached)) in enumerate(zip(targets, suppressed, places, strict=True)):
-        found.append(measured.effects["test"].at(at))
-        kl = measured.kl["test"][at][torch.from_numpy(~own[i])].nanmean()
+    for i, (target, effects, (at, reached)) in enumerate(zip(targets, suppressed, places, strict=True)):
+        found.append(effects["test"].at(at))
+        moved = kl[i][~own[i] & (counts > 0)]
         others = Effect(*(field[i] for field in resampled))
-        row = summarise(target, settings.alpha, at, reached, measured.effects, others, int(counts[own[i]].sum()))
+        row = summarise(target, settings.alpha, at, reached, effects, others, int(counts[own[i]].sum()))
         worst = int(found[-1].worst)
-        rows.append(row | {"worst_class": job.classes[worst] if worst >= 0 else "", "kl_others": float(kl)})
+        row["worst_class"] = job.classes[worst] if worst >= 0 else ""
+        row["kl_others"] = float(moved.mean()) if len(moved) else float("nan")
+        rows.append(row)
     stacked = Effect(*(np.stack(field) for field in zip(*found, strict=True)))
     of_class = [i < len(targets) - len(settings.sets) for i in range(len(targets))]  # sets come last
     said = verdict(stacked, resampled, of_class)
@@ -223,8 +156,9 @@ def _keep_recipes(
         edits = [replace(edit, latent=la, sign=s) for la, s in zip(target.latents, target.signs, strict=True)]
         named.append((target.name, edits))
     recipes = make_recipes(model, site, autoencoder, named, f"{job.backbone.library}/{job.backbone.name}")
+    digits = max(2, len(str(len(recipes) - 1)))
     for number_, (recipe, row) in enumerate(zip(recipes, rows, strict=True)):
-        row["recipe"] = f"recipes/{number_:02d}-{slug(recipe.name)}.json"
+        row["recipe"] = f"recipes/{number_:0{digits}d}-{slug(recipe.name)}.json"
         save_recipe(recipe, folder / row["recipe"])
 
 
@@ -232,21 +166,24 @@ def _evaluate(
     job: Job,
     settings: EditSettings,
     classifier: Artifact,
+    test: Captured,
+    decoder: Tensor,
     targets: Sequence[Target],
     rows: list[dict[str, Any]],
-    suppressed: Sequence[_Measured],
     folder: Path,
 ) -> None:
     """The slow path, for the first ``settings.evaluate`` targets: the edited network on every test image."""
     evaluated: list[dict[str, Any]] = []
     confusion: list[pd.DataFrame] = []
-    for target, row, measured in list(zip(targets, rows, suppressed, strict=True))[: settings.evaluate]:
+    head = job.head(classifier)
+    for target, row in list(zip(targets, rows, strict=True))[: settings.evaluate]:
         model, _ = job.model(classifier)
         model.cpu()
         recipe = load_recipe(folder / row["recipe"])
         module = EditEvaluation(model, apply_recipe(recipe, model.state_dict()), job.output_order(model))
         found = job.test("control", module)
-        cached = measured.accuracy["test"][list(settings.alpha).index(row["alpha_used"])]
+        contributions, alphas = contributions_of(decoder, target, settings), torch.tensor([row["alpha_used"]])
+        [cached] = edit_accuracies(*head, test.activations, test.labels, contributions, alphas)
         for k, name in enumerate(job.classes):
             evaluated.append(
                 {

@@ -1,6 +1,5 @@
 """Stage ``report``: one folder with tables, figures, recipes and a page."""
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -27,9 +26,6 @@ def report(
     Returns:
         Path of ``index.html``.
     """
-    control = artifacts.get("control")
-    if control is not None and control.file("recipes").is_dir():
-        shutil.copytree(control.file("recipes"), out / "recipes", dirs_exist_ok=True)
     paths = {kind: artifact.path for kind, artifact in artifacts.items()}
     return write_report(
         out, title=title, facts=facts, config=config, artifacts=paths, commands=commands, remarks=remarks

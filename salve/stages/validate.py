@@ -34,6 +34,7 @@ class _Scene:
     sae: SAE
     latents: Tensor  # [N, d] of the test split
     labels: Tensor  # [N]
+    pictured: int  # classes of which pictures are made, the first ones
 
     def images(self, indices: Sequence[int]) -> Tensor:
         """Preprocessed test images ``[n, 3, H, W]``."""
@@ -57,8 +58,8 @@ def validate(
     """Look at each class's latent on the test split.
 
     Returns:
-        Artifact ``validate``: ``top.csv``, ``saliency.safetensors``, ``maximisation.csv`` and ``.safetensors``, and
-        ``localisation.csv`` with scores against masks where the data has them.
+        Artifact ``validate``: ``top.csv``, and ``localisation.csv`` with scores against masks where the data has them;
+        of the first ``validate.pictures`` classes ``saliency.safetensors``, ``maximisation.csv`` and ``.safetensors``.
     """
     recipe = recipe_of(asdict(settings), classifier, activations, sae, features) | {"seed": job.seed}
 
@@ -67,15 +68,17 @@ def validate(
         test = job.activations(activations, "test")
         autoencoder = job.sae(sae, activations)
         latents = autoencoder.encode(test.activations)
-        scene = _Scene(job, model, site, autoencoder.to(job.device), latents, test.labels)
+        pictured = min(settings.pictures, len(job.classes))
+        scene = _Scene(job, model, site, autoencoder.to(job.device), latents, test.labels, pictured)
         targets = targets_of(job.classes, features, [])
         _top_images(scene, settings, targets, folder)
-        if settings.maximisation_steps:
-            _maximise(scene, settings, targets, folder)
-        rows = []
+        shown = [target for target in targets if target.classes[0] < pictured]
+        if settings.maximisation_steps and shown:
+            _maximise(scene, settings, shown, folder)
+        rows, table = [], features.table("latents.csv")
         with job.progress("scoring saliency maps", len(targets)) as advance:
             for target in targets:
-                rows.append(_localise(scene, settings, target, features))
+                rows.append(_localise(scene, settings, target, table))
                 advance(1)
         write_table(folder / "localisation.csv", pd.DataFrame(rows))
 
@@ -85,18 +88,19 @@ def validate(
 def _top_images(scene: _Scene, settings: ValidateSettings, targets: Sequence[Target], folder: Path) -> None:
     rows: list[dict[str, object]] = []
     preprocess = _preprocess(scene.job)
-    count, classes = min(settings.top_images, len(scene.latents)), len(scene.job.classes)
-    # One row per class, also for one without a latent, which stays blank.
-    images = torch.zeros(classes, count, 3, preprocess.size, preprocess.size, dtype=torch.uint8)
-    maps = torch.zeros(classes, count, preprocess.size, preprocess.size)
+    count = min(settings.top_images, len(scene.latents))
+    # One row per class that is pictured, also for one without a latent, which stays blank.
+    images = torch.zeros(scene.pictured, count, 3, preprocess.size, preprocess.size, dtype=torch.uint8)
+    maps = torch.zeros(scene.pictured, count, preprocess.size, preprocess.size)
     for target in targets:
         latent, sign = target.latents[0], target.signs[0]
         values = sign * scene.latents[:, latent]
         top = values.topk(count)
         indices = top.indices.tolist()
-        shown = preprocess.denormalise(scene.images(indices).cpu())
-        images[target.classes[0]] = (shown * 255).round().to(torch.uint8)
-        maps[target.classes[0]] = scene.maps(indices, [latent], [sign])[:, 0]
+        if target.classes[0] < scene.pictured:
+            shown = preprocess.denormalise(scene.images(indices).cpu())
+            images[target.classes[0]] = (shown * 255).round().to(torch.uint8)
+            maps[target.classes[0]] = scene.maps(indices, [latent], [sign])[:, 0]
         rows += [
             {
                 "class": target.name,
@@ -114,7 +118,7 @@ def _top_images(scene: _Scene, settings: ValidateSettings, targets: Sequence[Tar
 
 def _maximise(scene: _Scene, settings: ValidateSettings, targets: Sequence[Target], folder: Path) -> None:
     preprocess = _preprocess(scene.job)
-    images = torch.zeros(len(scene.job.classes), 3, preprocess.size, preprocess.size, dtype=torch.uint8)
+    images = torch.zeros(scene.pictured, 3, preprocess.size, preprocess.size, dtype=torch.uint8)
     rows = []
     with scene.job.progress("maximising activations", len(targets)) as advance:
         for start in range(0, len(targets), MAXIMISED_TOGETHER):
@@ -141,11 +145,10 @@ def _maximise(scene: _Scene, settings: ValidateSettings, targets: Sequence[Targe
     write_table(folder / "maximisation.csv", pd.DataFrame(rows))
 
 
-def _localise(scene: _Scene, settings: ValidateSettings, target: Target, features: Artifact) -> dict[str, object]:
-    """Scores of one class's latent, each beside its control."""
+def _localise(scene: _Scene, settings: ValidateSettings, target: Target, table: pd.DataFrame) -> dict[str, object]:
+    """Scores of one class's latent, each beside its control; ``table`` has a row for each latent."""
     latent, sign, k = target.latents[0], target.signs[0], target.classes[0]
     generator = torch.Generator().manual_seed(scene.job.seed + k)
-    table = features.table("latents.csv")
     alive = table[(table["kind"] != "dead") & (table["latent"] != latent)]
     drawn = torch.randperm(len(alive), generator=generator)[: settings.random_latents].tolist()
     others = [int(alive["latent"].iloc[i]) for i in drawn]

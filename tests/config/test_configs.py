@@ -284,7 +284,7 @@ def test_arguments_of_a_backbone_are_free() -> None:
         ),
         *(
             ([f"validate.{key}=-1"], [f"validate.{key}=-1", "negative"])
-            for key in ("random_latents", "faithfulness_steps", "maximisation_steps", "pointing_tolerance")
+            for key in ("pictures", "random_latents", "faithfulness_steps", "maximisation_steps", "pointing_tolerance")
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) and "=" in value[0] else "",
@@ -297,6 +297,13 @@ def test_what_cannot_be_is_one_sentence_with_the_key_and_the_choices(overrides: 
     assert "\n" not in message
     assert message.endswith(".")
     assert all(part in message for part in named)
+
+
+def test_a_parquet_file_is_refused_where_nothing_can_write_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settings("edit.by_class=true").edit.by_class
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match=r"needs pyarrow: pip install 'salve\[parquet\]'"):
+        settings("edit.by_class=true")
 
 
 @pytest.mark.parametrize(

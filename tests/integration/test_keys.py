@@ -67,6 +67,7 @@ CHANGES: dict[str, tuple[str, str]] = {
     "discover.threshold": ("0.4", "features"),
     "discover.select": ("largest", "features"),
     "discover.dominant": ("2", "features"),
+    "validate.pictures": ("3", "validate"),
     "validate.top_images": ("3", "validate"),
     "validate.localise_images": ("3", "validate"),
     "validate.pointing_tolerance": ("3", "validate"),

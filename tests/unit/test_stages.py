@@ -1,6 +1,7 @@
 """What stages make of measurements: tables worked out by hand."""
 
 import math
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ from scipy import stats  # type: ignore[import-untyped]
 
 from salve.data.transforms import Preprocess
 from salve.editing import edited_logits
-from salve.editing.curves import edit_curves
+from salve.editing.curves import edit_accuracies, edit_curves, edit_outcomes
 from salve.editing.verdict import Effect, effect
 from salve.stages import DiscoverSettings
 from salve.stages.control import slug
@@ -115,6 +116,34 @@ def test_curves_equal_a_loop_and_blocks_change_nothing(monkeypatch: pytest.Monke
     monkeypatch.setattr("salve.editing.curves._BLOCK", 30)
     again = edit_curves(weight, bias, activations, labels, c, alphas)
     torch.testing.assert_close(again, (accuracy, kl), equal_nan=True)
+
+
+@pytest.mark.parametrize("mode", ["suppress", "enhance"])
+@pytest.mark.parametrize("latents", [1, 2])
+def test_accuracies_and_outcomes_are_those_of_the_curves(
+    monkeypatch: pytest.MonkeyPatch, mode: Literal["suppress", "enhance"], latents: int
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    weight, bias, c = (torch.randn(*s, generator=generator).double() for s in ((4, 6), (4,), (latents, 6)))
+    activations, labels = torch.rand(41, 6, generator=generator).double(), torch.arange(41) % 3  # class 3 has none
+    alphas = torch.tensor([5.0, 0.0, 0.3, 1e9], dtype=torch.float64)
+    accuracy, kl = edit_curves(weight, bias, activations, labels, c, alphas, mode)
+    monkeypatch.setattr("salve.editing.curves._BLOCK", 1)
+    monkeypatch.setattr("salve.editing.curves._ROWS", 7)
+    assert torch.equal(edit_accuracies(weight, bias, activations, labels, c, alphas, mode)[:, :3], accuracy[:, :3])
+    for k, alpha in enumerate(alphas.tolist()):
+        right, drift = edit_outcomes(weight, bias, activations, labels, c, alpha, mode)
+        for i in range(3):
+            assert right[labels == i].double().mean() == accuracy[k, i]
+            assert float(drift[labels == i].mean()) == pytest.approx(float(kl[k, i]), rel=1e-9, abs=1e-12)
+
+
+def test_of_outputs_that_tie_the_first_is_predicted_on_every_path() -> None:
+    weight, bias = torch.randn(3, 4), torch.zeros(3)
+    activations, labels, c = torch.rand(6, 4), torch.arange(6) % 3, torch.ones(4)
+    closed = torch.tensor([0.0, 0.5, 2.0])  # at the last no channel is open, and every logit is 0
+    assert edit_accuracies(weight, bias, activations, labels, c, closed)[2].tolist() == [1.0, 0.0, 0.0]
+    assert edit_outcomes(weight, bias, activations, labels, c, 2.0)[0].tolist() == [True, False, False] * 2
 
 
 def test_strengths_agree_with_the_grid_they_are_compared_with() -> None:

@@ -19,7 +19,7 @@ def validation(artifacts: Artifacts, shelf: Shelf) -> Section:
     """What the chosen latents look at, in pictures and, with ground truth, in numbers."""
     blocks: list[Block] = []
     table = artifacts.table("validate", "localisation.csv")
-    strips = _strips(artifacts, shelf, table)
+    strips, pictured = _strips(artifacts, shelf, table)
     if strips or len(table):
         blocks.append(
             Prose(
@@ -47,13 +47,15 @@ def validation(artifacts: Artifacts, shelf: Shelf) -> Section:
             "validate-localisation.csv",
         )
     blocks += strips
-    more = len(artifacts.classes()) - MAX_STRIPS
+    more = len(artifacts.classes()) - pictured
     if strips and more > 0:
-        blocks.append(Prose(f"The first {MAX_STRIPS} classes are shown; {plural(more, 'class')} more in the tables."))
+        first = "The first class is" if pictured == 1 else f"The first {pictured} classes are"
+        blocks.append(Prose(f"{first} shown; {plural(more, 'class')} more in the tables."))
     return Section("validate", "Validate: what each latent looks at", blocks, "validate")
 
 
-def _strips(artifacts: Artifacts, shelf: Shelf, localisation: pd.DataFrame) -> list[StripBlock]:
+def _strips(artifacts: Artifacts, shelf: Shelf, localisation: pd.DataFrame) -> tuple[list[StripBlock], int]:
+    """A strip for each class that has pictures and a latent, and how many classes have pictures."""
     saliency = artifacts.tensors("validate", "saliency.safetensors", first=MAX_STRIPS)
     excited = artifacts.tensors("validate", "maximisation.safetensors", first=MAX_STRIPS)
     maximised = excited.get("images", np.zeros((0,), np.uint8))
@@ -62,9 +64,10 @@ def _strips(artifacts: Artifacts, shelf: Shelf, localisation: pd.DataFrame) -> l
     names = list(selected["class"]) if "class" in selected else artifacts.classes()
     located = {} if "class" not in localisation else {row["class"]: row for row in records(localisation)}
     chosen, blocks = artifacts.selected(), []
-    for i, name in enumerate(names[:MAX_STRIPS]):
+    pictured = min(MAX_STRIPS, max(len(images), len(maximised)))
+    for i, name in enumerate(names[:pictured]):
         latent, sign = chosen.get(name, {}).get("latent"), chosen.get(name, {}).get("sign")
-        if i >= max(len(images), len(maximised)) or (chosen and is_missing(latent)):
+        if chosen and is_missing(latent):
             continue
         own = top[top["class"] == name].sort_values("rank") if "class" in top and "rank" in top else pd.DataFrame()
         captions = [
@@ -85,7 +88,7 @@ def _strips(artifacts: Artifacts, shelf: Shelf, localisation: pd.DataFrame) -> l
         subtitle = f"latent {latent_name(latent, sign)}" if not is_missing(latent) else ""
         facts = _localisation_numbers(located.get(name, {}))
         blocks.append(StripBlock(name, subtitle, saved[0] if saved else None, facts))
-    return blocks
+    return blocks, pictured
 
 
 def _localisation_numbers(row: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -1,0 +1,117 @@
+"""What stage ``control`` measures of one edit, and the tables of curves that it writes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from salve.backbones import Captured
+from salve.editing.curves import edit_accuracies
+from salve.editing.verdict import Effect, effect
+from salve.settings import EditSettings
+from salve.stages.targets import Target, contributions_of
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One edit over the whole grid, by split: accuracy of every class ``[K, C]``, and what that amounts to ``[K]``."""
+
+    accuracy: dict[str, Tensor]
+    effects: dict[str, Effect]
+
+
+def own_classes(target: Target, classes: int) -> np.ndarray:
+    """``[C]``, True for the classes that the target is meant for."""
+    own = np.zeros(classes, bool)
+    own[list(target.classes)] = True
+    return own
+
+
+def measure(
+    settings: EditSettings,
+    head: tuple[Tensor, Tensor],
+    splits: Mapping[str, Captured],
+    decoder: Tensor,
+    target: Target,
+    mode: Any,
+    classes: int,
+) -> Measured:
+    """One target at every strength, on every split.
+
+    Args:
+        settings: the grid. head: weight ``[outputs, M]`` and bias, the data's classes first. splits: activations.
+        decoder: ``[M, d]``. target: what is edited. mode: suppress or enhance. classes: ``C``, of the data.
+    """
+    contributions, alphas = contributions_of(decoder, target, settings), torch.tensor(settings.alpha)
+    accuracy, effects = {}, {}
+    for split, captured in splits.items():
+        found = edit_accuracies(*head, captured.activations, captured.labels, contributions, alphas, mode)
+        accuracy[split] = found[:, :classes]
+        effects[split] = effect(accuracy[split][0].numpy(), accuracy[split].numpy(), own_classes(target, classes))
+    return Measured(accuracy, effects)
+
+
+def curve_tables(measured: Measured, mode: str, target: Target, alphas: Sequence[float]) -> list[pd.DataFrame]:
+    """Linear in classes: of the others only the mean and the extremes."""
+    tables = []
+    for split, found in measured.effects.items():
+        accuracy = measured.accuracy[split].numpy()
+        others = np.delete(accuracy, list(target.classes), axis=1)
+        others = others[:, ~np.isnan(others).any(axis=0)]
+        none = not others.shape[1]
+        columns: dict[str, Any] = {
+            "split": split,
+            "mode": mode,
+            "target": target.name,
+            "alpha": list(alphas),
+            "accuracy": found.after,
+            "others_accuracy": np.nan if none else others.mean(axis=1),
+            "others_lowest": np.nan if none else others.min(axis=1),
+            "others_highest": np.nan if none else others.max(axis=1),
+            "others_mean_change": found.mean_change,
+            "others_worst_loss": found.worst_loss,
+        }
+        tables.append(pd.DataFrame(columns))
+    return tables
+
+
+class CurvesByClass:
+    """``with CurvesByClass(path) as table``: every class at every strength, written edit by edit.
+
+    Its size grows with the square of the number of classes; it is never in memory as a whole.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._writer: Any = None
+
+    def __enter__(self) -> "CurvesByClass":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def add(self, measured: Measured, mode: str, target: str, alphas: Sequence[float], classes: Sequence[str]) -> None:
+        """The rows of one edit."""
+        import pyarrow  # type: ignore[import-untyped]
+        import pyarrow.parquet  # type: ignore[import-untyped]
+
+        for split, accuracy in measured.accuracy.items():
+            columns = {
+                "split": split,
+                "mode": mode,
+                "target": target,
+                "alpha": np.tile(alphas, len(classes)),
+                "class": np.repeat(np.array(classes, dtype=object), len(alphas)),
+                "accuracy": accuracy.T.flatten().numpy(),  # [K, C] → class by class
+            }
+            rows = pyarrow.Table.from_pandas(pd.DataFrame(columns), preserve_index=False)
+            if self._writer is None:
+                self._writer = pyarrow.parquet.ParquetWriter(self._path, rows.schema)
+            self._writer.write_table(rows)
