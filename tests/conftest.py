@@ -5,6 +5,7 @@ call to them. A test that gives a function what its annotations forbid, to see i
 ``unchecked_shapes``.
 """
 
+import logging
 import os
 import random
 import socket
@@ -51,12 +52,19 @@ from torch import nn  # noqa: E402
 
 @pytest.fixture(autouse=True)
 def _leave_no_trace(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every test starts from the same random state and leaves generators, threads and environment as they were."""
+    """Every test starts from the same random state and leaves generators, threads, logs and environment alone."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
     threads, environment = torch.get_num_threads(), dict(os.environ)
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  (the global one is what must be kept)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
+    # A command that is run within a test has Hydra log into its run's folder, which is gone after the test.
+    for handler in set(root.handlers) - set(handlers):
+        root.removeHandler(handler)
+        handler.close()
+    root.setLevel(level)
     random.setstate(python)
     np.random.set_state(numpy)  # noqa: NPY002
     if torch.get_num_threads() != threads:

@@ -129,7 +129,7 @@ def _folders(arguments: Sequence[str]) -> list[Path]:
     """Where a command finds its files: this project's folder first, then those that its arguments or files name."""
     own: list[str] = []
     name = "config"
-    for option, value in zip(arguments, [*arguments[1:], ""], strict=True):
+    for option, value in zip(arguments, [*arguments[1:], ""], strict=False):
         flag, equals, joined = option.partition("=")
         if flag in ("--config-dir", "-cd"):
             own.append(joined if equals else value)

@@ -25,7 +25,7 @@ def test_a_trained_resnet_is_discovered_and_edited(start: Start, tmp_path: Path)
     assert "validate" not in found
     assert found["activations"].record("activations.json")["nonnegative"]
     # These weights reach 86.0 % at 160 pixels on all 3,925 images; here are 240 of them (standard error: 2.2 points).
-    accuracy = found["features"].table("classes.csv")["val_accuracy"].mean()
+    accuracy = found["features"].table("classes.csv")["test_accuracy"].mean()
     assert accuracy == pytest.approx(0.86, abs=0.07)
     summary = found["control"].table("summary.csv")
     assert len(summary) == 10

@@ -154,11 +154,12 @@ def test_offline_run_holds_config_curves_media_lineage_and_results(
     assert read.config["sae"]["sparsity"] == 2.0
     assert read.config["backbone"]["name"] == "resnet10t"
 
-    assert len(read.values("discover-fve")) == 3
-    assert read.values("discover-epoch")[-1] == 2
+    parts = len(artifacts["sae"].table("history.csv"))
+    assert len(read.values("discover-fve")) == parts > 1
+    assert read.values("discover-epoch")[-1] == parts - 1
     table = artifacts["classifier"].table("history.csv")
-    expected = table.loc[table["split"] == "val", "accuracy"].tolist()
-    assert read.values("finetune-val_accuracy") == expected
+    expected = table.loc[table["split"] == "select", "accuracy"].tolist()
+    assert read.values("finetune-select_accuracy") == expected
     assert read.values("finetune-epoch") == [0, 1]
     axes = {metric["glob_name"]: metric["step_metric"] for metric in read.of("metric") if "glob_name" in metric}
     assert axes == {"finetune-*": "finetune-epoch", "discover-*": "discover-epoch"}
