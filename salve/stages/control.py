@@ -97,23 +97,26 @@ def _judge(
     images = test.labels.numpy()
     counts = np.bincount(images, minlength=len(job.classes))
     untouched = edit_outcomes(*head, test.activations, test.labels, torch.zeros_like(decoder[:, 0]), 0.0)[0].numpy()
-    right, kl = [], []
-    for target, (at, _) in zip(targets, places, strict=True):
+    # Made beforehand: small arrays kept among the large ones that come and go leave holes in the heap, a gigabyte of
+    # them with a thousand classes.
+    right, kl = np.empty((len(targets), len(images)), bool), np.full(len(targets), np.nan)
+    for i, (target, (at, _)) in enumerate(zip(targets, places, strict=True)):
         contributions = contributions_of(decoder, target, settings)
         kept, drift = edit_outcomes(*head, test.activations, test.labels, contributions, settings.alpha[at])
-        right.append(kept.numpy())
-        with np.errstate(invalid="ignore"):
-            kl.append(np.bincount(images, drift.numpy(), minlength=len(job.classes)) / counts)  # [C]
-    resampled = resampled_effects(images, untouched, np.stack(right), own)
+        right[i] = kept.numpy()
+        others = ~own[i] & (counts > 0)
+        if others.any():
+            moved = np.bincount(images, drift.numpy(), minlength=len(job.classes))  # [C]
+            kl[i] = (moved[others] / counts[others]).mean()
+    resampled = resampled_effects(images, untouched, right, own)
     rows, found = [], []
     for i, (target, effects, (at, reached)) in enumerate(zip(targets, suppressed, places, strict=True)):
         found.append(effects["test"].at(at))
-        moved = kl[i][~own[i] & (counts > 0)]
-        others = Effect(*(field[i] for field in resampled))
-        row = summarise(target, settings.alpha, at, reached, effects, others, int(counts[own[i]].sum()))
+        redrawn = Effect(*(field[i] for field in resampled))
+        row = summarise(target, settings.alpha, at, reached, effects, redrawn, int(counts[own[i]].sum()))
         worst = int(found[-1].worst)
         row["worst_class"] = job.classes[worst] if worst >= 0 else ""
-        row["kl_others"] = float(moved.mean()) if len(moved) else float("nan")
+        row["kl_others"] = float(kl[i])
         rows.append(row)
     stacked = Effect(*(np.stack(field) for field in zip(*found, strict=True)))
     of_class = [i < len(targets) - len(settings.sets) for i in range(len(targets))]  # sets come last

@@ -29,7 +29,7 @@ FLOORS = (
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 BESIDE = {("backbones", "data")}
 #: Stages meet through artifacts; these files are what they share.
-SHARED_BY_STAGES = ("job", "measure", "outcome", "targets", "training")
+SHARED_BY_STAGES = ("job", "measure", "outcome", "curves", "targets", "training")
 MOST_LINES = 350
 
 
