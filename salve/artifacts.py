@@ -293,7 +293,10 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str,
     if header and len(header) > 1:
         raise ValueError(f"A header must have one entry, so that its bytes are fixed, not {', '.join(header)}.")
     try:
+        path.touch()
+        mode = path.stat().st_mode
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path, metadata=dict(header or {}))
+        path.chmod(mode)  # safetensors leaves a file that its owner alone may read
     except SafetensorError as error:  # its only reason is the system's, such as a full disk
         number = re.search(r"os error (\d+)", str(error))
         code = int(number[1]) if number else errno.EIO

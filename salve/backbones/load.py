@@ -88,7 +88,10 @@ def load_backbone(
     elif not fits:
         if weights != "imagenet":
             had = "it has no head" if headless else f"its head of {_head(model).out_features} outputs is left out"
-            done.append(f"{had}, and one of {num_classes} has to be trained")
+            done.append(
+                f"{had}, and one of {num_classes} has to be trained: finetune=probe trains it alone, finetune=full or "
+                "scratch the whole network, and data.outputs keeps the head that there is"
+            )
         if not headless:
             _replace_head(model, num_classes)
     return Loaded(model, fits, f"{weights}: {'; '.join(done)}." if done else "")

@@ -46,7 +46,11 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """
     content = _content(path)
     if not is_state_dict(content):
-        raise UserError(f"{path} holds no plain state_dict (parameter names to tensors).")
+        _, entry = _found(content, path)
+        raise UserError(
+            f"{path} is a checkpoint, not a plain state_dict (parameter names to tensors): save its entry {entry} by "
+            "itself, with the names that the model itself gives its parameters."
+        )
     return dict(content)
 
 

@@ -237,7 +237,10 @@ def _write(path: Path, state: "Mapping[str, Tensor]", metadata: Mapping[str, str
         places.add(place)
     with written_whole(path) as unfinished:
         try:
+            unfinished.touch()
+            mode = unfinished.stat().st_mode
             save_file(tensors, unfinished, metadata=dict(metadata) or None)
+            unfinished.chmod(mode)  # safetensors leaves a file that its owner alone may read
         except (SafetensorError, ValueError, RuntimeError) as error:  # a full disk, or tensors it cannot hold
             raise UserError(f"{path} could not be written: {' '.join(str(error).split())[:200]}") from error
 

@@ -210,6 +210,8 @@ def undo_recipes(recipes: Sequence[Recipe], state: Mapping[str, Tensor], held: S
         UserError: these weights are not what the edits left.
     """
     if problem := _difference(recipes, state, [*held, *recipes]):
+        if _difference(recipes, state, held) is None:
+            raise UserError("These weights do not hold the edit: it cannot be undone, since there is nothing to undo.")
         raise UserError(f"These weights are not what the edit left: {problem}; it cannot be undone on them.")
     return _with(recipes, state, held)
 

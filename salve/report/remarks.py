@@ -25,7 +25,9 @@ def remarks_on(accuracy: float | None, classes: Sequence[str], images: Sequence[
         said.append(
             f"A classifier that is right on {percent(accuracy, 0)} of the test images is weak. Images near the edge "
             "change sides with any small edit, so that changes of the other classes say as much about the classifier "
-            "as about the latents; train it longer or on more images before you trust them."
+            "as about the latents. Was it trained on images prepared otherwise (backbone.preprocess), or are its "
+            "outputs in another order (output k is the k-th class folder by name; data.outputs says otherwise)? Else "
+            "train it longer, or on more images."
         )
     without = [name for name, count in zip(classes, images, strict=True) if not count]
     few = {name: count for name, count in zip(classes, images, strict=True) if 0 < count < FEW_IMAGES}

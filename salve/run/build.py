@@ -47,7 +47,7 @@ def build_job(config: Config, store: Store, logger: Callable[[str], Logger], con
     site = find_site(loaded.model, config.layer)
     chosen = _preset(config.backbone, loaded.model, data.native_size)
     data.bind(chosen.preprocess)
-    preprocessing = f"{chosen.preprocess.describe()} ({chosen.origin})"
+    preprocessing = chosen.origin
     remarks = tuple(sentence(one) for one in (*data.remarks(), loaded.remark) if one)
     log.info("Images: %s", preprocessing)
     for remark in remarks:

@@ -136,5 +136,7 @@ def _watched(runs: Sequence[Run], sweep: Path, console: Console) -> Iterator[Non
 
 
 def _headline(metrics: dict[str, Any]) -> str:
-    shown = (("fve", "FVE"), ("l0", "L0"), ("separating", "separating"), ("alpha_flip_median", "α_flip"))
-    return "  ".join(f"{name} {metrics[key]:.3g}" for key, name in shown if metrics.get(key) is not None)
+    """The select split's measures, by which runs are compared."""
+    shown = (("select_fve", "FVE"), ("select_l0", "L0"), ("select_separating", "separating"))
+    found = "  ".join(f"{name} {metrics[key]:.3g}" for key, name in shown if metrics.get(key) is not None)
+    return f"on select: {found}" if found else ""

@@ -92,7 +92,9 @@ class ProgressLines(Callback):
             self._say(self._epoch(trainer) + "".join(measured))
 
     def _epoch(self, trainer: pl.Trainer) -> str:
-        return f"{self._stage}: epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
+        # Of an SAE Lightning's epochs are equal parts of its steps.
+        unit = "epoch" if self._stage == "finetune" else "part"
+        return f"{self._stage}: {unit} {trainer.current_epoch + 1} of {trainer.max_epochs}"
 
     @staticmethod
     def _share(trainer: pl.Trainer, epochs: float) -> float:

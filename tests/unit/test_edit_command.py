@@ -329,6 +329,17 @@ def test_what_is_not_understood(words: list[str], reason: str, capsys: pytest.Ca
     assert reason in capsys.readouterr().err
 
 
+def test_weights_that_hold_no_edit_have_nothing_to_undo(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("undo", place.files[0], place.weights, place.out()) == 2
+    assert "do not hold the edit: it cannot be undone, since there is nothing to undo" in capsys.readouterr().err
+
+
+def test_what_is_written_can_be_read_by_whoever_may_read_other_files(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "other").touch()
+    assert run("apply", place.files[0], place.weights, place.out()) == 0
+    assert Path(place.out()).stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 def test_show(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     run("apply", place.files[0], "--alpha", "inf", place.weights, place.out())
     capsys.readouterr()

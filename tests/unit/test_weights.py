@@ -216,12 +216,15 @@ def test_a_backbone_without_its_head_gets_one_that_has_to_be_trained(tmp_path: P
     assert not loaded.fits
     assert loaded.model.fc.weight.shape == (3, 32)
     assert_same(loaded.model, small(3).state_dict(), but="fc.")
-    assert loaded.remark == f"{path}: it has no head, and one of 3 has to be trained."
+    assert loaded.remark.startswith(f"{path}: it has no head, and one of 3 has to be trained: finetune=probe")
 
 
 def test_a_head_that_is_left_out_is_said(tmp_path: Path) -> None:
     path = saved(tmp_path / "w.pt", small(11).state_dict())
-    assert load(path, 4).remark == f"{path}: its head of 11 outputs is left out, and one of 4 has to be trained."
+    remark = load(path, 4).remark
+    assert remark.startswith(
+        f"{path}: its head of 11 outputs is left out, and one of 4 has to be trained: finetune=probe"
+    )
 
 
 @pytest.mark.parametrize("place", ["fc.0", "fc.1", "fc.drop.linear", "classifier", "head.1"])
@@ -313,10 +316,17 @@ def test_tensors_are_read_as_they_are(tmp_path: Path, dtype: torch.dtype, name: 
     assert torch.equal(read["module.a"], state["module.a"])
 
 
-@pytest.mark.parametrize("content", [{"state_dict": {"a": torch.ones(1)}}, [torch.ones(1)], {"a": 1}])
-def test_only_a_plain_state_dict_is_read_as_it_is(tmp_path: Path, content: Any) -> None:
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({"epoch": 3, "model": {"a": torch.ones(1)}}, r"w\.pt is a checkpoint.*save its entry model by itself"),
+        ([torch.ones(1)], r"w\.pt holds no state_dict"),
+        ({"a": 1}, r"w\.pt holds no state_dict .*entries are a"),
+    ],
+)
+def test_only_a_plain_state_dict_is_read_as_it_is(tmp_path: Path, content: Any, says: str) -> None:
     saved(tmp_path / "w.pt", content)
-    with pytest.raises(UserError, match=r"w\.pt holds no plain state_dict"):
+    with pytest.raises(UserError, match=says):
         read_tensors(tmp_path / "w.pt")
 
 
