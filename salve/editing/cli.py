@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="an edit of the run's folder, by its class or its file's name; may be given several times",
     )
     parser.add_argument(
-        "--alpha", type=_strength, metavar="A", help="another strength than the file's: a number from 0, or inf"
+        "--alpha", type=strength, metavar="A", help="another strength than the file's: a number from 0, or inf"
     )
     parser.add_argument("--weights", type=Path, help="WEIGHTS, instead of by its place")
     parser.add_argument("--out", type=Path, help="OUT, instead of by its place")
@@ -111,7 +111,7 @@ def _by_place(parser: argparse.ArgumentParser, paths: Sequence[Path], weights: P
     return Paths(edits, weights, out)
 
 
-def _strength(text: str) -> float:
+def strength(text: str) -> float:
     value = float(text)
     if not value >= 0:
         raise ValueError(text)

@@ -119,7 +119,9 @@ def wilson(successes: Numbers, count: Numbers, confidence: float = CONFIDENCE) -
     share, z = np.asarray(successes, float) / n, stats.norm.ppf((1 + confidence) / 2)
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return np.clip(centre - half, 0, 1), np.clip(centre + half, 0, 1)
+    # Rounding leaves a trace of what is 0 and 1 there.
+    low, high = np.where(share == 0, 0.0, centre - half), np.where(share == 1, 1.0, centre + half)
+    return np.where(np.isnan(share), np.nan, low), np.where(np.isnan(share), np.nan, high)
 
 
 def resampled_effects(
@@ -218,14 +220,16 @@ class Verdict:
             raise ValueError(f"This verdict contradicts itself: {self}.")
 
 
-def verdict(found: Effect, resampled: Effect, of_class: Sequence[bool]) -> Verdict:
+def verdict(found: Effect, resampled: Effect, of_class: Sequence[bool], reached: Sequence[bool]) -> Verdict:
     """Count the edits that separate a class.
 
     Args:
         found: fields ``[T]``. resampled: fields ``[T, B]``. of_class: ``[T]``, which edits are for one class.
+        reached: ``[T]``, for which a strength could be chosen; an edit without one separates nothing.
     """
-    chosen = np.asarray(of_class, bool)
+    judged = np.asarray(of_class, bool)
+    chosen = judged & np.asarray(reached, bool)
     clean, published = separated(found)[chosen], separated_as_published(found)[chosen]
     count = int(clean.sum())
     low, high = percentile_interval(separated(resampled)[chosen].sum(axis=0), count)
-    return Verdict(int(chosen.sum()), count, int(np.floor(low)), int(np.ceil(high)), int(published.sum()))
+    return Verdict(int(judged.sum()), count, int(np.floor(low)), int(np.ceil(high)), int(published.sum()))

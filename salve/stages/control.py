@@ -120,7 +120,7 @@ def _judge(
         rows.append(row)
     stacked = Effect(*(np.stack(field) for field in zip(*found, strict=True)))
     of_class = [i < len(targets) - len(settings.sets) for i in range(len(targets))]  # sets come last
-    said = verdict(stacked, resampled, of_class)
+    said = verdict(stacked, resampled, of_class, [reached for _, reached in places])
     record = {
         "judged": said.judged,
         "separates": said.separates,

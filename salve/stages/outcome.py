@@ -74,9 +74,9 @@ def summarise(
         "others_worst_loss": float(found.worst_loss),
         "others_worst_loss_low": float(loss_low),
         "others_worst_loss_high": float(loss_high),
-        "separates": bool(separated(found)),
-        "separates_published": bool(separated_as_published(found)),
-        "separates_share": float(separated(resampled).mean()),
+        "separates": reached and bool(separated(found)),
+        "separates_published": reached and bool(separated_as_published(found)),
+        "separates_share": float(separated(resampled).mean()) if reached else 0.0,
         "reason": reason(found, float(alphas[at]), reached),
     }
 
@@ -92,6 +92,8 @@ def reason(found: Effect, alpha: float, reached: bool) -> str:
         if not reached:
             return f"its accuracy is {percent(found.after)} at α = {number(alpha)}, the strongest edit"
         return f"chosen on select to take it to {limit}, this strength leaves {percent(found.after)} on test"
+    if not reached:
+        return f"no strength takes it to {limit} on select"
     if not found.mean_change < LIMITS.others_mean_change:
         return f"the other classes change by {points(found.mean_change, signed=False)} points in the mean"
     if not found.worst_loss <= LIMITS.others_worst_loss:

@@ -81,6 +81,12 @@ def test_an_edit_that_never_brings_the_class_down_has_no_strength() -> None:
     assert "is 40.0\u00a0% at α = 2, the strongest edit" in str(found["reason"])
 
 
+def test_an_edit_without_a_strength_separates_nothing_whatever_test_shows() -> None:
+    found = edit([[0.9, 0.8, 0.8, 0.8], [0.3, 0.8, 0.8, 0.8]], [[0.9, 0.8, 0.8, 0.8], [0.0, 0.8, 0.8, 0.8]])
+    assert (found["alpha"], found["separates"], found["separates_published"]) == (math.inf, False, False)
+    assert found["reason"] == "no strength takes it to 5\u00a0% on select"
+
+
 def test_a_class_that_is_lost_without_an_edit_does_not_separate() -> None:
     found = edit([[0.05, 0.8, 0.8, 0.8], [0.0, 0.8, 0.8, 0.8]])
     assert (found["separates"], found["separates_published"], found["alpha"]) == (False, False, math.inf)

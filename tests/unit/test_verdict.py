@@ -167,7 +167,9 @@ def test_a_verdict_counts_classes_and_leaves_sets_out() -> None:
     resampled = resampled_effects(labels, before, after, own, resamples=50)
     ones = np.ones(3)
     clean = Effect(0.9 * ones, 0 * ones, 0 * ones, 0 * ones, 0 * ones, np.zeros(3, np.int64))
-    said = verdict(clean, resampled, [True, True, False])
+    unreached = verdict(clean, resampled, [True, True, False], [False, True, True])
+    assert (unreached.judged, unreached.separates, unreached.published) == (2, 1, 1)
+    said = verdict(clean, resampled, [True, True, False], [True, True, True])
     assert (said.judged, said.separates, said.published) == (2, 2, 2)
     assert 0 <= said.low <= 2 == said.high
 
