@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from salve.artifacts import DONE
+from salve.stages.train import PARTS
 from tests.integration.conftest import FEW, NARROW, SMALL
 
 if not os.environ.get("SALVE_SLURM"):
@@ -23,7 +24,8 @@ pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs salve
 SETTINGS = [*SMALL, *FEW, *NARROW, "stages=[discover,control,diagnose]", "edit.evaluate=0"]
 ON_SLURM = ["cluster=slurm", "hydra.launcher.cpus_per_task=1"]
 #: Long enough to be caught in the middle.
-LONG = "sae.epochs=400"
+#: Tens of thousands of small steps, so that there is time to interrupt them.
+LONG = "sae.epochs=16000"
 
 
 def slurm(*command: str) -> str:
@@ -83,7 +85,7 @@ def job_of(pid: int) -> str:
 
 
 def trained(folder: Path) -> dict[str, int]:
-    """Epochs that are behind each SAE which is in training, by its key."""
+    """Parts of its training (Lightning's epochs) that are behind each SAE which is in training, by its key."""
     found = {}
     for path in folder.glob("out/artifacts/unfinished/sae-*/scratch/checkpoints/last.ckpt"):
         try:
@@ -126,7 +128,7 @@ def test_a_requeued_job_goes_on_as_if_nothing_had_been(tmp_path: Path, calm: Pat
         slurm(*interrupt, job)
         until(lambda: slurm("squeue", "--noheader", "--format=%T", f"--jobs={job}") == "PENDING", process)
         stopped = trained(tmp_path)[sae]
-        assert before <= stopped < 400
+        assert before <= stopped < PARTS
         # SLURM would leave it two minutes of rest.
         slurm("scontrol", "update", f"JobId={job}", "StartTime=now")
         seen = [stopped]
