@@ -20,6 +20,7 @@ from salve.backbones import Classifier, load_backbone, read_state_dict, read_ten
 from salve.backbones.adapt import adapted
 from salve.backbones.load import Loaded
 from salve.stages import BackboneSettings
+from salve.stages.training import quiet_lightning
 from salve.types import UserError
 
 RESNET10 = {"channels": (8, 16, 24, 32)}
@@ -168,7 +169,8 @@ def test_an_entry_within_an_entry(tmp_path: Path) -> None:
 
 def test_a_checkpoint_that_lightning_writes(tmp_path: Path) -> None:
     state = {name: tensor.clone() for name, tensor in small().state_dict().items()}
-    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    with quiet_lightning():
+        trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     trainer.strategy.connect(Classifier(small(), torch.arange(5), 0.1, 0.1))
     path = tmp_path / "epoch=3-step=12.ckpt"
     trainer.save_checkpoint(path)
