@@ -20,14 +20,12 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any
 
-import torch
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
-if TYPE_CHECKING:  # it takes a second, and not everyone who keeps something keeps a table
+if TYPE_CHECKING:  # they take seconds, and settings are checked without a table or a tensor
     import pandas as pd
+    from torch import Tensor
 
 DONE = "DONE.json"
 
@@ -49,8 +47,10 @@ def digest_of_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+def digest_of_tensors(tensors: "Mapping[str, Tensor]") -> str:
     """Hex SHA-256 of named tensors: names, dtypes, shapes and bits, independent of their order."""
+    import torch
+
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -81,7 +81,7 @@ class Artifact:
         """One of its tables."""
         return read_table(self.path / name)
 
-    def tensors(self, name: str) -> dict[str, Tensor]:
+    def tensors(self, name: str) -> "dict[str, Tensor]":
         """One of its safetensors files."""
         return load_tensors(self.path / name)
 
@@ -282,7 +282,7 @@ def read_table(path: Path) -> "pd.DataFrame":
     return frame
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str] | None = None) -> None:
+def save_tensors(path: Path, tensors: "Mapping[str, Tensor]", header: Mapping[str, str] | None = None) -> None:
     """Write named tensors as safetensors with an optional text header of one entry.
 
     Raises:
@@ -290,6 +290,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str,
             the file's digest would change with it.
         OSError: the file cannot be written.
     """
+    from safetensors.torch import save_file
+
     if header and len(header) > 1:
         raise ValueError(f"A header must have one entry, so that its bytes are fixed, not {', '.join(header)}.")
     try:
@@ -303,8 +305,10 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str,
         raise OSError(code, os.strerror(code), str(path)) from error
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
+def load_tensors(path: Path) -> "dict[str, Tensor]":
     """Read named tensors."""
+    from safetensors.torch import load_file
+
     return load_file(path)
 
 

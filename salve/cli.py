@@ -24,6 +24,7 @@ OF_RANKS = ("TORCHELASTIC_RUN_ID", "SLURM_STEP_NUM_TASKS")
 
 def task(config: DictConfig) -> None:
     """One job of Hydra's: a run, or some runs of a sweep."""
+    from salve.run.inputs import check_inputs
     from salve.run.schema import resolve
 
     folder = Path(HydraConfig.get().runtime.output_dir)
@@ -34,6 +35,7 @@ def task(config: DictConfig) -> None:
         return
     try:
         settings = resolve(config)
+        check_inputs(settings)
         from salve.run.execute import execute  # only now, since it takes seconds
         from salve.run.folder import claimed
 

@@ -1,11 +1,29 @@
-"""Images with labels: the embedded concepts, Imagenette, CIFAR-100, and one's own folders."""
+"""Images with labels: the embedded concepts, Imagenette, CIFAR-100, and one's own folders.
 
-from salve.data.base import ConceptTruth, ImageData
-from salve.data.cifar100 import Cifar100Data
-from salve.data.concepts import ConceptsData
-from salve.data.folders import FolderData
-from salve.data.imagenette import ImagenetteData
-from salve.data.transforms import Preprocess
+What is imported from here is loaded when it is first asked for: whether class folders are there is found out without
+torch and Lightning, which take seconds.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from salve.data.base import ConceptTruth, ImageData
+    from salve.data.cifar100 import Cifar100Data
+    from salve.data.concepts import ConceptsData
+    from salve.data.folders import FolderData
+    from salve.data.imagenette import ImagenetteData
+    from salve.data.transforms import Preprocess
+
+_MODULES = {
+    "Cifar100Data": "cifar100",
+    "ConceptTruth": "base",
+    "ConceptsData": "concepts",
+    "FolderData": "folders",
+    "ImageData": "base",
+    "ImagenetteData": "imagenette",
+    "Preprocess": "transforms",
+}
 
 __all__ = [
     "Cifar100Data",
@@ -16,3 +34,13 @@ __all__ = [
     "ImagenetteData",
     "Preprocess",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

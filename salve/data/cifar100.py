@@ -13,7 +13,8 @@ import torchvision
 
 from salve.data.base import ImageData, check_split
 from salve.data.download import fetch
-from salve.data.folders import check_limit, root_folder
+from salve.data.folders import check_limit
+from salve.data.layout import root_folder
 from salve.data.splits import check_share, divide
 from salve.data.transforms import RawImage
 from salve.types import Labels, Split, UserError

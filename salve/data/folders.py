@@ -15,11 +15,12 @@ import torch
 from PIL import Image
 
 from salve.data.base import ImageData, check_split
-from salve.data.classes import check_class_names, chosen_classes, class_folders, map_outputs
+from salve.data.classes import chosen_classes
 from salve.data.decode import UnknownWhite, check_white, read_rgb
 from salve.data.digests import file_digests
+from salve.data.layout import read_layout, root_folder
 from salve.data.naming import listing
-from salve.data.splits import check_share, divide, named_splits, split_folders
+from salve.data.splits import check_share, divide, named_splits
 from salve.data.transforms import RawImage
 from salve.data.walk import Found, find_images, loose_images, subfolders
 from salve.types import Labels, Split, UserError
@@ -218,18 +219,9 @@ class FolderData(ImageData):
 
     @cached_property
     def _index(self) -> "_Index":
-        root = self._folder()
-        if not root.is_dir():
-            raise UserError(f"data.root={root} is no folder: pass one that holds train/<class>/ and val/<class>/")
-        folders = split_folders(root, self.splits)
+        layout = read_layout(self._folder(), self.splits, self._chosen, self._mapping, self._class_name)
+        root, folders, classes, names, outputs = layout
         apart = list(dict.fromkeys(folders.values()))
-        classes = class_folders(root, apart, self._chosen)
-        outputs, named = map_outputs(self._mapping, classes)
-        chosen = self._chosen or {}
-        own_names = [self._class_name(folder) for folder in classes]
-        names = tuple(chosen.get(f) or named.get(f) or own for f, own in zip(classes, own_names, strict=True))
-        check_class_names(names, classes)
-
         found = {folder: find_images(root / folder, classes) for folder in apart}
         files = {folder: _labelled(root / folder, classes, found[folder]) for folder in apart}
         own = {split: files[folder] for split, folder in folders.items()}
@@ -256,13 +248,6 @@ class _Index:
     outputs: tuple[int, ...] | None
     files: dict[str, tuple[ImageFile, ...]]
     remarks: tuple[str, ...]
-
-
-def root_folder(root: str | Path | None) -> Path:
-    """`root` as a path with `~` expanded; raises UserError if there is none."""
-    if not root:
-        raise UserError("data.root is not set: pass the folder that holds the images, or is to hold them")
-    return Path(root).expanduser()
 
 
 def check_limit(limit_per_class: int | None) -> None:

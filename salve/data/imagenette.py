@@ -8,25 +8,10 @@ import torchvision
 
 from salve.data.download import fetch
 from salve.data.folders import FolderData
+from salve.data.layout import IMAGENETTE_FOLDERS, find_imagenette, imagenette_name, no_imagenette
 from salve.types import UserError
 
 ImagenetteSize = Literal["full", "320px", "160px"]
-
-IMAGENETTE_FOLDERS: dict[str, str] = {"full": "imagenette2", "320px": "imagenette2-320", "160px": "imagenette2-160"}
-
-IMAGENETTE_CLASSES: dict[str, str] = {
-    "n01440764": "tench",
-    "n02102040": "English springer",
-    "n02979186": "cassette player",
-    "n03000684": "chain saw",
-    "n03028079": "church",
-    "n03394916": "French horn",
-    "n03417042": "garbage truck",
-    "n03425413": "gas pump",
-    "n03445777": "golf ball",
-    "n03888257": "parachute",
-}
-"""WordNet id → name, of Imagenette's ten classes."""
 
 
 class ImagenetteData(FolderData):
@@ -83,30 +68,11 @@ class ImagenetteData(FolderData):
         self.prepare_data()
         folder = self._existing()
         if folder is None:
-            raise UserError(
-                f"no Imagenette ({self.size}) in data.root={self.root}: pass data.download=true to fetch it, or as "
-                f"data.root a folder that holds train/ and val/, or one that holds {IMAGENETTE_FOLDERS[self.size]}/"
-            )
+            raise no_imagenette(self.root, self.size)
         return folder
 
     def _existing(self) -> Path | None:
-        if (self.root / ("train" if self.splits is None else self.splits["train"])).is_dir():
-            return self.root
-        own = self.root / IMAGENETTE_FOLDERS[self.size]
-        if own.is_dir():
-            return own
-        # A copy of a size of one's own; torchvision's other sizes are not what was asked for.
-        others = [
-            folder
-            for folder in sorted(self.root.glob("imagenette2*"))
-            if folder.is_dir() and folder.name not in IMAGENETTE_FOLDERS.values()
-        ]
-        return others[0] if len(others) == 1 else None
+        return find_imagenette(self.root, self.size, self.splits)
 
     def _class_name(self, folder: str) -> str:
-        if folder not in IMAGENETTE_CLASSES:
-            raise UserError(
-                f"class folder {folder!r} is none of Imagenette's ({', '.join(IMAGENETTE_CLASSES)}): "
-                "use data=folder for other images"
-            )
-        return IMAGENETTE_CLASSES[folder]
+        return imagenette_name(folder)

@@ -2,14 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import get_args
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, get_args
 
 from salve.data.naming import listing
 from salve.data.walk import subfolders
 from salve.types import Split, UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 HELD_OUT = ("select", "val", "test")
 LAYOUTS: dict[tuple[str, ...], dict[str, str]] = {
@@ -33,8 +34,8 @@ def check_share(select_share: float, split_seed: int) -> None:
 
 
 def divide(
-    labels: NDArray[np.int64], classes: Sequence[str], select_share: float, split_seed: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    labels: "NDArray[np.int64]", classes: Sequence[str], select_share: float, split_seed: int
+) -> "tuple[NDArray[np.int64], NDArray[np.int64]]":
     """Which of the held-out images select, and which test: the same share of every class, drawn at random.
 
     What becomes of a class depends on its number of images, its label and the seed alone.
@@ -50,6 +51,8 @@ def divide(
     Raises:
         UserError: a class with fewer than two images; or see `check_share`.
     """
+    import numpy as np
+
     check_share(select_share, split_seed)
     scarce = [name for label, name in enumerate(classes) if np.count_nonzero(labels == label) < 2]
     if scarce:

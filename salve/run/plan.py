@@ -2,7 +2,8 @@
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -14,9 +15,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from salve.artifacts import REVISION, digest_of
-from salve.backbones import load_backbone, sites
 from salve.run.explain import explain
 from salve.run.folder import RunFolder
+from salve.run.inputs import check_inputs
 from salve.run.schema import Config, resolve
 from salve.types import UserError
 
@@ -120,13 +121,14 @@ def refuse_idle_axis(key: str) -> None:
 def plan(
     combined: Iterable[Sequence[tuple[str, str, bool]]],
     compose: Callable[[list[str]], DictConfig],
-    check: Callable[[Config], None],
+    *checks: Callable[[Config], None],
 ) -> list[Run]:
     """Compose and check every combination.
 
     Args:
         combined: see :func:`combinations`. compose: composes the settings from overrides.
-        check: raises UserError for settings that do not fit each other, the data or the weights.
+        checks: each raises UserError for settings that do not fit each other, the data or the weights. All combinations
+            pass one before any is given to the next, which may take longer.
 
     Returns:
         The runs, each key once.
@@ -134,39 +136,67 @@ def plan(
     Raises:
         UserError: some combinations are impossible; the message lists them all, each with its reason.
     """
-    runs: dict[str, Run] = {}
-    impossible: list[str] = []
+    refusals = _Refusals()
+    settled: list[tuple[DictConfig, Config, tuple[str, ...], dict[str, str]]] = []
     total = 0
     for total, combination in enumerate(combined, start=1):  # noqa: B007
-        overrides = [f"{key}={value}" for key, value, _ in combination]
+        overrides = tuple(f"{key}={value}" for key, value, _ in combination)
         swept = {key: value for key, value, is_swept in combination if is_swept}
-        what = label_of(swept)
-        try:
-            for run in _expand(compose(overrides), tuple(overrides), swept):
-                what = run.label
-                check(run.config)
+        with refusals.of(label_of(swept)):
+            config = compose(list(overrides))
+            with open_dict(config):
+                config.pop("hydra", None)
+            settings = resolve(config)
+            check_inputs(settings)
+            settled.append((config, settings, overrides, swept))
+    refusals.end(total)
+    runs: dict[str, Run] = {}
+    for config, settings, overrides, swept in settled:
+        with refusals.of(label_of(swept)):
+            for run in _expand(config, settings, overrides, swept):
                 runs.setdefault(run.key, run)
-        except (HydraException, OmegaConfBaseException) as error:
-            impossible.append(f"{what}: {explain(error)}")
-        except UserError as error:
-            impossible.append(f"{what}: {error}")
-    if impossible:
-        lines = "\n".join(f"  {line}" for line in impossible)
-        raise UserError(f"{len(impossible)} of {total} combinations cannot be run, so none was started:\n{lines}")
+    refusals.end(total)
+    for check in checks:
+        for run in runs.values():
+            with refusals.of(run.label):
+                check(run.config)
+        refusals.end(len(runs))
     return list(runs.values())
+
+
+class _Refusals:
+    """Collects the reasons why combinations are impossible, and raises them together."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+
+    @contextmanager
+    def of(self, what: str) -> Iterator[None]:
+        """Keep what is raised about a combination."""
+        try:
+            yield
+        except (HydraException, OmegaConfBaseException) as error:
+            self._lines.append(f"{what}: {explain(error)}")
+        except UserError as error:
+            self._lines.append(f"{what}: {error}")
+
+    def end(self, total: int) -> None:
+        """Raises UserError with all reasons, if there are any."""
+        if self._lines:
+            lines = "\n".join(f"  {line}" for line in self._lines)
+            raise UserError(f"{len(self._lines)} of {total} combinations cannot be run, so none was started:\n{lines}")
 
 
 @lru_cache(maxsize=64)
 def _site_names(library: str, name: str, args: str) -> list[str]:
     """The sites of a backbone, whose further arguments are JSON."""
+    from salve.backbones import load_backbone, sites  # only now, since it takes seconds
+
     return list(sites(load_backbone(library, name, "random", 2, json.loads(args)).model))
 
 
-def _expand(config: DictConfig, overrides: tuple[str, ...], swept: dict[str, Any]) -> list[Run]:
+def _expand(config: DictConfig, first: Config, overrides: tuple[str, ...], swept: dict[str, Any]) -> list[Run]:
     """One run, or with ``layer=all`` one per site of the backbone."""
-    with open_dict(config):
-        config.pop("hydra", None)
-    first = resolve(config)
     layers = [first.layer]
     if first.layer == ALL_SITES:
         backbone = first.backbone

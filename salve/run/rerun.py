@@ -11,6 +11,7 @@ from rich.console import Console
 
 from salve.artifacts import read_record
 from salve.run.folder import LOG, MANIFEST, RunFolder, claimed
+from salve.run.inputs import check_inputs
 
 RERUN = "rerun="
 
@@ -29,6 +30,7 @@ def rerun(arguments: Sequence[str], console: Console) -> bool:
     """
     before = RunFolder(Path(next(a for a in arguments if a.startswith(RERUN)).removeprefix(RERUN)))
     config = before.settings([argument for argument in arguments if not argument.startswith(RERUN)])
+    check_inputs(config)
     from salve.run.execute import execute  # only now, since it takes seconds
 
     wanted = Path(config.output_dir) / "runs" / config.name / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"

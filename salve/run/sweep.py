@@ -1,4 +1,7 @@
-"""``salve -m``: Hydra's sweeper of this project, which plans, skips what is finished, and survives its jobs."""
+"""``salve -m``: Hydra's sweeper of this project, which plans, skips what is finished, and survives its jobs.
+
+Nothing heavy is imported before the settings of all runs are known to be right.
+"""
 
 import json
 from collections.abc import Sequence
@@ -14,17 +17,11 @@ from rich.console import Console
 from rich.progress import track
 
 from salve.artifacts import read_record
-from salve.report.sweep import print_summary, summarise_sweep
-from salve.run.build import check_job
 from salve.run.explain import SweepIncomplete
 from salve.run.folder import PLAN, RunFolder, write_whole
-from salve.run.launch import make
 from salve.run.plan import Run, combinations, plan, refuse_idle_axis
-from salve.run.ranks import check_ranks
 from salve.run.schema import Config, SearchSettings
 from salve.run.search import Search
-from salve.run.tracking import check_login, log_sweep_summary
-from salve.run.tryout import try_once
 
 
 class Sweep:
@@ -82,6 +79,10 @@ class Sweep:
         return plan(shown, compose, self._check)
 
     def _check(self, config: Config) -> None:
+        from salve.run.build import check_job  # only now, since it takes seconds
+        from salve.run.ranks import check_ranks
+        from salve.run.tryout import try_once
+
         check_job(config)
         check_ranks(config.trainer, self._on_slurm and self._config.hydra.launcher.tasks_per_node > 1)
         try_once(config)
@@ -91,6 +92,9 @@ class Sweep:
         return "Slurm" in self._config.hydra.launcher._target_
 
     def _make(self, runs: Sequence[Run], folder: Path, console: Console) -> None:
+        from salve.run.launch import make
+        from salve.run.tracking import check_login
+
         states = {run.key: run.folder(folder).state() for run in runs}
         missing = [run for run in runs if states[run.key] != "finished"]
         if missing:
@@ -136,6 +140,9 @@ class Sweep:
             write_whole(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
     def _end(self, runs: Sequence[Run], folder: Path, console: Console) -> None:
+        from salve.report.sweep import print_summary, summarise_sweep
+        from salve.run.tracking import log_sweep_summary
+
         summary = summarise_sweep(folder)
         print_summary(summary, console)
         if runs:

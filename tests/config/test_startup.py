@@ -53,6 +53,13 @@ def started(module: str, *arguments: str, folder: Path) -> tuple[str, str, str]:
         ("salve.cli", ["sae=topk", "sae.k=99"], "2", "sae.k between 1 and sae.dictionary_size=32"),
         ("salve.cli", ["data=folder"], "2", "data.root"),
         ("salve.cli", ["data.root=a=b"], "2", "data.root"),
+        ("salve.cli", ["data=folder", "data.root=nowhere"], "2", "data.root=nowhere is no folder"),
+        ("salve.cli", ["data=imagenette"], "2", "no Imagenette (160px) in data.root=data"),
+        ("salve.cli", ["backbone.weights=none.pt"], "2", "backbone.weights=none.pt is neither"),
+        ("salve.cli", ["rerun=nowhere"], "2", "nowhere is no folder of a run"),
+        ("salve.cli", ["-m", "sae=topk", "sae.k=4,99"], "2", "sae.k between 1 and sae.dictionary_size=32"),
+        ("salve.cli", ["-m", "seed=0,1", "data=folder", "data.root=nowhere"], "2", "data.root=nowhere is no folder"),
+        ("salve.cli", ["-m", "backbone.weights=none.pt,nil.pt"], "2", "backbone.weights=nil.pt is neither"),
         ("salve.editing.cli", ["--help"], "0", "salve-edit"),
         ("salve.report.sweep.cli", ["--help"], "0", "salve-sweep"),
     ],
@@ -69,6 +76,6 @@ def test_what_computes_nothing_loads_nothing_heavy(
 
 def test_a_run_does_load_them(tmp_path: Path) -> None:
     """The check sees what it is there to see."""
-    status, loaded, _ = started("salve.cli", "data=folder", "data.root=nowhere", folder=tmp_path)
+    status, loaded, _ = started("salve.cli", "backbone.name=none", folder=tmp_path)
     assert status == "2"
     assert "torch" in loaded.split()

@@ -10,7 +10,8 @@ import torch
 import torchvision
 from PIL import Image
 
-from salve.data.imagenette import IMAGENETTE_CLASSES, ImagenetteData
+from salve.data.imagenette import ImagenetteData
+from salve.data.layout import IMAGENETTE_CLASSES
 from salve.data.transforms import Preprocess
 from salve.types import UserError
 from tests.unit.test_data_folders import fill, refused
