@@ -12,7 +12,7 @@ from rich.console import Console
 from salve.artifacts import Artifact, NotMade, Store, write_record
 from salve.backbones.capture import SPLITS
 from salve.report import summary_table
-from salve.report.metrics import run_metrics
+from salve.report.metrics import SELECT, Metric, run_metrics
 from salve.run.build import build_job
 from salve.run.folder import METRICS, RunFolder, swept_of
 from salve.run.manifest import write_manifest
@@ -82,7 +82,10 @@ def execute(
             artifacts = {kind: replace(a, reused=a.reused and a.key not in made) for kind, a in found.items()}
             metrics = run_metrics({kind: artifact.path for kind, artifact in artifacts.items()})
             write_record(folder / METRICS, metrics)
-            _show(config, job, artifacts, folder, text, command, console)
+            if "report" in config.stages:
+                _report(config, job, artifacts, folder, text, command, console)
+            else:
+                _list(artifacts, metrics, console)
             tracker.log_results(artifacts, metrics)
             succeeded = True
         finally:
@@ -92,19 +95,29 @@ def execute(
     return artifacts
 
 
-def _show(
+def _report(
     config: Config, job: Job, artifacts: dict[str, Artifact], folder: Path, text: str, command: str, console: Console
 ) -> None:
-    """The report, if it was asked for, and where things are."""
-    if "report" not in config.stages:
-        for kind, artifact in artifacts.items():
-            console.print(f"{kind}: {artifact.path}", soft_wrap=True, markup=False)
-        return
+    """The page and the terminal's summary."""
     title, facts = f"salve: {config.name}", _facts(config, job)
     remarks = (*job.remarks, *(sae_remarks(artifacts["sae"].record("sae.json")) if "sae" in artifacts else ()))
     page = report(folder, artifacts, title=title, facts=facts, config=text, commands=[command], remarks=remarks)
     console.print(summary_table({kind: artifact.path for kind, artifact in artifacts.items()}, remarks))
     console.print(f"Report: {page}", soft_wrap=True, markup=False)
+
+
+def _list(artifacts: dict[str, Artifact], metrics: dict[str, Metric], console: Console) -> None:
+    """For a run without a report: its measures (of select images where no test image measured it) and its artifacts."""
+    known = {name: value for name, value in metrics.items() if value is not None}
+    told = {name: value for name, value in known.items() if not _is_told_by_test(name, known)}
+    for name, value in told.items():
+        console.print(f"{name}: {value:.4g}", highlight=False, markup=False)
+    for kind, artifact in artifacts.items():
+        console.print(f"{kind}: {artifact.path}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _is_told_by_test(name: str, known: Collection[str]) -> bool:
+    return name.startswith(SELECT) and name.removeprefix(SELECT) in known
 
 
 def train_together(configs: Sequence[Config], console: Console, gpus: list[int] | None = None) -> set[str]:

@@ -160,8 +160,11 @@ def _latent_tables(artifacts: Artifacts) -> list[Block]:
     dominant, latents = artifacts.table("features", "dominant.csv"), artifacts.table("features", "latents.csv")
     if len(latents) and "kind" in latents:
         counts = latents["kind"].value_counts()
-        order = ("class-defining", "cross-class", "diffuse", "dead")
-        listed = ", ".join(f"{int(counts.get(kind, 0))} {kind}" for kind in order)
+        # A linear latent that never fires has small class means still, so that this is not how many are dead.
+        order = {kind: kind for kind in ("class-defining", "cross-class", "diffuse")} | {
+            "dead": "zero in the mean of every class"
+        }
+        listed = ", ".join(f"{int(counts.get(kind, 0))} {words}" for kind, words in order.items())
         blocks.append(
             Prose(
                 f"Of {plural(len(latents), 'latent')}: {listed}. A latent is class-defining when one class holds at "
