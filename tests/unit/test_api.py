@@ -1,10 +1,13 @@
-"""The public functions, called as the README shows them."""
+"""The public functions, called as the README and docs/python.md show them."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from torchvision.models import resnet18
 
 import salve
@@ -35,6 +38,16 @@ def test_the_pipeline_in_a_notebook(dtype: torch.dtype) -> None:
         assert found.dtype == dtype
     with torch.no_grad():
         torch.testing.assert_close(logits[0], model(images))
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
+def test_the_code_that_is_shown_runs(page: str) -> None:
+    text = (Path(__file__).parents[2] / page).read_text(encoding="utf-8")
+    names = {"torch": torch, "torchvision": torchvision, "salve": salve, "images": torch.randn(2, 3, 64, 64)}
+    [code] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(code, names)
+    assert names["maps"].shape[1:] == (1, 64, 64)
+    assert names["gate"].shape == (512,)
 
 
 def test_importing_salve_imports_nothing_heavy() -> None:
