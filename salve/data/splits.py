@@ -104,9 +104,9 @@ def split_folders(root: Path, named: Mapping[str, str] | None) -> dict[str, str]
                 f"test/ beside it, or data.splits={{train: …, test: …}} must name the folders; {choice}"
             )
         named = {"train": "train"} | LAYOUTS[held_out]
-    for split, folder in named.items():
+    for folder in named.values():
         if not (root / folder).is_dir():
-            raise UserError(f"data.splits names {folder!r} for {split}, which is no folder of {root}: {choice}")
+            raise UserError(f"data.splits names {folder!r}, which is no folder of {root}: {choice}")
     train, select, test = (root / named[split] for split in get_args(Split))
     for held_out_folder in (select, test):  # compared on the disk: a link is the same folder by another name
         if train.samefile(held_out_folder):

@@ -56,9 +56,27 @@ def explain(error: HydraException | OmegaConfBaseException) -> str:
         return f"{key} is no setting; {key.rpartition('.')[0] or 'the top level'} has {settings}."
     lines = [str(part).splitlines()[0].rstrip(".:") for part in dict.fromkeys((error, cause)) if str(part)]
     merged = re.match(r"(?s)Error merging override (.*)", str(error))
+    if merged and (wanted := _wanted(str(cause), merged[1])):
+        return f"{merged[1]} must be {wanted}."
     if merged and re.match("Cannot convert '(list|dict)' to string", str(cause)):
         lines.append(_if_text(merged[1]))
     return ": ".join(dict.fromkeys(lines)) + "."
+
+
+#: How OmegaConf ends its sentence on a value of another type, and what the setting takes.
+_TYPES = {
+    "could not be converted to Integer": "a whole number",
+    "could not be converted to Float": "a number",
+    "is not a valid bool": "true or false",
+}
+
+
+def _wanted(said: str, argument: str) -> str:
+    """What a setting takes, of which OmegaConf says that it was given something else; empty if it is not known."""
+    if "is not a ListConfig, list or tuple" in said:
+        key, _, value = argument.partition("=")
+        return f"a list, such as {key}=[{value}]"
+    return next((kind for ending, kind in _TYPES.items() if ending in said), "")
 
 
 def quoted(argument: str) -> str:

@@ -93,6 +93,23 @@ def test_a_list_that_cannot_be_read_is_no_text() -> None:
     assert "put double quotes around each text in it" in explain(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("argument", "wanted"),
+    [
+        ("stages=control", "a list, such as stages=[control]"),
+        ("edit.alpha=3", "a list, such as edit.alpha=[3]"),
+        ("sae.sparsity=abc", "a number"),
+        ("sae.k=[2]", "a whole number"),
+        ("trainer.devices=1.5", "a whole number"),
+        ("edit.by_class=maybe", "true or false"),
+    ],
+)
+def test_a_value_of_another_type_is_answered_with_what_the_setting_takes(argument: str, wanted: str) -> None:
+    with pytest.raises(HydraException) as refused:
+        composed(argument)
+    assert explain(refused.value) == f"{argument} must be {wanted}."
+
+
 def test_what_is_no_setting_at_all_is_not_quoted() -> None:
     with pytest.raises(HydraException) as refused:
         composed("quickstart")

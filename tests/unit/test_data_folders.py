@@ -193,7 +193,7 @@ def test_folders_with_other_names(tmp_path: Path) -> None:
 def test_split_folders_that_are_not_there_or_not_apart_are_refused(tmp_path: Path) -> None:
     fill(tmp_path)
     sentence = refused(folder(tmp_path, splits={"train": "training", "test": "val"}))
-    assert "data.splits names 'training' for train, which is no folder" in sentence
+    assert "data.splits names 'training', which is no folder" in sentence
     assert "the folders there are 'train', 'val'" in sentence
     for splits in ({"train": "train"}, {"test": "val"}, {"train": "train", "test": "val", "val": "val"}, "val"):
         with pytest.raises(UserError, match=r"such as \{train: training, test: validation\}"):
