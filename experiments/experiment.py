@@ -23,6 +23,7 @@ from experiments.figures import save
 from experiments.grounds import GROUNDS, Ground, Place, add_place, parsed, place_of
 from experiments.runs import Study, make, opened
 from salve.artifacts import REVISION, digest_of, digest_of_file, read_record, write_record, write_table
+from salve.files import flush
 from salve.run.explain import conf_dir
 from salve.types import UserError
 
@@ -101,7 +102,7 @@ def carry_out(experiment: Experiment, grounds: Sequence[Ground], place: Place) -
             raise UserError(f"{experiment.name} cannot be run on {ground.title}: {missing}.")
     final = paper_folder(place) / experiment.name
     digest = _digest(experiment, grounds, place)
-    if (final / FINDINGS).is_file() and read_record(final / FINDINGS).get("digest") == digest:
+    if findings_in(final).get("digest") == digest:
         return False
     began = time.monotonic()
     commands = [make(experiment.config, ground, place, experiment.quick) for ground in grounds]
@@ -124,6 +125,14 @@ def carry_out(experiment: Experiment, grounds: Sequence[Ground], place: Place) -
     return True
 
 
+def findings_in(folder: Path) -> dict[str, Any]:
+    """The record of what an experiment found; empty where there is none, or it cannot be read."""
+    try:
+        return read_record(folder / FINDINGS)
+    except (OSError, ValueError):
+        return {}
+
+
 def _write(final: Path, found: Findings, record: dict[str, Any], began: float) -> None:
     """A folder that is there as a whole or not at all."""
     judged(load_claims(), found.measured)  # a claim that there is not would be an error
@@ -142,6 +151,8 @@ def _write(final: Path, found: Findings, record: dict[str, Any], began: float) -
             unfinished / FINDINGS,
             {**record, "pictures": pictures, "tables": list(found.tables), "seconds": round(seconds, 1)},
         )
+        for path in (*unfinished.iterdir(), unfinished):
+            flush(path)
         shutil.rmtree(final, ignore_errors=True)
         os.replace(unfinished, final)
     finally:

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from experiments.claims import Measured, Row, judged, load_claims
-from experiments.experiment import FINDINGS, Experiment
+from experiments.experiment import Experiment, findings_in
 from experiments.grounds import GROUNDS
 from experiments.separation import AS_PUBLISHED, PUBLISHED
-from salve.artifacts import read_record, write_table
+from salve.artifacts import write_table
 from salve.report.page import page_environment
 
 #: How a verdict is shown in a plain table.
@@ -41,11 +41,7 @@ def write_page(folder: Path, experiments: Sequence[Experiment], missing: Sequenc
         The page.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    found = {
-        one.name: read_record(folder / one.name / FINDINGS)
-        for one in experiments
-        if (folder / one.name / FINDINGS).is_file()
-    }
+    found = {one.name: record for one in experiments if (record := findings_in(folder / one.name))}
     claims = load_claims()
     # Findings may be older than the claims and grounds that there are now.
     measured = [Measured(**one) for record in found.values() for one in record["measured"] if one["claim"] in claims]

@@ -18,8 +18,9 @@ from rich.console import Console
 from torch import Tensor
 
 from experiments.grounds import Ground, Place, quoted
-from salve.artifacts import Artifact, Store, read_record
+from salve.artifacts import Artifact, Store
 from salve.backbones import Captured
+from salve.integrity import check_artifact, read_manifest
 from salve.report.inputs import Artifacts
 from salve.report.sweep.read import SweptRun, read_sweep
 from salve.run.build import build_job
@@ -211,8 +212,10 @@ def opened(config: str, ground: Ground, place: Place) -> Iterator[Study]:
 
 
 def _open(job: Job, sweep: Path, run: SweptRun) -> SAERun:
-    made = read_record(sweep / run.key / "manifest.json")["artifacts"]
+    made = read_manifest(sweep / run.key)["artifacts"]
     root = job.store.root
+    for kind, entry in made.items():
+        check_artifact(root / kind / entry["key"])
     artifacts = {
         kind: Artifact(kind, entry["key"], root / kind / entry["key"], entry["digest"], reused=True)
         for kind, entry in made.items()

@@ -5,16 +5,18 @@ of the recipe: the scientific settings that the result depends on and the digest
 A result is written to a temporary folder, checksummed, marked ``DONE.json`` and renamed into place, so a folder that
 exists is whole. A second process that wants the same result waits for the first. ``Store.get_or_make_many`` does so for
 results that are made together.
+
+A result that is found is checked as a whole (:func:`salve.integrity.damage_of`), before anything of it is read: stages
+open its files in many places, and some only when they need a row. One that is damaged is set aside and made again.
 """
 
 import errno
 import hashlib
-import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -23,28 +25,25 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 
+from salve.files import digest_of as digest_of
+from salve.files import digest_of_file as digest_of_file
+from salve.files import file_digests, flush, forget, move_memory
+from salve.files import is_kept as is_kept
+from salve.files import keep as keep
+from salve.files import read_record as read_record
+from salve.files import write_record as write_record
+from salve.files import write_whole as write_whole
+from salve.files import written_whole as written_whole
+from salve.integrity import DONE as DONE
+from salve.integrity import RECIPE, UNFINISHED, damage_of, set_aside
+from salve.types import UserError
+
 if TYPE_CHECKING:  # they take seconds, and settings are checked without a table or a tensor
     import pandas as pd
     from torch import Tensor
 
-DONE = "DONE.json"
-
 #: Part of every key. Raise it when the same recipe comes out otherwise than before, or old results would be found.
 REVISION = 5
-
-
-def digest_of(value: Any) -> str:
-    """Hex SHA-256 of a JSON-like value, independent of the order of its keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def digest_of_file(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def digest_of_tensors(tensors: "Mapping[str, Tensor]") -> str:
@@ -111,7 +110,7 @@ class Store:
 
     def check_writable(self) -> None:
         """Raises OSError if nothing can be written into the store; an empty folder is all that it leaves."""
-        unfinished = self.root / "unfinished"
+        unfinished = self.root / UNFINISHED
         unfinished.mkdir(parents=True, exist_ok=True)
         with NamedTemporaryFile(dir=unfinished) as file:
             file.write(b"\0" * 4096)
@@ -121,12 +120,17 @@ class Store:
         return digest_of({"revision": REVISION, "recipe": dict(recipe)})[:16]
 
     def find(self, kind: str, recipe: Mapping[str, Any]) -> Artifact | None:
-        """The finished artifact of this recipe, or None."""
-        key = self._key(recipe)
-        path = self.root / kind / key
-        if not (path / DONE).is_file():
-            return None
-        return Artifact(kind, key, path, read_record(path / DONE)["digest"], reused=True)
+        """The finished artifact of this recipe, or None where there is none, or one that is damaged."""
+        return self._look(kind, self._key(recipe))[0]
+
+    def _look(self, kind: str, key: str) -> tuple[Artifact | None, str]:
+        """An artifact that is there and whole, or else what is wrong with it; neither where there is none."""
+        folder = self.root / kind / key
+        if not os.path.lexists(folder):
+            return None, ""
+        if damage := damage_of(folder):
+            return None, damage if os.path.lexists(folder) else ""  # another process may just set it aside
+        return Artifact(kind, key, folder, read_record(folder / DONE)["digest"], reused=True), ""
 
     def get_or_make(self, kind: str, recipe: Mapping[str, Any], make: Callable[[Path, Path], None]) -> Artifact:
         """Find the artifact of this recipe, or make it.
@@ -162,41 +166,55 @@ class Store:
 
         Returns:
             An artifact for each recipe, or None where ``make`` gave up.
+
+        Raises:
+            UserError: an artifact is damaged and cannot be set aside.
         """
         keys = [self._key(recipe) for recipe in recipes]
         wanted = {key: i for i, key in enumerate(keys)}
         answers: dict[str, Artifact | None] = {}
+        damaged: dict[str, str] = {}
 
         def look(how: str) -> list[str]:
-            """Take what is there; the keys of what is missing, in order."""
-            for key in wanted:
-                if key not in answers and (found := self.find(kind, recipes[wanted[key]])):
+            """Take what is there; the keys of what is missing or damaged, in order."""
+            damaged.clear()
+            for key in [key for key in wanted if key not in answers]:
+                found, reason = self._look(kind, key)
+                if reason:
+                    damaged[key] = reason
+                elif found:
                     self._announce(f"{kind} {key}: {how}")
                     answers[key] = found
             return sorted(wanted.keys() - answers.keys())
 
         missing = look("found, not made again")
-        if missing and not self._may_make:
-            raise NotMade(f"{kind} {', '.join(missing)} is not there.")
-        unfinished = self.root / "unfinished"
+        # What is damaged is made again also for who only wants to find: else it would be missing without a word.
+        if not self._may_make and (absent := [key for key in missing if key not in damaged]):
+            raise NotMade(f"{kind} {', '.join(absent)} is not there.")
+        unfinished = self.root / UNFINISHED
         places = {key: unfinished / f"{kind}-{key}" for key in missing}
         with ExitStack() as held:
-            for key in missing:  # everyone takes locks in this order, so that no two wait for each other
-                unfinished.mkdir(parents=True, exist_ok=True)
-                # Beside what they guard, not in it: that goes away while the lock is still held.
-                held.enter_context(FileLock(unfinished / f"{kind}-{key}.lock"))
+            with self._saying_what_is_damaged(kind, damaged):
+                for key in missing:  # everyone takes locks in this order, so that no two wait for each other
+                    unfinished.mkdir(parents=True, exist_ok=True)
+                    (self.root / kind).mkdir(exist_ok=True)  # now, not when hours of work are to be put into it
+                    # Beside what they guard, not in it: that goes away while the lock is still held.
+                    held.enter_context(FileLock(unfinished / f"{kind}-{key}.lock"))
             if missing and (missing := look("made meanwhile by another process")):
+                with self._saying_what_is_damaged(kind, damaged):
+                    for key, reason in damaged.items():
+                        aside = set_aside(self.root, kind, key)
+                        self._announce(f"{kind} {key}: damaged ({reason}), set aside as {aside}")
                 results = {key: places[key] / "result" for key in missing}
                 alone = len(missing) == 1
                 scratch = places[missing[0]] / "scratch" if alone else unfinished / f"{kind}-{digest_of(missing)[:16]}"
                 # Else a kill came when all were whole, and before all were in their places.
-                if making := not all((result / DONE).is_file() for result in results.values()):
+                if making := any(damage_of(result) for result in results.values()):
                     self._announce(f"{kind} {', '.join(missing)}: making")
                     for result in results.values():
-                        (result / DONE).unlink(missing_ok=True)  # what is half removed must not look whole
-                        shutil.rmtree(result, ignore_errors=True)
-                        result.mkdir(parents=True)
-                    scratch.mkdir(parents=True, exist_ok=True)
+                        _emptied(result)
+                    if not scratch.is_dir():
+                        _emptied(scratch)
                     make({wanted[key]: results[key] for key in missing}, scratch)
                     # A kill until all are marked leaves the same ones missing, with their scratch.
                     for key, result in results.items():
@@ -214,48 +232,54 @@ class Store:
     def _publish(self, result: Path, kind: str, key: str) -> Path:
         """Rename a result that is whole into its place."""
         final = self.root / kind / key
-        final.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(final, ignore_errors=True)
         os.replace(result, final)
-        _flush(final.parent)
+        flush(final.parent)
+        move_memory(result, final)
         return final
+
+    @contextmanager
+    def _saying_what_is_damaged(self, kind: str, damaged: Mapping[str, str]) -> Iterator[None]:
+        """An error of the system, such as that of a disk that can only be read, is one of what should be set aside."""
+        try:
+            yield
+        except OSError as error:
+            for key, reason in damaged.items():
+                raise UserError(
+                    f"The artifact {self.root / kind / key} is damaged: {reason}; it cannot be set aside "
+                    f"({error.strerror}): remove it, or choose another folder with output_dir=FOLDER."
+                ) from error
+            raise
 
 
 def _seal(folder: Path, recipe: Mapping[str, Any]) -> None:
     """Checksum a result and mark it as whole, once its files have reached the disk."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    files = {str(path.relative_to(folder)): digest_of_file(path) for path in paths}
-    write_record(folder / "recipe.json", dict(recipe))
-    for path in [*paths, folder / "recipe.json", *(path for path in folder.rglob("*") if path.is_dir())]:
-        _flush(path)
-    write_record(folder.parent / DONE, {"digest": digest_of(files), "files": files})
-    _flush(folder.parent / DONE)
-    os.replace(folder.parent / DONE, folder / DONE)
-    _flush(folder)
+    names = [str(path.relative_to(folder)) for path in paths]
+    write_record(folder / RECIPE, dict(recipe))
+    for path in [*paths, folder / RECIPE, *(path for path in folder.rglob("*") if path.is_dir())]:
+        flush(path)
+    *digests, of_recipe = file_digests(folder, [*names, RECIPE], own=True)
+    files = dict(zip(names, digests, strict=True))
+    with written_whole(folder / DONE) as unfinished:
+        write_record(unfinished, {"digest": digest_of(files), "files": files, "recipe": of_recipe})
 
 
-def _flush(path: Path) -> None:
-    """Have a file's bytes, or a folder's entries, written to the disk, so that a power cut cannot take them."""
-    if os.name != "posix":  # elsewhere a folder cannot be opened
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _remove(path: Path) -> None:
+    """Remove scratch, whatever it is."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.is_dir():
+        (path / DONE).unlink(missing_ok=True)  # what is half removed must not look whole
+        shutil.rmtree(path)
+    forget(path)
 
 
-def write_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a JSON record with sorted keys."""
-    path.write_text(json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """Read a JSON record."""
-    record = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(record, dict):
-        raise ValueError(f"{path.name} holds no JSON object.")
-    return record
+def _emptied(folder: Path) -> None:
+    """An empty folder of scratch, whatever lay there, or above it where a folder must be."""
+    _remove(folder)
+    if not folder.parent.is_dir():
+        _remove(folder.parent)
+    folder.mkdir(parents=True)
 
 
 def write_table(path: Path, frame: "pd.DataFrame") -> None:

@@ -16,6 +16,7 @@ from experiments.runs import SPLITS, curves_by_target, wide
 from experiments.sae_variants.references import alignment, class_directions, reference_edits
 from salve.artifacts import load_tensors, read_record, read_table
 from salve.backbones import load_captured
+from salve.integrity import check_artifact, read_manifest
 from salve.report.sweep.read import SweptRun, read_sweep
 from salve.sae import load_sae
 from salve.types import Split, UserError
@@ -195,8 +196,9 @@ def _planned(found: Sequence[SweptRun], plan: Plan, folder: Path) -> dict[tuple[
 
 
 def _artifact(output_dir: Path, sweep: Path, run: SweptRun, kind: str) -> Path:
-    key = read_record(sweep / run.key / "manifest.json")["artifacts"][kind]["key"]
-    return output_dir / "artifacts" / kind / key
+    folder = output_dir / "artifacts" / kind / read_manifest(sweep / run.key)["artifacts"][kind]["key"]
+    check_artifact(folder)
+    return folder
 
 
 def _edits(control: Path, classes: Sequence[str]) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """Capturing a site's activations once, in bounded memory, onto disk."""
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -11,11 +12,13 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from salve.artifacts import Artifact, Store, digest_of_tensors, load_tensors, save_tensors, write_record
+from salve.artifacts import Artifact, Store, digest_of_tensors, is_kept, keep, load_tensors, save_tensors, write_record
 from salve.backbones.shards import Shards
 from salve.backbones.sites import Site, site_activations
 from salve.data.base import ImageData
 from salve.types import Split, UserError
+
+log = logging.getLogger(__name__)
 
 #: Rows per file: what is in memory at once, and what a killed capture loses.
 SHARD_ROWS = 2048
@@ -34,7 +37,9 @@ def capture(
     device: torch.device,
     advance: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Write ``<split>-00000.safetensors``, … into ``folder``; shards that are there already are kept.
+    """Write ``<split>-00000.safetensors``, … into ``folder``; shards that an earlier call wrote are kept.
+
+    Beside each lies its digest: one that is cut, or another's, is captured again.
 
     Args:
         model: the backbone; put into eval mode on ``device``.
@@ -52,9 +57,11 @@ def capture(
     for shard, start in enumerate(range(0, count, SHARD_ROWS)):
         path = folder / f"{split}-{shard:05d}.safetensors"
         rows = range(start, min(start + SHARD_ROWS, count))
-        if path.is_file():
+        if is_kept(path):
             advance(len(rows))
             continue
+        if os.path.lexists(path):
+            log.warning("%s is not what was captured: it is captured again.", path)
         parts: list[tuple[Tensor, Tensor]] = []
         done = start
         for images, labels in batches(rows):
@@ -71,7 +78,7 @@ def capture(
         tensors = [torch.cat(part) for part in zip(*parts, strict=True)]
         unfinished = path.with_suffix(".unfinished")
         save_tensors(unfinished, dict(zip((Shards.NAME, "labels"), tensors, strict=True)))
-        os.replace(unfinished, path)
+        keep(unfinished, path)
 
 
 def captured(
@@ -107,7 +114,9 @@ def captured(
     def make(folder: Path, scratch: Path) -> None:
         record: dict[str, object] = {"site": site.name, "width": site.width}
         shards = scratch / "shards"
-        shards.mkdir(exist_ok=True)
+        if not shards.is_dir():
+            shards.unlink(missing_ok=True)  # a link to nowhere
+            shards.mkdir()
         lowest = 0.0
         for split in SPLITS:
             count = len(data.labels(split))

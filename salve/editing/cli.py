@@ -225,7 +225,7 @@ def _write(path: Path, state: "Mapping[str, Tensor]", metadata: Mapping[str, str
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    from salve.editing.files import written_whole
+    from salve.artifacts import written_whole
     from salve.types import UserError
 
     tensors, places = {}, set()

@@ -12,7 +12,6 @@ import base64
 import binascii
 import json
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -25,7 +24,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from salve.artifacts import digest_of, read_header, read_record, save_tensors, write_record
+from salve.artifacts import digest_of, read_header, read_record, save_tensors, write_record, written_whole
 from salve.editing.edits import Edit, HeldEdit, Recipe, checksum, checksums
 from salve.editing.gating import Channels, Mode, Scale
 from salve.types import UserError
@@ -192,23 +191,6 @@ def read_metadata(path: Path) -> dict[str, str]:
         return read_header(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read as safetensors: {_first_line(error)}.") from error
-
-
-class written_whole:
-    """``with written_whole(path) as unfinished``: what is written there becomes ``path`` at the end, or is removed."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.unfinished = path, path.with_name(f".{os.getpid()}.unfinished")
-
-    def __enter__(self) -> Path:
-        return self.unfinished
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                os.replace(self.unfinished, self.path)
-        finally:
-            self.unfinished.unlink(missing_ok=True)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

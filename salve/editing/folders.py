@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from salve.integrity import check_file
 from salve.types import UserError
 
 #: Of a run's folder.
@@ -82,6 +83,7 @@ def classifier_of(paths: Sequence[Path]) -> Path:
         raise UserError(f"Give the weights to edit: {path} does not say where the run's classifier lies.") from error
     if not weights.is_file():
         raise UserError(f"Give the weights to edit: the run's classifier is no longer at {weights}.")
+    check_file(weights)
     return weights
 
 

@@ -9,7 +9,7 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup, escape
 
-from salve.artifacts import write_table
+from salve.artifacts import write_table, write_whole
 from salve.report.blocks import MOST_ROWS, Cell, Section, Shelf, TableBlock
 from salve.report.inputs import Artifacts, records
 from salve.report.remarks import own_remarks
@@ -91,7 +91,7 @@ def write_report(
         most_links=MOST_ROWS,
     )
     path = out / "index.html"
-    path.write_text(page, encoding="utf-8")
+    write_whole(path, page)
     return path
 
 

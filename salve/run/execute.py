@@ -9,12 +9,13 @@ from typing import Any
 from pytorch_lightning.loggers.logger import DummyLogger
 from rich.console import Console
 
-from salve.artifacts import Artifact, NotMade, Store, write_record
+from salve.artifacts import Artifact, NotMade, Store, write_record, written_whole
 from salve.backbones.capture import SPLITS
+from salve.integrity import METRICS
 from salve.report import summary_table
 from salve.report.metrics import SELECT, Metric, run_metrics
 from salve.run.build import build_job
-from salve.run.folder import METRICS, RunFolder, swept_of
+from salve.run.folder import RunFolder, swept_of
 from salve.run.manifest import write_manifest
 from salve.run.ranks import gathered
 from salve.run.schema import Config
@@ -81,7 +82,8 @@ def execute(
             found = _run_stages(config, job)
             artifacts = {kind: replace(a, reused=a.reused and a.key not in made) for kind, a in found.items()}
             metrics = run_metrics({kind: artifact.path for kind, artifact in artifacts.items()})
-            write_record(folder / METRICS, metrics)
+            with written_whole(folder / METRICS) as unfinished:
+                write_record(unfinished, metrics)
             if "report" in config.stages:
                 _report(config, job, artifacts, folder, text, command, console)
             else:

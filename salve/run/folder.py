@@ -20,7 +20,8 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from salve.artifacts import read_record, write_record
+from salve.artifacts import read_record, write_whole
+from salve.integrity import MANIFEST, METRICS, SETTINGS, artifacts_of_run, check_artifact, damage_of_run
 from salve.run.explain import explain
 from salve.run.schema import PATHS, Config, change_path, resolve
 from salve.types import UserError
@@ -30,10 +31,7 @@ PLAN = "sweep.json"
 
 State = Literal["new", "running", "interrupted", "failed", "finished"]
 
-SETTINGS, MANIFEST, METRICS, RUNNING, FAILURE = (
-    *("config.yaml", "manifest.json", "metrics.json"),
-    *("running.json", "failure.json"),
-)
+RUNNING, FAILURE = "running.json", "failure.json"
 LOG = "salve.log"
 #: Times that a folder is taken away while it is claimed, from which on it counts as one that cannot be made.
 MOST_VANISHED = 100
@@ -57,8 +55,11 @@ class RunFolder:
         return FileLock(folder / f"{self.path.name}.lock")
 
     def state(self) -> State:
-        """What the files say. A run that says it is running, while nobody holds its lock, was interrupted."""
-        if (self.path / MANIFEST).is_file():
+        """What the files say. A run that says it is running, while nobody holds its lock, was interrupted.
+
+        One whose record is damaged is not finished: whoever wants it makes it again.
+        """
+        if not self.damage() and (self.path / MANIFEST).is_file():
             return "finished"
         if (self.path / RUNNING).is_file():
             try:
@@ -67,6 +68,33 @@ class RunFolder:
             except Timeout:
                 return "running"
         return "failed" if (self.path / FAILURE).is_file() else "new"
+
+    def damage(self) -> str:
+        """What is wrong with the record of a finished run; empty if nothing is, or if it is not finished."""
+        return damage_of_run(self.path) if os.path.lexists(self.path / MANIFEST) else ""
+
+    def reopen_if_damaged(self) -> str:
+        """Look at everything that a finished run left, its artifacts too, and mark it as not finished if it is damaged.
+
+        Returns:
+            What is wrong, in a few words; empty if nothing is, or another process is making the run.
+        """
+        if not os.path.lexists(self.path / MANIFEST):
+            return ""
+        damage = damage_of_run(self.path, names=None)
+        if not damage:
+            try:
+                for folder in artifacts_of_run(self.path).values():
+                    check_artifact(folder)
+            except UserError as error:
+                damage = str(error).partition(";")[0]
+        if damage:
+            try:
+                with self.lock.acquire(timeout=0):
+                    (self.path / MANIFEST).unlink(missing_ok=True)
+            except Timeout:
+                return ""
+        return damage
 
     def prepare(self, settings: Config) -> str:
         """Make the folder with the settings in it, resolved, and return their text.
@@ -89,7 +117,8 @@ class RunFolder:
     def begin(self) -> None:
         """Say that the run is being made; call it with the lock held."""
         self.forget_failure()
-        write_record(self.path / RUNNING, {"pid": os.getpid(), "host": platform.node()})
+        (self.path / MANIFEST).unlink(missing_ok=True)  # it could vouch for what is being written over
+        write_whole(self.path / RUNNING, json.dumps({"pid": os.getpid(), "host": platform.node()}))
 
     def fail(self, error: BaseException | str) -> str:
         """Keep the reason of a failure, and return it as one line."""
@@ -113,12 +142,14 @@ class RunFolder:
     def reason(self) -> str:
         """Why the last attempt failed; empty if it did not."""
         path = self.path / FAILURE
-        return str(read_record(path)["reason"]) if path.is_file() else ""
+        try:
+            return str(read_record(path)["reason"]) if path.is_file() else ""
+        except (OSError, ValueError, KeyError):
+            return f"its {FAILURE} cannot be read"
 
     def metrics(self) -> dict[str, Any]:
-        """The measures of a finished run by name."""
-        path = self.path / METRICS
-        return read_record(path) if path.is_file() else {}
+        """The measures of a finished run by name; none of one that is not finished."""
+        return read_record(self.path / METRICS) if self.state() == "finished" else {}
 
     def settings(self, changes: Sequence[str] = ()) -> Config:
         """The settings that the run was made with, checked as if they had just been typed.
@@ -134,7 +165,10 @@ class RunFolder:
             raise UserError(f"{self.path} is no folder of a run: it holds no {SETTINGS}.")
         config = OmegaConf.structured(Config)
         try:
-            config.merge_with(yaml.safe_load(path.read_text(encoding="utf-8")))
+            kept = yaml.safe_load(path.read_text(encoding="utf-8"))
+            if not isinstance(kept, dict):
+                raise UserError(f"{path} holds no settings.")
+            config.merge_with(kept)
             if missing := sorted(OmegaConf.missing_keys(config)):
                 raise UserError(f"{path} says nothing of {', '.join(missing)}: another version of salve wrote it.")
             for override in OverridesParser.create().parse_overrides(list(changes)):
@@ -144,7 +178,7 @@ class RunFolder:
                 OmegaConf.update(config, key, override.value())
         except HydraException as error:  # only the changes are Hydra's to read
             raise UserError(explain(error)) from error
-        except (OmegaConfBaseException, yaml.YAMLError) as error:
+        except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             raise UserError(f"{path}: {str(error).splitlines()[0]}.") from error
         return resolve(config)
 
@@ -156,16 +190,21 @@ def _whole_path(path: str) -> str:
 
 def swept_of(folder: Path) -> dict[str, Any]:
     """The values of the settings that a run's sweep varies, by setting."""
-    plan = folder.parent / PLAN
-    runs = read_record(plan)["runs"] if plan.is_file() else {}
-    return dict(runs.get(folder.name, {}).get("swept", {}))
+    return dict(planned_in(folder.parent / PLAN).get(folder.name, {}).get("swept", {}))
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that is either there as a whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
+def planned_in(plan: Path) -> dict[str, dict[str, Any]]:
+    """The runs that a sweep planned, by key; none where the plan is not there or damaged."""
+    try:
+        runs = read_record(plan)["runs"]
+        return {key: {"swept": dict(entry["swept"])} for key, entry in runs.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def runs_in(sweep: Path) -> list[str]:
+    """The keys of all runs whose folders lie in a sweep's."""
+    return sorted(path.parent.name for path in sweep.glob(f"*/{SETTINGS}"))
 
 
 @contextmanager
@@ -240,6 +279,25 @@ def in_one_sentence(error: OSError) -> str:
     what = error.strerror or str(error) or type(error).__name__
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{where}{what}; make room and give the same command again, which goes on where this one stopped."
+    if error.filename is not None and (in_the_way := _in_the_way(Path(os.fsdecode(error.filename)), error)):
+        return in_the_way
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
         return f"{where}{what}; choose a folder that you may write to with output_dir=FOLDER, or a file you may read."
     return f"{where}{what}."
+
+
+def _in_the_way(path: Path, error: OSError) -> str:
+    """One sentence, where a file or a link to nowhere lies where a folder should be, or the other way round."""
+    if error.errno == errno.EISDIR:
+        # Of a renaming the second name is the one that is taken.
+        return (
+            f"{error.filename2 or path} is a folder, where a file should be; remove it and give the same command again."
+        )
+    for place in [*reversed(path.parents), path]:
+        if place.is_symlink() and not place.exists():
+            return (
+                f"{place} is a link to nowhere ({os.readlink(place)}); make what it leads to available, or remove it."
+            )
+        if error.errno in (errno.ENOTDIR, errno.EEXIST) and place.is_file():
+            return f"{place} is a file, where a folder should be; remove it, or choose another with output_dir=FOLDER."
+    return ""

@@ -1,6 +1,7 @@
 """``salve rerun=FOLDER``: repeat a run from the settings in its folder, and say whether the results are the same."""
 
 import logging
+import os
 import shlex
 from collections.abc import Sequence
 from datetime import datetime
@@ -9,9 +10,10 @@ from typing import Any
 
 from rich.console import Console
 
-from salve.artifacts import read_record
-from salve.run.folder import LOG, MANIFEST, RunFolder, claimed
+from salve.integrity import MANIFEST, SETTINGS, damage_of_run, read_manifest
+from salve.run.folder import LOG, RunFolder, claimed
 from salve.run.inputs import check_inputs
+from salve.types import UserError
 
 RERUN = "rerun="
 
@@ -26,9 +28,10 @@ def rerun(arguments: Sequence[str], console: Console) -> bool:
         False if an artifact came out otherwise than before.
 
     Raises:
-        UserError: no such run, or no such setting.
+        UserError: no such run, one whose record is damaged, or no such setting.
     """
     before = RunFolder(Path(next(a for a in arguments if a.startswith(RERUN)).removeprefix(RERUN)))
+    earlier = _manifest(before.path)
     config = before.settings([argument for argument in arguments if not argument.startswith(RERUN)])
     check_inputs(config)
     from salve.run.execute import execute  # only now, since it takes seconds
@@ -43,10 +46,22 @@ def rerun(arguments: Sequence[str], console: Console) -> bool:
             force=True,
         )
         execute(config, folder, "salve " + shlex.join(arguments), console)
-    if not (before.path / MANIFEST).is_file():
+    if earlier is None:
         console.print("The earlier run did not finish; there is nothing to compare with.")
         return True
-    return _compare(read_record(before.path / MANIFEST), read_record(folder / MANIFEST), console)
+    return _compare(earlier, read_manifest(folder), console)
+
+
+def _manifest(folder: Path) -> dict[str, Any] | None:
+    """Of a run that is repeated; None if it did not finish."""
+    if not os.path.lexists(folder / MANIFEST):
+        return None
+    if damage := damage_of_run(folder, (SETTINGS,)):
+        raise UserError(
+            f"The run in {folder} is damaged, so that no other could be said to be the same: {damage}; remove its "
+            f"{MANIFEST} to repeat what is left of it."
+        )
+    return read_manifest(folder)
 
 
 def _compare(old: dict[str, Any], new: dict[str, Any], console: Console) -> bool:

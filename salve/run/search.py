@@ -69,12 +69,18 @@ class Search:
 
         journal = sweep / JOURNAL
         journal.parent.mkdir(parents=True, exist_ok=True)
-        study = optuna.create_study(
-            study_name="salve",
-            storage=optuna.storages.JournalStorage(JournalFileBackend(str(journal))),
-            directions=list(self._settings.objectives.values()),
-            load_if_exists=True,
-        )
+        try:
+            study = optuna.create_study(
+                study_name="salve",
+                storage=optuna.storages.JournalStorage(JournalFileBackend(str(journal))),
+                directions=list(self._settings.objectives.values()),
+                load_if_exists=True,
+            )
+        except (ValueError, KeyError) as error:
+            raise UserError(
+                f"{journal} cannot be read as the study of a search; remove it and give the same command again, which "
+                "finds the runs that are finished."
+            ) from error
         about = {
             "space": {key: repr(distribution) for key, distribution in self._space.items()},
             "settings": [f"{k}={v}" for k, v in self._fixed if is_computed(k) and k != "trainer"],

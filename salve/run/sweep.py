@@ -4,6 +4,7 @@ Nothing heavy is imported before the settings of all runs are known to be right.
 """
 
 import json
+import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -16,9 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import track
 
-from salve.artifacts import read_record
+from salve.artifacts import write_whole
 from salve.run.explain import SweepIncomplete
-from salve.run.folder import PLAN, RunFolder, write_whole
+from salve.run.folder import PLAN, RunFolder, planned_in, runs_in
 from salve.run.plan import Run, combinations, plan, refuse_idle_axis
 from salve.run.schema import Config, SearchSettings
 from salve.run.search import Search
@@ -95,6 +96,9 @@ class Sweep:
         from salve.run.launch import make
         from salve.run.tracking import check_login
 
+        for run in runs:
+            if damage := run.folder(folder).reopen_if_damaged():
+                console.print(f"{run.key} is made again: {damage}.", soft_wrap=True, highlight=False, markup=False)
         states = {run.key: run.folder(folder).state() for run in runs}
         missing = [run for run in runs if states[run.key] != "finished"]
         if missing:
@@ -107,7 +111,7 @@ class Sweep:
             soft_wrap=True,
             markup=False,
         )
-        self._keep_plan(runs, folder)
+        self._keep_plan(runs, folder, console)
         if not missing:
             return
         for run in missing:
@@ -130,11 +134,15 @@ class Sweep:
         self._launched += len(jobs)
 
     @staticmethod
-    def _keep_plan(runs: Sequence[Run], folder: Path) -> None:
-        """Add runs to what was planned in this folder before."""
+    def _keep_plan(runs: Sequence[Run], folder: Path, console: Console) -> None:
+        """Add runs to what was planned in this folder before; a plan that is damaged is written anew."""
         path = folder / PLAN
         with RunFolder(path).lock:
-            planned = read_record(path)["runs"] if path.is_file() else {}
+            planned = planned_in(path)
+            if not planned and os.path.lexists(path):
+                # What the runs of other commands varied is in their settings.
+                planned = {key: {"swept": {}} for key in runs_in(folder)}
+                console.print(f"{path} cannot be read, and is written anew.", soft_wrap=True, markup=False)
             planned |= {run.key: {"swept": run.swept} for run in runs}
             record = {"name": folder.name, "runs": planned}
             write_whole(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")

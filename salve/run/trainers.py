@@ -1,7 +1,6 @@
 """Lightning's Trainers, the same on every rank."""
 
 import logging
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pytorch_lightning.plugins.environments import ClusterEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 
+from salve.artifacts import keep
 from salve.data.ranks import place
 from salve.run.progress import ProgressLines
 
@@ -131,9 +131,7 @@ class _Checkpoints(TorchCheckpointIO):
         try:
             with unfinished.open("wb") as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(unfinished, path)
+            keep(unfinished, path)
         except RuntimeError as error:  # torch's own, over the system's reason, such as a full disk
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None

@@ -7,6 +7,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from salve.artifacts import digest_of, digest_of_tensors, load_tensors, read_header, save_tensors
+from salve.integrity import check_file
 from salve.sae.models import SAE, make_sae
 from salve.types import UserError
 
@@ -38,6 +39,7 @@ def load_sae(path: Path, *, width: int | None = None, backbone: str | None = Non
     """
     if not path.is_file():
         raise UserError(f"There is no SAE at {path}.")
+    check_file(path)
     try:
         header = json.loads(read_header(path).get("salve", "{}"))
     except SafetensorError as error:

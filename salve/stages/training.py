@@ -13,6 +13,8 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
+from salve.artifacts import is_kept
+
 log = logging.getLogger(__name__)
 
 MakeTrainer = Callable[[str, int, list[Callback]], pl.Trainer]
@@ -78,11 +80,14 @@ def alone(work: Callable[..., Any], /, *args: Any) -> Any:
 
 
 def resumable(folder: Path, best: str | None) -> Path | None:
-    """The checkpoint to go on from, if it and what belongs to it can be read and its training has not diverged."""
+    """The checkpoint to go on from, if all of it is what was written, and its training has not diverged."""
     last = folder / "last.ckpt"
     if not last.is_file():
         return None
     for path in (last, folder / "best.ckpt") if best is not None else (last,):
+        if not is_kept(path):
+            log.warning("%s is cut, changed or another training's: this training starts again.", path)
+            return None
         try:
             checkpoint = torch.load(path, "cpu", weights_only=True)
         # A damaged file makes the unpickler raise almost anything.

@@ -15,6 +15,8 @@ FLOORS = (
     ("types",),
     ("variants",),
     ("settings",),
+    ("files",),
+    ("integrity",),
     ("artifacts", "metrics"),
     ("data", "backbones"),
     ("sae",),
@@ -24,7 +26,7 @@ FLOORS = (
     ("report",),
     ("stages",),
     ("run",),
-    ("cli",),
+    ("cli", "store"),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 BESIDE = {("backbones", "data")}

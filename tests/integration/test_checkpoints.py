@@ -9,6 +9,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+from salve.artifacts import keep
 from salve.backbones import Classifier
 from salve.run.trainers import _Checkpoints
 from salve.stages.training import resumable
@@ -32,7 +33,7 @@ def test_a_checkpoint_that_cannot_be_finished_leaves_the_last_one(
         writer.save_checkpoint({"epoch": 2}, path)
     monkeypatch.setattr(torch, "save", plain)
     assert writer.load_checkpoint(path) == {"epoch": 1}
-    assert list(path.parent.iterdir()) == [path]
+    assert sorted(path.parent.iterdir()) == [path, path.with_name("last.ckpt.sha256")]
     writer.save_checkpoint({"epoch": 2}, path)
     assert writer.load_checkpoint(path) == {"epoch": 2}
 
@@ -55,9 +56,14 @@ def test_the_best_weights_are_kept_before_the_epoch_counts_as_done(
     assert [name for name in written if name.startswith("last")] == ["last 0", "last 1", "last 2"]
 
 
-@pytest.mark.parametrize("damaged", ["last", "best"])
+@pytest.mark.parametrize(("damaged", "how"), [("last", "cut"), ("best", "changed")])
 def test_a_damaged_checkpoint_starts_its_training_again(
-    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, damaged: str
+    start: Start,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    damaged: str,
+    how: str,
 ) -> None:
     arguments = ["stages=[finetune]", "finetune.epochs=3"]
     with monkeypatch.context() as patch:
@@ -65,10 +71,12 @@ def test_a_damaged_checkpoint_starts_its_training_again(
         with pytest.raises(Killed):
             start(tmp_path, *arguments)
     (path,) = (tmp_path / "store").rglob(f"{damaged}.ckpt")
-    path.write_bytes(path.read_bytes()[:1000])
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1  # which torch would not notice
+    path.write_bytes(content if how == "changed" else content[:1000])
     with caplog.at_level(logging.WARNING):
         found = start(tmp_path, *arguments)
-    assert f"{damaged}.ckpt cannot be read" in caplog.text
+    assert f"{damaged}.ckpt is cut, changed or another training's" in caplog.text
     (tmp_path / "calm").mkdir()
     assert start(tmp_path / "calm", *arguments)["classifier"].digest == found["classifier"].digest
 
@@ -101,6 +109,7 @@ def test_a_checkpoint_of_a_diverged_training_is_not_gone_on_from(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for loss, expected in ((1.0, tmp_path / "last.ckpt"), (math.nan, None), (math.inf, None)):
-        torch.save({"callbacks": {"_History": {"rows": [{"epoch": 0, "train_loss": loss}]}}}, tmp_path / "last.ckpt")
+        torch.save({"callbacks": {"_History": {"rows": [{"epoch": 0, "train_loss": loss}]}}}, tmp_path / "new")
+        keep(tmp_path / "new", tmp_path / "last.ckpt")
         assert resumable(tmp_path, None) == expected
     assert "diverged (train_loss)" in caplog.text

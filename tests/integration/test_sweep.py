@@ -121,6 +121,33 @@ def test_a_sweep_makes_once_what_its_runs_share_and_later_only_what_is_new(
     assert found["fve"].between(-1, 1).all()
 
 
+def test_what_was_damaged_since_is_named_and_made_again_by_the_same_command(
+    salve: Salve, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = ["-m", "sae.sparsity=1,2", "stages=[discover,report]"]
+    assert salve(*sweep) == 0
+    before = artifacts(tmp_path)
+    emptied, bent = sorted(runs(tmp_path).values())
+    kept = {path: path.read_bytes() for path in (emptied / "metrics.json", emptied / "index.html")}
+    capsys.readouterr()
+    (emptied / "metrics.json").write_text("")
+    sae = (bent / read_record(bent / "manifest.json")["artifacts"]["sae"]["path"] / "sae.safetensors").resolve()
+    content = bytearray(sae.read_bytes())
+    content[-1] ^= 1
+    sae.write_bytes(content)
+    assert salve(*sweep) == 0
+    said = capsys.readouterr().out
+    assert f"{emptied.name} is made again: metrics.json is not what was written." in said
+    assert f"{bent.name} is made again: The artifact {sae.parent} is damaged: sae.safetensors is not what" in said
+    assert "2 runs, 0 of them finished: 2 to make." in said
+    assert "2 of 2 planned runs finished." in said
+    assert "set aside as" in (bent / "salve.log").read_text()
+    [aside] = (tmp_path / "out" / "artifacts" / "damaged").iterdir()
+    assert (aside / "sae.safetensors").read_bytes() == content
+    assert {name: digest for name, digest in artifacts(tmp_path).items() if "damaged" not in name} == before
+    assert {path: path.read_bytes() for path in kept} == kept
+
+
 def test_an_ensemble_is_the_same_sweep(salve: Salve, tmp_path: Path) -> None:
     sweep = ["-m", "sae.sparsity=1,4", "sae.seed=0,1", "sae.dictionary_size=8,24"]
     assert salve(*sweep, "sweep.name=alone") == 0

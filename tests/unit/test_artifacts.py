@@ -38,6 +38,7 @@ from salve.artifacts import (
     write_record,
     write_table,
 )
+from salve.types import UserError
 
 RECIPE = {"weights": "abc", "sae": {"k": 2, "sparsity": 0.5}}
 
@@ -107,7 +108,8 @@ def test_the_folder_says_what_it_was_made_from_and_lists_its_files(tmp_path: Pat
     made = Store(tmp_path).get_or_make("thing", RECIPE, write_hello)
     assert made.record("recipe.json") == RECIPE
     expected = hashlib.sha256(b"hello").hexdigest()
-    assert made.record(DONE) == {"digest": made.digest, "files": {"hello.txt": expected}}
+    of_recipe = digest_of_file(made.file("recipe.json"))
+    assert made.record(DONE) == {"digest": made.digest, "files": {"hello.txt": expected}, "recipe": of_recipe}
 
 
 def test_only_found_raises_and_makes_nothing(tmp_path: Path) -> None:
@@ -294,6 +296,134 @@ def test_processes_that_want_the_same_artifact_make_it_once(tmp_path: Path) -> N
     assert len((tmp_path / "calls").read_text().split()) == 1
     assert len({digest for digest, _ in got}) == 1
     assert sorted(reused for _, reused in got) == [False, True, True, True]
+
+
+# -- damaged
+
+
+def hurt(folder: Path, how: str) -> None:
+    match how:
+        case "flipped":
+            (folder / "hello.txt").write_text("hellp")
+        case "missing":
+            (folder / "hello.txt").unlink()
+        case "extra":
+            (folder / "more.txt").write_text("more")
+        case "mark":
+            (folder / DONE).write_text("")
+        case "folder":
+            shutil.rmtree(folder)
+            folder.symlink_to("nowhere")
+
+
+@pytest.mark.parametrize("finds", [False, True])
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("flipped", "hello.txt is not what was written"),
+        ("missing", "hello.txt is missing"),
+        ("extra", "more.txt does not belong to it"),
+        ("mark", "DONE.json is empty"),
+        ("folder", "it is a link to nowhere"),
+    ],
+)
+def test_what_is_damaged_is_named_and_set_aside_and_made_again(
+    tmp_path: Path, how: str, reason: str, finds: bool
+) -> None:
+    """Also by who only wants to find."""
+    said: list[str] = []
+    store = Store(tmp_path, said.append)
+    made = store.get_or_make("thing", RECIPE, write_hello)
+    hurt(made.path, how)
+    assert store.find("thing", RECIPE) is None
+    said.clear()
+    again = (store.only_found() if finds else store).get_or_make("thing", RECIPE, write_hello)
+    assert (again.key, again.digest, again.reused) == (made.key, made.digest, False)
+    assert again.file("hello.txt").read_text() == "hello"
+    aside = tmp_path / "damaged" / f"thing-{made.key}"
+    assert said == [
+        f"thing {made.key}: damaged ({reason}), set aside as {aside}",
+        f"thing {made.key}: making",
+    ]
+    assert os.path.lexists(aside)
+    assert store.get_or_make("thing", RECIPE, refuse).reused
+
+
+def test_of_several_only_the_damaged_are_made_again(tmp_path: Path) -> None:
+    store, calls = Store(tmp_path), list[list[int]]()
+    made = store.get_or_make_many("thing", MEMBERS, write_indices)
+    made[2].file("index.txt").write_text("3")
+
+    def make(folders: Mapping[int, Path], scratch: Path) -> None:
+        calls.append(sorted(folders))
+        write_indices(folders, scratch)
+
+    again = store.get_or_make_many("thing", MEMBERS, make)
+    assert calls == [[2]]
+    assert [one.digest for one in again] == [one.digest for one in made]
+
+
+@pytest.mark.parametrize("call", ["rename", "mkdir"])
+def test_what_cannot_be_set_aside_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    store = Store(tmp_path)
+    made = store.get_or_make("thing", RECIPE, write_hello)
+    hurt(made.path, "flipped")
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(made.path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, read_only)
+        with pytest.raises(
+            UserError, match=rf"{made.path} is damaged: hello\.txt is .*cannot be set aside \(Read-only"
+        ):
+            store.get_or_make("thing", RECIPE, refuse)
+    assert made.file("hello.txt").read_text() == "hellp"
+
+
+def test_a_result_that_was_damaged_before_it_was_in_its_place_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, plain = Store(tmp_path), os.replace
+
+    def dies(source: Path, target: Path) -> None:
+        if Path(source).name == "result":
+            raise KeyboardInterrupt
+        plain(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", dies)
+        with pytest.raises(KeyboardInterrupt):
+            store.get_or_make("thing", RECIPE, write_hello)
+    [result] = finished(tmp_path)
+    (result / "hello.txt").write_text("")
+    assert store.get_or_make("thing", RECIPE, write_hello).file("hello.txt").read_text() == "hello"
+
+
+@pytest.mark.parametrize("name", ["", "result", "scratch"])
+@pytest.mark.parametrize("what", ["link", "file"])
+def test_whatever_lies_where_scratch_should_be_is_no_obstacle(tmp_path: Path, name: str, what: str) -> None:
+    store = Store(tmp_path)
+    key = store._key(RECIPE)
+    path = tmp_path / "unfinished" / f"thing-{key}" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if what == "link":
+        path.symlink_to("nowhere")
+    else:
+        path.write_text("in the way")
+
+    def make(folder: Path, scratch: Path) -> None:
+        (scratch / "checkpoint").touch()
+        write_hello(folder, scratch)
+
+    assert store.get_or_make("thing", RECIPE, make).file("hello.txt").read_text() == "hello"
+    assert not (tmp_path / "unfinished" / f"thing-{key}").exists()
+
+
+def test_a_place_where_no_artifact_can_go_is_refused_before_it_is_made(tmp_path: Path) -> None:
+    (tmp_path / "thing").symlink_to("nowhere")
+    with pytest.raises(FileExistsError):
+        Store(tmp_path).get_or_make("thing", RECIPE, refuse)
 
 
 # -- several at once
@@ -573,7 +703,7 @@ def test_a_full_disk_is_the_systems_error_with_the_files_name(tmp_path: Path, mo
     def full(*_: object, **__: object) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(artifacts, "save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(OSError, match="No space left on device") as caught:
         save_tensors(tmp_path / "a.safetensors", {"a": torch.ones(1)})
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "a.safetensors"))

@@ -1,6 +1,7 @@
 """Activations are captured once, in shards, and a killed capture goes on where it stopped."""
 
 import hashlib
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -191,6 +192,42 @@ def test_a_shard_that_was_cut_off_while_written_is_made_again(monkeypatch: pytes
     made = run(store, small())
     assert len(load_captured(made.path, "train").labels) == 11
     assert made.digest == run(Store(tmp_path / "other"), small()).digest
+
+
+@pytest.mark.parametrize("how", ["cut", "flipped", "of another capture", "linked"])
+def test_a_shard_that_was_damaged_after_a_kill_is_made_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    monkeypatch.setattr("salve.backbones.capture.SHARD_ROWS", 4)
+    expected = run(Store(tmp_path / "undisturbed"), small())
+    store = Store(tmp_path / "disturbed")
+
+    def dies(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("salve.backbones.capture.load_tensors", dies)  # once all shards are whole
+        with pytest.raises(KeyboardInterrupt):
+            run(store, small())
+    [shard] = store.root.rglob("shards/train-00001.safetensors")
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    match how:
+        case "cut":
+            shard.write_bytes(content[:50])
+        case "flipped":
+            shard.write_bytes(content)
+        case "of another capture":
+            shutil.copyfile(shard.with_name("train-00000.safetensors"), shard)
+        case "linked":
+            shard.unlink()
+            shard.symlink_to("nowhere")
+    model = small()
+    count = Count(model)
+    made = run(store, model)
+    assert count.images == 4
+    assert "train-00001.safetensors is not what was captured: it is captured again." in caplog.text
+    assert made.digest == expected.digest
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from salve.data import digests
-from salve.data.digests import cache_folder, file_digests
+from salve import files
+from salve.data.digests import file_digests
+from salve.files import cache_folder
 from salve.types import UserError
 
 
@@ -17,8 +18,8 @@ from salve.types import UserError
 def read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """Names of the files that are read from here on; digests are remembered in a folder of the test's."""
     names: list[str] = []
-    digest = digests._digest
-    monkeypatch.setattr(digests, "_digest", lambda root, path: names.append(path) or digest(root, path))
+    digest = files.digest_of_file
+    monkeypatch.setattr(files, "digest_of_file", lambda path: names.append(path.name) or digest(path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return names
 
@@ -55,7 +56,7 @@ def test_long_reading_is_announced_once(
     caplog.set_level("INFO")
     file_digests(root, ["a"])
     assert caplog.messages == []
-    monkeypatch.setattr(digests, "_MUCH", 199)
+    monkeypatch.setattr(files, "MUCH", 199)
     file_digests(root, ["a", "b"])  # a is known: 100 bytes are read
     assert caplog.messages == []
     cache_folder().rename(root.parent / "elsewhere")
@@ -96,8 +97,9 @@ def test_files_that_were_just_written_are_not_remembered(
 @pytest.mark.parametrize(
     "content",
     [
-        *("", "{", "[]", '{"version": 1}', '{"version": 1, "files": {"a": []}}'),
+        *("", "{", "[]", '{"version": 1}', '{"version": 1, "files": {"a": []}}', '{"version": 1, "files": {"a": 5}}'),
         '{"version": 99, "files": {"a": [1]}}',
+        '{"version": 1, "files": {"a": 5}}',
     ],
 )
 def test_a_damaged_memory_is_no_obstacle(root: Path, read: list[str], content: str) -> None:
@@ -135,8 +137,8 @@ def test_the_memory_lies_where_users_caches_lie(tmp_path: Path, monkeypatch: pyt
 
 
 def test_files_that_cannot_be_read_are_named(root: Path, read: list[str]) -> None:
-    with pytest.raises(UserError, match=r"the image gone of .* cannot be opened \(No such file"):
+    with pytest.raises(UserError, match=r"the image .*gone cannot be read \(No such file"):
         file_digests(root, ["gone"])
     (root / "folder").mkdir()
-    with pytest.raises(UserError, match=r"the image folder of .* cannot be read \(Is a directory"):
+    with pytest.raises(UserError, match=r"the image .*folder cannot be read \(Is a directory"):
         file_digests(root, ["folder"])

@@ -31,7 +31,7 @@ from experiments.sae_variants.references import (
 )
 from experiments.sae_variants.runs import EXPERIMENTS, FULL, QUICK, Family, Plan, collect, commands, sweep_name
 from experiments.sae_variants.tables import markdown, reference_summary, summary
-from salve.artifacts import save_tensors, write_record
+from salve.artifacts import _seal, save_tensors, write_record
 from salve.run.explain import conf_dir
 from salve.run.plan import combinations, plan
 from salve.run.schema import Config, register
@@ -347,6 +347,8 @@ class Outputs:
         (artifacts / "features" / "f").mkdir(parents=True)
         chosen = pd.DataFrame({"class": ["x", "y", "z"], "latent": [1, 0, None]})
         chosen.astype({"latent": "Int64"}).to_csv(artifacts / "features" / "f" / "selected.csv", index=False)
+        for folder in artifacts.glob("*/*"):
+            _seal(folder, {})
 
     def add(self, variant: str, k: int, seed: int, fall: float = 0.0, epochs: int = 1) -> None:
         """A run whose classes fall to 0 at α = 1 on select, to ``LEFT`` on test; each other class loses ``fall``."""
@@ -373,6 +375,7 @@ class Outputs:
             for alpha, accuracy in ((0, 1.0), (1, 1.0 if mode == "enhance" else left if name == target else 1 - fall))
         ]
         pd.DataFrame(rows).to_parquet(control / "curves.parquet", index=False)
+        _seal(control, {})
 
     def add_all(self) -> None:
         for variant in ("linear_l1", "topk"):

@@ -1,16 +1,28 @@
 """A run's folder is its own, whoever wants the same one, and none stays of a run that was refused."""
 
 import errno
+import io
+import json
 import logging
+import os
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
 
 import pytest
+from filelock import FileLock
+from rich.console import Console
 
-from salve.run.folder import RunFolder, claimed, in_one_sentence
+from salve.artifacts import Store
+from salve.integrity import sealed
+from salve.run import manifest
+from salve.run.folder import RunFolder, claimed, in_one_sentence, swept_of
+from salve.run.plan import Run
+from salve.run.rerun import rerun
+from salve.run.sweep import Sweep
 from salve.types import UserError
 
 
@@ -115,3 +127,137 @@ def test_a_folder_that_cannot_be_made_is_an_error_of_the_system(tmp_path: Path) 
         failing(tmp_path / "outputs" / "run", ValueError("never reached"))
     with pytest.raises(FileNotFoundError):
         failing(Path("/proc/nowhere/run"), ValueError("never reached"))
+
+
+# -- what is damaged
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> RunFolder:
+    """A finished run with one artifact."""
+    made = Store(tmp_path / "artifacts").get_or_make("sae", {}, lambda folder, _: (folder / "a").write_text("a"))
+    folder = tmp_path / "sweep" / "aaaa"
+    (folder / "figures").mkdir(parents=True)
+    (folder / "config.yaml").write_text("name: x")
+    (folder / "metrics.json").write_text('{"fve": 0.5}')
+    (folder / "figures" / "a.png").write_text("a picture")
+    path = os.path.relpath(made.path, folder)
+    record = {
+        "files": manifest._flushed(folder),
+        "artifacts": {"sae": {"key": made.key, "digest": made.digest, "path": path}},
+    }
+    (folder / "manifest.json").write_text(json.dumps(sealed(record)))
+    return RunFolder(folder)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "metrics.json", "config.yaml"])
+@pytest.mark.parametrize("content", ["", "{", "{}"])
+def test_a_run_whose_record_is_damaged_is_not_finished(finished: RunFolder, name: str, content: str) -> None:
+    assert (finished.state(), finished.metrics(), finished.damage()) == ("finished", {"fve": 0.5}, "")
+    (finished.path / name).write_text(content)
+    assert (finished.state(), finished.metrics()) == ("new", {})
+    assert finished.damage().startswith(f"{name} ")
+    assert finished.reopen_if_damaged().startswith(f"{name} ")
+    assert not (finished.path / "manifest.json").exists()
+    assert finished.damage() == ""  # there is nothing that says it is finished
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "said"),
+    [
+        ("figures/a.png", "", "figures/a.png is not what was written"),
+        ("../../artifacts/sae/*/a", "b", "The artifact .* is damaged: a is not what was written"),
+        ("../../artifacts/sae/*/DONE.json", "", r"The artifact .* is damaged: DONE\.json is empty"),
+        ("../../artifacts/sae/*/more", "", "The artifact .* is damaged: more does not belong to it"),
+    ],
+)
+def test_a_run_that_lost_a_page_or_an_artifact_is_opened_again(
+    finished: RunFolder, path: str, content: str, said: str
+) -> None:
+    assert finished.reopen_if_damaged() == ""
+    [place] = [*(finished.path).glob(path)] or [next(finished.path.glob(str(Path(path).parent))) / Path(path).name]
+    place.write_text(content)
+    assert re.fullmatch(said, finished.reopen_if_damaged())
+    assert finished.state() == "new"
+
+
+def test_a_run_whose_artifact_is_gone_is_opened_again_unless_another_process_makes_it(finished: RunFolder) -> None:
+    shutil.rmtree(finished.path.parents[1] / "artifacts")
+    with finished.lock:
+        assert finished.reopen_if_damaged() == ""
+    assert finished.state() == "finished"
+    assert "There is no artifact" in finished.reopen_if_damaged()
+    assert finished.state() == "new"
+
+
+def test_a_run_that_is_made_again_is_not_vouched_for_by_its_old_manifest(finished: RunFolder) -> None:
+    finished.begin()
+    assert not (finished.path / "manifest.json").exists()
+    assert finished.state() == "interrupted"
+
+
+@pytest.mark.parametrize("content", ["", "\0", "[]", "{}"])
+def test_records_of_failures_and_running_that_cannot_be_read_are_no_obstacle(tmp_path: Path, content: str) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    (run.path / "failure.json").write_text(content)
+    assert run.state() == "failed"
+    assert run.reason() == "its failure.json cannot be read"
+    (run.path / "running.json").write_text(content)
+    assert run.state() == "interrupted"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"runs": 3}', '{"runs": {"aaaa": {}}}'])
+def test_a_plan_that_is_damaged_is_written_anew_with_all_runs_that_are_there(finished: RunFolder, content: str) -> None:
+    sweep, said = finished.path.parent, io.StringIO()
+    (sweep / "sweep.json").write_text(content)
+    assert swept_of(finished.path) == {}
+    run = Run("bbbb", {"seed": 1}, None, ())  # type: ignore[arg-type]
+    Sweep._keep_plan([run], sweep, Console(file=said))
+    plan = {"aaaa": {"swept": {}}, "bbbb": {"swept": {"seed": 1}}}
+    assert json.loads((sweep / "sweep.json").read_text()) == {"name": "sweep", "runs": plan}
+    assert "sweep.json cannot be read, and is written anew" in said.getvalue().replace("\n", "")
+    assert swept_of(sweep / "bbbb") == {"seed": 1}
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"- a list", b"text", b"a: [", b"[" * 1500])
+def test_settings_that_cannot_be_read_are_a_sentence(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=r"config\.yaml"):
+        RunFolder(tmp_path).settings()
+
+
+def test_what_lies_in_the_way_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "folder").mkdir()
+
+    def said(refused: Callable[[], object]) -> str:
+        with pytest.raises(OSError) as caught:  # noqa: PT011  (what it says is looked at)
+            refused()
+        return in_one_sentence(caught.value)
+
+    for place in ("file/runs", "file"):
+        assert said(lambda place=place: (tmp_path / place).mkdir(exist_ok=True)).startswith(
+            f"{tmp_path / 'file'} is a file, where a folder should be; remove it, or choose"
+        )
+    for place in ("link/runs", "link"):
+        assert said(lambda place=place: (tmp_path / place).mkdir(exist_ok=True)).startswith(
+            f"{tmp_path / 'link'} is a link to nowhere (nowhere); make what it leads to available, or remove it."
+        )
+    assert said(lambda: os.open(tmp_path / "folder", os.O_RDWR)).startswith(
+        f"{tmp_path / 'folder'} is a folder, where a file should be; remove it"
+    )
+    assert said(lambda: os.replace(tmp_path / "file", tmp_path / "folder")).startswith(
+        f"{tmp_path / 'folder'} is a folder, where a file should be; remove it"
+    )
+    with pytest.raises(OSError) as caught:  # noqa: PT011
+        FileLock(tmp_path / "folder").acquire(timeout=0)
+    assert "is a folder, where a file should be" in in_one_sentence(caught.value)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "config.yaml"])
+def test_no_run_is_said_to_be_the_same_as_one_that_is_damaged(finished: RunFolder, name: str) -> None:
+    (finished.path / name).write_text("name: y")
+    with pytest.raises(UserError, match=rf"is damaged.*: {name} is no.*; remove its manifest\.json"):
+        rerun([f"rerun={finished.path}"], Console(quiet=True))

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from salve.artifacts import write_record
 from salve.run.explain import conf_dir
-from salve.run.folder import MANIFEST, RunFolder
+from salve.run.folder import MANIFEST, METRICS, RunFolder
 from salve.run.launch import _overrides, make
 from salve.run.plan import Run, run_key
 from salve.run.schema import register, resolve
@@ -49,7 +49,8 @@ class Launcher:
                 for other in keys[position + 1 : position + 2]:
                     RunFolder(self.folder / other).begin()
                 raise RuntimeError("A worker process was terminated.\nmore")
-            write_record(folder.path / MANIFEST, {})
+            write_record(folder.path / METRICS, {})
+            write_record(folder.path / MANIFEST, {"artifacts": {}})
             folder.finish()
 
 

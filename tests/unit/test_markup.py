@@ -65,7 +65,7 @@ def test_a_sweep_with_hostile_names(tmp_path: Path, name: str) -> None:
     settings = {"sae": {"variant": name, "seed": 0}, "data": {"_target_": "x.Y", "root": name}}
     (run / "config.yaml").write_text(yaml.safe_dump(settings))
     (run / "metrics.json").write_text(json.dumps({"fve": 0.5}))
-    (run / "manifest.json").write_text("{}")
+    (run / "manifest.json").write_text('{"artifacts": {}}')
     (sweep / "def456").mkdir()
     (sweep / "def456/failure.json").write_text(json.dumps({"reason": f"it said {name}", "kind": "Error"}))
     console = terminal()

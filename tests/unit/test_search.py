@@ -54,7 +54,7 @@ class Bench:
             self.made.append((sae.sparsity, sae.dictionary_size))
             metrics = {"select_fve": 1 - sae.sparsity / 20, "select_l0": sae.dictionary_size / sae.sparsity}
             write_record(folder.path / METRICS, metrics)
-            write_record(folder.path / MANIFEST, {})
+            write_record(folder.path / MANIFEST, {"artifacts": {}})
 
     def search(self, trials: int, *overrides: str, objectives: dict[str, str] = BOTH) -> list[Run]:
         parsed = OverridesParser.create().parse_overrides(list(overrides or SPACE))
@@ -143,6 +143,17 @@ def test_a_study_about_something_else_is_not_gone_on_with(bench: Bench) -> None:
 def test_objectives_are_checked(bench: Bench, objectives: dict[str, str], said: str) -> None:
     with pytest.raises(UserError, match=said):
         bench.search(2, objectives=objectives)
+
+
+@pytest.mark.parametrize("content", [b"\xff\x00{[\n", b"{[\n", b'{"a": 1}\n'])
+def test_a_study_that_is_damaged_is_refused_in_a_sentence(bench: Bench, content: bytes) -> None:
+    bench.search(1)
+    (bench.folder / "optuna.journal").write_bytes(content)
+    with pytest.raises(UserError, match=r"optuna\.journal cannot be read as the study of a search; remove it"):
+        bench.search(2)
+    (bench.folder / "optuna.journal").write_bytes(b"")
+    bench.search(1)
+    assert len(bench.made) == 1  # the run that was there is found
 
 
 def test_a_search_over_nothing_is_refused(bench: Bench) -> None:

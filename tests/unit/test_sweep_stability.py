@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from salve.artifacts import write_record, write_table
+from salve.artifacts import DONE, _seal, write_record, write_table
 from salve.metrics import random_stability, stability
 from salve.report.sweep.cli import main
 from salve.sae import make_sae, save_sae
@@ -35,6 +35,9 @@ class Trained:
         save_sae(self.artifacts / "sae" / key / "sae.safetensors", sae)
         frequency = [0.0 if latent in dead else 0.3 for latent in range(decoder.shape[1])]
         write_table(self.artifacts / "features" / key / "latents.csv", pd.DataFrame({"frequency": frequency}))
+        for kind in ("sae", "features"):
+            (self.artifacts / kind / key / DONE).unlink(missing_ok=True)
+            _seal(self.artifacts / kind / key, {})
         made = {"activations": {"key": on, "digest": on}, **{kind: {"key": key} for kind in ("sae", "features")}}
         write_record(self.sweep.folder / run / "manifest.json", {"artifacts": made})
         return run

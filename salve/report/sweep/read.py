@@ -1,6 +1,7 @@
 """What a sweep's folder holds: which runs were planned, what became of each, and the numbers of the finished ones."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import pandas as pd
 import yaml
 from filelock import FileLock, Timeout
 
+from salve.integrity import MANIFEST, METRICS, SETTINGS, damage_of_run
 from salve.report.sweep.names import data_name, value_text
 from salve.types import UserError
 
@@ -62,18 +64,23 @@ def read_sweep(folder: Path) -> list[SweptRun]:
             "<output_dir>/sweeps/<name>."
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder / 'sweep.json'} cannot be read as the plan of a sweep ({error}).") from error
+        raise UserError(
+            f"{folder / 'sweep.json'} cannot be read as the plan of a sweep ({error}); the command that started it "
+            "writes it anew."
+        ) from error
 
 
 def _read_run(sweep: Path, key: str, swept: Mapping[str, Any]) -> SweptRun:
     folder = sweep / key
-    if not (folder / "manifest.json").is_file():
+    if not os.path.lexists(folder / MANIFEST):
         return SweptRun(key, swept, *_unfinished(sweep, key), {}, {})
+    if damage := damage_of_run(folder):
+        return SweptRun(key, swept, "failed", f"its record is damaged: {damage}", {}, {})
     try:
-        with (folder / "config.yaml").open(encoding="utf-8") as file:
+        with (folder / SETTINGS).open(encoding="utf-8") as file:
             config = yaml.load(file, _LOADER)
         settings = _leaves(config) | {"data": data_name(config)}
-        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
         return SweptRun(key, swept, "finished", "", settings, dict(metrics))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         return SweptRun(key, swept, "failed", f"its files cannot be read ({' '.join(str(error).split())})", {}, {})

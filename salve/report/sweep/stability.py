@@ -15,12 +15,13 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from salve.artifacts import read_record, read_table
+from salve.artifacts import read_table, written_whole
+from salve.integrity import check_artifact, read_manifest
 from salve.metrics import random_stability, stability
 from salve.report.sweep.figures import is_seed
 from salve.report.sweep.names import short_names, value_text
 from salve.report.sweep.read import SweptRun
-from salve.report.sweep.summary import SweepSummary, write_whole
+from salve.report.sweep.summary import SweepSummary
 from salve.report.text import number, percent
 from salve.sae import load_sae
 from salve.types import UserError
@@ -67,7 +68,7 @@ def compare_seeds(summary: SweepSummary, artifacts: Path) -> Path:
     settings = [name for name in summary.varying if not is_seed(name)]
     alike: dict[str, list[tuple[SweptRun, _Dictionary]]] = defaultdict(list)
     for run in summary.in_state("finished"):
-        made = read_record(folder / run.key / "manifest.json").get("artifacts", {})
+        made = read_manifest(folder / run.key)["artifacts"]
         if {"activations", "sae", "features"} <= made.keys():
             found = _read(artifacts, made)
             fixed = {name: value for name, value in run.settings.items() if not is_seed(name)}
@@ -86,7 +87,8 @@ def compare_seeds(summary: SweepSummary, artifacts: Path) -> Path:
             "there are no dictionaries to compare."
         )
     try:
-        write_whole(folder / TABLE, pd.DataFrame(rows))
+        with written_whole(folder / TABLE) as unfinished:
+            pd.DataFrame(rows).to_csv(unfinished, index=False)
     except OSError as error:
         raise UserError(f"{TABLE} cannot be written into {folder} ({error.strerror}).") from error
     return folder / TABLE
@@ -97,6 +99,8 @@ def _read(artifacts: Path, made: dict[str, dict[str, str]]) -> _Dictionary:
     latents = artifacts / "features" / keys["features"] / "latents.csv"
     if not latents.is_file():
         raise UserError(f"{latents} is not there; say where the artifacts are: --artifacts <output_dir>/artifacts.")
+    for kind, key in keys.items():
+        check_artifact(artifacts / kind / key)
     sae = load_sae(artifacts / "sae" / keys["sae"] / "sae.safetensors")
     fires = torch.from_numpy(read_table(latents)["frequency"].to_numpy(copy=True)) > 0
     return _Dictionary(keys["sae"], made["activations"]["digest"], sae.decoder[:, fires], sae.signed)

@@ -1,6 +1,5 @@
 """The summary of a sweep: its table on disk and on the terminal, its pictures, and what is missing."""
 
-import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from salve.artifacts import written_whole
 from salve.report.inputs import column
 from salve.report.metrics import SELECT
 from salve.report.style import save_figure
@@ -74,20 +74,14 @@ def summarise_sweep(folder: Path) -> SweepSummary:
     table = tidy_table(runs)
     names = varying(table, runs)
     try:
-        write_whole(folder / TABLE, table)
+        with written_whole(folder / TABLE) as unfinished:
+            table.to_csv(unfinished, index=False)
         figures, left_out = _draw(folder / FIGURES, table, names)
     except OSError as error:
         raise UserError(f"The summary cannot be written into {folder} ({error.strerror}).") from error
     return SweepSummary(
         folder.resolve().name, tuple(runs), table, tuple(names), folder / TABLE, tuple(figures), left_out
     )
-
-
-def write_whole(path: Path, table: pd.DataFrame) -> None:
-    """Write a CSV file that is either there as a whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    table.to_csv(unfinished, index=False)
-    os.replace(unfinished, path)
 
 
 def _draw(folder: Path, table: pd.DataFrame, names: list[str]) -> tuple[list[Path], dict[str, str]]:

@@ -1,0 +1,223 @@
+"""Whether what is on disk is still what was written: artifacts, and the records of finished runs.
+
+An artifact's ``DONE.json`` holds the SHA-256 of each of its files, a run's ``manifest.json`` those of its own files and
+its artifacts, and each of the two a digest of itself. Files are read again only when they may have changed
+(:func:`salve.files.file_digests`): damage of a disk that leaves size, times and inode as they were is seen by
+``salve-store verify``, which reads everything.
+"""
+
+import logging
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from salve.files import digest_of, digest_of_file, file_digests, flush, move_memory, read_record
+from salve.types import UserError
+
+log = logging.getLogger(__name__)
+
+#: Of an artifact.
+DONE, RECIPE = "DONE.json", "recipe.json"
+#: Of a store: results that are not whole yet with their locks, and artifacts that were found damaged.
+UNFINISHED, DAMAGED = "unfinished", "damaged"
+#: Of a run.
+MANIFEST, SETTINGS, METRICS = "manifest.json", "config.yaml", "metrics.json"
+#: What file managers and network file systems leave in any folder that they show; nothing here reads such files.
+_DROPPINGS = (".DS_Store", "Thumbs.db", "desktop.ini")
+
+
+# -- artifacts
+
+
+def damage_of(folder: Path, *, anew: bool = False) -> str:
+    """What is wrong with an artifact, in a few words that name the file; empty if it is what was written.
+
+    Args:
+        folder: the artifact. anew: read all of its files, also those that are remembered.
+    """
+    if not folder.is_dir():
+        return "it is a link to nowhere" if folder.is_symlink() else "it is no folder"
+    try:
+        done = read_record(folder / DONE)
+    except (OSError, ValueError) as error:
+        return _why(error, DONE)
+    files = done.get("files")
+    if not isinstance(files, dict) or done.get("digest") != digest_of(files):
+        return f"{DONE} is not what was written"
+    expected = dict(files)
+    if "recipe" in done:  # older versions wrote no digest of it
+        expected[RECIPE] = done["recipe"]
+    if extra := sorted(set(_files(folder)) - expected.keys() - {DONE, RECIPE}):
+        return f"{extra[0]} does not belong to it"
+    if wrong := changed(folder, expected, anew=anew):
+        return wrong
+    return ""
+
+
+def changed(folder: Path, digests: Mapping[str, str], *, anew: bool = False) -> str:
+    """Which of a folder's files is not what was written, and how; empty if all are.
+
+    Args:
+        folder: of the files. digests: SHA-256 by path from there. anew: read them all, also those that are remembered.
+    """
+    names = sorted(digests)
+    for name in names:
+        try:
+            if not stat.S_ISREG(os.stat(folder / name).st_mode):
+                return f"{name} is no file"
+        except (OSError, ValueError) as error:
+            return _why(error, name)
+
+    def announce(count: int, size: int) -> None:
+        log.info("checking %d files of %s (%.1f GB) once, since they are new here", count, folder, size / 10**9)
+
+    try:
+        found = file_digests(folder, names, announce=announce, anew=anew)
+        for name, digest in zip(names, found, strict=True):
+            # What is remembered may be damaged as well.
+            if digest != digests[name] and digest_of_file(folder / name) != digests[name]:
+                return f"{name} is not what was written"
+    except OSError as error:
+        return _why(error, os.path.relpath(error.filename or folder, folder))
+    return ""
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Everything in a folder that is no folder, by path from there; links are not followed."""
+    for above, folders, files in os.walk(folder):
+        links = [name for name in folders if os.path.islink(os.path.join(above, name))]
+        for name in (*files, *links):
+            if name not in _DROPPINGS and not name.startswith(".nfs"):
+                yield os.path.relpath(os.path.join(above, name), folder)
+
+
+def _why(error: OSError | ValueError, name: str) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"{name} is missing"
+    if isinstance(error, OSError):
+        return f"{name} cannot be read ({error.strerror})"
+    return str(error).rstrip(".")
+
+
+def check_artifact(folder: Path) -> None:
+    """Refuse an artifact that is read by its path.
+
+    Raises:
+        UserError: it is missing, or damaged.
+    """
+    if not folder.is_dir() and not folder.is_symlink():
+        raise UserError(f"There is no artifact {folder}; the command that made it makes it again.")
+    if damage := damage_of(folder):
+        raise UserError(f"The artifact {folder} is damaged: {damage}; the command that made it makes it again.")
+
+
+def check_file(path: Path) -> None:
+    """Refuse a file of an artifact that is not what was written; a file that is none's is taken as it is.
+
+    Raises:
+        UserError: it is damaged, or the artifact's ``DONE.json`` is.
+    """
+    if not (path.parent / DONE).exists():
+        return
+    try:
+        digest = read_record(path.parent / DONE)["files"].get(path.name)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        raise UserError(f"The artifact {path.parent} is damaged: {damage_of(path.parent)}.") from None
+    if digest is not None and (damage := changed(path.parent, {path.name: digest})):
+        raise UserError(f"The artifact {path.parent} is damaged: {damage}; the command that made it makes it again.")
+
+
+def set_aside(root: Path, kind: str, key: str) -> Path:
+    """Rename an artifact that is damaged to ``<root>/damaged/<kind>-<key>``, or ``…-2``, ``…-3``, … if that is taken.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    folder = root / kind / key
+    (root / DAMAGED).mkdir(exist_ok=True)
+    number, target = 1, root / DAMAGED / f"{kind}-{key}"
+    while os.path.lexists(target):
+        number += 1
+        target = root / DAMAGED / f"{kind}-{key}-{number}"
+    os.rename(folder, target)
+    os.utime(target, follow_symlinks=False)  # salve-store gc goes by when it was set aside
+    flush(folder.parent)
+    move_memory(folder, target)
+    return target
+
+
+# -- runs
+
+
+class Damaged(ValueError):
+    """A record of a run is not what was written; the message names the file and says what is wrong."""
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a finished run.
+
+    Raises:
+        FileNotFoundError: there is none. Damaged: it is not what was written.
+    """
+    try:
+        record = read_record(folder / MANIFEST)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise Damaged(_why(error, MANIFEST)) from error
+    made = record.get("artifacts")
+    if not isinstance(made, dict) or not all(isinstance(entry, dict) for entry in made.values()):
+        raise Damaged(f"{MANIFEST} names no artifacts")
+    # Older versions wrote neither.
+    if ("files" in record or "digest" in record) and record.get("digest") != _digest_without_own(record):
+        raise Damaged(f"{MANIFEST} is not what was written")
+    return record
+
+
+def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest with a digest of itself."""
+    return {**manifest, "digest": _digest_without_own(manifest)}
+
+
+def _digest_without_own(manifest: Mapping[str, Any]) -> str:
+    return digest_of({name: value for name, value in manifest.items() if name != "digest"})
+
+
+def damage_of_run(folder: Path, names: Sequence[str] | None = (SETTINGS, METRICS), *, anew: bool = False) -> str:
+    """What is wrong with the record of a finished run; empty if it is what was written.
+
+    Args:
+        folder: the run's, which has a manifest. names: the files that are looked at beside it; None for all.
+        anew: read them all, also those that are remembered.
+    """
+    try:
+        manifest = read_manifest(folder)
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except Damaged as error:
+        return str(error)
+    files = manifest.get("files")
+    if not isinstance(files, dict):  # an older version's
+        return _unreadable(folder)
+    wanted = {name: digest for name, digest in files.items() if names is None or name in names}
+    return changed(folder, wanted, anew=anew)
+
+
+def _unreadable(folder: Path) -> str:
+    try:
+        if not (folder / SETTINGS).stat().st_size:
+            return f"{SETTINGS} is empty"
+        read_record(folder / METRICS)
+    except (OSError, ValueError) as error:
+        return _why(error, os.path.basename(getattr(error, "filename", None) or METRICS))
+    return ""
+
+
+def artifacts_of_run(folder: Path) -> dict[str, Path]:
+    """By kind, the folders of the artifacts of a run whose manifest can be read, as its manifest names them."""
+    made = read_manifest(folder)["artifacts"]
+    return {
+        kind: (folder / entry["path"]).resolve() for kind, entry in made.items() if isinstance(entry.get("path"), str)
+    }

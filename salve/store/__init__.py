@@ -1,0 +1,1 @@
+"""What lies under an output folder: artifacts, who uses them, and what nobody needs any more."""

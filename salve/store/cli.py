@@ -1,0 +1,260 @@
+"""``salve-store``: what lies in an output folder, whether it is whole, and what can go. Imports nothing heavy."""
+
+import argparse
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from salve.integrity import Damaged, damage_of, damage_of_run, read_manifest, set_aside
+from salve.store.clean import LOCK, Busy, Removable, held, in_use, removable, remove
+from salve.store.contents import Contents, Stored, Thing, contents
+from salve.types import UserError
+
+_DESCRIPTION = """\
+Look after the artifacts of an output folder, which runs share.
+
+  ls      list every artifact with its size, its age and the runs that use it,
+          then what is unfinished and what was set aside as damaged
+  verify  read everything, and name what is not what was written
+  gc      list what nobody needs: artifacts that no run uses, unfinished work
+          that nobody goes on with, damaged artifacts, what killed processes
+          left; --yes removes it
+
+FOLDER is the output_dir of the runs; it is outputs unless another is given.
+"""
+
+_EXAMPLES = """\
+A run uses what its manifest.json names; of a run that has not finished, what
+its salve.log names counts. Runs in other folders are not known: give gc no
+output folder whose artifacts they use. Nothing is removed that a running
+process has locked, that was written to within --older-than, or that lies
+behind a link. What is gone is made again by the command that made it.
+
+status: 0; 1 if verify found damage, or gc could not remove something; 2 for
+what cannot be done.
+
+examples:
+  salve-store ls
+  salve-store verify outputs
+  salve-store verify outputs --set-aside
+  salve-store gc outputs
+  salve-store gc outputs --older-than 7d --yes
+"""
+
+#: Runs of an artifact that are named.
+_NAMED = 2
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="salve-store",
+        usage="salve-store ls [FOLDER]\n"
+        "       salve-store verify [FOLDER] [--set-aside]\n"
+        "       salve-store gc [FOLDER] [--older-than AGE] [--yes]",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("action", choices=("ls", "verify", "gc"), help="what to do")
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("outputs"), metavar="FOLDER", help="output_dir")
+    parser.add_argument("--set-aside", action="store_true", help="verify: move damaged artifacts to artifacts/damaged")
+    parser.add_argument("--yes", action="store_true", help="gc: remove what is listed")
+    parser.add_argument(
+        "--older-than",
+        type=age,
+        metavar="AGE",
+        help="gc: keep what was written to more recently: a number with s, m, h or d (default: 1d)",
+    )
+    given = parser.parse_intermixed_args(arguments)
+    for name, action in (("set_aside", "verify"), ("yes", "gc"), ("older_than", "gc")):
+        if given.action != action and getattr(given, name) not in (None, False):
+            parser.error(f"--{name.replace('_', '-')} goes with {action} alone")
+    try:
+        found = contents(given.folder)
+        if given.action == "ls":
+            return _list(found)
+        if given.action == "verify":
+            return _verify(found, given.set_aside)
+        return _collect(found, _UNITS["d"] if given.older_than is None else given.older_than, given.yes)
+    except UserError as error:
+        _say(f"salve-store: {error}", sys.stderr)
+    except BrokenPipeError:  # what read the list has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _say(f"salve-store: {where}{error.strerror or error}.", sys.stderr)
+    except KeyboardInterrupt:
+        _say("salve-store: stopped.", sys.stderr)
+        return 130
+    return 2
+
+
+def age(text: str) -> float:
+    """Seconds, from such as ``12h``; days if no unit is given."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text} is no age: give a number with s, m, h or d, such as 12h")
+    return float(found[1]) * _UNITS[found[2] or "d"]
+
+
+def _list(found: Contents) -> int:
+    rows = [("kind", "key", "size", "age", "used by")]
+    rows += [
+        (one.kind, one.key, _bytes(one.thing.size), _ago(one.thing), _users(one, found.output))
+        for one in found.artifacts
+    ]
+    _say(_table(rows))
+    idle = [one for one in found.artifacts if not one.users]
+    total = sum(one.thing.size for one in found.artifacts)
+    unused = f"; {len(idle)} of them used by no run, {_bytes(sum(one.thing.size for one in idle))}" if idle else ""
+    _say(f"{_count(len(found.artifacts), 'artifact')}, {_bytes(total)}{unused}.")
+    for title, things in (("unfinished", found.unfinished), ("damaged", found.damaged)):
+        if things:
+            _say(f"\n{title}: {len(things)}, {_bytes(sum(thing.size for thing in things))}")
+            _say(_table([(thing.path.name, _bytes(thing.size), _ago(thing)) for thing in things], indent="  "))
+    _say_of_links_and_runs(found)
+    return 0
+
+
+def _verify(found: Contents, aside: bool) -> int:
+    damaged = 0
+    for one in found.artifacts:
+        if not (damage := damage_of(one.thing.path, anew=True)):
+            continue
+        damaged += 1
+        done = ""
+        if aside:
+            try:
+                with held([found.root / "unfinished" / f"{one.kind}-{one.key}.lock"]):
+                    done = f"; set aside as {set_aside(found.root, one.kind, one.key)}"
+            except Busy:
+                done = "; not set aside, since a running process works on it"
+            except OSError as error:
+                done = f"; it cannot be set aside ({error.strerror})"
+        _say(f"{one.thing.name}: {damage}{done}")
+    artifacts = damaged
+    there = {(one.kind, one.key) for one in found.artifacts}
+    for run in found.runs:
+        if reason := _damage_of_run(run, there):
+            damaged += 1
+            _say(f"{os.path.relpath(run, found.output)}: {reason}")
+    read = _bytes(sum(one.thing.size for one in found.artifacts))
+    _say(
+        f"{_count(len(found.artifacts), 'artifact')} ({read}) and {_count(len(found.runs), 'run')} were read: "
+        f"{damaged or 'none'} damaged."
+    )
+    if artifacts and not aside:
+        _say("What is damaged is set aside and made again by the command that uses it; --set-aside does so now.")
+    _say_of_links_and_runs(found, runs=False)
+    return 1 if damaged else 0
+
+
+def _damage_of_run(run: Path, there: set[tuple[str, str]]) -> str:
+    """What is wrong with a finished run, or which of its artifacts is not there; empty if it is not finished."""
+    try:
+        made = read_manifest(run)["artifacts"]
+    except FileNotFoundError:
+        return ""
+    except Damaged as error:
+        return str(error)
+    if damage := damage_of_run(run, names=None, anew=True):
+        return damage
+    gone = [f"{kind}/{entry.get('key')}" for kind, entry in made.items() if (kind, entry.get("key")) not in there]
+    return f"its artifact {gone[0]} is not there" if gone else ""
+
+
+def _collect(found: Contents, older: float, yes: bool) -> int:
+    items = removable(found, older)
+    busy = [item for item in items if in_use(item)]
+    items = [item for item in items if item not in busy]
+    shown = [item for item in items if item.why != LOCK]
+    _say(_table([(item.thing.name, _bytes(item.thing.size), _ago(item.thing), item.why) for item in shown]))
+    if locks := len(items) - len(shown):  # one for each artifact that was ever made
+        _say(f"{_count(locks, 'lock')} that nobody holds")
+    failed = 0
+    removed: list[Removable] = []
+    for item in items if yes else []:
+        try:
+            remove(item, found.root)
+            removed.append(item)
+        except Busy:
+            busy.append(item)
+        except OSError as error:
+            failed += 1
+            _say(f"{item.thing.name} cannot be removed ({error.strerror}).")
+    size = _bytes(sum(item.thing.size for item in (removed if yes else items)))
+    if yes:
+        _say(f"Removed: {len(removed)}, {size}.")
+    elif items:
+        _say(f"{len(items)} can go, {size}. Nothing was removed: --yes does so.")
+    else:
+        _say("Nothing can go.")
+    if busy:
+        _say(f"{len(busy)} left alone, since running processes have locked them.")
+    _say_of_links_and_runs(found)
+    return 1 if failed else 0
+
+
+def _say_of_links_and_runs(found: Contents, runs: bool = True) -> None:
+    for path in found.skipped:
+        _say(f"{path} is a link and was not looked into.")
+    if runs and found.unreadable:
+        names = ", ".join(f"{os.path.relpath(run, found.output)} ({why})" for run, why in found.unreadable.items())
+        _say(f"It is not known which artifacts these runs use, so that gc removes none: {names}.")
+
+
+def _users(one: Stored, output: Path) -> str:
+    """The runs of an artifact; those of a sweep are counted."""
+    if not one.users:
+        return "no run"
+    places = Counter(os.path.dirname(user) if user.startswith("sweeps/") else user for user in one.users)
+    names = [
+        f"{place} ({_count(count, 'run')})" if place.startswith("sweeps/") else place for place, count in places.items()
+    ]
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+def _table(rows: Sequence[tuple[str, ...]], indent: str = "") -> str:
+    if not rows:
+        return ""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(f"{indent}{line}".rstrip() for line in lines)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+def _bytes(size: int) -> str:
+    value = float(size)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.3g} {unit}" if unit != "B" else f"{size} B"
+        value /= 1000
+    return f"{value:.3g} TB"
+
+
+def _ago(thing: Thing) -> str:
+    for unit, seconds in (("d", 86400), ("h", 3600), ("min", 60)):
+        if thing.age >= seconds:
+            return f"{int(thing.age // seconds)} {unit}"
+    return f"{int(thing.age)} s"
+
+
+def _say(text: str, stream: "object | None" = None) -> None:
+    """Print; a name must not steer the terminal."""
+    if text:
+        plain = "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+        print(plain, file=stream or sys.stdout)  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
