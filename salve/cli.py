@@ -31,7 +31,7 @@ def task(config: DictConfig) -> None:
     if config.sweep.runs:
         from salve.run.jobs import make_runs
 
-        make_runs(folder.parent, config.sweep.runs)
+        make_runs(folder.parent, config.sweep.runs, [config.data._target_])
         return
     try:
         settings = resolve(config)

@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -15,14 +15,10 @@ from typing import Any, Literal
 
 import yaml
 from filelock import FileLock, Timeout
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from salve.artifacts import read_record, write_record
-from salve.run.explain import explain
-from salve.run.schema import PATHS, Config, change_path, resolve
+from salve.run.schema import PATHS, Config, change_path
+from salve.run.stored import stored_settings
 from salve.types import UserError
 
 #: What a sweep planned, in the folder that holds its runs.
@@ -120,33 +116,15 @@ class RunFolder:
         path = self.path / METRICS
         return read_record(path) if path.is_file() else {}
 
-    def settings(self, changes: Sequence[str] = ()) -> Config:
-        """The settings that the run was made with, checked as if they had just been typed.
-
-        Args:
-            changes: ``key=value``, instead of what the folder has.
-
-        Raises:
-            UserError: the folder holds no settings, or some that this version does not know; a change of no setting.
-        """
-        path = self.path / SETTINGS
-        if not path.is_file() or not path.stat().st_size:
-            raise UserError(f"{self.path} is no folder of a run: it holds no {SETTINGS}.")
-        config = OmegaConf.structured(Config)
-        try:
-            config.merge_with(yaml.safe_load(path.read_text(encoding="utf-8")))
-            if missing := sorted(OmegaConf.missing_keys(config)):
-                raise UserError(f"{path} says nothing of {', '.join(missing)}: another version of salve wrote it.")
-            for override in OverridesParser.create().parse_overrides(list(changes)):
-                key = override.get_key_element()
-                if OmegaConf.is_dict(OmegaConf.select(config, key)):
-                    raise UserError(f"{key} names a group; a rerun changes single settings, such as output_dir=FOLDER.")
-                OmegaConf.update(config, key, override.value())
-        except HydraException as error:  # only the changes are Hydra's to read
-            raise UserError(explain(error)) from error
-        except (OmegaConfBaseException, yaml.YAMLError) as error:
-            raise UserError(f"{path}: {str(error).splitlines()[0]}.") from error
-        return resolve(config)
+    def settings(
+        self,
+        changes: Sequence[str] = (),
+        *,
+        classes: Collection[str] = (),
+        instead: Mapping[str, Any] | None = None,
+    ) -> Config:
+        """The settings that the run was made with; see :func:`salve.run.stored.stored_settings`."""
+        return stored_settings(self.path / SETTINGS, changes, classes=classes, instead=instead)
 
 
 def _whole_path(path: str) -> str:

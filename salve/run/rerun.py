@@ -7,17 +7,25 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 
 from salve.artifacts import read_record
+from salve.run.explain import conf_dir
 from salve.run.folder import LOG, MANIFEST, RunFolder, claimed
 from salve.run.inputs import check_inputs
+from salve.run.schema import LoggerSettings
+from salve.types import UserError
 
 RERUN = "rerun="
 
 
 def rerun(arguments: Sequence[str], console: Console) -> bool:
     """Repeat a run.
+
+    The folder may have been sent. What it says is computed again, from the images and weights that it names; where
+    results are written and what is sent or fetched are the caller's: ``output_dir`` and ``logger`` are those of the
+    command, or as they come, and nothing is downloaded unless the command says ``data.download=true``.
 
     Args:
         arguments: ``rerun=FOLDER``, and settings to change as ``key=value``. console: where it is shown.
@@ -26,10 +34,11 @@ def rerun(arguments: Sequence[str], console: Console) -> bool:
         False if an artifact came out otherwise than before.
 
     Raises:
-        UserError: no such run, or no such setting.
+        UserError: no such run, or no such setting; or see :func:`salve.run.stored.stored_settings`.
     """
     before = RunFolder(Path(next(a for a in arguments if a.startswith(RERUN)).removeprefix(RERUN)))
-    config = before.settings([argument for argument in arguments if not argument.startswith(RERUN)])
+    config = before.settings([a for a in arguments if not a.startswith(RERUN)], instead=_callers_own())
+    earlier = _earlier(before)
     check_inputs(config)
     from salve.run.execute import execute  # only now, since it takes seconds
 
@@ -43,10 +52,36 @@ def rerun(arguments: Sequence[str], console: Console) -> bool:
             force=True,
         )
         execute(config, folder, "salve " + shlex.join(arguments), console)
-    if not (before.path / MANIFEST).is_file():
+    if earlier is None:
         console.print("The earlier run did not finish; there is nothing to compare with.")
         return True
-    return _compare(read_record(before.path / MANIFEST), read_record(folder / MANIFEST), console)
+    return _compare(earlier, read_record(folder / MANIFEST), console)
+
+
+def _callers_own() -> dict[str, Any]:
+    """By setting, what a rerun does not take from the folder."""
+    usual = yaml.safe_load((conf_dir() / "config.yaml").read_text(encoding="utf-8"))
+    return {"output_dir": usual["output_dir"], "logger": LoggerSettings(kind="csv"), "data.download": False}
+
+
+def _earlier(run: RunFolder) -> dict[str, Any] | None:
+    """The manifest to compare with; None of a run that did not finish.
+
+    Raises:
+        UserError: it is no manifest.
+    """
+    path = run.path / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        record = read_record(path)
+        whole = all(isinstance(one["digest"], str) for one in record["artifacts"].values())
+        whole = whole and isinstance(record["versions"], dict)
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise UserError(f"{path} is damaged: there is nothing to compare with; without that file the run is repeated.")
+    return record
 
 
 def _compare(old: dict[str, Any], new: dict[str, Any], console: Console) -> bool:
