@@ -98,8 +98,8 @@ def _refuse_untrusted(
     known = isinstance(target, str) and (target in DATA or target in classes)
     if "data._target_" not in typed and not known:
         raise UserError(
-            f"{file} names the class data._target_={target}, which is none of salve's own ({', '.join(DATA)}), and what "
-            "a folder names is not run; if you know and trust it, name it again on the command line."
+            f"{file} names the class data._target_={target}, which is none of salve's own ({', '.join(DATA)}), and "
+            "what a folder names is not run; if you know and trust it, name it again on the command line."
         )
     backbone = stored.get("backbone")
     name = backbone.get("name") if isinstance(backbone, dict) else None

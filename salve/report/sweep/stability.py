@@ -118,7 +118,7 @@ def print_stability(path: Path, console: Console) -> None:
     Args:
         path: what :func:`compare_seeds` wrote.
     """
-    pairs = pd.read_csv(path, dtype={"run_a": str, "run_b": str})
+    pairs = read_table(path)
     settings = list(pairs.columns[: pairs.columns.get_loc("run_a")])
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     shown.title, shown.title_justify = "Stability between seeds", "left"

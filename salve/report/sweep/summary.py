@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from salve.artifacts import write_table
 from salve.report.inputs import column
 from salve.report.metrics import SELECT
 from salve.report.style import save_figure
@@ -86,7 +87,7 @@ def summarise_sweep(folder: Path) -> SweepSummary:
 def write_whole(path: Path, table: pd.DataFrame) -> None:
     """Write a CSV file that is either there as a whole or not at all."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    table.to_csv(unfinished, index=False)
+    write_table(unfinished, table)
     os.replace(unfinished, path)
 
 
