@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 
+from salve.cells import for_spreadsheets, from_spreadsheets
+
 if TYPE_CHECKING:  # they take seconds, and settings are checked without a table or a tensor
     import pandas as pd
     from torch import Tensor
@@ -258,53 +260,9 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-#: What a spreadsheet takes a cell for a formula by, and runs when the table is opened; full width, too.
-_FORMULA = tuple("=+-@\t\n＝＋－＠")
-#: Put before such a text: spreadsheets then show it as text.
-_MARK = "'"
-
-
 def write_table(path: Path, frame: "pd.DataFrame") -> None:
     """Write a table as CSV, for :func:`read_table`; infinite values are written as ``inf``."""
     for_spreadsheets(frame).to_csv(path, index=False)
-
-
-def for_spreadsheets(frame: "pd.DataFrame") -> "pd.DataFrame":
-    """A table of which no name and no cell is a formula: texts that begin like one get an apostrophe before them.
-
-    Numbers stay as they are, also those that are texts; :func:`read_table` takes the apostrophe away. Every end of a line
-    in a text is a line feed: a carriage return could end the row.
-    """
-    return _with_texts(frame, _marked)
-
-
-def _marked(text: str) -> str:
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    if not text.startswith((*_FORMULA, _MARK)):
-        return text
-    try:
-        float(text)
-    except ValueError:
-        return _MARK + text
-    return text
-
-
-def _unmarked(text: str) -> str:
-    return text[1:] if text.startswith(_MARK) and text[1:].startswith((*_FORMULA, _MARK)) else text
-
-
-def _with_texts(frame: "pd.DataFrame", change: Callable[[str], str]) -> "pd.DataFrame":
-    """The same table with all its texts changed, names of columns among them."""
-
-    def one(value: Any) -> Any:
-        return change(value) if isinstance(value, str) else value
-
-    texts = {name: column for name, column in frame.items() if column.dtype.kind == "O"}
-    # The usual table stays as it is, with the types of its columns.
-    other = {
-        name: column.map(one) for name, column in texts.items() if any(value is not one(value) for value in column)
-    }
-    return frame.assign(**other).rename(columns=one)
 
 
 #: Columns that hold names: a class may be called "01", "inf" or "NA", and stays text.
@@ -321,10 +279,10 @@ def read_table(path: Path) -> "pd.DataFrame":
 
     dtype = dict.fromkeys(TEXT_COLUMNS, str)
     # Some pandas read numbers fast instead of to the last bit unless told otherwise.
-    frame = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=dtype)
+    frame = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=dtype, float_precision="round_trip")
     for column in frame.columns.intersection(list(TEXT_COLUMNS)):
         frame[column] = frame[column].fillna("").astype(str)
-    return _with_texts(frame, _unmarked)
+    return from_spreadsheets(frame)
 
 
 def save_tensors(path: Path, tensors: "Mapping[str, Tensor]", header: Mapping[str, str] | None = None) -> None:

@@ -1,6 +1,5 @@
 """Types of every setting: an unknown key or a wrong type is an error before anything starts."""
 
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import partial
@@ -8,13 +7,13 @@ from importlib.util import find_spec
 from itertools import pairwise
 from math import inf
 from operator import attrgetter
-from pathlib import Path
 from typing import Any, get_args
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from salve.run.allowed import below, check_args, check_data, input_path, refuse_undecodable, results_folder
 from salve.run.explain import list_of_choices
 from salve.settings import (
     BackboneSettings,
@@ -179,7 +178,7 @@ class Config:
 def register() -> None:
     """Make the types known to Hydra; called by the entry point, not on import."""
     OmegaConf.register_new_resolver("salve.choices", list_of_choices, replace=True)
-    OmegaConf.register_new_resolver("salve.home", _results_folder, replace=True)
+    OmegaConf.register_new_resolver("salve.home", results_folder, replace=True)
     OmegaConf.register_new_resolver("salve.below", below, replace=True)
     store = ConfigStore.instance()
     store.store(name="config_schema", node=Config)
@@ -208,13 +207,15 @@ def resolve(config: DictConfig) -> Config:
     except OmegaConfBaseException as error:  # such as an interpolation of a key that does not exist
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}.") from error
     assert isinstance(resolved, Config)
-    _refuse_undecodable(asdict(resolved))
-    _check_data(resolved.data)
-    _check_args(resolved.backbone.args)
+    refuse_undecodable(asdict(resolved))
+    check_data(resolved.data)
+    check_args(resolved.backbone.args)
+    for key in ("name", "sweep.name"):
+        below(key, attrgetter(key)(resolved))
     _check(resolved)
-    resolved.output_dir = _results_folder(resolved.output_dir)
+    resolved.output_dir = results_folder(resolved.output_dir)
     for group, name in PATHS:
-        change_path(getattr(resolved, group), name, partial(_input_path, f"{group}.{name}"))
+        change_path(getattr(resolved, group), name, partial(input_path, f"{group}.{name}"))
     return resolved
 
 
@@ -230,95 +231,6 @@ def change_path(settings: Any, name: str, change: Callable[[str], str]) -> None:
             settings[name] = change(before)
         else:
             setattr(settings, name, change(before))
-
-
-def _at_home(path: str) -> str:
-    """A path whose ``~`` is the user's home: a shell leaves it in ``output_dir=~/x``, and libraries differ in it."""
-    return os.path.expanduser(path)
-
-
-def below(key: str, name: str) -> str:
-    """A name that is used as a path under ``output_dir``, which it must not lead out of.
-
-    Args:
-        key: of the setting, for the message. name: its value.
-
-    Raises:
-        UserError: an absolute path, or one with a part ``..``.
-    """
-    parts = str(name).replace("\\", "/").split("/")
-    if Path(str(name)).is_absolute() or not parts[0] or ".." in parts:
-        raise UserError(f"{key}={name} must be a name, or a path below output_dir: neither absolute nor with .. in it.")
-    return _decodable(key, str(name))
-
-
-def _decodable(key: str, text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # bytes that are no text, as the system hands them over
-        shown = text.encode(errors="backslashreplace").decode()
-        raise UserError(f"{key}='{shown}' is not UTF-8, and results could not be written: rename it.") from None
-    return text
-
-
-def _refuse_undecodable(value: Any, key: str = "") -> None:
-    """Text that is not UTF-8 can be computed with, but not be written into results."""
-    if isinstance(value, dict):
-        for name, part in value.items():
-            _refuse_undecodable(part, f"{key}.{name}".lstrip("."))
-            _decodable(key, str(name))
-    elif isinstance(value, list):
-        for part in value:
-            _refuse_undecodable(part, key)
-    elif isinstance(value, str):
-        _decodable(key, value)
-
-
-def _check_data(data: Any) -> None:
-    """Of the settings of data, only the first names a class: what is below is passed on as plain values."""
-    settings = asdict(data) if is_dataclass(data) else data  # type: ignore[arg-type]
-    if not isinstance(settings, dict) or "_target_" not in settings:
-        raise UserError("data says nothing of data._target_, the class that reads the images.")
-    for name, value in settings.items():
-        _refuse_class_in(value, f"data.{name}")
-
-
-def _refuse_class_in(value: Any, key: str) -> None:
-    for name, part in value.items() if isinstance(value, dict) else enumerate(value if isinstance(value, list) else ()):
-        if name == "_target_":
-            raise UserError(
-                f"{key}._target_={part}: only data itself names a class, and its settings are plain values."
-            )
-        _refuse_class_in(part, f"{key}.{name}")
-
-
-#: Arguments of the libraries' constructors that say where weights come from, which ``backbone.weights`` alone says:
-#: what it names is never unpickled.
-SOURCES = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "weights")
-
-
-def _check_args(args: dict[str, Any]) -> None:
-    for name in SOURCES:
-        if name in args:
-            raise UserError(
-                f"backbone.args.{name} cannot be set: backbone.weights says where the weights come from (random, "
-                "imagenet or a file), and backbone.args how the network is built."
-            )
-    _refuse_class_in(args, "backbone.args")
-
-
-def _results_folder(path: str) -> str:
-    """Also where it is relative, and the folder that it is relative to has a name that is no text."""
-    _decodable("output_dir", os.path.abspath(_at_home(path)))
-    return _at_home(path)
-
-
-def _input_path(key: str, path: str) -> str:
-    """A run's settings are kept with whole paths, without links."""
-    path = _at_home(path)
-    if path and os.path.exists(path):
-        _decodable(key, os.path.realpath(path))
-    return path
 
 
 def _refuse_unknown(node: DictConfig, path: str = "") -> None:
@@ -391,8 +303,6 @@ def _check(config: Config) -> None:
             value = attrgetter(key)(config)
             if value is not None and not holds(value):
                 raise UserError(f"{key}={value} {rule}.")
-    below("name", config.name)
-    below("sweep.name", config.sweep.name)
     if config.sae.ensemble > 1 and config.trainer.devices != 1:
         raise UserError(
             f"sae.ensemble={config.sae.ensemble} trains SAEs together on one device; it cannot go with "

@@ -66,9 +66,9 @@ def stored_settings(
 
 def _read(file: Path) -> dict[str, Any]:
     """The settings as plain values, of which no text means anything else."""
+    if not file.is_file() or not file.stat().st_size:
+        raise UserError(f"{file.parent} is no folder of a run: it holds no {file.name}.")
     try:
-        if not file.is_file() or not file.stat().st_size:
-            raise UserError(f"{file.parent} is no folder of a run: it holds no {file.name}.")
         stored = _as_text(yaml.safe_load(file.read_text(encoding="utf-8")), [0])
     except yaml.YAMLError as error:
         raise UserError(f"{file}: {str(error).splitlines()[0]}.") from error

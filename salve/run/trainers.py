@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import timm.layers
 import torch
 from pytorch_lightning.callbacks import Callback, RichProgressBar
 from pytorch_lightning.loggers import Logger
@@ -20,6 +19,7 @@ from torch import nn
 
 from salve.data.ranks import place
 from salve.run.progress import ProgressLines
+from salve.timm_alone import timm
 
 log = logging.getLogger(__name__)
 

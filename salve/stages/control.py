@@ -12,8 +12,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from salve.artifacts import Artifact, for_spreadsheets, write_record, write_table
+from salve.artifacts import Artifact, write_record, write_table
 from salve.backbones import Captured
+from salve.cells import for_spreadsheets
 from salve.editing import Edit, EditEvaluation, apply_recipe, load_recipe, make_recipes, save_recipe
 from salve.editing.curves import edit_accuracies, edit_outcomes
 from salve.editing.verdict import (

@@ -520,7 +520,7 @@ FORMULAS = [
     "-2+3",
     "@SUM(1)",
     "\tx",
-    "\rx",
+    "\nx",
     "=",
     "-",
     "'",
@@ -642,7 +642,7 @@ def test_a_full_disk_is_the_systems_error_with_the_files_name(tmp_path: Path, mo
     def full(*_: object, **__: object) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(artifacts, "save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(OSError, match="No space left on device") as caught:
         save_tensors(tmp_path / "a.safetensors", {"a": torch.ones(1)})
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "a.safetensors"))
