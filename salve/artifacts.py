@@ -247,6 +247,12 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def is_own(folder: Path, path: Path) -> bool:
+    """Whether a file of an artifact lies in its folder, and is no link to something elsewhere: what is reported, copied
+    or uploaded is the artifact's. The folder itself may be a link."""
+    return path.resolve().is_relative_to(folder.resolve())
+
+
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
     """Write a JSON record with sorted keys."""
     path.write_text(json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -278,8 +284,9 @@ def read_table(path: Path) -> "pd.DataFrame":
     import pandas as pd
 
     dtype = dict.fromkeys(TEXT_COLUMNS, str)
-    # Some pandas read numbers fast instead of to the last bit unless told otherwise.
-    frame = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=dtype, float_precision="round_trip")
+    # Before 3.1 pandas read numbers fast instead of to the last bit unless told otherwise; then it refuses to be told.
+    exact = {"float_precision": "round_trip"} if tuple(map(int, pd.__version__.split(".")[:2])) < (3, 1) else {}
+    frame = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=dtype, **exact)
     for column in frame.columns.intersection(list(TEXT_COLUMNS)):
         frame[column] = frame[column].fillna("").astype(str)
     return from_spreadsheets(frame)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import yaml
 from filelock import FileLock, Timeout
 
-from salve.artifacts import read_record, write_record
+from salve.artifacts import is_own, read_record, write_record
 from salve.run.schema import PATHS, Config, change_path
 from salve.run.stored import stored_settings
 from salve.types import UserError
@@ -71,6 +71,9 @@ class RunFolder:
         a run is that of the settings as they were given.
         """
         self.path.mkdir(parents=True, exist_ok=True)
+        for path in self.path.rglob("*"):  # of an earlier attempt, which may have been made elsewhere
+            if path.is_symlink() and not is_own(self.path, path):
+                path.unlink()
         kept = asdict(settings)
         for group, name in PATHS:
             change_path(kept[group], name, _whole_path)

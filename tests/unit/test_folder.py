@@ -9,9 +9,19 @@ from pathlib import Path
 from threading import Barrier
 
 import pytest
+from hydra import compose, initialize_config_dir
 
+from salve.run.explain import conf_dir
 from salve.run.folder import RunFolder, claimed, in_one_sentence
+from salve.run.schema import Config, register, resolve
 from salve.types import UserError
+
+
+@pytest.fixture
+def settings() -> Config:
+    register()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return resolve(compose("config"))
 
 
 @pytest.fixture
@@ -91,6 +101,19 @@ def test_a_crash_before_the_settings_are_checked_leaves_no_folder(logged: Path) 
 def test_a_folder_that_is_claimed_only_holds_no_settings(tmp_path: Path) -> None:
     with claimed(tmp_path / "run") as folder, pytest.raises(UserError, match=r"no folder of a run.*config\.yaml"):
         RunFolder(folder).settings()
+
+
+def test_results_are_not_written_through_links_of_an_earlier_attempt(tmp_path: Path, settings: Config) -> None:
+    folder, precious = RunFolder(tmp_path / "run"), tmp_path / "precious"
+    (folder.path / "wandb").mkdir(parents=True)
+    precious.mkdir()
+    (precious / "file").write_text("all of it")
+    for name, target in (("index.html", precious / "file"), ("tables", precious), ("wandb/latest", folder.path)):
+        (folder.path / name).symlink_to(target)
+    folder.prepare(settings)
+    assert {path.name for path in folder.path.iterdir()} == {"config.yaml", "wandb"}
+    assert (folder.path / "wandb" / "latest").is_symlink()
+    assert (precious / "file").read_text() == "all of it"
 
 
 @pytest.mark.parametrize(
