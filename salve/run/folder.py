@@ -1,6 +1,5 @@
 """A run's folder: what its files say about the run, and the settings it was made with."""
 
-import errno
 import json
 import logging
 import os
@@ -19,6 +18,7 @@ from filelock import FileLock, Timeout
 from salve.artifacts import is_own, read_record, write_record
 from salve.run.schema import PATHS, Config, change_path
 from salve.run.stored import stored_settings
+from salve.system import in_one_sentence, refused_by_system
 from salve.types import UserError
 
 #: What a sweep planned, in the folder that holds its runs.
@@ -94,8 +94,9 @@ class RunFolder:
         """Keep the reason of a failure, and return it as one line."""
         first = (str(error).strip().splitlines() or [""])[0]
         known = isinstance(error, UserError | str)
-        if isinstance(error, OSError):
-            known, first = True, in_one_sentence(error)
+        refused = None if isinstance(error, UserError | str) else refused_by_system(error, self.path)
+        if refused is not None:
+            known, first = True, in_one_sentence(refused)
         reason = first if known else f"{type(error).__name__}: {first}".removesuffix(": ")
         kind = "interrupted" if isinstance(error, str) else type(error).__name__
         try:
@@ -213,14 +214,3 @@ def _remove(folder: Path) -> None:
     with suppress(OSError):  # not empty: there are other runs
         for above in folder.parents[:2]:
             above.rmdir()
-
-
-def in_one_sentence(error: OSError) -> str:
-    """What the system refused, where, and what to do about it."""
-    where = f"{error.filename}: " if error.filename else ""
-    what = error.strerror or str(error) or type(error).__name__
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{where}{what}; make room and give the same command again, which goes on where this one stopped."
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-        return f"{where}{what}; choose a folder that you may write to with output_dir=FOLDER, or a file you may read."
-    return f"{where}{what}."

@@ -19,6 +19,7 @@ from torch import nn
 
 from salve.data.ranks import place
 from salve.run.progress import ProgressLines
+from salve.system import refused_by_system
 from salve.timm_alone import timm
 
 log = logging.getLogger(__name__)
@@ -134,10 +135,10 @@ class _Checkpoints(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(unfinished, path)
-        except RuntimeError as error:  # torch's own, over the system's reason, such as a full disk
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from None
-            raise
+        except (RuntimeError, OSError) as error:  # torch's own, over the system's reason, such as a full disk
+            if (refused := refused_by_system(error, path)) is None:
+                raise
+            raise refused from error
         finally:
             with suppress(FileNotFoundError):
                 unfinished.unlink()

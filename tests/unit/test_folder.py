@@ -12,8 +12,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from salve.run.explain import conf_dir
-from salve.run.folder import RunFolder, claimed, in_one_sentence
+from salve.run.folder import RunFolder, claimed
 from salve.run.schema import Config, register, resolve
+from salve.system import in_one_sentence
 from salve.types import UserError
 
 
@@ -129,7 +130,8 @@ def test_results_are_not_written_through_links_of_an_earlier_attempt(tmp_path: P
 )
 def test_what_the_system_refuses_is_one_sentence(error: OSError, says: str, tmp_path: Path) -> None:
     assert re.search(says, in_one_sentence(error))
-    assert RunFolder(tmp_path).fail(error) == in_one_sentence(error)
+    without_a_place = error.errno is not None and error.filename is None
+    assert RunFolder(tmp_path).fail(error) == (f"{tmp_path}: " if without_a_place else "") + in_one_sentence(error)
 
 
 def test_a_folder_that_cannot_be_made_is_an_error_of_the_system(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from salve.report.sweep.read import SweptRun
 from salve.report.sweep.summary import SweepSummary, write_whole
 from salve.report.text import number, percent
 from salve.sae import load_sae
+from salve.system import refused_by_system
 from salve.types import UserError
 
 TABLE = "stability.csv"
@@ -61,7 +62,7 @@ def compare_seeds(summary: SweepSummary, artifacts: Path) -> Path:
         with ``random_…`` beside it, by :func:`salve.metrics.random_stability`; ``flipped_fraction``.
 
     Raises:
-        UserError: no two runs can be compared, an SAE is not there, or the file cannot be written.
+        UserError: no two runs can be compared, or an SAE is not there. OSError: the file cannot be written.
     """
     folder = summary.csv.parent
     settings = [name for name in summary.varying if not is_seed(name)]
@@ -88,7 +89,7 @@ def compare_seeds(summary: SweepSummary, artifacts: Path) -> Path:
     try:
         write_whole(folder / TABLE, pd.DataFrame(rows))
     except OSError as error:
-        raise UserError(f"{TABLE} cannot be written into {folder} ({error.strerror}).") from error
+        raise refused_by_system(error, folder) or error from None
     return folder / TABLE
 
 
