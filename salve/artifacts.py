@@ -11,7 +11,6 @@ import errno
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -24,6 +23,7 @@ from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 
 from salve.cells import for_spreadsheets, from_spreadsheets
+from salve.system import refused_by_system
 
 if TYPE_CHECKING:  # they take seconds, and settings are checked without a table or a tensor
     import pandas as pd
@@ -310,9 +310,7 @@ def save_tensors(path: Path, tensors: "Mapping[str, Tensor]", header: Mapping[st
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path, metadata=dict(header or {}))
         path.chmod(mode)  # safetensors leaves a file that its owner alone may read
     except SafetensorError as error:  # its only reason is the system's, such as a full disk
-        number = re.search(r"os error (\d+)", str(error))
-        code = int(number[1]) if number else errno.EIO
-        raise OSError(code, os.strerror(code), str(path)) from error
+        raise refused_by_system(error, path) or OSError(errno.EIO, os.strerror(errno.EIO), str(path)) from error
 
 
 def load_tensors(path: Path) -> "dict[str, Tensor]":

@@ -143,6 +143,10 @@ class _Checkpoints(TorchCheckpointIO):
             with suppress(FileNotFoundError):
                 unfinished.unlink()
 
+    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = True) -> Any:
+        # Some versions of Lightning would unpickle anything.
+        return torch.load(path, map_location or "cpu", weights_only=True)
+
 
 class _SharedBatchNorm(LayerSync):
     """BatchNorm over the rows of all ranks; timm's own BatchNorm keeps the activation that it contains."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from hydra import compose, initialize_config_dir
 
@@ -20,6 +21,7 @@ from salve.run.explain import conf_dir
 from salve.run.folder import RunFolder
 from salve.run.jobs import make_runs
 from salve.run.schema import DATA, Config, register, resolve
+from salve.run.trainers import _Checkpoints
 from salve.types import UserError
 from tests.integration.conftest import quiet_logging
 
@@ -195,6 +197,14 @@ def test_a_pickle_in_the_place_of_cifar_100_is_not_loaded(
     status, said = salve(f"rerun={sent(lambda stored: stored.update(data=data))}")
     assert status == 2
     assert "or a damaged one" in said
+    assert not (tmp_path / "proof").exists()
+
+
+def test_a_checkpoint_is_not_unpickled(tmp_path: Path) -> None:
+    torch.save({"state_dict": {}, "more": Bomb(tmp_path / "proof")}, tmp_path / "last.ckpt")
+    for unsafe in (True, False, None):
+        with pytest.raises(pickle.UnpicklingError):
+            _Checkpoints().load_checkpoint(tmp_path / "last.ckpt", weights_only=unsafe)
     assert not (tmp_path / "proof").exists()
 
 
