@@ -100,7 +100,7 @@ def _run() -> None:
 
     from salve.run.rerun import rerun
 
-    if not rerun(sys.argv[1:], Console()):
+    if not rerun(sys.argv[1:], Console(markup=False, emoji=False)):
         raise SystemExit(1)
 
 

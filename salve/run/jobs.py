@@ -72,4 +72,4 @@ def _make(folder: RunFolder, classes: Collection[str], made: set[str]) -> None:
 
 def _quiet() -> Console:
     """What a run would show on the terminal: jobs run beside each other, and the sweep shows their progress."""
-    return Console(file=io.StringIO())
+    return Console(file=io.StringIO(), markup=False, emoji=False)

@@ -50,7 +50,7 @@ def test_what_is_installed_is_allowed() -> None:
             assert one.specifier.contains(version(one.name), prereleases=True), one
 
 
-#: The package that something imported comes in, where that has another name; "" where another package or an extra brings it.
+#: The package that an import comes in, where that has another name; "" where another package or an extra brings it.
 PACKAGES = {"PIL": "pillow", "yaml": "pyyaml", "hydra": "hydra-core"}
 PACKAGES |= dict.fromkeys(("salve", "hydra_plugins", "submitit", "markupsafe"), "")
 

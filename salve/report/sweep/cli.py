@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     from salve.report.sweep.summary import print_summary, summarise_sweep
 
-    console = Console()
+    console = Console(markup=False, emoji=False)
     try:
         summary = summarise_sweep(given.folder)
         print_summary(summary, console)
