@@ -40,14 +40,17 @@ def stored_settings(
     """
     stored = _read(file)
     try:
-        typed = {one.get_key_element(): one.value() for one in OverridesParser.create().parse_overrides(list(changes))}
+        overrides = OverridesParser.create().parse_overrides(list(changes))
     except HydraException as error:
         raise UserError(explain(error)) from error
+    if several := [one.input_line for one in overrides if one.is_sweep_override()]:
+        raise UserError(f"{several[0]} names several values, and a rerun repeats one run; give one of them.")
+    typed = {one.get_key_element(): one.value() for one in overrides}
     _refuse_untrusted(file, stored, typed, classes)
     config = OmegaConf.structured(Config)
     try:
         target = typed.get("data._target_", stored["data"]["_target_"])
-        if target in DATA:
+        if isinstance(target, str) and target in DATA:
             config.data = OmegaConf.structured(DATA[target])
         config.merge_with(stored)
         for key, value in (instead or {}).items():

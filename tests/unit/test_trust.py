@@ -379,6 +379,13 @@ def test_a_damaged_manifest_is_said_before_the_run_is_repeated(
     assert salve(f"rerun={folder}") == (0, "")
 
 
+def test_changes_that_are_none_are_one_sentence(sent: Callable[[Edit], Path], salve: Salve) -> None:
+    folder = sent(lambda _: None)
+    assert "sae.sparsity=1,2 names several values" in refused(salve, folder, "sae.sparsity=1,2")
+    assert "backbone.args names a group" in refused(salve, folder, "backbone.args={_target_: os.system}")
+    assert "must be a name, or a path below output_dir" in refused(salve, folder, "name=../x")
+
+
 # -- sweeps
 
 
