@@ -1,4 +1,4 @@
-.PHONY: help install quickstart paper test test-slurm lint check clean
+.PHONY: help install quickstart paper test test-lowest test-slurm lint check clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -25,6 +25,20 @@ paper: install  ## the paper's figures and claims, with what this machine has (P
 test: install  ## the whole test suite
 	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
+# The oldest Python that is supported, where there is one.
+LOWEST_PYTHON ?= $(shell python3.10 -c 'import sys; print(sys.executable)' 2>/dev/null || echo $(PYTHON))
+LOWEST_TESTS ?= tests
+
+.venv-lowest/.installed: pyproject.toml tests/lowest.txt
+	rm -rf .venv-lowest
+	$(LOWEST_PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --upgrade pip
+	.venv-lowest/bin/python -m pip install --quiet --constraint tests/lowest.txt --editable '.[dev]'
+	touch $@
+
+test-lowest: .venv-lowest/.installed  ## the suite with the lowest versions that are allowed (LOWEST_TESTS=… for a part of it)
+	.venv-lowest/bin/python -m pytest -n auto --maxprocesses 4 $(LOWEST_TESTS)
+
 test-slurm: install  ## sweeps on a real SLURM of one node, brought up for it (Debian or Ubuntu, as root)
 	$(BIN)/python -m pip install --quiet --editable '.[slurm]'
 	tests/cluster/slurm.sh $(BIN)/python -m pytest tests/cluster/test_slurm.py
@@ -37,4 +51,4 @@ lint: install
 check: lint test  ## everything a reviewer would check: format, lint, types, tests
 
 clean:  ## remove the environment and caches; outputs/ stays
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-lowest .mypy_cache .pytest_cache .ruff_cache

@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parsed(parser, arguments)
     try:
         place = place_of(given)
-        failed = reproduce(place, given.only, given.on, Console())
+        failed = reproduce(place, given.only, given.on, Console(markup=False, emoji=False))
     except UserError as error:
         print(f"reproduce: {error}", file=sys.stderr)
         return 2
@@ -77,8 +77,10 @@ def reproduce(place: Place, only: Sequence[str], on: Sequence[str] | None, conso
     page = write_page(paper_folder(place), list(EXPERIMENTS.values()), missing)
     minutes = (time.monotonic() - began) / 60
     for row in missing:
-        console.print(f"not run: {row.experiment} on {row.ground}: {row.reason}", highlight=False, soft_wrap=True)
-    console.print(f"{minutes:.1f} minutes. The page: {page}", highlight=False, soft_wrap=True)
+        console.print(
+            f"not run: {row.experiment} on {row.ground}: {row.reason}", highlight=False, soft_wrap=True, markup=False
+        )
+    console.print(f"{minutes:.1f} minutes. The page: {page}", highlight=False, soft_wrap=True, markup=False)
     return failed
 
 

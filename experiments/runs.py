@@ -204,7 +204,7 @@ def opened(config: str, ground: Ground, place: Place) -> Iterator[Study]:
     settings = RunFolder(folder / planned[0].key).settings([f"output_dir={quoted(place.output_dir)}"])
     store = Store(place.output_dir / "artifacts", lambda _: None)
     with gathered(settings.trainer) as ranks:
-        job = build_job(settings, store, lambda _: DummyLogger(), Console(), ranks)
+        job = build_job(settings, store, lambda _: DummyLogger(), Console(markup=False, emoji=False), ranks)
         runs = sorted((_open(job, folder, run) for run in planned), key=lambda run: run.seed)
         if len({run.artifacts["activations"].key for run in runs}) > 1:
             raise UserError(f"The runs in {folder} do not share a classifier; choose an empty --output-dir.")

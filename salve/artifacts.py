@@ -13,7 +13,6 @@ open its files in many places, and some only when they need a row. One that is d
 import errno
 import hashlib
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 
+from salve.cells import for_spreadsheets, from_spreadsheets
 from salve.files import digest_of as digest_of
 from salve.files import digest_of_file as digest_of_file
 from salve.files import file_digests, flush, forget, move_memory
@@ -36,6 +36,7 @@ from salve.files import write_whole as write_whole
 from salve.files import written_whole as written_whole
 from salve.integrity import DONE as DONE
 from salve.integrity import RECIPE, UNFINISHED, damage_of, set_aside
+from salve.system import refused_by_system
 from salve.types import UserError
 
 if TYPE_CHECKING:  # they take seconds, and settings are checked without a table or a tensor
@@ -282,28 +283,36 @@ def _emptied(folder: Path) -> None:
     folder.mkdir(parents=True)
 
 
+def is_own(folder: Path, path: Path) -> bool:
+    """Whether a file of an artifact lies in its folder, and is no link to something elsewhere: what is reported, copied
+    or uploaded is the artifact's. The folder itself may be a link."""
+    return path.resolve().is_relative_to(folder.resolve())
+
+
 def write_table(path: Path, frame: "pd.DataFrame") -> None:
-    """Write a table as CSV; infinite values are written as ``inf``."""
-    frame.to_csv(path, index=False)
+    """Write a table as CSV, for :func:`read_table`; infinite values are written as ``inf``."""
+    for_spreadsheets(frame).to_csv(path, index=False)
 
 
 #: Columns that hold names: a class may be called "01", "inf" or "NA", and stays text.
 TEXT_COLUMNS = (
     *("class", "classes", "top_class", "worst_class", "target", "label", "concept", "true", "predicted"),
-    *("latents", "kind", "mode", "split", "reason", "recipe"),
+    *("latents", "kind", "mode", "split", "reason", "recipe", "run", "run_a", "run_b"),
 )
 
 
 def read_table(path: Path) -> "pd.DataFrame":
-    """Read a table; text columns are ``str`` ("" where empty), elsewhere only an empty cell is missing."""
+    """Read what :func:`write_table` wrote: text columns are ``str`` ("" where empty), elsewhere only an empty cell is
+    missing."""
     import pandas as pd
 
     dtype = dict.fromkeys(TEXT_COLUMNS, str)
-    # Some pandas read numbers fast instead of to the last bit unless told otherwise.
-    frame = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=dtype)
+    # Before 3.1 pandas read numbers fast instead of to the last bit unless told otherwise; then it refuses to be told.
+    exact = {"float_precision": "round_trip"} if tuple(map(int, pd.__version__.split(".")[:2])) < (3, 1) else {}
+    frame = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=dtype, **exact)
     for column in frame.columns.intersection(list(TEXT_COLUMNS)):
         frame[column] = frame[column].fillna("").astype(str)
-    return frame
+    return from_spreadsheets(frame)
 
 
 def save_tensors(path: Path, tensors: "Mapping[str, Tensor]", header: Mapping[str, str] | None = None) -> None:
@@ -324,9 +333,7 @@ def save_tensors(path: Path, tensors: "Mapping[str, Tensor]", header: Mapping[st
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path, metadata=dict(header or {}))
         path.chmod(mode)  # safetensors leaves a file that its owner alone may read
     except SafetensorError as error:  # its only reason is the system's, such as a full disk
-        number = re.search(r"os error (\d+)", str(error))
-        code = int(number[1]) if number else errno.EIO
-        raise OSError(code, os.strerror(code), str(path)) from error
+        raise refused_by_system(error, path) or OSError(errno.EIO, os.strerror(errno.EIO), str(path)) from error
 
 
 def load_tensors(path: Path) -> "dict[str, Tensor]":

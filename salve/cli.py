@@ -1,5 +1,6 @@
 """``salve``: the command line, over Hydra. Nothing heavy is imported before the settings are known to be right."""
 
+import logging
 import os
 import shlex
 import shutil
@@ -14,6 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from salve.system import in_one_sentence, refused_by_system
 from salve.types import UserError
 
 #: Hydra's variable; set to 1, errors are shown with all that led to them.
@@ -31,7 +33,7 @@ def task(config: DictConfig) -> None:
     if config.sweep.runs:
         from salve.run.jobs import make_runs
 
-        make_runs(folder.parent, config.sweep.runs)
+        make_runs(folder.parent, config.sweep.runs, [config.data._target_])
         return
     try:
         settings = resolve(config)
@@ -41,10 +43,14 @@ def task(config: DictConfig) -> None:
 
         with claimed(folder) as own:
             execute(settings, own, "salve " + shlex.join(HydraConfig.get().overrides.task))
-    except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
+    except Exception as error:
+        expected = isinstance(error, UserError | HydraException | OmegaConfBaseException)
+        told = error if expected else refused_by_system(error, config.output_dir)
+        if told is None:
+            raise
         _remove_if_empty(folder)
         # Hydra would print what goes through it as an Exception.
-        raise SystemExit(2) from error
+        raise SystemExit(2) from told
 
 
 def main() -> None:
@@ -55,6 +61,7 @@ def main() -> None:
     # Hydra's parser takes settings in one piece only: `salve sae=topk -m sae.k=2,4` would be an error.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
     register()
+    logging.raiseExceptions = False  # a log that a full disk does not take is not worth a traceback for each line
     wants_all = os.environ.get(FULL_ERROR) == "1"
     try:
         with _hydra_raises(), _joined() as leads:
@@ -77,6 +84,10 @@ def main() -> None:
             raise
         print(f"salve: {said}", file=sys.stderr)
         raise SystemExit(2) from None
+    except Exception as error:
+        if wants_all or (told := refused_by_system(error)) is None:
+            raise
+        _tell(told, wants_all)
 
 
 def _run() -> None:
@@ -89,7 +100,7 @@ def _run() -> None:
 
     from salve.run.rerun import rerun
 
-    if not rerun(sys.argv[1:], Console()):
+    if not rerun(sys.argv[1:], Console(markup=False, emoji=False)):
         raise SystemExit(1)
 
 
@@ -103,8 +114,6 @@ def _tell(error: BaseException, wants_all: bool) -> None:
     if isinstance(error, HydraException | OmegaConfBaseException):  # one of Hydra's is an OSError, too
         said = explain(error)
     elif isinstance(error, OSError):
-        from salve.run.folder import in_one_sentence
-
         said, status = in_one_sentence(error), 1
     elif isinstance(error, UserError):
         said = str(error)

@@ -12,6 +12,7 @@ from experiments.sae_variants.compare import Target
 from experiments.sae_variants.figure import NAME, comparison_figure
 from experiments.sae_variants.runs import EXPERIMENTS, FULL, QUICK, collect, make
 from experiments.sae_variants.tables import markdown, reference_summary, summary
+from salve.artifacts import write_table
 from salve.types import UserError
 
 #: Where variants are compared. L0 means something else for linear latents, which are never zero; FVE does not.
@@ -74,10 +75,10 @@ def compare(given: argparse.Namespace) -> None:
     table = summary(runs, TARGETS)
     folder = given.output_dir / "experiments" / f"sae_variants{plan.name}"
     folder.mkdir(parents=True, exist_ok=True)
-    runs.to_csv(folder / "runs.csv", index=False)
-    pd.concat([one.edits for one in found]).to_csv(folder / "edits.csv", index=False)
-    pd.concat([one.references for one in found]).to_csv(folder / "references.csv", index=False)
-    table.to_csv(folder / "summary.csv", index=False)
+    write_table(folder / "runs.csv", runs)
+    write_table(folder / "edits.csv", pd.concat([one.edits for one in found], ignore_index=True))
+    write_table(folder / "references.csv", pd.concat([one.references for one in found], ignore_index=True))
+    write_table(folder / "summary.csv", table)
     (folder / "summary.md").write_text(markdown(table, references), encoding="utf-8")
     save(comparison_figure(runs, table, references), folder, NAME)
     print(f"Tables and figure: {folder}")

@@ -6,13 +6,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import timm
 from torch import nn
 from torchvision import models as torchvision_models
 
 from salve.backbones.adapt import adapted, load_strictly
 from salve.backbones.sites import find_site
 from salve.backbones.weights import read_checkpoint, reason
+from salve.timm_alone import timm
 from salve.types import UserError
 
 

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import timm
 import torch
 from torch import nn
 from torchvision import models as torchvision_models
 
 from salve.backbones.sites import find_site
 from salve.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from salve.timm_alone import timm
 from salve.types import UserError
 
 #: Of the resize to the crop, where nothing else is known: 256 to 224.

@@ -156,10 +156,11 @@ def _imagenet(folders: Sequence[str]) -> tuple[dict[str, int], dict[str, str]]:
 def _imagenet_classes() -> tuple[dict[str, int], dict[str, int], dict[str, int], tuple[str, ...]]:
     """Of ImageNet's 1,000 classes: wnid → unit, name → unit, name without case and separators → unit; and the names."""
     # Only who asks for them waits the second that these take.
-    from timm.data import ImageNetInfo
     from torchvision.models._meta import _IMAGENET_CATEGORIES as NAMES
 
-    info = ImageNetInfo()
+    from salve.timm_alone import timm
+
+    info = timm.data.ImageNetInfo()
     wnids = {str(info.index_to_label_name(unit)): unit for unit in range(len(NAMES))}
     exact = {name: unit for unit, name in enumerate(NAMES)}
     # Synonyms: "tench, Tinca tinca". A name that several classes have is none of them.

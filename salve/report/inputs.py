@@ -1,4 +1,4 @@
-"""Reads what earlier stages left, forgiving of what is not there."""
+"""Reads what earlier stages left, forgiving of what is not there; what a link leads to elsewhere is not there."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from safetensors import safe_open
 
-from salve.artifacts import read_record, read_table
+from salve.artifacts import is_own, read_record, read_table
 
 
 class Artifacts:
@@ -26,7 +26,7 @@ class Artifacts:
 
     def _file(self, kind: str, name: str) -> Path | None:
         path = self.folders[kind] / name if kind in self.folders else None
-        return path if path is not None and path.is_file() else None
+        return path if path is not None and path.is_file() and is_own(self.folders[kind], path) else None
 
     def table(self, kind: str, name: str) -> pd.DataFrame:
         """A table with text columns as ``str`` ("" where empty); no rows and no columns where there is no file."""
@@ -59,7 +59,12 @@ class Artifacts:
 
     def files(self, pattern: str) -> list[tuple[str, Path]]:
         """(kind, path) of every artifact file that matches a glob pattern, sorted."""
-        return [(kind, path) for kind in sorted(self.folders) for path in sorted(self.folders[kind].glob(pattern))]
+        return [
+            (kind, path)
+            for kind in sorted(self.folders)
+            for path in sorted(self.folders[kind].glob(pattern))
+            if path.is_file() and is_own(self.folders[kind], path)
+        ]
 
     def classes(self) -> list[str]:
         """Class names in the classifier's order; where there is no classifier, in the order tables give them."""

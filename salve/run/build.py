@@ -1,17 +1,14 @@
-"""From settings to objects; the only place that instantiates."""
+"""From settings to objects; the only place that makes what settings name."""
 
 import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from functools import lru_cache
 from typing import Any
 
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
-from omegaconf import DictConfig
 from pytorch_lightning.loggers import Logger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -25,7 +22,7 @@ from salve.data.base import ImageData
 from salve.run.progress import counted
 from salve.run.ranks import Ranks
 from salve.run.schema import Config
-from salve.run.target import one_line, refuse_target
+from salve.run.target import data_class, one_line, repr_of
 from salve.run.trainers import Trainers
 from salve.stages import BackboneSettings, Job
 from salve.types import UserError
@@ -125,20 +122,17 @@ def _checked_model(
 
 
 def _data(settings: Any) -> ImageData:
-    target = settings.get("_target_") if isinstance(settings, dict | DictConfig) else settings._target_
-    refuse_target("data._target_", target)
+    values: dict[str, Any] = asdict(settings) if is_dataclass(settings) else dict(settings)  # type: ignore[arg-type]
+    target = values.pop("_target_")
+    kind = data_class("data._target_", target)
     try:
-        data = instantiate(settings)
-    except InstantiationException as error:  # what Hydra makes of anything that a constructor raises
-        cause = error.__cause__
-        if isinstance(cause, UserError):
-            raise cause from None
-        what = f"{type(cause).__name__}: {cause}" if cause else str(error)
+        data = kind(**values)
+    except UserError:
+        raise
+    except Exception as error:  # one's own constructor may raise anything
         raise UserError(
-            f"data._target_={target} cannot be made with these settings of data ({one_line(what)})."
+            f"data._target_={target} cannot be made with these settings of data ({one_line(repr_of(error))})."
         ) from error
-    if not isinstance(data, ImageData):
-        raise UserError(f"data._target_ makes a {type(data).__name__}, which is no salve.data.ImageData.")
     data.check()
     return data
 

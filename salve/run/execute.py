@@ -57,7 +57,7 @@ def execute(
     Raises:
         UserError: something about the input is wrong; nothing half-written is left as a result.
     """
-    console = console or Console()
+    console = console or Console(markup=False, emoji=False)
     plain = asdict(config)
     store = Store(Path(config.output_dir) / "artifacts", log.info)
     succeeded = False

@@ -14,6 +14,8 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from salve.types import UserError
+
 #: What may stand before the ``=`` of an argument: a setting or a group, perhaps with Hydra's marks.
 _KEY = re.compile(r"(\+\+?|~)?[A-Za-z_][\w./@:-]*")
 
@@ -32,6 +34,8 @@ def conf_dir() -> Path:
 def explain(error: HydraException | OmegaConfBaseException) -> str:
     """One sentence for an error that Hydra raised while it composed the settings."""
     cause = error.__cause__ or error
+    if own := _raised_by_resolver(error):
+        return own
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.partition("/")
         if group == "hydra" and name.startswith("launcher/"):
@@ -79,6 +83,16 @@ def _wanted(said: str, argument: str) -> str:
     return next((kind for ending, kind in _TYPES.items() if ending in said), "")
 
 
+def _raised_by_resolver(error: BaseException) -> str:
+    """What a resolver of salve's own raised, which OmegaConf puts into words of its own; else empty."""
+    within: BaseException | None = error
+    while within is not None:
+        if isinstance(within, UserError):
+            return str(within)
+        within = within.__cause__ or within.__context__
+    return ""
+
+
 def quoted(argument: str) -> str:
     """``key=value`` as it is written in a shell, so that the value is one text, whatever its characters.
 
@@ -94,6 +108,8 @@ def quoted(argument: str) -> str:
 
 def _unreadable(argument: str) -> str:
     key, equals, value = argument.partition("=")
+    if any("\ud800" <= letter <= "\udfff" for letter in argument):  # bytes that are no text
+        return f"{argument.encode(errors='backslashreplace').decode()} is not UTF-8; settings are texts that are."
     if not equals or not _KEY.fullmatch(key):
         return f"{argument} cannot be read; settings are given as key=value, and salve --help says which there are."
     if value[:1] in ("[", "{"):

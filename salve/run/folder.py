@@ -1,13 +1,12 @@
 """A run's folder: what its files say about the run, and the settings it was made with."""
 
-import errno
 import json
 import logging
 import os
 import platform
 import shutil
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -15,15 +14,12 @@ from typing import Any, Literal
 
 import yaml
 from filelock import FileLock, Timeout
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from salve.artifacts import read_record, write_whole
+from salve.artifacts import is_own, read_record, write_whole
 from salve.integrity import MANIFEST, METRICS, SETTINGS, artifacts_of_run, check_artifact, damage_of_run
-from salve.run.explain import explain
-from salve.run.schema import PATHS, Config, change_path, resolve
+from salve.run.schema import PATHS, Config, change_path
+from salve.run.stored import stored_settings
+from salve.system import in_one_sentence, refused_by_system
 from salve.types import UserError
 
 #: What a sweep planned, in the folder that holds its runs.
@@ -103,6 +99,9 @@ class RunFolder:
         a run is that of the settings as they were given.
         """
         self.path.mkdir(parents=True, exist_ok=True)
+        for path in self.path.rglob("*"):  # of an earlier attempt, which may have been made elsewhere
+            if path.is_symlink() and not is_own(self.path, path):
+                path.unlink()
         kept = asdict(settings)
         for group, name in PATHS:
             change_path(kept[group], name, _whole_path)
@@ -124,8 +123,9 @@ class RunFolder:
         """Keep the reason of a failure, and return it as one line."""
         first = (str(error).strip().splitlines() or [""])[0]
         known = isinstance(error, UserError | str)
-        if isinstance(error, OSError):
-            known, first = True, in_one_sentence(error)
+        refused = None if isinstance(error, UserError | str) else refused_by_system(error, self.path)
+        if refused is not None:
+            known, first = True, in_one_sentence(refused)
         reason = first if known else f"{type(error).__name__}: {first}".removesuffix(": ")
         kind = "interrupted" if isinstance(error, str) else type(error).__name__
         try:
@@ -151,36 +151,15 @@ class RunFolder:
         """The measures of a finished run by name; none of one that is not finished."""
         return read_record(self.path / METRICS) if self.state() == "finished" else {}
 
-    def settings(self, changes: Sequence[str] = ()) -> Config:
-        """The settings that the run was made with, checked as if they had just been typed.
-
-        Args:
-            changes: ``key=value``, instead of what the folder has.
-
-        Raises:
-            UserError: the folder holds no settings, or some that this version does not know; a change of no setting.
-        """
-        path = self.path / SETTINGS
-        if not path.is_file() or not path.stat().st_size:
-            raise UserError(f"{self.path} is no folder of a run: it holds no {SETTINGS}.")
-        config = OmegaConf.structured(Config)
-        try:
-            kept = yaml.safe_load(path.read_text(encoding="utf-8"))
-            if not isinstance(kept, dict):
-                raise UserError(f"{path} holds no settings.")
-            config.merge_with(kept)
-            if missing := sorted(OmegaConf.missing_keys(config)):
-                raise UserError(f"{path} says nothing of {', '.join(missing)}: another version of salve wrote it.")
-            for override in OverridesParser.create().parse_overrides(list(changes)):
-                key = override.get_key_element()
-                if OmegaConf.is_dict(OmegaConf.select(config, key)):
-                    raise UserError(f"{key} names a group; a rerun changes single settings, such as output_dir=FOLDER.")
-                OmegaConf.update(config, key, override.value())
-        except HydraException as error:  # only the changes are Hydra's to read
-            raise UserError(explain(error)) from error
-        except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-            raise UserError(f"{path}: {str(error).splitlines()[0]}.") from error
-        return resolve(config)
+    def settings(
+        self,
+        changes: Sequence[str] = (),
+        *,
+        classes: Collection[str] = (),
+        instead: Mapping[str, Any] | None = None,
+    ) -> Config:
+        """The settings that the run was made with; see :func:`salve.run.stored.stored_settings`."""
+        return stored_settings(self.path / SETTINGS, changes, classes=classes, instead=instead)
 
 
 def _whole_path(path: str) -> str:
@@ -271,33 +250,3 @@ def _remove(folder: Path) -> None:
     with suppress(OSError):  # not empty: there are other runs
         for above in folder.parents[:2]:
             above.rmdir()
-
-
-def in_one_sentence(error: OSError) -> str:
-    """What the system refused, where, and what to do about it."""
-    where = f"{error.filename}: " if error.filename else ""
-    what = error.strerror or str(error) or type(error).__name__
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{where}{what}; make room and give the same command again, which goes on where this one stopped."
-    if error.filename is not None and (in_the_way := _in_the_way(Path(os.fsdecode(error.filename)), error)):
-        return in_the_way
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-        return f"{where}{what}; choose a folder that you may write to with output_dir=FOLDER, or a file you may read."
-    return f"{where}{what}."
-
-
-def _in_the_way(path: Path, error: OSError) -> str:
-    """One sentence, where a file or a link to nowhere lies where a folder should be, or the other way round."""
-    if error.errno == errno.EISDIR:
-        # Of a renaming the second name is the one that is taken.
-        return (
-            f"{error.filename2 or path} is a folder, where a file should be; remove it and give the same command again."
-        )
-    for place in [*reversed(path.parents), path]:
-        if place.is_symlink() and not place.exists():
-            return (
-                f"{place} is a link to nowhere ({os.readlink(place)}); make what it leads to available, or remove it."
-            )
-        if error.errno in (errno.ENOTDIR, errno.EEXIST) and place.is_file():
-            return f"{place} is a file, where a folder should be; remove it, or choose another with output_dir=FOLDER."
-    return ""

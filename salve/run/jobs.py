@@ -2,26 +2,30 @@
 
 import io
 import logging
-from collections.abc import Sequence
+import shlex
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 
 from salve.run.execute import execute, train_together
+from salve.run.explain import quoted
 from salve.run.folder import RunFolder
 from salve.run.gpus import leased_gpus
 from salve.run.ranks import joined
+from salve.run.schema import DATA
 
 log = logging.getLogger(__name__)
 
 
-def make_runs(sweep: Path, keys: Sequence[str]) -> None:
+def make_runs(sweep: Path, keys: Sequence[str], classes: Collection[str] = ()) -> None:
     """Make runs of a sweep from the settings in their folders; one that fails does not stop the others.
 
     Args:
         sweep: the sweep's folder. keys: names of the runs' folders in it. Several share their activations, and their
-            SAEs are trained together.
+            SAEs are trained together. classes: of images, that the command names besides salve's own.
     """
     folders = [RunFolder(sweep / key) for key in sorted(keys)]
     with joined() as leads, ExitStack() as held:
@@ -32,15 +36,15 @@ def make_runs(sweep: Path, keys: Sequence[str]) -> None:
         missing = [folder for folder in folders if folder.state() != "finished"]
         for folder in missing:
             folder.begin()
-        made = _share(missing) if len(missing) > 1 else set()
+        made = _share(missing, classes) if len(missing) > 1 else set()
         for folder in missing:
-            _make(folder, made)
+            _make(folder, classes, made)
 
 
-def _share(folders: Sequence[RunFolder]) -> set[str]:
+def _share(folders: Sequence[RunFolder], classes: Collection[str]) -> set[str]:
     """What the runs have in common, and their SAEs at once, which each run finds later; the keys of the SAEs."""
     try:
-        configs = [folder.settings() for folder in folders]
+        configs = [folder.settings(classes=classes) for folder in folders]
         with leased_gpus(configs[0].trainer) as gpus:
             return train_together(configs, _quiet(), gpus)
     except Exception:
@@ -49,10 +53,14 @@ def _share(folders: Sequence[RunFolder]) -> set[str]:
         return set()
 
 
-def _make(folder: RunFolder, made: set[str]) -> None:
-    sweep, again = folder.path.parent.name, f"salve rerun={folder.path}"
+def _make(folder: RunFolder, classes: Collection[str], made: set[str]) -> None:
+    sweep = folder.path.parent.name
     try:
-        config = folder.settings()
+        config = folder.settings(classes=classes)
+        # As who repeats it has to write it: a rerun takes neither of the last two from the folder.
+        again = shlex.join(["salve", f"rerun={folder.path}"]) + f" {quoted(f'output_dir={config.output_dir}')}"
+        if (target := asdict(config)["data"]["_target_"]) not in DATA:
+            again += f" data._target_={target}"
         with leased_gpus(config.trainer) as gpus:
             execute(config, folder.path, again, _quiet(), group=sweep, gpus=gpus, made=made)
     except Exception as error:
@@ -64,4 +72,4 @@ def _make(folder: RunFolder, made: set[str]) -> None:
 
 def _quiet() -> Console:
     """What a run would show on the terminal: jobs run beside each other, and the sweep shows their progress."""
-    return Console(file=io.StringIO())
+    return Console(file=io.StringIO(), markup=False, emoji=False)

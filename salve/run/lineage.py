@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from salve.artifacts import Artifact
+from salve.artifacts import Artifact, is_own
 from salve.report.sweep.names import data_name
 
 #: What is logged: kind of artifact → its type in W&B, in the order in which one is made from the other.
@@ -42,7 +42,7 @@ def log_artifacts(run: Any, artifacts: Mapping[str, Artifact], config: Mapping[s
         # Of the activations only the manifest: they are large. The store's files never change, so that they can be
         # uploaded from where they are instead of from a copy.
         for path in sorted(folder.glob("*.json") if kind == "activations" else folder.rglob("*")):
-            if path.is_file():
+            if path.is_file() and is_own(artifact.path, path):
                 name_in_it = str(path.relative_to(folder))
                 logged.add_file(str(path), name_in_it, policy="immutable", skip_cache=True)
         if artifact.reused:

@@ -8,11 +8,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 
 from salve.integrity import MANIFEST, SETTINGS, damage_of_run, read_manifest
+from salve.run.explain import conf_dir
 from salve.run.folder import LOG, RunFolder, claimed
 from salve.run.inputs import check_inputs
+from salve.run.schema import LoggerSettings
 from salve.types import UserError
 
 RERUN = "rerun="
@@ -21,6 +24,10 @@ RERUN = "rerun="
 def rerun(arguments: Sequence[str], console: Console) -> bool:
     """Repeat a run.
 
+    The folder may have been sent. What it says is computed again, from the images and weights that it names; where
+    results are written and what is sent or fetched are the caller's: ``output_dir`` and ``logger`` are those of the
+    command, or as they come, and nothing is downloaded unless the command says ``data.download=true``.
+
     Args:
         arguments: ``rerun=FOLDER``, and settings to change as ``key=value``. console: where it is shown.
 
@@ -28,11 +35,12 @@ def rerun(arguments: Sequence[str], console: Console) -> bool:
         False if an artifact came out otherwise than before.
 
     Raises:
-        UserError: no such run, one whose record is damaged, or no such setting.
+        UserError: no such run, one whose record is damaged, or no such setting; or see
+            :func:`salve.run.stored.stored_settings`.
     """
     before = RunFolder(Path(next(a for a in arguments if a.startswith(RERUN)).removeprefix(RERUN)))
     earlier = _manifest(before.path)
-    config = before.settings([argument for argument in arguments if not argument.startswith(RERUN)])
+    config = before.settings([a for a in arguments if not a.startswith(RERUN)], instead=_callers_own())
     check_inputs(config)
     from salve.run.execute import execute  # only now, since it takes seconds
 
@@ -50,6 +58,12 @@ def rerun(arguments: Sequence[str], console: Console) -> bool:
         console.print("The earlier run did not finish; there is nothing to compare with.")
         return True
     return _compare(earlier, read_manifest(folder), console)
+
+
+def _callers_own() -> dict[str, Any]:
+    """By setting, what a rerun does not take from the folder."""
+    usual = yaml.safe_load((conf_dir() / "config.yaml").read_text(encoding="utf-8"))
+    return {"output_dir": usual["output_dir"], "logger": LoggerSettings(kind="csv"), "data.download": False}
 
 
 def _manifest(folder: Path) -> dict[str, Any] | None:

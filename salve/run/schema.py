@@ -1,8 +1,8 @@
 """Types of every setting: an unknown key or a wrong type is an error before anything starts."""
 
-import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import partial
 from importlib.util import find_spec
 from itertools import pairwise
 from math import inf
@@ -13,6 +13,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from salve.run.allowed import below, check_args, check_data, input_path, refuse_undecodable, results_folder
 from salve.run.explain import list_of_choices
 from salve.settings import (
     BackboneSettings,
@@ -88,6 +89,12 @@ class Cifar100Config:
     select_share: float = MISSING
     split_seed: int = MISSING
     download: bool = MISSING
+
+
+#: The classes of images that settings may name without being trusted, each with its settings.
+DATA: dict[str, Any] = {
+    kind._target_: kind for kind in (ConceptsConfig, FolderConfig, ImagenetteConfig, Cifar100Config)
+}
 
 
 @dataclass
@@ -171,7 +178,8 @@ class Config:
 def register() -> None:
     """Make the types known to Hydra; called by the entry point, not on import."""
     OmegaConf.register_new_resolver("salve.choices", list_of_choices, replace=True)
-    OmegaConf.register_new_resolver("salve.home", _at_home, replace=True)
+    OmegaConf.register_new_resolver("salve.home", results_folder, replace=True)
+    OmegaConf.register_new_resolver("salve.below", below, replace=True)
     store = ConfigStore.instance()
     store.store(name="config_schema", node=Config)
     sweeper = {"_target_": "hydra_plugins.salve_sweeper.SalveSweeper", "params": None}
@@ -199,10 +207,15 @@ def resolve(config: DictConfig) -> Config:
     except OmegaConfBaseException as error:  # such as an interpolation of a key that does not exist
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}.") from error
     assert isinstance(resolved, Config)
+    refuse_undecodable(asdict(resolved))
+    check_data(resolved.data)
+    check_args(resolved.backbone.args)
+    for key in ("name", "sweep.name"):
+        below(key, attrgetter(key)(resolved))
     _check(resolved)
-    resolved.output_dir = _at_home(resolved.output_dir)
+    resolved.output_dir = results_folder(resolved.output_dir)
     for group, name in PATHS:
-        change_path(getattr(resolved, group), name, _at_home)
+        change_path(getattr(resolved, group), name, partial(input_path, f"{group}.{name}"))
     return resolved
 
 
@@ -218,11 +231,6 @@ def change_path(settings: Any, name: str, change: Callable[[str], str]) -> None:
             settings[name] = change(before)
         else:
             setattr(settings, name, change(before))
-
-
-def _at_home(path: str) -> str:
-    """A path whose ``~`` is the user's home: a shell leaves it in ``output_dir=~/x``, and libraries differ in it."""
-    return os.path.expanduser(path)
 
 
 def _refuse_unknown(node: DictConfig, path: str = "") -> None:

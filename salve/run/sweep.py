@@ -50,7 +50,7 @@ class Sweep:
             UserError: something about the whole sweep is impossible; nothing was started.
             SweepIncomplete: some runs failed.
         """
-        console = Console()
+        console = Console(markup=False, emoji=False)
         folder = Path(self._config.hydra.sweep.dir)
         overrides = OverridesParser.create(config_loader=self._loader).parse_overrides(list(arguments))
         overrides = list({override.get_key_element(): override for override in overrides}.values())

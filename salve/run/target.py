@@ -1,22 +1,28 @@
-"""Whether a class that is named in the settings can be imported, and if not, what is missing."""
+"""The class of images that is named in the settings: imported and looked at, and never called here."""
 
 from difflib import get_close_matches
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from salve.types import UserError
 
+if TYPE_CHECKING:
+    from salve.data.base import ImageData
 
-def refuse_target(key: str, target: Any) -> None:
-    """Refuse a ``_target_`` that cannot be imported.
+
+def data_class(key: str, target: Any) -> "type[ImageData]":
+    """The class that a ``_target_`` names.
 
     Args:
         key: of the setting, for the message. target: its value, ``package.module.Class``.
 
     Raises:
-        UserError: it says whether a module or the class is missing, or which import inside a module failed.
+        UserError: a module or the class is missing, an import inside a module failed, or what is found is no class of
+            images; the sentence says which.
     """
+    from salve.data.base import ImageData  # torch and Lightning
+
     if not isinstance(target, str) or not all(part.isidentifier() for part in target.split(".")) or "." not in target:
         raise UserError(f"{key}={target} names no class; write package.module.Class.")
     module, names = _deepest_module(key, target)
@@ -30,8 +36,11 @@ def refuse_target(key: str, target: Any) -> None:
             hint = f"; did you mean {close[0]}?" if close else "."
             raise UserError(f"{key}={target}: the module {where} is there, but has no class {name}{hint}")
         found = getattr(found, name)
-    if not callable(found):
+    if not isinstance(found, type):
         raise UserError(f"{key}={target} is a {type(found).__name__}, and no class.")
+    if not issubclass(found, ImageData):
+        raise UserError(f"{key}={target} is a class, but does not derive from salve.data.ImageData.")
+    return found
 
 
 def _deepest_module(key: str, target: str) -> tuple[ModuleType, list[str]]:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import timm.layers
 import torch
 from pytorch_lightning.callbacks import Callback, RichProgressBar
 from pytorch_lightning.loggers import Logger
@@ -20,6 +19,8 @@ from torch import nn
 from salve.artifacts import keep
 from salve.data.ranks import place
 from salve.run.progress import ProgressLines
+from salve.system import refused_by_system
+from salve.timm_alone import timm
 
 log = logging.getLogger(__name__)
 
@@ -132,13 +133,17 @@ class _Checkpoints(TorchCheckpointIO):
             with unfinished.open("wb") as file:
                 torch.save(checkpoint, file)
             keep(unfinished, path)
-        except RuntimeError as error:  # torch's own, over the system's reason, such as a full disk
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from None
-            raise
+        except (RuntimeError, OSError) as error:  # torch's own, over the system's reason, such as a full disk
+            if (refused := refused_by_system(error, path)) is None:
+                raise
+            raise refused from error
         finally:
             with suppress(FileNotFoundError):
                 unfinished.unlink()
+
+    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = True) -> Any:
+        # Some versions of Lightning would unpickle anything.
+        return torch.load(path, map_location or "cpu", weights_only=True)
 
 
 class _SharedBatchNorm(LayerSync):

@@ -236,7 +236,12 @@ def _tried(trial: _Trial) -> str | None:
     config = replace(trial.config, trainer=here, sae=replace(trial.config.sae, precision="float32"))
     store = Store(Path(config.output_dir) / "artifacts")
     try:
-        try_out(config, build_job(config, store, lambda _: DummyLogger(), Console(quiet=True), Ranks("cpu")))
+        try_out(
+            config,
+            build_job(
+                config, store, lambda _: DummyLogger(), Console(quiet=True, markup=False, emoji=False), Ranks("cpu")
+            ),
+        )
     except UserError as error:
         return str(error)
     return None

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from salve.artifacts import Artifact, write_record, write_table
 from salve.backbones import Captured
+from salve.cells import for_spreadsheets
 from salve.editing import Edit, EditEvaluation, apply_recipe, load_recipe, make_recipes, save_recipe
 from salve.editing.curves import edit_accuracies, edit_outcomes
 from salve.editing.verdict import (
@@ -70,7 +71,8 @@ def control(
                         table.add(measured, mode, target.name, settings.alpha, job.classes)
                     if mode == "suppress":
                         suppressed.append(measured.effects)
-                pd.concat(curves).to_csv(file, header=not file.tell(), index=False, float_format="%.6g")
+                lines = for_spreadsheets(pd.concat(curves))
+                lines.to_csv(file, header=not file.tell(), index=False, float_format="%.6g")
                 advance(1)
         if suppressed:
             rows = _judge(job, settings, head, splits["test"], autoencoder.decoder, targets, suppressed, folder)

@@ -18,7 +18,7 @@ from salve.run.explain import choices, conf_dir, explain, groups, list_of_choice
 from salve.run.folder import RunFolder
 from salve.run.plan import run_key
 from salve.run.schema import Config, register, resolve
-from salve.run.target import refuse_target
+from salve.run.target import data_class
 from salve.types import UserError
 
 #: Values that a person may have, of which Hydra's grammar reads hardly one as it stands.
@@ -242,6 +242,8 @@ def test_an_output_folder_that_cannot_be_made_is_a_sentence(
         ("salve_test_of_targets.needs.Data", "(ModuleNotFoundError: No module named 'no_such_dependency')"),
         ("salve_test_of_targets.wrong.Data", "is there, but cannot be imported (SyntaxError: "),
         ("salve_test_of_targets.good.number", "is a int, and no class."),
+        ("salve_test_of_targets.good.function", "is a function, and no class."),
+        ("salve_test_of_targets.good.Other", "is a class, but does not derive from salve.data.ImageData."),
         ("Data", "names no class; write package.module.Class."),
         ("a..b", "names no class; write package.module.Class."),
     ],
@@ -254,12 +256,15 @@ def test_a_target_that_cannot_be_imported(
     (package / "__init__.py").write_text("")
     (package / "needs.py").write_text("import no_such_dependency\n")
     (package / "wrong.py").write_text("class Data(\n")
-    (package / "good.py").write_text("number = 3\nclass Data: pass\n")
+    (package / "good.py").write_text(
+        "from salve.data import ImageData\nnumber = 3\n\ndef function(): pass\nclass Other: pass\n"
+        "class Data(ImageData): pass\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=r"^data\._target_=") as refusal:
-        refuse_target("data._target_", target)
+        data_class("data._target_", target)
     assert said in str(refusal.value)
-    refuse_target("data._target_", "salve_test_of_targets.good.Data")
+    assert data_class("data._target_", "salve_test_of_targets.good.Data").__name__ == "Data"
 
 
 def test_a_missing_module_leaves_no_run(refused: Salve) -> None:
@@ -274,7 +279,9 @@ def test_a_constructor_that_raises_is_a_sentence(
     (tmp_path / "salve_test_of_constructors.py").write_text(
         textwrap.dedent(
             """
-            class Data:
+            from salve.data import ImageData
+
+            class Data(ImageData):
                 def __init__(self, **settings):
                     raise RuntimeError("no disk\\nto read")
             """
@@ -319,7 +326,7 @@ def test_a_run_can_be_repeated_from_another_folder(tmp_path: Path, monkeypatch: 
 
     monkeypatch.chdir(elsewhere)
     again = folder.settings()
-    assert again.data["root"] == str(start / "images")
+    assert again.data.root == str(start / "images")
     assert again.backbone.weights == str(start / "w.pt")
     named = RunFolder(tmp_path / "named")
     named.prepare(settings("backbone.weights=imagenet"))

@@ -81,3 +81,13 @@ def test_a_run_does_load_them(tmp_path: Path) -> None:
     status, loaded, _ = started("salve.cli", "backbone.name=none", folder=tmp_path)
     assert status == "2"
     assert "torch" in loaded.split()
+
+
+def test_a_run_that_does_not_log_to_wandb_does_not_load_it(tmp_path: Path) -> None:
+    """Its folders for temporary files stay behind where a process is killed."""
+    few = ["data.train_per_class=4", "data.select_per_class=2", "data.test_per_class=2", "data.image_size=32"]
+    small = ["backbone.args.channels=[8,8,8,8]", "finetune.epochs=1", "sae.steps=1", "stages=[discover]", "trainer=cpu"]
+    status, loaded, said = started("salve.cli", *few, *small, folder=tmp_path)
+    assert status == "None", said
+    assert "wandb" not in loaded.split()
+    assert {"timm", "torch"} <= set(loaded.split())

@@ -323,7 +323,7 @@ def test_a_rerun_gives_the_same_bits(salve: Salve, tmp_path: Path, capsys: pytes
     assert salve() == 0
     (folder,) = (tmp_path / "out" / "runs" / "quickstart").iterdir()
     capsys.readouterr()
-    assert salve(f"rerun={folder}") == 0
+    assert salve(f"rerun={folder}", f"output_dir={tmp_path}/out") == 0
     lines = capsys.readouterr().out.splitlines()
     same = [line for line in lines if "the same bits" in line]
     assert [line.partition(":")[0] for line in same] == [
@@ -338,7 +338,7 @@ def test_a_rerun_gives_the_same_bits(salve: Salve, tmp_path: Path, capsys: pytes
     assert not any("found" in line for line in same)
     assert artifacts(tmp_path) == artifacts(tmp_path / "other")
     # With other settings it is another result, and the status says so.
-    assert salve(f"rerun={folder}", "sae.sparsity=1") == 1
+    assert salve(f"rerun={folder}", f"output_dir={tmp_path}/out", "sae.sparsity=1") == 1
     assert "sae: DIFFERENT" in capsys.readouterr().out
 
 

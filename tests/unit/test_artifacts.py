@@ -1,5 +1,6 @@
 """Artifacts are made once, whole or not at all, whoever asks and whatever is killed."""
 
+import csv
 import errno
 import hashlib
 import json
@@ -641,6 +642,74 @@ def test_names_that_look_like_something_else_stay_names(tmp_path: Path, names: l
     back = read_table(tmp_path / "t.csv")
     assert [list(back[column]) for column in frame] == [names, names, names, ["3", "4; 5", "6"]]
     assert all(isinstance(value, str) for column in back for value in back[column])
+
+
+FORMULAS = [
+    "=1+1",
+    "+cmd|' /C calc'!A0",
+    "-2+3",
+    "@SUM(1)",
+    "\tx",
+    "\nx",
+    "=",
+    "-",
+    "'",
+    "''",
+    "'=1",
+    "＝1",
+    "'x",
+    "a=b",
+]
+
+
+def test_no_name_is_a_formula_in_a_spreadsheet_and_all_come_back(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"class": FORMULAS, "=own": FORMULAS, "value": np.linspace(-1, 1, len(FORMULAS))})
+    frame["mixed"] = [*FORMULAS[:3], *([-0.5, None] * len(FORMULAS))[: len(FORMULAS) - 3]]
+    before = frame.copy(deep=True)
+    write_table(tmp_path / "t.csv", frame)
+    pd.testing.assert_frame_equal(frame, before)
+    with (tmp_path / "t.csv").open(newline="", encoding="utf-8") as file:
+        cells = [cell for row in csv.reader(file) for cell in row]
+    numbers = [cell for cell in cells if cell[:1] in {*"+-"}]
+    assert all(float(cell) < 0 for cell in numbers)
+    assert numbers.count("-0.5") > 3
+    assert not [cell for cell in cells if cell not in numbers and cell[:1] in {*"=+-@\t\r\n＝＋－＠"}]
+    back = read_table(tmp_path / "t.csv")
+    assert list(back) == list(frame)
+    assert list(back["class"]) == list(back["=own"]) == FORMULAS
+    assert back["value"].tolist() == frame["value"].tolist()
+    assert list(back["mixed"][:4]) == [*FORMULAS[:3], "-0.5"]
+
+
+def test_a_carriage_return_does_not_begin_a_row(tmp_path: Path) -> None:
+    write_table(tmp_path / "t.csv", pd.DataFrame({"class": ["a\r=1+1", "\r\nb", "c\rd"]}))
+    assert b"\r" not in (tmp_path / "t.csv").read_bytes()
+    assert list(read_table(tmp_path / "t.csv")["class"]) == ["a\n=1+1", "\nb", "c\nd"]
+
+
+def test_texts_that_are_numbers_stay_numbers_in_a_spreadsheet(tmp_path: Path) -> None:
+    write_table(tmp_path / "t.csv", pd.DataFrame({"class": ["-1", "+2e3", "-inf"], "value": [-0.5, 1.0, -np.inf]}))
+    assert (tmp_path / "t.csv").read_text().split() == ["class,value", "-1,-0.5", "+2e3,1.0", "-inf,-inf"]
+    assert list(read_table(tmp_path / "t.csv")["class"]) == ["-1", "+2e3", "-inf"]
+
+
+@pytest.mark.parametrize("folder", ["salve", "experiments"])
+def test_tables_are_written_in_one_place(folder: str) -> None:
+    """Whatever calls ``to_csv`` itself has to say that it is not for a spreadsheet, or that it is made for one."""
+    written = [
+        (path.name, line.strip())
+        for path in sorted((Path(__file__).parents[2] / folder).rglob("*.py"))
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if ".to_csv(" in line
+    ]
+    assert written == (
+        [
+            ("artifacts.py", "for_spreadsheets(frame).to_csv(path, index=False)"),
+            ("control.py", 'lines.to_csv(file, header=not file.tell(), index=False, float_format="%.6g")'),
+        ]
+        if folder == "salve"
+        else []
+    )
 
 
 def test_numbers_come_back_to_the_last_bit(tmp_path: Path) -> None:

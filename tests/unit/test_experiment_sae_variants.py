@@ -268,14 +268,17 @@ KNOBS = ("sae.sparsity", "sae.k")
 
 
 @pytest.mark.parametrize("data", EXPERIMENTS)
-def test_every_variant_composes(data: str) -> None:
+def test_every_variant_composes(data: str, tmp_path: Path) -> None:
+    for folder in ("train/n01440764", "train/n02102040", "val/n01440764", "val/n02102040"):
+        (tmp_path / folder).mkdir(parents=True)
+    where = [f"data.root={tmp_path}"] if data == "imagenette" else []
     register()
     configs: list[Config] = []
     few = QUICK._replace(
         families=tuple(family._replace(values=family.values[:1]) for family in QUICK.families), seeds=(7,)
     )
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        for command in commands(data, few, Path("out"), ["data.batch_size=8"]):
+        for command in commands(data, few, Path("out"), ["data.batch_size=8", *where]):
             assert command[:3] == [sys.executable, "-m", "salve.cli"]
             overrides = OverridesParser.create().parse_overrides(command[3:])
             plan(combinations(overrides), lambda given: compose("config", overrides=given), configs.append)

@@ -14,16 +14,27 @@ from threading import Barrier
 
 import pytest
 from filelock import FileLock
+from hydra import compose, initialize_config_dir
 from rich.console import Console
 
 from salve.artifacts import Store
 from salve.integrity import sealed
 from salve.run import manifest
-from salve.run.folder import RunFolder, claimed, in_one_sentence, swept_of
+from salve.run.explain import conf_dir
+from salve.run.folder import RunFolder, claimed, swept_of
 from salve.run.plan import Run
 from salve.run.rerun import rerun
+from salve.run.schema import Config, register, resolve
 from salve.run.sweep import Sweep
+from salve.system import in_one_sentence
 from salve.types import UserError
+
+
+@pytest.fixture
+def settings() -> Config:
+    register()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return resolve(compose("config"))
 
 
 @pytest.fixture
@@ -105,6 +116,19 @@ def test_a_folder_that_is_claimed_only_holds_no_settings(tmp_path: Path) -> None
         RunFolder(folder).settings()
 
 
+def test_results_are_not_written_through_links_of_an_earlier_attempt(tmp_path: Path, settings: Config) -> None:
+    folder, precious = RunFolder(tmp_path / "run"), tmp_path / "precious"
+    (folder.path / "wandb").mkdir(parents=True)
+    precious.mkdir()
+    (precious / "file").write_text("all of it")
+    for name, target in (("index.html", precious / "file"), ("tables", precious), ("wandb/latest", folder.path)):
+        (folder.path / name).symlink_to(target)
+    folder.prepare(settings)
+    assert {path.name for path in folder.path.iterdir()} == {"config.yaml", "wandb"}
+    assert (folder.path / "wandb" / "latest").is_symlink()
+    assert (precious / "file").read_text() == "all of it"
+
+
 @pytest.mark.parametrize(
     ("error", "says"),
     [
@@ -118,7 +142,8 @@ def test_a_folder_that_is_claimed_only_holds_no_settings(tmp_path: Path) -> None
 )
 def test_what_the_system_refuses_is_one_sentence(error: OSError, says: str, tmp_path: Path) -> None:
     assert re.search(says, in_one_sentence(error))
-    assert RunFolder(tmp_path).fail(error) == in_one_sentence(error)
+    without_a_place = error.errno is not None and error.filename is None
+    assert RunFolder(tmp_path).fail(error) == (f"{tmp_path}: " if without_a_place else "") + in_one_sentence(error)
 
 
 def test_a_folder_that_cannot_be_made_is_an_error_of_the_system(tmp_path: Path) -> None:

@@ -9,15 +9,21 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import yaml
+from hydra import compose, initialize_config_dir
 from rich.console import Console
 
 from salve.report import summary_table
 from salve.report.sweep import print_summary, summarise_sweep
 from salve.run import execute, rerun
+from salve.run.explain import conf_dir
+from salve.run.launch import make
+from salve.run.plan import Run
+from salve.run.schema import register, resolve
 
-PACKAGE = Path(__file__).parents[2] / "salve"
+ROOT = Path(__file__).parents[2]
+SOURCES = sorted(path for folder in ("salve", "experiments") for path in (ROOT / folder).rglob("*.py"))
 #: A closing tag of nothing raises; an opening one is swallowed; a colour is applied.
-HOSTILE = ("x[/y]", "[bold]x", "[red]a[/red]", "[/]", "a[b")
+HOSTILE = ("x[/y]", "[bold]x", "[red]a[/red]", "[/]", "a[b", ":church:")
 
 
 def unsafe_prints(source: str) -> list[int]:
@@ -35,13 +41,27 @@ def unsafe_prints(source: str) -> list[int]:
     ]
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def unsafe_consoles(source: str) -> list[int]:
+    """Lines that make a console which takes text for markup or for the name of an emoji."""
+    return [
+        node.lineno
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) == "Console"
+        and not {"markup=False", "emoji=False"} <= {f"{item.arg}={ast.unparse(item.value)}" for item in node.keywords}
+    ]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_nothing_composed_is_printed_as_markup(path: Path) -> None:
-    assert unsafe_prints(path.read_text(encoding="utf-8")) == []
+    source = path.read_text(encoding="utf-8")
+    assert unsafe_prints(source) == []
+    assert unsafe_consoles(source) == []
 
 
 def test_what_would_be_printed_as_markup_is_seen() -> None:
     assert unsafe_prints('console.print(f"{name}")\nconsole.print("; ".join(names))\nconsole.print("x")') == [1, 2]
+    assert unsafe_consoles("Console()\nConsole(markup=False)\nConsole(markup=False, emoji=False)") == [1, 2]
     assert unsafe_prints('console.print(f"{name}", markup=False)\nself._console.print(Text(f"{name}"))') == []
 
 
@@ -51,7 +71,29 @@ def shown_by(console: Console) -> str:
 
 
 def terminal() -> Console:
-    return Console(file=io.StringIO(), width=400, force_terminal=True, color_system=None)
+    file = io.StringIO()
+    return Console(file=file, width=400, force_terminal=True, color_system=None, markup=False, emoji=False)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_run_that_fails_with_a_hostile_reason_does_not_end_the_sweep(tmp_path: Path, name: str) -> None:
+    register()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = resolve(compose("config"))
+    runs = [Run(key, {"sae.variant": name}, config, ()) for key in ("abc", "def")]
+    reasons: list[str] = []
+
+    def launch(jobs: object) -> None:
+        for run in runs:
+            run.folder(tmp_path).path.mkdir()
+            reasons.append(run.folder(tmp_path).fail(RuntimeError(f"it said {name}")))
+        raise RuntimeError(f"the launcher said {name}")
+
+    console = terminal()
+    make(runs, tmp_path, launch, console)
+    assert reasons == [f"RuntimeError: it said {name}"] * 2
+    assert shown_by(console).count(f"sae.variant={name}  failed: RuntimeError: it said {name}") == 2
+    assert f"the launcher said {name}" in shown_by(console)
 
 
 @pytest.mark.parametrize("name", HOSTILE)

@@ -581,6 +581,28 @@ def test_tables_are_byte_equal_copies(ten: Run, ten_page: Page) -> None:
     ).read_bytes()
 
 
+def test_what_a_link_leads_to_elsewhere_is_not_in_the_report(tmp_path: Path) -> None:
+    (tmp_path / "secret.csv").write_text("class\nthe secret")
+    (tmp_path / "secret.json").write_text('{"latent": "the secret"}')
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "key.json").write_text('{"latent": "the secret"}')
+    run = Run(tmp_path / "run", CLASSES[:1], images=8, size=16, top=2, failing=())
+    whole = len(list((run.root / "control" / "recipes").iterdir()))
+    (run.root / "features" / "more.csv").symlink_to(tmp_path / "secret.csv")
+    (run.root / "control" / "recipes" / "more.json").symlink_to(tmp_path / "secret.json")
+    (run.root / "features" / "classes.csv").unlink()
+    (run.root / "features" / "classes.csv").symlink_to(tmp_path / "secret.csv")
+    (run.root / "sae" / "recipes").symlink_to(tmp_path / "secrets")
+    (run.root / "control" / "recipes" / "same.json").symlink_to("suppress-0.json")  # within the artifact
+    (tmp_path / "moved").symlink_to(run.root)  # where artifacts lie may be a link
+    folders = {kind: tmp_path / "moved" / kind for kind in run.folders}
+    write(tmp_path / "out", folders)
+    written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert not [path for path in written if b"the secret" in path.read_bytes()]
+    assert len(list((tmp_path / "out" / "recipes").iterdir())) == whole + 1
+    assert (tmp_path / "out" / "tables" / "control-summary.csv").is_file()
+
+
 def test_one_class_and_the_same_bytes_from_the_same_input(tmp_path: Path) -> None:
     run = Run(tmp_path, CLASSES[:1], images=8, size=16, top=2, failing=())
     once, twice = tmp_path / "once", tmp_path / "twice"

@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from salve.system import in_one_sentence
 from salve.types import UserError
 
 EPILOG = """\
@@ -57,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     from salve.report.sweep.summary import print_summary, summarise_sweep
 
-    console = Console()
+    console = Console(markup=False, emoji=False)
     try:
         summary = summarise_sweep(given.folder)
         print_summary(summary, console)
@@ -69,6 +70,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"salve-sweep: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"salve-sweep: {in_one_sentence(error)}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -57,6 +57,8 @@ def read_sweep(folder: Path) -> list[SweptRun]:
     """
     try:
         planned = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))["runs"]
+        if outside := [key for key in planned if key in ("", "..") or key != Path(key).name]:
+            raise ValueError(f"{outside[0]!r} is no name of a run")
         return [_read_run(folder, key, entry["swept"]) for key, entry in planned.items()]
     except FileNotFoundError:
         raise UserError(

@@ -24,6 +24,7 @@ from salve.report.sweep.read import SweptRun
 from salve.report.sweep.summary import SweepSummary
 from salve.report.text import number, percent
 from salve.sae import load_sae
+from salve.system import refused_by_system
 from salve.types import UserError
 
 TABLE = "stability.csv"
@@ -62,7 +63,7 @@ def compare_seeds(summary: SweepSummary, artifacts: Path) -> Path:
         with ``random_…`` beside it, by :func:`salve.metrics.random_stability`; ``flipped_fraction``.
 
     Raises:
-        UserError: no two runs can be compared, an SAE is not there, or the file cannot be written.
+        UserError: no two runs can be compared, or an SAE is not there. OSError: the file cannot be written.
     """
     folder = summary.csv.parent
     settings = [name for name in summary.varying if not is_seed(name)]
@@ -90,7 +91,7 @@ def compare_seeds(summary: SweepSummary, artifacts: Path) -> Path:
         with written_whole(folder / TABLE) as unfinished:
             pd.DataFrame(rows).to_csv(unfinished, index=False)
     except OSError as error:
-        raise UserError(f"{TABLE} cannot be written into {folder} ({error.strerror}).") from error
+        raise refused_by_system(error, folder) or error from None
     return folder / TABLE
 
 
@@ -122,7 +123,7 @@ def print_stability(path: Path, console: Console) -> None:
     Args:
         path: what :func:`compare_seeds` wrote.
     """
-    pairs = pd.read_csv(path, dtype={"run_a": str, "run_b": str})
+    pairs = read_table(path)
     settings = list(pairs.columns[: pairs.columns.get_loc("run_a")])
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     shown.title, shown.title_justify = "Stability between seeds", "left"

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from salve.artifacts import written_whole
+from salve.artifacts import write_table, written_whole
 from salve.report.inputs import column
 from salve.report.metrics import SELECT
 from salve.report.style import save_figure
@@ -21,7 +21,7 @@ from salve.report.sweep.figures import ALPHA_FLIP, FVE, KNOBS, L0, SELECTIVITY, 
 from salve.report.sweep.names import short_names, value_text, with_values
 from salve.report.sweep.read import SweptRun, read_sweep, tidy_table, varying
 from salve.report.text import MISSING, NEVER, is_missing, number, percent, plural, points, span
-from salve.types import UserError
+from salve.system import refused_by_system
 
 TABLE = "sweep.csv"
 FIGURES = "figures"
@@ -68,17 +68,17 @@ def summarise_sweep(folder: Path) -> SweepSummary:
         folder: of the sweep; nothing outside it is read, so it may have been moved.
 
     Raises:
-        UserError: the folder holds no sweep, or cannot be written into.
+        UserError: the folder holds no sweep. OSError: it cannot be written into.
     """
     runs = read_sweep(folder)
     table = tidy_table(runs)
     names = varying(table, runs)
     try:
         with written_whole(folder / TABLE) as unfinished:
-            table.to_csv(unfinished, index=False)
+            write_table(unfinished, table)
         figures, left_out = _draw(folder / FIGURES, table, names)
     except OSError as error:
-        raise UserError(f"The summary cannot be written into {folder} ({error.strerror}).") from error
+        raise refused_by_system(error, folder) or error from None
     return SweepSummary(
         folder.resolve().name, tuple(runs), table, tuple(names), folder / TABLE, tuple(figures), left_out
     )
