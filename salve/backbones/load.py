@@ -107,7 +107,7 @@ def _load_file(model: nn.Module, path: Path) -> tuple[bool, list[str]]:
     weight = state.get(f"{reader}.weight")
     if headless:
         state |= head
-    elif weight is not None and weight.ndim == 2:
+    elif weight is not None and weight.ndim == 2 and weight.shape[1] == _head(model).in_features:
         _replace_head(model, len(weight))
     load_strictly(model, state, str(path))
     return headless, [f"its entry {entry} is read"] * bool(entry) + done

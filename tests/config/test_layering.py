@@ -13,7 +13,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = (
     ("axes",),
     ("types",),
-    ("variants",),
+    ("variants", "untrusted"),
     ("settings",),
     ("artifacts", "metrics"),
     ("data", "backbones"),
