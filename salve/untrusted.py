@@ -155,3 +155,8 @@ def some(names: Iterable[object], most: int = 3) -> str:
     """The first of several names and how many more there are: ``a, b, c and 2 more``."""
     names = [str(name) for name in names]
     return ", ".join(map(shown, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def reason(error: Exception) -> str:
+    """The first sentence of an error's message, on one line and without its full stop."""
+    return shown(" ".join(str(error).split()).split(". ")[0].rstrip(".") or type(error).__name__, 300)

@@ -12,8 +12,9 @@ from torchvision import models as torchvision_models
 
 from salve.backbones.adapt import adapted, load_strictly
 from salve.backbones.sites import find_site
-from salve.backbones.weights import read_checkpoint, reason
+from salve.backbones.weights import read_checkpoint
 from salve.types import UserError
+from salve.untrusted import reason
 
 
 class Loaded(NamedTuple):

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from salve.backbones.scalars import NUMPY_SCALARS
 from salve.types import UserError
-from salve.untrusted import check_safetensors, check_torch, shown, some
+from salve.untrusted import check_safetensors, check_torch, reason, shown, some
 
 #: Where training scripts put the weights among other things, the first that is there; as timm does, averages first.
 ENTRIES = (
@@ -168,8 +168,3 @@ def check_tensors(state: Mapping[str, Tensor], path: Path) -> None:
             f"{path} was not loaded: its tensors repeat the same numbers, and would take {in_memory:,} bytes, more "
             f"than {MOST_TIMES} times those of the file."
         )
-
-
-def reason(error: Exception) -> str:
-    """The first sentence of a library's message, on one line."""
-    return shown(" ".join(str(error).split()).split(". ")[0].rstrip("."), 300)

@@ -26,12 +26,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from salve.artifacts import digest_of, save_tensors, write_record
-from salve.backbones.weights import check_tensors, reason
+from salve.backbones.weights import check_tensors
 from salve.editing.edits import Edit, HeldEdit, Recipe, checksum, checksums
 from salve.editing.gating import Channels, Mode, Scale
 from salve.settings import LARGEST
 from salve.types import UserError
-from salve.untrusted import check_safetensors, parse_json, read_text
+from salve.untrusted import check_safetensors, parse_json, read_text, reason
 
 FORMAT = "salve-edit-2"
 #: The metadata of an edited network: a JSON list of the edits it holds.
