@@ -92,8 +92,8 @@ def _no_more_than(most: int | None) -> Iterator[None]:
             found = re.search(r"(\d+) pixels", str(error))
             pixels = f"{int(found[1]):,}" if found else "more"
             raise TooLarge(
-                f"it has {pixels} pixels, and images are read up to {most or 0:,}: make it smaller, or set {MOST_PIXELS} "
-                "in the environment"
+                f"it has {pixels} pixels, and images are read up to {most or 0:,}: make it smaller, or set "
+                f"{MOST_PIXELS} in the environment"
             ) from error
         finally:
             Image.MAX_IMAGE_PIXELS = before

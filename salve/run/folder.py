@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from salve.artifacts import read_record, write_record
 from salve.run.explain import explain
 from salve.run.schema import PATHS, Config, change_path, resolve
-from salve.types import UserError
+from salve.types import Diverged, UserError
 
 #: What a sweep planned, in the folder that holds its runs.
 PLAN = "sweep.json"
@@ -114,6 +114,11 @@ class RunFolder:
         """Why the last attempt failed; empty if it did not."""
         path = self.path / FAILURE
         return str(read_record(path)["reason"]) if path.is_file() else ""
+
+    def diverged(self) -> bool:
+        """Whether the last attempt failed because a training came to nonsense, as it will with the same settings."""
+        path = self.path / FAILURE
+        return path.is_file() and read_record(path).get("kind") == Diverged.__name__
 
     def metrics(self) -> dict[str, Any]:
         """The measures of a finished run by name."""
