@@ -87,8 +87,6 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error("show takes files and folders, and no options")
         if not given.paths:
             parser.error("show takes an edit file, the folder of a run, or a .safetensors file of weights")
-    else:
-        paths = _by_place(parser, given.paths, given.weights, given.out)
     from salve.types import UserError
 
     try:
@@ -96,6 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
             for path in given.paths:
                 _say(_shown(path))
         else:
+            paths = _by_place(parser, given.paths, given.weights, given.out)
             more = _change(given.action, paths, given.edit, given.alpha)
             _say(f"Wrote {paths.out}{more}.")
     except (UserError, OSError) as error:
@@ -302,7 +301,9 @@ def _described(held: "HeldEdit") -> str:
 
 
 def _of_system(error: OSError) -> str:
-    where = f"{error.filename}: " if error.filename else ""
+    from salve.untrusted import shown
+
+    where = f"{shown(str(error.filename), 500)}: " if error.filename else ""
     return f"{where}{error.strerror or error}."
 
 
