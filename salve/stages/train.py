@@ -223,7 +223,6 @@ class _Ground:
         test: Captured,
         within: int | None,
     ) -> "_Ground":
-        check_activations(train, job.layer)
         raw = train.rows if within else train.rows[:]
         shift = _mean(raw) if settings.centre else torch.zeros(raw.shape[1])
         # One scalar, so that mean ‖a‖² = M and λ means the same on every site.
@@ -232,7 +231,7 @@ class _Ground:
             raise UserError(
                 f"The activations at {job.layer} are NaN or infinite for some images: no SAE can be trained."
             )
-        scale = scale or 1.0
+        check_activations(train, job.layer)
         rows, select_rows = (_divided(part, scale) for part in (raw, select.rows if within else select.rows[:]))
         facts = {"backbone": job.backbone.name, "site": job.layer, "scale": scale}
         return cls(train, select, test, rows, select_rows, within, *head, shift, scale, facts)
