@@ -153,8 +153,10 @@ def shown(text: str, most: int = _SHOWN) -> str:
 
 def some(names: Iterable[object], most: int = 3) -> str:
     """The first of several names and how many more there are: ``a, b, c and 2 more``."""
-    names = [str(name) for name in names]
-    return ", ".join(map(shown, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
+    texts = [str(name) for name in names]
+    return ", ".join(shown(text) for text in texts[:most]) + (
+        f" and {len(texts) - most} more" if len(texts) > most else ""
+    )
 
 
 def reason(error: Exception) -> str:

@@ -33,7 +33,7 @@ def _number(kind: _DType, content: bytes) -> float | int | bool:
         raise ValueError(f"a value of numpy's that is no number ({kind.name[:20]!r})")
     if int(kind.name[1:]) > _MOST_BYTES or len(content) != int(kind.name[1:]):
         raise ValueError("a number of numpy's whose size is wrong")
-    return np.frombuffer(content, np.dtype(kind.name).newbyteorder(kind.order))[0].item()  # type: ignore[no-any-return]
+    return np.frombuffer(content, np.dtype(kind.order + kind.name))[0].item()
 
 
 def _named(stand_in: Any, module: str, name: str) -> Any:

@@ -226,7 +226,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         _expect(isinstance(record, dict), "it holds no JSON object")
     except ValueError as error:
         raise UserError(f"{path} is no edit file: {reason(error)}.") from error
-    return record  # type: ignore[no-any-return]
+    return record
 
 
 def _read_originals(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
