@@ -10,6 +10,9 @@ from typing import Any, Literal
 from salve.types import UserError
 from salve.variants import TRAITS, check_variant
 
+#: The largest number that float32 holds. All that is computed is; a larger setting would be infinite.
+LARGEST = 3.4028234663852886e38
+
 FinetuneMode = Literal["auto", "full", "probe", "none"]
 #: Of the products in an SAE's training.
 Precision = Literal["float32", "bf16"]

@@ -20,6 +20,10 @@ class UserError(ValueError):
     """Input that cannot be worked with; the message is one sentence for the person who gave it."""
 
 
+class Diverged(UserError):
+    """A training whose result is nonsense: what a search should know as bad, rather than as not tried."""
+
+
 Split = Literal["train", "select", "test"]
 """*train* fits; *select* chooses whatever is compared to be chosen; *test* reports, and chooses nothing."""
 

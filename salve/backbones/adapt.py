@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from torch import Tensor, nn
 
 from salve.types import UserError
+from salve.untrusted import shown, some
 
 #: Where a head is kept that was trained beside a backbone or put into the place of the model's own.
 HEADS = ("fc", "head", "heads", "classifier", "linear")
@@ -22,12 +23,9 @@ def adapted(state: Mapping[str, Tensor], model: nn.Module, reader: str) -> tuple
         state: names to tensors. model: what they are meant for. reader: path of its head.
     """
     wanted = model.state_dict()
-    plain = {name: ".".join(part for part in name.split(".") if part != "_orig_mod") for name in state}
-    prefix = _prefix(plain.values(), wanted)
-    named = {plain[name].removeprefix(prefix): tensor for name, tensor in state.items()}
-    compiled = any(name != short for name, short in plain.items())
-    left_out = ["'_orig_mod.'"] * compiled + [f"'{prefix}'"] * bool(prefix)
-    done = [f"its names are read without {' and '.join(left_out)}"] if left_out else []
+    names, left_out = bare_names(state, wanted)
+    named = {names[name]: tensor for name, tensor in state.items()}
+    done = [f"its names are read without {left_out}"] if left_out else []
     head = _other_head(named, wanted, reader)
     if head:
         for part in ("weight", "bias"):
@@ -36,6 +34,28 @@ def adapted(state: Mapping[str, Tensor], model: nn.Module, reader: str) -> tuple
         done.append(f"its {head} is taken as the head, {reader}")
     counts = {name: tensor for name, tensor in wanted.items() if name.endswith("num_batches_tracked")}
     return {**counts, **named}, done
+
+
+def bare_names(names: Collection[str], wanted: Collection[str]) -> tuple[dict[str, str], str]:
+    """Names of a file → the model's own names, and in words what is left out of them; "" if nothing is.
+
+    Args:
+        names: as a file has them, perhaps behind a prefix (``module.``, ``model.``, …), or with what ``torch.compile``
+            adds within them. wanted: the model's own.
+
+    Raises:
+        UserError: two names of the file would be one.
+    """
+    plain = {name: ".".join(part for part in name.split(".") if part != "_orig_mod") for name in names}
+    prefix = _prefix(plain.values(), wanted)
+    bare = {name: short.removeprefix(prefix) for name, short in plain.items()}
+    first: dict[str, str] = {}
+    for name, short in bare.items():
+        if short in first:
+            raise UserError(f"The weights hold {shown(short)} twice, as {some([first[short], name])}.")
+        first[short] = name
+    compiled = any(name != short for name, short in plain.items())
+    return bare, " and ".join(["'_orig_mod.'"] * compiled + [f"'{shown(prefix)}'"] * bool(prefix))
 
 
 def _prefix(names: Collection[str], wanted: Collection[str]) -> str:
@@ -81,15 +101,11 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], origin: str) ->
         (shapes, "has another shape for"),
     ):
         if keys:
-            raise UserError(f"{origin} does not fit {type(model).__name__}: it {complaint} {_some(keys)}.")
+            raise UserError(f"{origin} does not fit {type(model).__name__}: it {complaint} {some(sorted(keys))}.")
     bad = [key for key, tensor in state.items() if not tensor.isfinite().all()]
     if bad:
         raise UserError(
-            f"{origin} holds NaN or infinite values in {_some(bad)}: the training that made it diverged, or the file "
-            "is damaged."
+            f"{origin} holds NaN or infinite values in {some(sorted(bad))}: the training that made it diverged, or the "
+            "file is damaged."
         )
     model.load_state_dict(state)
-
-
-def _some(keys: Collection[str]) -> str:
-    return ", ".join(sorted(keys)[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")

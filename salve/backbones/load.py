@@ -11,9 +11,10 @@ from torchvision import models as torchvision_models
 
 from salve.backbones.adapt import adapted, load_strictly
 from salve.backbones.sites import find_site
-from salve.backbones.weights import read_checkpoint, reason
+from salve.backbones.weights import read_checkpoint
 from salve.timm_alone import timm
 from salve.types import UserError
+from salve.untrusted import reason
 
 
 class Loaded(NamedTuple):
@@ -107,7 +108,7 @@ def _load_file(model: nn.Module, path: Path) -> tuple[bool, list[str]]:
     weight = state.get(f"{reader}.weight")
     if headless:
         state |= head
-    elif weight is not None and weight.ndim == 2:
+    elif weight is not None and weight.ndim == 2 and weight.shape[1] == _head(model).in_features:
         _replace_head(model, len(weight))
     load_strictly(model, state, str(path))
     return headless, [f"its entry {entry} is read"] * bool(entry) + done

@@ -1,6 +1,7 @@
 """Which folders are the classes, what they are called, and which output of a network stands for each."""
 
 import csv
+import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -9,6 +10,7 @@ from pathlib import Path
 from salve.data.naming import listing
 from salve.data.walk import subfolders
 from salve.types import UserError
+from salve.untrusted import read_text, reason, shown, some
 
 IMAGENET = "imagenet"
 _COLUMNS = ("folder", "output")
@@ -122,20 +124,20 @@ def _whole(unit: object, folder: str) -> int:
             raise ValueError
     except ValueError:
         raise UserError(
-            f"data.outputs has {unit!r} for {folder!r}: an output is a whole number, counted from 0"
+            f"data.outputs has {shown(repr(unit))} for {folder!r}: an output is a whole number, counted from 0"
         ) from None
     return whole
 
 
 def _read(path: Path) -> tuple[dict[str, object], dict[str, str]]:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file, strict=True))
-    except (OSError, ValueError, csv.Error) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"data.outputs={path} cannot be read as a CSV file ({reason}): {_CHOICE}") from error
+        text = read_text(path, "No such file or directory").removeprefix("\ufeff")
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+    except (ValueError, csv.Error) as error:
+        where = shown(str(path), 300)
+        raise UserError(f"data.outputs={where} cannot be read as a CSV file ({reason(error)}): {_CHOICE}") from error
     if not rows or not set(_COLUMNS) <= rows[0].keys():
-        there = ", ".join(map(str, rows[0])) if rows else "nothing"
+        there = some(rows[0], 5) if rows else "nothing"
         raise UserError(f"data.outputs={path} needs a row of headings with folder and output, but has {there}")
     if twice := [str(folder) for folder, count in Counter(row["folder"] for row in rows).items() if count > 1]:
         raise UserError(f"data.outputs={path} has more than one row for {listing(twice)}")

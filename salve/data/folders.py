@@ -12,11 +12,10 @@ from typing import get_args
 
 import numpy as np
 import torch
-from PIL import Image
 
 from salve.data.base import ImageData, check_split
 from salve.data.classes import chosen_classes
-from salve.data.decode import UnknownWhite, check_white, read_rgb
+from salve.data.decode import TooLarge, UnknownWhite, check_white, image_size, read_rgb
 from salve.data.digests import file_digests
 from salve.data.layout import read_layout, root_folder
 from salve.data.naming import listing
@@ -59,8 +58,8 @@ class FileImages:
     def __getitem__(self, index: int) -> tuple[RawImage, int]:
         """
         Raises:
-            UnreadableImage: the file is damaged, no image, so large that it may be an attack, cannot be opened, or has
-                values of which nobody can tell how bright they are.
+            UnreadableImage: the file is damaged, no image, too large (see `read_rgb`), cannot be opened, or has values
+                of which nobody can tell how bright they are.
         """
         file = self.files[index]
         name = f"{self.folder}/{file.path}"
@@ -68,6 +67,8 @@ class FileImages:
             return read_rgb(self.root / self.folder / file.path, self.white), file.label
         except UnknownWhite as error:
             raise UnreadableImage(f"the image {name} would be wrong or all but black: {error}") from error
+        except TooLarge as error:
+            raise UnreadableImage(f"the image {name} is too large: {error}") from error
         # A damaged file makes Pillow's decoders raise almost anything: OSError, SyntaxError, ValueError, struct.error.
         except Exception as error:
             reason = " ".join(str(error).replace(str(self.root) + os.sep, "").split())
@@ -174,8 +175,7 @@ class FolderData(ImageData):
         found = []
         for i in np.linspace(0, len(files) - 1, min(_HEADERS, len(files))).round().astype(int):
             try:
-                with Image.open(folder / files[i].path) as image:
-                    found.append(image.size)
+                found.append(image_size(folder / files[i].path))
             except Exception:  # it will be named when it is read
                 continue
         return found

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 
+from salve.untrusted import shown
+
 
 def listing(names: Sequence[str], most: int = 5) -> str:
     """`'a', 'b' and 3 more`."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(repr, names[:most])) + more
+    return ", ".join(shown(repr(name)) for name in names[:most]) + more

@@ -1,6 +1,7 @@
 """Finding the images below class folders, on disks as people have them: with links, odd names and locked folders."""
 
 import os
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -141,7 +142,13 @@ def _entries(folder: Path) -> list[tuple[str, bool]]:
 
 def _begins_as_image(path: Path) -> bool:
     try:
-        with Image.open(path) as image:
-            return image.format in FORMATS
+        if not path.is_file():  # nobody may ever write into a pipe, and a device has no end
+            return False
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # said when it is read
+            with Image.open(path) as image:
+                return image.format in FORMATS
+    except Image.DecompressionBombError:
+        return True
     except Exception:  # a file without a suffix may be anything, and its first bytes may break Pillow in any way
         return False

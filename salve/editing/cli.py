@@ -20,8 +20,12 @@ Apply edits to a file of weights, undo them, or show them.
   show    say what is in edit files, in a run's folder, or which edits a file of weights holds
 
 EDIT is an edit file (a run's recipes/NN-class.json; the originals-….safetensors beside it belongs to it) or the folder
-of a run, of which --edit chooses. WEIGHTS is a plain state_dict in float32, float16 or bfloat16: a .safetensors file or
-one of torch.save. Without WEIGHTS the classifier of the run's folder is edited. OUT is a .safetensors file.
+of a run, of which --edit chooses. WEIGHTS is the state_dict that was studied: a .safetensors file or one of torch.save,
+also inside a checkpoint, or behind a prefix such as "module.", which stays. Without WEIGHTS the classifier of the run's
+folder is edited. OUT is a .safetensors file, in the dtypes of WEIGHTS.
+
+An edit fits only the values that it was made for, whatever their dtype: float16 or bfloat16 weights fit if they are
+what was studied, not if a float32 network was rounded to them afterwards; float64 weights fit if float32 holds them.
 """
 
 _EXAMPLES = """\
@@ -39,6 +43,10 @@ Edits of one network can be applied together or one after the other and undone i
 edited .safetensors file lists its edits in its metadata; where another program has dropped that list, undo all of its
 edits in one command, then apply again those that should stay.
 """
+
+
+#: Of a line that is printed.
+MOST_LETTERS = 2000
 
 
 class Paths(NamedTuple):
@@ -79,8 +87,6 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error("show takes files and folders, and no options")
         if not given.paths:
             parser.error("show takes an edit file, the folder of a run, or a .safetensors file of weights")
-    else:
-        paths = _by_place(parser, given.paths, given.weights, given.out)
     from salve.types import UserError
 
     try:
@@ -88,11 +94,12 @@ def main(arguments: list[str] | None = None) -> int:
             for path in given.paths:
                 _say(_shown(path))
         else:
-            _change(given.action, paths, given.edit, given.alpha)
-            _say(f"Wrote {paths.out}.")
+            paths = _by_place(parser, given.paths, given.weights, given.out)
+            more = _change(given.action, paths, given.edit, given.alpha)
+            _say(f"Wrote {paths.out}{more}.")
     except (UserError, OSError) as error:
-        reason = error if isinstance(error, UserError) else _of_system(error)
-        _say(f"salve-edit: {reason}", sys.stderr)
+        reason = str(error) if isinstance(error, UserError) else _of_system(error)
+        _say(f"salve-edit: {' '.join(reason.split())}", sys.stderr)
         return 2
     return 0
 
@@ -112,14 +119,22 @@ def _by_place(parser: argparse.ArgumentParser, paths: Sequence[Path], weights: P
 
 
 def strength(text: str) -> float:
-    value = float(text)
-    if not value >= 0:
-        raise ValueError(text)
+    """A strength on the command line; larger ones than float32 holds would be infinite without having been meant to."""
+    from salve.settings import LARGEST
+
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    meant = text.strip().lower().lstrip("+") in ("inf", "infinity")
+    if not (0 <= value <= LARGEST or meant):
+        raise argparse.ArgumentTypeError(f"it must be a number from 0 to {LARGEST:.2g}, or inf, not {text[:40]}")
     return value
 
 
-def _change(action: str, paths: Paths, names: Sequence[str], alpha: float | None) -> None:
-    """Apply or undo; the result is written when all is well."""
+def _change(action: str, paths: Paths, names: Sequence[str], alpha: float | None) -> str:
+    """Apply or undo; the result is written when all is well. What is to be said of it."""
+    from salve.backbones.adapt import bare_names
     from salve.editing.edits import apply_recipes, undo_recipes
     from salve.editing.files import held_in, metadata_with
     from salve.editing.folders import classifier_of, files_of
@@ -127,7 +142,7 @@ def _change(action: str, paths: Paths, names: Sequence[str], alpha: float | None
 
     _refuse_out(paths)
     weights = paths.weights or classifier_of(paths.edits)
-    state, metadata = _read(weights)
+    as_it_came, metadata, entry = _read(weights)
     held = held_in(metadata, weights)
     files = files_of(paths.edits, names, every=action == "undo" and bool(held))
     if weights.exists() and paths.out.exists() and any(paths.out.samefile(path) for path in [weights, *files]):
@@ -135,6 +150,8 @@ def _change(action: str, paths: Paths, names: Sequence[str], alpha: float | None
     if action == "undo" and held and not names:
         files = _of_held(files, paths.edits, held, weights)
     recipes = _loaded(files, alpha)
+    bare, _ = bare_names(as_it_came, recipes[0].weights)
+    state = {bare[name]: tensor for name, tensor in as_it_came.items()}
     if action == "apply":
         changed, stay = apply_recipes(recipes, state, held), [*held, *recipes]
     elif held:
@@ -150,7 +167,8 @@ def _change(action: str, paths: Paths, names: Sequence[str], alpha: float | None
                 f"{str(error).rstrip('.')} (the file does not list its edits: name all of them, each with the strength "
                 "that it was applied with)."
             ) from error
-    _write(paths.out, changed, metadata_with(metadata, stay))
+    _write(paths.out, {name: changed[bare[name]] for name in as_it_came}, metadata_with(metadata, stay))
+    return f", the plain state_dict of entry {entry}; {weights.name} has more, which is left out" if entry else ""
 
 
 def _of_held(files: Sequence[Path], given: Sequence[Path], held: "Sequence[HeldEdit]", weights: Path) -> list[Path]:
@@ -211,14 +229,15 @@ def _refuse_out(paths: Paths) -> None:
         raise UserError(f"The folder {out.parent} cannot be written to.")
 
 
-def _read(path: Path) -> "tuple[dict[str, Tensor], dict[str, str]]":
+def _read(path: Path) -> "tuple[dict[str, Tensor], dict[str, str], str]":
+    """Tensors, metadata, and the entry of a checkpoint that they are; raises UserError."""
     from salve.backbones.weights import read_tensors
     from salve.editing.files import read_safetensors
-    from salve.types import UserError
 
-    if not path.is_file():
-        raise UserError(f"There is no file of weights {path}.")
-    return read_safetensors(path) if path.suffix == ".safetensors" else (read_tensors(path), {})
+    if path.suffix == ".safetensors":
+        return (*read_safetensors(path, f"There is no file of weights {path}."), "")
+    state, entry = read_tensors(path)
+    return state, {}, entry
 
 
 def _write(path: Path, state: "Mapping[str, Tensor]", metadata: Mapping[str, str]) -> None:
@@ -282,14 +301,17 @@ def _described(held: "HeldEdit") -> str:
 
 
 def _of_system(error: OSError) -> str:
-    where = f"{error.filename}: " if error.filename else ""
+    from salve.untrusted import shown
+
+    where = f"{shown(str(error.filename), 500)}: " if error.filename else ""
     return f"{where}{error.strerror or error}."
 
 
 def _say(text: str, stream: "object | None" = None) -> None:
     """Print; what a file brought along must not steer the terminal."""
-    plain = "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
-    print(plain, file=stream or sys.stdout)  # type: ignore[arg-type]
+    from salve.untrusted import shown
+
+    print("\n".join(shown(line, MOST_LETTERS) for line in text.split("\n")), file=stream or sys.stdout)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ a float32 network that was rounded to half precision after it was studied, since
 channel in the order of their size, so that the order of applying and undoing does not change one bit.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -24,8 +25,12 @@ from torch import Tensor
 from salve.artifacts import digest_of, digest_of_tensors
 from salve.editing.gating import Channels, Mode, Scale, gate
 from salve.types import UserError
+from salve.untrusted import some
 
 State = dict[str, Tensor]
+
+#: What a reader's weights may be. Smaller numbers than half precision are for computing, not for keeping weights.
+_EDITED = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -230,6 +235,13 @@ def _with(recipes: Sequence[Recipe], state: Mapping[str, Tensor], held: Sequence
         name: _scaled(weight, held, name, state[name].dtype).to(state[name].device)
         for name, weight in _originals(recipes).items()
     }
+    for name, weight in scaled.items():
+        if not weight.isfinite().all() and _originals(recipes)[name].isfinite().all():
+            strongest = max(edit.alpha for one in held for edit in one.edits if math.isfinite(edit.alpha))
+            raise UserError(
+                f"At α = {strongest:g} the edit would make values in {name} that {_dtype(weight)} does not hold; "
+                "choose a smaller α."
+            )
     return {**state, **scaled}
 
 
@@ -252,14 +264,19 @@ def _difference(recipes: Sequence[Recipe], state: Mapping[str, Tensor], held: Se
     weights, originals = recipes[0].weights, _originals(recipes)
     if any(edit.before != recipes[0].before for edit in [*recipes, *held]):
         return "the edits were made for different networks"
+    for edit in held:
+        for name in originals.keys() & set(edit.weights_scaled):
+            if edit.contributions.shape[1] != originals[name].shape[1]:
+                width = edit.contributions.shape[1]
+                return f"an edit that they are said to hold has {width} channels, not those of {name}"
     if missing := sorted(weights.keys() - state.keys()):
-        return f"there is no {_some(missing)}"
+        return f"there is no {some(missing)}"
     if unknown := sorted(name for name in state.keys() - weights.keys() if not is_counter(name)):
-        return f"{_some(unknown)} should not be there"
+        return f"{some(unknown)} should not be there"
     differing = []
     for name, original in originals.items():
         found = state[name].detach().cpu()
-        if found.shape == original.shape and found.is_floating_point():
+        if found.shape == original.shape and found.dtype in _EDITED:
             if _same_bits(found, _scaled(original, held, name, found.dtype)):
                 if _same_bits(found, original.to(found.dtype)) and not _same_bits(found.to(original.dtype), original):
                     return (
@@ -280,7 +297,7 @@ def _difference(recipes: Sequence[Recipe], state: Mapping[str, Tensor], held: Se
         return None
     alone = set(differing) <= originals.keys()
     return (
-        f"{_some(differing)} {'alone ' * alone}differ{'s' * (len(differing) == 1)}"
+        f"{some(differing)} {'alone ' * alone}differ{'s' * (len(differing) == 1)}"
         f"{', so that they seem to hold other edits, or other strengths, than are known of' * alone}"
     )
 
@@ -293,7 +310,3 @@ def _same_bits(one: Tensor, other: Tensor) -> bool:
 
 def _dtype(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -24,18 +24,23 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from salve.artifacts import digest_of, read_header, read_record, save_tensors, write_record, written_whole
+from salve.artifacts import digest_of, save_tensors, write_record, written_whole
+from salve.backbones.weights import check_tensors
 from salve.editing.edits import Edit, HeldEdit, Recipe, checksum, checksums
 from salve.editing.gating import Channels, Mode, Scale
+from salve.settings import LARGEST
 from salve.types import UserError
+from salve.untrusted import check_safetensors, parse_json, read_text, reason
 
 FORMAT = "salve-edit-2"
 #: The metadata of an edited network: a JSON list of the edits it holds.
 HELD = "salve_edits"
 _SHARED = re.compile(r"originals-[0-9a-f]{12}\.safetensors")
 _CHECKSUM = re.compile(r"[0-9a-f]{32}")
-#: Strengths, and the channels of a latent's column, are far below; more is damage.
-_LARGEST = float(np.finfo(np.float32).max)
+#: Letters of a text in an edit file; the name of an edit of many classes is long.
+_MOST_LETTERS = 10_000
+#: No SAE has so many latents.
+_MOST_LATENTS = 2**31
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
@@ -101,7 +106,7 @@ def _recipe(path: Path, known: dict[Path, tuple[dict[str, str], dict[str, Tensor
         facts = {field: getattr(held, field) for field in HeldEdit.__dataclass_fields__}
         recipe = Recipe(**facts, weights=weights, originals=originals)
     except UserError as error:
-        raise UserError(f"{path} is damaged: {str(error).rstrip('.')}.") from error
+        raise UserError(f"{path} is damaged: {reason(error)}.") from error
     if recipe.after != after:
         raise UserError(f"{path} is damaged: what it describes does not give the checksum that it names.")
     return recipe
@@ -148,12 +153,11 @@ def held_in(metadata: Mapping[str, str], path: Path) -> list[HeldEdit]:
         UserError: it says so in a way that cannot be read.
     """
     try:
-        records = _json(metadata.get(HELD, "[]"))
+        records = parse_json(metadata.get(HELD, "[]"))
         _expect(isinstance(records, list), "it must be a JSON list")
         return [held_from(record) for record in records]
     except ValueError as error:
-        reason = str(error).rstrip(".")
-        raise UserError(f"{path} has a damaged list of the edits that it holds ({HELD}): {reason}.") from error
+        raise UserError(f"{path} has a damaged list of the edits that it holds ({HELD}): {reason(error)}.") from error
 
 
 def metadata_with(metadata: Mapping[str, str], held: Sequence[HeldEdit]) -> dict[str, str]:
@@ -170,52 +174,49 @@ def is_originals(name: str) -> bool:
     return bool(_SHARED.fullmatch(name))
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_safetensors(path: Path, missing: str = "") -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a file.
 
     Raises:
-        UserError: there is none, or it cannot be read.
+        UserError: there is none, which ``missing`` says in a sentence; it cannot be read, or holds no plain tensors.
     """
+    check_safetensors(path, missing)
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except (SafetensorError, RuntimeError, ValueError, OSError) as error:
-        raise UserError(f"{path} cannot be read as safetensors: {_first_line(error)}.") from error
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = dict(file.metadata() or {})
+    except Exception as error:  # SafetensorError, and almost anything for a type of numbers that torch does not have
+        raise UserError(f"{path} cannot be read as safetensors: {reason(error)}.") from error
+    check_tensors(state, path)
+    return state, metadata
 
 
 def read_metadata(path: Path) -> dict[str, str]:
     """The metadata of a file, without its tensors; raises as :func:`read_safetensors`."""
-    if not path.is_file():
-        raise UserError(f"There is no file {path}.")
+    check_safetensors(path)
     try:
-        return read_header(path)
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read as safetensors: {_first_line(error)}.") from error
+        raise UserError(f"{path} cannot be read as safetensors: {reason(error)}.") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"There is no edit file {path}.")
+    text = read_text(path, f"There is no edit file {path}.")
     try:
-        return read_record(path)
-    except (ValueError, RecursionError, OSError) as error:
-        raise UserError(f"{path} is no edit file: {_first_line(error)}.") from error
-
-
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except RecursionError as error:
-        raise UserError("it is nested too deeply") from error
+        record = parse_json(text)
+        _expect(isinstance(record, dict), "it holds no JSON object")
+    except ValueError as error:
+        raise UserError(f"{path} is no edit file: {reason(error)}.") from error
+    return record
 
 
 def _read_originals(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """The checksums of a network's tensors, and the readers' weights as they were, both checked."""
-    if not path.is_file():
-        raise UserError(f"There is no {path}, which holds the weights as they were: it belongs beside its edit files.")
-    originals, metadata = read_safetensors(path)
+    missing = f"There is no {path}, which holds the weights as they were: it belongs beside its edit files."
+    originals, metadata = read_safetensors(path, missing)
     try:
-        header = _json(metadata.get("salve", ""))
+        header = parse_json(metadata.get("salve", ""))
         _expect(isinstance(header, dict) and header.get("format") == FORMAT, "it is of another version")
         weights = header.get("weights")
         _expect(isinstance(weights, dict) and bool(weights), "it has no checksums")
@@ -227,7 +228,7 @@ def _read_originals(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         finite = all(bool(weight.isfinite().all()) for weight in originals.values())
         _expect(finite, "its weights are not finite")
     except ValueError as error:
-        raise UserError(f"{path} is damaged: {str(error).rstrip('.')}.") from error
+        raise UserError(f"{path} is damaged: {reason(error)}.") from error
     return weights, originals
 
 
@@ -257,8 +258,8 @@ def _expect(true: bool, otherwise: str) -> None:
 
 def _text(record: Mapping[str, Any], name: str) -> str:
     value = record.get(name)
-    if not isinstance(value, str):
-        raise UserError(f"{name} must be a text")
+    if not isinstance(value, str) or len(value) > _MOST_LETTERS:
+        raise UserError(f"{name} must be a text of at most {_MOST_LETTERS:,} letters")
     return value
 
 
@@ -278,10 +279,10 @@ def _edit(record: Any) -> Edit:
         _expect(record[name] in choices, f"{name} must be {' or '.join(choices)}")
     for name in ("latent", "sign"):
         _expect(type(record[name]) is int, f"{name} must be a whole number")
-    _expect(record["latent"] >= 0, "latent must not be negative")
+    _expect(0 <= record["latent"] < _MOST_LATENTS, f"latent must not be negative, and below {_MOST_LATENTS:,}")
     _expect(record["sign"] in (-1, 1), "sign must be 1 or -1")
     alpha = record["alpha"]
-    finite = type(alpha) in (int, float) and 0 <= alpha <= _LARGEST
+    finite = type(alpha) in (int, float) and 0 <= alpha <= LARGEST
     _expect(finite or (alpha == "inf" and record["mode"] == "suppress"), 'alpha must be a number from 0, or "inf"')
     return Edit(**{**record, "alpha": float(alpha)})
 
@@ -291,10 +292,6 @@ def _contribution(text: Any) -> Tensor:
         _expect(isinstance(text, str), "contributions must be texts")
         row = np.frombuffer(base64.b64decode(text, validate=True), "<f4")
     except (binascii.Error, ValueError) as error:
-        raise UserError(f"contributions must be float32 numbers in base64 ({_first_line(error)})") from error
+        raise UserError(f"contributions must be float32 numbers in base64 ({reason(error)})") from error
     _expect(len(row) > 0 and bool(np.isfinite(row).all()), "contributions must be finite numbers")
     return torch.from_numpy(row.astype(np.float32))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,6 +1,5 @@
 """The edit files of a run's folder, by name, and the classifier that they were made for."""
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from salve.integrity import check_file
 from salve.types import UserError
+from salve.untrusted import parse_json, read_text, shown
 
 #: Of a run's folder.
 EDITS, MANIFEST = "recipes", "manifest.json"
@@ -50,8 +50,8 @@ def edits_of(folder: Path) -> dict[Path, str]:
     found = {}
     for path in sorted(place.glob("*.json")):
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):  # loading it will say what is wrong
+            record = parse_json(read_text(path))
+        except ValueError:  # loading it will say what is wrong
             record = {"contributions": []} if place.name == EDITS else {}
         if isinstance(record, dict) and "contributions" in record:
             name = record.get("name")
@@ -77,12 +77,12 @@ def classifier_of(paths: Sequence[Path]) -> Path:
     if not path.is_file():
         raise UserError(f"Give the weights to edit: {folder} is no folder of a finished run (it has no {MANIFEST}).")
     try:
-        classifier: Any = json.loads(path.read_text(encoding="utf-8"))["artifacts"]["classifier"]["path"]
+        classifier: Any = parse_json(read_text(path))["artifacts"]["classifier"]["path"]
         weights = folder / classifier / CLASSIFIER
-    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"Give the weights to edit: {path} does not say where the run's classifier lies.") from error
     if not weights.is_file():
-        raise UserError(f"Give the weights to edit: the run's classifier is no longer at {weights}.")
+        raise UserError(f"Give the weights to edit: the run's classifier is no longer at {shown(str(weights), 500)}.")
     check_file(weights)
     return weights
 
@@ -104,7 +104,7 @@ def _named(name: str, known: dict[Path, str], folders: Sequence[Path]) -> Path:
 
 
 def _list(known: dict[Path, str]) -> str:
-    names = [name or file.stem for file, name in known.items()]
+    names = [shown(name or file.stem) for file, name in known.items()]
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return ", ".join(names[:_LISTED]) + more
 

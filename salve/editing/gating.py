@@ -74,6 +74,15 @@ def _check(alphas: Tensor, mode: str) -> None:
         raise UserError("An infinite strength α can only suppress.")
 
 
+def _check_finite(logits: Tensor, alpha: Tensor) -> None:
+    """A gate that only closes keeps logits as large as they were; one that opens may take them beyond their dtype."""
+    if not bool(logits.isfinite().all()):
+        raise UserError(
+            f"Enhanced at α = {float(alpha):g}, the logits are larger than {str(logits.dtype).removeprefix('torch.')} "
+            "holds: choose smaller strengths (edit.alpha)."
+        )
+
+
 def _push(contributions: Float[Tensor, "S M"], alphas: Float[Tensor, " K"]) -> Float[Tensor, "S K M"]:
     """``α |c_j|``. 0 · inf is NaN, yet a channel that the latent does not touch stays open at every strength."""
     size = contributions.abs()[:, None]
@@ -111,7 +120,7 @@ def edited_logits(
         ``[K, N, C]``, in the dtype of the weights.
 
     Raises:
-        UserError: as :func:`gates`.
+        UserError: as :func:`gates`; enhanced logits that are not finite.
     """
     strengths = torch.as_tensor(alphas, dtype=weight.dtype, device=weight.device)
     found = activations.new_empty((len(strengths), len(activations), len(weight)), dtype=weight.dtype)
@@ -141,12 +150,16 @@ def logits_by_strength(
     # Two products cost as much as two strengths one by one.
     if len(rows) > 1 or len(alphas) <= 2:
         for k, gate_ in enumerate(gates(rows, alphas, mode)):
-            yield k, torch.addmm(bias, activations, (weight * gate_).T)
+            logits = torch.addmm(bias, activations, (weight * gate_).T)
+            if mode == "enhance":
+                _check_finite(logits, alphas[k])
+            yield k, logits
         return
     both = torch.cat([weight, weight * rows.abs()]).T  # [M, 2C]
     if mode == "enhance":
         level, slope = (activations @ both).split(len(weight), dim=1)  # [N, C]
         level = level + bias
+        _check_finite(torch.addcmul(level, alphas.max(), slope), alphas.max())  # the others lie between
         for k, alpha in enumerate(alphas):
             yield k, torch.addcmul(level, alpha, slope)
         return

@@ -3,7 +3,7 @@
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -91,14 +91,22 @@ def margins(means: Float[Tensor, "C d"]) -> Float[Tensor, "C d"]:
     return torch.where(size == best, size - torch.where(best == second, best, second), size - best)
 
 
-def select_latents(means: Float[Tensor, "C d"], by: Selection = "margin") -> Int[Tensor, " C"]:
+def select_latents(
+    means: Float[Tensor, "C d"], by: Selection = "margin", fires: Bool[Tensor, " d"] | None = None
+) -> Int[Tensor, " C"]:
     """The latent through which each class is edited.
 
     Args:
         means: ``[C, d]``. by: ``largest`` takes the largest ``|μ_kl|`` (paper), ``margin`` the largest margin.
+        fires: which latents fire for any image; others are not chosen. None for those with a mean other than zero.
 
     Returns:
-        ``[C]`` latent indices; −1 for a class without images.
+        ``[C]`` latent indices; −1 for a class without images, or for which no latent fires.
     """
-    score = means.nan_to_num(0.0).abs() if by == "largest" else margins(means)
-    return torch.where(means.isnan().any(dim=1), -1, score.argmax(dim=1))
+    size = means.nan_to_num(0.0).abs()
+    possible = size > 0  # a latent that no class has leads nowhere, and so by a margin of 0
+    if fires is not None:
+        possible &= fires
+    score = torch.where(possible, size if by == "largest" else margins(means), -torch.inf)
+    unknown = means.isnan().any(dim=1) | ~possible.any(dim=1)
+    return torch.where(unknown, -1, score.argmax(dim=1))

@@ -20,7 +20,7 @@ from salve.integrity import MANIFEST, METRICS, SETTINGS, artifacts_of_run, check
 from salve.run.schema import PATHS, Config, change_path
 from salve.run.stored import stored_settings
 from salve.system import in_one_sentence, refused_by_system
-from salve.types import UserError
+from salve.types import Diverged, UserError
 
 #: What a sweep planned, in the folder that holds its runs.
 PLAN = "sweep.json"
@@ -146,6 +146,14 @@ class RunFolder:
             return str(read_record(path)["reason"]) if path.is_file() else ""
         except (OSError, ValueError, KeyError):
             return f"its {FAILURE} cannot be read"
+
+    def diverged(self) -> bool:
+        """Whether the last attempt failed because a training came to nonsense, as it will with the same settings."""
+        path = self.path / FAILURE
+        try:
+            return path.is_file() and read_record(path).get("kind") == Diverged.__name__
+        except (OSError, ValueError):
+            return False
 
     def metrics(self) -> dict[str, Any]:
         """The measures of a finished run by name; none of one that is not finished."""

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from salve.run.allowed import below, check_args, check_data, input_path, refuse_undecodable, results_folder
 from salve.run.explain import list_of_choices
 from salve.settings import (
+    LARGEST,
     BackboneSettings,
     Channels,
     DiscoverSettings,
@@ -295,8 +296,9 @@ def _check(config: Config) -> None:
         if value == []:
             raise UserError(f"{key} is empty; choose from {', '.join(choices)}.")
     for keys, holds, rule in (
-        (ABOVE_ZERO, lambda value: 0 < value < inf, "must be above 0"),
-        (NOT_NEGATIVE, lambda value: 0 <= value < inf, "must not be negative"),
+        (ABOVE_ZERO, lambda value: value > 0, "must be above 0"),
+        (NOT_NEGATIVE, lambda value: value >= 0, "must not be negative"),
+        ((*ABOVE_ZERO, *NOT_NEGATIVE), lambda value: value <= LARGEST, f"must be at most {LARGEST:.2g}, as float32 is"),
         (AT_MOST_ONE, lambda value: value <= 1, "must be at most 1"),
     ):
         for key in keys:
@@ -317,5 +319,10 @@ def _check(config: Config) -> None:
     alphas = config.edit.alpha
     if not alphas or alphas[0] != 0 or not all(a < b for a, b in pairwise(alphas)):
         raise UserError(f"edit.alpha must increase from 0, which is the model without an edit; it is {alphas}.")
+    if beyond := [alpha for alpha in alphas if LARGEST < alpha < inf]:
+        raise UserError(
+            f"edit.alpha holds {beyond[0]:g}, which float32 does not: strengths go up to {LARGEST:.2g}, and inf closes "
+            "every channel."
+        )
     if alphas[-1] == inf and "enhance" in config.edit.modes:
         raise UserError("edit.alpha holds an infinite strength, which can only suppress; set edit.modes=[suppress].")

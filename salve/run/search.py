@@ -164,8 +164,18 @@ class Search:
         values = [metrics.get(name) for name in self._settings.objectives]
         if all(isinstance(value, int | float) and isfinite(value) for value in values):
             self._study.tell(number, values, skip_if_finished=True)
+        elif run.folder(self._sweep).diverged() and (worst := self._worst()):
+            # Told as failed, Optuna would learn nothing, and propose what lies beside it again.
+            self._study.tell(number, worst, skip_if_finished=True)
         else:  # failed, or without a value; Optuna learns nothing from it
             self._study.tell(number, state=self._states.FAIL, skip_if_finished=True)
+
+    def _worst(self) -> list[float]:
+        """The worst that each objective has come to so far; empty if nothing has."""
+        measured = [trial.values for trial in self._trials(self._states.COMPLETE)]
+        worst = {"maximize": min, "minimize": max}
+        directions = self._settings.objectives.values()
+        return [worst[way](values) for way, values in zip(directions, zip(*measured, strict=True), strict=False)]
 
 
 def _check(settings: SearchSettings) -> None:

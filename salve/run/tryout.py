@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from salve.artifacts import Store, digest_of
 from salve.backbones import Site, find_site
 from salve.backbones.sites import recorded
-from salve.editing import Edit, apply_recipe, make_recipe, undo_recipe
+from salve.editing import Edit, apply_recipe, edited_logits, make_recipe, undo_recipe
 from salve.run.build import build_job
 from salve.run.ranks import Ranks
 from salve.run.schema import Config
@@ -28,6 +28,8 @@ from salve.types import Split, UserError
 
 #: What Lightning's names of precisions stand for: the type of the weights, or of the products alone.
 TRUE = {"16-true": torch.float16, "bf16-true": torch.bfloat16, "64-true": torch.float64}
+#: Of the largest of several numbers, a difference that rounding alone makes.
+SAME = 1e-6
 MIXED = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 
 
@@ -52,7 +54,8 @@ def try_out(config: Config, job: Job) -> None:
         site = find_site(model, job.layer)
         few = _load(job)
         model.to(job.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        activations = _run(model, site, few)
+        activations, logits = _run(model, site, few)
+        _refuse_constant(config, job, few, activations if _trains_head(config, fits) else logits, site)
         if stages - {"finetune"}:
             sae = _untrained(config, site, few, activations)
             if "validate" in stages:
@@ -61,8 +64,8 @@ def try_out(config: Config, job: Job) -> None:
                 raise refuse_signed(site.name)
             if "control" in stages:
                 _check_sets(config, job)
-                _edit(config, job, model, site, sae)
-        if config.finetune.mode == "full" or (config.finetune.mode == "auto" and not fits):
+                _edit(config, job, model, site, sae, activations)
+        if _trains_head(config, fits) and config.finetune.mode != "probe":
             _train(job, model, few)  # the last: it changes the model
 
 
@@ -109,8 +112,30 @@ def _load(job: Job) -> _Few:
     return few
 
 
-def _run(model: nn.Module, site: Site, few: _Few) -> Tensor:
-    """The site's activations ``[n, M]``, of which the head makes finite logits."""
+def _trains_head(config: Config, fits: bool) -> bool:
+    return config.finetune.mode in ("full", "probe") or (config.finetune.mode == "auto" and not fits)
+
+
+def _refuse_constant(config: Config, job: Job, few: _Few, rows: Tensor, site: Site) -> None:
+    """Raises UserError if weights that were given make the same of different images.
+
+    Args:
+        rows: ``[n, …]``, the logits; where a fresh head is trained on them, the activations. A whole network that
+            begins at random may begin so, and learn.
+    """
+    if not (few.images != few.images[:1]).any() or (
+        job.backbone.weights == "random" and config.finetune.mode != "probe"
+    ):
+        return
+    if (rows - rows[:1]).abs().max() <= SAME * rows.abs().max():
+        raise UserError(
+            f"With backbone.weights={job.backbone.weights} the network says the same of different images: its "
+            f"activations at {site.name} or its outputs do not depend on them, as with weights of zero; check the file."
+        )
+
+
+def _run(model: nn.Module, site: Site, few: _Few) -> tuple[Tensor, Tensor]:
+    """The site's activations ``[n, M]``, of which the head makes finite logits ``[n, outputs]``."""
     name, size = type(model).__name__, few.images.shape[-1]
     own = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (0, 0))[-1]
     hint = f", such as {own}, for which it is made" if own not in (0, size) else ""
@@ -132,7 +157,7 @@ def _run(model: nn.Module, site: Site, few: _Few) -> Tensor:
             f"The outputs of this {name} are not what its last layer ({site.readers[0]}) makes of the activations at "
             f"{site.name}, so that an edit of its weights would not do what salve says of it."
         )
-    return seen[0].float()
+    return seen[0].float(), logits.float()
 
 
 def _untrained(config: Config, site: Site, few: _Few, activations: Tensor) -> SAE:
@@ -168,8 +193,8 @@ def _check_sets(config: Config, job: Job) -> None:
             )
 
 
-def _edit(config: Config, job: Job, model: nn.Module, site: Site, sae: SAE) -> None:
-    """An edit is made, applied and undone; apply and undo prove by checksums what they leave."""
+def _edit(config: Config, job: Job, model: nn.Module, site: Site, sae: SAE, activations: Tensor) -> None:
+    """An edit is made, applied and undone; apply and undo prove by checksums what they leave. And the strongest one."""
     reader = model.get_submodule(site.readers[0])
     assert isinstance(reader, nn.Linear)
     if not reader.weight.any():  # as some fresh heads begin, in which no edit shows
@@ -179,6 +204,11 @@ def _edit(config: Config, job: Job, model: nn.Module, site: Site, sae: SAE) -> N
         state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
         recipe = make_recipe(model, site, sae.cpu(), [edit], f"{job.backbone.library}/{job.backbone.name}")
         undo_recipe(recipe, apply_recipe(recipe, state))
+    bias = torch.zeros(reader.out_features) if reader.bias is None else reader.bias
+    for mode in config.edit.modes:
+        head = (reader.weight.detach().float().cpu(), bias.detach().float().cpu())
+        vector = recipe.contributions[0]
+        edited_logits(*head, activations.cpu(), vector, config.edit.alpha[-1:], mode)  # type: ignore[arg-type]
 
 
 def _train(job: Job, model: nn.Module, few: _Few) -> None:

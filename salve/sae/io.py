@@ -4,12 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from salve.artifacts import digest_of, digest_of_tensors, load_tensors, read_header, save_tensors
 from salve.integrity import check_file
 from salve.sae.models import SAE, make_sae
 from salve.types import UserError
+from salve.untrusted import check_safetensors, parse_json, reason, shown, some
 
 FORMAT = "salve-sae-1"
 
@@ -37,28 +40,54 @@ def load_sae(path: Path, *, width: int | None = None, backbone: str | None = Non
     Raises:
         UserError: no such file, not an SAE of this project, or one that does not fit.
     """
-    if not path.is_file():
-        raise UserError(f"There is no SAE at {path}.")
+    check_safetensors(path, f"There is no SAE at {path}.")
     check_file(path)
     try:
-        header = json.loads(read_header(path).get("salve", "{}"))
-    except SafetensorError as error:
-        raise UserError(f"{path} is no safetensors file: {error}.") from error
-    if header.get("format") != FORMAT:
+        header = parse_json(read_header(path).get("salve", "{}"))
+    except (SafetensorError, ValueError) as error:
+        raise UserError(f"{path} is no safetensors file: {reason(error)}.") from error
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise UserError(f"{path} is no SAE file: its header names no variant.")
-    tensors = load_tensors(path)
+    try:
+        sae, tensors = _empty(header, path)
+    except (ValueError, TypeError, LookupError, SafetensorError, OverflowError, RuntimeError) as error:
+        raise UserError(f"The SAE in {path} is damaged: {reason(error)}.") from error
     if bad := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
         raise UserError(f"The SAE in {path} is broken: its {', '.join(bad)} holds NaN or infinity.")
-    own_width, dictionary_size = tensors["decoder"].shape
-    facts = {"width": own_width, **header["facts"]}
+    facts = {"width": sae.width, **header["facts"]}
     for name, wanted in (("width", width), ("backbone", backbone), ("site", site)):
         has = facts.get(name)
         if wanted is not None and has != wanted and not (name == "site" and "last" in (has, wanted)):
-            said = "does not say which it is" if has is None else f"was made for {has}"
+            said = "does not say which it is" if has is None else f"was made for {shown(str(has))}"
             raise UserError(f"The SAE in {path} does not fit {name} {wanted}: it {said}.")
-    sae = make_sae(header["variant"], own_width, dictionary_size, **header["settings"]).to(tensors["decoder"].dtype)
     sae.load_state_dict(tensors)
     return sae.eval().requires_grad_(False)
+
+
+def _empty(header: dict[str, Any], path: Path) -> tuple[SAE, dict[str, Tensor]]:
+    """An SAE as a header describes it, and the file's tensors, which fit it: no tensor is made that the file has not.
+
+    Raises:
+        UserError, and what Python raises for values of the wrong kind: the header or the tensors cannot be.
+    """
+    variant, settings, facts = (header.get(name) for name in ("variant", "settings", "facts"))
+    if not (isinstance(variant, str) and isinstance(settings, dict) and isinstance(facts, dict)):
+        raise UserError("its header must hold a variant, settings and facts")
+    tensors = load_tensors(path)
+    decoder = tensors.get("decoder")
+    if decoder is None or decoder.ndim != 2 or 0 in decoder.shape:
+        raise UserError("it has no decoder, channels by latents")
+    width, dictionary_size = decoder.shape
+    with torch.device("meta"):  # shapes without numbers
+        wanted = make_sae(variant, width, dictionary_size, **settings).state_dict()
+    if tensors.keys() != wanted.keys():
+        raise UserError(f"it holds {some(sorted(tensors), 9)} instead of {', '.join(wanted)}")
+    if wrong := [name for name, tensor in wanted.items() if tensor.shape != tensors[name].shape]:
+        raise UserError(f"the shape of its {', '.join(wrong)} does not go with that of its decoder")
+    kinds = {tensor.dtype for tensor in tensors.values()}
+    if len(kinds) > 1 or not kinds <= {torch.float32, torch.float64}:
+        raise UserError(f"its tensors must be float32 or float64, not {some(sorted(map(str, kinds)))}")
+    return make_sae(variant, width, dictionary_size, **settings).to(decoder.dtype), tensors
 
 
 def fingerprint(sae: SAE) -> str:

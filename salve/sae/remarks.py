@@ -8,12 +8,14 @@ from typing import Any
 FEW_STEPS = 500
 #: Of what could fire: a code of more than a quarter of the channels or latents shortens nothing and names nothing.
 SPARSE = 1 / 4
+#: An SAE that explains less than half of the variance says little of what the classifier reads.
+POOR = 1 / 2
 #: Half of a dictionary that does nothing can be left out.
 MANY_DEAD = 1 / 2
 
 
 def remarks(record: Mapping[str, Any]) -> list[str]:
-    """Sentences about an SAE that saw too few steps, is not sparse, or is dead for the most part; empty if all is well.
+    """Sentences about an SAE that saw few steps, explains little, is not sparse or mostly dead; empty if all is well.
 
     Args:
         record: what ``sae.json`` holds; a measure that is missing or None is passed over.
@@ -25,6 +27,14 @@ def remarks(record: Mapping[str, Any]) -> list[str]:
         found.append(
             f"The SAE saw only {steps} steps{after}, too few to settle: another seed may give other latents and edits. "
             f"Set sae.steps to {FEW_STEPS} or more."
+        )
+    fve = record.get("select_fve")
+    if fve is not None and fve < POOR:
+        worse = ", less than their mean would" if fve < 0 else ""
+        found.append(
+            f"The SAE explains {max(fve, 0):.0%} of the variance of select images' activations (FVE {fve:.2g}){worse}: "
+            "edits act on the little that it knows. Lower sae.sparsity, raise sae.k or sae.dictionary_size, or train "
+            "for more steps."
         )
     l0, size, width = (record.get(name) for name in ("l0", "dictionary_size", "width"))
     if l0 is not None and size and width and l0 > SPARSE * min(size, width):

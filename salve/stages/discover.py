@@ -33,7 +33,8 @@ def read_features(
         Artifact ``features``: ``latents.csv``, ``dominant.csv``, ``selected.csv``, ``classes.csv``,
         ``class_means.safetensors``, ``histograms.safetensors``, and ``concepts.csv`` where the data have a truth.
     """
-    recipe = recipe_of(asdict(settings), classifier, activations, sae)
+    # As opposed to any latent, as at first.
+    recipe = recipe_of(asdict(settings), classifier, activations, sae) | {"chosen": "of latents that fire"}
 
     def make(folder: Path, _: Path) -> None:
         train, test = (job.activations(activations, split) for split in ("train", "test"))
@@ -161,7 +162,7 @@ def feature_tables(
     dominant_rows = [
         {"rank": r + 1, **row(k, latent)} for k in present for r, latent in enumerate(dominant[k].tolist())
     ]
-    chosen = select_latents(means, settings.select).tolist()  # type: ignore[arg-type]
+    chosen = select_latents(means, settings.select, frequency > 0).tolist()  # type: ignore[arg-type]
     selected_rows = [
         {**row(k, latent), "margin": float(margin[k, latent])} if latent >= 0 else {"class": classes[k]}
         for k, latent in enumerate(chosen)

@@ -21,7 +21,7 @@ from salve.data.base import ImageData
 from salve.sae import SAE, load_sae
 from salve.settings import BackboneSettings
 from salve.stages.training import MakeTrainer, Training, alone, fit_here, not_finite, resumable, test_here
-from salve.types import UserError
+from salve.types import Diverged, UserError
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ class Job:
             One row per epoch with every logged metric.
 
         Raises:
-            UserError: a metric became NaN or infinite; no checkpoint of that training is left.
+            Diverged: a metric became NaN or infinite; no checkpoint of that training is left.
         """
         checkpoints = scratch / "checkpoints"
         training = Training(stage, self.seed, checkpoints, resumable(checkpoints, best), epochs, best, patience)
@@ -168,7 +168,7 @@ class Job:
             shutil.rmtree(checkpoints, ignore_errors=True)
             half = stage == "finetune" and self.precision.startswith("16")
             advice = "set trainer.precision=32-true or lower" if half else "lower"
-            raise UserError(
+            raise Diverged(
                 f"The training of stage {stage} diverged: {', '.join(bad)} became NaN or infinite; {advice} its "
                 "learning rate."
             )

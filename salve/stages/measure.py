@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,6 +10,13 @@ from torch import Tensor
 from salve.backbones import Captured
 from salve.metrics import Downstream, FractionOfVarianceExplained, LatentUsage, ReconstructionCosine
 from salve.sae import SAE
+from salve.types import Diverged, UserError
+
+#: The mean squared error of reconstructions over the mean square of the activations, from which an SAE is nonsense.
+#: Reconstructing nothing at all gives 1; an SAE that has hardly been trained may be somewhat above.
+MOST_ERROR = 10.0
+#: Of activations that are all the same, the variance over the mean square; float32 leaves a trace of it.
+_CONSTANT = 1e-12
 
 #: Numbers in one array that is made of a block of rows.
 AT_ONCE = 1 << 22
@@ -18,6 +26,55 @@ def blocks(split: Captured, columns: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Activations and labels in blocks of rows, in order, small enough for arrays ``[rows, columns]`` of them."""
     rows = max(1, AT_ONCE // max(columns, split.rows.shape[1]))
     yield from zip(split.rows.split(rows), split.labels.split(rows), strict=True)
+
+
+def check_activations(split: Captured, of: str) -> tuple[float, float]:
+    """The mean square and the variance of activations, both summed over channels; ``of`` says which they are.
+
+    Raises:
+        UserError: they are the same for every image, so that neither the network's outputs nor an edit depend on it.
+    """
+    total = torch.zeros(split.rows.shape[1], dtype=torch.float64)
+    squares = torch.zeros_like(total)
+    for activations, _ in blocks(split, 1):
+        total += activations.sum(dim=0, dtype=torch.float64)
+        squares += activations.double().square().sum(dim=0)
+    mean, square = total / len(split.labels), float(squares.sum()) / len(split.labels)
+    variance = square - float(mean.square().sum())
+    if not variance > _CONSTANT * square:
+        raise UserError(
+            f"The activations at {of} are the same for every image: the network says the same of all of them, as one "
+            "with weights of zero does; check backbone.weights and the training of the classifier."
+        )
+    return square, variance
+
+
+def check_sae(record: Mapping[str, Any], select: Captured, site: str) -> None:
+    """Refuse to go on from an SAE that reconstructs select images worse than no SAE does.
+
+    The fraction of variance explained alone does not tell: where activations share a large mean, an SAE that falls
+    somewhat short of it is far below zero.
+
+    Args:
+        record: what ``sae.json`` holds. select: raw activations. site: their place.
+
+    Raises:
+        Diverged: the error is more than :data:`MOST_ERROR` times what reconstructing nothing would give, or undefined.
+        UserError: see :func:`check_activations`.
+    """
+    if "select_fve" not in record:
+        return
+    fve = record["select_fve"]
+    if fve is not None and -1 <= fve < 1 and fve != 0:  # 0 and 1 are also said of activations without variance
+        return
+    square, variance = check_activations(select, f"{site}, of the select split,")
+    error = math.inf if fve is None else (1 - fve) * variance / square
+    if error > MOST_ERROR:
+        raise Diverged(
+            f"The training of the SAE diverged: its error on select images is {error:.2g} times what no SAE at all "
+            f"would give (FVE {'undefined' if fve is None else f'{fve:.2g}'}), and more than {MOST_ERROR:g} times is "
+            "nonsense; lower sae.learning_rate."
+        )
 
 
 @torch.no_grad()

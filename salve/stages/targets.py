@@ -27,7 +27,7 @@ def targets_of(classes: Sequence[str], features: Artifact, sets: Sequence[Sequen
     """One target per class that has a latent, then one per set.
 
     Raises:
-        UserError: a set names neither a class nor a latent.
+        UserError: a set names neither a class nor a latent, or no class has a latent.
     """
     selected = features.table("selected.csv")
     latents = features.table("latents.csv")
@@ -35,6 +35,11 @@ def targets_of(classes: Sequence[str], features: Artifact, sets: Sequence[Sequen
     for k, row in enumerate(selected.itertuples()):
         if not pd.isna(row.latent):
             targets.append(Target(classes[k], (k,), (int(row.latent),), (int(row.sign),), (str(row.kind),)))
+    if not targets:
+        raise UserError(
+            "No latent of the SAE fires for an image of any class, so that there is nothing to edit; lower "
+            "sae.sparsity, or train it for more steps."
+        )
     by_name = {target.name: target for target in targets}
 
     def member_of_set(member: Any) -> Target:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,8 +29,8 @@ from salve.sae import (
 )
 from salve.settings import NO_SETTING, Precision, SAESettings
 from salve.stages.job import Job, recipe_of
-from salve.stages.measure import measure_sae
-from salve.types import UserError
+from salve.stages.measure import check_activations, check_sae, measure_sae
+from salve.types import Diverged, UserError
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +63,10 @@ def train_saes(
     """An artifact ``sae`` for each of several SAEs; what is missing is trained together, or alone if it is only one.
 
     Raises:
-        UserError: their settings differ in more than what can be trained together, or there are several devices.
-            Also if the training of some diverged; the others' artifacts are there.
+        UserError: their settings differ in more than what can be trained together, there are several devices, or the
+            activations are the same for every image.
+        Diverged: the training of some came to NaN, or to what :func:`check_sae` refuses; the others' artifacts are
+            there.
     """
     for other in settings[1:]:
         if unlike := _differences(settings[0], other):
@@ -90,10 +93,19 @@ def train_saes(
     order = {"shuffled_within": within} if within else {}
     recipes = [recipe_of(one.scientific(), classifier, activations) | {"seed": one.seed} | order for one in settings]
     found = job.store.get_or_make_many("sae", recipes, make)
-    diverged = [one for one, artifact in zip(settings, found, strict=True) if artifact is None]
+    diverged = []
+    for one, artifact in zip(settings, found, strict=True):
+        try:
+            if artifact is None:
+                raise Diverged
+            check_sae(artifact.record("sae.json"), select, job.layer)  # an earlier version may have made it
+        except Diverged:
+            if len(settings) == 1:
+                raise
+            diverged.append(one)
     if diverged:
         named = "; ".join(", ".join(f"sae.{name}={getattr(one, name)}" for name in VARIES) for one in diverged)
-        raise UserError(
+        raise Diverged(
             f"The training of {len(diverged)} of {len(settings)} SAEs diverged: {named}; lower their learning rate."
         )
     return [artifact for artifact in found if artifact is not None]
@@ -120,7 +132,11 @@ def _train_alone(job: Job, ground: "_Ground", wanted: Mapping[Path, SAESettings]
     parts = _parts(course, ground.within)
     fit = replace(job, seed=settings.seed).fit
     history = fit("discover", module, {"datamodule": data}, scratch, epochs=parts)
-    ground.write(folder, settings, sae.cpu(), _by_step(history, course, parts))
+    try:
+        ground.write(folder, settings, sae.cpu(), _by_step(history, course, parts))
+    except Diverged:
+        shutil.rmtree(scratch, ignore_errors=True)  # else the next attempt would go on from its checkpoints
+        raise
 
 
 def _train_together(job: Job, ground: "_Ground", wanted: Mapping[Path, SAESettings], scratch: Path) -> None:
@@ -145,10 +161,12 @@ def _train_together(job: Job, ground: "_Ground", wanted: Mapping[Path, SAESettin
     for number, (folder, settings) in enumerate(wanted.items()):
         sae, rows = ensemble.trained(number)
         history = _by_step(pd.DataFrame(rows), course, parts)
-        if np.isfinite(history.to_numpy()).all():
+        try:
+            if not np.isfinite(history.to_numpy()).all():
+                raise Diverged
             ground.write(folder, settings, sae, history)
-        else:
-            folder.rmdir()
+        except Diverged:
+            shutil.rmtree(folder)
 
 
 def _course(settings: SAESettings, rows: int) -> Course:
@@ -213,7 +231,7 @@ class _Ground:
             raise UserError(
                 f"The activations at {job.layer} are NaN or infinite for some images: no SAE can be trained."
             )
-        scale = scale or 1.0
+        check_activations(train, job.layer)
         rows, select_rows = (_divided(part, scale) for part in (raw, select.rows if within else select.rows[:]))
         facts = {"backbone": job.backbone.name, "site": job.layer, "scale": scale}
         return cls(train, select, test, rows, select_rows, within, *head, shift, scale, facts)
@@ -238,7 +256,11 @@ class _Ground:
         return head
 
     def write(self, folder: Path, settings: SAESettings, sae: SAE, history: pd.DataFrame) -> None:
-        """The artifact's files, of an SAE as its training left it."""
+        """The artifact's files, of an SAE as its training left it.
+
+        Raises:
+            Diverged: see :func:`check_sae`.
+        """
         sae.eval().fold(self.scale)
         save_sae(folder / "sae.safetensors", sae, self.facts)
         write_table(folder / "history.csv", history)
@@ -246,6 +268,7 @@ class _Ground:
         order = {"shuffled_within": self.within} if self.within else {}
         course = _course(settings, len(self.rows))
         facts = {**settings.scientific(), "steps": course.steps, "passes": course.passes, "width": sae.width}
+        check_sae(measures, self.select, self.facts["site"])
         write_record(folder / "sae.json", {**facts, **measures, **order})
 
 

@@ -1,5 +1,6 @@
 """Some of a network's classes: which folders, in which order, and which outputs they are."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,35 @@ def test_a_file_that_is_no_text_is_a_sentence(tmp_path: Path) -> None:
 
 
 # -- in the data
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "kind", ["empty", "binary", "NUL", "huge field", "too large", "folder", "pipe", "circle", "no path"]
+)
+def test_a_hostile_file_of_outputs_is_a_sentence(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "outputs.csv"
+    contents = {
+        "empty": b"",
+        "binary": bytes(range(256)) * 9,
+        "NUL": b"folder,output\ncat,\0\ndog,1\n",
+        "huge field": b'folder,output\n"' + b"x" * 300_000 + b'",1\n',
+        "too large": b"folder,output\n" + b" " * (16 * 2**20),
+    }
+    if kind in contents:
+        path.write_bytes(contents[kind])
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "circle":
+        path.symlink_to(path)
+    else:
+        path = Path("a\0b")
+    with pytest.raises(UserError, match=r"^data\.outputs") as refused:
+        map_outputs(str(path), ["cat", "dog"])
+    assert len(str(refused.value)) < 600
+    assert str(refused.value).isprintable()
 
 
 def test_chosen_classes_in_their_order_with_their_names(tmp_path: Path) -> None:

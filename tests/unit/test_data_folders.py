@@ -1,6 +1,9 @@
 """Class folders, as people really have them."""
 
+import io
 import os
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from PIL import Image
+from PIL import Image, ImageFile
 
+from salve.data import decode
+from salve.data.decode import to_rgb
 from salve.data.folders import FolderData, UnreadableImage
 from salve.data.imagenette import ImagenetteData
 from salve.data.transforms import Preprocess
@@ -423,13 +428,75 @@ def test_the_name_survives_loader_processes(tmp_path: Path) -> None:
     assert str(tmp_path) not in sentences[1]
 
 
-@pytest.mark.parametrize("pixels", [500, 300])
-def test_images_that_may_be_attacks_are_sentences(tmp_path: Path, pixels: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Above its limit Pillow warns, above twice the limit it raises; there are 320 pixels."""
-    fill(tmp_path)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 310 if pixels == 300 else 150)
-    with pytest.raises(UnreadableImage, match=r"^the image train/cat/0.png cannot be read \(Image size \(320 pixels\)"):
+@pytest.mark.parametrize("most", [310, 150])  # Pillow warns above the limit, and raises above twice the limit
+def test_images_that_are_too_large_are_sentences(tmp_path: Path, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path)  # of 20 × 16 pixels
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most)
+    says = (
+        rf"^the image train/cat/0\.png is too large: it has 320 pixels, and images are read up to {most}: .* set SALVE"
+    )
+    with pytest.raises(UnreadableImage, match=says):
         folder(tmp_path).raw("train")[0]
+    monkeypatch.setenv("SALVE_MOST_PIXELS", "320")
+    folder(tmp_path).raw("train")[0]
+    assert most == Image.MAX_IMAGE_PIXELS
+    monkeypatch.setenv("SALVE_MOST_PIXELS", "many")
+    with pytest.raises(UnreadableImage, match="SALVE_MOST_PIXELS=many in the environment must be a number"):
+        folder(tmp_path).raw("train")[0]
+
+
+def test_a_header_that_claims_many_pixels_is_enough_to_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is decoded: 13,000 × 13,000 pixels that a file of a few bytes claims."""
+    fill(tmp_path)
+    header = b"IHDR" + struct.pack(">IIBBBBB", 13_000, 13_000, 8, 6, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    (tmp_path / "train/cat/0.png").write_bytes(content + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", 0))
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
+    with pytest.raises(UnreadableImage, match="it has 169,000,000 pixels, and images are read up to 89,478,485"):
+        folder(tmp_path).raw("train")[0]
+
+
+def test_a_picture_that_is_larger_than_the_icon_that_holds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path)
+    picture = io.BytesIO()
+    Image.new("RGB", (100, 100)).save(picture, "PNG")
+    entry = struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(picture.getvalue()), 22)
+    (tmp_path / "train/cat/0.png").write_bytes(struct.pack("<HHH", 0, 1, 1) + entry + picture.getvalue())
+    monkeypatch.setenv("SALVE_MOST_PIXELS", "1000")
+    with pytest.raises(UnreadableImage, match="it has 10,000 pixels, and images are read up to 1,000"):
+        folder(tmp_path).raw("train")[0]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "PA", "I;16", "I", "F", "L", "CMYK", "1"])
+def test_large_images_are_converted_in_strips_to_the_same_bits(
+    tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = np.random.default_rng(0)
+    if mode in ("I;16", "I", "F"):
+        image = Image.fromarray(draw.integers(0, 60_000, (37, 23)).astype({"I": "i4", "F": "f4"}.get(mode, "u2")))
+    else:
+        image = Image.fromarray(draw.integers(0, 256, (37, 23, 4)).astype("u1"), "RGBA").convert(mode)
+    if mode == "P":
+        image.info["transparency"] = 3
+    whole = np.asarray(to_rgb(image))
+    monkeypatch.setattr(decode, "_AT_ONCE", 100)  # pixels: 4 rows
+    assert np.array_equal(np.asarray(to_rgb(image)), whole)
+    if mode == "F":
+        image.putpixel((5, 30), float("nan"))
+        with pytest.raises(decode.UnknownWhite, match="not finite"):
+            to_rgb(image)
+
+
+@pytest.mark.timeout(60)
+def test_pipes_and_devices_among_the_images(tmp_path: Path) -> None:
+    """One without a suffix is looked into; nobody will ever write into a pipe."""
+    fill(tmp_path)
+    os.mkfifo(tmp_path / "train/cat/pipe")
+    os.symlink("/dev/zero", tmp_path / "train/cat/zeros")
+    assert folder(tmp_path).classes == ("cat", "dog")
+    os.mkfifo(tmp_path / "train/cat/pipe.png")
+    with pytest.raises(UserError, match=r"empty image files .*pipe\.png"):
+        folder(tmp_path).check()
 
 
 def test_grey_values_of_unknown_white_are_named_with_the_setting(tmp_path: Path) -> None:

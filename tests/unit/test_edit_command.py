@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -17,8 +18,9 @@ from salve.artifacts import Artifact
 from salve.backbones import Site
 from salve.editing import Edit, Recipe, apply_recipes, gate, make_recipes, save_recipe
 from salve.editing.cli import _write, main
+from salve.editing.files import HELD
 from salve.run.manifest import write_manifest
-from salve.sae import make_sae
+from salve.sae import SAE, make_sae
 
 SITE = Site("pool", ("1",), 6, "0")
 NAMES = ("church", "tench", "gas pump", "Gas-Pump")
@@ -33,6 +35,21 @@ def metadata(path: Path) -> dict[str, str]:
         return dict(file.metadata() or {})
 
 
+def _sae() -> SAE:
+    return make_sae("linear_l1", 6, len(NAMES), torch.Generator().manual_seed(0))
+
+
+class _Net(nn.Module):
+    """A network that is nothing but its state."""
+
+    def __init__(self, state: dict[str, torch.Tensor]) -> None:
+        super().__init__()
+        self.state = state
+
+    def state_dict(self) -> dict[str, torch.Tensor]:  # type: ignore[override]
+        return self.state
+
+
 class Place:
     """A run's folder with edits, its classifier elsewhere, and a user's own copy of the weights."""
 
@@ -44,7 +61,7 @@ class Place:
         model[1] = nn.Linear(6, 4)
         own = {name: t.to(dtype) for name, t in model.state_dict().items()}
         model.load_state_dict({name: t.float() for name, t in own.items()})
-        sae = make_sae("linear_l1", 6, len(NAMES), torch.Generator().manual_seed(0))
+        sae = _sae()
         named = [(name, [Edit(k, 0.5 + k)]) for k, name in enumerate(NAMES)]
         self.recipes: list[Recipe] = make_recipes(model, SITE, sae, named, "two layers")
         self.files = []
@@ -229,6 +246,104 @@ def test_a_run_that_does_not_lead_to_its_classifier(
     assert not place.out().exists()
 
 
+@pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "module._orig_mod.", "net.encoder."])
+def test_what_stands_before_all_names_stays_there(place: Place, prefix: str) -> None:
+    own = {prefix + name: tensor for name, tensor in load_file(place.weights).items()}
+    save_file(own, place.root / "behind.safetensors", {"author": "me"})
+    assert run("apply", *place.files[:2], place.root / "behind.safetensors", place.out("edited")) == 0
+    assert run("apply", *place.files[:2], place.weights, place.out("plain")) == 0
+    assert bits(place.out("edited")) == {prefix + name: found for name, found in bits(place.out("plain")).items()}
+    assert run("undo", *place.files[:2], place.out("edited"), place.out("back")) == 0
+    assert bits(place.out("back")) == bits(place.root / "behind.safetensors")
+    assert metadata(place.out("back")) == {"author": "me"}
+
+
+def test_names_behind_two_prefixes_are_not_guessed(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    own = load_file(place.weights)
+    both = {prefix + name: tensor.clone() for name, tensor in own.items() for prefix in ("model.", "ema.")}
+    save_file(both, place.root / "both.safetensors")
+    assert run("apply", place.files[0], place.root / "both.safetensors", place.out()) == 2
+    assert "should not be there" in capsys.readouterr().err
+    # What torch.compile adds within names may make two of them one.
+    save_file({**own, "_orig_mod.0.bias": own["0.bias"].clone()}, place.root / "twice.safetensors")
+    assert run("apply", place.files[0], place.root / "twice.safetensors", place.out()) == 2
+    assert "hold 0.bias twice" in capsys.readouterr().err
+    assert not place.out().exists()
+
+
+@pytest.mark.parametrize("entry", ["state_dict", "model", "model.state_dict"])
+def test_the_weights_in_a_checkpoint(place: Place, entry: str, capsys: pytest.CaptureFixture[str]) -> None:
+    own = {f"module.{name}": tensor for name, tensor in load_file(place.weights).items()}
+    content: dict[str, object] = own  # type: ignore[assignment]
+    for name in reversed(entry.split(".")):
+        content = {"epoch": 3, "best": np.float64(0.9), name: content}
+    torch.save(content, place.root / "own.ckpt")
+    assert run("apply", place.files[0], place.root / "own.ckpt", place.out("edited")) == 0
+    assert f"the plain state_dict of entry {entry}; own.ckpt has more, which is left out" in capsys.readouterr().out
+    assert run("apply", place.files[0], place.weights, place.out("plain")) == 0
+    assert bits(place.out("edited")) == {f"module.{name}": found for name, found in bits(place.out("plain")).items()}
+    assert run("undo", place.files[0], place.out("edited"), place.out("back")) == 0
+    assert {n: t for n, (_, t) in bits(place.out("back")).items()} == {
+        f"module.{n}": t for n, (_, t) in bits(place.weights).items()
+    }
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
+def test_an_edit_whose_originals_are_damaged_is_not_applied(
+    place: Place, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It could not be undone."""
+    (originals,) = place.files[0].parent.glob("originals-*.safetensors")
+    whole = originals.read_bytes()
+    if damage == "gone":
+        originals.unlink()
+    else:
+        originals.write_bytes(whole[:-4] if damage == "cut" else whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert run("apply", place.files[0], place.weights, place.out()) == 2
+    assert originals.name in capsys.readouterr().err
+    assert not place.out().exists()
+
+
+@pytest.mark.parametrize("given", [None, {}, {"format": "pt"}, {"": "", "a\nb": "ü", "license": "x" * 5000}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_any_metadata_comes_back(tmp_path: Path, given: dict[str, str] | None, dtype: torch.dtype) -> None:
+    place = Place(tmp_path, dtype)
+    save_file(load_file(place.weights), place.weights, given)
+    assert run("apply", place.files[0], place.weights, place.out("edited")) == 0
+    assert {name: text for name, text in metadata(place.out("edited")).items() if name != HELD} == (given or {})
+    assert run("undo", place.files[0], place.out("edited"), place.out("back")) == 0
+    assert metadata(place.out("back")) == (given or {})
+    assert bits(place.out("back")) == bits(place.weights)
+
+
+def test_tensors_that_are_not_edited_keep_whatever_type_they_have(place: Place) -> None:
+    """A float64 buffer with digits that float32 does not hold, and counters, are passed on."""
+    own = load_file(place.weights)
+    own["0.running_var"] = torch.tensor([1 / 3], dtype=torch.float64)
+    recipe = make_recipes(_Net(own), SITE, _sae(), [("church", [Edit(0, 2.0)])], "two layers")[0]
+    save_recipe(recipe, place.root / "own.json")
+    own["0.num_batches_tracked"] = torch.tensor(7)
+    save_file(own, place.root / "own.safetensors")
+    assert run("apply", place.root / "own.json", place.root / "own.safetensors", place.out("edited")) == 0
+    assert run("undo", place.root / "own.json", place.out("edited"), place.out("back")) == 0
+    assert bits(place.out("back")) == bits(place.root / "own.safetensors")
+
+
+def test_a_strength_that_half_precision_does_not_hold_makes_no_infinite_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = Place(tmp_path, torch.float16)
+    model = nn.Sequential(nn.Linear(3, 6), nn.Linear(6, 4))
+    model.load_state_dict({name: t.float() for name, t in load_file(place.weights).items()})
+    [recipe] = make_recipes(model, SITE, _sae(), [("church", [Edit(0, 1e7, "enhance")])], "two layers")
+    save_recipe(recipe, place.root / "up.json")
+    assert run("apply", place.root / "up.json", place.weights, place.out()) == 2
+    assert "At α = 1e+07 the edit would make values in 1.weight that float16 does not hold" in capsys.readouterr().err
+    assert not place.out().exists()
+    save_file({n: t.float() for n, t in load_file(place.weights).items()}, place.root / "wide.safetensors")
+    assert run("apply", place.root / "up.json", place.root / "wide.safetensors", place.out()) == 0
+
+
 def test_weights_of_torch_and_a_lost_list_of_edits(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     own = load_file(place.weights)
     torch.save(own, place.root / "own.pt")
@@ -317,6 +432,8 @@ def test_what_fails_while_writing_leaves_nothing_and_is_a_sentence(
         (["apply", "own.safetensors", "out.safetensors"], "no EDIT was given"),
         (["apply", "a.json", "b", "c", "--alpha", "-1"], "argument --alpha"),
         (["apply", "a.json", "b", "c", "--alpha", "nan"], "argument --alpha"),
+        (["apply", "a.json", "b", "c", "--alpha", "1e39"], "a number from 0 to 3.4e+38, or inf, not 1e39"),
+        (["apply", "a.json", "b", "c", "--alpha", "1e999"], "a number from 0 to 3.4e+38, or inf, not 1e999"),
         (["show", "a.json", "--alpha", "2"], "show takes files and folders"),
         (["show"], "show takes an edit file"),
         (["redo", "a.json"], "invalid choice"),

@@ -89,6 +89,19 @@ def test_selection_differs_where_a_latent_is_shared() -> None:
     assert select_latents(means[:1], "margin").tolist() == [0]
 
 
+def test_a_latent_that_never_fires_is_not_chosen() -> None:
+    """It leads by a margin of 0, and so before every latent on which another class leads."""
+    means = torch.tensor([[5.0, 0.0, 2.0, 0.1], [4.0, 0.0, 3.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    assert margins(means)[1].argmax() == 2
+    assert margins(means[:, :2])[1].argmax() == 1
+    assert select_latents(means[:, :2]).tolist() == [0, 0, -1]
+    assert select_latents(means[:, :2], "largest").tolist() == [0, 0, -1]
+    # Signed latents have small means without ever firing.
+    fires = torch.tensor([True, False, True, False])
+    assert select_latents(means[[0]] * torch.tensor([0.0, 1, 0, 1]), fires=fires).tolist() == [-1]
+    assert select_latents(torch.tensor([[0.0, 0.0, 0.0, 0.1], [4.0, 0.0, 3.0, 0.0]]), fires=fires).tolist() == [-1, 0]
+
+
 # -- purity
 
 #: 60 images of four classes of different size, and a fifth without any. The latents are signed; the fourth fires for

@@ -126,6 +126,17 @@ def test_infinite_enhancement_and_unknown_modes_are_refused() -> None:
         inspect.unwrap(gates)(torch.ones(2), torch.ones(1), "remove")
 
 
+@pytest.mark.parametrize("latents", [1, 2])
+@pytest.mark.parametrize("strengths", [[0.0, 1e38], [0.0, 1.0, 2.0, 1e38]])
+def test_enhanced_logits_beyond_float32_are_refused(latents: int, strengths: list[float]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, bias, activations = (torch.randn(*shape, generator=generator) for shape in ((3, 5), (3,), (4, 5)))
+    rows = torch.nn.functional.normalize(torch.randn(latents, 5, generator=generator))
+    with pytest.raises(UserError, match=r"Enhanced at α = 1e\+38, the logits are larger than float32 holds"):
+        edited_logits(weight, bias, 100 * activations, rows, strengths, "enhance")
+    assert edited_logits(weight, bias, 100 * activations, rows, strengths, "suppress").isfinite().all()
+
+
 def test_the_gate_of_a_set_is_the_product_in_any_order() -> None:
     rows = torch.tensor([[0.5, 0.0, 0.2], [0.1, 0.9, 0.0]])
     alphas = torch.tensor([0.0, 1.0, 3.0])

@@ -21,8 +21,8 @@ from salve.data.base import ConceptTruth
 from salve.sae import SAE, make_sae, save_sae
 from salve.stages import DiscoverSettings, Job, read_features
 from salve.stages.discover import concept_table
-from salve.stages.measure import blocks, measure_sae
-from salve.types import UserError
+from salve.stages.measure import MOST_ERROR, blocks, check_activations, check_sae, measure_sae
+from salve.types import Diverged, UserError
 from tests.unit.sae_examples import ALL, drawn, example
 
 WIDTH, CLASSES = 6, 4
@@ -107,6 +107,66 @@ def test_measures_equal_libraries_and_loops_whatever_the_blocks(variant: str, mo
     assert measured(sae) == pytest.approx(expected, rel=1e-9)
     monkeypatch.setattr("salve.stages.measure.AT_ONCE", 7 * sae.dictionary_size)
     assert measured(sae) == pytest.approx(expected, rel=1e-9)
+
+
+def error_of(sae: SAE) -> float:
+    """Over the activations' own mean square, by plain sums."""
+    rows = SELECT.activations
+    return ((sae.decode(sae.encode(rows)) - rows).square().sum() / rows.square().sum()).item()
+
+
+def scaled(sae: SAE, times: float) -> SAE:
+    """One whose reconstructions are so many times as long."""
+    with torch.no_grad():
+        sae.encoder.mul_(times)
+    return sae.eval()
+
+
+@pytest.mark.parametrize("times", [0.0, 0.9, 3.0, 6.0, 1e9])
+def test_an_sae_that_is_worse_than_none_is_refused_and_a_poor_one_is_not(times: float) -> None:
+    sae = scaled(make_sae("linear_l1", WIDTH, 2 * WIDTH, torch.Generator().manual_seed(0)).double(), times)
+    record, error = measured(sae), error_of(sae)
+    assert (error > MOST_ERROR) == (times > 5)
+    if error <= MOST_ERROR:
+        check_sae(record, SELECT, "pool")
+    else:
+        with pytest.raises(Diverged) as refused:
+            check_sae(record, SELECT, "pool")
+        assert f"its error on select images is {error:.2g} times what no SAE" in str(refused.value)
+        assert f"(FVE {record['select_fve']:.2g})" in str(refused.value)
+
+
+def test_a_large_common_mean_does_not_make_a_poor_sae_nonsense() -> None:
+    """Reconstructing nothing is far below zero by its FVE where activations hardly vary, and is no divergence."""
+    rows = 100 + drawn(50, WIDTH, seed=1)
+    far = Captured(rows, torch.zeros(50, dtype=torch.long))
+    fve = 1 - float(rows.square().sum() / (rows - rows.mean(0)).square().sum())
+    assert fve < -1000
+    check_sae({"select_fve": fve}, far, "pool")
+    with pytest.raises(Diverged):
+        check_sae({"select_fve": 12 * fve}, far, "pool")
+
+
+def test_an_sae_whose_measure_is_undefined_is_refused() -> None:
+    sae = scaled(make_sae("linear_l1", WIDTH, 4, torch.Generator().manual_seed(0)).double(), 1e200)
+    record = measured(sae)
+    assert record["select_fve"] is None
+    with pytest.raises(Diverged, match="FVE undefined"):
+        check_sae(record, SELECT, "pool")
+    check_sae({}, SELECT, "pool")  # of a record without the measure nothing is said
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, -7e5])
+def test_activations_that_are_the_same_for_every_image_are_refused(value: float) -> None:
+    labels = torch.zeros(2000, dtype=torch.long)
+    same = Captured(torch.full((2000, WIDTH), value) * torch.arange(1, WIDTH + 1), labels)
+    with pytest.raises(UserError, match="activations at pool are the same for every image"):
+        check_activations(same, "pool")
+    with pytest.raises(UserError, match="of the select split, are the same"):
+        check_sae({"select_fve": 1.0}, same, "pool")
+    square, variance = check_activations(SELECT, "pool")
+    assert square == pytest.approx(float(SELECT.activations.square().sum(1).mean()))
+    assert variance == pytest.approx(float(SELECT.activations.var(0, unbiased=False).sum()))
 
 
 def test_what_is_rare_is_seen_on_the_train_split() -> None:

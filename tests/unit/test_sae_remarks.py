@@ -24,6 +24,14 @@ def test_of_a_good_sae_there_is_nothing_to_say() -> None:
             {"l0": 20.0, "width": 64},
             "L0 of 20 is not sparse",
         ),
+        (
+            {"select_fve": 0.1},
+            "explains 10% of the variance of select images' activations (FVE 0.1): edits act",
+        ),
+        (
+            {"select_fve": -0.02},
+            "0% of the variance of select images' activations (FVE -0.02), less than their mean",
+        ),
         ({"dead_fraction": 0.93, "dictionary_size": 512}, "476 of 512 latents are dead"),
     ],
 )
@@ -33,6 +41,6 @@ def test_one_fault_is_one_sentence_that_names_it(change: dict[str, Any], said: s
 
 
 def test_every_fault_is_told() -> None:
-    assert len(remarks({**GOOD, "steps": 9, "l0": 200.0, "dead_fraction": 0.9})) == 3
+    assert len(remarks({**GOOD, "steps": 9, "l0": 200.0, "dead_fraction": 0.9, "select_fve": 0.2})) == 4
     # At the limits nothing is wrong yet.
-    assert remarks({**GOOD, "steps": 500, "l0": 64.0, "dead_fraction": 0.5}) == []
+    assert remarks({**GOOD, "steps": 500, "l0": 64.0, "dead_fraction": 0.5, "select_fve": 0.5}) == []

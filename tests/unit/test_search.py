@@ -13,7 +13,7 @@ from salve.run.folder import MANIFEST, METRICS, RunFolder
 from salve.run.plan import Run, run_key
 from salve.run.schema import Config, SearchSettings, register, resolve
 from salve.run.search import Combination, Search
-from salve.types import UserError
+from salve.types import Diverged, UserError
 
 optuna = pytest.importorskip("optuna")
 
@@ -168,3 +168,46 @@ def test_a_space_in_which_nothing_is_possible_is_refused(bench: Bench, monkeypat
     monkeypatch.setattr(bench, "plan_one", refuse)
     with pytest.raises(UserError, match=r"^sae.k=9"):
         bench.search(4)
+
+
+def test_a_run_that_diverged_counts_as_the_worst_so_far_and_another_failure_as_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, turn = bench.make, 0
+
+    def make(runs: list[Run]) -> None:
+        nonlocal turn
+        turn += 1
+        if turn in (1, 3):
+            plain(runs)
+            return
+        for run, error in zip(
+            runs, (Diverged("The training of the SAE diverged."), UserError("No disk.")), strict=True
+        ):
+            RunFolder(bench.folder / run.key).prepare(run.config)
+            RunFolder(bench.folder / run.key).fail(error)
+
+    monkeypatch.setattr(bench, "make", make)
+    bench.search(6)
+    trials = bench.trials()
+    assert [trial.state.name for trial in trials] == [
+        "COMPLETE",
+        "COMPLETE",
+        "COMPLETE",
+        "FAIL",
+        "COMPLETE",
+        "COMPLETE",
+    ]
+    fve, l0 = zip(*(trial.values for trial in trials[:2]), strict=True)
+    assert trials[2].values == [min(fve), max(l0)]
+
+
+def test_a_search_that_begins_with_a_divergence_knows_no_worst(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(runs: list[Run]) -> None:
+        for run in runs:
+            RunFolder(bench.folder / run.key).prepare(run.config)
+            RunFolder(bench.folder / run.key).fail(Diverged("The training of the SAE diverged."))
+
+    monkeypatch.setattr(bench, "make", make)
+    bench.search(2)
+    assert [trial.state.name for trial in bench.trials()] == ["FAIL", "FAIL"]

@@ -148,6 +148,57 @@ def test_weights_that_are_taken_as_they_are_are_not_trained(tmp_path: Path, monk
     try_out(*built(tmp_path, f"backbone.weights={tmp_path / 'model.safetensors'}"))
 
 
+@pytest.mark.parametrize(
+    ("zero", "mode", "refused"),
+    [
+        ("all", "none", True),
+        ("all", "probe", True),
+        ("all", "full", True),
+        ("fc.", "none", True),
+        ("fc.", "probe", False),  # a head that is trained may begin so
+        ("fc.", "full", False),
+    ],
+)
+def test_weights_that_say_the_same_of_every_image(tmp_path: Path, zero: str, mode: str, refused: bool) -> None:
+    model = timm.create_model("resnet10t", num_classes=10, channels=[8, 16, 24, 32], output_stride=8)
+    state = {n: t * 0 if zero in ("all", n[:3]) else t for n, t in model.state_dict().items()}
+    save_file(state, tmp_path / "model.safetensors")
+    config, job = built(tmp_path, f"backbone.weights={tmp_path / 'model.safetensors'}", f"finetune.mode={mode}")
+    if not refused:
+        try_out(config, job)
+        return
+    with pytest.raises(UserError, match=r"model\.safetensors the network says the same of different images"):
+        try_out(config, job)
+
+
+def test_a_strength_that_makes_infinite_logits_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, job = built(tmp_path, "edit.alpha=[0,1,3e38]", "stages=[control]")
+    plain = Job.build
+
+    def large(self: Job) -> tuple[nn.Module, bool]:
+        model, fits = plain(self)
+        model.fc.weight.data.mul_(1e4)  # type: ignore[union-attr,operator]
+        return model, fits
+
+    monkeypatch.setattr(Job, "build", large)
+    with pytest.raises(UserError, match=r"Enhanced at α = 3e\+38, the logits are larger than float32 holds"):
+        try_out(config, job)
+    try_out(*built(tmp_path, "edit.alpha=[0,1,3e38]", "stages=[control]", "edit.modes=[suppress]"))
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("edit.alpha=[0,1e39]", r"edit\.alpha holds 1e\+39, which float32 does not: strengths go up to 3\.4e\+38"),
+        ("sae.learning_rate=1e39", r"sae\.learning_rate=1e\+39 must be at most 3\.4e\+38"),
+        ("sae.sparsity=inf", r"sae\.sparsity=inf must be at most 3\.4e\+38"),
+    ],
+)
+def test_settings_beyond_float32_are_refused(override: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        composed(override)
+
+
 def test_the_runs_of_a_sweep_are_tried_once_for_each_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[str] = []
 

@@ -1,13 +1,16 @@
 """Weights as training scripts leave them: under other names, inside checkpoints, without a head, diverged."""
 
 import argparse
+import re
 import subprocess
 import sys
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import timm
@@ -19,6 +22,7 @@ from torchvision.models import VisionTransformer, resnet18
 from salve.backbones import Classifier, load_backbone, read_state_dict, read_tensors
 from salve.backbones.adapt import adapted
 from salve.backbones.load import Loaded
+from salve.backbones.scalars import NUMPY_SCALARS
 from salve.stages import BackboneSettings
 from salve.stages.training import quiet_lightning
 from salve.types import UserError
@@ -299,7 +303,7 @@ def test_the_tilde_is_the_users_home(tmp_path: Path, monkeypatch: pytest.MonkeyP
     state = small().state_dict()
     saved(tmp_path / "w.pt", state)
     assert_same(load(Path("~/w.pt")).model, state)
-    assert read_tensors("~/w.pt").keys() == state.keys()
+    assert read_tensors("~/w.pt")[0].keys() == state.keys()
     # Keys and records see the file itself.
     assert BackboneSettings("timm", "resnet10t", "~/w.pt").weights == str(tmp_path / "w.pt")
 
@@ -312,7 +316,8 @@ def test_the_tilde_is_the_users_home(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_tensors_are_read_as_they_are(tmp_path: Path, dtype: torch.dtype, name: str) -> None:
     state = {"module.a": torch.arange(6).to(dtype).view(2, 3), "b": torch.tensor(float("nan"))}
     (save_file if name.endswith("safetensors") else torch.save)(state, tmp_path / name)
-    read = read_tensors(tmp_path / name)
+    read, entry = read_tensors(tmp_path / name)
+    assert entry == ""
     assert read.keys() == state.keys()
     assert read["module.a"].dtype == dtype
     assert torch.equal(read["module.a"], state["module.a"])
@@ -321,15 +326,52 @@ def test_tensors_are_read_as_they_are(tmp_path: Path, dtype: torch.dtype, name: 
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ({"epoch": 3, "model": {"a": torch.ones(1)}}, r"w\.pt is a checkpoint.*save its entry model by itself"),
         ([torch.ones(1)], r"w\.pt holds no state_dict"),
         ({"a": 1}, r"w\.pt holds no state_dict .*entries are a"),
     ],
 )
-def test_only_a_plain_state_dict_is_read_as_it_is(tmp_path: Path, content: Any, says: str) -> None:
+def test_what_holds_no_state_dict_is_not_read(tmp_path: Path, content: Any, says: str) -> None:
     saved(tmp_path / "w.pt", content)
     with pytest.raises(UserError, match=says):
         read_tensors(tmp_path / "w.pt")
+
+
+def test_the_entry_of_a_checkpoint_is_read_as_it_is_too(tmp_path: Path) -> None:
+    saved(tmp_path / "w.pt", {"epoch": 3, "model": {"a": torch.ones(1, dtype=torch.float16)}})
+    read, entry = read_tensors(tmp_path / "w.pt")
+    assert (entry, read["a"].dtype) == ("model", torch.float16)
+
+
+@pytest.mark.parametrize("number", [np.float64(0.9), np.float32(0.5), np.int64(3), np.bool_(True), np.uint8(7)])
+@pytest.mark.parametrize("module", [b"numpy.core.multiarray", b"numpy._core.multiarray"])
+def test_a_number_of_numpys_beside_the_weights(tmp_path: Path, number: np.generic, module: bytes) -> None:
+    """As numpy 1 and as numpy 2 write it."""
+    path = saved(tmp_path / "w.pt", {"best": number, "state_dict": {"a": torch.ones(2)}})
+    with zipfile.ZipFile(path) as archive:
+        parts = {part: archive.read(part) for part in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for part, content in parts.items():
+            archive.writestr(part, re.sub(rb"numpy\._?core\.multiarray", module, content))
+    assert module in path.read_bytes()
+    assert torch.equal(read_state_dict(path)["a"], torch.ones(2))
+    with torch.serialization.safe_globals(list(NUMPY_SCALARS)):
+        assert torch.load(path, weights_only=True)["best"] == number.item()
+
+
+class _Sized:
+    """Pickles as a number of numpy's that claims another size than it has, or as another type."""
+
+    def __init__(self, kind: str, content: object) -> None:
+        self.kind, self.content = kind, content
+
+    def __reduce__(self) -> Any:
+        return np.float64(1).__reduce__()[0], (np.dtype(self.kind), self.content)
+
+
+@pytest.mark.parametrize("held", [_Sized("V2000000000", None), _Sized("V2000000000", b""), _Sized("f8", b"abc")])
+def test_a_number_of_numpys_that_is_none_is_refused(tmp_path: Path, held: _Sized) -> None:
+    saved(tmp_path / "w.pt", {"best": held, "state_dict": {"a": torch.ones(2)}})
+    assert "numpy" in refusal(tmp_path / "w.pt")
 
 
 @pytest.mark.parametrize("read", [read_tensors, read_state_dict])
