@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from salve.artifacts import read_record, write_record
+from salve.ending import is_told
 from salve.run.explain import explain
 from salve.run.schema import PATHS, Config, change_path, resolve
 from salve.types import UserError
@@ -176,7 +177,7 @@ def claimed(wanted: Path) -> Iterator[Path]:
     until the settings are checked; the other's log, which was opened in it, goes on in the other's own folder.
 
     A run that ends in an error leaves no folder if it made nothing; of an error that is no UserError the log keeps the
-    traceback.
+    traceback. One that is told to end is interrupted.
     """
     folder = _claim(wanted)
     _move_log(wanted, folder)
@@ -191,6 +192,8 @@ def claimed(wanted: Path) -> Iterator[Path]:
             elif isinstance(error, Exception) and not refused:
                 with (folder / LOG).open("a", encoding="utf-8") as log:
                     traceback.print_exception(error, file=log)
+            elif is_told():
+                RunFolder(folder).begin()  # the lock is nobody's, and so the run's state is "interrupted"
         raise
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from salve.ending import stop_if_told
 from salve.run.execute import execute, train_together
 from salve.run.folder import RunFolder
 from salve.run.gpus import leased_gpus
@@ -44,6 +45,7 @@ def _share(folders: Sequence[RunFolder]) -> set[str]:
         with leased_gpus(configs[0].trainer) as gpus:
             return train_together(configs, _quiet(), gpus)
     except Exception:
+        stop_if_told()
         # Each run meets the reason again by itself, and only those fail that it concerns.
         log.exception("The SAEs could not be trained together; each run trains its own.")
         return set()
@@ -56,6 +58,7 @@ def _make(folder: RunFolder, made: set[str]) -> None:
         with leased_gpus(config.trainer) as gpus:
             execute(config, folder.path, again, _quiet(), group=sweep, gpus=gpus, made=made)
     except Exception as error:
+        stop_if_told()
         log.exception("%s failed", folder.path.name)
         folder.fail(error)
     else:

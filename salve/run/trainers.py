@@ -19,6 +19,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 
 from salve.data.ranks import place
+from salve.ending import others_handle_sigterm
 from salve.run.progress import ProgressLines
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class Trainers:
         shown: list[Callback] = [_Bar()] if self.bar else []
         if self.lines:
             shown.append(ProgressLines(stage, log.info))
-        return pl.Trainer(
+        trainer = pl.Trainer(
             accelerator=self.accelerator,
             devices=here if self.gpus is None else self.gpus[:here],
             num_nodes=ranks // here,
@@ -76,6 +77,11 @@ class Trainers:
             log_every_n_steps=1_000_000,
             num_sanity_val_steps=0,
         )
+        if not others_handle_sigterm():
+            # Told to end, a training ends as everything else does (salve.ending). Lightning would note SIGTERM, end
+            # after the batch with status 0, and under several ranks wait in its handler for those that compute.
+            trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        return trainer
 
 
 class _Ranks(ClusterEnvironment):

@@ -12,7 +12,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 #: From the bottom up. What stands on one floor does not import each other, save that backbones may use data.
 FLOORS = (
     ("axes",),
-    ("types",),
+    ("types", "ending"),
     ("variants",),
     ("settings",),
     ("artifacts", "metrics"),

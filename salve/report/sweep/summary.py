@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -86,8 +87,11 @@ def summarise_sweep(folder: Path) -> SweepSummary:
 def write_whole(path: Path, table: pd.DataFrame) -> None:
     """Write a CSV file that is either there as a whole or not at all."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    table.to_csv(unfinished, index=False)
-    os.replace(unfinished, path)
+    try:
+        table.to_csv(unfinished, index=False)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _draw(folder: Path, table: pd.DataFrame, names: list[str]) -> tuple[list[Path], dict[str, str]]:
@@ -104,7 +108,10 @@ def _draw(folder: Path, table: pd.DataFrame, names: list[str]) -> tuple[list[Pat
             left_out[title] = figure
         else:
             folder.mkdir(exist_ok=True)
-            save_figure(figure, folder, title)
+            with TemporaryDirectory(dir=folder, prefix=".") as unfinished:
+                save_figure(figure, Path(unfinished), title)
+                for path in Path(unfinished).iterdir():
+                    os.replace(path, folder / path.name)
             drawn.append(folder / f"{title}.png")
     return drawn, left_out
 
