@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from experiments.figures import save
 from experiments.grounds import GROUNDS, Ground, Place, add_place, parsed, place_of
 from experiments.runs import Study, make, opened
 from salve.artifacts import REVISION, digest_of, digest_of_file, read_record, write_record, write_table
+from salve.ending import as_told
 from salve.files import flush
 from salve.run.explain import conf_dir
 from salve.types import UserError
@@ -192,6 +194,11 @@ def _processor() -> str:
 
 def main(experiment: Experiment, arguments: list[str] | None = None) -> int:
     """Entry point of an experiment's module; returns the exit status."""
+    farewell = f"{experiment.name}: stopped; the same command goes on with what is not done."
+    return as_told(partial(_main, experiment, arguments), farewell)
+
+
+def _main(experiment: Experiment, arguments: list[str] | None) -> int:
     default = " ".join([*experiment.grounds, *(f"[{name}]" for name in experiment.beside)])
     parser = argparse.ArgumentParser(
         prog=f"python -m experiments.salve2025.{experiment.name}",

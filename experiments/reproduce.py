@@ -1,18 +1,20 @@
 """``python -m experiments.reproduce``: the paper's figures and claims, as far as this machine can make them."""
 
 import argparse
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-
-from experiments.catalogue import EXPERIMENTS
-from experiments.experiment import Experiment, paper_folder
-from experiments.grounds import GROUNDS, Ground, Place, add_place, parsed, place_of
-from experiments.page import NotRun, write_page
+from salve.ending import as_told, run_child
 from salve.types import UserError
+
+if TYPE_CHECKING:  # they take seconds, and a signal that comes meanwhile must be heard
+    from rich.console import Console
+
+    from experiments.experiment import Experiment
+    from experiments.grounds import Ground, Place
 
 EPILOG = """\
 written into <output-dir>/paper:
@@ -28,6 +30,15 @@ is any of salve's, such as trainer=cpu or cluster=joblib. Without Imagenette:
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit status: 1 if something failed, 0 if all that can be run was."""
+    return as_told(partial(_main, arguments), "reproduce: stopped; the same command goes on with what is not done.")
+
+
+def _main(arguments: list[str] | None) -> int:
+    from rich.console import Console
+
+    from experiments.catalogue import EXPERIMENTS
+    from experiments.grounds import GROUNDS, add_place, parsed, place_of
+
     parser = argparse.ArgumentParser(
         prog="python -m experiments.reproduce",
         description=f"The paper's experiments: {', '.join(EXPERIMENTS)}.",
@@ -49,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-def reproduce(place: Place, only: Sequence[str], on: Sequence[str] | None, console: Console) -> list[str]:
+def reproduce(place: "Place", only: Sequence[str], on: Sequence[str] | None, console: "Console") -> list[str]:
     """Run experiments one after the other, and write the page of everything that is there.
 
     Args:
@@ -58,6 +69,10 @@ def reproduce(place: Place, only: Sequence[str], on: Sequence[str] | None, conso
     Returns:
         The names of those that failed.
     """
+    from experiments.catalogue import EXPERIMENTS
+    from experiments.experiment import paper_folder
+    from experiments.page import NotRun, write_page
+
     missing: list[NotRun] = []
     failed = []
     began = time.monotonic()
@@ -69,7 +84,7 @@ def reproduce(place: Place, only: Sequence[str], on: Sequence[str] | None, conso
         if not here:
             continue
         console.rule(f"{number} of {len(only)}: {experiment.title}", align="left")
-        status = subprocess.run(_command(experiment, here, place), check=False).returncode
+        status = run_child(_command(experiment, here, place))
         if status:
             failed.append(name)
             where = ", ".join(ground.title for ground in here)
@@ -84,7 +99,7 @@ def reproduce(place: Place, only: Sequence[str], on: Sequence[str] | None, conso
     return failed
 
 
-def _command(experiment: Experiment, grounds: Sequence[Ground], place: Place) -> list[str]:
+def _command(experiment: "Experiment", grounds: "Sequence[Ground]", place: "Place") -> list[str]:
     """The same place, for the experiment's own process."""
     options = ["--on", *(ground.name for ground in grounds), "--output-dir", str(place.output_dir)]
     for name, folder in place.folders.items():

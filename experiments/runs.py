@@ -1,7 +1,6 @@
 """An experiment's runs on a ground: made by ``salve``, or found, and opened for reading."""
 
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from torch import Tensor
 from experiments.grounds import Ground, Place, quoted
 from salve.artifacts import Artifact, Store
 from salve.backbones import Captured
+from salve.ending import run_child
 from salve.integrity import check_artifact, read_manifest
 from salve.report.inputs import Artifacts
 from salve.report.sweep.read import SweptRun, read_sweep
@@ -70,7 +70,7 @@ def make(config: str, ground: Ground, place: Place, quick: Sequence[str]) -> str
     # Runs are found by what they compute. The plan is made anew: what it once had with other settings is not asked for.
     (place.output_dir / "sweeps" / sweep_name(config, ground, place) / PLAN).unlink(missing_ok=True)
     typed = "salve " + shlex.join(arguments)
-    status = subprocess.run([sys.executable, "-m", "salve.cli", *arguments], check=False).returncode
+    status = run_child([sys.executable, "-m", "salve.cli", *arguments])
     if status:
         raise UserError(f"the runs on {ground.title} ended with status {status} (see above): {typed}")
     return typed

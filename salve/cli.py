@@ -8,29 +8,35 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
-from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
-
+from salve.ending import as_told, end_with_owner, stopped_if_told
 from salve.system import in_one_sentence, refused_by_system
 from salve.types import UserError
 
+if TYPE_CHECKING:  # else signals that come while Hydra is imported would not be heard
+    from omegaconf import DictConfig
+
+#: What the command says when it was told to end.
+STOPPED = "salve: stopped; the same command finds what is finished, and goes on with the rest."
 #: Hydra's variable; set to 1, errors are shown with all that led to them.
 FULL_ERROR = "HYDRA_FULL_ERROR"
 #: Variables in the environment of ranks that torchrun or SLURM has started.
 OF_RANKS = ("TORCHELASTIC_RUN_ID", "SLURM_STEP_NUM_TASKS")
 
 
-def task(config: DictConfig) -> None:
+def task(config: "DictConfig") -> None:
     """One job of Hydra's: a run, or some runs of a sweep."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
     from salve.run.inputs import check_inputs
     from salve.run.schema import resolve
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     if config.sweep.runs:
+        end_with_owner()  # before what takes seconds to import
         from salve.run.jobs import make_runs
 
         make_runs(folder.parent, config.sweep.runs, [config.data._target_])
@@ -55,6 +61,13 @@ def task(config: DictConfig) -> None:
 
 def main() -> None:
     """Entry point."""
+    as_told(_command, STOPPED)
+
+
+def _command() -> None:
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
     from salve.run.explain import SweepIncomplete, group_mistake
     from salve.run.schema import register
 
@@ -64,12 +77,9 @@ def main() -> None:
     logging.raiseExceptions = False  # a log that a full disk does not take is not worth a traceback for each line
     wants_all = os.environ.get(FULL_ERROR) == "1"
     try:
-        with _hydra_raises(), _joined() as leads:
+        with stopped_if_told(), _hydra_raises(), _joined() as leads:
             if leads:
                 _run()
-    except KeyboardInterrupt:
-        print("salve: stopped; the same command finds what is finished, and goes on with the rest.", file=sys.stderr)
-        raise SystemExit(130) from None
     except SweepIncomplete as error:
         print(f"salve: {error}", file=sys.stderr)
         raise SystemExit(1) from None
@@ -91,6 +101,8 @@ def main() -> None:
 
 
 def _run() -> None:
+    import hydra
+
     from salve.run.explain import conf_dir
 
     if not any(argument.startswith("rerun=") for argument in sys.argv[1:]):
@@ -106,6 +118,9 @@ def _run() -> None:
 
 def _tell(error: BaseException, wants_all: bool) -> None:
     """End with a sentence, or for someone who asked for it with all that led to the error."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
     from salve.run.explain import explain
 
     if wants_all:

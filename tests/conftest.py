@@ -8,6 +8,7 @@ call to them. A test that gives a function what its annotations forbid, to see i
 import logging
 import os
 import random
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,6 +41,10 @@ os.environ |= {
 }
 for _variable in ("WANDB_API_KEY", "HYDRA_FULL_ERROR", "PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
     os.environ.pop(_variable, None)
+
+# A test run that was started in the background, or by nohup, ignores these signals, and so would all that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 PURE = ("salve.metrics", "salve.sae", "salve.features", "salve.saliency", "salve.editing", "salve.diagnosis")
 #: As type checkers have it, an int will do for a float.

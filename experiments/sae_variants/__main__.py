@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +14,7 @@ from experiments.sae_variants.figure import NAME, comparison_figure
 from experiments.sae_variants.runs import EXPERIMENTS, FULL, QUICK, collect, make
 from experiments.sae_variants.tables import markdown, reference_summary, summary
 from salve.artifacts import write_table
+from salve.ending import as_told
 from salve.types import UserError
 
 #: Where variants are compared. L0 means something else for linear latents, which are never zero; FVE does not.
@@ -36,6 +38,10 @@ cluster=joblib or trainer=cpu, for all runs.
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
+    return as_told(partial(_main, arguments), "sae_variants: stopped; the same command goes on with what is not done.")
+
+
+def _main(arguments: list[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.sae_variants",
         description="Make the runs of all SAE variants, or find them, and compare the edits that their latents give.",

@@ -1,7 +1,6 @@
 """Which runs the comparison consists of, how they are started, and what they found."""
 
 import math
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from experiments.runs import SPLITS, curves_by_target, wide
 from experiments.sae_variants.references import alignment, class_directions, reference_edits
 from salve.artifacts import load_tensors, read_record, read_table
 from salve.backbones import load_captured
+from salve.ending import run_child
 from salve.integrity import check_artifact, read_manifest
 from salve.report.sweep.read import SweptRun, read_sweep
 from salve.sae import load_sae
@@ -115,7 +115,7 @@ def make(data: str, plan: Plan, output_dir: Path, settings: Sequence[str]) -> No
         UserError: some runs were not made; the sweep has said which and why.
     """
     for command in commands(data, plan, output_dir, settings):
-        status = subprocess.run(command, check=False).returncode
+        status = run_child(command)
         if status:
             raise UserError(f"A sweep on {data} ended with status {status}; see above. The same command goes on.")
 

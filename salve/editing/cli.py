@@ -4,8 +4,11 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+from salve.ending import as_told
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,6 +62,10 @@ class Paths(NamedTuple):
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit status: 0, or 2 for what cannot be done, with one sentence on stderr."""
+    return as_told(partial(_main, arguments), "salve-edit: stopped; nothing half-written is left.")
+
+
+def _main(arguments: list[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="salve-edit",
         usage="salve-edit {apply,undo} EDIT... [WEIGHTS] OUT [--edit NAME] [--alpha A]\n"

@@ -16,6 +16,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from salve.artifacts import is_own, read_record, write_whole
+from salve.ending import is_told
 from salve.integrity import MANIFEST, METRICS, SETTINGS, artifacts_of_run, check_artifact, damage_of_run
 from salve.run.schema import PATHS, Config, change_path
 from salve.run.stored import stored_settings
@@ -202,7 +203,7 @@ def claimed(wanted: Path) -> Iterator[Path]:
     until the settings are checked; the other's log, which was opened in it, goes on in the other's own folder.
 
     A run that ends in an error leaves no folder if it made nothing; of an error that is no UserError the log keeps the
-    traceback.
+    traceback. One that is told to end is interrupted.
     """
     folder = _claim(wanted)
     _move_log(wanted, folder)
@@ -217,6 +218,8 @@ def claimed(wanted: Path) -> Iterator[Path]:
             elif isinstance(error, Exception) and not refused:
                 with (folder / LOG).open("a", encoding="utf-8") as log:
                     traceback.print_exception(error, file=log)
+            elif is_told():
+                RunFolder(folder).begin()  # the lock is nobody's, and so the run's state is "interrupted"
         raise
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from salve.ending import stop_if_told
 from salve.run.execute import execute, train_together
 from salve.run.explain import quoted
 from salve.run.folder import RunFolder
@@ -48,6 +49,7 @@ def _share(folders: Sequence[RunFolder], classes: Collection[str]) -> set[str]:
         with leased_gpus(configs[0].trainer) as gpus:
             return train_together(configs, _quiet(), gpus)
     except Exception:
+        stop_if_told()
         # Each run meets the reason again by itself, and only those fail that it concerns.
         log.exception("The SAEs could not be trained together; each run trains its own.")
         return set()
@@ -64,6 +66,7 @@ def _make(folder: RunFolder, classes: Collection[str], made: set[str]) -> None:
         with leased_gpus(config.trainer) as gpus:
             execute(config, folder.path, again, _quiet(), group=sweep, gpus=gpus, made=made)
     except Exception as error:
+        stop_if_told()
         log.exception("%s failed", folder.path.name)
         folder.fail(error)
     else:

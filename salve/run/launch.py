@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from salve.artifacts import digest_of
+from salve.ending import stop_if_told
 from salve.run.plan import Run
 from salve.stages import can_share
 from salve.types import UserError
@@ -56,6 +57,7 @@ def make(runs: Sequence[Run], sweep: Path, launch: Launch, console: Console) -> 
                 launch([_overrides(job) for job in queue])
                 break
             except Exception as error:
+                stop_if_told()
                 left = [job for job in queue if _states(job, sweep) & {"new", "running", "interrupted"}]
                 dead = [job for job in left if "interrupted" in _states(job, sweep)]
                 if idle and not dead and len(left) == len(queue):
@@ -71,6 +73,7 @@ def make(runs: Sequence[Run], sweep: Path, launch: Launch, console: Console) -> 
             try:
                 launch([_overrides(job)])
             except Exception as error:
+                stop_if_told()
                 reason = f"its process was killed, twice ({_first_line(error)})"
                 for run in job:
                     if run.folder(sweep).state() == "interrupted":

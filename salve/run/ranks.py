@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from torch import distributed
 
+from salve.ending import end_with
 from salve.run.gpus import accelerator_of
 from salve.run.schema import TrainerSettings
 from salve.run.team import StartedTeam, Team, follow
@@ -72,6 +73,8 @@ def joined() -> Iterator[bool]:
         UserError: ranks were started from outside, but not all came up, or they are not numbered node by node.
     """
     place = None if _outside.get() else _Place.found()
+    if place is not None and TorchElasticEnvironment.detect():
+        end_with(os.getppid())  # torchrun's process, which tells its ranks to end unless it is killed
     if place is None:
         yield True
     elif place.rank:

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import track
 
 from salve.artifacts import write_whole
+from salve.ending import owning
 from salve.run.explain import SweepIncomplete
 from salve.run.folder import PLAN, RunFolder, planned_in, runs_in
 from salve.run.plan import Run, combinations, plan, refuse_idle_axis
@@ -125,7 +126,8 @@ class Sweep:
 
             watching = watched_queue()
         try:
-            with watching:
+            # Jobs on this machine end with the sweep; SLURM's go on.
+            with watching, owning(not self._on_slurm):
                 self._launcher.launch(jobs, initial_job_idx=self._launched)
         except SystemExit as told:
             if "BasicLauncher" in self._config.hydra.launcher._target_:

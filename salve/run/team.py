@@ -8,7 +8,6 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from typing import Any, TypeVar
@@ -17,6 +16,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 from torch import distributed
 
+from salve.ending import is_told, keep_silent
 from salve.types import UserError
 
 T = TypeVar("T")
@@ -62,8 +62,12 @@ class Team:
         """Let the followers end, with status 1 if the leader failed."""
         self._order("failed" if failed else "done")
         # The store may end with this process, and a follower that has not read its order would take that for a crash.
-        with suppress(distributed.DistStoreError):
-            self._store.wait([f"left/{rank}" for rank in range(1, self.size)], timedelta(seconds=_LEAVE))
+        # Looked at again and again: a signal cannot interrupt the store's own waiting. Followers that were told to end
+        # together with this process do not answer.
+        left, until = [f"left/{rank}" for rank in range(1, self.size)], time.monotonic() + _LEAVE
+        with suppress(distributed.DistError):
+            while not (is_told() or self._store.check(left)) and time.monotonic() < until:
+                time.sleep(_POLL)
 
 
 class StartedTeam(Team):
@@ -138,6 +142,7 @@ def _end_with_parent() -> None:
 
 def follow(store: distributed.Store, rank: int, size: int) -> None:
     """Do pieces of work until dismissed. The leader says what is to be said, so this rank is silent."""
+    keep_silent()
     rank_zero_only.rank = rank  # type: ignore[attr-defined]
     warnings.simplefilter("ignore")
     number = 0

@@ -18,6 +18,7 @@ from torch import nn
 
 from salve.artifacts import keep
 from salve.data.ranks import place
+from salve.ending import others_handle_sigterm
 from salve.run.progress import ProgressLines
 from salve.system import refused_by_system
 from salve.timm_alone import timm
@@ -57,7 +58,7 @@ class Trainers:
         shown: list[Callback] = [_Bar()] if self.bar else []
         if self.lines:
             shown.append(ProgressLines(stage, log.info))
-        return pl.Trainer(
+        trainer = pl.Trainer(
             accelerator=self.accelerator,
             devices=here if self.gpus is None else self.gpus[:here],
             num_nodes=ranks // here,
@@ -77,6 +78,11 @@ class Trainers:
             log_every_n_steps=1_000_000,
             num_sanity_val_steps=0,
         )
+        if not others_handle_sigterm():
+            # Told to end, a training ends as everything else does (salve.ending). Lightning would note SIGTERM, end
+            # after the batch with status 0, and under several ranks wait in its handler for those that compute.
+            trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        return trainer
 
 
 class _Ranks(ClusterEnvironment):

@@ -139,9 +139,28 @@ class _History(Callback):
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows}
 
+    def on_load_checkpoint(self, trainer: pl.Trainer, _: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        # A ModelCheckpoint forgets which epoch was best if its folder has another place than it had.
+        for callback in trainer.checkpoint_callbacks:
+            assert isinstance(callback, ModelCheckpoint)
+            if (kept := checkpoint["callbacks"].get(callback.state_key)) is not None:
+                _move(kept, Path(str(callback.dirpath)))
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = list(state_dict["rows"])
         self._start_epoch()
+
+
+def _move(kept: dict[str, Any], folder: Path) -> None:
+    """Have what a ModelCheckpoint keeps name files of this folder."""
+
+    def here(path: str) -> str:
+        return str(folder / Path(path).name) if path else path
+
+    kept["dirpath"] = str(folder)
+    for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+        kept[name] = here(kept[name])
+    kept["best_k_models"] = {here(path): score for path, score in kept["best_k_models"].items()}
 
 
 class quiet_lightning(warnings.catch_warnings):

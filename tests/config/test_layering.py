@@ -12,7 +12,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 #: From the bottom up. What stands on one floor does not import each other, save that backbones may use data.
 FLOORS = (
     ("axes", "cells", "system", "timm_alone"),
-    ("types",),
+    ("types", "ending"),
     ("variants", "untrusted"),
     ("settings",),
     ("files",),

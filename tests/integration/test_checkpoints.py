@@ -2,6 +2,8 @@
 
 import logging
 import math
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,8 @@ import torch
 
 from salve.artifacts import keep
 from salve.backbones import Classifier
-from salve.run.trainers import _Checkpoints
-from salve.stages.training import resumable
+from salve.run.trainers import Trainers, _Checkpoints
+from salve.stages.training import Training, fit_here, resumable
 from salve.types import UserError
 from tests.integration.conftest import Start
 from tests.integration.test_resume import Killed, die_after
@@ -54,6 +56,59 @@ def test_the_best_weights_are_kept_before_the_epoch_counts_as_done(
     assert best
     assert all(written[place + 1] == written[place].replace("best", "last") for place in best)
     assert [name for name in written if name.startswith("last")] == ["last 0", "last 1", "last 2"]
+
+
+class Scripted(pl.LightningModule):
+    """Its accuracy on select is the epoch's of a list, and its weight counts steps."""
+
+    accuracies = (0.5, 0.9, 0.3, 0.4)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def training_step(self, batch: torch.Tensor, _: int) -> torch.Tensor:
+        return -self.weight.sum()
+
+    def validation_step(self, batch: torch.Tensor, _: int) -> None:
+        self.log("select_accuracy", self.accuracies[self.current_epoch])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 1.0)
+
+
+def scripted(folder: Path) -> list[dict[str, float]]:
+    """Train, or go on to train, for four epochs of one step."""
+    training = Training(
+        "finetune", 0, folder, resumable(folder, "x"), len(Scripted.accuracies), "select_accuracy", None
+    )
+    batches = torch.utils.data.DataLoader(torch.zeros(1, 1))
+    data = {"train_dataloaders": batches, "val_dataloaders": batches}
+    return fit_here(Trainers("cpu", None, 1, "32-true", None, False), training, Scripted(), data)
+
+
+@pytest.mark.parametrize("put", [shutil.move, shutil.copytree], ids=["moved", "copied"])
+def test_the_best_epoch_is_known_in_a_folder_that_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, put: Callable[[Path, Path], Any]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(pl.Trainer, "fit", die_after(3))
+        with pytest.raises(Killed):
+            scripted(tmp_path / "there")
+    assert torch.load(tmp_path / "there" / "last.ckpt")["epoch"] == 2
+    put(tmp_path / "there", tmp_path / "here")
+    left = {path: path.read_bytes() for path in tmp_path.glob("there/*")}
+    rows = scripted(tmp_path / "here")
+    assert [row["epoch"] for row in rows] == [0, 1, 2, 3]
+    best, last = (torch.load(tmp_path / "here" / f"{name}.ckpt") for name in ("best", "last"))
+    # Not the last epoch's, which is the best of those since.
+    assert (float(best["state_dict"]["weight"]), float(last["state_dict"]["weight"])) == (2, 4)
+    (kept,) = (state for name, state in last["callbacks"].items() if "select_accuracy" in name)
+    assert (kept["best_model_path"], float(kept["best_model_score"])) == (
+        str(tmp_path / "here" / "best.ckpt"),
+        pytest.approx(0.9),
+    )
+    assert {path: path.read_bytes() for path in tmp_path.glob("there/*")} == left
 
 
 @pytest.mark.parametrize(("damaged", "how"), [("last", "cut"), ("best", "changed")])

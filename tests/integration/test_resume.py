@@ -39,7 +39,7 @@ def die_after(epochs: int):  # type: ignore[no-untyped-def]
 
 
 @pytest.mark.parametrize(("stage", "kind", "key"), [("finetune", "classifier", "finetune"), ("discover", "sae", "sae")])
-def test_a_training_goes_on_from_its_last_epoch(
+def test_a_training_goes_on_from_its_last_epoch_wherever_its_folder_is_now(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, kind: str, key: str
 ) -> None:
     epochs = [f"{key}.epochs=4"]
@@ -51,6 +51,9 @@ def test_a_training_goes_on_from_its_last_epoch(
         with pytest.raises(Killed):
             start(tmp_path, *epochs, f"stages=[{stage}]")
     assert not list((tmp_path / "store" / "artifacts").glob(f"{kind}/*"))
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    (tmp_path / "store").rename(moved / "store")
     begun: list[int] = []
     plain = Job.fit
 
@@ -60,7 +63,7 @@ def test_a_training_goes_on_from_its_last_epoch(
         return plain(self, name, module, *args, **kwargs)
 
     monkeypatch.setattr(Job, "fit", watch)
-    found = start(tmp_path, *epochs, f"stages=[{stage}]")
+    found = start(moved, *epochs, f"stages=[{stage}]")
     assert begun == [2, 3]
     history = found[kind].table("history.csv")
     if kind == "sae":

@@ -3,9 +3,11 @@
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -504,3 +506,19 @@ def test_the_command_imports_nothing_heavy(place: Place) -> None:
     )
     done = subprocess.run([sys.executable, "-c", helped], capture_output=True, text=True, check=True)
     assert "examples:" in done.stdout
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_command_that_is_told_to_end_leaves_nothing_half_written(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int, status: int
+) -> None:
+    def told(tensors: Any, path: Path, metadata: Any) -> None:
+        save_file(tensors, path, metadata)
+        signal.raise_signal(number)
+
+    monkeypatch.setattr("safetensors.torch.save_file", told)
+    with pytest.raises(SystemExit) as left:
+        run("apply", place.files[0], place.weights, place.out())
+    assert left.value.code == status
+    assert capsys.readouterr() == ("", "salve-edit: stopped; nothing half-written is left.\n")
+    assert place.left_as_it_was()

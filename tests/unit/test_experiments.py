@@ -3,7 +3,7 @@
 import argparse
 import json
 import math
-import subprocess
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -529,13 +529,25 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Call]:
     """The experiments' processes, which fail where the file ``fails`` is there; what they write is little."""
     found: list[Call] = []
 
-    def run(arguments: Call, check: bool) -> Any:
+    def run(arguments: Call) -> int:
         found.append(arguments)
-        return SimpleNamespace(returncode=1 if (tmp_path / "fails").exists() else 0)
+        return 1 if (tmp_path / "fails").exists() else 0
 
-    monkeypatch.setattr(subprocess, "run", run)
-    monkeypatch.setattr(reproduce_module, "EXPERIMENTS", {"suppression": replace(ONE, grounds=("scenes", "vit"))})
+    monkeypatch.setattr(reproduce_module, "run_child", run)
+    monkeypatch.setattr("experiments.catalogue.EXPERIMENTS", {"suppression": replace(ONE, grounds=("scenes", "vit"))})
     return found
+
+
+@pytest.mark.usefixtures("bare", "calls")
+def test_reproduce_that_is_told_to_end_writes_no_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(reproduce_module, "run_child", lambda _: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(SystemExit) as left:
+        reproduce_module.main(["--output-dir", str(tmp_path)])
+    assert left.value.code == 143
+    assert capsys.readouterr().err == "reproduce: stopped; the same command goes on with what is not done.\n"
+    assert not list(tmp_path.rglob("index.html"))
 
 
 @pytest.mark.usefixtures("bare")

@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import shutil
+import signal
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -431,6 +432,27 @@ def test_the_command_writes_prints_and_explains_itself(grid: Sweep, capsys: pyte
     text = capsys.readouterr().out
     assert "sweep.csv" in text
     assert "salve-sweep outputs/sweeps/" in text
+
+
+def test_a_command_that_is_told_to_end_leaves_nothing_half_written(
+    grid: Sweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told(_: Any, file: Path, **options: Any) -> None:
+        Path(file).write_text("half")
+        signal.raise_signal(signal.SIGINT)
+
+    for writer in ("pandas.DataFrame.to_csv", "salve.report.style.FigureCanvasSVG.print_svg"):
+        before = {path: path.read_bytes() for path in grid.folder.rglob("*") if path.is_file()}
+        with monkeypatch.context() as patch:
+            patch.setattr(writer, told)
+            with pytest.raises(SystemExit) as left:
+                main([str(grid.folder)])
+        assert left.value.code == 130
+        assert capsys.readouterr().err == "salve-sweep: stopped; the same command writes everything anew.\n"
+        after = {path: path.read_bytes() for path in grid.folder.rglob("*") if path.is_file()}
+        assert {path.name for path in after.keys() - before.keys()} <= {"sweep.csv"}
+        assert b"half" not in after.values()
+        assert not [path for path in grid.folder.rglob("*") if path.is_dir() and path.name.startswith(".")]
 
 
 @pytest.mark.parametrize(

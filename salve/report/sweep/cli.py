@@ -2,8 +2,10 @@
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
+from salve.ending import as_told
 from salve.system import in_one_sentence
 from salve.types import UserError
 
@@ -38,6 +40,10 @@ example:
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
+    return as_told(partial(_main, arguments), "salve-sweep: stopped; the same command writes everything anew.")
+
+
+def _main(arguments: list[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="salve-sweep",
         description="Gather the finished runs of a sweep into one table, print it, draw the standard pictures, and "

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -98,7 +99,10 @@ def _draw(folder: Path, table: pd.DataFrame, names: list[str]) -> tuple[list[Pat
             left_out[title] = figure
         else:
             folder.mkdir(exist_ok=True)
-            save_figure(figure, folder, title)
+            with TemporaryDirectory(dir=folder, prefix=".") as unfinished:
+                save_figure(figure, Path(unfinished), title)
+                for path in Path(unfinished).iterdir():
+                    os.replace(path, folder / path.name)
             drawn.append(folder / f"{title}.png")
     return drawn, left_out
 
