@@ -37,3 +37,14 @@ def test_there_are_pages() -> None:
 
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= MOST_WORDS
+
+
+def test_every_promise_is_held_by_a_test() -> None:
+    text = (ROOT / "docs" / "promises.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| promise")]
+    assert len(rows) > 20
+    for row in rows:
+        held = re.findall(r"`((?:unit|integration|config)/\w+\.py)(?:::(\w+))?`", row)
+        assert held, row
+        for file, name in held:
+            assert f"def {name or 'test_'}" in (ROOT / "tests" / file).read_text(encoding="utf-8"), f"{file}::{name}"
