@@ -14,7 +14,7 @@ from torch.func import functional_call, stack_module_state
 
 from salve.sae.base import SAE, normalise_columns
 from salve.sae.course import Course
-from salve.sae.memory import keep_freed_memory
+from salve.sae.memory import give_freed_memory_back, keep_freed_memory
 from salve.sae.module import Measures, Precision, adam_at_pace
 from salve.sae.objective import Objective
 from salve.sae.topk import BatchTopK, learn_threshold
@@ -151,6 +151,10 @@ class SAEEnsemble(pl.LightningModule):
     def on_fit_start(self) -> None:
         """Prepare this process."""
         keep_freed_memory()
+
+    def on_fit_end(self) -> None:
+        """Leave this process as it was."""
+        give_freed_memory_back()
 
     def training_step(self, batch: Float[Tensor, "N M"], _: int) -> None:
         """All steps of the Trainer's epoch."""

@@ -13,7 +13,7 @@ from salve.metrics import BatchMean, FractionOfVarianceExplained, LatentUsage
 from salve.sae.adam import Adam
 from salve.sae.base import SAE
 from salve.sae.course import pace, pass_seed
-from salve.sae.memory import keep_freed_memory
+from salve.sae.memory import give_freed_memory_back, keep_freed_memory
 from salve.sae.objective import step_loss
 from salve.sae.revival import resample, silence
 from salve.sae.rows import ActivationsData, Block
@@ -109,6 +109,10 @@ class SparseAutoencoder(pl.LightningModule):
     def on_fit_start(self) -> None:
         """Prepare this process."""
         keep_freed_memory()
+
+    def on_fit_end(self) -> None:
+        """Leave this process as it was."""
+        give_freed_memory_back()
 
     def training_step(self, batch: Sequence[Any], _: int) -> None:
         """The steps of a :class:`salve.sae.Block`, or of one batch ``(rows, …)``.
