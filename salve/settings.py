@@ -97,7 +97,7 @@ class SAESettings:
 
     Attributes:
         variant: one of :data:`salve.variants.TRAITS`. dictionary_size: d. sparsity: λ. k: active latents.
-        centre: subtract the mean activation first; off by default, since it spoils the published edit (METHOD §8).
+        centre: subtract the mean activation first; off by default, since it spoils the published edit (docs/method.md).
         learning_rate, batch_size: of Adam on cached activations. steps: its optimiser steps, whatever the number of
             images.
         seed: of the initial weights and the order of rows.

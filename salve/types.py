@@ -1,6 +1,6 @@
 """Axis names and the one error class for bad input.
 
-Axes (METHOD's symbols): ``N`` images, ``M`` activation width at the site, ``d`` latents, ``C`` classes,
+Axes (docs/method.md): ``N`` images, ``M`` activation width at the site, ``d`` latents, ``C`` classes,
 ``L`` chosen latents, ``K`` strengths, ``H W`` pixels.
 """
 

@@ -15,7 +15,7 @@ RANDOM, ORACLE = "random direction", "class direction"
 
 
 def class_directions(weight: Float[Tensor, "C M"], activations: Activations, labels: Labels) -> Float[Tensor, "C M"]:
-    """Each class's evidence by channel, ``mean_{n ∈ k}(w_k ⊙ a_n)``, at unit norm ``[C, M]`` (METHOD §8).
+    """Each class's evidence by channel, ``mean_{n ∈ k}(w_k ⊙ a_n)``, at unit norm ``[C, M]`` (docs/method.md).
 
     It reads the classifier's own weights and labels, which an SAE does not see.
     """

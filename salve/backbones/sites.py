@@ -1,4 +1,4 @@
-"""Sites: the named places of a backbone where an activation vector is read and edited (METHOD §1).
+"""Sites: the named places of a backbone where an activation vector is read and edited (docs/method.md).
 
 The activation of a site *is* the input of its readers, the weights that read it, so scaling a reader's input
 channel and gating the activation are the same thing (Law 1). A place that anything else reads is no site.

@@ -1,4 +1,4 @@
-"""Critical strengths: the α at which an image's class gives way (METHOD §5, Law 2)."""
+"""Critical strengths: the α at which an image's class gives way (docs/method.md, Law 2)."""
 
 import math
 from typing import Literal, NamedTuple

@@ -1,4 +1,4 @@
-"""Edits as values: applied to a plain ``state_dict``, stacked on one another, and undone to the same bits (METHOD §4).
+"""Edits as values: applied to a ``state_dict``, stacked, and undone to the same bits (docs/method.md, Control).
 
 **What an edit fits.** It is made for the network that salve studied, in float32, and fits every ``state_dict`` with the
 same names, shapes and *values in float32*: so also the float16 or bfloat16 file that salve cast to float32 to study it.

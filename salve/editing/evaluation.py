@@ -1,4 +1,4 @@
-"""Measuring an edited network on images, beside a frozen copy of the original (METHOD §6)."""
+"""Measuring an edited network on images, beside a frozen copy of the original (docs/method.md)."""
 
 import copy
 from collections.abc import Mapping, Sequence

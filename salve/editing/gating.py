@@ -1,4 +1,4 @@
-"""The permanent edit as arithmetic (METHOD §4, Flovik 2025): a gate on the activation's channels.
+"""The permanent edit as arithmetic (docs/method.md, Flovik 2025): a gate on the activation's channels.
 
 Scaling input channel ``j`` of every reader by ``s_j`` equals gating the activation by ``s_j`` (Law 1).
 """
@@ -105,7 +105,7 @@ def edited_logits(
     """Logits of the edited head for every strength at once: ``y(α) = (W ⊙ s(α)) a + b``.
 
     For one latent a logit is ``P − α Q`` with ``P = Σ w_j a_j`` and ``Q = Σ w_j |c_j| a_j`` over the channels that are
-    open at α (METHOD §5, Law 2), so that the strengths share two matrix products of ``2·N·M·C`` flops: from each
+    open at α (docs/method.md, Law 2), so that the strengths share two matrix products of ``2·N·M·C`` flops: from each
     strength to the next smaller one only the channels that open in between are added. ``N·K·C`` numbers are written.
     The gates of a set are no straight lines: there it is ``2·N·M·K·C`` flops.
 

@@ -1,4 +1,4 @@
-"""What the permanent gate is compared with (METHOD §6): steering, directional ablation, a rank-one edit of the head.
+"""The gate's rivals (docs/method.md): steering, directional ablation, a rank-one edit of the head.
 
 Behind a linear reader each of them moves every logit along a straight line, ``y(s) = y − s v``, so that all strengths
 share one product with the activations. Strengths have no unit in common: compare them at a matched effect.

@@ -1,4 +1,4 @@
-"""Which latents the classes depend on (METHOD §2)."""
+"""Which latents the classes depend on (docs/method.md)."""
 
 from typing import Literal
 

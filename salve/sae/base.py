@@ -1,4 +1,4 @@
-"""What all sparse autoencoders share (METHOD §2): one meaning of the encoder, decoder and latents.
+"""What all sparse autoencoders share (docs/method.md): one meaning of the encoder, decoder and latents.
 
 Every variant is ``z = f(E (a − s) + b)``, ``â = D z + s``, with an encoder ``E [d, M]``, a decoder ``D [M, d]`` of
 unit-norm columns and a shift ``s [M]`` (zero unless centred or learned). What differs is ``f`` and what training asks.

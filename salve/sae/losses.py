@@ -30,7 +30,7 @@ def mean_loss(losses: Float[Tensor, " N"]) -> Float[Tensor, ""]:
 def sae_loss(
     activations: Activations, reconstruction: Activations, latents: Latents, sparsity: float | Float[Tensor, ""]
 ) -> Float[Tensor, ""]:
-    """``mean_n( Σ_j (a_j − â_j)² + λ Σ_l |z_l| )``: the one meaning of λ as a price of latents (METHOD §2).
+    """``mean_n( Σ_j (a_j − â_j)² + λ Σ_l |z_l| )``: the one meaning of λ as a price of latents (docs/method.md).
 
     Args:
         activations, reconstruction: ``[N, M]``, in units where ``mean ‖a‖² = M``.
