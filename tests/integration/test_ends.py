@@ -159,7 +159,7 @@ def training(folder: Path, process: "subprocess.Popen[str]", trainings: int) -> 
 
 
 #: Ten seconds of small steps, or more.
-LONG = ["stages=[discover]", "sae.epochs=8000"]
+LONG = ["stages=[discover]", "sae.epochs=4000"]
 TWO_RANKS = ["trainer.devices=2", "trainer.strategy=ddp_spawn"]
 JOBLIB = ["-m", "cluster=joblib", "hydra.launcher.n_jobs=2", "sae.sparsity=1,2"]
 
