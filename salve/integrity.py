@@ -93,7 +93,9 @@ def _files(folder: Path) -> Iterator[str]:
                 yield os.path.relpath(os.path.join(above, name), folder)
 
 
-def _why(error: OSError | ValueError, name: str) -> str:
+def _why(error: Exception, name: str) -> str:
+    if isinstance(error, RecursionError):
+        return f"{name} is nested too deeply"
     if isinstance(error, FileNotFoundError):
         return f"{name} is missing"
     if isinstance(error, OSError):
@@ -165,11 +167,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         record = read_record(folder / MANIFEST)
     except FileNotFoundError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise Damaged(_why(error, MANIFEST)) from error
     made = record.get("artifacts")
     if not isinstance(made, dict) or not all(isinstance(entry, dict) for entry in made.values()):
         raise Damaged(f"{MANIFEST} names no artifacts")
+    if not isinstance(record.get("versions", {}), dict):
+        raise Damaged(f"{MANIFEST} names no versions")
     # Older versions wrote neither.
     if ("files" in record or "digest" in record) and record.get("digest") != _digest_without_own(record):
         raise Damaged(f"{MANIFEST} is not what was written")

@@ -61,7 +61,9 @@ def explain(error: HydraException | OmegaConfBaseException) -> str:
     lines = [str(part).splitlines()[0].rstrip(".:") for part in dict.fromkeys((error, cause)) if str(part)]
     merged = re.match(r"(?s)Error merging override (.*)", str(error))
     if merged and (wanted := _wanted(str(cause), merged[1])):
-        return f"{merged[1]} must be {wanted}."
+        within = re.match("Value '(.*?)' of type", str(cause)) if "=[" in merged[1] else None
+        of_list = within and within[1] != merged[1].partition("=")[2]
+        return f"{merged[1]}{f': {within[1]}' if within and of_list else ''} must be {wanted}."
     if merged and re.match("Cannot convert '(list|dict)' to string", str(cause)):
         lines.append(_if_text(merged[1]))
     return ": ".join(dict.fromkeys(lines)) + "."

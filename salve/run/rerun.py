@@ -83,16 +83,15 @@ def _compare(old: dict[str, Any], new: dict[str, Any], console: Console) -> bool
     for kind, artifact in new["artifacts"].items():
         if kind not in old["artifacts"]:
             continue
-        equal = artifact["digest"] == old["artifacts"][kind]["digest"]
+        equal = artifact["digest"] == old["artifacts"][kind].get("digest")
         same &= equal
         found = ", found and not made again" if artifact["reused"] else ""
         console.print(f"{kind}: {'the same bits' if equal else 'DIFFERENT'}{found}", highlight=False, markup=False)
     for what in ("python", "git", "seed", "inputs"):
         if old.get(what) != new.get(what):
             console.print(f"{what}: {old.get(what)} then, {new.get(what)} now", highlight=False, markup=False)
+    before = old.get("versions", {})
     for package, version in new["versions"].items():
-        if old["versions"].get(package) != version:
-            console.print(
-                f"{package}: {old['versions'].get(package)} then, {version} now", highlight=False, markup=False
-            )
+        if before.get(package) != version:
+            console.print(f"{package}: {before.get(package)} then, {version} now", highlight=False, markup=False)
     return same

@@ -134,7 +134,7 @@ def test_a_run_with_a_hostile_name_ends_well(name: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(execute, "_facts", lambda *_: {})
     monkeypatch.setattr(execute, "report", lambda *_, **__: page)
     monkeypatch.setattr(execute, "summary_table", lambda *_, **__: "")
-    execute._show(config, job, {}, Path(), "", "salve", console)  # type: ignore[arg-type]
+    execute._report(config, job, {}, Path(), "", "salve", console)  # type: ignore[arg-type]
     assert f"Report: {page}" in shown_by(console)
 
 

@@ -73,7 +73,7 @@ def no_progress(_: str, __: int) -> Iterator[Callable[[int], None]]:
 
 
 def trainer(_: str, epochs: int, callbacks: list[pl.Callback]) -> pl.Trainer:
-    return plain_trainer(epochs, callbacks=callbacks)
+    return plain_trainer(epochs, callbacks=callbacks, plugins=[_Checkpoints()])
 
 
 Train = Callable[..., list[Artifact]]

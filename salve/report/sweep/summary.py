@@ -1,5 +1,6 @@
 """The summary of a sweep: its table on disk and on the terminal, its pictures, and what is missing."""
 
+import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
