@@ -16,6 +16,7 @@ from torch import Tensor
 
 from salve.artifacts import Artifact, NotMade, Store
 from salve.backbones import Captured
+from salve.run.trainers import _Checkpoints
 from salve.sae import VARIANTS, Block, SparseAutoencoder, make_sae
 from salve.sae import module as sae_module
 from salve.sae.ensemble import SAEEnsemble
