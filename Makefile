@@ -23,7 +23,7 @@ paper: install  ## the paper's figures and claims, with what this machine has (P
 	$(BIN)/python -m experiments.reproduce $(PAPER)
 
 test: install  ## the whole test suite
-	$(BIN)/python -m pytest -n auto --maxprocesses 4
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 # The oldest Python that is supported, where there is one.
 LOWEST_PYTHON ?= $(shell python3.10 -c 'import sys; print(sys.executable)' 2>/dev/null || echo $(PYTHON))
@@ -37,7 +37,7 @@ LOWEST_TESTS ?= tests
 	touch $@
 
 test-lowest: .venv-lowest/.installed  ## the suite with the lowest versions that are allowed (LOWEST_TESTS=… for a part of it)
-	.venv-lowest/bin/python -m pytest -n auto --maxprocesses 4 $(LOWEST_TESTS)
+	.venv-lowest/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(LOWEST_TESTS)
 
 test-slurm: install  ## sweeps on a real SLURM of one node, brought up for it (Debian or Ubuntu, as root)
 	$(BIN)/python -m pip install --quiet --editable '.[slurm]'
