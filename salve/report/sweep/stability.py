@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from salve.artifacts import read_table, written_whole
+from salve.artifacts import read_table, write_table, written_whole
 from salve.integrity import check_artifact, read_manifest
 from salve.metrics import random_stability, stability
 from salve.report.sweep.figures import is_seed
@@ -89,7 +89,7 @@ def compare_seeds(summary: SweepSummary, artifacts: Path) -> Path:
         )
     try:
         with written_whole(folder / TABLE) as unfinished:
-            pd.DataFrame(rows).to_csv(unfinished, index=False)
+            write_table(unfinished, pd.DataFrame(rows))
     except OSError as error:
         raise refused_by_system(error, folder) or error from None
     return folder / TABLE
