@@ -1,7 +1,11 @@
 """Whether what the settings name is there, before anything is loaded that takes seconds."""
 
 import os
+import re
+from collections.abc import Iterable
 from dataclasses import asdict, is_dataclass
+from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +33,32 @@ def check_inputs(config: Config) -> None:
     target = settings.get("_target_")
     if target in ("salve.data.FolderData", "salve.data.ImagenetteData"):
         _check_folders(settings, imagenette=target == "salve.data.ImagenetteData")
+    _check_name(config.backbone.library, config.backbone.name)
     weights = config.backbone.weights
     if weights not in ("random", "imagenet") and not Path(os.path.expanduser(weights)).is_file():
         raise no_weights(weights)
+
+
+def _check_name(library: str, name: str) -> None:
+    """Refuse a name that the library's sources do not hold: to ask the library itself takes seconds.
+
+    What its sources name anywhere is left to the library, such as a name that it has given up.
+    """
+    spec = find_spec(library)
+    folders = [Path(place) / "models" for place in (spec and spec.submodule_search_locations) or []]
+    text = "".join(file.read_text(encoding="utf-8") for folder in folders for file in sorted(folder.rglob("*.py")))
+    plain = name.split(".")[0]
+    known = set(re.findall(r"^@register_model(?:\(.*\))?\n(?:@.*\n)*def (\w+)\(", text, re.MULTILINE))
+    if not known or plain in known or not plain or re.search(rf"""["']{re.escape(plain)}["'.]""", text):
+        return
+    raise no_model(library, name, known)
+
+
+def no_model(library: str, name: str, known: Iterable[str]) -> UserError:
+    """What is said of a name that a library does not know."""
+    near = get_close_matches(name, sorted(known), 5)
+    hint = f"; near it: {', '.join(near)}" if near else ""
+    return UserError(f"backbone.name={name} is no model of {library}{hint}.")
 
 
 def no_weights(weights: str) -> UserError:

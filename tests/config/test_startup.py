@@ -55,6 +55,18 @@ def started(module: str, *arguments: str, folder: Path) -> tuple[str, str, str]:
         ("salve.cli", ["data.root=a=b"], "2", "data.root"),
         ("salve.cli", ["data=folder", "data.root=nowhere"], "2", "data.root=nowhere is no folder"),
         ("salve.cli", ["data=imagenette"], "2", "no Imagenette (160px) in data.root=data"),
+        (
+            "salve.cli",
+            ["backbone.name=resnet1000"],
+            "2",
+            "backbone.name=resnet1000 is no model of timm; near it: ",
+        ),
+        (
+            "salve.cli",
+            ["backbone=resnet18", "backbone.name=resnet19"],
+            "2",
+            "is no model of torchvision; near it: resnet18",
+        ),
         ("salve.cli", ["backbone.weights=none.pt"], "2", "backbone.weights=none.pt is neither"),
         ("salve.cli", ["rerun=nowhere"], "2", "nowhere is no folder of a run"),
         ("salve.cli", ["-m", "sae=topk", "sae.k=4,99"], "2", "sae.k between 1 and sae.dictionary_size=32"),
@@ -78,7 +90,7 @@ def test_what_computes_nothing_loads_nothing_heavy(
 
 def test_a_run_does_load_them(tmp_path: Path) -> None:
     """The check sees what it is there to see."""
-    status, loaded, _ = started("salve.cli", "backbone.name=none", folder=tmp_path)
+    status, loaded, _ = started("salve.cli", "layer=none", folder=tmp_path)
     assert status == "2"
     assert "torch" in loaded.split()
 
