@@ -175,6 +175,7 @@ def headers_of(path: Path) -> list[tuple[str, bytes]]:
     return list(headers(path))
 
 
+@pytest.mark.usefixtures("unchecked_shapes")  # what refuses a setting here is what refuses it outside of tests
 @pytest.mark.parametrize("field", ["format", "variant", "settings", "facts", "settings.k"])
 def test_sae_headers_of_other_types(tmp_path: Path, field: str) -> None:
     path = sae_file(tmp_path / "sae.safetensors")
