@@ -1,4 +1,4 @@
-"""What capturing costs beside the network itself: ``salve.backbones.capture`` against a bare forward loop.
+"""What capturing costs beside the network itself: ``salve.activations.capture`` against a bare forward loop.
 
     python benchmarks/capture.py [--quick] [--device cuda] [--images 512] [--rounds 5]
 
@@ -25,8 +25,8 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from salve.activations.capture import capture
 from salve.backbones import Site, find_site, load_backbone, preset
-from salve.backbones.capture import capture
 from salve.data import ConceptsData, ImageData, ImagenetteData
 
 BATCH, SPLIT = 64, "train"

@@ -27,8 +27,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from salve.activations import ActivationsData, Schedule, WholeData
 from salve.artifacts import load_tensors, save_tensors
-from salve.sae import ActivationsData, Course, Member, SAEEnsemble, SparseAutoencoder, WholeData, make_sae
+from salve.sae import Member, SAEEnsemble, SparseAutoencoder, make_sae
 
 FULL = 60
 
@@ -111,8 +112,8 @@ def fit(module: pl.LightningModule, data: pl.LightningDataModule, device: str, e
 
 def alone(size: Size, drawn: dict[str, Tensor], device: str, epochs: int) -> Took:
     """One SAE through :class:`SparseAutoencoder`."""
-    course = Course.of_epochs(size.train, BATCH, epochs)
-    data = ActivationsData(drawn["train"], drawn["select"], drawn["select_labels"], course)
+    schedule = Schedule.of_epochs(size.train, BATCH, epochs)
+    data = ActivationsData(drawn["train"], drawn["select"], drawn["select_labels"], schedule)
     head = nn.Linear(size.width, CLASSES).requires_grad_(False)
     one = member(size, 0)
     return fit(SparseAutoencoder(one.sae, one.sparsity, RATE, head), data, device, epochs)
@@ -120,11 +121,11 @@ def alone(size: Size, drawn: dict[str, Tensor], device: str, epochs: int) -> Too
 
 def together(size: Size, drawn: dict[str, Tensor], device: str, epochs: int, members: int) -> Took:
     """Several through :class:`SAEEnsemble`."""
-    course = Course.of_epochs(size.train, BATCH, epochs)
-    data = WholeData(drawn["train"], drawn["select"], drawn["select_labels"], course)
+    schedule = Schedule.of_epochs(size.train, BATCH, epochs)
+    data = WholeData(drawn["train"], drawn["select"], drawn["select_labels"], schedule)
     head = nn.Linear(size.width, CLASSES).requires_grad_(False)
     chosen = [member(size, number) for number in range(members)]
-    return fit(SAEEnsemble(chosen, course, RATE, head), data, device, epochs)
+    return fit(SAEEnsemble(chosen, schedule, RATE, head), data, device, epochs)
 
 
 def process(size: Size, file: Path, device: str, epochs: int) -> Took:

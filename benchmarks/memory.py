@@ -31,12 +31,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from salve.activations import Shards
+from salve.activations.capture import SHARD_ROWS, capture
 from salve.artifacts import Artifact, Store, save_tensors
-from salve.backbones import Shards, Site
-from salve.backbones.capture import SHARD_ROWS, capture
-from salve.run.ranks import Ranks
-from salve.run.trainers import Trainers
-from salve.stages import BackboneSettings, Job, SAESettings, train_sae
+from salve.backbones import Site
+from salve.processes.ranks import Ranks
+from salve.processes.trainer import TrainerFactory
+from salve.stages import BackboneSettings, SAESettings, StageContext, train_sae
 
 MIB = 2**20
 WIDTH, DICTIONARY, CLASSES, FEATURES, ACTIVE = 512, 512, 10, 128, 8
@@ -57,8 +58,8 @@ class Took(NamedTuple):
     block: int | None = None
 
 
-class HeadJob(Job):
-    """A job whose classifier is a drawn head."""
+class HeadContext(StageContext):
+    """A context whose classifier is a drawn head."""
 
     def head(self, classifier: Artifact) -> tuple[Tensor, Tensor]:
         return torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(1)), torch.zeros(CLASSES)
@@ -117,21 +118,21 @@ def limited(allowed: float) -> Iterator[None]:
 
 def train(store: Store, rows: int, epochs: int, memory: float) -> Took:
     """An SAE on the drawn split; ``memory`` in MiB is what ``trainer.memory`` says in GiB."""
-    clock, trainers = Clock(), Trainers("cpu", None, 1, "32-true", None, False)
+    clock, trainer_factory = Clock(), TrainerFactory("cpu", None, 1, "32-true", None, False)
 
     def make_trainer(stage: str, most: int, callbacks: list[pl.Callback]) -> pl.Trainer:
-        return trainers(stage, most, [*callbacks, clock])
+        return trainer_factory(stage, most, [*callbacks, clock])
 
     data: Any = None
     backbone, cpu = BackboneSettings("timm", "none", "random"), torch.device("cpu")
-    job = HeadJob(
+    context = HeadContext(
         *(store, data, backbone, "last", 0, make_trainer, cpu, lambda *_: nullcontext(lambda _: None), Ranks("cpu")),
         memory=memory / 1024,
     )
     settings = SAESettings("topk", DICTIONARY, 0.0, 16, False, 3e-3, 256, steps=0, seed=0, ensemble=1, epochs=epochs)
     classifier = store.get_or_make("classifier", {}, lambda *_: None)
     before = address_space("VmSize")
-    record = train_sae(job, settings, classifier, drawn(store, rows)).record("sae.json")
+    record = train_sae(context, settings, classifier, drawn(store, rows)).record("sae.json")
     peak = address_space("VmPeak") - before
     return Took(peak, rows * epochs / clock.took, record["fve"], record.get("shuffled_within"))
 

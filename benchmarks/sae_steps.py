@@ -23,13 +23,13 @@ from rich.table import Table
 from safetensors.torch import load_file
 from torch import Tensor
 
-from salve.backbones import Captured, load_captured
+from salve.activations import Captured, Schedule, load_captured
 from salve.editing import contribution
 from salve.editing.curves import edit_curves
 from salve.editing.verdict import effect, separated
 from salve.features import class_means, select_latents
 from salve.metrics import LatentUsage, fraction_of_variance_explained
-from salve.sae import SAE, Course, make_sae, objective, pace
+from salve.sae import SAE, make_sae, objective, pace
 from salve.sae.adam import Adam
 
 ALPHAS = torch.tensor([0, *(0.2 * 1.15**n for n in range(45))])
@@ -53,15 +53,15 @@ def first_of_each_class(train: Captured, count: int) -> tuple[Tensor, Tensor]:
     return train.activations[rows], labels[rows]
 
 
-def trained(rows: Tensor, course: Course, seed: int, given: argparse.Namespace) -> SAE:
-    """An SAE after its course, as ``salve`` trains it, without what is measured on the way."""
+def trained(rows: Tensor, schedule: Schedule, seed: int, given: argparse.Namespace) -> SAE:
+    """An SAE after its schedule, as ``salve`` trains it, without what is measured on the way."""
     scale = float(rows.double().square().mean().sqrt())
     sae = make_sae("linear_l1", rows.shape[1], given.size, torch.Generator().manual_seed(seed)).train()
     optimizer = Adam([it for it in sae.parameters() if it.requires_grad], lr=given.rate)
-    for step in range(course.steps):
+    for step in range(schedule.steps):
         for group in optimizer.param_groups:
-            group["lr"] = given.rate * pace(step, course.steps)
-        batch = rows[course.order(seed, range(step, step + 1))] / scale
+            group["lr"] = given.rate * pace(step, schedule.steps)
+        batch = rows[schedule.order(seed, range(step, step + 1))] / scale
         loss, _ = objective(sae, batch, given.sparsity)
         optimizer.zero_grad()
         loss.backward()
@@ -82,7 +82,7 @@ def measured(sae: SAE, rows: Tensor, labels: Tensor, select: Captured, head: tup
         accuracy = edit_curves(*head, select.activations, select.labels, column, ALPHAS)[0].numpy()
         separate += bool(separated(effect(accuracy[0], accuracy, own)).any())
         directions.append(column * means[k, latent].sign())
-    on_train, on_select = (LatentUsage(sae.dictionary_size, sae.negligible) for _ in range(2))
+    on_train, on_select = (LatentUsage(sae.dictionary_size, sae.firing_threshold) for _ in range(2))
     on_train.update(sae.encode(rows), rows)
     reconstruction, latents = sae(select.activations)
     on_select.update(latents, select.activations)
@@ -127,12 +127,12 @@ def main() -> None:
         lines = []
         for size in sorted(given.sizes, reverse=True):
             rows, labels = first_of_each_class(train, size)
-            course = Course(len(rows), given.batch, given.steps)
+            schedule = Schedule(len(rows), given.batch, given.steps)
             if way == "epochs":
-                course = Course.of_epochs(len(rows), given.batch, given.epochs)
+                schedule = Schedule.of_epochs(len(rows), given.batch, given.epochs)
             start, found = time.perf_counter(), []
             for seed in range(given.seeds):
-                found.append(measured(trained(rows, course, seed, given), rows, labels, select, head))
+                found.append(measured(trained(rows, schedule, seed, given), rows, labels, select, head))
             took = (time.perf_counter() - start) / given.seeds
             largest = largest or found
             pairs = zip(found, largest, strict=True)
@@ -140,7 +140,7 @@ def main() -> None:
             fve, l0, dead = (np.mean([getattr(one, name) for one in found]) for name in ("fve", "l0", "dead"))
             separate = ", ".join(str(one.separate) for one in found)
             numbers = (f"{fve:.3f}", f"{l0:.1f}", f"{dead:.0%}", separate, f"{cosine:.3f}", f"{took:.0f}")
-            lines.append((f"{getattr(given, way)} {way}", f"{len(rows):,}", f"{course.steps:,}", *numbers))
+            lines.append((f"{getattr(given, way)} {way}", f"{len(rows):,}", f"{schedule.steps:,}", *numbers))
         for line in reversed(lines):
             table.add_row(*line)
     console.print(table)

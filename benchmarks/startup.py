@@ -17,7 +17,7 @@ COMMANDS = {
     "salve sae.sparsity=-1": ("salve.cli", "sae.sparsity=-1"),
     "salve-edit --help": ("salve.editing.cli", "--help"),
     "salve-edit apply": ("salve.editing.cli", "apply", "no.json", "no.pt", "out.safetensors"),
-    "salve-sweep --help": ("salve.report.sweep.cli", "--help"),
+    "salve-sweep --help": ("salve.sweep.cli", "--help"),
 }
 
 

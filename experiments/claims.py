@@ -53,11 +53,11 @@ class Claim:
 
 
 class Measured(NamedTuple):
-    """What an experiment found on a ground for a claim: the number that decides, and the finding in words; of classes
+    """What an experiment found on a testbed for a claim: the number that decides, and the finding in words; of classes
     that separate also how many do in the published sense, which decides nothing."""
 
     claim: str
-    ground: str
+    testbed: str
     value: float
     text: str
     published: str = ""
@@ -78,7 +78,7 @@ def load_claims(path: Path = FILE) -> dict[str, Claim]:
 
 
 def together(verdicts: Iterable[Verdict]) -> Verdict:
-    """One verdict over several grounds: it holds where it holds on all that were measured."""
+    """One verdict over several testbeds: it holds where it holds on all that were measured."""
     found = {verdict for verdict in verdicts if verdict != "not measured"}
     if not found:
         return "not measured"
@@ -86,14 +86,14 @@ def together(verdicts: Iterable[Verdict]) -> Verdict:
 
 
 class Row(NamedTuple):
-    """A claim with what was measured for it, by the grounds' names."""
+    """A claim with what was measured for it, by the testbeds' names."""
 
     claim: Claim
     verdict: Verdict
     measured: Mapping[str, Measured]
 
-    def verdict_on(self, ground: str) -> Verdict:
-        return self.claim.verdict(self.measured[ground].value)
+    def verdict_on(self, testbed: str) -> Verdict:
+        return self.claim.verdict(self.measured[testbed].value)
 
 
 def judged(claims: Mapping[str, Claim], measured: Sequence[Measured]) -> list[Row]:
@@ -101,15 +101,15 @@ def judged(claims: Mapping[str, Claim], measured: Sequence[Measured]) -> list[Ro
 
     Raises:
         KeyError: something was measured for a claim that there is not. ValueError: a claim was measured twice on a
-            ground.
+            testbed.
     """
     found: dict[str, dict[str, Measured]] = {}
     for one in measured:
         if one.claim not in claims:
             raise KeyError(f"{one.claim} is no claim of {FILE.name}.")
-        grounds = found.setdefault(one.claim, {})
-        if one.ground in grounds:
-            raise ValueError(f"{one.claim} was measured twice on {one.ground}.")
-        grounds[one.ground] = one
+        testbeds = found.setdefault(one.claim, {})
+        if one.testbed in testbeds:
+            raise ValueError(f"{one.claim} was measured twice on {one.testbed}.")
+        testbeds[one.testbed] = one
     rows = [(claim, found.get(name, {})) for name, claim in claims.items()]
     return [Row(claim, together(claim.verdict(one.value) for one in on.values()), on) for claim, on in rows]

@@ -21,8 +21,8 @@ import salve
 from experiments.claims import FILE as CLAIMS
 from experiments.claims import Measured, judged, load_claims
 from experiments.figures import save
-from experiments.grounds import GROUNDS, Ground, Place, add_place, parsed, place_of
 from experiments.runs import Study, make, opened
+from experiments.testbeds import TESTBEDS, Setup, Testbed, add_setup, parsed, setup_of
 from salve.artifacts import REVISION, digest_of, digest_of_file, read_record, write_record, write_table
 from salve.ending import as_told
 from salve.files import flush
@@ -61,14 +61,14 @@ class Experiment:
 
     Attributes:
         name: of its module and its recipe, ``conf/experiment/salve2025/<name>.yaml``. title: for people.
-        grounds: where it is run, unless the command line says otherwise. beside: and where else, for comparison, if
+        testbeds: where it is run, unless the command line says otherwise. beside: and where else, for comparison, if
             that can be run here.
-        analyse: the finished runs on each ground → what they show. quick: settings for ``--quick``.
+        analyse: the finished runs on each testbed → what they show. quick: settings for ``--quick``.
     """
 
     name: str
     title: str
-    grounds: tuple[str, ...]
+    testbeds: tuple[str, ...]
     analyse: Callable[[Sequence[Study]], Findings]
     quick: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
@@ -78,46 +78,46 @@ class Experiment:
         """Its recipe."""
         return f"salve2025/{self.name}"
 
-    def grounds_here(self, on: Sequence[str] | None, place: Place) -> tuple[list[Ground], list[Ground]]:
-        """Where it can be run, and where it cannot, of the grounds that were asked for, or else of its own."""
-        wanted = [GROUNDS[name] for name in dict.fromkeys(on or (*self.grounds, *self.beside))]
-        here = [ground for ground in wanted if not place.lacks(ground)]
-        out = [ground for ground in wanted if place.lacks(ground)]
-        if not on and not any(ground.name in self.grounds for ground in here):
+    def testbeds_here(self, on: Sequence[str] | None, setup: Setup) -> tuple[list[Testbed], list[Testbed]]:
+        """Where it can be run, and where it cannot, of the testbeds that were asked for, or else of its own."""
+        wanted = [TESTBEDS[name] for name in dict.fromkeys(on or (*self.testbeds, *self.beside))]
+        here = [testbed for testbed in wanted if not setup.lacks(testbed)]
+        out = [testbed for testbed in wanted if setup.lacks(testbed)]
+        if not on and not any(testbed.name in self.testbeds for testbed in here):
             return [], out  # nothing to compare with what is beside
         return here, out
 
 
-def paper_folder(place: Place) -> Path:
+def paper_folder(setup: Setup) -> Path:
     """Where figures and findings go."""
-    return place.output_dir / ("paper-quick" if place.quick else "paper")
+    return setup.output_dir / ("paper-quick" if setup.quick else "paper")
 
 
-def carry_out(experiment: Experiment, grounds: Sequence[Ground], place: Place) -> bool:
+def carry_out(experiment: Experiment, testbeds: Sequence[Testbed], setup: Setup) -> bool:
     """Make what is missing, and write an experiment's folder; False if it is there already, from the same settings.
 
     Raises:
-        UserError: some of what the grounds need is not here, or some runs could not be made.
+        UserError: some of what the testbeds need is not here, or some runs could not be made.
     """
-    for ground in grounds:
-        if missing := place.lacks(ground):
-            raise UserError(f"{experiment.name} cannot be run on {ground.title}: {missing}.")
-    final = paper_folder(place) / experiment.name
-    digest = _digest(experiment, grounds, place)
+    for testbed in testbeds:
+        if missing := setup.lacks(testbed):
+            raise UserError(f"{experiment.name} cannot be run on {testbed.title}: {missing}.")
+    final = paper_folder(setup) / experiment.name
+    digest = _digest(experiment, testbeds, setup)
     if findings_in(final).get("digest") == digest:
         return False
     began = time.monotonic()
-    commands = [make(experiment.config, ground, place, experiment.quick) for ground in grounds]
+    commands = [make(experiment.config, testbed, setup, experiment.quick) for testbed in testbeds]
     with ExitStack() as stack:
-        studies = [stack.enter_context(opened(experiment.config, ground, place)) for ground in grounds]
+        studies = [stack.enter_context(opened(experiment.config, testbed, setup)) for testbed in testbeds]
         with torch.inference_mode(False):
             found = experiment.analyse(studies)
         facts = [_facts(study) for study in studies]
     record = {
         "title": experiment.title,
         "digest": digest,
-        "quick": place.quick,
-        "grounds": facts,
+        "quick": setup.quick,
+        "testbeds": facts,
         "commands": commands,
         "machine": _machine(),
         "paragraph": found.paragraph,
@@ -162,20 +162,20 @@ def _write(final: Path, found: Findings, record: dict[str, Any], began: float) -
 
 
 def _facts(study: Study) -> dict[str, Any]:
-    data = study.job.data
+    data = study.context.data
     splits = {split: len(data.labels(split)) for split in ("train", "select", "test")}
-    return {**asdict(study.ground), "images": splits, "classes": len(study.classes), "seeds": len(study.runs)}
+    return {**asdict(study.testbed), "images": splits, "classes": len(study.classes), "seeds": len(study.runs)}
 
 
-def _digest(experiment: Experiment, grounds: Sequence[Ground], place: Place) -> str:
+def _digest(experiment: Experiment, testbeds: Sequence[Testbed], setup: Setup) -> str:
     """What an experiment's findings depend on: settings, recipes and code."""
     here = Path(__file__).parent
     loaded = {Path(file) for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))}
     sources = sorted(path for path in loaded if here in path.parents)
-    recipes = [experiment.config, *(ground.config for ground in grounds if ground.config)]
+    recipes = [experiment.config, *(testbed.config for testbed in testbeds if testbed.config)]
     files = [*sources, CLAIMS, *(conf_dir() / "experiment" / f"{recipe}.yaml" for recipe in recipes)]
-    overrides = [place.overrides(ground) for ground in grounds]
-    settings = [overrides, place.settings, place.quick and experiment.quick, salve.__version__, REVISION]
+    overrides = [setup.overrides(testbed) for testbed in testbeds]
+    settings = [overrides, setup.settings, setup.quick and experiment.quick, salve.__version__, REVISION]
     return digest_of([settings, [digest_of_file(path) for path in files]])
 
 
@@ -199,23 +199,23 @@ def main(experiment: Experiment, arguments: list[str] | None = None) -> int:
 
 
 def _main(experiment: Experiment, arguments: list[str] | None) -> int:
-    default = " ".join([*experiment.grounds, *(f"[{name}]" for name in experiment.beside)])
+    default = " ".join([*experiment.testbeds, *(f"[{name}]" for name in experiment.beside)])
     parser = argparse.ArgumentParser(
         prog=f"python -m experiments.salve2025.{experiment.name}",
         description=f"{experiment.title}: make its runs, or find them, and write figures, tables and findings into "
         f"<output-dir>/paper/{experiment.name}.",
     )
-    parser.add_argument("--on", nargs="+", choices=list(GROUNDS), metavar="GROUND",
-                        help=f"of {', '.join(GROUNDS)} (default: {default})")  # fmt: skip
-    add_place(parser)
+    parser.add_argument("--on", nargs="+", choices=list(TESTBEDS), metavar="TESTBED",
+                        help=f"of {', '.join(TESTBEDS)} (default: {default})")  # fmt: skip
+    add_setup(parser)
     given = parsed(parser, arguments)
     try:
-        place = place_of(given)
-        beside = [name for name in experiment.beside if not place.lacks(GROUNDS[name])]
-        names = dict.fromkeys(given.on or (*experiment.grounds, *beside))
-        made = carry_out(experiment, [GROUNDS[name] for name in names], place)
+        setup = setup_of(given)
+        beside = [name for name in experiment.beside if not setup.lacks(TESTBEDS[name])]
+        names = dict.fromkeys(given.on or (*experiment.testbeds, *beside))
+        made = carry_out(experiment, [TESTBEDS[name] for name in names], setup)
     except UserError as error:
         print(f"{experiment.name}: {error}", file=sys.stderr)
         return 2
-    print(f"{experiment.title}: {paper_folder(place) / experiment.name}" + ("" if made else " (was there)"))
+    print(f"{experiment.title}: {paper_folder(setup) / experiment.name}" + ("" if made else " (was there)"))
     return 0

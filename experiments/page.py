@@ -9,8 +9,8 @@ import pandas as pd
 
 from experiments.claims import Measured, Row, judged, load_claims
 from experiments.experiment import Experiment, findings_in
-from experiments.grounds import GROUNDS
 from experiments.separation import AS_PUBLISHED, PUBLISHED
+from experiments.testbeds import TESTBEDS
 from salve.artifacts import write_table
 from salve.report.page import page_environment
 
@@ -24,10 +24,10 @@ SIGNS = {
 
 
 class NotRun(NamedTuple):
-    """An experiment that was not run on a ground, and why."""
+    """An experiment that was not run on a testbed, and why."""
 
     experiment: str
-    ground: str
+    testbed: str
     reason: str
 
 
@@ -43,17 +43,17 @@ def write_page(folder: Path, experiments: Sequence[Experiment], missing: Sequenc
     folder.mkdir(parents=True, exist_ok=True)
     found = {one.name: record for one in experiments if (record := findings_in(folder / one.name))}
     claims = load_claims()
-    # Findings may be older than the claims and grounds that there are now.
+    # Findings may be older than the claims and testbeds that there are now.
     measured = [Measured(**one) for record in found.values() for one in record["measured"] if one["claim"] in claims]
-    grounds = [name for name in GROUNDS if any(one["name"] == name for r in found.values() for one in r["grounds"])]
-    rows = judged(claims, [one for one in measured if one.ground in grounds])
+    testbeds = [name for name in TESTBEDS if any(one["name"] == name for r in found.values() for one in r["testbeds"])]
+    rows = judged(claims, [one for one in measured if one.testbed in testbeds])
     write_table(folder / "claims.csv", claims_table(rows, found))
-    (folder / "claims.md").write_text(claims_markdown(rows, grounds), encoding="utf-8")
+    (folder / "claims.md").write_text(claims_markdown(rows, testbeds), encoding="utf-8")
     template = page_environment(Path(__file__).parent).get_template("paper.html.j2")
     page = folder / "index.html"
     text = template.render(
         rows=rows, published=published(rows), in_published=PUBLISHED, as_published=AS_PUBLISHED,
-        grounds=[GROUNDS[name] for name in grounds], found=found, missing=missing, signs=SIGNS,
+        testbeds=[TESTBEDS[name] for name in testbeds], found=found, missing=missing, signs=SIGNS,
         titles={one.name: one.title for one in experiments},
         minutes=sum(record["seconds"] for record in found.values()) / 60,
         quick=any(record["quick"] for record in found.values()),
@@ -73,12 +73,12 @@ def command_of(experiment: str) -> str:
 
 
 def claims_table(rows: Sequence[Row], found: dict[str, dict[str, Any]]) -> pd.DataFrame:
-    """One row per claim and ground: what was measured, the limits, and the verdict."""
+    """One row per claim and testbed: what was measured, the limits, and the verdict."""
     return pd.DataFrame(
         [
             {
                 "claim": row.claim.claim,
-                "ground": one.ground,
+                "testbed": one.testbed,
                 "measured": one.text,
                 "measure": row.claim.measure,
                 "value": one.value,
@@ -86,7 +86,7 @@ def claims_table(rows: Sequence[Row], found: dict[str, dict[str, Any]]) -> pd.Da
                 "at_least": row.claim.at_least,
                 "at_most": row.claim.at_most,
                 "partly": row.claim.partly,
-                "verdict": row.verdict_on(one.ground),
+                "verdict": row.verdict_on(one.testbed),
                 "id": row.claim.id,
                 "command": command_of(row.claim.experiment),
                 "quick": found[row.claim.experiment]["quick"],
@@ -98,24 +98,24 @@ def claims_table(rows: Sequence[Row], found: dict[str, dict[str, Any]]) -> pd.Da
 
 
 def published(rows: Sequence[Row]) -> dict[str, str]:
-    """By claim's id, what was found in the published sense, ground by ground; only claims about separating have it."""
+    """By claim, what was found in the published sense, testbed by testbed; only claims about separating have it."""
     found = {
         row.claim.id: "; ".join(
-            f"{GROUNDS[name].title}: {one.published}" for name, one in row.measured.items() if one.published
+            f"{TESTBEDS[name].title}: {one.published}" for name, one in row.measured.items() if one.published
         )
         for row in rows
     }
     return {name: text for name, text in found.items() if text}
 
 
-def claims_markdown(rows: Sequence[Row], grounds: Sequence[str]) -> str:
-    """The table for a README: a row per claim, a column per ground that something was measured on, and one for what
+def claims_markdown(rows: Sequence[Row], testbeds: Sequence[str]) -> str:
+    """The table for a README: a row per claim, a column per testbed that something was measured on, and one for what
     separates in the published sense."""
     beside = published(rows)
-    shown = [name for name in grounds if any(name in row.measured for row in rows)]
+    shown = [name for name in testbeds if any(name in row.measured for row in rows)]
     heads = [
         "claim",
-        *(GROUNDS[name].title for name in shown),
+        *(TESTBEDS[name].title for name in shown),
         "verdict",
         *([PUBLISHED] if beside else []),
         "command: `python -m experiments.salve2025.…`",

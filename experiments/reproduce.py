@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # they take seconds, and a signal that comes meanwhile must b
     from rich.console import Console
 
     from experiments.experiment import Experiment
-    from experiments.grounds import Ground, Place
+    from experiments.testbeds import Setup, Testbed
 
 EPILOG = """\
 written into <output-dir>/paper:
@@ -37,7 +37,7 @@ def _main(arguments: list[str] | None) -> int:
     from rich.console import Console
 
     from experiments.catalogue import EXPERIMENTS
-    from experiments.grounds import GROUNDS, add_place, parsed, place_of
+    from experiments.testbeds import TESTBEDS, add_setup, parsed, setup_of
 
     parser = argparse.ArgumentParser(
         prog="python -m experiments.reproduce",
@@ -47,24 +47,24 @@ def _main(arguments: list[str] | None) -> int:
     )
     parser.add_argument("--only", nargs="+", choices=list(EXPERIMENTS), metavar="EXPERIMENT", default=list(EXPERIMENTS),
                         help="these experiments, and the page of all that are done")  # fmt: skip
-    parser.add_argument("--on", nargs="+", choices=list(GROUNDS), metavar="GROUND",
-                        help=f"of {', '.join(GROUNDS)}, instead of each experiment's own")  # fmt: skip
-    add_place(parser)
+    parser.add_argument("--on", nargs="+", choices=list(TESTBEDS), metavar="TESTBED",
+                        help=f"of {', '.join(TESTBEDS)}, instead of each experiment's own")  # fmt: skip
+    add_setup(parser)
     given = parsed(parser, arguments)
     try:
-        place = place_of(given)
-        failed = reproduce(place, given.only, given.on, Console(markup=False, emoji=False))
+        setup = setup_of(given)
+        failed = reproduce(setup, given.only, given.on, Console(markup=False, emoji=False))
     except UserError as error:
         print(f"reproduce: {error}", file=sys.stderr)
         return 2
     return 1 if failed else 0
 
 
-def reproduce(place: "Place", only: Sequence[str], on: Sequence[str] | None, console: "Console") -> list[str]:
+def reproduce(setup: "Setup", only: Sequence[str], on: Sequence[str] | None, console: "Console") -> list[str]:
     """Run experiments one after the other, and write the page of everything that is there.
 
     Args:
-        only: names of experiments. on: names of grounds; None for each experiment's own.
+        only: names of experiments. on: names of testbeds; None for each experiment's own.
 
     Returns:
         The names of those that failed.
@@ -79,35 +79,35 @@ def reproduce(place: "Place", only: Sequence[str], on: Sequence[str] | None, con
     only = list(dict.fromkeys(only))
     for number, name in enumerate(only, start=1):
         experiment = EXPERIMENTS[name]
-        here, out = experiment.grounds_here(on, place)
-        missing += [NotRun(experiment.title, ground.title, place.lacks(ground)) for ground in out]
+        here, out = experiment.testbeds_here(on, setup)
+        missing += [NotRun(experiment.title, testbed.title, setup.lacks(testbed)) for testbed in out]
         if not here:
             continue
         console.rule(f"{number} of {len(only)}: {experiment.title}", align="left")
-        status = run_child(_command(experiment, here, place))
+        status = run_child(_command(experiment, here, setup))
         if status:
             failed.append(name)
-            where = ", ".join(ground.title for ground in here)
+            where = ", ".join(testbed.title for testbed in here)
             missing.append(NotRun(experiment.title, where, "it failed, see its output"))
-    page = write_page(paper_folder(place), list(EXPERIMENTS.values()), missing)
+    page = write_page(paper_folder(setup), list(EXPERIMENTS.values()), missing)
     minutes = (time.monotonic() - began) / 60
     for row in missing:
         console.print(
-            f"not run: {row.experiment} on {row.ground}: {row.reason}", highlight=False, soft_wrap=True, markup=False
+            f"not run: {row.experiment} on {row.testbed}: {row.reason}", highlight=False, soft_wrap=True, markup=False
         )
     console.print(f"{minutes:.1f} minutes. The page: {page}", highlight=False, soft_wrap=True, markup=False)
     return failed
 
 
-def _command(experiment: "Experiment", grounds: "Sequence[Ground]", place: "Place") -> list[str]:
-    """The same place, for the experiment's own process."""
-    options = ["--on", *(ground.name for ground in grounds), "--output-dir", str(place.output_dir)]
-    for name, folder in place.folders.items():
+def _command(experiment: "Experiment", testbeds: "Sequence[Testbed]", setup: "Setup") -> list[str]:
+    """The same setup, for the experiment's own process."""
+    options = ["--on", *(testbed.name for testbed in testbeds), "--output-dir", str(setup.output_dir)]
+    for name, folder in setup.folders.items():
         options += [f"--{name}", folder]
-    for name, file in place.weights.items():
+    for name, file in setup.weights.items():
         options += ["--weights", f"{name}={file}"]
-    options += ["--download"] * place.download + ["--quick"] * place.quick
-    return [sys.executable, "-m", f"experiments.salve2025.{experiment.name}", *options, "--", *place.settings]
+    options += ["--download"] * setup.download + ["--quick"] * setup.quick
+    return [sys.executable, "-m", f"experiments.salve2025.{experiment.name}", *options, "--", *setup.settings]
 
 
 if __name__ == "__main__":

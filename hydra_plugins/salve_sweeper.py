@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 
 class SalveSweeper(Sweeper):
-    """``salve -m``: see :class:`salve.run.sweep.Sweep`.
+    """``salve -m``: see :class:`salve.sweep.sweeper.Sweep`.
 
     Args:
         params: further sweeps, by setting, as on the command line.
@@ -24,7 +24,7 @@ class SalveSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Make every run that is not finished."""
-        from salve.run.sweep import Sweep
+        from salve.sweep.sweeper import Sweep
 
         params = [f"{key}={value}" for key, value in self._params.items()]
         Sweep(**self._setup).make_all([*params, *arguments])

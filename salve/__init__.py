@@ -10,7 +10,19 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_ROOMS = ("backbones", "data", "diagnosis", "editing", "features", "metrics", "report", "sae", "saliency", "stages")
+_ROOMS = (
+    "activations",
+    "backbones",
+    "data",
+    "diagnosis",
+    "editing",
+    "features",
+    "metrics",
+    "report",
+    "sae",
+    "saliency",
+    "stages",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,7 @@
 """Content-addressed, immutable results on disk.
 
-``Store.get_or_make(kind, recipe, make)`` answers with the folder ``<root>/<kind>/<key>``, where the key is the hash
-of the recipe: the scientific settings that the result depends on and the digests of the artifacts it was made from.
+``Store.get_or_make(kind, key_settings, make)`` answers with the folder ``<root>/<kind>/<key>``. The key is the hash of
+``key_settings``: the scientific settings that the result depends on, and the digests of the artifacts it was made from.
 A result is written to a temporary folder, checksummed, marked ``DONE.json`` and renamed into place, so a folder that
 exists is whole. A second process that wants the same result waits for the first. ``Store.get_or_make_many`` does so for
 results that are made together.
@@ -35,7 +35,7 @@ from salve.files import write_record as write_record
 from salve.files import write_whole as write_whole
 from salve.files import written_whole as written_whole
 from salve.integrity import DONE as DONE
-from salve.integrity import RECIPE, UNFINISHED, damage_of, set_aside
+from salve.integrity import KEY_SETTINGS, UNFINISHED, damage_of, set_aside
 from salve.system import refused_by_system
 from salve.types import UserError
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:  # they take seconds, and settings are checked without a table
     import pandas as pd
     from torch import Tensor
 
-#: Part of every key. Raise it when the same recipe comes out otherwise than before, or old results would be found.
+#: Part of every key. Raise it when the same settings give another result, or old results would be found.
 REVISION = 5
 
 
@@ -117,12 +117,12 @@ class Store:
             file.write(b"\0" * 4096)
 
     @staticmethod
-    def _key(recipe: Mapping[str, Any]) -> str:
-        return digest_of({"revision": REVISION, "recipe": dict(recipe)})[:16]
+    def _key(key_settings: Mapping[str, Any]) -> str:
+        return digest_of({"revision": REVISION, "key_settings": dict(key_settings)})[:16]
 
-    def find(self, kind: str, recipe: Mapping[str, Any]) -> Artifact | None:
-        """The finished artifact of this recipe, or None where there is none, or one that is damaged."""
-        return self._look(kind, self._key(recipe))[0]
+    def find(self, kind: str, key_settings: Mapping[str, Any]) -> Artifact | None:
+        """The finished artifact of these settings, or None where there is none, or one that is damaged."""
+        return self._look(kind, self._key(key_settings))[0]
 
     def _look(self, kind: str, key: str) -> tuple[Artifact | None, str]:
         """An artifact that is there and whole, or else what is wrong with it; neither where there is none."""
@@ -133,12 +133,12 @@ class Store:
             return None, damage if os.path.lexists(folder) else ""  # another process may just set it aside
         return Artifact(kind, key, folder, read_record(folder / DONE)["digest"], reused=True), ""
 
-    def get_or_make(self, kind: str, recipe: Mapping[str, Any], make: Callable[[Path, Path], None]) -> Artifact:
-        """Find the artifact of this recipe, or make it.
+    def get_or_make(self, kind: str, key_settings: Mapping[str, Any], make: Callable[[Path, Path], None]) -> Artifact:
+        """Find the artifact of these settings, or make it.
 
         Args:
             kind: what it is; the name of its folder.
-            recipe: JSON-like; everything its content depends on.
+            key_settings: JSON-like; everything its content depends on.
             make: called as ``make(folder, scratch)``. It writes the result into ``folder``. What it keeps in
                 ``scratch`` (checkpoints, finished shards) outlives a kill and is there when it is called again;
                 it is removed once the artifact is whole.
@@ -150,28 +150,28 @@ class Store:
         def make_one(folders: Mapping[int, Path], scratch: Path) -> None:
             make(folders[0], scratch)
 
-        [artifact] = self.get_or_make_many(kind, [recipe], make_one)
+        [artifact] = self.get_or_make_many(kind, [key_settings], make_one)
         assert artifact is not None, "make removed its folder"
         return artifact
 
     def get_or_make_many(
-        self, kind: str, recipes: Sequence[Mapping[str, Any]], make: Callable[[Mapping[int, Path], Path], None]
+        self, kind: str, keys_settings: Sequence[Mapping[str, Any]], make: Callable[[Mapping[int, Path], Path], None]
     ) -> list[Artifact | None]:
-        """Find the artifacts of several recipes, or make those that are missing in one go.
+        """Find the artifacts of several keys, or make those that are missing in one go.
 
         Args:
-            kind: what they are. recipes: one for each.
-            make: called as ``make({index of the recipe: folder}, scratch)`` for the missing ones. It writes each
+            kind: what they are. keys_settings: one for each.
+            make: called as ``make({index of the settings: folder}, scratch)`` for the missing ones. It writes each
                 result into its folder; a folder that it removes becomes no artifact. A kill leaves ``scratch`` for the
                 next call with the same ones missing.
 
         Returns:
-            An artifact for each recipe, or None where ``make`` gave up.
+            An artifact for each of the settings, or None where ``make`` gave up.
 
         Raises:
             UserError: an artifact is damaged and cannot be set aside.
         """
-        keys = [self._key(recipe) for recipe in recipes]
+        keys = [self._key(key_settings) for key_settings in keys_settings]
         wanted = {key: i for i, key in enumerate(keys)}
         answers: dict[str, Artifact | None] = {}
         damaged: dict[str, str] = {}
@@ -220,7 +220,7 @@ class Store:
                     # A kill until all are marked leaves the same ones missing, with their scratch.
                     for key, result in results.items():
                         if result.is_dir():
-                            _seal(result, recipes[wanted[key]])
+                            _seal(result, keys_settings[wanted[key]])
                 shutil.rmtree(scratch, ignore_errors=True)
                 for key, result in results.items():
                     answers[key] = None
@@ -252,17 +252,17 @@ class Store:
             raise
 
 
-def _seal(folder: Path, recipe: Mapping[str, Any]) -> None:
+def _seal(folder: Path, key_settings: Mapping[str, Any]) -> None:
     """Checksum a result and mark it as whole, once its files have reached the disk."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     names = [str(path.relative_to(folder)) for path in paths]
-    write_record(folder / RECIPE, dict(recipe))
-    for path in [*paths, folder / RECIPE, *(path for path in folder.rglob("*") if path.is_dir())]:
+    write_record(folder / KEY_SETTINGS, dict(key_settings))
+    for path in [*paths, folder / KEY_SETTINGS, *(path for path in folder.rglob("*") if path.is_dir())]:
         flush(path)
-    *digests, of_recipe = file_digests(folder, [*names, RECIPE], own=True)
+    *digests, of_key = file_digests(folder, [*names, KEY_SETTINGS], own=True)
     files = dict(zip(names, digests, strict=True))
     with written_whole(folder / DONE) as unfinished:
-        write_record(unfinished, {"digest": digest_of(files), "files": files, "recipe": of_recipe})
+        write_record(unfinished, {"digest": digest_of(files), "files": files, "key_settings": of_key})
 
 
 def _remove(path: Path) -> None:
@@ -297,7 +297,7 @@ def write_table(path: Path, frame: "pd.DataFrame") -> None:
 #: Columns that hold names: a class may be called "01", "inf" or "NA", and stays text.
 TEXT_COLUMNS = (
     *("class", "classes", "top_class", "worst_class", "target", "label", "concept", "true", "predicted"),
-    *("latents", "kind", "mode", "split", "reason", "recipe", "run", "run_a", "run_b"),
+    *("latents", "kind", "mode", "split", "reason", "edit_file", "run", "run_a", "run_b"),
 )
 
 

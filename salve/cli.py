@@ -37,7 +37,7 @@ def task(config: "DictConfig") -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     if config.sweep.runs:
         end_with_owner()  # before what takes seconds to import
-        from salve.run.jobs import make_runs
+        from salve.sweep.jobs import make_runs
 
         make_runs(folder.parent, config.sweep.runs, [config.data._target_])
         return
@@ -157,7 +157,7 @@ def _joined() -> Iterator[bool]:
     if not any(name in os.environ for name in OF_RANKS):
         yield True
         return
-    from salve.run.ranks import joined
+    from salve.processes.ranks import joined
 
     with joined() as leads:
         yield leads

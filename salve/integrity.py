@@ -19,7 +19,7 @@ from salve.types import UserError
 log = logging.getLogger(__name__)
 
 #: Of an artifact.
-DONE, RECIPE = "DONE.json", "recipe.json"
+DONE, KEY_SETTINGS = "DONE.json", "key.json"
 #: Of a store: results that are not whole yet with their locks, and artifacts that were found damaged.
 UNFINISHED, DAMAGED = "unfinished", "damaged"
 #: Of a run.
@@ -44,12 +44,10 @@ def damage_of(folder: Path, *, anew: bool = False) -> str:
     except (OSError, ValueError) as error:
         return _why(error, DONE)
     files = done.get("files")
-    if not isinstance(files, dict) or done.get("digest") != digest_of(files):
+    if not isinstance(files, dict) or done.get("digest") != digest_of(files) or "key_settings" not in done:
         return f"{DONE} is not what was written"
-    expected = dict(files)
-    if "recipe" in done:  # older versions wrote no digest of it
-        expected[RECIPE] = done["recipe"]
-    if extra := sorted(set(_files(folder)) - expected.keys() - {DONE, RECIPE}):
+    expected = {**files, KEY_SETTINGS: done["key_settings"]}
+    if extra := sorted(set(_files(folder)) - expected.keys() - {DONE, KEY_SETTINGS}):
         return f"{extra[0]} does not belong to it"
     if wrong := changed(folder, expected, anew=anew):
         return wrong

@@ -3,6 +3,7 @@
 A wrong setting is refused before torch is loaded, which alone takes seconds.
 """
 
+import math
 import os
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal
@@ -24,7 +25,7 @@ Mode = Literal["suppress", "enhance"]
 Scale = Literal["unit", "max"]
 Channels = Literal["all", "aligned"]
 
-#: What recipe and record of an SAE do not hold as a setting: the recipe has the seed beside them.
+#: What key_settings and record of an SAE do not hold as a setting: the key_settings has the seed beside them.
 NO_SETTING = ("seed", "ensemble")
 
 
@@ -92,8 +93,8 @@ class FinetuneSettings:
 class SAESettings:
     """Which SAE, and how it is trained.
 
-    A field with a default came later than the others: recipes and records name it only where it differs, so that what
-    was made before is still found.
+    A field with a default came later than the others: keys and records name it only where it differs, so that what was
+    made before is still found.
 
     Attributes:
         variant: one of :data:`salve.variants.TRAITS`. dictionary_size: d. sparsity: λ. k: active latents.
@@ -104,10 +105,10 @@ class SAESettings:
         ensemble: how many SAEs of a sweep are trained together at most (see :func:`salve.stages.can_share`); 1 trains
             each alone.
         bandwidth: of jumprelu. prefixes, base: of matryoshka.
-        learn_shift: train the shift that is subtracted before encoding and added after decoding.
+        learn_b_dec: train ``b_dec``, which is subtracted before encoding and added after decoding.
         start: ``random``, or ``data``, where decoder columns start as directions to training rows.
         auxk: dead latents that also reconstruct the error, at most. resample: how many times dead latents begin anew,
-            evenly over the first half of the steps. 0 is off; dead: see :meth:`salve.sae.Course.patience`.
+            evenly over the first half of the steps. 0 is off; dead: see :meth:`salve.activations.Schedule.patience`.
         precision: ``float32`` or ``bf16``, of the products in training; weights and their moments are float32 anyway.
         epochs: passes over the train images, which take the place of ``steps`` where they are given.
         warmup, decay: shares of the steps in which the learning rate rises, and in which it falls to zero in the end.
@@ -126,7 +127,7 @@ class SAESettings:
     bandwidth: float | None = None
     prefixes: list[float] = field(default_factory=list)
     base: str | None = None
-    learn_shift: bool = False
+    learn_b_dec: bool = False
     start: str = "random"
     auxk: int = 0
     resample: int = 0
@@ -228,3 +229,20 @@ class EditSettings:
     sets: list[list[Any]] = field(default_factory=list)
     evaluate: int = 1
     by_class: bool = False
+
+
+@dataclass
+class TrainerSettings:
+    """Where things run; all fields but the last are those of Lightning's Trainer.
+
+    Attributes:
+        accelerator: auto, cpu, gpu or cuda. devices: on each node. strategy: with several devices, ``ddp_spawn`` starts
+            their ranks, ``ddp`` finds them started by torchrun or SLURM, ``auto`` is either. precision: of fine-tuning.
+        memory: GiB for the activations of a training, in each process; what does not fit is read from disk.
+    """
+
+    accelerator: str
+    devices: int
+    strategy: str
+    precision: str
+    memory: float = math.inf

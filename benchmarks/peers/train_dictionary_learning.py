@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from contender import Cell, Contender, RefusedError, Rows, serve
-from dictionary_learning.trainers import StandardTrainer, TopKTrainer
+from dictionary_learning.trainer_factory import StandardTrainer, TopKTrainer
 from torch import Tensor
 
 
 class DictionaryLearning(Contender):
-    """One of its trainers."""
+    """One of its trainer_factory."""
 
     def __init__(self, cell: Cell, rows: Rows) -> None:
         super().__init__(cell, rows)

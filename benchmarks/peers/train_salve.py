@@ -2,7 +2,7 @@
 
     python train_salve.py         with the Trainer
     python train_salve.py loop    its objective and Adam in a bare loop: what the Trainer costs
-    python train_salve.py data    with the Trainer, and ``sae.centre=true sae.learn_shift=true sae.start=data``
+    python train_salve.py data    with the Trainer, and ``sae.centre=true sae.learn_b_dec=true sae.start=data``
 
 Nothing is measured or saved on the way. The learning rate is constant, as everyone's.
 """
@@ -17,7 +17,8 @@ import torch
 from contender import Cell, Contender, EndError, Line, Rows, now, serve
 from torch import Tensor, nn
 
-from salve.sae import SAE, ActivationsData, Course, SparseAutoencoder, make_sae
+from salve.activations import ActivationsData, Schedule
+from salve.sae import SAE, SparseAutoencoder, make_sae
 from salve.sae.adam import Adam
 from salve.sae.memory import keep_freed_memory
 from salve.sae.objective import step_loss
@@ -73,9 +74,9 @@ class Salve(Contender):
         if "data" in sys.argv:
             mean, generator = rows.train.mean(dim=0).cpu(), torch.Generator().manual_seed(cell.seed)
             drawn = torch.randperm(len(rows.train), generator=generator)[: cell.dictionary_size]
-            self.sae.shift.copy_(mean)
+            self.sae.b_dec.copy_(mean)
             self.sae.start_from(rows.train[drawn].cpu(), mean)
-            self.sae.learn_shift()
+            self.sae.learn_b_dec()
         self.sae.to(cell.device)
 
     def train(self, batches: Iterable[Tensor]) -> None:
@@ -95,8 +96,8 @@ class Trained(Salve):
         cell = self.cell
         head = nn.Linear(cell.width, 2).requires_grad_(False)  # measures the downstream accuracy: not here
         labels = torch.zeros(len(self.rows.held_out), dtype=torch.long)
-        course = Course.of_epochs(len(self.rows.train), cell.batch, FOREVER)
-        data = ActivationsData(self.rows.train, self.rows.held_out, labels, course)
+        schedule = Schedule.of_epochs(len(self.rows.train), cell.batch, FOREVER)
+        data = ActivationsData(self.rows.train, self.rows.held_out, labels, schedule)
         precision, constant = PRECISION[cell.precision], {"warmup": 0.0, "decay": 0.0}
         module = SparseAutoencoder(self.sae, self.sparsity, cell.rate, head, precision=precision, **constant)
         with quiet_lightning(), suppress(EndError):

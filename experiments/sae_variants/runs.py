@@ -13,12 +13,12 @@ from torch import Tensor
 from experiments.compare import MatchedEdit, edit_at, strength_to
 from experiments.runs import SPLITS, curves_by_target, wide
 from experiments.sae_variants.references import alignment, class_directions, reference_edits
+from salve.activations import load_captured
 from salve.artifacts import load_tensors, read_record, read_table
-from salve.backbones import load_captured
 from salve.ending import run_child
 from salve.integrity import check_artifact, read_manifest
-from salve.report.sweep.read import SweptRun, read_sweep
 from salve.sae import load_sae
+from salve.sweep.read import SweptRun, read_sweep
 from salve.types import Split, UserError
 
 
@@ -143,19 +143,19 @@ def collect(data: str, plan: Plan, output_dir: Path) -> Found:
     """
     folder = output_dir / "sweeps" / sweep_name(data, plan)
     planned = _planned(read_sweep(folder), plan, folder)
-    ground = _Ground.of(output_dir, folder, next(iter(planned.values())))
+    testbed = _Testbed.of(output_dir, folder, next(iter(planned.values())))
     rows, edits = [], []
     for (variant, knob, seed), run in planned.items():
         found = {"data": data, "variant": variant, "knob": knob, "seed": seed, "run": run.key}
-        classes = _edits(_artifact(output_dir, folder, run, "control"), ground.classes)
-        classes["alignment"] = ground.alignment(
+        classes = _edits(_artifact(output_dir, folder, run, "control"), testbed.classes)
+        classes["alignment"] = testbed.alignment(
             _artifact(output_dir, folder, run, "sae"), _artifact(output_dir, folder, run, "features")
         )
         edits.append(classes.assign(**found))
         rows.append({**found, **{name: run.metrics.get(name) for name in MEASURES}, **over_classes(classes)})
     runs = pd.DataFrame(rows)
     runs[list(MEASURES)] = runs[list(MEASURES)].astype(float)
-    references = ground.references(plan.seeds).assign(data=data)
+    references = testbed.references(plan.seeds).assign(data=data)
     return Found(runs, pd.concat(edits, ignore_index=True), references)
 
 
@@ -219,7 +219,7 @@ def _edits(control: Path, classes: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-class _Ground(NamedTuple):
+class _Testbed(NamedTuple):
     """What all runs on a data set share: the classes, the linear reader, activations with labels, and strengths."""
 
     classes: list[str]
@@ -231,7 +231,7 @@ class _Ground(NamedTuple):
     alphas: Tensor
 
     @classmethod
-    def of(cls, output_dir: Path, sweep: Path, run: SweptRun) -> "_Ground":
+    def of(cls, output_dir: Path, sweep: Path, run: SweptRun) -> "_Testbed":
         classifier = _artifact(output_dir, sweep, run, "classifier")
         # ``fc`` is the last layer of the ResNets of both experiments.
         tensors = load_tensors(classifier / "model.safetensors")

@@ -39,7 +39,7 @@ def own_share(
 def classes_table(study: Study) -> pd.DataFrame:
     """One row per class that has a latent: what was chosen, how pure it is, and the scores of stage ``validate``.
 
-    Columns: ``ground``, ``class``, ``latent``, ``sign``, ``share``, ``kind``; ``own_share`` (:func:`own_share`) and
+    Columns: ``testbed``, ``class``, ``latent``, ``sign``, ``share``, ``kind``; ``own_share`` (:func:`own_share`) and
     ``expected_share``, of the class among all test images; ``maximised`` over ``strongest``: the latent's value for the
     made image and for the most exciting test image, in the sense of its sign; ``insertion``, ``deletion`` and those of
     a random map, and where the data have masks ``pointing`` and ``iou`` with a random latent's.
@@ -55,7 +55,7 @@ def classes_table(study: Study) -> pd.DataFrame:
             continue
         latent, sign = int(chosen["latent"]), int(chosen["sign"])
         row = {
-            **{"ground": study.ground.name, "class": name, "latent": latent, "sign": sign},
+            **{"testbed": study.testbed.name, "class": name, "latent": latent, "sign": sign},
             **{"share": float(chosen["share"]), "kind": chosen["kind"]},
             "own_share": own_share(latents, study.test.labels, latent, sign, own),
             "expected_share": float((study.test.labels == own).double().mean()),
@@ -151,18 +151,18 @@ def analyse(studies: Sequence[Study]) -> Findings:
     """See the module."""
     pictures, tables, paragraphs, measured = {}, [], [], []
     for study in studies:
-        name, table = study.ground.name, classes_table(study)
+        name, table = study.testbed.name, classes_table(study)
         tables.append(table)
         pictures[f"atlas-{name}"] = Picture(
             atlas_figure(study),
-            f"{study.ground.title}: each class's {LISTED} dominant latents (number and sign, share of the latent's "
+            f"{study.testbed.title}: each class's {LISTED} dominant latents (number and sign, share of the latent's "
             "class means, kind); the image that maximises the first one; the test images that excite it most, framed "
             "in red where they are of another class; and Grad-FAM of it on them.",
         )
         pictures[f"means-{name}"] = Picture(
             means_figure(study),
-            f"{study.ground.title}: class means of the latents that any class lists; a dot marks the latent by which a "
-            "class is edited.",
+            f"{study.testbed.title}: class means of the latents that any class lists; a dot marks the latent by which "
+            "a class is edited.",
         )
         paragraphs.append(_paragraph(study, table))
         measured += _measured(study, table)
@@ -176,12 +176,12 @@ def analyse(studies: Sequence[Study]) -> Findings:
 
 
 def _kinds(study: Study) -> pd.DataFrame:
-    return study.runs[0].found.table("features", "latents.csv").assign(ground=study.ground.name)
+    return study.runs[0].found.table("features", "latents.csv").assign(testbed=study.testbed.name)
 
 
 def _dominant(studies: Sequence[Study]) -> pd.DataFrame:
     parts = [
-        study.runs[0].found.table("features", "dominant.csv").assign(ground=study.ground.name) for study in studies
+        study.runs[0].found.table("features", "dominant.csv").assign(testbed=study.testbed.name) for study in studies
     ]
     return pd.concat(parts, ignore_index=True)
 
@@ -192,16 +192,16 @@ def faithful(table: pd.DataFrame) -> pd.Series:
 
 
 def _measured(study: Study, table: pd.DataFrame) -> list[Measured]:
-    ground, count = study.ground.name, len(table)
+    testbed, count = study.testbed.name, len(table)
     found = []
 
     def share(claim: str, true: pd.Series, text: str) -> None:
-        found.append(Measured(f"atlas.{claim}", ground, float(true.mean()), f"{int(true.sum())} of {count} {text}"))
+        found.append(Measured(f"atlas.{claim}", testbed, float(true.mean()), f"{int(true.sum())} of {count} {text}"))
 
     pure = float(table["own_share"].mean())
     lowest = table.loc[table["own_share"].idxmin()]
     text = f"{100 * pure:.0f} % of the top {MOST} (lowest: {lowest['class']}, {100 * lowest['own_share']:.0f} %)"
-    found.append(Measured("atlas.own_images", ground, pure, text))
+    found.append(Measured("atlas.own_images", testbed, pure, text))
     share("defining", table["kind"] == "class-defining", "dominant latents are class-defining")
     if "insertion" in table:
         share("faithful", faithful(table), "maps beat a random one both ways")
@@ -214,8 +214,8 @@ def _paragraph(study: Study, table: pd.DataFrame) -> str:
     kinds = _kinds(study)["kind"].value_counts()
     counts = ", ".join(f"{kinds.get(kind, 0)} {kind}" for kind in ("class-defining", "cross-class", "diffuse", "dead"))
     said = (
-        f"{study.ground.title}: of the {kinds.sum()} latents of one SAE {counts}. The {MOST} test images that excite a "
-        f"class's dominant latent most are of that class for {100 * table['own_share'].mean():.0f} % "
+        f"{study.testbed.title}: of the {kinds.sum()} latents of one SAE {counts}. The {MOST} test images that excite "
+        f"a class's dominant latent most are of that class for {100 * table['own_share'].mean():.0f} % "
         f"({100 * table['expected_share'].mean():.0f} % by chance)."
     )
     if "insertion" in table:

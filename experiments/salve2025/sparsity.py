@@ -58,7 +58,7 @@ LOOKS = ((SKY, "v"), (GREEN, "s"), (BLUE, "o"), (PURPLE, "D"), (VERMILLION, "^")
 def runs_of(study: Study) -> pd.DataFrame:
     """One row per SAE.
 
-    Columns: ``ground``, ``sparsity`` (λ), ``size`` (d), ``seed``; ``MEASURES``; and over the classes, of which one
+    Columns: ``testbed``, ``sparsity`` (λ), ``size`` (d), ``seed``; ``MEASURES``; and over the classes, of which one
     without a latent has a share, a drop and a selectivity of 0: ``share``, mean share of its latent that a class holds;
     ``reached``, share of classes that some strength takes to 5 % on select; ``separating`` and
     ``separating_published``, that separate, strictly and in the published sense; mean ``selectivity`` on test at that
@@ -87,7 +87,7 @@ def _row(study: Study, run: SAERun) -> dict[str, object]:
         return float(run.verdicts.loc[list(judged), sense].sum()) / count if count else np.nan
 
     return {
-        **{"ground": study.ground.name, "seed": run.seed},
+        **{"testbed": study.testbed.name, "seed": run.seed},
         **{"sparsity": float(run.settings["sae.sparsity"]), "size": int(run.settings["sae.dictionary_size"])},
         **{name: _float(run.metrics.get(name)) for name in MEASURES},
         "share": float(run.selected["share"].fillna(0).mean()),
@@ -197,13 +197,13 @@ def analyse(studies: Sequence[Study]) -> Findings:
         runs = runs_of(study)
         settings = settings_of(runs)
         tables.append(runs)
-        grids.append(settings.assign(ground=study.ground.name))
+        grids.append(settings.assign(testbed=study.testbed.name))
         caption = (
-            f"{study.ground.title}: SAEs of other sparsity λ and size d, trained for {length_of(study)}; mean "
+            f"{study.testbed.title}: SAEs of other sparsity λ and size d, trained for {length_of(study)}; mean "
             f"of {settings['seeds'].max()} seeds with its 95 % interval, on {len(study.test.labels)} test images. "
             f"Selective: edits at the strength that leaves the class 5 % of its select images. Clean: {STRICTLY}."
         )
-        pictures[f"grid-{study.ground.name}"] = Picture(grid_figure(study, settings), caption)
+        pictures[f"grid-{study.testbed.name}"] = Picture(grid_figure(study, settings), caption)
         paragraphs.append(_paragraph(study, settings))
         measured += _measured(study, runs, settings)
     together = {"runs": pd.concat(tables, ignore_index=True), "settings": pd.concat(grids, ignore_index=True)}
@@ -241,9 +241,9 @@ def _span(values: pd.Series) -> str:
 
 
 def _measured(study: Study, runs: pd.DataFrame, settings: pd.DataFrame) -> list[Measured]:
-    ground = study.ground.name
+    testbed = study.testbed.name
     fall = falling(runs)
-    found = [] if np.isnan(fall) else [Measured("sparsity.trade", ground, fall, f"in {100 * fall:.0f} % of the steps")]
+    found = [] if np.isnan(fall) else [Measured("sparsity.trade", testbed, fall, f"in {100 * fall:.0f} % of the steps")]
     clean = settings["separating"] >= CLEAN
     text = f"{clean.sum()} of {len(settings)} settings"
     if clean.any():
@@ -251,13 +251,13 @@ def _measured(study: Study, runs: pd.DataFrame, settings: pd.DataFrame) -> list[
         text += f" (λ {_span(where['sparsity'])}, d {_span(where['size'])})"
     text += f"; {_close(settings).sum()} have a selectivity within {100 * CLOSE:.0f} points of the one chosen"
     published = f"{(settings['separating_published'] >= CLEAN).sum()} of {len(settings)} settings"
-    found.append(Measured("sparsity.plateau", ground, float(clean.mean()), text, published))
+    found.append(Measured("sparsity.plateau", testbed, float(clean.mean()), text, published))
     if len(default := _default(settings)):
         best = best_of(settings)
         gap = float(best["selectivity"] - default["selectivity"].iloc[0])
         side = "below" if gap >= 0 else "above"
         text = f"{100 * abs(gap):.1f} points {side} the best of {len(settings)} on select images ({_name(best)})"
-        found.append(Measured("sparsity.default", ground, gap, text))
+        found.append(Measured("sparsity.default", testbed, gap, text))
     return found
 
 
@@ -265,7 +265,7 @@ def _paragraph(study: Study, settings: pd.DataFrame) -> str:
     best, fit = best_of(settings), settings.loc[settings["select_fve"].idxmax()]
     worst = settings.loc[settings["select_selectivity"].idxmin()]
     text = (
-        f"{study.ground.title}: over {len(settings)} settings (λ {settings['sparsity'].min():g} to "
+        f"{study.testbed.title}: over {len(settings)} settings (λ {settings['sparsity'].min():g} to "
         f"{settings['sparsity'].max():g}, d {settings['size'].min()} to {settings['size'].max()}), FVE lies between "
         f"{settings['fve'].min():.2f} and {settings['fve'].max():.2f} and L0 between {number(settings['l0'].min())} "
         f"and {number(settings['l0'].max())}. On select images the cleanest edits come from {_name(best)} (selectivity "

@@ -41,7 +41,7 @@ def edits_of(study: Study) -> pd.DataFrame:
     """One row per SAE and class: the edit at the strength where select has the class at ``LEVEL``, what enhancing as
     strongly does, and whether the edit that stage ``control`` keeps separates the class. All accuracies are of test.
 
-    Columns: ``ground``, ``seed``, ``class``, ``latent``, ``sign``, ``kind``; the fields of
+    Columns: ``testbed``, ``seed``, ``class``, ``latent``, ``sign``, ``kind``; the fields of
     :class:`experiments.compare.MatchedEdit`; ``lowest_alpha``: the first strength of the grid at which select has the
     class lowest, ``lowest``: its accuracy there; ``kept_alpha``, ``kept_after``, ``separates``,
     ``separates_published``: of the edit that is kept; ``enhance_alpha``: the first strength of the grid from ``alpha``
@@ -59,7 +59,7 @@ def edits_of(study: Study) -> pd.DataFrame:
             lowest = int(np.nan_to_num(select[:, own]).argmin())
             kept = run.verdicts.loc[name]
             row = {
-                **{"ground": study.ground.name, "seed": run.seed, "class": name},
+                **{"testbed": study.testbed.name, "seed": run.seed, "class": name},
                 **{"latent": int(chosen["latent"]), "sign": int(chosen["sign"]), "kind": chosen["kind"]},
                 **edit._asdict(),
                 **{"lowest_alpha": float(alphas[lowest]), "lowest": float(test[lowest, own])},
@@ -125,15 +125,15 @@ def analyse(studies: Sequence[Study]) -> Findings:
     """See the module."""
     pictures, paragraphs, measured, tables, curves = {}, [], [], [], []
     for study in studies:
-        ground = study.ground
+        testbed = study.testbed
         edits = edits_of(study)
         tables.append(edits)
         for mode, verb in (("suppress", "suppressed"), ("enhance", "enhanced")):
             caption = (
-                f"{ground.title}: accuracy while one class's latent is {verb} in the weights, a panel per class; mean "
+                f"{testbed.title}: accuracy while one class's latent is {verb} in the weights, a panel per class; mean "
                 f"of {len(study.runs)} SAEs, on {len(study.test.labels)} test images."
             )
-            pictures[f"{mode}-{ground.name}"] = Picture(curves_figure(study, mode), caption)
+            pictures[f"{mode}-{testbed.name}"] = Picture(curves_figure(study, mode), caption)
             curves.append(_table(study, mode))
         paragraphs.append(_paragraph(study, edits))
         measured += _measured(study, edits)
@@ -153,12 +153,12 @@ def _table(study: Study, mode: str) -> pd.DataFrame:
         for place, one in enumerate(accuracy):
             part = pd.DataFrame(one, columns=study.classes).assign(alpha=alphas, seed=study.runs[place].seed)
             parts.append(part.melt(["alpha", "seed"], var_name="class", value_name="accuracy").assign(target=name))
-    return pd.concat(parts).assign(ground=study.ground.name, mode=mode)
+    return pd.concat(parts).assign(testbed=study.testbed.name, mode=mode)
 
 
 def _measured(study: Study, edits: pd.DataFrame) -> list[Measured]:
-    ground, counted = study.ground.name, separation(study.runs, len(study.classes))
-    found = [Measured("suppression.separates", ground, counted.share, counted.text, counted.published)]
+    testbed, counted = study.testbed.name, separation(study.runs, len(study.classes))
+    found = [Measured("suppression.separates", testbed, counted.share, counted.text, counted.published)]
     church = edits[edits["class"].str.lower() == CHURCH]
     if len(church):
         worst = float(church["lowest"].max())
@@ -168,12 +168,12 @@ def _measured(study: Study, edits: pd.DataFrame) -> list[Measured]:
             f"{100 * worst:.1f} % in the worst SAE, where select has it lowest; others change by {drift:.1f} points "
             f"where select has it at {100 * LEVEL:.0f} % and test at {left:.1f} %"
         )
-        found.append(Measured("suppression.church", ground, worst, text))
+        found.append(Measured("suppression.church", testbed, worst, text))
     ball = edits[edits["class"].str.lower() == GOLF_BALL]
     if len(ball):
         loss, own = ball["enhance_worst"].mean(), ball["enhance_own"].mean()
         text = f"golf ball {100 * own:+.1f} points; the class that loses most {-100 * loss:+.1f}".replace("-", "−")
-        found.append(Measured("suppression.golf_ball", ground, float(loss), text))
+        found.append(Measured("suppression.golf_ball", testbed, float(loss), text))
     return found
 
 
@@ -183,7 +183,7 @@ def _paragraph(study: Study, edits: pd.DataFrame) -> str:
     hardest = edits.groupby("class")["selectivity"].mean().idxmin()
     own, worst = 100 * up["enhance_own"], 100 * up["enhance_worst"]
     return (
-        f"{study.ground.title}: for {len(reached)} of {len(edits)} edits ({len(study.classes)} classes, "
+        f"{study.testbed.title}: for {len(reached)} of {len(edits)} edits ({len(study.classes)} classes, "
         f"{len(study.runs)} SAEs) there is a strength that takes the class to {100 * LEVEL:.0f} % of its select "
         f"images, the median {reached['alpha'].median():.1f}. It leaves {100 * reached['after'].mean():.1f} % of the "
         f"test images (from {100 * reached['after'].min():.1f} to {100 * reached['after'].max():.1f} %); there the "

@@ -1,4 +1,4 @@
-"""Backbones, their sites, fine-tuning, and captured activations.
+"""Backbones: loading them, their sites, and the Classifier that fine-tunes them.
 
 What is imported from here is loaded when it is first asked for: ``salve-edit`` reads files of weights and needs neither
 torchvision nor timm nor Lightning, which take seconds.
@@ -11,40 +11,28 @@ from typing import TYPE_CHECKING, Any
 from salve.backbones.sites import Site, find_site, site_activations, sites
 
 if TYPE_CHECKING:
-    from salve.backbones.capture import captured
     from salve.backbones.classifier import Classifier
     from salve.backbones.load import Loaded, load_backbone
     from salve.backbones.presets import Preset, preset
-    from salve.backbones.shards import AnyRows, Captured, Shards, load_captured
     from salve.backbones.weights import read_state_dict, read_tensors
 
 _MODULES = {
-    "AnyRows": "shards",
-    "Captured": "shards",
     "Classifier": "classifier",
     "Loaded": "load",
     "Preset": "presets",
-    "Shards": "shards",
-    "captured": "capture",
     "load_backbone": "load",
-    "load_captured": "shards",
     "preset": "presets",
     "read_state_dict": "weights",
     "read_tensors": "weights",
 }
 
 __all__ = [
-    "AnyRows",
-    "Captured",
     "Classifier",
     "Loaded",
     "Preset",
-    "Shards",
     "Site",
-    "captured",
     "find_site",
     "load_backbone",
-    "load_captured",
     "preset",
     "read_state_dict",
     "read_tensors",

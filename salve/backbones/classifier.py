@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from salve.data.ranks import batch_share
+from salve.distributed import batch_share
 from salve.metrics import BatchMean
 
 

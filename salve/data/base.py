@@ -13,8 +13,8 @@ from jaxtyping import Bool
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
-from salve.data.ranks import DrawnBatches, DrawnItems, RankBatches
 from salve.data.transforms import Preprocess, RawImage
+from salve.distributed import DrawnBatches, DrawnItems, RankBatches
 from salve.types import Labels, Split, UserError
 
 FEW_IMAGES = 50

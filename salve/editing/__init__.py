@@ -11,69 +11,69 @@ if TYPE_CHECKING:
     from salve.editing.curves import edit_curves, strength_curves
     from salve.editing.edits import (
         Edit,
+        EditFile,
         HeldEdit,
-        Recipe,
-        apply_recipe,
-        apply_recipes,
-        undo_recipe,
-        undo_recipes,
+        apply_edit_file,
+        apply_edit_files,
+        undo_edit_file,
+        undo_edit_files,
     )
     from salve.editing.evaluation import EditEvaluation
-    from salve.editing.files import load_recipe, save_recipe
+    from salve.editing.files import load_edit_file, save_edit_file
     from salve.editing.gating import contribution, edited_logits, gate, gates
-    from salve.editing.make import make_recipe, make_recipes
+    from salve.editing.make import make_edit_file, make_edit_files
     from salve.editing.rivals import ablated_logits, rank_one_logits, rank_one_rows, rank_one_weight, steered_logits
 
 _MODULES = {
     "Edit": "edits",
     "EditEvaluation": "evaluation",
     "HeldEdit": "edits",
-    "Recipe": "edits",
+    "EditFile": "edits",
     "ablated_logits": "rivals",
-    "apply_recipe": "edits",
-    "apply_recipes": "edits",
+    "apply_edit_file": "edits",
+    "apply_edit_files": "edits",
     "contribution": "gating",
     "edit_curves": "curves",
     "edited_logits": "gating",
     "gate": "gating",
     "gates": "gating",
-    "load_recipe": "files",
-    "make_recipe": "make",
-    "make_recipes": "make",
+    "load_edit_file": "files",
+    "make_edit_file": "make",
+    "make_edit_files": "make",
     "rank_one_logits": "rivals",
     "rank_one_rows": "rivals",
     "rank_one_weight": "rivals",
-    "save_recipe": "files",
+    "save_edit_file": "files",
     "steered_logits": "rivals",
     "strength_curves": "curves",
-    "undo_recipe": "edits",
-    "undo_recipes": "edits",
+    "undo_edit_file": "edits",
+    "undo_edit_files": "edits",
 }
 
 __all__ = [
     "Edit",
     "EditEvaluation",
+    "EditFile",
     "HeldEdit",
-    "Recipe",
     "ablated_logits",
-    "apply_recipe",
-    "apply_recipes",
+    "apply_edit_file",
+    "apply_edit_files",
     "contribution",
     "edit_curves",
     "edited_logits",
     "gate",
     "gates",
-    "load_recipe",
-    "make_recipe",
-    "make_recipes",
+    "load_edit_file",
+    "make_edit_file",
+    "make_edit_files",
     "rank_one_logits",
     "rank_one_rows",
     "rank_one_weight",
-    "save_recipe",
+    "save_edit_file",
     "steered_logits",
     "strength_curves",
-    "undo_recipe",
-    "undo_recipes",
+    "undo_edit_file",
+    "undo_edit_files",
 ]
 
 

@@ -13,7 +13,7 @@ from salve.ending import as_told
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from salve.editing.edits import HeldEdit, Recipe
+    from salve.editing.edits import EditFile, HeldEdit
 
 _DESCRIPTION = """\
 Apply edits to a file of weights, undo them, or show them.
@@ -22,7 +22,7 @@ Apply edits to a file of weights, undo them, or show them.
   undo    write a copy of the weights without the edits: the same bits as if they had never been applied
   show    say what is in edit files, in a run's folder, or which edits a file of weights holds
 
-EDIT is an edit file (a run's recipes/NN-class.json; the originals-….safetensors beside it belongs to it) or the folder
+EDIT is an edit file (a run's edits/NN-class.json; the originals-….safetensors beside it belongs to it) or the folder
 of a run, of which --edit chooses. WEIGHTS is the state_dict that was studied: a .safetensors file or one of torch.save,
 also inside a checkpoint, or behind a prefix such as "module.", which stays. Without WEIGHTS the classifier of the run's
 folder is edited. OUT is a .safetensors file, in the dtypes of WEIGHTS.
@@ -142,7 +142,7 @@ def strength(text: str) -> float:
 def _change(action: str, paths: Paths, names: Sequence[str], alpha: float | None) -> str:
     """Apply or undo; the result is written when all is well. What is to be said of it."""
     from salve.backbones.adapt import bare_names
-    from salve.editing.edits import apply_recipes, undo_recipes
+    from salve.editing.edits import apply_edit_files, undo_edit_files
     from salve.editing.files import held_in, metadata_with
     from salve.editing.folders import classifier_of, files_of
     from salve.types import UserError
@@ -156,19 +156,19 @@ def _change(action: str, paths: Paths, names: Sequence[str], alpha: float | None
         raise UserError(f"{paths.out} is one of the files that are read; give the result another name.")
     if action == "undo" and held and not names:
         files = _of_held(files, paths.edits, held, weights)
-    recipes = _loaded(files, alpha)
-    bare, _ = bare_names(as_it_came, recipes[0].weights)
+    edit_files = _loaded(files, alpha)
+    bare, _ = bare_names(as_it_came, edit_files[0].weights)
     state = {bare[name]: tensor for name, tensor in as_it_came.items()}
     if action == "apply":
-        changed, stay = apply_recipes(recipes, state, held), [*held, *recipes]
+        changed, stay = apply_edit_files(edit_files, state, held), [*held, *edit_files]
     elif held:
-        recipes = [_as_held(recipe, held, weights, exactly=alpha is not None) for recipe in recipes]
-        undone = {recipe.key for recipe in recipes}
+        edit_files = [_as_held(edit_file, held, weights, exactly=alpha is not None) for edit_file in edit_files]
+        undone = {edit_file.key for edit_file in edit_files}
         stay = [edit for edit in held if edit.key not in undone]
-        changed = undo_recipes(recipes, state, stay)
+        changed = undo_edit_files(edit_files, state, stay)
     else:
         try:
-            changed, stay = undo_recipes(recipes, state), []
+            changed, stay = undo_edit_files(edit_files, state), []
         except UserError as error:
             raise UserError(
                 f"{str(error).rstrip('.')} (the file does not list its edits: name all of them, each with the strength "
@@ -193,30 +193,30 @@ def _of_held(files: Sequence[Path], given: Sequence[Path], held: "Sequence[HeldE
     return found
 
 
-def _loaded(files: Sequence[Path], alpha: float | None) -> "list[Recipe]":
-    from salve.editing.files import load_recipes
+def _loaded(files: Sequence[Path], alpha: float | None) -> "list[EditFile]":
+    from salve.editing.files import load_edit_files
     from salve.types import UserError
 
-    recipes = load_recipes(files)
-    if len({recipe.before for recipe in recipes}) > 1:
-        other = next(k for k, recipe in enumerate(recipes) if recipe.before != recipes[0].before)
+    edit_files = load_edit_files(files)
+    if len({edit_file.before for edit_file in edit_files}) > 1:
+        other = next(k for k, edit_file in enumerate(edit_files) if edit_file.before != edit_files[0].before)
         raise UserError(f"{files[0]} and {files[other]} were made for different networks; apply them apart.")
-    return recipes if alpha is None else [recipe.at(alpha) for recipe in recipes]
+    return edit_files if alpha is None else [edit_file.at(alpha) for edit_file in edit_files]
 
 
-def _as_held(recipe: "Recipe", held: "Sequence[HeldEdit]", weights: Path, exactly: bool) -> "Recipe":
+def _as_held(edit_file: "EditFile", held: "Sequence[HeldEdit]", weights: Path, exactly: bool) -> "EditFile":
     """The edit at the strength at which the weights hold it."""
     from salve.types import UserError
 
-    same = [edit for edit in held if edit.key == recipe.key]
+    same = [edit for edit in held if edit.key == edit_file.key]
     if not same and not exactly:
-        same = [edit for edit in held if edit.is_same_but_for_strength(recipe)]
+        same = [edit for edit in held if edit.is_same_but_for_strength(edit_file)]
     if not same:
         raise UserError(f"{weights} does not hold this edit; it holds {'; '.join(_one_line(e) for e in held)}.")
     if len(same) > 1:
         alphas = ", ".join(f"{edit.edits[0].alpha:g}" for edit in same)
         raise UserError(f"{weights} holds this edit at several strengths ({alphas}); choose one with --alpha.")
-    return recipe if same[0].key == recipe.key else recipe.with_edits(same[0].edits)
+    return edit_file if same[0].key == edit_file.key else edit_file.with_edits(same[0].edits)
 
 
 def _refuse_out(paths: Paths) -> None:
@@ -272,7 +272,7 @@ def _write(path: Path, state: "Mapping[str, Tensor]", metadata: Mapping[str, str
 
 
 def _shown(path: Path) -> str:
-    from salve.editing.files import held_in, load_held, load_recipe, read_metadata
+    from salve.editing.files import held_in, load_edit_file, load_held, read_metadata
     from salve.editing.folders import edits_of
 
     if path.is_dir():
@@ -282,7 +282,7 @@ def _shown(path: Path) -> str:
     if path.suffix == ".safetensors":
         held = held_in(read_metadata(path), path)
         return "\n".join([f"{path} holds {len(held) or 'no'} edit{'s' * (len(held) != 1)}.", *map(_described, held)])
-    return f"{path}\n{_described(load_recipe(path))}"
+    return f"{path}\n{_described(load_edit_file(path))}"
 
 
 def _one_line(held: "HeldEdit") -> str:
@@ -291,7 +291,7 @@ def _one_line(held: "HeldEdit") -> str:
 
 
 def _described(held: "HeldEdit") -> str:
-    from salve.editing.edits import Recipe
+    from salve.editing.edits import EditFile
 
     rows = [("edit", held.name)] if held.name else []
     for edit in held.edits:
@@ -301,7 +301,7 @@ def _described(held: "HeldEdit") -> str:
     rows.append(("channels", f"{int((gate != 1).sum())} of {len(gate)} scaled, {int((gate == 0).sum())} closed"))
     rows.append(("site", f"{held.site}, read by {', '.join(held.readers)}"))
     rows.append(("network", f"{held.backbone}, checksum {held.before[:12]}"))
-    if isinstance(held, Recipe):
+    if isinstance(held, EditFile):
         rows.append(("edited", f"checksum {held.after[:12]}"))
     rows.append(("SAE", held.sae[:12]))
     return "\n".join(f"  {name:<9} {text}" for name, text in rows)

@@ -99,7 +99,7 @@ class HeldEdit:
 
 
 @dataclass(frozen=True, eq=False)
-class Recipe(HeldEdit):
+class EditFile(HeldEdit):
     """A permanent edit of one network, with all that applying and undoing it needs.
 
     Attributes:
@@ -130,7 +130,7 @@ class Recipe(HeldEdit):
         scaled = {name: _scaled(weight, [self], name, torch.float32) for name, weight in self.originals.items()}
         return checksum({**self.weights, **checksums(scaled)})
 
-    def at(self, alpha: float) -> "Recipe":
+    def at(self, alpha: float) -> "EditFile":
         """The same edit at another strength.
 
         Raises:
@@ -138,7 +138,7 @@ class Recipe(HeldEdit):
         """
         return self.with_edits(tuple(replace(edit, alpha=float(alpha)) for edit in self.edits))
 
-    def with_edits(self, edits: tuple[Edit, ...]) -> "Recipe":
+    def with_edits(self, edits: tuple[Edit, ...]) -> "EditFile":
         """The same latents with other strengths."""
         return replace(self, edits=edits)
 
@@ -170,73 +170,79 @@ def checksum(weights: Mapping[str, str]) -> str:
     return digest_of(dict(weights))
 
 
-def apply_recipe(recipe: Recipe, state: Mapping[str, Tensor], held: Sequence[HeldEdit] = ()) -> State:
-    """The edited ``state_dict``; see :func:`apply_recipes`."""
-    return apply_recipes([recipe], state, held)
+def apply_edit_file(edit_file: EditFile, state: Mapping[str, Tensor], held: Sequence[HeldEdit] = ()) -> State:
+    """The edited ``state_dict``; see :func:`apply_edit_files`."""
+    return apply_edit_files([edit_file], state, held)
 
 
-def apply_recipes(recipes: Sequence[Recipe], state: Mapping[str, Tensor], held: Sequence[HeldEdit] = ()) -> State:
+def apply_edit_files(
+    edit_files: Sequence[EditFile], state: Mapping[str, Tensor], held: Sequence[HeldEdit] = ()
+) -> State:
     """A new ``state_dict`` with edits added; its tensors other than the readers' weights are the ones passed in.
 
     Args:
-        recipes: what to add, of one network. state: its weights. held: the edits that ``state`` has already.
+        edit_files: what to add, of one network. state: its weights. held: the edits that ``state`` has already.
 
     Raises:
         UserError: these are not the weights that the edits were made for, or they carry one of them already.
     """
     keys = [edit.key for edit in held]
-    for recipe in recipes:
-        if recipe.key in keys:
-            raise UserError(f"These weights carry this edit already{_named(recipe)}; undo it before applying it again.")
-        keys.append(recipe.key)
-    problem = _difference(recipes, state, held)
-    if problem and not held and any(_difference([recipe], state, [recipe]) is None for recipe in recipes):
+    for edit_file in edit_files:
+        if edit_file.key in keys:
+            raise UserError(
+                f"These weights carry this edit already{_named(edit_file)}; undo it before applying it again."
+            )
+        keys.append(edit_file.key)
+    problem = _difference(edit_files, state, held)
+    if problem and not held and any(_difference([edit_file], state, [edit_file]) is None for edit_file in edit_files):
         raise UserError("These weights carry this edit already; undo it before applying it again.")
     if problem:
         raise UserError(
-            f"These weights are not the ones that the edit was made for ({recipes[0].backbone}"
+            f"These weights are not the ones that the edit was made for ({edit_files[0].backbone}"
             f"{', with the edits that the file says it holds' if held else ''}): {problem}."
         )
-    return _with(recipes, state, [*held, *recipes])
+    return _with(edit_files, state, [*held, *edit_files])
 
 
-def undo_recipe(recipe: Recipe, state: Mapping[str, Tensor], held: Sequence[HeldEdit] = ()) -> State:
-    """The ``state_dict`` without one edit, bit for bit; see :func:`undo_recipes`."""
-    return undo_recipes([recipe], state, held)
+def undo_edit_file(edit_file: EditFile, state: Mapping[str, Tensor], held: Sequence[HeldEdit] = ()) -> State:
+    """The ``state_dict`` without one edit, bit for bit; see :func:`undo_edit_files`."""
+    return undo_edit_files([edit_file], state, held)
 
 
-def undo_recipes(recipes: Sequence[Recipe], state: Mapping[str, Tensor], held: Sequence[HeldEdit] = ()) -> State:
+def undo_edit_files(
+    edit_files: Sequence[EditFile], state: Mapping[str, Tensor], held: Sequence[HeldEdit] = ()
+) -> State:
     """A new ``state_dict`` as it would be if some edits had never been applied, bit for bit.
 
     Args:
-        recipes: what to take away, of one network. state: its weights. held: the other edits that it has, which stay.
+        edit_files: what to take away, of one network. state: its weights. held: its other edits, which stay.
 
     Raises:
         UserError: these weights are not what the edits left.
     """
-    if problem := _difference(recipes, state, [*held, *recipes]):
-        if _difference(recipes, state, held) is None:
+    if problem := _difference(edit_files, state, [*held, *edit_files]):
+        if _difference(edit_files, state, held) is None:
             raise UserError("These weights do not hold the edit: it cannot be undone, since there is nothing to undo.")
         raise UserError(f"These weights are not what the edit left: {problem}; it cannot be undone on them.")
-    return _with(recipes, state, held)
+    return _with(edit_files, state, held)
 
 
 def _named(held: HeldEdit) -> str:
     return f" ({held.name})" if held.name else ""
 
 
-def _originals(recipes: Iterable[Recipe]) -> State:
-    return {name: weight for recipe in recipes for name, weight in recipe.originals.items()}
+def _originals(edit_files: Iterable[EditFile]) -> State:
+    return {name: weight for edit_file in edit_files for name, weight in edit_file.originals.items()}
 
 
-def _with(recipes: Sequence[Recipe], state: Mapping[str, Tensor], held: Sequence[HeldEdit]) -> State:
-    """``state`` with the weights that the recipes scale computed anew, under the gates of ``held``."""
+def _with(edit_files: Sequence[EditFile], state: Mapping[str, Tensor], held: Sequence[HeldEdit]) -> State:
+    """``state`` with the weights that the edit_files scale computed anew, under the gates of ``held``."""
     scaled = {
         name: _scaled(weight, held, name, state[name].dtype).to(state[name].device)
-        for name, weight in _originals(recipes).items()
+        for name, weight in _originals(edit_files).items()
     }
     for name, weight in scaled.items():
-        if not weight.isfinite().all() and _originals(recipes)[name].isfinite().all():
+        if not weight.isfinite().all() and _originals(edit_files)[name].isfinite().all():
             strongest = max(edit.alpha for one in held for edit in one.edits if math.isfinite(edit.alpha))
             raise UserError(
                 f"At α = {strongest:g} the edit would make values in {name} that {_dtype(weight)} does not hold; "
@@ -256,13 +262,13 @@ def _scaled(weight: Tensor, held: Sequence[HeldEdit], name: str, dtype: torch.dt
     return wide.to(dtype)
 
 
-def _difference(recipes: Sequence[Recipe], state: Mapping[str, Tensor], held: Sequence[HeldEdit]) -> str | None:
-    """In what ``state`` is not the network that the recipes were made for, under the gates of ``held``; None: it is.
+def _difference(edit_files: Sequence[EditFile], state: Mapping[str, Tensor], held: Sequence[HeldEdit]) -> str | None:
+    """In what ``state`` is not the network that the edit_files were made for, under the gates of ``held``; None: it is.
 
     Of weights that other edits have scaled, and whose originals are not at hand, nothing can be said.
     """
-    weights, originals = recipes[0].weights, _originals(recipes)
-    if any(edit.before != recipes[0].before for edit in [*recipes, *held]):
+    weights, originals = edit_files[0].weights, _originals(edit_files)
+    if any(edit.before != edit_files[0].before for edit in [*edit_files, *held]):
         return "the edits were made for different networks"
     for edit in held:
         for name in originals.keys() & set(edit.weights_scaled):

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from salve.artifacts import digest_of, save_tensors, write_record, written_whole
 from salve.backbones.weights import check_tensors
-from salve.editing.edits import Edit, HeldEdit, Recipe, checksum, checksums
+from salve.editing.edits import Edit, EditFile, HeldEdit, checksum, checksums
 from salve.editing.gating import Channels, Mode, Scale
 from salve.settings import LARGEST
 from salve.types import UserError
@@ -43,40 +43,40 @@ _MOST_LETTERS = 10_000
 _MOST_LATENTS = 2**31
 
 
-def save_recipe(recipe: Recipe, path: Path) -> None:
+def save_edit_file(edit_file: EditFile, path: Path) -> None:
     """Write ``path`` (JSON) and, unless it lies there already, the file of originals beside it; each is there whole.
 
     Raises:
         OSError: it cannot be written.
     """
-    key = _key_of_originals(recipe.weights, recipe.originals)
+    key = _key_of_originals(edit_file.weights, edit_file.originals)
     shared = path.with_name(f"originals-{key}.safetensors")
     if not (shared.is_file() and _is_whole(shared, *_stamp(shared))):
-        header = {"salve": json.dumps({"format": FORMAT, "weights": dict(recipe.weights)}, sort_keys=True)}
+        header = {"salve": json.dumps({"format": FORMAT, "weights": dict(edit_file.weights)}, sort_keys=True)}
         with written_whole(shared) as unfinished:
-            save_tensors(unfinished, recipe.originals, header)
-    record = {"format": FORMAT, **record_of(recipe), "after": recipe.after, "originals": shared.name}
+            save_tensors(unfinished, edit_file.originals, header)
+    record = {"format": FORMAT, **record_of(edit_file), "after": edit_file.after, "originals": shared.name}
     with written_whole(path) as unfinished:
         write_record(unfinished, record)
 
 
-def load_recipe(path: Path) -> Recipe:
+def load_edit_file(path: Path) -> EditFile:
     """Read an edit file and its originals.
 
     Raises:
         UserError: a file is missing, is no edit file, or is damaged.
     """
-    return load_recipes([path])[0]
+    return load_edit_files([path])[0]
 
 
-def load_recipes(paths: Sequence[Path]) -> list[Recipe]:
-    """As :func:`load_recipe`, for several files: originals that they share are read once."""
+def load_edit_files(paths: Sequence[Path]) -> list[EditFile]:
+    """As :func:`load_edit_file`, for several files: originals that they share are read once."""
     known: dict[Path, tuple[dict[str, str], dict[str, Tensor]]] = {}
-    return [_recipe(path, known) for path in paths]
+    return [_edit_file(path, known) for path in paths]
 
 
 def load_held(path: Path) -> HeldEdit:
-    """What an edit file says, without its originals; raises as :func:`load_recipe`."""
+    """What an edit file says, without its originals; raises as :func:`load_edit_file`."""
     return _said(path)[0]
 
 
@@ -94,7 +94,7 @@ def _said(path: Path) -> tuple[HeldEdit, str, str]:
     return held, after, shared
 
 
-def _recipe(path: Path, known: dict[Path, tuple[dict[str, str], dict[str, Tensor]]]) -> Recipe:
+def _edit_file(path: Path, known: dict[Path, tuple[dict[str, str], dict[str, Tensor]]]) -> EditFile:
     held, after, name = _said(path)
     shared = path.with_name(name)
     if shared not in known:
@@ -104,12 +104,12 @@ def _recipe(path: Path, known: dict[Path, tuple[dict[str, str], dict[str, Tensor
         raise UserError(f"{path} is damaged: {name} holds the originals of another network or site.")
     try:
         facts = {field: getattr(held, field) for field in HeldEdit.__dataclass_fields__}
-        recipe = Recipe(**facts, weights=weights, originals=originals)
+        edit_file = EditFile(**facts, weights=weights, originals=originals)
     except UserError as error:
         raise UserError(f"{path} is damaged: {reason(error)}.") from error
-    if recipe.after != after:
+    if edit_file.after != after:
         raise UserError(f"{path} is damaged: what it describes does not give the checksum that it names.")
-    return recipe
+    return edit_file
 
 
 def record_of(held: HeldEdit) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from salve.types import UserError
 from salve.untrusted import parse_json, read_text, shown
 
 #: Of a run's folder.
-EDITS, MANIFEST = "recipes", "manifest.json"
+EDITS, MANIFEST = "edits", "manifest.json"
 CLASSIFIER = "model.safetensors"
 #: Names that a refusal lists.
 _LISTED = 20

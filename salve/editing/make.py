@@ -6,13 +6,15 @@ import torch
 from torch import nn
 
 from salve.backbones.sites import Site
-from salve.editing.edits import Edit, Recipe, checksum, checksums
+from salve.editing.edits import Edit, EditFile, checksum, checksums
 from salve.editing.gating import contribution
 from salve.sae import SAE, fingerprint
 from salve.types import UserError
 
 
-def make_recipe(model: nn.Module, site: Site, sae: SAE, edits: Sequence[Edit], backbone: str, name: str = "") -> Recipe:
+def make_edit_file(
+    model: nn.Module, site: Site, sae: SAE, edits: Sequence[Edit], backbone: str, name: str = ""
+) -> EditFile:
     """One edit file's worth of edits of a network, whose gates multiply; the network itself is not touched.
 
     Args:
@@ -22,13 +24,13 @@ def make_recipe(model: nn.Module, site: Site, sae: SAE, edits: Sequence[Edit], b
     Raises:
         UserError: no such latent, a strength out of range, an edit that would change nothing.
     """
-    return make_recipes(model, site, sae, [(name, edits)], backbone)[0]
+    return make_edit_files(model, site, sae, [(name, edits)], backbone)[0]
 
 
-def make_recipes(
+def make_edit_files(
     model: nn.Module, site: Site, sae: SAE, named: Sequence[tuple[str, Sequence[Edit]]], backbone: str
-) -> list[Recipe]:
-    """As :func:`make_recipe`, for many edits of one network: its checksums are taken once, and they share its weights.
+) -> list[EditFile]:
+    """As :func:`make_edit_file`, for many edits of one network, whose checksums are taken once.
 
     Args:
         named: for each edit file its name, and the edits that belong together.
@@ -43,7 +45,7 @@ def make_recipes(
     weights, made_of = checksums(state), fingerprint(sae)
     before, decoder = checksum(weights), sae.decoder.detach().float().cpu()
     return [
-        Recipe(
+        EditFile(
             name=name,
             backbone=backbone,
             site=site.name,

@@ -64,7 +64,7 @@ class ClassPurity(Metric):
 
     Args:
         dictionary_size: ``d``. num_classes: ``C``. top: images per latent.
-        negligible: see :func:`salve.metrics.firing`.
+        firing_threshold: see :func:`salve.metrics.firing`.
 
     Raises:
         UserError: ``top`` below 1.
@@ -75,11 +75,11 @@ class ClassPurity(Metric):
     mass: Tensor
     images: Tensor
 
-    def __init__(self, dictionary_size: int, num_classes: int, top: int = 10, negligible: float = 0.0) -> None:
+    def __init__(self, dictionary_size: int, num_classes: int, top: int = 10, firing_threshold: float = 0.0) -> None:
         super().__init__()
         if top < 1:
             raise UserError(f"Purity needs at least one image per latent, not top={top}.")
-        self.negligible = negligible
+        self.firing_threshold = firing_threshold
         # Value and label of the strongest images so far: in one state, since they are chosen together over the ranks.
         start = torch.zeros(top, dictionary_size, 2, dtype=torch.float64)
         self.add_state("strongest", start, dist_reduce_fx=_strongest)
@@ -88,7 +88,7 @@ class ClassPurity(Metric):
 
     def update(self, latents: Tensor, activations: Tensor, labels: Tensor) -> None:
         """Add latents ``[N, d]`` of activations ``[N, M]`` with labels ``[N]``."""
-        size = torch.where(firing(latents, activations, self.negligible), latents.double().abs(), 0.0)
+        size = torch.where(firing(latents, activations, self.firing_threshold), latents.double().abs(), 0.0)
         values, images = size.topk(min(len(self.strongest), len(size)), dim=0)
         found = torch.stack([values, labels[images].double()], dim=2)
         missing = len(self.strongest) - len(found)

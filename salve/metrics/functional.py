@@ -41,13 +41,13 @@ def reconstruction_cosine(x: Activations, x_hat: Activations) -> Float[Tensor, "
     return F.cosine_similarity(x, x_hat, dim=1)
 
 
-def firing(latents: Latents, activations: Activations, negligible: float = 0.0) -> Bool[Tensor, "N d"]:
-    """Which latents fire for which image: ``|z_l| > negligible · ‖a‖``.
+def firing(latents: Latents, activations: Activations, firing_threshold: float = 0.0) -> Bool[Tensor, "N d"]:
+    """Which latents fire for which image: ``|z_l| > firing_threshold · ‖a‖``.
 
     The decoder's columns have unit norm, so ``|z_l|`` is the length of what latent ``l`` adds to the reconstruction;
     linear latents are never exactly zero, and count only when they add more than a share of the activation.
     """
-    return latents.abs() > negligible * activations.norm(dim=1, keepdim=True)
+    return latents.abs() > firing_threshold * activations.norm(dim=1, keepdim=True)
 
 
 def per_class_accuracy(predictions: Labels, labels: Labels, num_classes: int) -> Float[Tensor, " C"]:
@@ -88,7 +88,7 @@ def usage_fractions(
 
 
 def relative_magnitude_histogram(
-    latents: Latents, activations: Activations, edges: Float[Tensor, " E"], negligible: float = 0.0
+    latents: Latents, activations: Activations, edges: Float[Tensor, " E"], firing_threshold: float = 0.0
 ) -> Int[Tensor, "d E+1"]:
     """How large each latent is where it fires: counts of ``|z_l| / ‖a‖`` between fixed edges.
 
@@ -97,13 +97,13 @@ def relative_magnitude_histogram(
 
     Args:
         latents: ``[N, d]``. activations: ``[N, M]``. edges: ``[E]``, rising; a value on an edge counts above it.
-        negligible: see :func:`firing`.
+        firing_threshold: see :func:`firing`.
 
     Returns:
         ``[d, E + 1]`` int64: below the first edge, between each edge and the next, and from the last edge on. A row
         sums to the number of images for which the latent fires.
     """
-    image, latent = firing(latents, activations, negligible).nonzero(as_tuple=True)
+    image, latent = firing(latents, activations, firing_threshold).nonzero(as_tuple=True)
     size = latents[image, latent].to(edges.dtype).abs() / activations.to(edges.dtype).norm(dim=1)[image]
     bins = len(edges) + 1
     index = latent * bins + torch.bucketize(size, edges, right=True)

@@ -13,7 +13,7 @@ class LatentUsage(Metric):
 
     Args:
         dictionary_size: ``d``.
-        negligible: see :func:`salve.metrics.firing`.
+        firing_threshold: see :func:`salve.metrics.firing`.
         almost_dead, dense: shares of images, see :func:`salve.metrics.usage_fractions`.
 
     Raises:
@@ -26,14 +26,18 @@ class LatentUsage(Metric):
     l1: Tensor
 
     def __init__(
-        self, dictionary_size: int, negligible: float = 0.0, almost_dead: float = ALMOST_DEAD, dense: float = DENSE
+        self,
+        dictionary_size: int,
+        firing_threshold: float = 0.0,
+        almost_dead: float = ALMOST_DEAD,
+        dense: float = DENSE,
     ) -> None:
         super().__init__()
         if not 0 <= almost_dead <= dense <= 1:
             raise UserError(
                 f"almost_dead={almost_dead} and dense={dense} are shares of images: 0 ≤ almost_dead ≤ dense ≤ 1."
             )
-        self.negligible, self.almost_dead, self.dense = negligible, almost_dead, dense
+        self.firing_threshold, self.almost_dead, self.dense = firing_threshold, almost_dead, dense
         self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("fires", torch.zeros(dictionary_size, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("l1", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
@@ -41,7 +45,7 @@ class LatentUsage(Metric):
     def update(self, latents: Tensor, activations: Tensor) -> None:
         """Add latents ``[N, d]`` of activations ``[N, M]``."""
         self.count += latents.shape[0]
-        self.fires += firing(latents, activations, self.negligible).sum(dim=0)
+        self.fires += firing(latents, activations, self.firing_threshold).sum(dim=0)
         self.l1 += latents.double().abs().sum()
 
     def compute(self) -> dict[str, Tensor]:
@@ -67,7 +71,7 @@ class ActivationHistogram(Metric):
     its logarithm.
 
     Args:
-        dictionary_size: ``d``. negligible: see :func:`salve.metrics.firing`.
+        dictionary_size: ``d``. firing_threshold: see :func:`salve.metrics.firing`.
         low, high: the first and last edge; what lies outside is counted in one bin below and one above.
         bins: between them. The default: ten per decade.
 
@@ -80,19 +84,19 @@ class ActivationHistogram(Metric):
     edges: Tensor
 
     def __init__(
-        self, dictionary_size: int, negligible: float = 0.0, low: float = 1e-4, high: float = 10.0, bins: int = 50
+        self, dictionary_size: int, firing_threshold: float = 0.0, low: float = 1e-4, high: float = 10.0, bins: int = 50
     ) -> None:
         super().__init__()
         if not (0 < low < high and bins >= 1):
             raise UserError(f"A histogram needs 0 < low < high and bins ≥ 1, not low={low}, high={high}, bins={bins}.")
-        self.negligible = negligible
+        self.firing_threshold = firing_threshold
         edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
         self.register_buffer("edges", low * (high / low) ** edges, persistent=False)
         self.add_state("counts", torch.zeros(dictionary_size, bins + 2, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, latents: Tensor, activations: Tensor) -> None:
         """Add latents ``[N, d]`` of activations ``[N, M]``."""
-        self.counts += relative_magnitude_histogram(latents, activations, self.edges, self.negligible)
+        self.counts += relative_magnitude_histogram(latents, activations, self.edges, self.firing_threshold)
 
     def compute(self) -> dict[str, Tensor]:
         """``counts [d, bins + 2]``, the first bin below and the last above the ``edges [bins + 1]``."""

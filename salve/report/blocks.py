@@ -98,7 +98,7 @@ class Section:
 
 
 @dataclass(frozen=True)
-class Shelf:
+class FigureFolder:
     """Writes figures into a folder and answers with their blocks."""
 
     folder: Path

@@ -10,7 +10,7 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from salve.artifacts import write_table, write_whole
-from salve.report.blocks import MOST_ROWS, Cell, Section, Shelf, TableBlock
+from salve.report.blocks import MOST_ROWS, Cell, FigureFolder, Section, TableBlock
 from salve.report.inputs import Artifacts, records
 from salve.report.remarks import own_remarks
 from salve.report.sections.control import (
@@ -43,7 +43,7 @@ def write_report(
     commands: Sequence[str],
     remarks: Sequence[str] = (),
 ) -> Path:
-    """Write ``index.html`` with its figures, tables and recipes into a folder that can be moved as a whole.
+    """Write ``index.html`` with its figures, tables and edit_files into a folder that can be moved as a whole.
 
     Args:
         out: folder to write into; made if it is not there.
@@ -58,22 +58,22 @@ def write_report(
 
     Returns:
         Path of ``index.html``. Beside it: ``tables/<kind>-<table>.csv`` (byte-equal copies) and
-        ``tables/class-by-class.csv``, ``figures/*.png`` and ``*.svg``, ``recipes/*`` (copies of the edits' recipes).
+        ``tables/class-by-class.csv``, ``figures/*.png`` and ``*.svg``, ``edits/*`` (copies of the edits' edit_files).
         The same input gives the same bytes.
     """
     found = Artifacts(artifacts)
     for name in ("figures", "tables"):
         (out / name).mkdir(parents=True, exist_ok=True)
     tables = _copy_tables(found, out / "tables")
-    recipes = _copy_recipes(found, out)
+    edit_files = _copy_edit_files(found, out)
     rows = class_summary(found)
     if len(rows):
         write_table(out / "tables" / CLASSES_CSV, rows)
         tables = [CLASSES_CSV, *tables]
     main = headline(found, rows)
     terms = terms_of(main.verdict)
-    shelf = Shelf(out / "figures")
-    sections = [build(found, shelf) for build in (classifier, discover, validation, control, diagnose)]
+    figure_folder = FigureFolder(out / "figures")
+    sections = [build(found, figure_folder) for build in (classifier, discover, validation, control, diagnose)]
     page = _template(Linker(terms)).render(
         title=title,
         facts=dict(facts),
@@ -87,7 +87,7 @@ def write_report(
         commands=list(commands),
         config=config,
         tables=tables,
-        recipes=[name for name in recipes if name.endswith(".json")],
+        edit_files=[name for name in edit_files if name.endswith(".json")],
         most_links=MOST_ROWS,
     )
     path = out / "index.html"
@@ -118,14 +118,14 @@ def _copy_tables(artifacts: Artifacts, folder: Path) -> list[str]:
     return names
 
 
-def _copy_recipes(artifacts: Artifacts, out: Path) -> list[str]:
+def _copy_edit_files(artifacts: Artifacts, out: Path) -> list[str]:
     names = []
-    for _, path in artifacts.files("recipes/*"):
+    for _, path in artifacts.files("edits/*"):
         if path.suffix in (".json", ".safetensors"):
-            (out / "recipes").mkdir(exist_ok=True)
+            (out / "edits").mkdir(exist_ok=True)
             # An edit names the file that it shares with others: a safe name must stay as it is.
             names.append(file_name(path.name))
-            shutil.copyfile(path, out / "recipes" / names[-1])
+            shutil.copyfile(path, out / "edits" / names[-1])
     return names
 
 

@@ -19,18 +19,20 @@ from salve.backbones import find_site, load_backbone, preset
 from salve.backbones.load import Loaded
 from salve.backbones.presets import Preset
 from salve.data.base import ImageData
-from salve.run.progress import counted
-from salve.run.ranks import Ranks
+from salve.processes.progress import counted
+from salve.processes.ranks import Ranks
+from salve.processes.trainer import TrainerFactory
 from salve.run.schema import Config
 from salve.run.target import data_class, one_line, repr_of
-from salve.run.trainers import Trainers
-from salve.stages import BackboneSettings, Job
+from salve.stages import BackboneSettings, StageContext
 from salve.types import UserError
 
 log = logging.getLogger(__name__)
 
 
-def build_job(config: Config, store: Store, logger: Callable[[str], Logger], console: Console, ranks: Ranks) -> Job:
+def build_context(
+    config: Config, store: Store, logger: Callable[[str], Logger], console: Console, ranks: Ranks
+) -> StageContext:
     """Everything the stages share, checked: data that can be read, weights that fit, a layer that is a site.
 
     Raises:
@@ -53,7 +55,7 @@ def build_job(config: Config, store: Store, logger: Callable[[str], Logger], con
     precision = _precision(config.trainer.precision, device)
     if config.sae.precision == "bf16" and _precision("auto", device) != "bf16-mixed":
         log.warning("sae.precision=bf16: this device does not compute in bf16, so float32 would be faster.")
-    trainers = Trainers(
+    trainer_factory = TrainerFactory(
         ranks.accelerator, ranks.gpus, ranks.local_size, precision, logger, console.is_terminal, not console.is_terminal
     )
 
@@ -68,8 +70,8 @@ def build_job(config: Config, store: Store, logger: Callable[[str], Logger], con
             task = bars.add_task(what, total=total)
             yield lambda done: bars.update(task, advance=done)
 
-    surroundings = (trainers, device, progress, ranks, config.trainer.memory, precision)
-    return Job(store, data, config.backbone, site.name, config.seed, *surroundings, preprocessing, remarks)
+    surroundings = (trainer_factory, device, progress, ranks, config.trainer.memory, precision)
+    return StageContext(store, data, config.backbone, site.name, config.seed, *surroundings, preprocessing, remarks)
 
 
 def sentence(text: str) -> str:
@@ -78,7 +80,7 @@ def sentence(text: str) -> str:
 
 
 def check_job(config: Config) -> None:
-    """What :func:`build_job` checks, without a device; quick for settings that share data and backbone with others.
+    """What :func:`build_context` checks, without a device; quick for settings that share data and backbone with others.
 
     Raises:
         UserError: the data cannot be read, the weights do not fit, or the layer is no site.

@@ -9,21 +9,31 @@ from typing import Any
 from pytorch_lightning.loggers.logger import DummyLogger
 from rich.console import Console
 
+from salve.activations.capture import SPLITS
 from salve.artifacts import Artifact, NotMade, Store, write_record, written_whole
-from salve.backbones.capture import SPLITS
 from salve.integrity import METRICS
+from salve.processes.ranks import gathered
 from salve.report import summary_table
 from salve.report.metrics import SELECT, Metric, run_metrics
-from salve.run.build import build_job
+from salve.run.build import build_context
 from salve.run.folder import RunFolder, swept_of
 from salve.run.manifest import write_manifest
-from salve.run.ranks import gathered
 from salve.run.schema import Config
 from salve.run.tracking import Tracker, job_type_of, run_name, wandb_id
 from salve.run.tryout import try_out
 from salve.sae import VARIANTS
 from salve.sae import remarks as sae_remarks
-from salve.stages import Job, capture, control, diagnose, finetune, read_features, train_sae, train_saes, validate
+from salve.stages import (
+    StageContext,
+    capture,
+    control,
+    diagnose,
+    finetune,
+    read_features,
+    train_sae,
+    train_saes,
+    validate,
+)
 from salve.stages.report import report
 from salve.types import UserError
 
@@ -64,9 +74,9 @@ def execute(
     tracker = None
     with gathered(config.trainer, gpus) as ranks:
         try:
-            # The job is built and tried, and with it everything checked, before a logger opens a run of its own.
-            job = build_job(config, store, lambda stage: _open(tracker).logger(stage), console, ranks)
-            try_out(config, job)
+            # The context is built and tried, and with it everything checked, before a logger opens a run of its own.
+            context = build_context(config, store, lambda stage: _open(tracker).logger(stage), console, ranks)
+            try_out(config, context)
             if set(config.stages) != {"report"}:
                 store.check_writable()
             text = RunFolder(folder).prepare(config)
@@ -79,13 +89,13 @@ def execute(
                 job_type=job_type_of(config.stages),
                 run_id=wandb_id(group, folder.name) if group else None,
             )
-            found = _run_stages(config, job)
+            found = _run_stages(config, context)
             artifacts = {kind: replace(a, reused=a.reused and a.key not in made) for kind, a in found.items()}
             metrics = run_metrics({kind: artifact.path for kind, artifact in artifacts.items()})
             with written_whole(folder / METRICS) as unfinished:
                 write_record(unfinished, metrics)
             if "report" in config.stages:
-                _report(config, job, artifacts, folder, text, command, console)
+                _report(config, context, artifacts, folder, text, command, console)
             else:
                 _list(artifacts, metrics, console)
             tracker.log_results(artifacts, metrics)
@@ -93,16 +103,22 @@ def execute(
         finally:
             if tracker is not None:
                 tracker.finish(succeeded)
-    write_manifest(folder, config, job, artifacts)
+    write_manifest(folder, config, context, artifacts)
     return artifacts
 
 
 def _report(
-    config: Config, job: Job, artifacts: dict[str, Artifact], folder: Path, text: str, command: str, console: Console
+    config: Config,
+    context: StageContext,
+    artifacts: dict[str, Artifact],
+    folder: Path,
+    text: str,
+    command: str,
+    console: Console,
 ) -> None:
     """The page and the terminal's summary."""
-    title, facts = f"salve: {config.name}", _facts(config, job)
-    remarks = (*job.remarks, *(sae_remarks(artifacts["sae"].record("sae.json")) if "sae" in artifacts else ()))
+    title, facts = f"salve: {config.name}", _facts(config, context)
+    remarks = (*context.remarks, *(sae_remarks(artifacts["sae"].record("sae.json")) if "sae" in artifacts else ()))
     page = report(folder, artifacts, title=title, facts=facts, config=text, commands=[command], remarks=remarks)
     console.print(summary_table({kind: artifact.path for kind, artifact in artifacts.items()}, remarks))
     console.print(f"Report: {page}", soft_wrap=True, markup=False)
@@ -135,11 +151,11 @@ def train_together(configs: Sequence[Config], console: Console, gpus: list[int] 
     first = configs[0]
     store = Store(Path(first.output_dir) / "artifacts", log.info)
     with gathered(first.trainer, gpus) as ranks:
-        job = build_job(first, store, lambda _: DummyLogger(), console, ranks)
-        try_out(first, job)
-        classifier = finetune(job, first.finetune)
-        activations = capture(job, classifier)
-        saes = train_saes(job, [config.sae for config in configs], classifier, activations)
+        context = build_context(first, store, lambda _: DummyLogger(), console, ranks)
+        try_out(first, context)
+        classifier = finetune(context, first.finetune)
+        activations = capture(context, classifier)
+        saes = train_saes(context, [config.sae for config in configs], classifier, activations)
     return {sae.key for sae in saes if not sae.reused}
 
 
@@ -148,14 +164,14 @@ def _open(tracker: Tracker | None) -> Tracker:
     return tracker
 
 
-def _run_stages(config: Config, job: Job) -> dict[str, Artifact]:
+def _run_stages(config: Config, context: StageContext) -> dict[str, Artifact]:
     wanted = set(config.stages)
-    only_found = replace(job, store=job.store.only_found())
+    only_found = replace(context, store=context.store.only_found())
     found: dict[str, Artifact] = {}
 
-    def step(kind: str, needed: bool, stage: Callable[[Job], Artifact]) -> None:
+    def step(kind: str, needed: bool, stage: Callable[[StageContext], Artifact]) -> None:
         if needed:
-            found[kind] = stage(job)
+            found[kind] = stage(context)
         elif "report" in wanted:
             try:
                 found[kind] = stage(only_found)
@@ -181,7 +197,7 @@ def _run_stages(config: Config, job: Job) -> dict[str, Artifact]:
     return found
 
 
-def _facts(config: Config, job: Job) -> dict[str, str]:
+def _facts(config: Config, context: StageContext) -> dict[str, str]:
     def described(values: dict[str, Any], *names: str) -> str:
         return ", ".join(f"{name} {values[name]}" for name in names if values[name] is not None)
 
@@ -189,10 +205,10 @@ def _facts(config: Config, job: Job) -> dict[str, str]:
     chosen = ("dictionary_size", "k" if "k" in VARIANTS[config.sae.variant].takes else "sparsity")
     return {
         "backbone": f"{config.backbone.library} {config.backbone.name}, weights {Path(config.backbone.weights).name}",
-        "site": job.layer,
-        "preprocessing": job.preprocessing,
-        "data": f"{job.data.name}: {len(job.classes)} classes; images to train, select and test: "
-        + ", ".join(str(len(job.data.labels(split))) for split in SPLITS),
+        "site": context.layer,
+        "preprocessing": context.preprocessing,
+        "data": f"{context.data.name}: {len(context.classes)} classes; images to train, select and test: "
+        + ", ".join(str(len(context.data.labels(split))) for split in SPLITS),
         "SAE": f"{config.sae.variant}, {described(sae, *chosen)}",
         "edit": described(asdict(config.edit), "scale", "channels") + f", latents chosen by {config.discover.select}",
         "seed": str(config.seed),

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from salve.artifacts import Artifact, is_own
-from salve.report.sweep.names import data_name
+from salve.report.names import data_name
 
 #: What is logged: kind of artifact → its type in W&B, in the order in which one is made from the other.
-TYPES = {"activations": "activations", "sae": "sae", "control": "recipe"}
+TYPES = {"activations": "activations", "sae": "sae", "control": "edit_file"}
 #: The longest name that W&B takes.
 LONGEST = 128
 
@@ -18,7 +18,7 @@ def log_artifacts(run: Any, artifacts: Mapping[str, Artifact], config: Mapping[s
 
     A name says what a thing is (``sae-resnet18-avgpool-imagenette``), a version is one content of it, and the alias is
     its key in the store. What is known about it, and what it was made from, stands in its metadata: there the line
-    from activations to SAE to recipe is whole also where one run made them all.
+    from activations to SAE to edit_file is whole also where one run made them all.
 
     Args:
         run: an open W&B run. artifacts: by kind. config: the run's resolved settings, plain.
@@ -31,7 +31,7 @@ def log_artifacts(run: Any, artifacts: Mapping[str, Artifact], config: Mapping[s
     made_from: dict[str, str] = {}
     for kind, type_ in TYPES.items():
         artifact = artifacts.get(kind)
-        folder = None if artifact is None else artifact.file("recipes") if kind == "control" else artifact.path
+        folder = None if artifact is None else artifact.file("edits") if kind == "control" else artifact.path
         if artifact is None or folder is None or not folder.is_dir():
             continue
         name = artifact_name(type_, config["backbone"]["name"], site, data_name(config))

@@ -13,14 +13,14 @@ from salve.artifacts import Artifact, digest_of_file, write_whole
 from salve.files import file_digests, flush
 from salve.integrity import MANIFEST, METRICS, SETTINGS, sealed
 from salve.run.schema import Config
-from salve.stages import Job
+from salve.stages import StageContext
 
 #: What a run leaves in its folder that can be read later: files, and the folders of the report.
-LEAVES = (SETTINGS, METRICS, "index.html", "tables", "figures", "recipes")
+LEAVES = (SETTINGS, METRICS, "index.html", "tables", "figures", "edits")
 PACKAGES = ("salve", "torch", "torchvision", "timm", "pytorch-lightning", "hydra-core", "torchmetrics")
 
 
-def write_manifest(folder: Path, config: Config, job: Job, artifacts: Mapping[str, Artifact]) -> None:
+def write_manifest(folder: Path, config: Config, context: StageContext, artifacts: Mapping[str, Artifact]) -> None:
     """Write ``manifest.json``: versions, git state, seed, digests of what went in, key, digest, path of artifacts.
 
     It vouches for the run's own files, which reach the disk before it, and for itself, by their digests.
@@ -32,7 +32,7 @@ def write_manifest(folder: Path, config: Config, job: Job, artifacts: Mapping[st
         "git": git_state(Path(__file__).parent),
         "seed": config.seed,
         "inputs": {
-            "data": job.data.fingerprint(),
+            "data": context.data.fingerprint(),
             "weights": digest_of_file(weights) if weights.is_file() else config.backbone.weights,
         },
         "artifacts": {

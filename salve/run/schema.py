@@ -28,6 +28,7 @@ from salve.settings import (
     SAESettings,
     Scale,
     Selection,
+    TrainerSettings,
     ValidateSettings,
 )
 from salve.types import UserError
@@ -96,23 +97,6 @@ class Cifar100Config:
 DATA: dict[str, Any] = {
     kind._target_: kind for kind in (ConceptsConfig, FolderConfig, ImagenetteConfig, Cifar100Config)
 }
-
-
-@dataclass
-class TrainerSettings:
-    """Where things run; all fields but the last are those of Lightning's Trainer.
-
-    Attributes:
-        accelerator: auto, cpu, gpu or cuda. devices: on each node. strategy: with several devices, ``ddp_spawn`` starts
-            their ranks, ``ddp`` finds them started by torchrun or SLURM, ``auto`` is either. precision: of fine-tuning.
-        memory: GiB for the activations of a training, in each process; what does not fit is read from disk.
-    """
-
-    accelerator: str = MISSING
-    devices: int = MISSING
-    strategy: str = MISSING
-    precision: str = MISSING
-    memory: float = MISSING
 
 
 @dataclass

@@ -8,7 +8,7 @@ import pandas as pd
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
 from salve.artifacts import Artifact
-from salve.report.sweep.names import with_values
+from salve.report.names import with_values
 from salve.report.text import slug
 from salve.run.lineage import log_artifacts
 from salve.run.schema import STAGES, LoggerSettings

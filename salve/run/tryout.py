@@ -16,13 +16,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from salve.artifacts import Store, digest_of
 from salve.backbones import Site, find_site
 from salve.backbones.sites import recorded
-from salve.editing import Edit, apply_recipe, edited_logits, make_recipe, undo_recipe
-from salve.run.build import build_job
-from salve.run.ranks import Ranks
+from salve.editing import Edit, apply_edit_file, edited_logits, make_edit_file, undo_edit_file
+from salve.processes.ranks import Ranks
+from salve.run.build import build_context
 from salve.run.schema import Config
 from salve.sae import SAE, make_sae
 from salve.saliency import grad_fam, maximise
-from salve.stages import Job
+from salve.stages import StageContext
 from salve.stages.targets import refuse_signed
 from salve.types import Split, UserError
 
@@ -33,7 +33,7 @@ SAME = 1e-6
 MIXED = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 
 
-def try_out(config: Config, job: Job) -> None:
+def try_out(config: Config, context: StageContext) -> None:
     """Take two images of train and one of every other split through all that the stages of a run do with images.
 
     They are loaded, go through the backbone to the site and the logits, and through an untrained SAE of the run's
@@ -41,7 +41,7 @@ def try_out(config: Config, job: Job) -> None:
     made, applied and undone, and full fine-tuning a step of it. Torch's random state is left as it was.
 
     Args:
-        config: of the run. job: built from it.
+        config: of the run. context: built from it.
 
     Raises:
         UserError: the first of these that fails, with the reason in brackets.
@@ -50,28 +50,28 @@ def try_out(config: Config, job: Job) -> None:
     if not stages:
         return
     with torch.random.fork_rng(devices=[]):
-        model, fits = job.build()
-        site = find_site(model, job.layer)
-        few = _load(job)
-        model.to(job.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        activations, logits = _run(model, site, few)
-        _refuse_constant(config, job, few, activations if _trains_head(config, fits) else logits, site)
+        model, fits = context.build()
+        site = find_site(model, context.layer)
+        samples = _load(context)
+        model.to(context.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        activations, logits = _run(model, site, samples)
+        _refuse_constant(config, context, samples, activations if _trains_head(config, fits) else logits, site)
         if stages - {"finetune"}:
-            sae = _untrained(config, site, few, activations)
+            sae = _untrained(config, site, samples, activations)
             if "validate" in stages:
-                _look(config, job, model, site, sae, few)
+                _look(config, context, model, site, sae, samples)
             if stages & {"control", "diagnose"} and config.edit.channels == "aligned" and bool((activations < 0).any()):
                 raise refuse_signed(site.name)
             if "control" in stages:
-                _check_sets(config, job)
-                _edit(config, job, model, site, sae, activations)
+                _check_sets(config, context)
+                _edit(config, context, model, site, sae, activations)
         if _trains_head(config, fits) and config.finetune.mode != "probe":
-            _train(job, model, few)  # the last: it changes the model
+            _train(context, model, samples)  # the last: it changes the model
 
 
 @dataclass(frozen=True)
-class _Few:
-    """Images ``[4, 3, S, S]`` on the job's device, their labels, and of each the split and its number there."""
+class _Samples:
+    """Images ``[4, 3, S, S]`` on the context's device, their labels, and of each the split and its number there."""
 
     images: Tensor
     labels: Tensor
@@ -98,58 +98,60 @@ def _refusing(what: str) -> Iterator[None]:
         raise UserError(what.replace("{}", f"({': '.join(part for part in (kind, first) if part)})")) from error
 
 
-def _load(job: Job) -> _Few:
-    assert job.data.preprocess is not None, "the data are bound to the backbone before any stage runs"
-    transform, items, names = job.data.preprocess.eval_transform(), [], list[tuple[Split, int]]()
+def _load(context: StageContext) -> _Samples:
+    assert context.data.preprocess is not None, "the data are bound to the backbone before any stage runs"
+    transform, items, names = context.data.preprocess.eval_transform(), [], list[tuple[Split, int]]()
     for split in get_args(Split):
         with _refusing(f"The first images of the {split} split cannot be used {{}}."):
-            found = [(transform(image), label) for image, label in job.data.first(split, 2 if split == "train" else 1)]
+            found = [
+                (transform(image), label) for image, label in context.data.first(split, 2 if split == "train" else 1)
+            ]
         items += found
         names += [(split, number) for number in range(len(found))]
     images, labels = torch.stack([image for image, _ in items]), torch.tensor([int(label) for _, label in items])
-    few = _Few(images.to(job.device, memory_format=torch.channels_last), labels.to(job.device), names)
-    few.check(few.images, "pixels")
-    return few
+    samples = _Samples(images.to(context.device, memory_format=torch.channels_last), labels.to(context.device), names)
+    samples.check(samples.images, "pixels")
+    return samples
 
 
 def _trains_head(config: Config, fits: bool) -> bool:
     return config.finetune.mode in ("full", "probe") or (config.finetune.mode == "auto" and not fits)
 
 
-def _refuse_constant(config: Config, job: Job, few: _Few, rows: Tensor, site: Site) -> None:
+def _refuse_constant(config: Config, context: StageContext, samples: _Samples, rows: Tensor, site: Site) -> None:
     """Raises UserError if weights that were given make the same of different images.
 
     Args:
         rows: ``[n, …]``, the logits; where a fresh head is trained on them, the activations. A whole network that
             begins at random may begin so, and learn.
     """
-    if not (few.images != few.images[:1]).any() or (
-        job.backbone.weights == "random" and config.finetune.mode != "probe"
+    if not (samples.images != samples.images[:1]).any() or (
+        context.backbone.weights == "random" and config.finetune.mode != "probe"
     ):
         return
     if (rows - rows[:1]).abs().max() <= SAME * rows.abs().max():
         raise UserError(
-            f"With backbone.weights={job.backbone.weights} the network says the same of different images: its "
+            f"With backbone.weights={context.backbone.weights} the network says the same of different images: its "
             f"activations at {site.name} or its outputs do not depend on them, as with weights of zero; check the file."
         )
 
 
-def _run(model: nn.Module, site: Site, few: _Few) -> tuple[Tensor, Tensor]:
+def _run(model: nn.Module, site: Site, samples: _Samples) -> tuple[Tensor, Tensor]:
     """The site's activations ``[n, M]``, of which the head makes finite logits ``[n, outputs]``."""
-    name, size = type(model).__name__, few.images.shape[-1]
+    name, size = type(model).__name__, samples.images.shape[-1]
     own = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (0, 0))[-1]
     hint = f", such as {own}, for which it is made" if own not in (0, size) else ""
     says = f"This {name} cannot read {size} × {size} images {{}}; set backbone.preprocess.size to another size{hint}."
     with _refusing(says), recorded(model, site) as seen, torch.no_grad():
-        logits = model(few.images)
-    if len(seen) != 1 or seen[0].shape != (len(few.names), site.width):
+        logits = model(samples.images)
+    if len(seen) != 1 or seen[0].shape != (len(samples.names), site.width):
         shapes = [list(one.shape) for one in seen]
         raise UserError(
             f"The site {site.name} of this {name} should give one activation of {site.width} numbers for each image, "
-            f"but gave {shapes} for {len(few.names)} images: it cannot be worked with."
+            f"but gave {shapes} for {len(samples.names)} images: it cannot be worked with."
         )
-    few.check(seen[0], f"activations at {site.name}")
-    few.check(logits, "logits")
+    samples.check(seen[0], f"activations at {site.name}")
+    samples.check(logits, "logits")
     with torch.no_grad():
         read = model.get_submodule(site.readers[0])(seen[0])
     if read.shape != logits.shape or (read - logits).abs().max() > 1e-2 * logits.abs().max().clamp(min=1e-6):
@@ -160,7 +162,7 @@ def _run(model: nn.Module, site: Site, few: _Few) -> tuple[Tensor, Tensor]:
     return seen[0].float(), logits.float()
 
 
-def _untrained(config: Config, site: Site, few: _Few, activations: Tensor) -> SAE:
+def _untrained(config: Config, site: Site, samples: _Samples, activations: Tensor) -> SAE:
     settings = config.sae
     with _refusing(f"No SAE with sae.variant={settings.variant} can be made for {site.width} channels {{}}."):
         generator = torch.Generator().manual_seed(0)
@@ -168,32 +170,32 @@ def _untrained(config: Config, site: Site, few: _Few, activations: Tensor) -> SA
         sae.to(activations.device)
         with torch.no_grad():
             reconstruction, _ = sae(activations)
-    few.check(reconstruction, "reconstructions of an untrained SAE")
+    samples.check(reconstruction, "reconstructions of an untrained SAE")
     return sae
 
 
-def _look(config: Config, job: Job, model: nn.Module, site: Site, sae: SAE, few: _Few) -> None:
+def _look(config: Config, context: StageContext, model: nn.Module, site: Site, sae: SAE, samples: _Samples) -> None:
     """A saliency map and a step of activation maximisation, as stage validate makes them."""
-    preprocess = job.data.preprocess
+    preprocess = context.data.preprocess
     assert preprocess is not None, "the data are bound to the backbone before any stage runs"
     says = f"Stage validate cannot be run with this {type(model).__name__} {{}}; leave validate out of stages."
     with _refusing(says):
-        grad_fam(model, site.name, sae, few.images[-1:], [0])
+        grad_fam(model, site.name, sae, samples.images[-1:], [0])
         if config.validate.maximisation_steps:
             maximise(model, site.name, sae, [0], preprocess, size=preprocess.size, steps=1)
 
 
-def _check_sets(config: Config, job: Job) -> None:
+def _check_sets(config: Config, context: StageContext) -> None:
     latents = config.sae.dictionary_size
     for member in (member for members in config.edit.sets for member in members):
-        if str(member) not in job.classes and not (isinstance(member, int) and 0 <= member < latents):
+        if str(member) not in context.classes and not (isinstance(member, int) and 0 <= member < latents):
             raise UserError(
-                f"edit.sets names {member}, which is neither a class ({', '.join(job.classes)}) nor a latent "
+                f"edit.sets names {member}, which is neither a class ({', '.join(context.classes)}) nor a latent "
                 f"from 0 to {latents - 1}."
             )
 
 
-def _edit(config: Config, job: Job, model: nn.Module, site: Site, sae: SAE, activations: Tensor) -> None:
+def _edit(config: Config, context: StageContext, model: nn.Module, site: Site, sae: SAE, activations: Tensor) -> None:
     """An edit is made, applied and undone; apply and undo prove by checksums what they leave. And the strongest one."""
     reader = model.get_submodule(site.readers[0])
     assert isinstance(reader, nn.Linear)
@@ -202,20 +204,22 @@ def _edit(config: Config, job: Job, model: nn.Module, site: Site, sae: SAE, acti
     edit = Edit(0, 1.0, "suppress", config.edit.scale, config.edit.channels)  # type: ignore[arg-type]
     with _refusing(f"The weights of this {type(model).__name__} cannot be edited {{}}; leave control out of stages."):
         state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-        recipe = make_recipe(model, site, sae.cpu(), [edit], f"{job.backbone.library}/{job.backbone.name}")
-        undo_recipe(recipe, apply_recipe(recipe, state))
+        edit_file = make_edit_file(
+            model, site, sae.cpu(), [edit], f"{context.backbone.library}/{context.backbone.name}"
+        )
+        undo_edit_file(edit_file, apply_edit_file(edit_file, state))
     bias = torch.zeros(reader.out_features) if reader.bias is None else reader.bias
     for mode in config.edit.modes:
         head = (reader.weight.detach().float().cpu(), bias.detach().float().cpu())
-        vector = recipe.contributions[0]
+        vector = edit_file.contributions[0]
         edited_logits(*head, activations.cpu(), vector, config.edit.alpha[-1:], mode)  # type: ignore[arg-type]
 
 
-def _train(job: Job, model: nn.Module, few: _Few) -> None:
+def _train(context: StageContext, model: nn.Module, samples: _Samples) -> None:
     """A step of fine-tuning, in its precision, on as many images as a batch has, two at most."""
-    rows = min(job.data.batch_size, sum(split == "train" for split, _ in few.names))
-    name, precision, device = type(model).__name__, job.precision, job.device.type
-    images, labels = few.images[:rows], few.labels[:rows]
+    rows = min(context.data.batch_size, sum(split == "train" for split, _ in samples.names))
+    name, precision, device = type(model).__name__, context.precision, context.device.type
+    images, labels = samples.images[:rows], samples.labels[:rows]
     if kind := TRUE.get(precision):
         model, images = model.to(kind), images.to(kind)
     inside = torch.autocast(device, MIXED[precision]) if precision in MIXED else nullcontext()
@@ -268,7 +272,7 @@ def _tried(trial: _Trial) -> str | None:
     try:
         try_out(
             config,
-            build_job(
+            build_context(
                 config, store, lambda _: DummyLogger(), Console(quiet=True, markup=False, emoji=False), Ranks("cpu")
             ),
         )

@@ -1,6 +1,5 @@
 """Sparse autoencoders: variants, losses, training, files; docs/saes.md says when to use which."""
 
-from salve.sae.course import Course, pace
 from salve.sae.ensemble import Member, SAEEnsemble
 from salve.sae.io import fingerprint, load_sae, save_sae
 from salve.sae.losses import sae_loss
@@ -19,17 +18,14 @@ from salve.sae.models import (
 )
 from salve.sae.module import SparseAutoencoder
 from salve.sae.objective import objective
+from salve.sae.pace import pace
 from salve.sae.remarks import remarks
 from salve.sae.revival import auxk_losses, resample
-from salve.sae.rows import ActivationsData, Block, WholeData
 
 __all__ = [
     "SAE",
     "VARIANTS",
-    "ActivationsData",
     "BatchTopK",
-    "Block",
-    "Course",
     "Gated",
     "JumpReLU",
     "LinearL1",
@@ -40,7 +36,6 @@ __all__ = [
     "SAEEnsemble",
     "SparseAutoencoder",
     "TopK",
-    "WholeData",
     "auxk_losses",
     "fingerprint",
     "load_sae",

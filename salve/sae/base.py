@@ -1,7 +1,7 @@
 """What all sparse autoencoders share (docs/method.md): one meaning of the encoder, decoder and latents.
 
 Every variant is ``z = f(E (a − s) + b)``, ``â = D z + s``, with an encoder ``E [d, M]``, a decoder ``D [M, d]`` of
-unit-norm columns and a shift ``s [M]`` (zero unless centred or learned). What differs is ``f`` and what training asks.
+unit-norm columns and ``b_dec [M]`` (zero unless centred or learned). What differs is ``f`` and what training asks.
 """
 
 from typing import Any, ClassVar, NamedTuple
@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from salve.sae.few import Few
 from salve.sae.losses import l1_losses, squared_errors
+from salve.sae.sparse import SparseLatents
 from salve.types import Activations, Latents
 from salve.variants import TRAITS, check_variant
 
@@ -19,19 +19,19 @@ from salve.variants import TRAITS, check_variant
 class Pass(NamedTuple):
     """One pass through an SAE: pre-activations and latents ``[N, d]``, reconstruction ``[N, M]``.
 
-    Where ``few`` holds the latents that may fire, gradients go through them, and ``pre`` and ``latents`` have none.
+    Where ``sparse`` holds the latents that may fire, gradients go through them, and ``pre`` and ``latents`` have none.
     """
 
     pre: Tensor
     of_all: Tensor | None
     reconstruction: Tensor
-    few: Few | None = None
+    sparse: SparseLatents | None = None
 
     @property
     def latents(self) -> Latents:
-        """``[N, d]``; of few, only made here."""
-        if self.few is not None:
-            return self.few.dense(self.pre)
+        """``[N, d]``; made only when asked for, where ``sparse`` holds them."""
+        if self.sparse is not None:
+            return self.sparse.dense(self.pre)
         assert self.of_all is not None
         return self.of_all
 
@@ -46,7 +46,7 @@ class SAE(nn.Module):
 
     Attributes:
         encoder: ``[d, M]``. decoder: ``[M, d]``, columns of unit norm. bias: ``[d]``, zero where a variant has none.
-        shift: ``[M]``, subtracted before encoding and added after decoding; trained after :meth:`learn_shift` only.
+        b_dec: ``[M]``, subtracted before encoding and added after decoding; trained after :meth:`learn_b_dec` only.
     """
 
     variant: ClassVar[str]
@@ -57,11 +57,11 @@ class SAE(nn.Module):
     #: Latents take both signs, so that a decoder column and its negative are one feature.
     signed: ClassVar[bool] = False
     #: A latent fires when it adds more than this share of the activation's norm (salve.metrics.firing).
-    negligible: ClassVar[float] = 0.0
+    firing_threshold: ClassVar[float] = 0.0
     #: What may be done for latents that have died: ``resample`` or ``auxk`` (salve.sae.revival).
     revived_by: ClassVar[str | None] = None
     #: Tensors in the unit of an activation.
-    in_units: ClassVar[tuple[str, ...]] = ("bias", "shift")
+    in_units: ClassVar[tuple[str, ...]] = ("bias", "b_dec")
 
     def __init__(self, width: int, dictionary_size: int, generator: torch.Generator | None = None) -> None:
         super().__init__()
@@ -71,8 +71,8 @@ class SAE(nn.Module):
         self.decoder = nn.Parameter(decoder.T.contiguous().T)
         self.encoder = nn.Parameter(self.decoder.detach().T * self.start_strength())
         self.bias = nn.Parameter(torch.zeros(dictionary_size), requires_grad=self.has_bias)
-        self.shift: Tensor
-        self.register_buffer("shift", torch.zeros(width))
+        self.b_dec: Tensor
+        self.register_buffer("b_dec", torch.zeros(width))
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -100,7 +100,7 @@ class SAE(nn.Module):
 
     def pre_activations(self, activations: Activations) -> Latents:
         """``E (a − s) + b``: ``[N, M] → [N, d]``, affine in ``a``."""
-        return torch.addmm(self.bias, activations - self.shift, self.encoder.T)
+        return torch.addmm(self.bias, activations - self.b_dec, self.encoder.T)
 
     def activate(self, pre: Latents) -> Latents:
         """``f``: ``[N, d] → [N, d]``; ``∂z_l/∂pre_m`` is zero for ``l ≠ m``, and for ``l = m`` where ``z_l`` is zero.
@@ -115,7 +115,7 @@ class SAE(nn.Module):
 
     def decode(self, latents: Latents) -> Activations:
         """Reconstruction ``â`` ``[N, M]`` of latents ``[N, d]``."""
-        return torch.addmm(self.shift, latents, self.decoder.T)
+        return torch.addmm(self.b_dec, latents, self.decoder.T)
 
     def forward(self, activations: Activations) -> tuple[Activations, Latents]:
         """Reconstruction ``[N, M]`` and latents ``[N, d]``."""
@@ -154,11 +154,11 @@ class SAE(nn.Module):
         for name in self.in_units:
             getattr(self, name).mul_(scale)
 
-    def learn_shift(self) -> None:
-        """Train the shift with the rest: the pre-encoder bias of Bricken et al. 2023."""
-        shift = self.shift.clone()
-        del self.shift
-        self.shift = nn.Parameter(shift)
+    def learn_b_dec(self) -> None:
+        """Train ``b_dec`` with the rest: the pre-encoder bias of Bricken et al. 2023."""
+        b_dec = self.b_dec.clone()
+        del self.b_dec
+        self.b_dec = nn.Parameter(b_dec)
 
     @torch.no_grad()
     def start_from(self, rows: Activations, mean: Float[Tensor, " M"]) -> None:

@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
+from salve.activations.schedule import Schedule
 from salve.sae.base import SAE, normalise_columns
-from salve.sae.course import Course
 from salve.sae.memory import give_freed_memory_back, keep_freed_memory
 from salve.sae.module import Measures, Precision, adam_at_pace
 from salve.sae.objective import Objective
@@ -112,14 +112,14 @@ class SAEEnsemble(pl.LightningModule):
     What Lightning calls a training step is all steps of its epoch here: its work between two would outlast a step.
 
     Args:
-        members: they may differ in size, λ, seed and variant. course: of the training of each.
+        members: they may differ in size, λ, seed and variant. schedule: of the training of each.
         learning_rate, head, auxk, patience, precision, warmup, decay: as for one SAE.
     """
 
     def __init__(
         self,
         members: Sequence[Member],
-        course: Course,
+        schedule: Schedule,
         learning_rate: float,
         head: Callable[[Tensor], Tensor],
         *,
@@ -132,7 +132,7 @@ class SAEEnsemble(pl.LightningModule):
         super().__init__()
         self.precision = precision
         self.automatic_optimization = False
-        self.course, self.learning_rate = course, learning_rate
+        self.schedule, self.learning_rate = schedule, learning_rate
         self.warmup, self.decay = warmup, decay
         self._members = tuple(members)
         self._head = head
@@ -160,9 +160,9 @@ class SAEEnsemble(pl.LightningModule):
         """All steps of the Trainer's epoch."""
         optimizer: Any = self.optimizers()
         schedule: Any = self.lr_schedulers()
-        course, size = self.course, self.course.batch_size
-        steps = course.part_after(self.global_step, int(self.trainer.max_epochs or 1))
-        drawn = {seed: course.order(seed, steps) for seed in {member.seed for member in self._members}}
+        schedule, size = self.schedule, self.schedule.batch_size
+        steps = schedule.part_after(self.global_step, int(self.trainer.max_epochs or 1))
+        drawn = {seed: schedule.order(seed, steps) for seed in {member.seed for member in self._members}}
         orders = torch.stack([drawn[member.seed] for member in self._members]).to(batch.device)  # [members, n]
         order_of = [orders[stack.numbers] for stack in self._stacks]
         totals = [torch.zeros(len(stack.numbers), device=batch.device) for stack in self._stacks]
@@ -208,7 +208,7 @@ class SAEEnsemble(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Adam, at a pace, as for one SAE."""
-        return adam_at_pace(self.stacks.parameters(), self.learning_rate, self.course.steps, self.warmup, self.decay)
+        return adam_at_pace(self.stacks.parameters(), self.learning_rate, self.schedule.steps, self.warmup, self.decay)
 
     def trained(self, number: int) -> tuple[SAE, list[dict[str, float]]]:
         """A member as it is now, and its measures, a row for each of the Trainer's epochs."""

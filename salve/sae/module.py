@@ -8,15 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from salve.data.ranks import batch_share
+from salve.activations.rows import ActivationsData, Block
+from salve.activations.schedule import pass_seed
+from salve.distributed import batch_share
 from salve.metrics import BatchMean, FractionOfVarianceExplained, LatentUsage
 from salve.sae.adam import Adam
 from salve.sae.base import SAE
-from salve.sae.course import pace, pass_seed
 from salve.sae.memory import give_freed_memory_back, keep_freed_memory
 from salve.sae.objective import step_loss
+from salve.sae.pace import pace
 from salve.sae.revival import resample, silence
-from salve.sae.rows import ActivationsData, Block
 from salve.sae.topk import BatchTopK, learn_threshold
 from salve.settings import DECAY, WARMUP, Precision
 from salve.types import UserError
@@ -33,7 +34,7 @@ class Measures(nn.Module):
         super().__init__()
         self.accuracy = BatchMean()
         self.fve = FractionOfVarianceExplained(sae.width)
-        self.usage = LatentUsage(sae.dictionary_size, sae.negligible)
+        self.usage = LatentUsage(sae.dictionary_size, sae.firing_threshold)
 
     def update(self, activations: Tensor, reconstruction: Tensor, latents: Tensor, right: Tensor) -> None:
         """Add activations ``[N, M]``, reconstructions, latents ``[N, d]``, and which are classified right ``[N]``."""
@@ -115,7 +116,7 @@ class SparseAutoencoder(pl.LightningModule):
         give_freed_memory_back()
 
     def training_step(self, batch: Sequence[Any], _: int) -> None:
-        """The steps of a :class:`salve.sae.Block`, or of one batch ``(rows, …)``.
+        """The steps of a :class:`salve.activations.Block`, or of one batch ``(rows, …)``.
 
         Many steps at once, since what Lightning does between two would take as long as a step of a small SAE.
         """
@@ -143,7 +144,7 @@ class SparseAutoencoder(pl.LightningModule):
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             loss, passed = step_loss(self.sae, activations, self.sparsity, dead, self.auxk)
         if self.patience:
-            self.silent.copy_(silence(self.silent, passed.latents.detach(), activations, self.sae.negligible))
+            self.silent.copy_(silence(self.silent, passed.latents.detach(), activations, self.sae.firing_threshold))
         if isinstance(self.sae, BatchTopK):
             latents = passed.latents.detach()
             self.sae.threshold.copy_(learn_threshold(self.sae.threshold, latents, self.global_step))
@@ -172,8 +173,8 @@ class SparseAutoencoder(pl.LightningModule):
         """Adam, at a pace."""
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, ActivationsData):  # Lightning counts blocks
-            steps = data.course.steps
-            self._restarts = data.course.restarts(self.resample)
+            steps = data.schedule.steps
+            self._restarts = data.schedule.restarts(self.resample)
         else:
             steps = int(self.trainer.estimated_stepping_batches)
         return adam_at_pace(self.parameters(), self.learning_rate, steps, self.warmup, self.decay)

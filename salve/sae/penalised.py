@@ -17,7 +17,7 @@ class LinearL1(SAE):
     variant = "linear_l1"
     has_bias = False
     signed = True
-    negligible = 0.01
+    firing_threshold = 0.01
 
     def activate(self, pre: Latents) -> Latents:
         """The identity."""
@@ -40,7 +40,7 @@ class Gated(SAE):
         π = E (a − s) + b,   z = 1[π > 0] ⊙ ReLU( exp(r) ⊙ E (a − s) + b_mag )
         loss = ‖a − â‖² + λ ‖ReLU(π)‖₁ + ‖a − â_frozen(ReLU(π))‖²
 
-    The price is on the gate only, so that it does not shrink the latents; the last term, through a decoder and shift
+    The price is on the gate only, so that it does not shrink the latents; the last term, through a decoder and ``b_dec``
     that get no gradient from it, is what teaches the gate.
 
     Attributes:
@@ -48,7 +48,7 @@ class Gated(SAE):
     """
 
     variant = "gated"
-    in_units = ("bias", "shift", "magnitude_bias")
+    in_units = ("bias", "b_dec", "magnitude_bias")
 
     def __init__(self, width: int, dictionary_size: int, generator: torch.Generator | None = None) -> None:
         super().__init__(width, dictionary_size, generator)
@@ -65,7 +65,7 @@ class Gated(SAE):
     ) -> Float[Tensor, " N"]:
         """Squared error, price of the gate, and the gate's own squared error."""
         gate = passed.pre.relu()
-        frozen = gate @ self.decoder.detach().T + self.shift.detach()
+        frozen = gate @ self.decoder.detach().T + self.b_dec.detach()
         own = squared_errors(activations, frozen) + sparsity * gate.sum(dim=1)
         return squared_errors(activations, passed.reconstruction) + own
 

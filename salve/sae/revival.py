@@ -4,12 +4,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, distributed
 
-from salve.backbones import AnyRows
-from salve.data.ranks import place
+from salve.activations import AnyRows
+from salve.distributed import rank_and_world_size
 from salve.metrics import firing
 from salve.sae.base import SAE, Pass
-from salve.sae.few import encode_few, ranked
 from salve.sae.losses import squared_errors
+from salve.sae.sparse import encode_sparse, ranked
 from salve.types import Activations, Latents
 
 #: Weight of the auxiliary loss (Gao et al. 2024, α).
@@ -21,36 +21,36 @@ def auxk_losses(
 ) -> Float[Tensor, " N"]:
     """AuxK: ``‖e − D ẑ‖²``, where ``ẑ`` are the ``count`` dead latents with the largest pre-activations.
 
-    The error ``e = a − â`` is held fixed, and ``D ẑ`` has no shift: the loss teaches dead latents what the living leave
+    The error ``e = a − â`` is held fixed, and ``D ẑ`` has no ``b_dec``: the loss teaches dead latents what the living leave
     over, and them alone. Zero where none is dead.
 
     Source: Gao et al. 2024 (arXiv 2406.04093), appendix A.2.
     """
     values, indices = passed.pre.masked_fill(~dead, -torch.inf).topk(count, dim=1)
     error = (activations - passed.reconstruction).detach()
-    if passed.few is None:
+    if passed.sparse is None:
         latents = torch.zeros_like(passed.pre).scatter(1, indices, values.relu())
         rebuilt = latents @ sae.decoder.T
     else:
-        few = encode_few(passed.pre, activations - sae.shift, sae.encoder, sae.bias, ranked(indices, len(dead)))
+        sparse = encode_sparse(passed.pre, activations - sae.b_dec, sae.encoder, sae.bias, ranked(indices, len(dead)))
         # Where fewer are dead than asked for, some of the living are among the indices.
-        rebuilt = few._replace(values=few.values.relu() * dead[few.pairs.columns]).decode(sae.decoder)
+        rebuilt = sparse._replace(values=sparse.values.relu() * dead[sparse.pairs.columns]).decode(sae.decoder)
     return torch.where(dead.any(), squared_errors(error, rebuilt), 0.0)
 
 
 @torch.no_grad()
 def silence(
-    silent: Int[Tensor, " d"], latents: Latents, activations: Activations, negligible: float
+    silent: Int[Tensor, " d"], latents: Latents, activations: Activations, firing_threshold: float
 ) -> Int[Tensor, " d"]:
     """For how many rows each latent has not fired, after one more batch of all ranks.
 
     Args:
-        silent: before the batch. latents, activations: of this rank's part. negligible: see
+        silent: before the batch. latents, activations: of this rank's part. firing_threshold: see
             :func:`salve.metrics.firing`.
     """
-    fired = firing(latents, activations, negligible).any(dim=0).to(silent.dtype)
+    fired = firing(latents, activations, firing_threshold).any(dim=0).to(silent.dtype)
     rows = torch.tensor(len(latents), device=silent.device)
-    if place()[1] > 1:
+    if rank_and_world_size()[1] > 1:
         distributed.all_reduce(fired, distributed.ReduceOp.MAX)
         distributed.all_reduce(rows)
     return torch.where(fired > 0, 0, silent + rows)
@@ -85,18 +85,18 @@ def resample(
     which = dead.nonzero()[:, 0]
     shuffled = torch.randperm(len(which), generator=generator)
     which = which[shuffled[: max(1, int((~dead).sum()))].to(which.device)]
-    blocks = (rows.to(sae.shift) for rows in activations.split(4096))
+    blocks = (rows.to(sae.b_dec) for rows in activations.split(4096))
     weights = torch.cat([sae.losses(rows, sae.run(rows), sparsity) for rows in blocks]).double().square().cpu()
     if not len(which) or not 0 < float(weights.sum()) < torch.inf:
         return 0
     short = len(which) > int((weights > 0).sum())
     rows = torch.multinomial(weights, len(which), replacement=short, generator=generator)
-    chosen = activations[rows].to(sae.shift)
+    chosen = activations[rows].to(sae.b_dec)
     directions = chosen - sae.run(chosen).reconstruction
     length = directions.norm(dim=1, keepdim=True)
     sae.restart(which, torch.where(length > 0, directions / length, sae.decoder[:, which].T))
     for name, parameter in sae.named_parameters():
         for moment in optimizer.state.get(parameter, {}).values():
-            if moment.shape == parameter.shape and name != "shift":
+            if moment.shape == parameter.shape and name != "b_dec":
                 moment.index_fill_(1 if name == "decoder" else 0, which, 0.0)
     return len(which)

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, distributed
 
-from salve.data.ranks import place
+from salve.distributed import rank_and_world_size
 from salve.sae.base import SAE, Pass
-from salve.sae.few import Pairs, chosen_by, encode_few, largest, ranked
 from salve.sae.losses import squared_errors
+from salve.sae.sparse import Pairs, chosen_by, encode_sparse, largest, ranked
 from salve.types import Activations, Latents
 
 #: From so many latents for each that may fire, products with those alone are faster on a CPU.
@@ -47,12 +47,12 @@ class TopK(SAE):
         """Where few latents of many fire, everything after their choice is done for those only."""
         if not self.training or self.dictionary_size < FEW * self.k or activations.device.type != "cpu":
             return self.run(activations)
-        centred = activations - self.shift
+        centred = activations - self.b_dec
         with torch.no_grad():
             pre = self.pre_activations(activations)
-        found = encode_few(pre, centred, self.encoder, self.bias, self.choose(pre))
-        few = found._replace(values=found.values.relu())
-        return Pass(pre, None, few.decode(self.decoder) + self.shift, few)
+        found = encode_sparse(pre, centred, self.encoder, self.bias, self.choose(pre))
+        sparse = found._replace(values=found.values.relu())
+        return Pass(pre, None, sparse.decode(self.decoder) + self.b_dec, sparse)
 
     def choose(self, pre: Latents) -> Pairs:
         """Which latents may fire in training."""
@@ -75,7 +75,7 @@ class BatchTopK(TopK):
     """
 
     variant = "batch_topk"
-    in_units = ("bias", "shift", "threshold")
+    in_units = ("bias", "b_dec", "threshold")
 
     def __init__(self, width: int, dictionary_size: int, generator: torch.Generator | None = None, k: int = 8) -> None:
         super().__init__(width, dictionary_size, generator, k)
@@ -137,7 +137,7 @@ class Matryoshka(BatchTopK):
     ) -> Float[Tensor, " N"]:
         """The whole dictionary's, as for the base, and the squared errors of the smaller prefixes."""
         losses = super().losses(activations, passed, sparsity)
-        partial = self.shift
+        partial = self.b_dec
         for start, stop in pairwise((0, *self.sizes[:-1])):
             partial = partial + self._decode_part(passed, start, stop)
             losses = losses + squared_errors(activations, partial)
@@ -145,14 +145,14 @@ class Matryoshka(BatchTopK):
 
     def _decode_part(self, passed: Pass, start: int, stop: int) -> Activations:
         """What latents ``start … stop − 1`` add."""
-        if passed.few is not None:
-            return passed.few.within(start, stop).decode(self.decoder)
+        if passed.sparse is not None:
+            return passed.sparse.within(start, stop).decode(self.decoder)
         return passed.latents[:, start:stop] @ self.decoder[:, start:stop].T
 
 
 def batch_cut(pre: Latents, k: int) -> Float[Tensor, ""]:
     """The ``k N``-th largest positive entry of the batch of all ranks, or 0 if it has fewer."""
-    values, rows, ranks = pre.relu().flatten(), len(pre), place()[1]
+    values, rows, ranks = pre.relu().flatten(), len(pre), rank_and_world_size()[1]
     if ranks == 1:
         return values.topk(k * rows).values[-1] if rows else values.new_zeros(())
     total = torch.tensor(rows, device=pre.device)
@@ -176,7 +176,7 @@ def learn_threshold(threshold: Float[Tensor, "*G"], latents: Float[Tensor, "*G N
     smallest = latents.new_full(threshold.shape, math.inf)
     if latents.shape[-2]:
         smallest = latents.masked_fill(latents <= 0, math.inf).amin(dim=(-2, -1))
-    if place()[1] > 1:
+    if rank_and_world_size()[1] > 1:
         distributed.all_reduce(smallest, distributed.ReduceOp.MIN)
     moved = threshold + (smallest - threshold) * max(1 / (step + 1), 1 / WINDOW)
     return torch.where(smallest.isfinite(), moved, threshold)

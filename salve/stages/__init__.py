@@ -8,11 +8,11 @@ from salve.settings import (
     SAESettings,
     ValidateSettings,
 )
+from salve.stages.context import StageContext
 from salve.stages.control import control
 from salve.stages.diagnose import diagnose
 from salve.stages.discover import capture, read_features
 from salve.stages.finetune import finetune
-from salve.stages.job import Job
 from salve.stages.train import can_share, train_sae, train_saes
 from salve.stages.validate import validate
 
@@ -21,8 +21,8 @@ __all__ = [
     "DiscoverSettings",
     "EditSettings",
     "FinetuneSettings",
-    "Job",
     "SAESettings",
+    "StageContext",
     "ValidateSettings",
     "can_share",
     "capture",

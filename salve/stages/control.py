@@ -1,4 +1,4 @@
-"""Stage ``control``: edit each class's latent over a grid of strengths, and keep the edits as recipes."""
+"""Stage ``control``: edit each class's latent over a grid of strengths, and keep the edits as edit_files."""
 
 import re
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from salve.activations import Captured
 from salve.artifacts import Artifact, write_record, write_table
-from salve.backbones import Captured
 from salve.cells import for_spreadsheets
-from salve.editing import Edit, EditEvaluation, apply_recipe, load_recipe, make_recipes, save_recipe
+from salve.editing import Edit, EditEvaluation, apply_edit_file, load_edit_file, make_edit_files, save_edit_file
 from salve.editing.curves import edit_accuracies, edit_outcomes
 from salve.editing.verdict import (
     CONFIDENCE,
@@ -26,8 +26,8 @@ from salve.editing.verdict import (
     verdict,
 )
 from salve.settings import EditSettings
+from salve.stages.context import StageContext, settings_of_key
 from salve.stages.curves import CurvesByClass, curve_tables, measure, own_classes
-from salve.stages.job import Job, recipe_of
 from salve.stages.outcome import choose, summarise
 from salve.stages.targets import Target, contributions_of, refuse_aligned_on_signed, targets_of
 
@@ -38,53 +38,58 @@ OTHER_OUTPUT = "other output"
 
 
 def control(
-    job: Job, settings: EditSettings, classifier: Artifact, activations: Artifact, sae: Artifact, features: Artifact
+    context: StageContext,
+    settings: EditSettings,
+    classifier: Artifact,
+    activations: Artifact,
+    sae: Artifact,
+    features: Artifact,
 ) -> Artifact:
     """Measure every target at every strength; the select split chooses each edit's strength, the test split reports it.
 
     Returns:
         Artifact ``control``: ``curves.csv``, ``summary.csv``, ``verdict.json``, ``evaluation.csv``, ``confusion.csv``,
-        one recipe per target under ``recipes/``, and with ``edit.by_class`` ``curves.parquet``.
+        one edit_file per target under ``edits/``, and with ``edit.by_class`` ``curves.parquet``.
     """
     refuse_aligned_on_signed(settings, activations)
-    recipe = recipe_of(asdict(settings), classifier, activations, sae, features)
+    key_settings = settings_of_key(asdict(settings), classifier, activations, sae, features)
 
     def make(folder: Path, _: Path) -> None:
-        autoencoder = job.sae(sae, activations)
-        splits = {split: job.activations(activations, split) for split in MEASURED_ON}
-        head = job.head(classifier)
-        targets = targets_of(job.classes, features, settings.sets)
+        autoencoder = context.sae(sae, activations)
+        splits = {split: context.activations(activations, split) for split in MEASURED_ON}
+        head = context.head(classifier)
+        targets = targets_of(context.classes, features, settings.sets)
         # Of each edit only what is as long as the grid: all classes of all edits would grow with their square.
         suppressed: list[dict[str, Effect]] = []
         by_class = CurvesByClass(folder / "curves.parquet") if settings.by_class else nullcontext()
         with (
-            job.progress("editing", len(targets)) as advance,
+            context.progress("editing", len(targets)) as advance,
             (folder / "curves.csv").open("w", encoding="utf-8", newline="") as file,
             by_class as table,
         ):
             for target in targets:
                 curves: list[pd.DataFrame] = []
                 for mode in settings.modes:
-                    measured = measure(settings, head, splits, autoencoder.decoder, target, mode, len(job.classes))
+                    measured = measure(settings, head, splits, autoencoder.decoder, target, mode, len(context.classes))
                     curves += curve_tables(measured, mode, target, settings.alpha)
                     if table is not None:
-                        table.add(measured, mode, target.name, settings.alpha, job.classes)
+                        table.add(measured, mode, target.name, settings.alpha, context.classes)
                     if mode == "suppress":
                         suppressed.append(measured.effects)
                 lines = for_spreadsheets(pd.concat(curves))
                 lines.to_csv(file, header=not file.tell(), index=False, float_format="%.6g")
                 advance(1)
         if suppressed:
-            rows = _judge(job, settings, head, splits["test"], autoencoder.decoder, targets, suppressed, folder)
-            _keep_recipes(job, settings, classifier, autoencoder, targets, rows, folder)
+            rows = _judge(context, settings, head, splits["test"], autoencoder.decoder, targets, suppressed, folder)
+            _keep_edit_files(context, settings, classifier, autoencoder, targets, rows, folder)
             write_table(folder / "summary.csv", pd.DataFrame(rows))
-            _evaluate(job, settings, classifier, splits["test"], autoencoder.decoder, targets, rows, folder)
+            _evaluate(context, settings, classifier, splits["test"], autoencoder.decoder, targets, rows, folder)
 
-    return job.store.get_or_make("control", recipe, make)
+    return context.store.get_or_make("control", key_settings, make)
 
 
 def _judge(
-    job: Job,
+    context: StageContext,
     settings: EditSettings,
     head: tuple[Tensor, Tensor],
     test: Captured,
@@ -95,9 +100,9 @@ def _judge(
 ) -> list[dict[str, Any]]:
     """The rows of ``summary.csv``, and ``verdict.json``."""
     places = [choose(effects["select"]) for effects in suppressed]
-    own = np.stack([own_classes(target, len(job.classes)) for target in targets])
+    own = np.stack([own_classes(target, len(context.classes)) for target in targets])
     images = test.labels.numpy()
-    counts = np.bincount(images, minlength=len(job.classes))
+    counts = np.bincount(images, minlength=len(context.classes))
     untouched = edit_outcomes(*head, test.activations, test.labels, torch.zeros_like(decoder[:, 0]), 0.0)[0].numpy()
     # Made beforehand: small arrays kept among the large ones that come and go leave holes in the heap, a gigabyte of
     # them with a thousand classes.
@@ -108,7 +113,7 @@ def _judge(
         right[i] = kept.numpy()
         others = ~own[i] & (counts > 0)
         if others.any():
-            moved = np.bincount(images, drift.numpy(), minlength=len(job.classes))  # [C]
+            moved = np.bincount(images, drift.numpy(), minlength=len(context.classes))  # [C]
             kl[i] = (moved[others] / counts[others]).mean()
     resampled = resampled_effects(images, untouched, right, own)
     rows, found = [], []
@@ -117,7 +122,7 @@ def _judge(
         redrawn = Effect(*(field[i] for field in resampled))
         row = summarise(target, settings.alpha, at, reached, effects, redrawn, int(counts[own[i]].sum()))
         worst = int(found[-1].worst)
-        row["worst_class"] = job.classes[worst] if worst >= 0 else ""
+        row["worst_class"] = context.classes[worst] if worst >= 0 else ""
         row["kl_others"] = float(kl[i])
         rows.append(row)
     stacked = Effect(*(np.stack(field) for field in zip(*found, strict=True)))
@@ -143,8 +148,8 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:60].rstrip("-") or "unnamed"
 
 
-def _keep_recipes(
-    job: Job,
+def _keep_edit_files(
+    context: StageContext,
     settings: EditSettings,
     classifier: Artifact,
     autoencoder: Any,
@@ -152,23 +157,23 @@ def _keep_recipes(
     rows: list[dict[str, Any]],
     folder: Path,
 ) -> None:
-    model, site = job.model(classifier)
+    model, site = context.model(classifier)
     model.cpu()
-    (folder / "recipes").mkdir()
+    (folder / "edits").mkdir()
     named = []
     for target, row in zip(targets, rows, strict=True):
         edit = Edit(0, row["alpha_used"], "suppress", settings.scale, settings.channels)  # type: ignore[arg-type]
         edits = [replace(edit, latent=la, sign=s) for la, s in zip(target.latents, target.signs, strict=True)]
         named.append((target.name, edits))
-    recipes = make_recipes(model, site, autoencoder, named, f"{job.backbone.library}/{job.backbone.name}")
-    digits = max(2, len(str(len(recipes) - 1)))
-    for number_, (recipe, row) in enumerate(zip(recipes, rows, strict=True)):
-        row["recipe"] = f"recipes/{number_:0{digits}d}-{slug(recipe.name)}.json"
-        save_recipe(recipe, folder / row["recipe"])
+    edit_files = make_edit_files(model, site, autoencoder, named, f"{context.backbone.library}/{context.backbone.name}")
+    digits = max(2, len(str(len(edit_files) - 1)))
+    for number_, (edit_file, row) in enumerate(zip(edit_files, rows, strict=True)):
+        row["edit_file"] = f"edits/{number_:0{digits}d}-{slug(edit_file.name)}.json"
+        save_edit_file(edit_file, folder / row["edit_file"])
 
 
 def _evaluate(
-    job: Job,
+    context: StageContext,
     settings: EditSettings,
     classifier: Artifact,
     test: Captured,
@@ -180,16 +185,16 @@ def _evaluate(
     """The slow path, for the first ``settings.evaluate`` targets: the edited network on every test image."""
     evaluated: list[dict[str, Any]] = []
     confusion: list[pd.DataFrame] = []
-    head = job.head(classifier)
+    head = context.head(classifier)
     for target, row in list(zip(targets, rows, strict=True))[: settings.evaluate]:
-        model, _ = job.model(classifier)
+        model, _ = context.model(classifier)
         model.cpu()
-        recipe = load_recipe(folder / row["recipe"])
-        module = EditEvaluation(model, apply_recipe(recipe, model.state_dict()), job.output_order(model))
-        found = job.test("control", module)
+        edit_file = load_edit_file(folder / row["edit_file"])
+        module = EditEvaluation(model, apply_edit_file(edit_file, model.state_dict()), context.output_order(model))
+        found = context.test("control", module)
         contributions, alphas = contributions_of(decoder, target, settings), torch.tensor([row["alpha_used"]])
         [cached] = edit_accuracies(*head, test.activations, test.labels, contributions, alphas)
-        for k, name in enumerate(job.classes):
+        for k, name in enumerate(context.classes):
             evaluated.append(
                 {
                     "target": target.name,
@@ -202,8 +207,8 @@ def _evaluate(
                 }
             )
         if not confusion:
-            confusion.append(_confusion_table("", found["original_confusion"], job.classes))
-        confusion.append(_confusion_table(target.name, found["edited_confusion"], job.classes))
+            confusion.append(_confusion_table("", found["original_confusion"], context.classes))
+        confusion.append(_confusion_table(target.name, found["edited_confusion"], context.classes))
     if evaluated:
         write_table(folder / "evaluation.csv", pd.DataFrame(evaluated))
         write_table(folder / "confusion.csv", pd.concat(confusion, ignore_index=True))

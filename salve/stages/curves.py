@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from salve.backbones import Captured
+from salve.activations import Captured
 from salve.editing.curves import edit_accuracies
 from salve.editing.verdict import Effect, effect
 from salve.settings import EditSettings

@@ -11,12 +11,17 @@ from salve.artifacts import Artifact, write_table
 from salve.diagnosis import critical_strength
 from salve.editing import edited_logits
 from salve.settings import EditSettings
-from salve.stages.job import Job, recipe_of
+from salve.stages.context import StageContext, settings_of_key
 from salve.stages.targets import contributions_of, refuse_aligned_on_signed, targets_of
 
 
 def diagnose(
-    job: Job, settings: EditSettings, classifier: Artifact, activations: Artifact, sae: Artifact, features: Artifact
+    context: StageContext,
+    settings: EditSettings,
+    classifier: Artifact,
+    activations: Artifact,
+    sae: Artifact,
+    features: Artifact,
 ) -> Artifact:
     """Critical strengths of every test image under its class's latent.
 
@@ -25,14 +30,14 @@ def diagnose(
     """
     refuse_aligned_on_signed(settings, activations)
     geometry = {name: asdict(settings)[name] for name in ("alpha", "scale", "channels")}
-    recipe = recipe_of(geometry, classifier, activations, sae, features)
+    key_settings = settings_of_key(geometry, classifier, activations, sae, features)
 
     def make(folder: Path, _: Path) -> None:
-        autoencoder = job.sae(sae, activations)
-        test = job.activations(activations, "test")
-        weight, bias = job.head(classifier)
+        autoencoder = context.sae(sae, activations)
+        test = context.activations(activations, "test")
+        weight, bias = context.head(classifier)
         tables = []
-        for target in targets_of(job.classes, features, []):
+        for target in targets_of(context.classes, features, []):
             own = (test.labels == target.classes[0]).nonzero()[:, 0]
             vector = contributions_of(autoencoder.decoder, target, settings)[0]
             found = strengths(weight, bias, test.activations[own], vector, test.labels[own], settings.alpha)
@@ -43,7 +48,7 @@ def diagnose(
         rows = [summarise(name, group, settings.alpha) for name, group in images.groupby("class", sort=False)]
         write_table(folder / "summary.csv", pd.DataFrame(rows))
 
-    return job.store.get_or_make("diagnose", recipe, make)
+    return context.store.get_or_make("diagnose", key_settings, make)
 
 
 def strengths(

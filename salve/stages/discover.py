@@ -7,25 +7,25 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from salve.activations import Captured, captured
 from salve.artifacts import Artifact, save_tensors, write_table
-from salve.backbones import Captured, captured
 from salve.data.base import ConceptTruth
 from salve.features import ClassMeans, ClassPurity, concept_detectors, kinds, margins, select_latents, shares
 from salve.metrics import ActivationHistogram, LatentUsage, per_class_accuracy
 from salve.sae import SAE
 from salve.settings import DiscoverSettings
-from salve.stages.job import Job, recipe_of
+from salve.stages.context import StageContext, settings_of_key
 from salve.stages.measure import blocks
 
 
-def capture(job: Job, classifier: Artifact) -> Artifact:
-    """The activations at the job's site: artifact ``activations``."""
-    model, site = job.model(classifier)
-    return captured(job.store, model, site, job.data, job.device, job.progress)
+def capture(context: StageContext, classifier: Artifact) -> Artifact:
+    """The activations at the context's site: artifact ``activations``."""
+    model, site = context.model(classifier)
+    return captured(context.store, model, site, context.data, context.device, context.progress)
 
 
 def read_features(
-    job: Job, settings: DiscoverSettings, classifier: Artifact, activations: Artifact, sae: Artifact
+    context: StageContext, settings: DiscoverSettings, classifier: Artifact, activations: Artifact, sae: Artifact
 ) -> Artifact:
     """What the latents say about the classes and concepts, from the train split, in blocks of rows.
 
@@ -34,34 +34,37 @@ def read_features(
         ``class_means.safetensors``, ``histograms.safetensors``, and ``concepts.csv`` where the data have a truth.
     """
     # As opposed to any latent, as at first.
-    recipe = recipe_of(asdict(settings), classifier, activations, sae) | {"chosen": "of latents that fire"}
+    key_settings = settings_of_key(asdict(settings), classifier, activations, sae) | {"chosen": "of latents that fire"}
 
     def make(folder: Path, _: Path) -> None:
-        train, test = (job.activations(activations, split) for split in ("train", "test"))
-        autoencoder = job.sae(sae, activations)
-        means, frequency, per_latent, histogram = _pass_over(train, autoencoder, len(job.classes))
-        tables = feature_tables(means, frequency, job.classes, settings)
+        train, test = (context.activations(activations, split) for split in ("train", "test"))
+        autoencoder = context.sae(sae, activations)
+        means, frequency, per_latent, histogram = _pass_over(train, autoencoder, len(context.classes))
+        tables = feature_tables(means, frequency, context.classes, settings)
         tables["latents"] = tables["latents"].assign(**per_latent)
-        tables["classes"] = _class_table(test, *job.head(classifier), job.classes)
-        shown, judged = job.data.truth("train"), job.data.truth("test")
+        tables["classes"] = _class_table(test, *context.head(classifier), context.classes)
+        shown, judged = context.data.truth("train"), context.data.truth("test")
         if shown is not None and judged is not None:
             chosen_by, judged_by = (_all_latents(autoencoder, split) for split in (train, test))
-            tables["concepts"] = concept_table(chosen_by, judged_by, shown, judged, job.classes, autoencoder.signed)
+            tables["concepts"] = concept_table(chosen_by, judged_by, shown, judged, context.classes, autoencoder.signed)
         for name, table in tables.items():
             write_table(folder / f"{name}.csv", table)
         save_tensors(folder / "class_means.safetensors", {"class_means": means})
         save_tensors(folder / "histograms.safetensors", histogram)
 
-    return job.store.get_or_make("features", recipe, make)
+    return context.store.get_or_make("features", key_settings, make)
 
 
 def _pass_over(
     split: Captured, sae: SAE, classes: int
 ) -> tuple[Tensor, Tensor, dict[str, list[float]], dict[str, Tensor]]:
     """Class means ``[C, d]``, frequencies ``[d]``, further columns of ``latents.csv``, and the histograms."""
-    size, negligible = sae.dictionary_size, sae.negligible
-    means, usage = ClassMeans(size, classes), LatentUsage(size, negligible)
-    purity, histogram = ClassPurity(size, classes, negligible=negligible), ActivationHistogram(size, negligible)
+    size, firing_threshold = sae.dictionary_size, sae.firing_threshold
+    means, usage = ClassMeans(size, classes), LatentUsage(size, firing_threshold)
+    purity, histogram = (
+        ClassPurity(size, classes, firing_threshold=firing_threshold),
+        ActivationHistogram(size, firing_threshold),
+    )
     for activations, labels in blocks(split, size):
         latents = sae.encode(activations)
         means.update(latents, labels)

@@ -9,93 +9,98 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from salve.activations import Captured, captured, load_captured
+from salve.activations.capture import SPLITS
+from salve.activations.rows import StreamedBatches, rows_loader
 from salve.artifacts import Artifact, digest_of_tensors, save_tensors, write_record, write_table
-from salve.backbones import Captured, Classifier, captured, find_site, load_captured
-from salve.backbones.capture import SPLITS
-from salve.sae.rows import StreamedBatches, rows_loader
+from salve.backbones import Classifier, find_site
 from salve.settings import FinetuneSettings
-from salve.stages.job import Job
+from salve.stages.context import StageContext
 from salve.types import UserError
 
 
-def finetune(job: Job, settings: FinetuneSettings) -> Artifact:
+def finetune(context: StageContext, settings: FinetuneSettings) -> Artifact:
     """The classifier, trained if it has to be.
 
     Returns:
         Artifact ``classifier``: ``model.safetensors`` (a plain state_dict), ``classifier.json``, ``history.csv``.
     """
-    pl.seed_everything(job.seed, workers=True, verbose=False)
-    model, fits = job.build()
+    pl.seed_everything(context.seed, workers=True, verbose=False)
+    model, fits = context.build()
     mode = settings.mode
     if mode == "auto":
         mode = "none" if fits else "full"
     if mode == "none" and not fits:
         raise UserError(
-            f"finetune.mode=none, but the weights ({job.backbone.weights}) bring no head for the {len(job.classes)} "
-            "classes of the data; choose full, probe or auto."
+            f"finetune.mode=none, but the weights ({context.backbone.weights}) bring no head for the "
+            f"{len(context.classes)} classes of the data; choose full, probe or auto."
         )
-    recipe: dict[str, Any] = {
-        "backbone": {"library": job.backbone.library, "name": job.backbone.name, "args": job.backbone.args},
-        "weights": job.backbone.weights if job.backbone.weights == "random" else digest_of_tensors(model.state_dict()),
-        "classes": list(job.classes),
-        "outputs": job.data.outputs,
+    key_settings: dict[str, Any] = {
+        "backbone": {"library": context.backbone.library, "name": context.backbone.name, "args": context.backbone.args},
+        "weights": context.backbone.weights
+        if context.backbone.weights == "random"
+        else digest_of_tensors(model.state_dict()),
+        "classes": list(context.classes),
+        "outputs": context.data.outputs,
         "mode": mode,
     }
     if mode != "none":
-        recipe |= {
-            "data": job.data.fingerprint(),
-            "preprocess": asdict(job.data.preprocess) if job.data.preprocess else None,
-            "batch_size": job.data.batch_size,
-            "precision": job.precision,
-            "seed": job.seed,
+        key_settings |= {
+            "data": context.data.fingerprint(),
+            "preprocess": asdict(context.data.preprocess) if context.data.preprocess else None,
+            "batch_size": context.data.batch_size,
+            "precision": context.precision,
+            "seed": context.seed,
             "settings": {name: value for name, value in asdict(settings).items() if name != "mode"},
         }
     if mode == "full":
-        recipe["augmentation"] = "drawn by row"  # as opposed to one after the other, in version 0.1
+        key_settings["augmentation"] = "drawn by row"  # as opposed to one after the other, in version 0.1
 
     within = None
     if mode == "probe":
-        images = sum(len(job.data.labels(split)) for split in SPLITS)
-        within = job.shuffled_within(images, find_site(model, "last").width, job.data.batch_size)
-        recipe |= {"shuffled_within": within} if within else {}
+        images = sum(len(context.data.labels(split)) for split in SPLITS)
+        within = context.shuffled_within(images, find_site(model, "last").width, context.data.batch_size)
+        key_settings |= {"shuffled_within": within} if within else {}
 
     def make(folder: Path, scratch: Path) -> None:
         if mode == "full":
-            _train_fully(job, settings, model, folder, scratch)
+            _train_fully(context, settings, model, folder, scratch)
         elif mode == "probe":
-            _train_head(job, settings, model, within, folder, scratch)
+            _train_head(context, settings, model, within, folder, scratch)
         save_tensors(folder / "model.safetensors", model.state_dict())
         record = {
-            "backbone": f"{job.backbone.library}/{job.backbone.name}",
-            "weights": Path(job.backbone.weights).name,
+            "backbone": f"{context.backbone.library}/{context.backbone.name}",
+            "weights": Path(context.backbone.weights).name,
             "mode": mode,
-            "classes": list(job.classes),
+            "classes": list(context.classes),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
         }
         write_record(folder / "classifier.json", record)
 
-    return job.store.get_or_make("classifier", recipe, make)
+    return context.store.get_or_make("classifier", key_settings, make)
 
 
-def _train_fully(job: Job, settings: FinetuneSettings, model: nn.Module, folder: Path, scratch: Path) -> None:
+def _train_fully(
+    context: StageContext, settings: FinetuneSettings, model: nn.Module, folder: Path, scratch: Path
+) -> None:
     model.to(memory_format=torch.channels_last)
-    module = _classifier(settings, model, job.output_order(model))
-    data = {"datamodule": job.data}
-    history = job.fit(
+    module = _classifier(settings, model, context.output_order(model))
+    data = {"datamodule": context.data}
+    history = context.fit(
         "finetune", module, data, scratch, epochs=settings.epochs, best="select_accuracy", patience=settings.patience
     )
     write_table(folder / "history.csv", _by_split(history))
 
 
 def _train_head(
-    job: Job, settings: FinetuneSettings, model: nn.Module, within: int | None, folder: Path, scratch: Path
+    context: StageContext, settings: FinetuneSettings, model: nn.Module, within: int | None, folder: Path, scratch: Path
 ) -> None:
     """Args: within: rows shuffled at a time, if the activations stay on disk."""
     site = find_site(model, "last")
-    activations = captured(job.store, model, site, job.data, job.device, job.progress)
+    activations = captured(context.store, model, site, context.data, context.device, context.progress)
     train, select = (load_captured(activations.path, split) for split in ("train", "select"))
     head = model.cpu().get_submodule(site.readers[0]).train()
-    size = job.data.batch_size
+    size = context.data.batch_size
     if within:
         batches: Any = StreamedBatches(*train, batch_size=size, block=within)
     else:
@@ -105,8 +110,8 @@ def _train_head(
         "train_dataloaders": batches,
         "val_dataloaders": rows_loader(*select, batch_size=max(size, 1024)),
     }
-    module = _classifier(settings, head, job.output_order(model))
-    history = job.fit(
+    module = _classifier(settings, head, context.output_order(model))
+    history = context.fit(
         "finetune", module, data, scratch, epochs=settings.epochs, best="select_accuracy", patience=settings.patience
     )
     write_table(folder / "history.csv", _by_split(history))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from salve.backbones import Captured
+from salve.activations import Captured
 from salve.metrics import Downstream, FractionOfVarianceExplained, LatentUsage, ReconstructionCosine
 from salve.sae import SAE
 from salve.types import Diverged, UserError
@@ -98,7 +98,7 @@ def measure_sae(
           ``dense_fraction`` (:func:`salve.metrics.usage_fractions`).
     """
     size = sae.dictionary_size
-    use, mean = LatentUsage(size, sae.negligible), torch.zeros(sae.width, dtype=torch.float64)
+    use, mean = LatentUsage(size, sae.firing_threshold), torch.zeros(sae.width, dtype=torch.float64)
     for activations, _ in blocks(train, size):
         use.update(sae.encode(activations), activations)
         mean += activations.sum(dim=0, dtype=torch.float64) / len(train.labels)
@@ -117,7 +117,7 @@ def _of_reconstructions(
     sae: SAE, split: Captured, weight: Tensor, bias: Tensor, zero_logits: Tensor, mean_logits: Tensor
 ) -> dict[str, Tensor]:
     """What reconstructions keep, and what the head makes of them; the logits ``[1, C]`` are the ablations'."""
-    use = LatentUsage(sae.dictionary_size, sae.negligible)
+    use = LatentUsage(sae.dictionary_size, sae.firing_threshold)
     fve, cosine, downstream = FractionOfVarianceExplained(sae.width), ReconstructionCosine(), Downstream()
     for activations, labels in blocks(split, max(sae.dictionary_size, len(weight))):
         reconstruction, latents = sae(activations)

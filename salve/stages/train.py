@@ -14,21 +14,11 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from salve.activations import ActivationsData, AnyRows, Captured, Schedule, WholeData
 from salve.artifacts import Artifact, write_record, write_table
-from salve.backbones import AnyRows, Captured
-from salve.sae import (
-    SAE,
-    ActivationsData,
-    Course,
-    Member,
-    SAEEnsemble,
-    SparseAutoencoder,
-    WholeData,
-    make_sae,
-    save_sae,
-)
+from salve.sae import SAE, Member, SAEEnsemble, SparseAutoencoder, make_sae, save_sae
 from salve.settings import NO_SETTING, Precision, SAESettings
-from salve.stages.job import Job, recipe_of
+from salve.stages.context import StageContext, settings_of_key
 from salve.stages.measure import check_activations, check_sae, measure_sae
 from salve.types import Diverged, UserError
 
@@ -51,14 +41,14 @@ def _differences(a: SAESettings, b: SAESettings) -> list[str]:
     return [name for name in mine if name not in (*VARIES, *NO_SETTING) and mine[name] != other[name]]
 
 
-def train_sae(job: Job, settings: SAESettings, classifier: Artifact, activations: Artifact) -> Artifact:
+def train_sae(context: StageContext, settings: SAESettings, classifier: Artifact, activations: Artifact) -> Artifact:
     """The SAE: artifact ``sae`` with ``sae.safetensors`` (takes raw activations), ``sae.json`` and ``history.csv``."""
-    [artifact] = train_saes(job, [settings], classifier, activations)
+    [artifact] = train_saes(context, [settings], classifier, activations)
     return artifact
 
 
 def train_saes(
-    job: Job, settings: Sequence[SAESettings], classifier: Artifact, activations: Artifact
+    context: StageContext, settings: Sequence[SAESettings], classifier: Artifact, activations: Artifact
 ) -> list[Artifact]:
     """An artifact ``sae`` for each of several SAEs; what is missing is trained together, or alone if it is only one.
 
@@ -76,29 +66,31 @@ def train_saes(
             )
     if len(settings) > 1 and settings[0].resample:
         raise UserError("SAEs whose dead latents are resampled are trained one by one; set sae.resample=0.")
-    if len(settings) > 1 and job.ranks.several:
+    if len(settings) > 1 and context.ranks.several:
         raise UserError("SAEs are trained together on one device; set trainer.devices=1, or sae.ensemble=1.")
 
-    train, select, test = (job.activations(activations, split) for split in ("train", "select", "test"))
-    within = job.shuffled_within(len(train) + len(select), train.rows.shape[1], settings[0].batch_size)
+    train, select, test = (context.activations(activations, split) for split in ("train", "select", "test"))
+    within = context.shuffled_within(len(train) + len(select), train.rows.shape[1], settings[0].batch_size)
     if within and len(settings) > 1:
         log.info("The activations do not fit into memory (trainer.memory): SAEs are trained one by one.")
-        return [train_sae(job, one, classifier, activations) for one in settings]
+        return [train_sae(context, one, classifier, activations) for one in settings]
 
     def make(folders: Mapping[int, Path], scratch: Path) -> None:
-        ground = _Ground.of(job, settings[0], job.head(classifier), train, select, test, within)
+        inputs = _TrainingInputs.of(context, settings[0], context.head(classifier), train, select, test, within)
         fit = _train_alone if len(folders) == 1 else _train_together
-        fit(job, ground, {folder: settings[i] for i, folder in folders.items()}, scratch)
+        fit(context, inputs, {folder: settings[i] for i, folder in folders.items()}, scratch)
 
     order = {"shuffled_within": within} if within else {}
-    recipes = [recipe_of(one.scientific(), classifier, activations) | {"seed": one.seed} | order for one in settings]
-    found = job.store.get_or_make_many("sae", recipes, make)
+    keys_settings = [
+        settings_of_key(one.scientific(), classifier, activations) | {"seed": one.seed} | order for one in settings
+    ]
+    found = context.store.get_or_make_many("sae", keys_settings, make)
     diverged = []
     for one, artifact in zip(settings, found, strict=True):
         try:
             if artifact is None:
                 raise Diverged
-            check_sae(artifact.record("sae.json"), select, job.layer)  # an earlier version may have made it
+            check_sae(artifact.record("sae.json"), select, context.layer)  # an earlier version may have made it
         except Diverged:
             if len(settings) == 1:
                 raise
@@ -111,92 +103,98 @@ def train_saes(
     return [artifact for artifact in found if artifact is not None]
 
 
-def _train_alone(job: Job, ground: "_Ground", wanted: Mapping[Path, SAESettings], scratch: Path) -> None:
+def _train_alone(
+    context: StageContext, inputs: "_TrainingInputs", wanted: Mapping[Path, SAESettings], scratch: Path
+) -> None:
     [(folder, settings)] = wanted.items()
     pl.seed_everything(settings.seed, workers=True, verbose=False)
-    sae = ground.untrained(settings)
-    course = _course(settings, len(ground.rows))
-    data = ActivationsData(ground.rows, ground.select_rows, ground.select.labels, course, settings.seed, ground.within)
+    sae = inputs.untrained(settings)
+    schedule = _schedule(settings, len(inputs.rows))
+    data = ActivationsData(
+        inputs.rows, inputs.select_rows, inputs.select.labels, schedule, settings.seed, inputs.within
+    )
     module = SparseAutoencoder(
         sae,
         settings.sparsity,
         settings.learning_rate,
-        ground.head(),
+        inputs.head(),
         auxk=settings.auxk,
         resample=settings.resample,
-        patience=course.patience(settings.resample) if settings.auxk or settings.resample else 0,
+        patience=schedule.patience(settings.resample) if settings.auxk or settings.resample else 0,
         precision=cast(Precision, settings.precision),
         warmup=settings.warmup,
         decay=settings.decay,
     )
-    parts = _parts(course, ground.within)
-    fit = replace(job, seed=settings.seed).fit
+    parts = _parts(schedule, inputs.within)
+    fit = replace(context, seed=settings.seed).fit
     history = fit("discover", module, {"datamodule": data}, scratch, epochs=parts)
     try:
-        ground.write(folder, settings, sae.cpu(), _by_step(history, course, parts))
+        inputs.write(folder, settings, sae.cpu(), _by_step(history, schedule, parts))
     except Diverged:
         shutil.rmtree(scratch, ignore_errors=True)  # else the next attempt would go on from its checkpoints
         raise
 
 
-def _train_together(job: Job, ground: "_Ground", wanted: Mapping[Path, SAESettings], scratch: Path) -> None:
+def _train_together(
+    context: StageContext, inputs: "_TrainingInputs", wanted: Mapping[Path, SAESettings], scratch: Path
+) -> None:
     """Folders of those that diverge are removed."""
     common = next(iter(wanted.values()))
-    members = [Member(ground.untrained(one), one.sparsity, one.seed) for one in wanted.values()]
-    course = _course(common, len(ground.rows))
-    data = WholeData(ground.rows, ground.select_rows, ground.select.labels, course)
+    members = [Member(inputs.untrained(one), one.sparsity, one.seed) for one in wanted.values()]
+    schedule = _schedule(common, len(inputs.rows))
+    data = WholeData(inputs.rows, inputs.select_rows, inputs.select.labels, schedule)
     ensemble = SAEEnsemble(
         members,
-        course,
+        schedule,
         common.learning_rate,
-        ground.head(),
+        inputs.head(),
         auxk=common.auxk,
-        patience=course.patience(),
+        patience=schedule.patience(),
         precision=cast(Precision, common.precision),
         warmup=common.warmup,
         decay=common.decay,
     )
-    parts = _parts(course)
-    job.fit("discover", ensemble, {"datamodule": data}, scratch, epochs=parts)
+    parts = _parts(schedule)
+    context.fit("discover", ensemble, {"datamodule": data}, scratch, epochs=parts)
     for number, (folder, settings) in enumerate(wanted.items()):
         sae, rows = ensemble.trained(number)
-        history = _by_step(pd.DataFrame(rows), course, parts)
+        history = _by_step(pd.DataFrame(rows), schedule, parts)
         try:
             if not np.isfinite(history.to_numpy()).all():
                 raise Diverged
-            ground.write(folder, settings, sae, history)
+            inputs.write(folder, settings, sae, history)
         except Diverged:
             shutil.rmtree(folder)
 
 
-def _course(settings: SAESettings, rows: int) -> Course:
+def _schedule(settings: SAESettings, rows: int) -> Schedule:
     """Of a training on so many rows."""
     if settings.epochs is not None:
-        return Course.of_epochs(rows, settings.batch_size, settings.epochs)
-    return Course(rows, settings.batch_size, settings.steps)
+        return Schedule.of_epochs(rows, settings.batch_size, settings.epochs)
+    return Schedule(rows, settings.batch_size, settings.steps)
 
 
-def _parts(course: Course, within: int | None = None) -> int:
+def _parts(schedule: Schedule, within: int | None = None) -> int:
     """In how many parts, each followed by a measurement, a training is done: none reads less than a block of a disk."""
-    blocks = course.steps * course.batch_size // within if within else PARTS
-    return max(1, min(PARTS, course.steps, blocks))
+    blocks = schedule.steps * schedule.batch_size // within if within else PARTS
+    return max(1, min(PARTS, schedule.steps, blocks))
 
 
-def _by_step(history: pd.DataFrame, course: Course, parts: int) -> pd.DataFrame:
+def _by_step(history: pd.DataFrame, schedule: Schedule, parts: int) -> pd.DataFrame:
     """The measures by how many steps were done, instead of by the Trainer's epoch."""
-    done = [course.part(int(epoch), parts).stop for epoch in history["epoch"]]
+    done = [schedule.part(int(epoch), parts).stop for epoch in history["epoch"]]
     return history.drop(columns="epoch").assign(step=done)[["step", *history.columns.drop("epoch")]]
 
 
 @dataclass(frozen=True)
-class _Ground:
+class _TrainingInputs:
     """What SAEs are trained on: captured activations, and the classifier's head behind them.
 
     Attributes:
         train, select, test: activations. rows, select_rows: of the first two, in the units of training, in memory if
             they fit.
         within: rows that are shuffled at a time, if they do not fit. weight, bias: of the head.
-        shift, scale: training sees ``(a − shift) / scale``, with the shift inside the SAE.
+        b_dec, scale: training sees ``(a − b_dec) / scale``, with ``b_dec`` inside the SAE.
         facts: for the file's header.
     """
 
@@ -208,44 +206,44 @@ class _Ground:
     within: int | None
     weight: Tensor
     bias: Tensor
-    shift: Tensor
+    b_dec: Tensor
     scale: float
     facts: dict[str, Any]
 
     @classmethod
     def of(
         cls,
-        job: Job,
+        context: StageContext,
         settings: SAESettings,
         head: tuple[Tensor, Tensor],
         train: Captured,
         select: Captured,
         test: Captured,
         within: int | None,
-    ) -> "_Ground":
+    ) -> "_TrainingInputs":
         raw = train.rows if within else train.rows[:]
-        shift = _mean(raw) if settings.centre else torch.zeros(raw.shape[1])
+        b_dec = _mean(raw) if settings.centre else torch.zeros(raw.shape[1])
         # One scalar, so that mean ‖a‖² = M and λ means the same on every site.
-        scale = _root_mean_square(raw, shift)
+        scale = _root_mean_square(raw, b_dec)
         if not math.isfinite(scale):
             raise UserError(
-                f"The activations at {job.layer} are NaN or infinite for some images: no SAE can be trained."
+                f"The activations at {context.layer} are NaN or infinite for some images: no SAE can be trained."
             )
-        check_activations(train, job.layer)
+        check_activations(train, context.layer)
         rows, select_rows = (_divided(part, scale) for part in (raw, select.rows if within else select.rows[:]))
-        facts = {"backbone": job.backbone.name, "site": job.layer, "scale": scale}
-        return cls(train, select, test, rows, select_rows, within, *head, shift, scale, facts)
+        facts = {"backbone": context.backbone.name, "site": context.layer, "scale": scale}
+        return cls(train, select, test, rows, select_rows, within, *head, b_dec, scale, facts)
 
     def untrained(self, settings: SAESettings) -> SAE:
         """An SAE at the start of its training."""
         generator = torch.Generator().manual_seed(settings.seed)
-        sae = make_sae(settings.variant, len(self.shift), settings.dictionary_size, generator, **settings.options())
-        sae.shift.copy_(self.shift / self.scale)
+        sae = make_sae(settings.variant, len(self.b_dec), settings.dictionary_size, generator, **settings.options())
+        sae.b_dec.copy_(self.b_dec / self.scale)
         if settings.start == "data":
             drawn = torch.randperm(len(self.rows), generator=generator)[: sae.dictionary_size]
             sae.start_from(self.rows[drawn], _mean(self.rows))
-        if settings.learn_shift:
-            sae.learn_shift()
+        if settings.learn_b_dec:
+            sae.learn_b_dec()
         return sae
 
     def head(self) -> nn.Linear:
@@ -266,8 +264,8 @@ class _Ground:
         write_table(folder / "history.csv", history)
         measures = measure_sae(sae, self.train, {"select": self.select, "test": self.test}, self.weight, self.bias)
         order = {"shuffled_within": self.within} if self.within else {}
-        course = _course(settings, len(self.rows))
-        facts = {**settings.scientific(), "steps": course.steps, "passes": course.passes, "width": sae.width}
+        schedule = _schedule(settings, len(self.rows))
+        facts = {**settings.scientific(), "steps": schedule.steps, "passes": schedule.passes, "width": sae.width}
         check_sae(measures, self.select, self.facts["site"])
         write_record(folder / "sae.json", {**facts, **measures, **order})
 
@@ -284,7 +282,7 @@ def _mean(rows: AnyRows) -> Tensor:
     return (total / len(rows)).float()
 
 
-def _root_mean_square(rows: AnyRows, shift: Tensor) -> float:
-    """``√ mean (a − shift)²`` over rows and channels, summed in float64; not finite if an activation is not."""
-    total = sum(float((block - shift).double().square().sum()) for block in rows.split(4096))
+def _root_mean_square(rows: AnyRows, b_dec: Tensor) -> float:
+    """``√ mean (a − b_dec)²`` over rows and channels, summed in float64; not finite if an activation is not."""
+    total = sum(float((block - b_dec).double().square().sum()) for block in rows.split(4096))
     return math.sqrt(total / (len(rows) * rows.shape[1]))

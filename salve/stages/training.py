@@ -25,7 +25,7 @@ CHECKPOINTS = 20
 
 @dataclass(frozen=True)
 class Training:
-    """What :meth:`salve.stages.job.Job.fit` is asked for, as every rank needs it."""
+    """What :meth:`salve.stages.context.StageContext.fit` is asked for, as every rank needs it."""
 
     stage: str
     seed: int

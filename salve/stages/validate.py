@@ -17,7 +17,7 @@ from salve.data.transforms import Preprocess
 from salve.sae import SAE
 from salve.saliency import grad_fam, insertion_deletion_auc, iou, maximise, pointing_game
 from salve.settings import ValidateSettings
-from salve.stages.job import Job, recipe_of
+from salve.stages.context import StageContext, settings_of_key
 from salve.stages.targets import Target, targets_of
 
 #: Images optimised in one batch: bounds memory however many classes there are.
@@ -28,7 +28,7 @@ MAXIMISED_TOGETHER = 5
 class _Scene:
     """What the parts of this stage share."""
 
-    job: Job
+    context: StageContext
     model: nn.Module
     site: Site
     sae: SAE
@@ -38,13 +38,16 @@ class _Scene:
 
     def images(self, indices: Sequence[int]) -> Tensor:
         """Preprocessed test images ``[n, 3, H, W]``."""
-        dataset = self.job.data.dataset("test")
-        return torch.stack([dataset[i][0] for i in indices]).to(self.job.device)
+        dataset = self.context.data.dataset("test")
+        return torch.stack([dataset[i][0] for i in indices]).to(self.context.device)
 
     def maps(self, indices: Sequence[int], latents: Sequence[int], signs: Sequence[int]) -> Tensor:
         """Grad-FAM ``[n, L, H, W]``."""
-        chosen, sign = torch.tensor(latents, device=self.job.device), torch.tensor(signs, device=self.job.device)
-        size = self.job.data.batch_size
+        chosen, sign = (
+            torch.tensor(latents, device=self.context.device),
+            torch.tensor(signs, device=self.context.device),
+        )
+        size = self.context.data.batch_size
         parts = [
             grad_fam(self.model, self.site.name, self.sae, self.images(indices[i : i + size]), chosen, signs=sign).cpu()
             for i in range(0, len(indices), size)
@@ -53,7 +56,12 @@ class _Scene:
 
 
 def validate(
-    job: Job, settings: ValidateSettings, classifier: Artifact, activations: Artifact, sae: Artifact, features: Artifact
+    context: StageContext,
+    settings: ValidateSettings,
+    classifier: Artifact,
+    activations: Artifact,
+    sae: Artifact,
+    features: Artifact,
 ) -> Artifact:
     """Look at each class's latent on the test split.
 
@@ -61,33 +69,33 @@ def validate(
         Artifact ``validate``: ``top.csv``, and ``localisation.csv`` with scores against masks where the data has them;
         of the first ``validate.pictures`` classes ``saliency.safetensors``, ``maximisation.csv`` and ``.safetensors``.
     """
-    recipe = recipe_of(asdict(settings), classifier, activations, sae, features) | {"seed": job.seed}
+    key_settings = settings_of_key(asdict(settings), classifier, activations, sae, features) | {"seed": context.seed}
 
     def make(folder: Path, _: Path) -> None:
-        model, site = job.model(classifier)
-        test = job.activations(activations, "test")
-        autoencoder = job.sae(sae, activations)
+        model, site = context.model(classifier)
+        test = context.activations(activations, "test")
+        autoencoder = context.sae(sae, activations)
         latents = autoencoder.encode(test.activations)
-        pictured = min(settings.pictures, len(job.classes))
-        scene = _Scene(job, model, site, autoencoder.to(job.device), latents, test.labels, pictured)
-        targets = targets_of(job.classes, features, [])
+        pictured = min(settings.pictures, len(context.classes))
+        scene = _Scene(context, model, site, autoencoder.to(context.device), latents, test.labels, pictured)
+        targets = targets_of(context.classes, features, [])
         _top_images(scene, settings, targets, folder)
         shown = [target for target in targets if target.classes[0] < pictured]
         if settings.maximisation_steps and shown:
             _maximise(scene, settings, shown, folder)
         rows, table = [], features.table("latents.csv")
-        with job.progress("scoring saliency maps", len(targets)) as advance:
+        with context.progress("scoring saliency maps", len(targets)) as advance:
             for target in targets:
                 rows.append(_localise(scene, settings, target, table))
                 advance(1)
         write_table(folder / "localisation.csv", pd.DataFrame(rows))
 
-    return job.store.get_or_make("validate", recipe, make)
+    return context.store.get_or_make("validate", key_settings, make)
 
 
 def _top_images(scene: _Scene, settings: ValidateSettings, targets: Sequence[Target], folder: Path) -> None:
     rows: list[dict[str, object]] = []
-    preprocess = _preprocess(scene.job)
+    preprocess = _preprocess(scene.context)
     count = min(settings.top_images, len(scene.latents))
     # One row per class that is pictured, also for one without a latent, which stays blank.
     images = torch.zeros(scene.pictured, count, 3, preprocess.size, preprocess.size, dtype=torch.uint8)
@@ -107,7 +115,7 @@ def _top_images(scene: _Scene, settings: ValidateSettings, targets: Sequence[Tar
                 "rank": rank + 1,
                 "latent": latent,
                 "image": index,
-                "label": scene.job.classes[int(scene.labels[index])],
+                "label": scene.context.classes[int(scene.labels[index])],
                 "value": value * sign,
             }
             for rank, (index, value) in enumerate(zip(indices, top.values.tolist(), strict=True))
@@ -117,22 +125,22 @@ def _top_images(scene: _Scene, settings: ValidateSettings, targets: Sequence[Tar
 
 
 def _maximise(scene: _Scene, settings: ValidateSettings, targets: Sequence[Target], folder: Path) -> None:
-    preprocess = _preprocess(scene.job)
+    preprocess = _preprocess(scene.context)
     images = torch.zeros(scene.pictured, 3, preprocess.size, preprocess.size, dtype=torch.uint8)
     rows = []
-    with scene.job.progress("maximising activations", len(targets)) as advance:
+    with scene.context.progress("maximising activations", len(targets)) as advance:
         for start in range(0, len(targets), MAXIMISED_TOGETHER):
             part = targets[start : start + MAXIMISED_TOGETHER]
             found = maximise(
                 scene.model,
                 scene.site.name,
                 scene.sae,
-                torch.tensor([target.latents[0] for target in part], device=scene.job.device),
+                torch.tensor([target.latents[0] for target in part], device=scene.context.device),
                 preprocess,
                 size=preprocess.size,
                 steps=settings.maximisation_steps,
-                signs=torch.tensor([target.signs[0] for target in part], device=scene.job.device),
-                seed=scene.job.seed,
+                signs=torch.tensor([target.signs[0] for target in part], device=scene.context.device),
+                seed=scene.context.seed,
             )
             images[[target.classes[0] for target in part]] = (found.images.cpu() * 255).round().to(torch.uint8)
             values = zip(part, found.start_values.tolist(), found.final_values.tolist(), strict=True)
@@ -148,7 +156,7 @@ def _maximise(scene: _Scene, settings: ValidateSettings, targets: Sequence[Targe
 def _localise(scene: _Scene, settings: ValidateSettings, target: Target, table: pd.DataFrame) -> dict[str, object]:
     """Scores of one class's latent, each beside its control; ``table`` has a row for each latent."""
     latent, sign, k = target.latents[0], target.signs[0], target.classes[0]
-    generator = torch.Generator().manual_seed(scene.job.seed + k)
+    generator = torch.Generator().manual_seed(scene.context.seed + k)
     alive = table[(table["kind"] != "dead") & (table["latent"] != latent)]
     drawn = torch.randperm(len(alive), generator=generator)[: settings.random_latents].tolist()
     others = [int(alive["latent"].iloc[i]) for i in drawn]
@@ -156,7 +164,7 @@ def _localise(scene: _Scene, settings: ValidateSettings, target: Target, table: 
     signs = [sign, *(int(alive["sign"].iloc[i]) for i in drawn)]
     value = sign * scene.latents[:, latent]
     row: dict[str, object] = {"class": target.name, "latent": latent}
-    truth = scene.job.data.truth("test")
+    truth = scene.context.data.truth("test")
     own = (scene.labels == k).nonzero()[:, 0].tolist()
     if truth is not None:
         row |= _against_truth(scene, settings, truth, k, value, own, [latent, *others], signs)
@@ -184,7 +192,7 @@ def _against_truth(
     }
     if not indices:
         return row
-    preprocess = _preprocess(scene.job)
+    preprocess = _preprocess(scene.context)
     masks = masks_like(truth.masks(indices, concept), preprocess)
     maps = scene.maps(indices, latents, signs)  # [n, 1 + random, H, W]
     each = [maps[:, j] for j in range(maps.shape[1])]
@@ -221,13 +229,13 @@ def _faithfulness(
     """Insertion and deletion areas of the latent's value, over its value on the whole image, beside a random map's."""
     indices = own[: settings.top_images]
     images = scene.images(indices)
-    maps = scene.maps(indices, [latent], [sign])[:, 0].to(scene.job.device)
+    maps = scene.maps(indices, [latent], [sign])[:, 0].to(scene.context.device)
 
     @torch.no_grad()
     def score(batch: Tensor) -> Tensor:
         return sign * scene.sae.pre_activations(site_activations(scene.model, scene.site, batch))[:, latent]
 
-    blank = torch.zeros((), device=scene.job.device)
+    blank = torch.zeros((), device=scene.context.device)
     # Noise as coarse as the map: pixel noise would be an easier control to beat.
     coarse = torch.rand(len(indices), 1, 7, 7, generator=generator)
     noise = nn.functional.interpolate(coarse, size=tuple(maps.shape[1:]), mode="bilinear")[:, 0].to(maps.device)
@@ -246,6 +254,6 @@ def _faithfulness(
     }
 
 
-def _preprocess(job: Job) -> Preprocess:
-    assert job.data.preprocess is not None, "the data are bound to the backbone before any stage runs"
-    return job.data.preprocess
+def _preprocess(context: StageContext) -> Preprocess:
+    assert context.data.preprocess is not None, "the data are bound to the backbone before any stage runs"
+    return context.data.preprocess

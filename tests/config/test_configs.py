@@ -26,9 +26,9 @@ from omegaconf import DictConfig, OmegaConf
 from salve.cli import main
 from salve.data.transforms import Preprocess
 from salve.run.explain import conf_dir
-from salve.run.plan import refuse_idle_axis
 from salve.run.schema import Config, register, resolve
 from salve.settings import PreprocessSettings
+from salve.sweep.plan import refuse_idle_axis
 from salve.types import UserError
 
 CONF = conf_dir()

@@ -16,9 +16,9 @@ from hydra.errors import HydraException
 from salve.cli import main
 from salve.run.explain import choices, conf_dir, explain, groups, list_of_choices, quoted
 from salve.run.folder import RunFolder
-from salve.run.plan import run_key
 from salve.run.schema import Config, register, resolve
 from salve.run.target import data_class
+from salve.sweep.plan import run_key
 from salve.types import UserError
 
 #: Values that a person may have, of which Hydra's grammar reads hardly one as it stands.

@@ -73,7 +73,7 @@ def started(module: str, *arguments: str, folder: Path) -> tuple[str, str, str]:
         ("salve.cli", ["-m", "seed=0,1", "data=folder", "data.root=nowhere"], "2", "data.root=nowhere is no folder"),
         ("salve.cli", ["-m", "backbone.weights=none.pt,nil.pt"], "2", "backbone.weights=nil.pt is neither"),
         ("salve.editing.cli", ["--help"], "0", "salve-edit"),
-        ("salve.report.sweep.cli", ["--help"], "0", "salve-sweep"),
+        ("salve.sweep.cli", ["--help"], "0", "salve-sweep"),
         ("salve.store.cli", ["--help"], "0", "salve-store"),
         ("salve.store.cli", ["gc", "nowhere"], "2", "There is no folder nowhere"),
     ],

@@ -13,7 +13,7 @@ import torch
 
 from salve.artifacts import keep
 from salve.backbones import Classifier
-from salve.run.trainers import Trainers, _Checkpoints
+from salve.processes.trainer import TrainerFactory, _Checkpoints
 from salve.stages.training import Training, fit_here, resumable
 from salve.types import UserError
 from tests.integration.conftest import Start
@@ -84,7 +84,7 @@ def scripted(folder: Path) -> list[dict[str, float]]:
     )
     batches = torch.utils.data.DataLoader(torch.zeros(1, 1))
     data = {"train_dataloaders": batches, "val_dataloaders": batches}
-    return fit_here(Trainers("cpu", None, 1, "32-true", None, False), training, Scripted(), data)
+    return fit_here(TrainerFactory("cpu", None, 1, "32-true", None, False), training, Scripted(), data)
 
 
 @pytest.mark.parametrize("put", [shutil.move, shutil.copytree], ids=["moved", "copied"])

@@ -26,11 +26,11 @@ SETTINGS = [*SMALL, *FEW, *NARROW]
 #: Which call of which function a signal interrupts, in the order of a run.
 MOMENTS = {
     "check of the settings": ("salve.run.inputs.check_inputs", 1, signal.SIGTERM),
-    "loading": ("salve.run.execute.build_job", 1, signal.SIGINT),
+    "loading": ("salve.run.execute.build_context", 1, signal.SIGINT),
     "training of the classifier": ("salve.backbones.Classifier.training_step", 6, signal.SIGTERM),
     "its validation": ("salve.backbones.Classifier.validation_step", 1, signal.SIGINT),
-    "a checkpoint": ("salve.run.trainers._Checkpoints.save_checkpoint", 2, signal.SIGTERM),
-    "capture": ("salve.backbones.capture.site_activations", 3, signal.SIGHUP),
+    "a checkpoint": ("salve.processes.trainer._Checkpoints.save_checkpoint", 2, signal.SIGTERM),
+    "capture": ("salve.activations.capture.site_activations", 3, signal.SIGHUP),
     "training of the SAE": ("salve.sae.SparseAutoencoder.training_step", 5, signal.SIGINT),
     "features": ("salve.run.execute.read_features", 1, signal.SIGTERM),
     "maps": ("salve.stages.validate.grad_fam", 1, signal.SIGTERM),
@@ -111,7 +111,7 @@ def test_a_sweep_that_is_told_to_end_does_not_go_on_with_the_next_run(
 ) -> None:
     arguments = ["-m", *SETTINGS, f"output_dir={tmp_path}/out", "stages=[discover]", "sae.sparsity=1,2"]
     with monkeypatch.context() as patch:
-        signal_at(patch, "salve.run.plan.run_key", 2, signal.SIGTERM)
+        signal_at(patch, "salve.sweep.plan.run_key", 2, signal.SIGTERM)
         assert salve(*arguments) == 143
     assert not (tmp_path / "out").exists()
     with monkeypatch.context() as patch:

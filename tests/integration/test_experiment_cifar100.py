@@ -49,9 +49,9 @@ def test_a_hundred_classes_from_images_to_findings(standin: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     folder = standin / "out" / "paper" / "cifar100"
     record = read_record(folder / "findings.json")
-    (ground,) = record["grounds"]  # no Imagenette to compare with is no reason to fail
-    assert (ground["name"], ground["classes"], ground["seeds"]) == ("cifar100", CLASSES, 2)
-    assert ground["images"] == {"train": 6 * CLASSES, "select": 2 * CLASSES, "test": 2 * CLASSES}
+    (testbed,) = record["testbeds"]  # no Imagenette to compare with is no reason to fail
+    assert (testbed["name"], testbed["classes"], testbed["seeds"]) == ("cifar100", CLASSES, 2)
+    assert testbed["images"] == {"train": 6 * CLASSES, "select": 2 * CLASSES, "test": 2 * CLASSES}
     assert {one["claim"] for one in record["measured"]} == {"cifar100.separates", "cifar100.sharing"}
     classes = read_table(folder / "classes.csv")
     assert len(classes) == 2 * CLASSES

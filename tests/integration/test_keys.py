@@ -12,12 +12,12 @@ from pytorch_lightning.loggers.logger import DummyLogger
 from rich.console import Console
 
 from salve.artifacts import Artifact, Store
-from salve.run.build import build_job
+from salve.processes.ranks import Ranks
+from salve.run.build import build_context
 from salve.run.execute import _run_stages
 from salve.run.explain import conf_dir
-from salve.run.plan import is_computed
-from salve.run.ranks import Ranks
 from salve.run.schema import Config, register, resolve
+from salve.sweep.plan import is_computed
 from tests.integration.conftest import FEW, NARROW, SMALL
 
 #: Another value of each setting, and the first artifact whose key it changes; those made from it change as well.
@@ -60,7 +60,7 @@ CHANGES: dict[str, tuple[str, str]] = {
     "sae.warmup": ("0.1", "sae"),
     "sae.decay": ("0.1", "sae"),
     "sae.seed": ("1", "sae"),
-    "sae.learn_shift": ("true", "sae"),
+    "sae.learn_b_dec": ("true", "sae"),
     "sae.start": ("data", "sae"),
     "sae.resample": ("1", "sae"),
     "sae.precision": ("bf16", "sae"),
@@ -106,9 +106,9 @@ class Keys(Store):
         self._contents = contents
 
     def get_or_make_many(
-        self, kind: str, recipes: Sequence[Mapping[str, Any]], make: Callable[..., None]
+        self, kind: str, keys_settings: Sequence[Mapping[str, Any]], make: Callable[..., None]
     ) -> list[Artifact | None]:
-        keys = [self._key(recipe) for recipe in recipes]
+        keys = [self._key(key_settings) for key_settings in keys_settings]
         return [Artifact(kind, key, self._contents[kind].path, key, reused=True) for key in keys]
 
 
@@ -119,7 +119,7 @@ def composed(*overrides: str) -> Config:
 
 
 def keys(whole_run: tuple[Path, dict[str, Artifact]], config: Config) -> dict[str, str]:
-    job = build_job(config, Keys(whole_run[1]), lambda _: DummyLogger(), Console(quiet=True), Ranks("cpu"))
+    job = build_context(config, Keys(whole_run[1]), lambda _: DummyLogger(), Console(quiet=True), Ranks("cpu"))
     return {kind: artifact.key for kind, artifact in _run_stages(config, job).items()}
 
 

@@ -77,10 +77,10 @@ def test_files_and_rows_are_linear_in_classes(
         assert max(alive) <= 4
         for kind in TABLES:
             for path in artifacts[kind].path.rglob("*"):
-                if path.suffix in (".csv", ".safetensors", ".json") and path.parent.name != "recipes":
+                if path.suffix in (".csv", ".safetensors", ".json") and path.parent.name != "edits":
                     found[f"{kind}/{path.name}"] += path.stat().st_size
-                if path.parent.name == "recipes":
-                    found["recipes"] += path.stat().st_size
+                if path.parent.name == "edits":
+                    found["edits"] += path.stat().st_size
                 if path.suffix == ".csv":
                     lines[f"{kind}/{path.name}"] += len(pd.read_csv(path))
         assert len(artifacts["validate"].table("localisation.csv")) == classes
@@ -196,8 +196,8 @@ def test_other_outputs_are_a_column_of_the_confusion(audit: Audit, audited: Audi
         state = original
         if target:
             out = control.path / "edited.safetensors"
-            recipe = control.file(str(summary.loc[target, "recipe"]))
-            assert salve_edit(["apply", str(recipe), str(audit.weights), str(out)]) == 0
+            edit_file = control.file(str(summary.loc[target, "edit_file"]))
+            assert salve_edit(["apply", str(edit_file), str(audit.weights), str(out)]) == 0
             state = load_file(out)
             out.unlink()
             assert state["fc.weight"].shape == (OUTPUTS, CHANNELS[-1])
@@ -263,10 +263,10 @@ def test_any_other_output_is_a_rival_of_an_image(audit: Audit, audited: Audited)
 
 def test_the_runs_folder_has_each_edit_once(audited: Audited) -> None:
     folder, artifacts = audited
-    there = {path.name: path.read_bytes() for path in artifacts["control"].file("recipes").iterdir()}
+    there = {path.name: path.read_bytes() for path in artifacts["control"].file("edits").iterdir()}
     assert len(there) == len(CLASSES) + 1  # and the originals that they share
-    assert {path.name: path.read_bytes() for path in (folder / "run" / "recipes").iterdir()} == there
-    listed = (folder / "run" / "index.html").read_text().count('href="recipes/')
+    assert {path.name: path.read_bytes() for path in (folder / "run" / "edits").iterdir()} == there
+    listed = (folder / "run" / "index.html").read_text().count('href="edits/')
     assert listed == len(CLASSES)
 
 

@@ -12,10 +12,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from salve.activations import load_captured
 from salve.artifacts import Artifact
-from salve.backbones import load_captured
 from salve.data import ConceptsData, Preprocess
-from salve.editing import apply_recipe, load_recipe, undo_recipe
+from salve.editing import apply_edit_file, load_edit_file, undo_edit_file
 from salve.sae import load_sae
 from salve.types import UserError
 
@@ -45,7 +45,7 @@ def test_a_run_leaves_a_report_a_person_can_open(whole_run: Run) -> None:
     assert len(classes) == 10
     assert all(name in page for name in classes)
     assert len(list((folder / "run" / "figures").glob("*.png"))) >= 8
-    assert len(list((folder / "run" / "recipes").glob("*.json"))) == 10
+    assert len(list((folder / "run" / "edits").glob("*.json"))) == 10
     config = yaml.safe_load((folder / "run" / "config.yaml").read_text())
     assert config["sae"]["dictionary_size"] == 24
     manifest = json.loads((folder / "run" / "manifest.json").read_text())
@@ -81,8 +81,8 @@ def test_the_fast_path_agrees_with_the_edited_network(whole_run: Run) -> None:
     images, labels = images_and_labels()
     for _, row in summary.iloc[[0, 7]].iterrows():
         model = plain_model(artifacts)
-        recipe = load_recipe(artifacts["control"].file(row["recipe"]))
-        model.load_state_dict(apply_recipe(recipe, model.state_dict()))
+        edit_file = load_edit_file(artifacts["control"].file(row["edit_file"]))
+        model.load_state_dict(apply_edit_file(edit_file, model.state_dict()))
         with torch.no_grad():
             right = model(images).argmax(1) == labels
         expected = curves.query(
@@ -100,9 +100,9 @@ def test_the_fast_path_agrees_with_the_edited_network(whole_run: Run) -> None:
 def test_recipes_undo_to_the_exported_bits(whole_run: Run) -> None:
     _, artifacts = whole_run
     state = load_file(artifacts["classifier"].file("model.safetensors"))
-    for path in sorted(artifacts["control"].file("recipes").glob("*.json")):
-        recipe = load_recipe(path)
-        back = undo_recipe(recipe, apply_recipe(recipe, state))
+    for path in sorted(artifacts["control"].file("edits").glob("*.json")):
+        edit_file = load_edit_file(path)
+        back = undo_edit_file(edit_file, apply_edit_file(edit_file, state))
         assert all(
             torch.equal(back[name].view(-1).view(torch.uint8), t.view(-1).view(torch.uint8))
             for name, t in state.items()
@@ -157,7 +157,7 @@ def test_another_sae_reuses_what_does_not_depend_on_it(whole_run: Run, start, tm
     summary = found["control"].table("summary.csv")
     assert summary["target"].tolist()[-1] == "storm + latent 3"
     assert len(summary["latents"].tolist()[-1].split("; ")) in (1, 2)
-    assert len(list(found["control"].file("recipes").glob("*.json"))) == 11
+    assert len(list(found["control"].file("edits").glob("*.json"))) == 11
 
 
 def test_report_alone_only_reads(whole_run: Run, start, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -34,7 +34,7 @@ def test_one_experiment_and_its_page(tmp_path: Path) -> None:
     record = read_record(paper / "suppression" / "findings.json")
     assert record["quick"]
     # The user's settings have the last word over the quick ones.
-    assert record["grounds"][0] | {"quick": 0} == {
+    assert record["testbeds"][0] | {"quick": 0} == {
         **{
             "name": "scenes",
             "title": "small ResNet, drawn scenes",

@@ -11,7 +11,7 @@ import pytest
 import pytorch_lightning as pl
 
 from salve.artifacts import DONE
-from salve.stages.job import Job
+from salve.stages.context import StageContext
 from tests.integration.conftest import FEW, NARROW, SMALL, Start
 
 
@@ -55,14 +55,14 @@ def test_a_training_goes_on_from_its_last_epoch_wherever_its_folder_is_now(
     moved.mkdir()
     (tmp_path / "store").rename(moved / "store")
     begun: list[int] = []
-    plain = Job.fit
+    plain = StageContext.fit
 
     def watch(self, name, module, *args, **kwargs):  # type: ignore[no-untyped-def]
         hook = module.on_train_epoch_start
         module.on_train_epoch_start = lambda: (begun.append(module.current_epoch), hook())[1]
         return plain(self, name, module, *args, **kwargs)
 
-    monkeypatch.setattr(Job, "fit", watch)
+    monkeypatch.setattr(StageContext, "fit", watch)
     found = start(moved, *epochs, f"stages=[{stage}]")
     assert begun == [2, 3]
     history = found[kind].table("history.csv")
@@ -80,9 +80,9 @@ def test_a_training_goes_on_from_its_last_epoch_wherever_its_folder_is_now(
 
 
 def test_a_capture_goes_on_from_its_last_shard(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("salve.backbones.capture.SHARD_ROWS", 30)
+    monkeypatch.setattr("salve.activations.capture.SHARD_ROWS", 30)
     start(tmp_path, "stages=[finetune]")
-    module = sys.modules["salve.backbones.capture"]
+    module = sys.modules["salve.activations.capture"]
     real, calls = module.site_activations, list[int]()
 
     def counted(model, site, images):  # type: ignore[no-untyped-def]

@@ -20,10 +20,10 @@ from hydra import compose, initialize_config_dir
 from salve.artifacts import Artifact, read_table, write_record, write_table
 from salve.run.explain import conf_dir
 from salve.run.folder import RunFolder
-from salve.run.jobs import make_runs
 from salve.run.lineage import artifact_name
 from salve.run.schema import STAGES, LoggerSettings, register, resolve
 from salve.run.tracking import Tracker, job_type_of, log_sweep_summary, run_name, wandb_id
+from salve.sweep.jobs import make_runs
 from salve.types import UserError
 from tests.integration.conftest import FEW, NARROW, SMALL, Start
 
@@ -127,8 +127,8 @@ def stored(folder: Path, kind: str, reused: bool = False) -> Artifact:
         write_record(path / "sae.json", {"fve": 0.75, "sparsity": 2.0})
         write_table(path / "history.csv", pd.DataFrame({"step": [5, 10], "fve": [0.5, 0.75]}))
     if kind == "control":
-        (path / "recipes").mkdir(exist_ok=True)
-        write_record(path / "recipes" / "00-church.json", {"alpha": 4.0})
+        (path / "edits").mkdir(exist_ok=True)
+        write_record(path / "edits" / "00-church.json", {"alpha": 4.0})
     return Artifact(kind, f"{kind}-key", path, f"digest of {kind}", reused)
 
 
@@ -172,11 +172,11 @@ def test_offline_run_holds_config_curves_media_lineage_and_results(
     }
 
     assert set(read.inputs) == {"activations"}
-    assert set(read.outputs) >= {"sae", "recipe"}
-    sae, recipe = read.outputs["sae"], read.outputs["recipe"]
+    assert set(read.outputs) >= {"sae", "edit_file"}
+    sae, edit_file = read.outputs["sae"], read.outputs["edit_file"]
     assert sae["name"] == "sae-resnet10t-global_pool-concepts"
     assert set(sae["aliases"]) == {"latest", made["sae"].key}
-    assert json.loads(recipe["metadata"])["made_from"] == {
+    assert json.loads(edit_file["metadata"])["made_from"] == {
         "activations": f"activations-resnet10t-global_pool-concepts:{made['activations'].key}",
         "sae": f"{sae['name']}:{made['sae'].key}",
     }
@@ -321,11 +321,11 @@ def test_what_was_found_is_an_input_and_what_was_made_an_output(
     job.log_results(artifacts, {})
     job.finish(True)
     read = read_only_one(tmp_path / "run")
-    ours = {"activations", "sae", "recipe"}
+    ours = {"activations", "sae", "edit_file"}
     assert set(read.inputs) == inputs
     assert set(read.outputs) & ours == ours - inputs
     every = read.inputs | read.outputs
-    kinds = {"activations": "activations", "sae": "sae", "recipe": "control"}
+    kinds = {"activations": "activations", "sae": "sae", "edit_file": "control"}
     for type_, kind in kinds.items():
         assert every[type_]["name"] == f"{type_}-resnet10t-global_pool-concepts"
         assert set(every[type_]["aliases"]) == {"latest", f"{kind}-key"}
@@ -335,7 +335,7 @@ def test_what_was_found_is_an_input_and_what_was_made_an_output(
     assert contents == {
         "activations": {"activations.json", "DONE.json"},  # the manifest, without the activations themselves
         "sae": {"sae.json", "DONE.json", "history.csv"},
-        "recipe": {"00-church.json"},
+        "edit_file": {"00-church.json"},
     }
     # Nothing is copied aside: the store's files are uploaded from where they are.
     places = {Path(f["local_path"]) for type_ in ours for f in every[type_]["manifest"]["contents"]}

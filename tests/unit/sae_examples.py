@@ -29,7 +29,7 @@ def example(variant: str, width: int = 6, size: int = 9, dtype: torch.dtype = to
     sae = sae.to(dtype)
     with torch.no_grad():
         sae.encoder.add_(0.3 * drawn(size, width, seed=2, dtype=dtype))
-        sae.shift.copy_(torch.linspace(-1, 1, width))
+        sae.b_dec.copy_(torch.linspace(-1, 1, width))
         for name, tensor in sae.named_parameters():
             if tensor.shape == (size,) and tensor.requires_grad:
                 tensor.copy_(torch.linspace(-0.5, 0.5, size).roll(len(name)))

@@ -41,7 +41,7 @@ from salve.artifacts import (
 )
 from salve.types import UserError
 
-RECIPE = {"weights": "abc", "sae": {"k": 2, "sparsity": 0.5}}
+KEY_SETTINGS = {"weights": "abc", "sae": {"k": 2, "sparsity": 0.5}}
 
 
 def write_hello(folder: Path, _: Path) -> None:
@@ -63,9 +63,9 @@ def finished(root: Path) -> list[Path]:
 def test_made_once_and_found_later(tmp_path: Path) -> None:
     said: list[str] = []
     store = Store(tmp_path, said.append)
-    assert store.find("thing", RECIPE) is None
-    made = store.get_or_make("thing", RECIPE, write_hello)
-    found = store.get_or_make("thing", RECIPE, refuse)
+    assert store.find("thing", KEY_SETTINGS) is None
+    made = store.get_or_make("thing", KEY_SETTINGS, write_hello)
+    found = store.get_or_make("thing", KEY_SETTINGS, refuse)
     assert not made.reused
     assert found.reused
     assert (found.path, found.digest, found.key) == (made.path, made.digest, made.key)
@@ -75,12 +75,12 @@ def test_made_once_and_found_later(tmp_path: Path) -> None:
 
 
 def test_a_second_store_on_the_same_folder_finds_it(tmp_path: Path) -> None:
-    made = Store(tmp_path).get_or_make("thing", RECIPE, write_hello)
-    assert Store(tmp_path).get_or_make("thing", RECIPE, refuse).digest == made.digest
+    made = Store(tmp_path).get_or_make("thing", KEY_SETTINGS, write_hello)
+    assert Store(tmp_path).get_or_make("thing", KEY_SETTINGS, refuse).digest == made.digest
 
 
 def test_order_of_the_recipes_keys_does_not_matter(tmp_path: Path) -> None:
-    made = Store(tmp_path).get_or_make("thing", RECIPE, write_hello)
+    made = Store(tmp_path).get_or_make("thing", KEY_SETTINGS, write_hello)
     turned = {"sae": {"sparsity": 0.5, "k": 2}, "weights": "abc"}
     assert Store(tmp_path).get_or_make("thing", turned, refuse).key == made.key
 
@@ -96,30 +96,30 @@ def test_order_of_the_recipes_keys_does_not_matter(tmp_path: Path) -> None:
 )
 def test_another_recipe_is_another_artifact(tmp_path: Path, other: dict) -> None:
     store = Store(tmp_path)
-    made = store.get_or_make("thing", RECIPE, write_hello)
+    made = store.get_or_make("thing", KEY_SETTINGS, write_hello)
     assert store.get_or_make("thing", other, write_hello).key != made.key
 
 
 def test_the_kind_is_part_of_the_address(tmp_path: Path) -> None:
-    Store(tmp_path).get_or_make("thing", RECIPE, write_hello)
-    assert Store(tmp_path).find("other", RECIPE) is None
+    Store(tmp_path).get_or_make("thing", KEY_SETTINGS, write_hello)
+    assert Store(tmp_path).find("other", KEY_SETTINGS) is None
 
 
 def test_the_folder_says_what_it_was_made_from_and_lists_its_files(tmp_path: Path) -> None:
-    made = Store(tmp_path).get_or_make("thing", RECIPE, write_hello)
-    assert made.record("recipe.json") == RECIPE
+    made = Store(tmp_path).get_or_make("thing", KEY_SETTINGS, write_hello)
+    assert made.record("key.json") == KEY_SETTINGS
     expected = hashlib.sha256(b"hello").hexdigest()
-    of_recipe = digest_of_file(made.file("recipe.json"))
-    assert made.record(DONE) == {"digest": made.digest, "files": {"hello.txt": expected}, "recipe": of_recipe}
+    of_key = digest_of_file(made.file("key.json"))
+    assert made.record(DONE) == {"digest": made.digest, "files": {"hello.txt": expected}, "key_settings": of_key}
 
 
 def test_only_found_raises_and_makes_nothing(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     with pytest.raises(NotMade, match="thing"):
-        store.only_found().get_or_make("thing", RECIPE, refuse)
+        store.only_found().get_or_make("thing", KEY_SETTINGS, refuse)
     assert not (tmp_path / "store").exists()
-    made = store.get_or_make("thing", RECIPE, write_hello)
-    assert store.only_found().get_or_make("thing", RECIPE, refuse).digest == made.digest
+    made = store.get_or_make("thing", KEY_SETTINGS, write_hello)
+    assert store.only_found().get_or_make("thing", KEY_SETTINGS, refuse).digest == made.digest
 
 
 # -- the digest is of the content
@@ -201,17 +201,17 @@ def test_a_failing_make_leaves_no_artifact_but_its_scratch(tmp_path: Path) -> No
         raise RuntimeError("out of luck")
 
     with pytest.raises(RuntimeError, match="out of luck"):
-        store.get_or_make("thing", RECIPE, fail)
-    assert store.find("thing", RECIPE) is None
+        store.get_or_make("thing", KEY_SETTINGS, fail)
+    assert store.find("thing", KEY_SETTINGS) is None
     assert finished(tmp_path) == []
 
     def finish(folder: Path, scratch: Path) -> None:
         assert list(folder.iterdir()) == []  # nothing of the failed attempt
         (folder / "whole.txt").write_text((scratch / "checkpoint").read_text())
 
-    made = store.get_or_make("thing", RECIPE, finish)
+    made = store.get_or_make("thing", KEY_SETTINGS, finish)
     assert made.file("whole.txt").read_text() == "epoch 3"
-    assert sorted(path.name for path in made.path.iterdir()) == [DONE, "recipe.json", "whole.txt"]
+    assert sorted(path.name for path in made.path.iterdir()) == [DONE, "key.json", "whole.txt"]
 
 
 def test_scratch_is_gone_after_success(tmp_path: Path) -> None:
@@ -222,18 +222,18 @@ def test_scratch_is_gone_after_success(tmp_path: Path) -> None:
         seen.append(scratch)
         write_hello(folder, scratch)
 
-    Store(tmp_path).get_or_make("thing", RECIPE, make)
+    Store(tmp_path).get_or_make("thing", KEY_SETTINGS, make)
     assert not seen[0].exists()
     assert not list(tmp_path.rglob("checkpoint"))
 
 
 def test_a_folder_without_its_mark_is_no_artifact_and_is_replaced(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    made = store.get_or_make("thing", RECIPE, write_hello)
+    made = store.get_or_make("thing", KEY_SETTINGS, write_hello)
     (made.path / DONE).unlink()
     (made.path / "stray.txt").write_text("left over")
-    assert store.find("thing", RECIPE) is None
-    again = store.get_or_make("thing", RECIPE, write_hello)
+    assert store.find("thing", KEY_SETTINGS) is None
+    again = store.get_or_make("thing", KEY_SETTINGS, write_hello)
     assert again.digest == made.digest
     assert not again.file("stray.txt").exists()
 
@@ -334,11 +334,11 @@ def test_what_is_damaged_is_named_and_set_aside_and_made_again(
     """Also by who only wants to find."""
     said: list[str] = []
     store = Store(tmp_path, said.append)
-    made = store.get_or_make("thing", RECIPE, write_hello)
+    made = store.get_or_make("thing", KEY_SETTINGS, write_hello)
     hurt(made.path, how)
-    assert store.find("thing", RECIPE) is None
+    assert store.find("thing", KEY_SETTINGS) is None
     said.clear()
-    again = (store.only_found() if finds else store).get_or_make("thing", RECIPE, write_hello)
+    again = (store.only_found() if finds else store).get_or_make("thing", KEY_SETTINGS, write_hello)
     assert (again.key, again.digest, again.reused) == (made.key, made.digest, False)
     assert again.file("hello.txt").read_text() == "hello"
     aside = tmp_path / "damaged" / f"thing-{made.key}"
@@ -347,7 +347,7 @@ def test_what_is_damaged_is_named_and_set_aside_and_made_again(
         f"thing {made.key}: making",
     ]
     assert os.path.lexists(aside)
-    assert store.get_or_make("thing", RECIPE, refuse).reused
+    assert store.get_or_make("thing", KEY_SETTINGS, refuse).reused
 
 
 def test_of_several_only_the_damaged_are_made_again(tmp_path: Path) -> None:
@@ -367,7 +367,7 @@ def test_of_several_only_the_damaged_are_made_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("call", ["rename", "mkdir"])
 def test_what_cannot_be_set_aside_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     store = Store(tmp_path)
-    made = store.get_or_make("thing", RECIPE, write_hello)
+    made = store.get_or_make("thing", KEY_SETTINGS, write_hello)
     hurt(made.path, "flipped")
 
     def read_only(*_: object, **__: object) -> None:
@@ -378,7 +378,7 @@ def test_what_cannot_be_set_aside_is_a_sentence(tmp_path: Path, monkeypatch: pyt
         with pytest.raises(
             UserError, match=rf"{made.path} is damaged: hello\.txt is .*cannot be set aside \(Read-only"
         ):
-            store.get_or_make("thing", RECIPE, refuse)
+            store.get_or_make("thing", KEY_SETTINGS, refuse)
     assert made.file("hello.txt").read_text() == "hellp"
 
 
@@ -395,17 +395,17 @@ def test_a_result_that_was_damaged_before_it_was_in_its_place_is_made_again(
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", dies)
         with pytest.raises(KeyboardInterrupt):
-            store.get_or_make("thing", RECIPE, write_hello)
+            store.get_or_make("thing", KEY_SETTINGS, write_hello)
     [result] = finished(tmp_path)
     (result / "hello.txt").write_text("")
-    assert store.get_or_make("thing", RECIPE, write_hello).file("hello.txt").read_text() == "hello"
+    assert store.get_or_make("thing", KEY_SETTINGS, write_hello).file("hello.txt").read_text() == "hello"
 
 
 @pytest.mark.parametrize("name", ["", "result", "scratch"])
 @pytest.mark.parametrize("what", ["link", "file"])
 def test_whatever_lies_where_scratch_should_be_is_no_obstacle(tmp_path: Path, name: str, what: str) -> None:
     store = Store(tmp_path)
-    key = store._key(RECIPE)
+    key = store._key(KEY_SETTINGS)
     path = tmp_path / "unfinished" / f"thing-{key}" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     if what == "link":
@@ -417,14 +417,14 @@ def test_whatever_lies_where_scratch_should_be_is_no_obstacle(tmp_path: Path, na
         (scratch / "checkpoint").touch()
         write_hello(folder, scratch)
 
-    assert store.get_or_make("thing", RECIPE, make).file("hello.txt").read_text() == "hello"
+    assert store.get_or_make("thing", KEY_SETTINGS, make).file("hello.txt").read_text() == "hello"
     assert not (tmp_path / "unfinished" / f"thing-{key}").exists()
 
 
 def test_a_place_where_no_artifact_can_go_is_refused_before_it_is_made(tmp_path: Path) -> None:
     (tmp_path / "thing").symlink_to("nowhere")
     with pytest.raises(FileExistsError):
-        Store(tmp_path).get_or_make("thing", RECIPE, refuse)
+        Store(tmp_path).get_or_make("thing", KEY_SETTINGS, refuse)
 
 
 # -- several at once
@@ -456,11 +456,11 @@ def test_several_made_in_one_go_are_what_each_is_alone(tmp_path: Path) -> None:
     assert calls == [[0, 1], [1, 3]]
     assert [artifact.reused for artifact in found if artifact] == [True, False, True, False]
     assert (found[0], found[2]) == (replace(first[1], reused=True), replace(first[0], reused=True))
-    for i, (text, recipe) in enumerate(zip(["1", "1", "0", "3"], MEMBERS, strict=True)):
-        same = alone.get_or_make("thing", recipe, lambda folder, _, text=text: write_text(folder, text))
+    for i, (text, key_settings) in enumerate(zip(["1", "1", "0", "3"], MEMBERS, strict=True)):
+        same = alone.get_or_make("thing", key_settings, lambda folder, _, text=text: write_text(folder, text))
         assert (same.key, same.digest) == (found[i].key, found[i].digest)
         names = [sorted(path.name for path in artifact.path.iterdir()) for artifact in (same, found[i])]
-        assert names == [[DONE, "index.txt", "recipe.json"]] * 2
+        assert names == [[DONE, "index.txt", "key.json"]] * 2
     assert together.get_or_make_many("thing", MEMBERS, refuse_all) == [replace(one, reused=True) for one in found]
     assert not [path for path in (tmp_path / "together" / "unfinished").iterdir() if path.is_dir()]
     with pytest.raises(NotMade, match="thing"):
@@ -525,7 +525,7 @@ def test_results_that_were_whole_when_a_kill_came_are_not_made_again(
         patch.setattr(os, "replace", dies)
         with pytest.raises(KeyboardInterrupt):
             store.get_or_make_many("thing", MEMBERS, write_indices)
-    assert sum(store.find("thing", recipe) is not None for recipe in MEMBERS) == renamed
+    assert sum(store.find("thing", key_settings) is not None for key_settings in MEMBERS) == renamed
     # Alone or together.
     store.get_or_make("thing", MEMBERS[0], refuse)
     found = store.get_or_make_many("thing", MEMBERS, refuse_all)
@@ -553,7 +553,7 @@ def test_scratch_goes_before_results_are_in_their_places(
         patch.setattr(shutil, "rmtree", dies)
         with pytest.raises(KeyboardInterrupt):
             store.get_or_make_many("thing", wanted, make)
-    assert not any(store.find("thing", recipe) for recipe in wanted)
+    assert not any(store.find("thing", key_settings) for key_settings in wanted)
     found = store.get_or_make_many("thing", wanted, refuse_all)
     assert [artifact.reused for artifact in found if artifact] == [True] * len(wanted)
     assert not [path for path in (tmp_path / "unfinished").iterdir() if path.is_dir()]
@@ -570,11 +570,11 @@ def test_a_kill_while_results_are_marked_leaves_the_scratch_of_all(
         (scratch / "checkpoint").write_text("epoch 3")
         write_indices(folders, scratch)
 
-    def dies(folder: Path, recipe: Mapping[str, Any]) -> None:
+    def dies(folder: Path, key_settings: Mapping[str, Any]) -> None:
         if not left[0]:
             raise KeyboardInterrupt
         left[0] -= 1
-        plain(folder, recipe)
+        plain(folder, key_settings)
 
     with monkeypatch.context() as patch:
         patch.setattr(artifacts, "_seal", dies)
@@ -594,8 +594,8 @@ def _want_several(root: Path, wanted: list[int], answers: "multiprocessing.Queue
             write_text(folder, str(wanted[i]))
         time.sleep(0.5)  # long enough for the others to arrive
 
-    recipes = [{"seed": seed} for seed in wanted]
-    found = Store(root / "store").get_or_make_many("thing", recipes, make)
+    keys_settings = [{"seed": seed} for seed in wanted]
+    found = Store(root / "store").get_or_make_many("thing", keys_settings, make)
     answers.put([(seed, artifact.file("index.txt").read_text()) for seed, artifact in zip(wanted, found, strict=True)])
 
 
@@ -720,7 +720,7 @@ def test_numbers_come_back_to_the_last_bit(tmp_path: Path) -> None:
 
 def test_a_table_of_an_artifact_is_read_as_it_was_written(tmp_path: Path) -> None:
     frame = pd.DataFrame({"class": ["NA", "x"], "alpha": [np.inf, np.nan]})
-    made = Store(tmp_path).get_or_make("thing", RECIPE, lambda folder, _: write_table(folder / "t.csv", frame))
+    made = Store(tmp_path).get_or_make("thing", KEY_SETTINGS, lambda folder, _: write_table(folder / "t.csv", frame))
     pd.testing.assert_frame_equal(made.table("t.csv"), frame, check_dtype=False)
 
 
@@ -753,7 +753,7 @@ def test_records_round_trip_and_only_objects_are_records(tmp_path: Path) -> None
 def test_an_artifact_reads_its_tensors(tmp_path: Path) -> None:
     tensors = {"a": torch.arange(3)}
     made: Artifact = Store(tmp_path).get_or_make(
-        "thing", RECIPE, lambda folder, _: save_tensors(folder / "t.safetensors", tensors)
+        "thing", KEY_SETTINGS, lambda folder, _: save_tensors(folder / "t.safetensors", tensors)
     )
     assert made.tensors("t.safetensors")["a"].tolist() == [0, 1, 2]
 

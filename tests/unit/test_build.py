@@ -12,10 +12,10 @@ from pytorch_lightning.loggers.logger import DummyLogger
 from rich.console import Console
 
 from salve.artifacts import Store
+from salve.processes.ranks import Ranks
 from salve.run import build
-from salve.run.build import build_job, check_job
+from salve.run.build import build_context, check_job
 from salve.run.explain import conf_dir
-from salve.run.ranks import Ranks
 from salve.run.schema import Config, register, resolve
 from salve.types import UserError
 
@@ -80,7 +80,7 @@ def test_what_is_wrong_is_found_once_and_said_for_every_job(
 def test_a_job_computes_on_the_gpu_that_it_was_given(composed: Compose, tmp_path: Path) -> None:
     def device(ranks: Ranks) -> torch.device:
         config, console = composed("layer=last"), Console(file=io.StringIO())
-        return build_job(config, Store(tmp_path), lambda _: DummyLogger(), console, ranks).device
+        return build_context(config, Store(tmp_path), lambda _: DummyLogger(), console, ranks).device
 
     assert device(Ranks("cpu")) == torch.device("cpu")
     assert device(Ranks("cuda", gpus=[3])) == torch.device("cuda", 3)
@@ -101,7 +101,7 @@ def test_the_data_are_read_with_the_preset_of_weights_from_a_file(
     torch.save({"state_dict": timm.create_model("test_efficientnet").state_dict()}, tmp_path / "w.pt")
     backbone = ["backbone=timm", "backbone.name=test_efficientnet", f"backbone.weights={tmp_path / 'w.pt'}"]
     config, console = composed(*backbone, "layer=last", *overrides), Console(file=io.StringIO())
-    job = build_job(config, Store(tmp_path), lambda _: DummyLogger(), console, Ranks("cpu"))
+    job = build_context(config, Store(tmp_path), lambda _: DummyLogger(), console, Ranks("cpu"))
     assert job.data.preprocess is not None
     assert (job.data.preprocess.size, job.data.preprocess.resize) == (size, resize)
     assert job.data.preprocess.interpolation == "bicubic"

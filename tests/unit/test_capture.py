@@ -11,8 +11,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from salve.activations import captured, load_captured
 from salve.artifacts import DONE, Artifact, Store, load_tensors
-from salve.backbones import captured, find_site, load_captured, site_activations
+from salve.backbones import find_site, site_activations
 from salve.data.base import ImageData, RawImages
 from salve.data.transforms import Preprocess
 from salve.types import Labels, Split, UserError
@@ -88,7 +89,7 @@ def plain_loop(model: nn.Module, data: ImageData, split: Split) -> Tensor:
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 11, 2048])
 def test_shards_hold_what_a_plain_loop_gives(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rows: int) -> None:
-    monkeypatch.setattr("salve.backbones.capture.SHARD_ROWS", rows)
+    monkeypatch.setattr("salve.activations.capture.SHARD_ROWS", rows)
     model, data = small(), Noise()
     made = run(Store(tmp_path), model, data)
     for split, count in COUNTS.items():
@@ -116,7 +117,7 @@ def test_the_artifact_leaves_nothing_but_shards_and_its_record(tmp_path: Path) -
         "train-00000.safetensors",
         "select-00000.safetensors",
         "test-00000.safetensors",
-        "recipe.json",
+        "key.json",
         DONE,
     }
     assert not list(tmp_path.rglob("shards"))
@@ -140,7 +141,7 @@ def test_a_stopped_capture_goes_on_with_the_first_unfinished_shard(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, killed_at: int, left: tuple[int, int, int]
 ) -> None:
     """With shards of four images, killed when ``killed_at`` images are through: whole shards are not made again."""
-    monkeypatch.setattr("salve.backbones.capture.SHARD_ROWS", 4)
+    monkeypatch.setattr("salve.activations.capture.SHARD_ROWS", 4)
     expected = run(Store(tmp_path / "undisturbed"), small())
     done = 0
 
@@ -186,7 +187,7 @@ def test_a_shard_that_was_cut_off_while_written_is_made_again(monkeypatch: pytes
 
     store = Store(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr("salve.backbones.capture.save_tensors", dies)
+        patch.setattr("salve.activations.capture.save_tensors", dies)
         with pytest.raises(KeyboardInterrupt):
             run(store, small())
     made = run(store, small())
@@ -198,7 +199,7 @@ def test_a_shard_that_was_cut_off_while_written_is_made_again(monkeypatch: pytes
 def test_a_shard_that_was_damaged_after_a_kill_is_made_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
-    monkeypatch.setattr("salve.backbones.capture.SHARD_ROWS", 4)
+    monkeypatch.setattr("salve.activations.capture.SHARD_ROWS", 4)
     expected = run(Store(tmp_path / "undisturbed"), small())
     store = Store(tmp_path / "disturbed")
 
@@ -206,7 +207,7 @@ def test_a_shard_that_was_damaged_after_a_kill_is_made_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("salve.backbones.capture.load_tensors", dies)  # once all shards are whole
+        patch.setattr("salve.activations.capture.load_tensors", dies)  # once all shards are whole
         with pytest.raises(KeyboardInterrupt):
             run(store, small())
     [shard] = store.root.rglob("shards/train-00001.safetensors")
@@ -235,7 +236,7 @@ def test_a_shard_that_was_damaged_after_a_kill_is_made_again(
 def test_an_activation_that_is_no_number_is_refused_and_the_image_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, value: float, rows: int
 ) -> None:
-    monkeypatch.setattr("salve.backbones.capture.SHARD_ROWS", rows)
+    monkeypatch.setattr("salve.activations.capture.SHARD_ROWS", rows)
     model = small()
     # Normalised, only a white image exceeds 2.
     model.register_forward_pre_hook(lambda _, x: torch.where(x[0].amax((1, 2, 3), keepdim=True) > 2.1, value, x[0]))

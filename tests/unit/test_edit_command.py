@@ -18,7 +18,7 @@ from torch import nn
 
 from salve.artifacts import Artifact
 from salve.backbones import Site
-from salve.editing import Edit, Recipe, apply_recipes, gate, make_recipes, save_recipe
+from salve.editing import Edit, EditFile, apply_edit_files, gate, make_edit_files, save_edit_file
 from salve.editing.cli import _write, main
 from salve.editing.files import HELD
 from salve.run.manifest import write_manifest
@@ -58,19 +58,19 @@ class Place:
     def __init__(self, root: Path, dtype: torch.dtype = torch.float32) -> None:
         torch.manual_seed(0)
         self.root, self.run = root, root / "runs" / "one"
-        (self.run / "recipes").mkdir(parents=True)
+        (self.run / "edits").mkdir(parents=True)
         model = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6))
         model[1] = nn.Linear(6, 4)
         own = {name: t.to(dtype) for name, t in model.state_dict().items()}
         model.load_state_dict({name: t.float() for name, t in own.items()})
         sae = _sae()
         named = [(name, [Edit(k, 0.5 + k)]) for k, name in enumerate(NAMES)]
-        self.recipes: list[Recipe] = make_recipes(model, SITE, sae, named, "two layers")
+        self.edit_files: list[EditFile] = make_edit_files(model, SITE, sae, named, "two layers")
         self.files = []
-        for k, recipe in enumerate(self.recipes):
-            slug = recipe.name.lower().replace(" ", "-")
-            self.files.append(self.run / "recipes" / f"{k:02d}-{slug}.json")
-            save_recipe(recipe, self.files[-1])
+        for k, edit_file in enumerate(self.edit_files):
+            slug = edit_file.name.lower().replace(" ", "-")
+            self.files.append(self.run / "edits" / f"{k:02d}-{slug}.json")
+            save_edit_file(edit_file, self.files[-1])
         classifier = root / "artifacts" / "classifier" / "abc"
         classifier.mkdir(parents=True)
         self.classifier = classifier / "model.safetensors"
@@ -113,7 +113,7 @@ def test_apply_and_undo_give_back_bits_dtypes_and_metadata(tmp_path: Path, dtype
 def test_edits_stack_over_several_commands_and_are_undone_apart(place: Place) -> None:
     one, two, three = place.files[:3]
     assert run("apply", one, two, three, place.weights, place.out("together")) == 0
-    expected = apply_recipes(place.recipes[:3], load_file(place.weights))
+    expected = apply_edit_files(place.edit_files[:3], load_file(place.weights))
     assert all(torch.equal(t, expected[name]) for name, t in load_file(place.out("together")).items())
     for order in itertools.permutations((one, two, three)):
         now = place.weights
@@ -136,7 +136,7 @@ def test_another_strength(place: Place) -> None:
         assert run("apply", place.files[0], "--alpha", alpha, place.weights, place.out(f"at-{alpha}")) == 0
         return load_file(place.out(f"at-{alpha}"))["1.weight"]
 
-    weight, c = load_file(place.weights)["1.weight"], place.recipes[0].contributions[0]
+    weight, c = load_file(place.weights)["1.weight"], place.edit_files[0].contributions[0]
     torch.testing.assert_close(scaled("0.25"), weight * (1 - 0.25 * c.abs()))
     assert torch.equal(scaled("inf"), weight * gate(c, float("inf")))
     assert (scaled("inf") == 0).all()
@@ -322,8 +322,8 @@ def test_tensors_that_are_not_edited_keep_whatever_type_they_have(place: Place) 
     """A float64 buffer with digits that float32 does not hold, and counters, are passed on."""
     own = load_file(place.weights)
     own["0.running_var"] = torch.tensor([1 / 3], dtype=torch.float64)
-    recipe = make_recipes(_Net(own), SITE, _sae(), [("church", [Edit(0, 2.0)])], "two layers")[0]
-    save_recipe(recipe, place.root / "own.json")
+    edit_file = make_edit_files(_Net(own), SITE, _sae(), [("church", [Edit(0, 2.0)])], "two layers")[0]
+    save_edit_file(edit_file, place.root / "own.json")
     own["0.num_batches_tracked"] = torch.tensor(7)
     save_file(own, place.root / "own.safetensors")
     assert run("apply", place.root / "own.json", place.root / "own.safetensors", place.out("edited")) == 0
@@ -337,8 +337,8 @@ def test_a_strength_that_half_precision_does_not_hold_makes_no_infinite_weights(
     place = Place(tmp_path, torch.float16)
     model = nn.Sequential(nn.Linear(3, 6), nn.Linear(6, 4))
     model.load_state_dict({name: t.float() for name, t in load_file(place.weights).items()})
-    [recipe] = make_recipes(model, SITE, _sae(), [("church", [Edit(0, 1e7, "enhance")])], "two layers")
-    save_recipe(recipe, place.root / "up.json")
+    [edit_file] = make_edit_files(model, SITE, _sae(), [("church", [Edit(0, 1e7, "enhance")])], "two layers")
+    save_edit_file(edit_file, place.root / "up.json")
     assert run("apply", place.root / "up.json", place.weights, place.out()) == 2
     assert "At α = 1e+07 the edit would make values in 1.weight that float16 does not hold" in capsys.readouterr().err
     assert not place.out().exists()
@@ -464,7 +464,7 @@ def test_show(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert run("show", place.files[1]) == 0
     text = capsys.readouterr().out
-    for fact in ("tench", "latent 1 at α = 1.5", "pool, read by 1", "two layers", place.recipes[1].after[:12]):
+    for fact in ("tench", "latent 1 at α = 1.5", "pool, read by 1", "two layers", place.edit_files[1].after[:12]):
         assert fact in text
     assert run("show", place.run) == 0
     lines = capsys.readouterr().out.splitlines()

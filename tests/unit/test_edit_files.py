@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from salve.backbones import Site
-from salve.editing import Edit, Recipe, apply_recipe, load_recipe, make_recipes, save_recipe
+from salve.editing import Edit, EditFile, apply_edit_file, load_edit_file, make_edit_files, save_edit_file
 from salve.editing.files import HELD, held_in, metadata_with
 from salve.report.text import slug
 from salve.sae import make_sae
@@ -30,16 +30,16 @@ def network(classes: int = 4) -> nn.Sequential:
     return nn.Sequential(nn.Linear(3, 6), nn.Linear(6, classes))
 
 
-def recipes(count: int = 2, classes: int = 4) -> list[Recipe]:
+def edit_files(count: int = 2, classes: int = 4) -> list[EditFile]:
     sae = make_sae("linear_l1", 6, count, torch.Generator().manual_seed(0))
     named = [(f"class {k}", [Edit(k, 0.5 + k)]) for k in range(count)]
-    return make_recipes(network(classes), SITE, sae, named, "two layers")
+    return make_edit_files(network(classes), SITE, sae, named, "two layers")
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for k, recipe in enumerate(recipes()):
-        save_recipe(recipe, tmp_path / f"{k:02d}.json")
+    for k, edit_file in enumerate(edit_files()):
+        save_edit_file(edit_file, tmp_path / f"{k:02d}.json")
     return tmp_path
 
 
@@ -49,9 +49,9 @@ def originals_in(folder: Path) -> Path:
 
 
 def test_the_originals_lie_once_in_a_folder_however_many_edits_it_has(tmp_path: Path) -> None:
-    many = recipes(40, classes=5000)
-    for k, recipe in enumerate(many):
-        save_recipe(recipe, tmp_path / f"{k:02d}.json")
+    many = edit_files(40, classes=5000)
+    for k, edit_file in enumerate(many):
+        save_edit_file(edit_file, tmp_path / f"{k:02d}.json")
     head = 4 * 6 * 5000
     shared = originals_in(tmp_path)
     assert head < shared.stat().st_size < head + 2000
@@ -59,18 +59,18 @@ def test_the_originals_lie_once_in_a_folder_however_many_edits_it_has(tmp_path: 
     assert len(list(tmp_path.iterdir())) == 41  # and nothing that is unfinished
     state = network(5000).state_dict()
     for k in (0, 39):
-        found, expected = (apply_recipe(r, state) for r in (load_recipe(tmp_path / f"{k:02d}.json"), many[k]))
+        found, expected = (apply_edit_file(r, state) for r in (load_edit_file(tmp_path / f"{k:02d}.json"), many[k]))
         assert all(torch.equal(found[name], expected[name]) for name in state)
 
 
 def test_the_originals_are_written_once_and_again_only_when_damaged(folder: Path) -> None:
     shared = originals_in(folder)
     stamp, whole = shared.stat().st_mtime_ns, shared.read_bytes()
-    save_recipe(recipes()[0], folder / "again.json")
+    save_edit_file(edit_files()[0], folder / "again.json")
     assert shared.stat().st_mtime_ns == stamp
     for damaged in (whole[:-4], whole[:-1] + bytes([whole[-1] ^ 1]), b""):
         shared.write_bytes(damaged)
-        save_recipe(recipes()[0], folder / "again.json")
+        save_edit_file(edit_files()[0], folder / "again.json")
         assert shared.read_bytes() == whole
 
 
@@ -80,11 +80,11 @@ def test_files_survive_being_copied_by_the_reports_names(
     other = tmp_path_factory.mktemp("run")
     for path in folder.iterdir():
         shutil.copyfile(path, other / f"{slug(path.stem)}{path.suffix}")
-    assert load_recipe(other / "01.json").name == "class 1"
+    assert load_edit_file(other / "01.json").name == "class 1"
 
 
 def test_metadata_say_the_same_in_whatever_order_edits_came() -> None:
-    one, two = recipes()
+    one, two = edit_files()
     given = {"format": "pt"}
     both = metadata_with(given, [one, two])
     assert both == metadata_with(metadata_with(given, [two]), [two, one])
@@ -94,7 +94,7 @@ def test_metadata_say_the_same_in_whatever_order_edits_came() -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "format": (lambda r: r.update(format="salve-recipe-1"), "no edit file of this version"),
+    "format": (lambda r: r.update(format="salve-edit_file-1"), "no edit file of this version"),
     "no readers": (lambda r: r.update(readers=[]), "readers must be a list that is not empty"),
     "readers twice": (lambda r: r.update(readers=["1", "1"]), "names a module twice"),
     "other readers": (lambda r: r.update(readers=["0"]), "originals of another network or site"),
@@ -147,7 +147,7 @@ def test_every_field_is_checked(folder: Path, damage: str) -> None:
     change(record)
     path.write_text(json.dumps(record))
     with pytest.raises(UserError, match=words) as refusal:
-        load_recipe(path)
+        load_edit_file(path)
     assert str(path.parent) in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
@@ -173,7 +173,7 @@ def test_damaged_originals_are_found_out(folder: Path, change: Callable[[Any, An
     change(tensors, header)
     save_file(tensors, path, {"salve": json.dumps(header)})
     with pytest.raises(UserError, match=words):
-        load_recipe(folder / "00.json")
+        load_edit_file(folder / "00.json")
 
 
 def _mutated(content: bytes, draw: random.Random) -> bytes:
@@ -211,7 +211,7 @@ def test_only_sentences_come_out_of_damaged_files(folder: Path) -> None:
     draw = random.Random(12)
     path, shared = folder / "00.json", originals_in(folder)
     text, binary = path.read_bytes(), shared.read_bytes()
-    good, refused = load_recipe(path), list[str]()
+    good, refused = load_edit_file(path), list[str]()
     for turn in range(600):
         record, content = text, binary
         if turn % 3 == 0:
@@ -228,7 +228,7 @@ def test_only_sentences_come_out_of_damaged_files(folder: Path) -> None:
         path.write_bytes(record)
         shared.write_bytes(content)
         try:
-            found = load_recipe(path)
+            found = load_edit_file(path)
         except UserError as error:
             refused.append(str(error))
         else:
@@ -241,7 +241,7 @@ def test_only_sentences_come_out_of_damaged_files(folder: Path) -> None:
 
 def test_only_sentences_come_out_of_a_damaged_list_of_held_edits() -> None:
     draw = random.Random(12)
-    whole = metadata_with({}, recipes())[HELD]
+    whole = metadata_with({}, edit_files())[HELD]
     refused = []
     for _ in range(300):
         damaged = _mutated(whole.encode(), draw).decode(errors="replace")

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from experiments.claims import load_claims
-from experiments.grounds import GROUNDS
 from experiments.salve2025.atlas import (
     analyse,
     atlas_figure,
@@ -20,6 +19,7 @@ from experiments.salve2025.atlas import (
     own_share,
     shown_latents,
 )
+from experiments.testbeds import TESTBEDS
 from salve.sae import make_sae
 
 CLASSES = ["church", "golf ball", "tench"]
@@ -100,7 +100,7 @@ def a_study(activations: Tensor, maximised: bool = True) -> Any:
     }
     run = SimpleNamespace(found=Found(files), sae=sae, selected=pd.DataFrame(selected, index=CLASSES))
     test = SimpleNamespace(activations=activations, labels=LABELS)
-    return SimpleNamespace(ground=GROUNDS["scenes"], classes=CLASSES, runs=(run,), test=test)
+    return SimpleNamespace(testbed=TESTBEDS["scenes"], classes=CLASSES, runs=(run,), test=test)
 
 
 def separable() -> Tensor:

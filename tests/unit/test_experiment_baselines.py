@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from experiments.claims import load_claims
 from experiments.compare import LEVEL
-from experiments.grounds import GROUNDS
 from experiments.salve2025.baselines import analyse, chosen_by, measured_of, paragraph
 from experiments.salve2025.baselines.figure import PANELS, baselines_figure
 from experiments.salve2025.baselines.methods import (
@@ -31,6 +30,7 @@ from experiments.salve2025.baselines.methods import (
     methods,
     summarise,
 )
+from experiments.testbeds import TESTBEDS
 from salve.editing import rank_one_rows, rank_one_weight
 
 CLASSES = ("a", "b", "c")
@@ -297,7 +297,7 @@ def test_the_words_follow_the_numbers(seeds: int, better: float, says: list[str]
 
 
 def test_the_figure_shows_the_summary_and_the_classes() -> None:
-    table = pd.concat([drawn().assign(ground="x"), drawn().assign(ground="y")])
+    table = pd.concat([drawn().assign(testbed="x"), drawn().assign(testbed="y")])
     figure = baselines_figure(table)
     assert len(figure.axes) == 2 * len(PANELS)
     expected = summarise(drawn())
@@ -350,17 +350,17 @@ def test_findings_of_two_grounds(latents: list[float]) -> None:
     }
     head = (given.weight.float(), given.bias.float())
     studies: Any = [
-        SimpleNamespace(ground=GROUNDS[name], classes=list(CLASSES), runs=runs, head=head, **splits)
+        SimpleNamespace(testbed=TESTBEDS[name], classes=list(CLASSES), runs=runs, head=head, **splits)
         for name in ("resnet18", "scenes")
     ]
     found = analyse(studies)
     assert {one.claim for one in found.measured} == {name for name in load_claims() if name.startswith("baselines.")}
-    assert {one.ground for one in found.measured} == {"resnet18", "scenes"}
+    assert {one.testbed for one in found.measured} == {"resnet18", "scenes"}
     edits = found.tables["edits"]
     assert len(edits) == 2 * 3 * (2 * 2 * len(DIRECTED) + 2)
     expected = compared()
     if latents == [1, 2, 3]:  # the decoder's columns are those of the tests above
-        mine = edits[(edits["ground"] == GROUNDS["scenes"].title) & (edits["direction"] == "latent")]
+        mine = edits[(edits["testbed"] == TESTBEDS["scenes"].title) & (edits["direction"] == "latent")]
         wanted = expected[expected["direction"] == "latent"]
         np.testing.assert_allclose(mine["selectivity"], wanted["selectivity"], atol=1e-6)
     assert found.paragraph.count("At a matched effect") == 2

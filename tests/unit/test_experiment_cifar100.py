@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from experiments.claims import load_claims
 from experiments.compare import matched_edit
-from experiments.grounds import GROUNDS
 from experiments.salve2025.cifar100 import survey as reading
 from experiments.salve2025.cifar100.figures import classes_figure, drift_figure, sharing_figure
 from experiments.salve2025.cifar100.findings import analyse
@@ -26,6 +25,7 @@ from experiments.salve2025.cifar100.measures import (
     siblings,
 )
 from experiments.salve2025.cifar100.survey import survey
+from experiments.testbeds import TESTBEDS
 from tests.unit.edit_examples import verdict, verdicts
 
 
@@ -201,11 +201,11 @@ class OneRun:
 MEANS = np.array([[2.0, 0, 0, 0.1, 0.2], [1.5, 0.4, 0, 0, 0.3], [0, 3.0, 0, 1, 0], [0.1, 0, 0, 1, 0.4]])
 
 
-def a_study(ground: str, monkeypatch: pytest.MonkeyPatch, *runs: OneRun, groups: bool = True) -> Any:
+def a_study(testbed: str, monkeypatch: pytest.MonkeyPatch, *runs: OneRun, groups: bool = True) -> Any:
     monkeypatch.setattr(reading, "Cifar100Data", Groups)
-    job = SimpleNamespace(data=Groups() if groups else object())
+    context = SimpleNamespace(data=Groups() if groups else object())
     test = SimpleNamespace(labels=torch.zeros(40))
-    return SimpleNamespace(ground=GROUNDS[ground], classes=CLASSES, runs=runs, job=job, test=test)
+    return SimpleNamespace(testbed=TESTBEDS[testbed], classes=CLASSES, runs=runs, context=context, test=test)
 
 
 def good(seed: int) -> OneRun:
@@ -269,7 +269,7 @@ def test_claims_are_about_cifar100_and_sharing_needs_fewer_classes_beside_it(mon
     both = analyse([a_study("cifar100", monkeypatch, good(0)), beside])
     # Maple and oak of three share; three of four did.
     assert {one.claim: one.value for one in both.measured}["cifar100.sharing"] == pytest.approx(3 / 4 - 2 / 3)
-    assert {one.ground for one in both.measured} == {"cifar100"}
+    assert {one.testbed for one in both.measured} == {"cifar100"}
     assert "4 classes share more than 3" in both.paragraph
     assert not analyse([a_study("scenes", monkeypatch, good(0), groups=False)]).measured
 

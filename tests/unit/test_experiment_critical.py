@@ -13,7 +13,6 @@ from scipy import stats
 from torch import Tensor, nn
 
 from experiments.claims import load_claims
-from experiments.grounds import GROUNDS
 from experiments.salve2025.critical import EXPERIMENT, analyse
 from experiments.salve2025.critical.measures import (
     SCAN,
@@ -26,6 +25,7 @@ from experiments.salve2025.critical.measures import (
     rank_correlation,
 )
 from experiments.salve2025.critical.network import edited_outputs, spread
+from experiments.testbeds import TESTBEDS
 from salve.backbones import Site
 from salve.diagnosis import critical_strength
 from salve.editing import gates
@@ -209,7 +209,7 @@ def a_study(signed: bool, seeds: int, without: str = "") -> Any:
         )
     test = SimpleNamespace(activations=activations, labels=labels)
     return SimpleNamespace(
-        ground=GROUNDS["scenes"], classes=CLASSES, runs=tuple(runs), test=test, head=(weight, bias), job=job
+        testbed=TESTBEDS["scenes"], classes=CLASSES, runs=tuple(runs), test=test, head=(weight, bias), context=job
     )
 
 

@@ -12,7 +12,6 @@ from scipy import interpolate, optimize, stats
 
 from experiments.claims import judged, load_claims
 from experiments.compare import LEVEL, accuracy_at, strength_to
-from experiments.grounds import GROUNDS
 from experiments.salve2025 import cross_class
 from experiments.salve2025.cross_class import images
 from experiments.salve2025.cross_class.effects import (
@@ -26,6 +25,7 @@ from experiments.salve2025.cross_class.effects import (
 from experiments.salve2025.cross_class.images import images_figure, strips_of
 from experiments.salve2025.cross_class.roles import DRAGGED, FALLS, NONE, REDUNDANT, RISES, STAYS, change_by_class, role
 from experiments.salve2025.cross_class.tables import cases_of, class_table, sae_table, telling, tower_table
+from experiments.testbeds import TESTBEDS
 
 # -- pure functions
 
@@ -150,10 +150,10 @@ def study_of(seeds: tuple[int, ...] = (0,), names: list[str] = CLASSES, **more: 
     sae = SimpleNamespace(decoder=SCALE * torch.eye(4), encode=lambda activations: activations)
     settings = {"sae.dictionary_size": 4, "sae.sparsity": 5.0, "discover.threshold": 0.5}
     runs = tuple(SimpleNamespace(seed=seed, settings=settings, found=found, sae=sae) for seed in seeds)
-    ground = GROUNDS["scenes"]
+    testbed = TESTBEDS["scenes"]
     head = (WEIGHT, BIAS)
     return SimpleNamespace(
-        **{"ground": ground, "classes": names, "runs": runs, "head": head, "train": train},
+        **{"testbed": testbed, "classes": names, "runs": runs, "head": head, "train": train},
         **{"select": more.get("select", split(2)), "test": more.get("test", split(1))},
     )
 

@@ -33,9 +33,9 @@ from experiments.sae_variants.runs import EXPERIMENTS, FULL, QUICK, Family, Plan
 from experiments.sae_variants.tables import markdown, reference_summary, summary
 from salve.artifacts import _seal, save_tensors, write_record
 from salve.run.explain import conf_dir
-from salve.run.plan import combinations, plan
 from salve.run.schema import Config, register
 from salve.sae import VARIANTS, make_sae, save_sae
+from salve.sweep.plan import combinations, plan
 from salve.types import UserError
 
 # -- edits at a matched effect

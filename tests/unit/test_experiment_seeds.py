@@ -12,7 +12,6 @@ import torch
 from scipy import stats
 
 from experiments.claims import load_claims
-from experiments.grounds import GROUNDS
 from experiments.salve2025.seeds import analyse
 from experiments.salve2025.seeds.figures import stability_figure
 from experiments.salve2025.seeds.measures import (
@@ -25,6 +24,7 @@ from experiments.salve2025.seeds.measures import (
     strengths_of,
     variation,
 )
+from experiments.testbeds import TESTBEDS
 from tests.unit.edit_examples import verdict, verdicts
 
 # -- rank correlations, and means over pairs
@@ -215,7 +215,7 @@ def a_study(*runs: OneRun) -> Any:
         activations=torch.randn(6, 5, generator=torch.Generator().manual_seed(0)),
     )
     head = torch.randn(3, 5, generator=torch.Generator().manual_seed(1)), torch.tensor([0.1, 0.2, -0.3])
-    return SimpleNamespace(ground=GROUNDS["scenes"], classes=CLASSES, runs=runs, test=test, head=head)
+    return SimpleNamespace(testbed=TESTBEDS["scenes"], classes=CLASSES, runs=runs, test=test, head=head)
 
 
 @pytest.fixture

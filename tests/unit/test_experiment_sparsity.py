@@ -11,8 +11,8 @@ import torch
 import yaml
 
 from experiments.claims import load_claims
-from experiments.grounds import GROUNDS
 from experiments.salve2025.sparsity import DEFAULT, analyse, falling, grid_figure, runs_of, settings_of
+from experiments.testbeds import TESTBEDS
 from salve.run.explain import conf_dir
 from tests.unit.edit_examples import verdicts
 
@@ -53,7 +53,7 @@ class OneRun:
 
 def a_study(*runs: OneRun) -> Any:
     test = SimpleNamespace(labels=torch.tensor([0] * 20 + [1] * 20 + [2] * 10))
-    return SimpleNamespace(ground=GROUNDS["scenes"], classes=CLASSES, runs=runs, test=test)
+    return SimpleNamespace(testbed=TESTBEDS["scenes"], classes=CLASSES, runs=runs, test=test)
 
 
 def test_a_row_averages_the_edits_of_an_sae() -> None:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from experiments.claims import load_claims
-from experiments.grounds import GROUNDS
 from experiments.salve2025.suppression import analyse, curves_figure, edits_of
+from experiments.testbeds import TESTBEDS
 from tests.unit.edit_examples import verdict, verdicts
 
 CLASSES = ["church", "golf ball", "tench"]
@@ -45,7 +45,7 @@ class OneRun:
 
 def a_study(*runs: OneRun) -> Any:
     test = SimpleNamespace(labels=torch.tensor([0] * 20 + [1] * 20 + [2] * 10))
-    return SimpleNamespace(ground=GROUNDS["scenes"], classes=CLASSES, runs=runs, test=test)
+    return SimpleNamespace(testbed=TESTBEDS["scenes"], classes=CLASSES, runs=runs, test=test)
 
 
 FLAT = [[0.9, 0.8, 0.7]] * 4

@@ -1,4 +1,4 @@
-"""What the paper's experiments share: claims, grounds, places, and the folder that is whole or not there."""
+"""What the paper's experiments share: claims, testbeds, places, and the folder that is whole or not there."""
 
 import argparse
 import json
@@ -25,10 +25,10 @@ from experiments import reproduce as reproduce_module
 from experiments.catalogue import EXPERIMENTS
 from experiments.claims import FILE, Claim, Measured, judged, load_claims, together
 from experiments.experiment import FINDINGS, Experiment, Findings, Picture, carry_out, main, paper_folder
-from experiments.grounds import GROUNDS, Place, add_place, place_of, quoted
 from experiments.page import NotRun, claims_markdown, claims_table, write_page
 from experiments.runs import SAERun, command
 from experiments.separation import PUBLISHED, STRICTLY, separation
+from experiments.testbeds import TESTBEDS, Setup, add_setup, quoted, setup_of
 from salve.artifacts import Artifact, read_record, read_table
 from salve.editing.verdict import LIMITS
 from salve.run.explain import conf_dir
@@ -119,18 +119,18 @@ def test_judged_keeps_the_order_of_claims_and_those_not_measured() -> None:
         judged(claims, [Measured("suppression.low", "vit", 0.2, "a"), Measured("suppression.low", "vit", 0.3, "a")])
 
 
-# -- grounds and places
+# -- testbeds and places
 
 
 def test_every_ground_and_experiment_has_its_recipe_and_a_quick_way() -> None:
-    for name, ground in GROUNDS.items():
-        assert name == ground.name
-        assert ground.quick
-        assert not ground.config or (conf_dir() / "experiment" / f"{ground.config}.yaml").is_file()
-        assert bool(ground.data) == bool(ground.weights)
+    for name, testbed in TESTBEDS.items():
+        assert name == testbed.name
+        assert testbed.quick
+        assert not testbed.config or (conf_dir() / "experiment" / f"{testbed.config}.yaml").is_file()
+        assert bool(testbed.data) == bool(testbed.weights)
     for name, experiment in EXPERIMENTS.items():
         assert name == experiment.name
-        assert {*experiment.grounds, *experiment.beside} <= GROUNDS.keys()
+        assert {*experiment.testbeds, *experiment.beside} <= TESTBEDS.keys()
         assert experiment.quick
         assert (conf_dir() / "experiment" / f"{experiment.config}.yaml").is_file()
 
@@ -138,26 +138,26 @@ def test_every_ground_and_experiment_has_its_recipe_and_a_quick_way() -> None:
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch) -> None:
     """No folder or file in the environment."""
-    for ground in GROUNDS.values():
-        for name in (ground.data, ground.weights):
+    for testbed in TESTBEDS.values():
+        for name in (testbed.data, testbed.weights):
             monkeypatch.delenv(f"SALVE_{name.upper()}", raising=False)
 
 
-def place(*arguments: str) -> Place:
+def setup(*arguments: str) -> Setup:
     parser = argparse.ArgumentParser()
-    add_place(parser)
-    return place_of(parser.parse_intermixed_args(arguments))
+    add_setup(parser)
+    return setup_of(parser.parse_intermixed_args(arguments))
 
 
 @pytest.mark.usefixtures("bare")
 def test_a_place_is_what_options_say_and_else_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert place() == Place(Path("outputs"), {}, {})
+    assert setup() == Setup(Path("outputs"), {}, {})
     monkeypatch.setenv("SALVE_IMAGENETTE", "/env/imagenette")
     monkeypatch.setenv("SALVE_CIFAR100", "/env/cifar")
     monkeypatch.setenv("SALVE_RESNET18", "/env/resnet18.pt")
     monkeypatch.setenv("SALVE_VIT_B_16", "")
     monkeypatch.setenv("HOME", "/home/me")
-    found = place(
+    found = setup(
         "--imagenette", "here", "--weights", "vit=a=b.pt", "--weights", "cifar100=~/c.pt", "--quick", "x=1", "y=2"
     )
     assert found.folders == {"imagenette": "here", "cifar100": "/env/cifar"}
@@ -179,23 +179,25 @@ def test_a_place_is_what_options_say_and_else_the_environment(monkeypatch: pytes
 )
 def test_a_wrong_place_is_answered_with_what_would_be_right(arguments: list[str], named: str) -> None:
     with pytest.raises(UserError, match=named):
-        place(*arguments)
+        setup(*arguments)
 
 
 def test_what_a_place_lacks(tmp_path: Path) -> None:
     file = tmp_path / "weights.pt"
     file.touch()
     images, nowhere = {"imagenette": str(tmp_path)}, {"imagenette": str(tmp_path / "no")}
-    ground, scenes = GROUNDS["resnet18"], GROUNDS["scenes"]
-    assert "give --imagenette FOLDER, or --download" in Place(tmp_path, {}, {}).lacks(ground)
-    assert f"there is no folder {tmp_path / 'no'}" in Place(tmp_path, nowhere, {}).lacks(ground)
-    assert "give --weights resnet18=FILE" in Place(tmp_path, images, {"vit": str(file)}).lacks(ground)
-    assert "there is no file nothing.pt" in Place(tmp_path, images, {"resnet18": "nothing.pt"}).lacks(ground)
-    assert Place(tmp_path, images, {"resnet18": str(file)}).lacks(ground) == ""
+    testbed, scenes = TESTBEDS["resnet18"], TESTBEDS["scenes"]
+    assert "give --imagenette FOLDER, or --download" in Setup(tmp_path, {}, {}).lacks(testbed)
+    assert f"there is no folder {tmp_path / 'no'}" in Setup(tmp_path, nowhere, {}).lacks(testbed)
+    assert "give --weights resnet18=FILE" in Setup(tmp_path, images, {"vit": str(file)}).lacks(testbed)
+    assert "there is no file nothing.pt" in Setup(tmp_path, images, {"resnet18": "nothing.pt"}).lacks(testbed)
+    assert Setup(tmp_path, images, {"resnet18": str(file)}).lacks(testbed) == ""
     # A download makes up for what is missing, but not for a file that was named.
-    assert Place(tmp_path, nowhere, {}, download=True).lacks(ground) == ""
-    assert "there is no file nothing.pt" in Place(tmp_path, {}, {"resnet18": "nothing.pt"}, download=True).lacks(ground)
-    assert Place(tmp_path, {}, {}).lacks(scenes) == ""
+    assert Setup(tmp_path, nowhere, {}, download=True).lacks(testbed) == ""
+    assert "there is no file nothing.pt" in Setup(tmp_path, {}, {"resnet18": "nothing.pt"}, download=True).lacks(
+        testbed
+    )
+    assert Setup(tmp_path, {}, {}).lacks(scenes) == ""
 
 
 @pytest.mark.parametrize(
@@ -209,13 +211,13 @@ def test_any_path_arrives_through_hydra(text: str) -> None:
 
 
 def test_the_command_of_runs(tmp_path: Path) -> None:
-    here = Place(Path("out dir"), {"cifar100": "c"}, {"cifar100": "w.pt"}, download=True, quick=True, settings=("a=1",))
-    assert command("salve2025/x", GROUNDS["cifar100"], here, ("sae.seed=0",)) == [
+    here = Setup(Path("out dir"), {"cifar100": "c"}, {"cifar100": "w.pt"}, download=True, quick=True, settings=("a=1",))
+    assert command("salve2025/x", TESTBEDS["cifar100"], here, ("sae.seed=0",)) == [
         "-m",
         "experiment=[cifar100/resnet18,salve2025/x]",
         "sweep.name=salve2025-x-cifar100-quick",
         "output_dir='out dir'",
-        *GROUNDS["cifar100"].quick,
+        *TESTBEDS["cifar100"].quick,
         "data.root=c",
         "backbone.weights=w.pt",
         "data.download=true",
@@ -223,7 +225,7 @@ def test_the_command_of_runs(tmp_path: Path) -> None:
         "a=1",  # the last word is the user's
     ]
     slow = replace(here, quick=False, download=False, output_dir=tmp_path)
-    assert command("salve2025/x", GROUNDS["scenes"], slow, ("sae.seed=0",)) == [
+    assert command("salve2025/x", TESTBEDS["scenes"], slow, ("sae.seed=0",)) == [
         "-m",
         "experiment=[salve2025/x]",
         "sweep.name=salve2025-x-scenes",
@@ -239,11 +241,11 @@ def test_grounds_beside_are_for_comparison_only(tmp_path: Path) -> None:
     file = tmp_path / "weights.pt"
     file.touch()
     one = Experiment("x", "X", ("cifar100",), analysed, beside=("resnet18", "scenes"))
-    poor = Place(tmp_path, {}, {})
-    rich = Place(tmp_path, {"cifar100": str(tmp_path)}, {"cifar100": str(file)})
+    poor = Setup(tmp_path, {}, {})
+    rich = Setup(tmp_path, {"cifar100": str(tmp_path)}, {"cifar100": str(file)})
 
-    def names(on: list[str] | None, at: Place) -> list[list[str]]:
-        return [[ground.name for ground in part] for part in one.grounds_here(on, at)]
+    def names(on: list[str] | None, at: Setup) -> list[list[str]]:
+        return [[testbed.name for testbed in part] for part in one.testbeds_here(on, at)]
 
     assert names(None, poor) == [[], ["cifar100", "resnet18"]]
     assert names(None, rich) == [["cifar100", "scenes"], ["resnet18"]]
@@ -253,12 +255,12 @@ def test_grounds_beside_are_for_comparison_only(tmp_path: Path) -> None:
 def analysed(studies: Any) -> Findings:
     figure = Figure(figsize=(2, 1))
     figure.subplots().plot([0, 1])
-    ground = studies[0].ground.name
+    testbed = studies[0].testbed.name
     return Findings(
         "One <b>paragraph</b>.\n\nAnother.",
         {"picture": Picture(figure, "A & B")},
         {"numbers": pd.DataFrame({"x": [1, 2]})},
-        [Measured("suppression.separates", ground, 0.95, "9 | 10 <i>\nof them")],
+        [Measured("suppression.separates", testbed, 0.95, "9 | 10 <i>\nof them")],
     )
 
 
@@ -267,14 +269,14 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Runs that are not made but noted; what would be read from them is little."""
     notes: list[str] = []
 
-    def make(config: str, ground: Any, at: Place, quick: Any) -> str:
-        notes.append(ground.name)
-        return f"salve -m <{ground.name}>"
+    def make(config: str, testbed: Any, at: Setup, quick: Any) -> str:
+        notes.append(testbed.name)
+        return f"salve -m <{testbed.name}>"
 
     @contextmanager
-    def opened(config: str, ground: Any, at: Place) -> Iterator[Any]:
+    def opened(config: str, testbed: Any, at: Setup) -> Iterator[Any]:
         data = SimpleNamespace(labels=lambda split: torch.zeros(3 if split == "train" else 2))
-        yield SimpleNamespace(ground=ground, job=SimpleNamespace(data=data), classes=["a"], runs=[0, 1])
+        yield SimpleNamespace(testbed=testbed, context=SimpleNamespace(data=data), classes=["a"], runs=[0, 1])
 
     monkeypatch.setattr(experiments_module, "make", make)
     monkeypatch.setattr(experiments_module, "opened", opened)
@@ -285,30 +287,30 @@ ONE = Experiment("suppression", "One", ("scenes",), analysed, quick=("sae.epochs
 
 
 def test_findings_are_written_once(tmp_path: Path, made: list[str]) -> None:
-    here = Place(tmp_path, {}, {})
-    grounds = [GROUNDS["scenes"]]
-    assert carry_out(ONE, grounds, here)
+    here = Setup(tmp_path, {}, {})
+    testbeds = [TESTBEDS["scenes"]]
+    assert carry_out(ONE, testbeds, here)
     folder = paper_folder(here) / "suppression"
     assert {path.name for path in folder.iterdir()} == {
         *(f"picture.{kind}" for kind in ("pdf", "svg", "png")),
         *("numbers.csv", FINDINGS),
     }
     record = read_record(folder / FINDINGS)
-    assert record["grounds"][0]["images"] == {"train": 3, "select": 2, "test": 2}
+    assert record["testbeds"][0]["images"] == {"train": 3, "select": 2, "test": 2}
     assert record["commands"] == ["salve -m <scenes>"]
     assert record["measured"][0]["value"] == 0.95
     assert read_table(folder / "numbers.csv")["x"].tolist() == [1, 2]
-    assert not carry_out(ONE, grounds, here)
+    assert not carry_out(ONE, testbeds, here)
     assert made == ["scenes"]
     # Other settings are other findings.
-    assert carry_out(ONE, grounds, replace(here, settings=("sae.epochs=2",)))
-    assert carry_out(replace(ONE, quick=("sae.epochs=3",)), grounds, replace(here, quick=True))
+    assert carry_out(ONE, testbeds, replace(here, settings=("sae.epochs=2",)))
+    assert carry_out(replace(ONE, quick=("sae.epochs=3",)), testbeds, replace(here, quick=True))
     assert (tmp_path / "paper-quick" / "suppression" / FINDINGS).is_file()
     assert len(made) == 3
 
 
 def test_what_fails_leaves_nothing_half_written(tmp_path: Path, made: list[str]) -> None:
-    here, grounds = Place(tmp_path, {}, {}), [GROUNDS["scenes"]]
+    here, testbeds = Setup(tmp_path, {}, {}), [TESTBEDS["scenes"]]
 
     def failing(studies: Any) -> Findings:
         raise RuntimeError("analysis")
@@ -321,12 +323,12 @@ def test_what_fails_leaves_nothing_half_written(tmp_path: Path, made: list[str])
 
     for analyse, error in ((failing, RuntimeError), (unknown, KeyError), (unwritable, OSError)):
         with pytest.raises(error):
-            carry_out(replace(ONE, analyse=analyse), grounds, here)
+            carry_out(replace(ONE, analyse=analyse), testbeds, here)
         assert not list(tmp_path.rglob("*suppression*"))
-    assert carry_out(ONE, grounds, here)
+    assert carry_out(ONE, testbeds, here)
     before = read_record(paper_folder(here) / "suppression" / FINDINGS)
     with pytest.raises(RuntimeError):
-        carry_out(replace(ONE, analyse=failing), grounds, replace(here, settings=("a=1",)))
+        carry_out(replace(ONE, analyse=failing), testbeds, replace(here, settings=("a=1",)))
     assert read_record(paper_folder(here) / "suppression" / FINDINGS) == before  # what was there stays
 
 
@@ -362,10 +364,11 @@ def findings(folder: Path, name: str, **changes: Any) -> None:
     """A folder of findings, as an experiment writes it."""
     record = {
         "title": f"Title of {name} & more", "digest": "", "quick": False, "seconds": 60.0, "commands": ["salve <1>"],
-        "grounds": [{"name": "scenes", "title": "scenes", "images": {"train": 1, "select": 2, "test": 3}} | TWO],
+        "testbeds": [{"name": "scenes", "title": "scenes", "images": {"train": 1, "select": 2, "test": 3}} | TWO],
         "machine": {"device": "a <machine>", "cores": 2, "torch": "2"}, "paragraph": "First <b>.\n\nSecond.",
         "pictures": [{"name": "p", "caption": '"quoted" & <i>', "size": [10, 10]}], "tables": ["t"],
-        "measured": [{"claim": "suppression.separates", "ground": "scenes", "value": 0.6, "text": "6 | 10\nof <them>"}],
+        "measured": [{"claim": "suppression.separates", "testbed": "scenes", "value": 0.6,
+                      "text": "6 | 10\nof <them>"}],
     } | changes  # fmt: skip
     (folder / name).mkdir(parents=True)
     (folder / name / FINDINGS).write_text(json.dumps(record), encoding="utf-8")
@@ -398,20 +401,20 @@ def test_a_page_of_some_experiments_escapes_what_it_shows(tmp_path: Path) -> Non
 
 def test_the_published_sense_is_a_column_that_decides_nothing(tmp_path: Path) -> None:
     measured = [
-        {"claim": "suppression.separates", "ground": ground, "value": 0.6, "text": "6", "published": text}
-        for ground, text in (("scenes", "9 <of> 10"), ("vit", "8 of 10"))
+        {"claim": "suppression.separates", "testbed": testbed, "value": 0.6, "text": "6", "published": text}
+        for testbed, text in (("scenes", "9 <of> 10"), ("vit", "8 of 10"))
     ]
-    measured.append({"claim": "suppression.church", "ground": "vit", "value": 0.0, "text": "0 %"})
+    measured.append({"claim": "suppression.church", "testbed": "vit", "value": 0.0, "text": "0 %"})
     one = {"images": {"train": 1}, "classes": 2, "seeds": 1}
     findings(
-        tmp_path, "suppression", measured=measured, grounds=[{"name": n, "title": n, **one} for n in ("scenes", "vit")]
+        tmp_path, "suppression", measured=measured, testbeds=[{"name": n, "title": n, **one} for n in ("scenes", "vit")]
     )
     page = write_page(tmp_path, [ONE], []).read_text(encoding="utf-8")
     assert page.count(f"<th>{PUBLISHED}</th>") == 1
     both = "small ResNet, drawn scenes: 9 &lt;of&gt; 10; ViT-S/14, Imagenette: 8 of 10"
     assert f'<td class="dim">{both}</td>' in page
     assert "gains make up for losses" in page
-    table = read_table(tmp_path / "claims.csv").set_index(["id", "ground"])
+    table = read_table(tmp_path / "claims.csv").set_index(["id", "testbed"])
     assert table.loc[("suppression.separates", "vit"), "in_the_published_sense"] == "8 of 10"
     assert set(table.loc["suppression.separates", "verdict"]) == {"holds partly"}  # 0.6, not 0.9
     lines = (tmp_path / "claims.md").read_text(encoding="utf-8").splitlines()
@@ -508,11 +511,11 @@ def test_a_page_of_nothing(tmp_path: Path) -> None:
 
 
 def test_old_findings_do_not_break_the_page(tmp_path: Path) -> None:
-    """They may know claims and grounds that there are no more."""
-    old = {"claim": "suppression.forgotten", "ground": "scenes", "value": 1.0, "text": "old"}
-    gone = {"claim": "suppression.separates", "ground": "gone", "value": 1.0, "text": "gone"}
-    grounds = [{"name": "gone", "title": "Gone", "images": {"train": 1, "val": 1}, "classes": 2, "seeds": 1}]
-    findings(tmp_path, "suppression", measured=[old, gone], grounds=grounds)
+    """They may know claims and testbeds that there are no more."""
+    old = {"claim": "suppression.forgotten", "testbed": "scenes", "value": 1.0, "text": "old"}
+    gone = {"claim": "suppression.separates", "testbed": "gone", "value": 1.0, "text": "gone"}
+    testbeds = [{"name": "gone", "title": "Gone", "images": {"train": 1, "val": 1}, "classes": 2, "seeds": 1}]
+    findings(tmp_path, "suppression", measured=[old, gone], testbeds=testbeds)
     page = write_page(tmp_path, [ONE], []).read_text(encoding="utf-8")
     assert "Gone: 1 train, 1 val images, 2 classes" in page
     assert page.count("– not measured") == len(load_claims())
@@ -534,7 +537,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Call]:
         return 1 if (tmp_path / "fails").exists() else 0
 
     monkeypatch.setattr(reproduce_module, "run_child", run)
-    monkeypatch.setattr("experiments.catalogue.EXPERIMENTS", {"suppression": replace(ONE, grounds=("scenes", "vit"))})
+    monkeypatch.setattr("experiments.catalogue.EXPERIMENTS", {"suppression": replace(ONE, testbeds=("scenes", "vit"))})
     return found
 
 
@@ -577,7 +580,7 @@ def test_reproduce_hands_its_place_on_as_it_is(tmp_path: Path, calls: list[Call]
     weights = ["--weights", f"vit={__file__}", "--weights", "cifar100=x=y"]
     assert reproduce_module.main([*given, *weights, "a=[1,2]", "b='x y'"]) == 0
     handed = calls[0][3:]
-    assert place(*handed[handed.index("--output-dir") :]) == place(*given, *weights, "a=[1,2]", "b='x y'")
+    assert setup(*handed[handed.index("--output-dir") :]) == setup(*given, *weights, "a=[1,2]", "b='x y'")
     assert handed[: handed.index("--output-dir")] == ["--on", "scenes", "vit"]
 
 

@@ -157,8 +157,8 @@ def test_purity_leaves_out_what_is_negligible() -> None:
     activations = torch.full((4, 1), 10.0)
     latents = torch.tensor([[5.0], [0.05], [-0.05], [4.0]])
     labels = torch.tensor([0, 1, 1, 0])
-    for negligible, purity, images in ((0.0, 0.5, 4), (0.01, 1.0, 2)):
-        metric = ClassPurity(1, 2, negligible=negligible)
+    for firing_threshold, purity, images in ((0.0, 0.5, 4), (0.01, 1.0, 2)):
+        metric = ClassPurity(1, 2, firing_threshold=firing_threshold)
         metric.update(latents, activations, labels)
         found = metric.compute()
         assert (float(found["purity"]), int(found["purity_images"])) == (purity, images)

@@ -22,10 +22,10 @@ from salve.integrity import sealed
 from salve.run import manifest
 from salve.run.explain import conf_dir
 from salve.run.folder import RunFolder, claimed, swept_of
-from salve.run.plan import Run
 from salve.run.rerun import rerun
 from salve.run.schema import Config, register, resolve
-from salve.run.sweep import Sweep
+from salve.sweep.plan import Run
+from salve.sweep.sweeper import Sweep
 from salve.system import in_one_sentence
 from salve.types import UserError
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from salve.run.gpus import accelerator_of, lease, leased_gpus
-from salve.run.schema import TrainerSettings
+from salve.processes.gpus import accelerator_of, lease, leased_gpus
+from salve.settings import TrainerSettings
 from salve.types import UserError
 
 NAMES = ["GPU-a", "GPU-b"]

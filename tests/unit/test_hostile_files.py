@@ -112,7 +112,7 @@ def test_what_an_edit_file_must_not_be(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_a_folder_of_edits_with_a_pipe_in_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place = Place(tmp_path)
-    os.mkfifo(place.run / "recipes" / "zz.json")
+    os.mkfifo(place.run / "edits" / "zz.json")
     assert main(["apply", str(place.run), "--edit", "church", str(place.weights), str(place.out())]) == 0
     capsys.readouterr()
     assert "zz.json is a named pipe" in said_by_command(["show", place.run], capsys)
@@ -196,7 +196,7 @@ def test_sae_headers_of_other_types(tmp_path: Path, field: str) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda t: t.pop("encoder"), "it holds bias, decoder, shift instead of"),
+        (lambda t: t.pop("encoder"), "it holds bias, decoder, b_dec instead of"),
         (lambda t: t.update(more=torch.ones(1)), "instead of"),
         (lambda t: t.pop("decoder"), "it has no decoder"),
         (lambda t: t.update(decoder=torch.ones(6)), "it has no decoder"),

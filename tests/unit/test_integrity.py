@@ -69,7 +69,7 @@ def become_a_folder(path: Path) -> None:
 HURTS: list[Callable[[Path], None]] = [flip, empty, Path.unlink, lead_nowhere, become_a_folder]
 
 
-@pytest.mark.parametrize("name", ["a.csv", "deep/b.bin", "recipe.json", DONE])
+@pytest.mark.parametrize("name", ["a.csv", "deep/b.bin", "key.json", DONE])
 @pytest.mark.parametrize("hurt", HURTS)
 def test_every_file_of_an_artifact_is_checked(artifact: Artifact, name: str, hurt: Callable[[Path], None]) -> None:
     assert damage_of(artifact.path) == ""
@@ -103,7 +103,7 @@ def test_no_folder_and_a_link_to_nowhere_are_damage(tmp_path: Path) -> None:
 
 def test_an_artifact_of_an_older_version_is_whole_without_the_digest_of_its_recipe(artifact: Artifact) -> None:
     done = read_record(artifact.file(DONE))
-    del done["recipe"]
+    del done["key_settings"]
     write_record(artifact.file(DONE), done)
     assert damage_of(artifact.path) == ""
     flip(artifact.file("a.csv"))
@@ -116,7 +116,7 @@ def test_a_second_look_reads_nothing(artifact: Artifact, monkeypatch: pytest.Mon
     assert damage_of(artifact.path) == ""
     assert read == []  # it was remembered when it was made
     assert damage_of(artifact.path, anew=True) == ""
-    assert sorted(read) == ["a.csv", "b.bin", "recipe.json"]
+    assert sorted(read) == ["a.csv", "b.bin", "key.json"]
 
 
 def test_a_damaged_memory_condemns_no_artifact(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:

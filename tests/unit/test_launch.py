@@ -11,9 +11,9 @@ from rich.console import Console
 from salve.artifacts import write_record
 from salve.run.explain import conf_dir
 from salve.run.folder import MANIFEST, METRICS, RunFolder
-from salve.run.launch import _overrides, make
-from salve.run.plan import Run, run_key
 from salve.run.schema import register, resolve
+from salve.sweep.launch import _overrides, make
+from salve.sweep.plan import Run, run_key
 from salve.types import UserError
 
 

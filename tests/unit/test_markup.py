@@ -13,12 +13,12 @@ from hydra import compose, initialize_config_dir
 from rich.console import Console
 
 from salve.report import summary_table
-from salve.report.sweep import print_summary, summarise_sweep
 from salve.run import execute, rerun
 from salve.run.explain import conf_dir
-from salve.run.launch import make
-from salve.run.plan import Run
 from salve.run.schema import register, resolve
+from salve.sweep import print_summary, summarise_sweep
+from salve.sweep.launch import make
+from salve.sweep.plan import Run
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted(path for folder in ("salve", "experiments") for path in (ROOT / folder).rglob("*.py"))

@@ -15,11 +15,11 @@ from sklearn.metrics import accuracy_score, r2_score, roc_auc_score
 from sklearn.metrics.pairwise import paired_cosine_distances
 from torch import Tensor
 
+from salve.activations import Captured
 from salve.artifacts import Artifact, Store, load_tensors, write_record
-from salve.backbones import Captured
 from salve.data.base import ConceptTruth
 from salve.sae import SAE, make_sae, save_sae
-from salve.stages import DiscoverSettings, Job, read_features
+from salve.stages import DiscoverSettings, StageContext, read_features
 from salve.stages.discover import concept_table
 from salve.stages.measure import MOST_ERROR, blocks, check_activations, check_sae, measure_sae
 from salve.types import Diverged, UserError
@@ -66,7 +66,7 @@ def held_out_measures(sae: SAE, split: Captured) -> dict[str, float | None]:
     """What libraries and plain loops say of reconstructions."""
     rows, labels = split.activations, split.labels
     reconstruction = sae.decode(sae.encode(rows))
-    fires = (sae.encode(rows).abs() > sae.negligible * rows.norm(dim=1, keepdim=True)).numpy()
+    fires = (sae.encode(rows).abs() > sae.firing_threshold * rows.norm(dim=1, keepdim=True)).numpy()
     fed = {
         "original": rows,
         "downstream": reconstruction,
@@ -95,7 +95,7 @@ def held_out_measures(sae: SAE, split: Captured) -> dict[str, float | None]:
 @pytest.mark.parametrize("variant", ALL)
 def test_measures_equal_libraries_and_loops_whatever_the_blocks(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sae = example(variant, WIDTH).eval().requires_grad_(False)
-    train = sae.encode(TRAIN.activations).abs() > sae.negligible * TRAIN.activations.norm(dim=1, keepdim=True)
+    train = sae.encode(TRAIN.activations).abs() > sae.firing_threshold * TRAIN.activations.norm(dim=1, keepdim=True)
     frequency = train.numpy().mean(0)
     expected = {
         "dead_fraction": (frequency == 0).mean(),
@@ -196,7 +196,7 @@ def test_a_dictionary_of_one_latent_and_a_share_that_is_undefined_make_a_record(
 
 
 class Surroundings:
-    """A job and its artifacts, with no network behind them."""
+    """A context and its artifacts, with no network behind them."""
 
     def __init__(self, root: Path, sae: SAE, truth: bool = True) -> None:
         self.classes = ("a", "b", "c", "empty")
@@ -230,7 +230,7 @@ class Surroundings:
         return self.splits[name]
 
     def sae(self, *artifacts: Artifact) -> SAE:
-        return Job.sae(self, *artifacts)  # type: ignore[arg-type]
+        return StageContext.sae(self, *artifacts)  # type: ignore[arg-type]
 
     def head(self, _: Artifact) -> tuple[Tensor, Tensor]:
         return WEIGHT, BIAS

@@ -78,7 +78,7 @@ def test_firing_counts_linear_latents_by_what_they_add() -> None:
     activations = torch.tensor([[3.0, 4.0]])  # norm 5
     latents = torch.tensor([[0.04, -0.06, 0.0]])
     assert firing(latents, activations).tolist() == [[True, True, False]]
-    assert firing(latents, activations, negligible=0.01).tolist() == [[False, True, False]]
+    assert firing(latents, activations, firing_threshold=0.01).tolist() == [[False, True, False]]
 
 
 def test_latent_usage_by_hand() -> None:
@@ -171,7 +171,7 @@ def test_histogram_counts_what_fires_and_edges_upwards() -> None:
     edges = torch.tensor([0.1, 1.0, 10.0])
     # A value on an edge lies above it; a latent that fires on an activation of zero is beyond every edge.
     assert relative_magnitude_histogram(latents, activations, edges).tolist() == [[0, 0, 1, 2], [1, 1, 0, 0]]
-    found = relative_magnitude_histogram(latents, activations, edges, negligible=0.05)
+    found = relative_magnitude_histogram(latents, activations, edges, firing_threshold=0.05)
     assert found.tolist() == [[0, 0, 1, 2], [0, 1, 0, 0]]
 
 

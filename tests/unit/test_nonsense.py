@@ -8,17 +8,17 @@ import pytest
 
 from salve.artifacts import Artifact
 from salve.run.schema import Config
-from salve.stages import Job, capture, finetune, train, train_sae, train_saes
+from salve.stages import StageContext, capture, finetune, train, train_sae, train_saes
 from salve.stages.targets import targets_of
 from salve.types import Diverged, UserError
 from tests.unit.test_tryout import built
 
 
 @pytest.fixture(scope="module")
-def ground(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Job, Artifact, Artifact]:
-    config, job = built(tmp_path_factory.mktemp("store"), "finetune.epochs=1", "sae.steps=10", "sae.batch_size=8")
-    classifier = finetune(job, config.finetune)
-    return config, job, classifier, capture(job, classifier)
+def ground(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, StageContext, Artifact, Artifact]:
+    config, context = built(tmp_path_factory.mktemp("store"), "finetune.epochs=1", "sae.steps=10", "sae.batch_size=8")
+    classifier = finetune(context, config.finetune)
+    return config, context, classifier, capture(context, classifier)
 
 
 def left_of(store: Path) -> set[str]:
@@ -28,21 +28,21 @@ def left_of(store: Path) -> set[str]:
 
 
 def test_an_sae_that_diverged_is_no_artifact_and_leaves_no_checkpoint(
-    ground: tuple[Config, Job, Artifact, Artifact],
+    ground: tuple[Config, StageContext, Artifact, Artifact],
 ) -> None:
-    config, job, *inputs = ground
+    config, context, *inputs = ground
     bad = replace(config.sae, learning_rate=1e4)
     for _ in range(2):  # the second attempt begins anew, and ends the same
         with pytest.raises(Diverged, match=r"The training of the SAE diverged: .* lower sae\.learning_rate"):
-            train_sae(job, bad, *inputs)
-        assert left_of(job.store.root) == set()
-    assert train_sae(job, config.sae, *inputs).record("sae.json")["select_fve"] > -1e6
+            train_sae(context, bad, *inputs)
+        assert left_of(context.store.root) == set()
+    assert train_sae(context, config.sae, *inputs).record("sae.json")["select_fve"] > -1e6
 
 
 def test_of_saes_that_are_trained_together_those_that_came_to_something_are_there(
-    ground: tuple[Config, Job, Artifact, Artifact], monkeypatch: pytest.MonkeyPatch
+    ground: tuple[Config, StageContext, Artifact, Artifact], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, job, *inputs = ground
+    config, context, *inputs = ground
     made = train.SAEEnsemble.trained
 
     def spoiled(self: train.SAEEnsemble, number: int) -> tuple[object, object]:
@@ -54,20 +54,20 @@ def test_of_saes_that_are_trained_together_those_that_came_to_something_are_ther
     monkeypatch.setattr(train.SAEEnsemble, "trained", spoiled)
     two = [replace(config.sae, seed=seed) for seed in (11, 12)]
     with pytest.raises(Diverged, match=r"The training of 1 of 2 SAEs diverged: .*sae\.seed=12; lower"):
-        train_saes(job, two, *inputs)
-    assert train_sae(job, two[0], *inputs).reused
-    assert not train_sae(job, two[1], *inputs).reused
+        train_saes(context, two, *inputs)
+    assert train_sae(context, two[0], *inputs).reused
+    assert not train_sae(context, two[1], *inputs).reused
 
 
 def test_an_sae_of_an_earlier_version_that_diverged_is_not_gone_on_from(
-    ground: tuple[Config, Job, Artifact, Artifact], monkeypatch: pytest.MonkeyPatch
+    ground: tuple[Config, StageContext, Artifact, Artifact], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, job, *inputs = ground
+    config, context, *inputs = ground
     other = replace(config.sae, seed=5)
-    record = {**train_sae(job, other, *inputs).record("sae.json"), "select_fve": -5.7e16}
+    record = {**train_sae(context, other, *inputs).record("sae.json"), "select_fve": -5.7e16}
     monkeypatch.setattr(Artifact, "record", lambda *_: record)
     with pytest.raises(Diverged, match=r"FVE -5\.7e\+16"):
-        train_sae(job, other, *inputs)
+        train_sae(context, other, *inputs)
 
 
 def test_an_sae_none_of_whose_latents_fires_has_nothing_to_edit(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def test_the_results_show_the_table_that_was_written() -> None:
     assert table in results
 
 
-@pytest.mark.parametrize("row", MEASURED.to_dict("records"), ids=lambda row: f"{row['id']}-{row['ground']}")
+@pytest.mark.parametrize("row", MEASURED.to_dict("records"), ids=lambda row: f"{row['id']}-{row['testbed']}")
 def test_a_verdict_follows_from_the_expected_direction(row: dict[str, object]) -> None:
     claim = CLAIMS[str(row["id"])]
     assert row["claim"] == claim.claim
@@ -30,6 +30,6 @@ def test_a_verdict_follows_from_the_expected_direction(row: dict[str, object]) -
 
 
 def test_every_claim_that_needs_no_download_was_measured() -> None:
-    wanted = {name for name, claim in CLAIMS.items() if EXPERIMENTS[claim.experiment].grounds != ("cifar100",)}
+    wanted = {name for name, claim in CLAIMS.items() if EXPERIMENTS[claim.experiment].testbeds != ("cifar100",)}
     assert wanted <= set(MEASURED["id"])
     assert set(MEASURED["verdict"]) <= set(SIGNS)

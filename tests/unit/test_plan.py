@@ -11,9 +11,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from salve.run.explain import conf_dir
-from salve.run.launch import jobs_of
-from salve.run.plan import NOT_COMPUTED, combinations, is_computed, plan, run_key
 from salve.run.schema import CHOICES, Config, register, resolve
+from salve.sweep.launch import jobs_of
+from salve.sweep.plan import NOT_COMPUTED, combinations, is_computed, plan, run_key
 from salve.types import UserError
 
 

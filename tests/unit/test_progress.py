@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from salve.processes.progress import LATE, SOON, Pace, ProgressLines, counted
+from salve.processes.trainer import TrainerFactory
 from salve.run import progress
-from salve.run.progress import LATE, SOON, Pace, ProgressLines, counted
-from salve.run.trainers import Trainers
 
 
 class Clock:
@@ -130,8 +130,8 @@ def test_a_training_says_how_far_it_is(
 
 @pytest.mark.parametrize("lines", [True, False])
 def test_trainers_show_lines_where_there_is_no_terminal(lines: bool, caplog: pytest.LogCaptureFixture) -> None:
-    trainers = Trainers("cpu", None, 1, "32-true", None, bar=False, lines=lines)
+    trainer_factory = TrainerFactory("cpu", None, 1, "32-true", None, bar=False, lines=lines)
     with caplog.at_level(logging.ERROR):
-        trainer = trainers("finetune", 1, [])
+        trainer = trainer_factory("finetune", 1, [])
     assert any(isinstance(callback, ProgressLines) for callback in trainer.callbacks) == lines
-    assert not Trainers.__getstate__(trainers)["lines"]  # a follower on another rank says nothing
+    assert not TrainerFactory.__getstate__(trainer_factory)["lines"]  # a follower on another rank says nothing

@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch import distributed
 
+from salve.activations.rows import rows_loader
 from salve.backbones import Classifier
-from salve.data.ranks import batch_share
-from salve.run.ranks import Ranks, _Place, check_ranks, gathered
-from salve.run.schema import TrainerSettings
-from salve.run.trainers import Trainers, _SharedBatchNorm
-from salve.sae.rows import rows_loader
+from salve.distributed import batch_share
+from salve.processes.ranks import Ranks, _OutsideRank, check_ranks, gathered
+from salve.processes.trainer import TrainerFactory, _SharedBatchNorm
+from salve.settings import TrainerSettings
 from salve.stages.training import quiet_lightning
 from salve.types import UserError
 
@@ -35,9 +35,9 @@ SRUN = {**SRUN, "SLURM_LOCALID": "1"}
     ("environment", "place"),
     [
         ({}, None),
-        (TORCHRUN, _Place(3, 4, 1, 2)),
+        (TORCHRUN, _OutsideRank(3, 4, 1, 2)),
         ({**TORCHRUN, "RANK": "0", "WORLD_SIZE": "1"}, None),
-        (SRUN, _Place(3, 4, 1, 2)),
+        (SRUN, _OutsideRank(3, 4, 1, 2)),
         (BATCH_SCRIPT, None),
         ({**SRUN, "SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_NUM_NODES": "1"}, None),
         ({**TORCHRUN, "SALVE_RANK_PROCESS": "1"}, None),
@@ -45,13 +45,13 @@ SRUN = {**SRUN, "SLURM_LOCALID": "1"}
     ids=["alone", "torchrun", "one of one", "srun", "sbatch without srun", "one task", "started by a leader"],
 )
 def test_the_place_is_read_from_the_environment(
-    monkeypatch: pytest.MonkeyPatch, environment: Mapping[str, str], place: _Place | None
+    monkeypatch: pytest.MonkeyPatch, environment: Mapping[str, str], place: _OutsideRank | None
 ) -> None:
     for name in [name for name in os.environ if name.startswith(("SLURM_", "TORCHELASTIC_"))]:
         monkeypatch.delenv(name)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert _Place.found() == place
+    assert _OutsideRank.found() == place
 
 
 def test_ranks_that_would_run_the_whole_sweep_are_refused() -> None:
@@ -175,9 +175,9 @@ class Forgetful(torch.nn.Module):
         return out
 
 
-def trained(trainers: Trainers, module: Classifier, loaders: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def trained(trainer_factory: TrainerFactory, module: Classifier, loaders: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     with quiet_lightning():
-        trainers("finetune", 2, []).fit(module, **loaders)
+        trainer_factory("finetune", 2, []).fit(module, **loaders)
     return module.model.state_dict()
 
 
@@ -187,8 +187,8 @@ def test_a_parameter_without_a_gradient_stays_as_it_is(two: Ranks) -> None:
     states = []
     for ranks, size in ((Ranks("cpu"), 1), (two, 2)):
         torch.manual_seed(1)
-        trainers = Trainers("cpu", None, size, "32-true", None, False)
-        states.append(ranks(trained, trainers, Classifier(Forgetful(), torch.arange(3), 0.1, 0.1), loaders))
+        trainer_factory = TrainerFactory("cpu", None, size, "32-true", None, False)
+        states.append(ranks(trained, trainer_factory, Classifier(Forgetful(), torch.arange(3), 0.1, 0.1), loaders))
     assert torch.equal(states[1]["forgotten"], torch.ones(3))
     torch.testing.assert_close(states[1], states[0])
 
@@ -206,8 +206,8 @@ def test_batchnorm_over_ranks_keeps_the_activations_inside_timms(tiny: Callable[
 
 LEADER = """
 import time
-from salve.run.ranks import gathered
-from salve.run.schema import TrainerSettings
+from salve.processes.ranks import gathered
+from salve.settings import TrainerSettings
 from tests.unit.test_ranks import rank_and_sum
 if __name__ == "__main__":
     with gathered(TrainerSettings("cpu", 2, "ddp_spawn", "32-true")) as ranks:

@@ -27,7 +27,7 @@ from salve.report.figures.control import confusion_matrix, matrix_classes
 from salve.report.figures.discover import class_mean_heat_map, heat_map_columns, latent_use
 from salve.report.figures.validate import overlay
 from salve.report.inputs import Artifacts
-from salve.report.page import _copy_recipes
+from salve.report.page import _copy_edit_files
 from salve.report.remarks import remarks_on
 from salve.report.sections.control import panel_order
 from salve.report.tables import class_summary, headline
@@ -285,9 +285,9 @@ class Run:
         record |= {"separates_published": len(summary), "resamples": 1000, "images_per_class": self.images}
         record["limits"] = {"accuracy": 0.05, "others_mean_change": 0.03, "others_worst_loss": 0.1}
         write_record(folder / "verdict.json", record)
-        (folder / "recipes").mkdir()
+        (folder / "edits").mkdir()
         for i in range(min(n, 3)):
-            (folder / "recipes" / f"suppress-{i}.json").write_text(json.dumps({"latent": self.latents[i]}, indent=1))
+            (folder / "edits" / f"suppress-{i}.json").write_text(json.dumps({"latent": self.latents[i]}, indent=1))
 
     def _diagnose(self, flips: str) -> None:
         rows, summary = [], []
@@ -576,8 +576,8 @@ def test_tables_are_byte_equal_copies(ten: Run, ten_page: Page) -> None:
     assert list(summary["class"]) == list(ten.classes)
     assert copied == originals
     assert {f"tables/{name}" for name in copied} <= ten_page.files
-    assert (ten.root / "out" / "recipes" / "suppress-1.json").read_bytes() == (
-        ten.root / "control" / "recipes" / "suppress-1.json"
+    assert (ten.root / "out" / "edits" / "suppress-1.json").read_bytes() == (
+        ten.root / "control" / "edits" / "suppress-1.json"
     ).read_bytes()
 
 
@@ -587,19 +587,19 @@ def test_what_a_link_leads_to_elsewhere_is_not_in_the_report(tmp_path: Path) -> 
     (tmp_path / "secrets").mkdir()
     (tmp_path / "secrets" / "key.json").write_text('{"latent": "the secret"}')
     run = Run(tmp_path / "run", CLASSES[:1], images=8, size=16, top=2, failing=())
-    whole = len(list((run.root / "control" / "recipes").iterdir()))
+    whole = len(list((run.root / "control" / "edits").iterdir()))
     (run.root / "features" / "more.csv").symlink_to(tmp_path / "secret.csv")
-    (run.root / "control" / "recipes" / "more.json").symlink_to(tmp_path / "secret.json")
+    (run.root / "control" / "edits" / "more.json").symlink_to(tmp_path / "secret.json")
     (run.root / "features" / "classes.csv").unlink()
     (run.root / "features" / "classes.csv").symlink_to(tmp_path / "secret.csv")
-    (run.root / "sae" / "recipes").symlink_to(tmp_path / "secrets")
-    (run.root / "control" / "recipes" / "same.json").symlink_to("suppress-0.json")  # within the artifact
+    (run.root / "sae" / "edits").symlink_to(tmp_path / "secrets")
+    (run.root / "control" / "edits" / "same.json").symlink_to("suppress-0.json")  # within the artifact
     (tmp_path / "moved").symlink_to(run.root)  # where artifacts lie may be a link
     folders = {kind: tmp_path / "moved" / kind for kind in run.folders}
     write(tmp_path / "out", folders)
     written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert not [path for path in written if b"the secret" in path.read_bytes()]
-    assert len(list((tmp_path / "out" / "recipes").iterdir())) == whole + 1
+    assert len(list((tmp_path / "out" / "edits").iterdir())) == whole + 1
     assert (tmp_path / "out" / "tables" / "control-summary.csv").is_file()
 
 
@@ -889,11 +889,11 @@ def test_files_that_edits_share_keep_their_names(tmp_path: Path) -> None:
     run = Run(tmp_path / "run", CLASSES[:2], images=5, size=16, top=1)
     shared = f"originals-{'0123456789abcdef' * 4}.safetensors"
     for name in (shared, f"03-{'very-' * 11}long.json", "<b>&.json"):
-        (run.root / "control" / "recipes" / name).write_text(name)
-    names = set(_copy_recipes(Artifacts(run.folders), tmp_path))
+        (run.root / "control" / "edits" / name).write_text(name)
+    names = set(_copy_edit_files(Artifacts(run.folders), tmp_path))
     assert names == {shared, f"03-{'very-' * 11}long.json", "b.json", "suppress-0.json", "suppress-1.json"}
-    assert {path.name for path in (tmp_path / "recipes").iterdir()} == names
-    assert (tmp_path / "recipes" / shared).read_text() == shared
+    assert {path.name for path in (tmp_path / "edits").iterdir()} == names
+    assert (tmp_path / "edits" / shared).read_text() == shared
 
 
 @pytest.mark.usefixtures("no_figures")

@@ -8,17 +8,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from salve.sae import (
-    VARIANTS,
-    ActivationsData,
-    Course,
-    SparseAutoencoder,
-    fingerprint,
-    load_sae,
-    make_sae,
-    sae_loss,
-    save_sae,
-)
+from salve.activations import ActivationsData, Schedule
+from salve.sae import VARIANTS, SparseAutoencoder, fingerprint, load_sae, make_sae, sae_loss, save_sae
 from salve.types import UserError
 from tests.unit.sae_examples import drawn, example, fit
 
@@ -133,11 +124,11 @@ def test_an_sae_of_something_else_is_refused(tmp_path) -> None:  # type: ignore[
 
 def test_an_sae_with_a_learned_shift_is_a_plain_one_when_it_is_loaded(tmp_path) -> None:  # type: ignore[no-untyped-def]
     sae = example("relu_l1").eval()
-    sae.learn_shift()
-    assert "shift" in dict(sae.named_parameters())
+    sae.learn_b_dec()
+    assert "b_dec" in dict(sae.named_parameters())
     save_sae(tmp_path / "a.safetensors", sae)
     loaded = load_sae(tmp_path / "a.safetensors")
-    assert "shift" not in dict(loaded.named_parameters())
+    assert "b_dec" not in dict(loaded.named_parameters())
     torch.testing.assert_close(loaded(drawn(5, 6)), sae(drawn(5, 6)))
 
 
@@ -163,8 +154,8 @@ def train(
     pl.seed_everything(0, verbose=False)
     sae = make_sae(variant, activations.shape[1], size, torch.Generator().manual_seed(0), **settings)
     module = SparseAutoencoder(sae, sparsity, 3e-3, head=lambda a: a)
-    course = Course.of_epochs(len(activations), 128, epochs)
-    data = ActivationsData(activations, activations[:64], torch.zeros(64, dtype=torch.long), course)
+    schedule = Schedule.of_epochs(len(activations), 128, epochs)
+    data = ActivationsData(activations, activations[:64], torch.zeros(64, dtype=torch.long), schedule)
     fit(module, epochs, datamodule=data, limit_val_batches=0)
     return sae.requires_grad_(False).eval()
 

@@ -14,13 +14,13 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from salve.activations import Block, Captured
 from salve.artifacts import Artifact, NotMade, Store
-from salve.backbones import Captured
-from salve.run.trainers import _Checkpoints
-from salve.sae import VARIANTS, Block, SparseAutoencoder, make_sae
+from salve.processes.trainer import _Checkpoints
+from salve.sae import VARIANTS, SparseAutoencoder, make_sae
 from salve.sae import module as sae_module
 from salve.sae.ensemble import SAEEnsemble
-from salve.stages import BackboneSettings, Job, SAESettings, can_share, train_sae, train_saes
+from salve.stages import BackboneSettings, SAESettings, StageContext, can_share, train_sae, train_saes
 from salve.types import UserError
 from tests.unit.sae_examples import plain_trainer
 
@@ -46,7 +46,7 @@ def four_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Alone:
-    """The ranks of a job that has one."""
+    """The ranks of a context that has one."""
 
     several = False
 
@@ -54,8 +54,8 @@ class Alone:
         return work(*args)
 
 
-class SmallJob(Job):
-    """A job whose activations and head are drawn instead of captured."""
+class SmallContext(StageContext):
+    """A context whose activations and head are drawn instead of captured."""
 
     def activations(self, activations: Artifact, split: str) -> Captured:
         generator = torch.Generator().manual_seed(len(split))
@@ -80,39 +80,39 @@ def trainer(_: str, epochs: int, callbacks: list[pl.Callback]) -> pl.Trainer:
 Train = Callable[..., list[Artifact]]
 #: What a member may have besides.
 MORE: dict[str, dict[str, Any]] = {
-    "gated": {"learn_shift": True},
+    "gated": {"learn_b_dec": True},
     # In smaller batches some latent fires alone in a whole batch, as at k = 1 below.
     "jumprelu": {"batch_size": 35},
     "batch_topk": {"auxk": 3},
-    "matryoshka": {"auxk": 2, "prefixes": [0.5, 1.0], "start": "data", "learn_shift": True},
+    "matryoshka": {"auxk": 2, "prefixes": [0.5, 1.0], "start": "data", "learn_b_dec": True},
 }
 
 
-def surroundings(folder: Path) -> tuple[Job, Artifact, Artifact]:
-    """A job on a store of its own, and the artifacts that SAEs are made from."""
+def surroundings(folder: Path) -> tuple[StageContext, Artifact, Artifact]:
+    """A context on a store of its own, and the artifacts that SAEs are made from."""
     store = Store(folder)
     inputs = [store.get_or_make(kind, {}, lambda path, _: None) for kind in ("classifier", "activations")]
     data: Any = None
     backbone = BackboneSettings("timm", "none", "random")
-    job = SmallJob(store, data, backbone, "last", 0, trainer, torch.device("cpu"), no_progress, Alone())
-    return job, inputs[0], inputs[1]
+    context = SmallContext(store, data, backbone, "last", 0, trainer, torch.device("cpu"), no_progress, Alone())
+    return context, inputs[0], inputs[1]
 
 
 def together(folder: Path, settings: list[SAESettings]) -> list[Artifact]:
-    job, *inputs = surroundings(folder)
-    return train_saes(job, settings, *inputs)
+    context, *inputs = surroundings(folder)
+    return train_saes(context, settings, *inputs)
 
 
 def alone(folder: Path, settings: list[SAESettings]) -> list[Artifact]:
-    job, *inputs = surroundings(folder)
-    return [train_sae(job, one, *inputs) for one in settings]
+    context, *inputs = surroundings(folder)
+    return [train_sae(context, one, *inputs) for one in settings]
 
 
 def assert_same(got: list[Artifact], expected: list[Artifact]) -> None:
     """The same keys and files, and numbers to float tolerance."""
     for one, other in zip(got, expected, strict=True):
         assert one.key == other.key
-        assert one.record("recipe.json") == other.record("recipe.json")
+        assert one.record("key.json") == other.record("key.json")
         names = [sorted(path.name for path in artifact.path.iterdir()) for artifact in (one, other)]
         assert names[0] == names[1]
         pd.testing.assert_frame_equal(one.table("history.csv"), other.table("history.csv"), rtol=1e-3, atol=1e-5)
@@ -128,13 +128,13 @@ def assert_same(got: list[Artifact], expected: list[Artifact]) -> None:
 def fits(monkeypatch: pytest.MonkeyPatch) -> list[type]:
     """The kinds of modules that were trained, in order."""
     kinds: list[type] = []
-    plain = Job.fit
+    plain = StageContext.fit
 
-    def spy(self: Job, stage: str, module: pl.LightningModule, *args: Any, **kwargs: Any) -> Any:
+    def spy(self: StageContext, stage: str, module: pl.LightningModule, *args: Any, **kwargs: Any) -> Any:
         kinds.append(type(module))
         return plain(self, stage, module, *args, **kwargs)
 
-    monkeypatch.setattr(Job, "fit", spy)
+    monkeypatch.setattr(StageContext, "fit", spy)
     return kinds
 
 
@@ -186,10 +186,10 @@ def test_every_step_has_a_whole_batch_of_rows_drawn_pass_by_pass(
         plain(self, batch, index)
 
     monkeypatch.setattr(SparseAutoencoder, "training_step", spy)
-    job, *inputs = surroundings(tmp_path)
-    train_sae(job, replace(SETTINGS, seed=5), *inputs)
+    context, *inputs = surroundings(tmp_path)
+    train_sae(context, replace(SETTINGS, seed=5), *inputs)
     assert [len(batch) for batch in seen] == [16] * 18
-    train = job.activations(inputs[1], "train").activations
+    train = context.activations(inputs[1], "train").activations
     scaled = train / train.square().mean().sqrt()
     rows, orders = torch.cat(seen), []
     for number in range(4):  # 288 rows: four passes, and eight rows of a fifth
@@ -202,13 +202,13 @@ def test_every_step_has_a_whole_batch_of_rows_drawn_pass_by_pass(
 def test_a_member_that_diverges_is_named_and_the_others_are_kept(tmp_path: Path) -> None:
     good = [replace(SETTINGS, seed=seed) for seed in (0, 1)]
     bad = replace(SETTINGS, sparsity=3e38)
-    job, *inputs = surroundings(tmp_path / "together")
+    context, *inputs = surroundings(tmp_path / "together")
     with pytest.raises(UserError, match=r"1 of 3 SAEs diverged: .*sae\.sparsity=3e\+38"):
-        train_saes(job, [good[0], bad, good[1]], *inputs)
-    found = train_saes(replace(job, store=job.store.only_found()), good, *inputs)
+        train_saes(context, [good[0], bad, good[1]], *inputs)
+    found = train_saes(replace(context, store=context.store.only_found()), good, *inputs)
     assert_same(found, alone(tmp_path / "alone", good))
     with pytest.raises(NotMade):
-        train_saes(replace(job, store=job.store.only_found()), [bad], *inputs)
+        train_saes(replace(context, store=context.store.only_found()), [bad], *inputs)
     assert not [path for path in (tmp_path / "together" / "unfinished").iterdir() if path.is_dir()]
 
 
@@ -233,10 +233,10 @@ def test_a_killed_ensemble_goes_on_and_ends_with_the_same_bits(tmp_path: Path) -
     settings = [
         replace(SETTINGS, variant="relu_l1", sparsity=sparsity, seed=s) for s in (0, 1) for sparsity in (0.1, 1)
     ]
-    job, *inputs = surroundings(tmp_path / "killed")
+    context, *inputs = surroundings(tmp_path / "killed")
 
-    def with_(callback: pl.Callback) -> Job:
-        return replace(job, trainer=lambda stage, epochs, rest: trainer(stage, epochs, [*rest, callback]))
+    def with_(callback: pl.Callback) -> StageContext:
+        return replace(context, trainer=lambda stage, epochs, rest: trainer(stage, epochs, [*rest, callback]))
 
     with pytest.raises(Killed):
         train_saes(with_(Die(2)), settings, *inputs)
@@ -251,35 +251,35 @@ def test_a_killed_ensemble_goes_on_and_ends_with_the_same_bits(tmp_path: Path) -
 
 def test_what_a_killed_training_left_is_of_use_in_a_group_that_has_only_it_to_make(tmp_path: Path) -> None:
     a, b = (replace(SETTINGS, seed=seed) for seed in (0, 1))
-    job, *inputs = surroundings(tmp_path / "killed")
-    dying = replace(job, trainer=lambda stage, epochs, rest: trainer(stage, epochs, [*rest, Die(2)]))
+    context, *inputs = surroundings(tmp_path / "killed")
+    dying = replace(context, trainer=lambda stage, epochs, rest: trainer(stage, epochs, [*rest, Die(2)]))
     with pytest.raises(Killed):
         train_sae(dying, a, *inputs)
-    train_sae(job, b, *inputs)
-    found = train_saes(job, [b, a, a], *inputs)
+    train_sae(context, b, *inputs)
+    found = train_saes(context, [b, a, a], *inputs)
     assert [artifact.digest for artifact in found[:2]] == [one.digest for one in alone(tmp_path / "calm", [b, a])]
     assert found[2] == found[1]
 
 
 def test_only_what_is_missing_is_trained(tmp_path: Path, fits: list[type]) -> None:
     a, b, c, d = (replace(SETTINGS, seed=seed, steps=9) for seed in range(4))
-    job, *inputs = surroundings(tmp_path)
-    [before] = train_saes(job, [a], *inputs)
+    context, *inputs = surroundings(tmp_path)
+    [before] = train_saes(context, [a], *inputs)
     # One that is alone takes the way of one alone, and has its bits.
     assert fits == [SparseAutoencoder]
     assert before.digest == alone(tmp_path / "alone", [a])[0].digest
     fits.clear()
-    found = train_saes(job, [b, a, c], *inputs)
+    found = train_saes(context, [b, a, c], *inputs)
     assert fits == [SAEEnsemble]
     assert [artifact.reused for artifact in found] == [False, True, False]
     assert found[1].digest == before.digest
-    train_saes(job, [c, d, a], *inputs)
+    train_saes(context, [c, d, a], *inputs)
     assert fits == [SAEEnsemble, SparseAutoencoder]
-    again = train_saes(job, [a, b, c, d, a], *inputs)
+    again = train_saes(context, [a, b, c, d, a], *inputs)
     assert len(fits) == 2
     assert all(artifact.reused for artifact in again)
     # The same SAE asked for twice is one member.
-    twice = train_saes(job, [replace(a, seed=7), replace(a, seed=8), replace(a, seed=7)], *inputs)
+    twice = train_saes(context, [replace(a, seed=7), replace(a, seed=8), replace(a, seed=7)], *inputs)
     assert twice[0].path == twice[2].path != twice[1].path
 
 
@@ -292,7 +292,7 @@ def test_only_what_is_missing_is_trained(tmp_path: Path, fits: list[type]) -> No
             for name, value in {"variant": "relu_l1", "centre": True, "epochs": 5, "steps": 19}.items()
         ),
         *(({name: value}, False) for name, value in {"learning_rate": 0.1, "batch_size": 8, "warmup": 0.2}.items()),
-        *(({name: value}, False) for name, value in {"learn_shift": True, "start": "data", "resample": 2}.items()),
+        *(({name: value}, False) for name, value in {"learn_b_dec": True, "start": "data", "resample": 2}.items()),
     ],
 )
 def test_what_may_differ(change: dict[str, Any], fits_together: bool, tmp_path: Path) -> None:
@@ -314,19 +314,19 @@ def test_who_is_resampled_is_trained_alone(tmp_path: Path, fits: list[type]) -> 
 
 
 def test_recipes_of_before_are_those_of_now(tmp_path: Path) -> None:
-    """A setting that came later is in no recipe, unless it is used."""
+    """A setting that came later is in no key_settings, unless it is used."""
     before = {"variant", "dictionary_size", "sparsity", "k", "centre", "learning_rate", "batch_size", "steps"}
     [plain] = alone(tmp_path, [SETTINGS])
-    assert plain.record("recipe.json")["settings"].keys() == before
+    assert plain.record("key.json")["settings"].keys() == before
     used = replace(SETTINGS, variant="relu_l1", start="data", resample=2)
     [other] = alone(tmp_path, [used])
-    assert other.record("recipe.json")["settings"].keys() == before | {"start", "resample"}
+    assert other.record("key.json")["settings"].keys() == before | {"start", "resample"}
     assert other.record("sae.json").items() >= {"start": "data", "resample": 2}.items()
 
 
 def test_epochs_take_the_place_of_steps(tmp_path: Path) -> None:
     [passes] = alone(tmp_path, [replace(SETTINGS, epochs=2)])
-    settings = passes.record("recipe.json")["settings"]
+    settings = passes.record("key.json")["settings"]
     assert settings["epochs"] == 2
     assert "steps" not in settings
     record = passes.record("sae.json")
@@ -339,14 +339,14 @@ def test_epochs_take_the_place_of_steps(tmp_path: Path) -> None:
 
 
 def test_activations_that_are_not_finite_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = SmallJob.activations
+    plain = SmallContext.activations
 
-    def broken(self: SmallJob, activations: Artifact, split: str) -> Captured:
+    def broken(self: SmallContext, activations: Artifact, split: str) -> Captured:
         captured = plain(self, activations, split)
         captured.activations[3, 2] = torch.nan
         return captured
 
-    monkeypatch.setattr(SmallJob, "activations", broken)
+    monkeypatch.setattr(SmallContext, "activations", broken)
     with pytest.raises(UserError, match="activations at last are NaN or infinite"):
         alone(tmp_path, [SETTINGS])
 
@@ -354,12 +354,15 @@ def test_activations_that_are_not_finite_are_refused(tmp_path: Path, monkeypatch
 def test_a_killed_ensemble_with_thresholds_and_dead_latents_ends_with_the_same_bits(tmp_path: Path) -> None:
     base = replace(SETTINGS, variant="batch_topk", k=2, sparsity=0.0, auxk=3, dictionary_size=24)
     settings = [replace(base, seed=seed) for seed in (0, 1)]
-    for train, name in ((train_saes, "together"), (lambda job, one, *rest: train_sae(job, one[0], *rest), "alone")):
-        job, *inputs = surroundings(tmp_path / name)
-        dying = replace(job, trainer=lambda stage, epochs, rest: trainer(stage, epochs, [*rest, Die(2)]))
+    for train, name in (
+        (train_saes, "together"),
+        (lambda context, one, *rest: train_sae(context, one[0], *rest), "alone"),
+    ):
+        context, *inputs = surroundings(tmp_path / name)
+        dying = replace(context, trainer=lambda stage, epochs, rest: trainer(stage, epochs, [*rest, Die(2)]))
         with pytest.raises(Killed):
             train(dying, settings, *inputs)
-        found = train(job, settings, *inputs)
+        found = train(context, settings, *inputs)
         calm, *inputs = surroundings(tmp_path / f"{name} calm")
         expected = train(calm, settings, *inputs)
         digests = [[one.digest for one in (made if isinstance(made, list) else [made])] for made in (found, expected)]
@@ -367,11 +370,11 @@ def test_a_killed_ensemble_with_thresholds_and_dead_latents_ends_with_the_same_b
 
 
 def test_several_devices_are_refused(tmp_path: Path) -> None:
-    job, *inputs = surroundings(tmp_path)
+    context, *inputs = surroundings(tmp_path)
     ranks = Alone()
     ranks.several = True
     with pytest.raises(UserError, match="one device"):
-        train_saes(replace(job, ranks=ranks), [SETTINGS, replace(SETTINGS, seed=1)], *inputs)
+        train_saes(replace(context, ranks=ranks), [SETTINGS, replace(SETTINGS, seed=1)], *inputs)
 
 
 # The choice of batch_topk depends on all rows; tests/unit/test_sae_ranks.py has real ranks.

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
-from salve.data.ranks import batch_share
+from salve.distributed import batch_share
 from salve.sae import objective
 from salve.sae.revival import silence
 from salve.sae.topk import learn_threshold

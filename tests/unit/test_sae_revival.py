@@ -9,7 +9,8 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from salve.sae import SAE, ActivationsData, Course, SparseAutoencoder, auxk_losses, make_sae, objective, resample
+from salve.activations import ActivationsData, Schedule
+from salve.sae import SAE, SparseAutoencoder, auxk_losses, make_sae, objective, resample
 from salve.sae.revival import AUXILIARY, silence
 from salve.types import UserError
 from tests.unit.sae_examples import drawn, example, fit
@@ -89,7 +90,7 @@ def test_resampling_restarts_the_dead_and_nobody_else(variant: str) -> None:
     done = resample(sae, optimizer, rows, dead, 0.1, torch.Generator().manual_seed(0))
     assert done == 2
     for name, tensor in sae.state_dict().items():
-        if name == "shift":
+        if name == "b_dec":
             assert torch.equal(tensor, before[name])
             continue
         axis = 1 if name == "decoder" else 0
@@ -169,8 +170,8 @@ def train(sae: SAE, rows: Tensor, epochs: int, sparsity: float, **revival: int) 
     """How many latents are dead on the rows in the end."""
     pl.seed_everything(0, verbose=False)
     module = SparseAutoencoder(sae, sparsity, 1e-2, head=lambda a: a, patience=len(rows), **revival)
-    course = Course.of_epochs(len(rows), 64, epochs)
-    data: Any = ActivationsData(rows, rows[:64], torch.zeros(64, dtype=torch.long), course)
+    schedule = Schedule.of_epochs(len(rows), 64, epochs)
+    data: Any = ActivationsData(rows, rows[:64], torch.zeros(64, dtype=torch.long), schedule)
     fit(module, epochs, datamodule=data, limit_val_batches=0)
     sae.eval()
     return int((sae.encode(rows) == 0).all(dim=0).sum())

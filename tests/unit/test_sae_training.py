@@ -8,20 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from salve.activations import ActivationsData, Block, Schedule, WholeData
 from salve.metrics import fraction_of_variance_explained
-from salve.sae import (
-    SAE,
-    ActivationsData,
-    Block,
-    Course,
-    Member,
-    SAEEnsemble,
-    SparseAutoencoder,
-    WholeData,
-    make_sae,
-    objective,
-    pace,
-)
+from salve.sae import SAE, Member, SAEEnsemble, SparseAutoencoder, make_sae, objective, pace
 from salve.sae import rows as rows_module
 from salve.sae.topk import FEW
 from tests.unit.sae_examples import fit
@@ -40,8 +29,8 @@ SAES: list[tuple[str, int, float, dict[str, Any]]] = [
 
 
 def data_of(rows: Tensor, batch: int = BATCH, epochs: float = 1, seed: int = 3) -> ActivationsData:
-    course = Course.of_epochs(len(rows), batch, epochs)
-    return ActivationsData(rows, rows[:64], torch.zeros(min(64, len(rows)), dtype=torch.long), course, seed)
+    schedule = Schedule.of_epochs(len(rows), batch, epochs)
+    return ActivationsData(rows, rows[:64], torch.zeros(min(64, len(rows)), dtype=torch.long), schedule, seed)
 
 
 def numbered(count: int) -> Tensor:
@@ -77,16 +66,16 @@ def test_batches_are_whole_and_take_every_row_once_in_a_pass(count: int) -> None
 
 @pytest.mark.parametrize(("rows", "batch", "steps", "parts"), [(35, 8, 20, 6), (7, 100, 9, 4), (1000, 8, 5, 5)])
 def test_the_parts_of_a_training_are_the_training(rows: int, batch: int, steps: int, parts: int) -> None:
-    course = Course(rows, batch, steps)
-    pieces = [course.part(number, parts) for number in range(parts)]
+    schedule = Schedule(rows, batch, steps)
+    pieces = [schedule.part(number, parts) for number in range(parts)]
     assert [step for piece in pieces for step in piece] == list(range(steps))
     assert max(map(len, pieces)) - min(map(len, pieces)) <= 1
     for piece in pieces:
-        assert all(course.part_after(step, parts) == range(step, piece.stop) for step in piece)
-    assert not course.part_after(steps, parts)
-    order = course.order(5, range(steps))
+        assert all(schedule.part_after(step, parts) == range(step, piece.stop) for step in piece)
+    assert not schedule.part_after(steps, parts)
+    order = schedule.order(5, range(steps))
     assert len(order) == steps * min(batch, rows)
-    assert torch.equal(torch.cat([course.order(5, piece) for piece in pieces]), order)
+    assert torch.equal(torch.cat([schedule.order(5, piece) for piece in pieces]), order)
 
 
 def test_the_pace_rises_stays_and_falls() -> None:
@@ -122,11 +111,11 @@ def test_a_training_goes_at_its_pace_and_ends_where_it_should(planted: Tensor) -
     ],
 )
 def test_when_dead_latents_begin_anew(rows: int, steps: int, times: int, after: set[int], patience: int) -> None:
-    course = Course(rows, 256, steps)
-    assert course.restarts(times) == after
-    assert course.patience(times) == patience
-    assert course.restarts(0) == set()
-    assert course.patience() == min(rows, max(1, steps // 20) * 256)
+    schedule = Schedule(rows, 256, steps)
+    assert schedule.restarts(times) == after
+    assert schedule.patience(times) == patience
+    assert schedule.restarts(0) == set()
+    assert schedule.patience() == min(rows, max(1, steps // 20) * 256)
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -158,7 +147,7 @@ def test_any_loader_of_batches_trains_as_blocks_do(planted: Tensor) -> None:
     saes = [make_sae("relu_l1", WIDTH, 12, torch.Generator().manual_seed(0)) for _ in range(2)]
     data = data_of(planted)
     fit(SparseAutoencoder(saes[0], 0.3, 1e-2, head()), 2, datamodule=data)
-    rows = planted[data.course.order(data.seed, range(data.course.steps))]
+    rows = planted[data.schedule.order(data.seed, range(data.schedule.steps))]
     labelled = torch.utils.data.TensorDataset(rows, torch.zeros(len(rows)))
     fit(SparseAutoencoder(saes[1], 0.3, 1e-2, head()), 1, DataLoader(labelled, BATCH), data.val_dataloader())
     torch.testing.assert_close(saes[0].state_dict(), saes[1].state_dict())
@@ -205,9 +194,9 @@ def test_bf16_trains_float32_weights_to_what_float32_does(
         options: dict[str, Any] = {"precision": precision}
         torch.manual_seed(0)
         if together:
-            course = Course.of_epochs(len(planted), 32, 20)
-            module = SAEEnsemble([Member(sae, sparsity, 0)], course, 1e-2, head(), **options)
-            fit(module, 20, datamodule=WholeData(planted, planted[:64], torch.zeros(64, dtype=torch.long), course))
+            schedule = Schedule.of_epochs(len(planted), 32, 20)
+            module = SAEEnsemble([Member(sae, sparsity, 0)], schedule, 1e-2, head(), **options)
+            fit(module, 20, datamodule=WholeData(planted, planted[:64], torch.zeros(64, dtype=torch.long), schedule))
             return module.trained(0)[0]
         fit(SparseAutoencoder(sae, sparsity, 1e-2, head(), **options), 20, datamodule=data_of(planted, 32, 20))
         return sae

@@ -25,7 +25,7 @@ def squared(a: Row, b: Row) -> float:
 
 
 def centred(sae: SAE, row: Tensor) -> Row:
-    return [a - s for a, s in zip(row.tolist(), sae.shift.tolist(), strict=True)]
+    return [a - s for a, s in zip(row.tolist(), sae.b_dec.tolist(), strict=True)]
 
 
 def loop_pre(sae: SAE, rows: Tensor) -> list[Row]:
@@ -72,19 +72,19 @@ def loop_loss(sae: SAE, rows: Tensor, price: float) -> float:
     pre = loop_pre(sae, rows)
     total = 0.0
     for row, gates, latents in zip(rows.tolist(), pre, LATENTS[sae.variant](sae, pre), strict=True):
-        whole = affine(sae.decoder, latents, sae.shift)
+        whole = affine(sae.decoder, latents, sae.b_dec)
         total += squared(row, whole)
         if sae.variant == "jumprelu":
             total += price * sum(latent != 0 for latent in latents)
         elif sae.variant == "gated":
             gate = [max(value, 0.0) for value in gates]
-            total += price * sum(gate) + squared(row, affine(sae.decoder, gate, sae.shift))
+            total += price * sum(gate) + squared(row, affine(sae.decoder, gate, sae.b_dec))
         else:
             total += price * sum(abs(latent) for latent in latents)
         if sae.variant == "matryoshka":
             for size in (2, 4):  # a quarter and half of nine latents, rounded
                 first = [latent if place < size else 0.0 for place, latent in enumerate(latents)]
-                total += squared(row, affine(sae.decoder, first, sae.shift))
+                total += squared(row, affine(sae.decoder, first, sae.b_dec))
     return total / len(rows)
 
 
@@ -127,9 +127,9 @@ def with_tensor(sae: SAE, name: str, value: Tensor, rows: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("variant", ["linear_l1", "relu_l1", "topk", "batch_topk", "matryoshka"])
 def test_gradients_are_finite_differences(variant: str) -> None:
-    """Of all that is trained, the shift included; what has stop-gradients has tests of its own."""
+    """Of all that is trained, ``b_dec`` included; what has stop-gradients has tests of its own."""
     sae, rows = example(variant), drawn(5, 6)
-    sae.learn_shift()
+    sae.learn_b_dec()
     for name, tensor in sae.named_parameters():
         if tensor.requires_grad:
             value = tensor.detach().clone().requires_grad_()
@@ -240,7 +240,7 @@ def test_gated_latents_are_those_of_a_jumprelu() -> None:
     with torch.no_grad():
         twin.encoder.copy_(growth[:, None] * sae.encoder)
         twin.bias.copy_(sae.magnitude_bias)
-        twin.shift.copy_(sae.shift)
+        twin.b_dec.copy_(sae.b_dec)
         twin.log_threshold.copy_(threshold.clamp_min(1e-12).log())
     torch.testing.assert_close(sae.encode(rows), twin.encode(rows))
 
@@ -312,6 +312,6 @@ def test_with_all_latents_dead_what_is_left_is_the_shift(variant: str) -> None:
     loss = loss.detach()
     assert not latents.any()
     reconstructions = {"gated": 2, "matryoshka": 3}.get(variant, 1)
-    assert float(loss) == pytest.approx(reconstructions * float((rows - sae.shift).square().sum(dim=1).mean()))
+    assert float(loss) == pytest.approx(reconstructions * float((rows - sae.b_dec).square().sum(dim=1).mean()))
     if isinstance(sae, BatchTopK):
         assert float(learn_threshold(sae.threshold, latents, 0)) == pytest.approx(0.7)

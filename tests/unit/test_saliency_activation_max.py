@@ -99,7 +99,7 @@ def test_values_rise_or_fall_by_sign_even_for_silent_latents(network: nn.Module,
     model.heads = nn.Identity()
     mean, std = (torch.tensor(channels).view(1, 3, 1, 1) for channels in (preprocess.mean, preprocess.std))
     with torch.no_grad():
-        pre = (model((result.images - mean) / std) - sae.shift) @ sae.encoder.T + sae.bias
+        pre = (model((result.images - mean) / std) - sae.b_dec) @ sae.encoder.T + sae.bias
     torch.testing.assert_close(result.final_values, pre[torch.arange(3), torch.tensor([5, 2, 2])], rtol=1e-4, atol=1e-4)
 
 

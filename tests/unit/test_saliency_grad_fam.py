@@ -28,7 +28,7 @@ def random_sae(variant: str, width: int, dtype: torch.dtype = torch.float32, see
     sae = make_sae(variant, width, DICTIONARY, generator, **settings).eval()
     with torch.no_grad():
         sae.encoder.copy_(torch.randn(sae.encoder.shape, generator=generator))
-        sae.shift.copy_(0.1 * torch.randn(width, generator=generator))
+        sae.b_dec.copy_(0.1 * torch.randn(width, generator=generator))
         if sae.has_bias:
             sae.bias.copy_(0.1 * torch.randn(DICTIONARY, generator=generator))
         if variant == "gated":
@@ -264,7 +264,7 @@ def test_against_the_grad_cam_package(kind: str) -> None:
     # A classifier whose "classes" are the latents.
     with torch.no_grad():
         head.weight.copy_(sae.encoder)
-        head.bias.copy_(-sae.encoder @ sae.shift)
+        head.bias.copy_(-sae.encoder @ sae.b_dec)
     images = make_images(3, size, size)
     maps = grad_fam(model, "last", sae, images, range(DICTIONARY))
     compared = 0

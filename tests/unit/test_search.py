@@ -10,9 +10,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from salve.artifacts import write_record
 from salve.run.explain import conf_dir
 from salve.run.folder import MANIFEST, METRICS, RunFolder
-from salve.run.plan import Run, run_key
 from salve.run.schema import Config, SearchSettings, register, resolve
-from salve.run.search import Combination, Search
+from salve.sweep.plan import Run, run_key
+from salve.sweep.search import Combination, Search
 from salve.types import Diverged, UserError
 
 optuna = pytest.importorskip("optuna")

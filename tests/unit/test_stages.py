@@ -14,11 +14,11 @@ from salve.editing import edited_logits
 from salve.editing.curves import edit_accuracies, edit_curves, edit_outcomes
 from salve.editing.verdict import Effect, effect
 from salve.stages import DiscoverSettings
+from salve.stages.context import output_order
 from salve.stages.control import slug
 from salve.stages.diagnose import strengths
 from salve.stages.diagnose import summarise as summarise_strengths
 from salve.stages.discover import feature_tables
-from salve.stages.job import output_order
 from salve.stages.outcome import choose, reason, summarise
 from salve.stages.targets import Target
 from salve.stages.validate import masks_like

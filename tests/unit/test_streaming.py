@@ -13,15 +13,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from salve.activations import ActivationsData, Captured, Schedule, Shards, load_captured
+from salve.activations.capture import capture
+from salve.activations.rows import StreamedBatches, rows_loader
 from salve.artifacts import save_tensors
-from salve.backbones import Captured, Shards, Site, load_captured, shards
-from salve.backbones.capture import capture
-from salve.data.ranks import RunBlocks
-from salve.sae import SAE, ActivationsData, Course, make_sae, resample
-from salve.sae.rows import StreamedBatches, rows_loader
-from salve.stages import Job, train_sae, train_saes
+from salve.backbones import Site, shards
+from salve.distributed import RunBlocks
+from salve.sae import SAE, make_sae, resample
+from salve.stages import StageContext, train_sae, train_saes
 from salve.types import UserError
-from tests.unit.test_sae_ensemble import CLASSES, SETTINGS, Die, Killed, SmallJob, surroundings, trainer
+from tests.unit.test_sae_ensemble import CLASSES, SETTINGS, Die, Killed, SmallContext, surroundings, trainer
 
 WIDTH = 12
 
@@ -138,9 +139,9 @@ def test_a_block_needs_few_places_of_the_disk() -> None:
 
 @pytest.mark.parametrize(("n", "steps", "block"), [(100, 40, 24), (31, 3, 16), (5, 7, 8)])
 def test_a_training_reads_whole_batches_pass_after_pass(n: int, steps: int, block: int) -> None:
-    """A course over rows on disk; 31 rows in 3 steps stop inside a pass, 5 are fewer than a batch."""
-    rows, course = torch.arange(n)[:, None].float().expand(n, WIDTH), Course(n, 8, steps)
-    data = ActivationsData(rows, rows, torch.zeros(n, dtype=torch.long), course, 4, block)
+    """A schedule over rows on disk; 31 rows in 3 steps stop inside a pass, 5 are fewer than a batch."""
+    rows, schedule = torch.arange(n)[:, None].float().expand(n, WIDTH), Schedule(n, 8, steps)
+    data = ActivationsData(rows, rows, torch.zeros(n, dtype=torch.long), schedule, 4, block)
     loads = list(data.train_dataloader())
     assert {size for load in loads for size in load.sizes} == {min(8, n)}
     assert max(len(load.rows) for load in loads) <= block
@@ -161,7 +162,7 @@ def test_parts_of_ranks_are_the_batch(monkeypatch: pytest.MonkeyPatch, ranks: in
     whole = epoch()
     parts = []
     for rank in range(ranks):
-        monkeypatch.setattr("salve.data.ranks.place", lambda rank=rank: (rank, ranks))
+        monkeypatch.setattr("salve.distributed.place", lambda rank=rank: (rank, ranks))
         parts.append(epoch())
     assert {len(part) for part in parts} == {len(whole)}
     for batch, *shares in zip(whole, *parts, strict=True):
@@ -228,8 +229,8 @@ def test_labels_stay_with_their_rows(tmp_path: Path) -> None:
 def test_what_is_held_is_at_most_what_is_allowed(times: float, tmp_path: Path) -> None:
     images, width, batch = 10_000, 64, 100
     needed = 2 * images * width * 4
-    job, *_ = surroundings(tmp_path)
-    within = replace(job, memory=times * needed / 2**30).shuffled_within(images, width, batch)
+    context, *_ = surroundings(tmp_path)
+    within = replace(context, memory=times * needed / 2**30).shuffled_within(images, width, batch)
     if times == 1:
         assert within is None
         return
@@ -239,7 +240,7 @@ def test_what_is_held_is_at_most_what_is_allowed(times: float, tmp_path: Path) -
 
 
 def test_a_capture_holds_as_much_however_many_shards_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("salve.backbones.capture.SHARD_ROWS", 20)
+    monkeypatch.setattr("salve.activations.capture.SHARD_ROWS", 20)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
     alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
     most: dict[int, int] = {}
@@ -263,8 +264,8 @@ def test_a_capture_holds_as_much_however_many_shards_there_are(tmp_path: Path, m
 # -- SAEs
 
 
-class StoredJob(SmallJob):
-    """A job whose activations lie on disk, class after class: 6000 rows of 12 channels."""
+class StoredContext(SmallContext):
+    """A context whose activations lie on disk, class after class: 6000 rows of 12 channels."""
 
     def activations(self, activations: Any, split: str) -> Captured:
         folder = self.store.root / "drawn"
@@ -275,10 +276,20 @@ class StoredJob(SmallJob):
         return load_captured(folder, split)
 
 
-def jobs(folder: Path) -> tuple[Job, Job, Any, Any]:
+def jobs(folder: Path) -> tuple[StageContext, StageContext, Any, Any]:
     """One whose memory takes a ninth of the train split, one that takes it all, and the inputs."""
-    job, *inputs = surroundings(folder)
-    stored = StoredJob(job.store, job.data, job.backbone, "last", 0, trainer, job.device, job.progress, job.ranks)
+    context, *inputs = surroundings(folder)
+    stored = StoredContext(
+        context.store,
+        context.data,
+        context.backbone,
+        "last",
+        0,
+        trainer,
+        context.device,
+        context.progress,
+        context.ranks,
+    )
     return replace(stored, memory=6000 * WIDTH * 4 / 3 / 2**30), stored, *inputs
 
 
@@ -291,7 +302,7 @@ LARGER = replace(
 @pytest.fixture(autouse=True)
 def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many runs in a block, as there are when blocks are large."""
-    monkeypatch.setattr("salve.sae.rows.RUN_BYTES", 4 * 4 * WIDTH)
+    monkeypatch.setattr("salve.activations.rows.RUN_BYTES", 4 * 4 * WIDTH)
 
 
 def test_an_sae_of_a_stream_is_as_good_as_one_in_memory(
@@ -302,11 +313,11 @@ def test_an_sae_of_a_stream_is_as_good_as_one_in_memory(
     assert 1 <= at_once(640) <= 2
     held = train_sae(holding, LARGER, *inputs)
     assert streamed.key != held.key
-    for name in ("recipe.json", "sae.json"):
+    for name in ("key.json", "sae.json"):
         assert streamed.record(name)["shuffled_within"] == 640  # a ninth of 6000, in whole batches
         assert "shuffled_within" not in held.record(name)
     # Class by class, an SAE forgets what it knew: the measure tells good orders from bad ones.
-    monkeypatch.setattr("salve.sae.rows.RUN_BYTES", 1500 * 4 * WIDTH)
+    monkeypatch.setattr("salve.activations.rows.RUN_BYTES", 1500 * 4 * WIDTH)
     unmixed = train_sae(replace(streaming, memory=1e-9), LARGER, *inputs)
     fve = [artifact.record("sae.json")["fve"] for artifact in (streamed, held, unmixed)]
     assert fve[1] > 0.7
@@ -344,8 +355,8 @@ def test_a_start_from_data_is_the_same_from_disk(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(SAE, "start_from", watched)
     streaming, holding, *inputs = jobs(tmp_path)
-    for job in (streaming, holding):
-        train_sae(job, replace(LARGER, steps=10, start="data", centre=True), *inputs)
+    for context in (streaming, holding):
+        train_sae(context, replace(LARGER, steps=10, start="data", centre=True), *inputs)
     streamed, held = starts
     for name, tensor in held.items():
         assert torch.equal(streamed[name], tensor)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from salve.artifacts import DONE, _seal, write_record, write_table
 from salve.metrics import random_stability, stability
-from salve.report.sweep.cli import main
 from salve.sae import make_sae, save_sae
+from salve.sweep.cli import main
 from tests.unit.sae_examples import drawn
 from tests.unit.test_sweep_summary import Sweep
 

@@ -22,10 +22,10 @@ from rich.console import Console
 
 from salve.artifacts import write_record, write_table
 from salve.report.metrics import run_metrics
-from salve.report.sweep import SweepSummary, print_summary, summarise_sweep
-from salve.report.sweep.cli import main
-from salve.report.sweep.figures import ALPHA_FLIP, SELECTIVITY, against_knob, averaged, fve_against_l0, pareto_front
-from salve.report.sweep.names import data_name, short_names, with_values
+from salve.report.names import data_name, short_names, with_values
+from salve.sweep import SweepSummary, print_summary, summarise_sweep
+from salve.sweep.cli import main
+from salve.sweep.figures import ALPHA_FLIP, SELECTIVITY, against_knob, averaged, fve_against_l0, pareto_front
 from salve.types import UserError
 
 LAMBDAS, SIZES, SEEDS = (0.1, 1.0, 10.0), (64, 256), (0, 1, 2)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+from salve.processes.trainer import _Checkpoints
 from salve.run.folder import RunFolder
-from salve.run.trainers import _Checkpoints
 from salve.system import in_one_sentence, refused_by_system
 from salve.types import UserError
 
@@ -23,7 +23,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from salve.artifacts import save_tensors, write_record, write_table
 from salve.run.folder import RunFolder
-from salve.run.trainers import _Checkpoints
+from salve.processes.trainer import _Checkpoints
 from safetensors.torch import save_file
 
 folder = Path(sys.argv[1])

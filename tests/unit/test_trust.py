@@ -15,13 +15,13 @@ from hydra import compose, initialize_config_dir
 
 from salve.cli import main
 from salve.data import ConceptsData
-from salve.report.sweep import summarise_sweep
+from salve.processes.trainer import _Checkpoints
 from salve.run import execute as execution
 from salve.run.explain import conf_dir
 from salve.run.folder import RunFolder
-from salve.run.jobs import make_runs
 from salve.run.schema import DATA, Config, register, resolve
-from salve.run.trainers import _Checkpoints
+from salve.sweep import summarise_sweep
+from salve.sweep.jobs import make_runs
 from salve.types import UserError
 from tests.integration.conftest import quiet_logging
 
@@ -397,7 +397,7 @@ def test_a_job_makes_the_classes_that_its_command_names(
 ) -> None:
     folder = sent(lambda stored: stored["data"].update(_target_="my.Data"))
     runs: list[Config] = []
-    monkeypatch.setattr("salve.run.jobs.execute", lambda config, *_, **__: runs.append(config))
+    monkeypatch.setattr("salve.sweep.jobs.execute", lambda config, *_, **__: runs.append(config))
     make_runs(folder.parent, [folder.name], ["other.Data"])
     assert "names the class data._target_=my.Data" in RunFolder(folder).reason()
     make_runs(folder.parent, [folder.name], ["my.Data"])

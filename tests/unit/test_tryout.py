@@ -14,13 +14,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from salve.artifacts import Store
+from salve.processes.ranks import Ranks
 from salve.run import tryout
-from salve.run.build import build_job
+from salve.run.build import build_context
 from salve.run.explain import conf_dir
-from salve.run.ranks import Ranks
 from salve.run.schema import Config, register, resolve
 from salve.run.tryout import try_once, try_out
-from salve.stages import Job
+from salve.stages import StageContext
 from salve.types import UserError
 
 SMALL = ["data.train_per_class=2", "data.select_per_class=1", "data.test_per_class=1", "data.image_size=32"]
@@ -35,9 +35,9 @@ def composed(*overrides: str) -> Config:
         return resolve(compose("config", [*SMALL, *(NARROW[1:] if chosen else NARROW), *overrides]))
 
 
-def built(tmp_path: Path, *overrides: str) -> tuple[Config, Job]:
+def built(tmp_path: Path, *overrides: str) -> tuple[Config, StageContext]:
     config, console = composed(*overrides), Console(file=io.StringIO())
-    return config, build_job(config, Store(tmp_path), lambda _: DummyLogger(), console, Ranks("cpu"))
+    return config, build_context(config, Store(tmp_path), lambda _: DummyLogger(), console, Ranks("cpu"))
 
 
 @pytest.mark.parametrize(
@@ -83,29 +83,29 @@ def test_what_is_not_asked_for_is_not_tried(tmp_path: Path, overrides: list[str]
 def test_weights_that_give_nan_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weight: str, what: str
 ) -> None:
-    config, job = built(tmp_path)
-    plain = Job.build
+    config, context = built(tmp_path)
+    plain = StageContext.build
 
-    def spoiled(self: Job) -> tuple[nn.Module, bool]:
+    def spoiled(self: StageContext) -> tuple[nn.Module, bool]:
         model, fits = plain(self)
         dict(model.named_parameters())[weight].data.view(-1)[0] = torch.nan
         return model, fits
 
-    monkeypatch.setattr(Job, "build", spoiled)
+    monkeypatch.setattr(StageContext, "build", spoiled)
     with pytest.raises(UserError, match=rf"^The {what} are NaN or infinite for image 0 of the train split; check"):
-        try_out(config, job)
+        try_out(config, context)
 
 
 def test_outputs_that_the_head_does_not_make_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, job = built(tmp_path)
+    config, context = built(tmp_path)
     plain = timm.models.resnet.ResNet.forward
     monkeypatch.setattr(timm.models.resnet.ResNet, "forward", lambda self, x: 2 * plain(self, x))
     with pytest.raises(UserError, match=r"not what its last layer \(fc\) makes of the activations at global_pool"):
-        try_out(config, job)
+        try_out(config, context)
 
 
 def test_a_failure_of_a_stage_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, job = built(tmp_path)
+    config, context = built(tmp_path)
 
     def fails(*_: Any, **__: Any) -> None:
         raise RuntimeError("no gradient")
@@ -113,12 +113,12 @@ def test_a_failure_of_a_stage_names_it(tmp_path: Path, monkeypatch: pytest.Monke
     for part, says in (
         ("grad_fam", "Stage validate"),
         ("maximise", "Stage validate"),
-        ("undo_recipe", "The weights of"),
+        ("undo_edit_file", "The weights of"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(tryout, part, fails)
             with pytest.raises(UserError, match=rf"^{says}.* \(RuntimeError: no gradient\); leave .* out of stages\.$"):
-                try_out(config, job)
+                try_out(config, context)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "16-true", "64-true"])
@@ -133,9 +133,9 @@ def test_a_step_is_trained_in_the_precision_of_the_run(
         return plain(logits, labels)
 
     monkeypatch.setattr(nn.functional, "cross_entropy", watched)
-    config, job = built(tmp_path, f"trainer.precision={precision}")
+    config, context = built(tmp_path, f"trainer.precision={precision}")
     state = torch.random.get_rng_state()
-    try_out(config, job)
+    try_out(config, context)
     kinds = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
     assert seen == [kinds[precision.partition("-")[0]]]
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -163,26 +163,26 @@ def test_weights_that_say_the_same_of_every_image(tmp_path: Path, zero: str, mod
     model = timm.create_model("resnet10t", num_classes=10, channels=[8, 16, 24, 32], output_stride=8)
     state = {n: t * 0 if zero in ("all", n[:3]) else t for n, t in model.state_dict().items()}
     save_file(state, tmp_path / "model.safetensors")
-    config, job = built(tmp_path, f"backbone.weights={tmp_path / 'model.safetensors'}", f"finetune.mode={mode}")
+    config, context = built(tmp_path, f"backbone.weights={tmp_path / 'model.safetensors'}", f"finetune.mode={mode}")
     if not refused:
-        try_out(config, job)
+        try_out(config, context)
         return
     with pytest.raises(UserError, match=r"model\.safetensors the network says the same of different images"):
-        try_out(config, job)
+        try_out(config, context)
 
 
 def test_a_strength_that_makes_infinite_logits_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, job = built(tmp_path, "edit.alpha=[0,1,3e38]", "stages=[control]")
-    plain = Job.build
+    config, context = built(tmp_path, "edit.alpha=[0,1,3e38]", "stages=[control]")
+    plain = StageContext.build
 
-    def large(self: Job) -> tuple[nn.Module, bool]:
+    def large(self: StageContext) -> tuple[nn.Module, bool]:
         model, fits = plain(self)
         model.fc.weight.data.mul_(1e4)  # type: ignore[union-attr,operator]
         return model, fits
 
-    monkeypatch.setattr(Job, "build", large)
+    monkeypatch.setattr(StageContext, "build", large)
     with pytest.raises(UserError, match=r"Enhanced at α = 3e\+38, the logits are larger than float32 holds"):
-        try_out(config, job)
+        try_out(config, context)
     try_out(*built(tmp_path, "edit.alpha=[0,1,3e38]", "stages=[control]", "edit.modes=[suppress]"))
 
 
@@ -202,7 +202,7 @@ def test_settings_beyond_float32_are_refused(override: str, says: str) -> None:
 def test_the_runs_of_a_sweep_are_tried_once_for_each_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[str] = []
 
-    def watched(config: Config, _: Job) -> None:
+    def watched(config: Config, _: StageContext) -> None:
         tried.append(config.backbone.name)
         raise UserError("It cannot be read.")
 

@@ -38,7 +38,7 @@ def chosen_by(run: SAERun) -> Chosen:
 
 
 def edits_of(study: Study) -> pd.DataFrame:
-    """Every method's edit of every class on a ground: see :func:`compare_methods`."""
+    """Every method's edit of every class on a testbed: see :func:`compare_methods`."""
     splits = ((split.activations, split.labels) for split in (study.train, study.select, study.test))
     reader = Reader(*study.head, *splits)
     return compare_methods(reader, {run.seed: chosen_by(run) for run in study.runs}, study.classes)
@@ -48,14 +48,14 @@ def analyse(studies: Sequence[Study]) -> Findings:
     """See the module."""
     edits, summaries, paragraphs, measured = [], [], [], []
     for study in studies:
-        ground = study.ground
+        testbed = study.testbed
         found = edits_of(study)
         summary = summarise(found)
-        edits.append(found.assign(ground=ground.title))
-        summaries.append(summary.assign(ground=ground.title))
-        paragraphs.append(f"{ground.title}: {paragraph(summary, found)}")
-        measured += measured_of(ground.name, summary)
-    images = " and ".join(f"{len(study.test.labels)} of {study.ground.title}" for study in studies)
+        edits.append(found.assign(testbed=testbed.title))
+        summaries.append(summary.assign(testbed=testbed.title))
+        paragraphs.append(f"{testbed.title}: {paragraph(summary, found)}")
+        measured += measured_of(testbed.name, summary)
+    images = " and ".join(f"{len(study.test.labels)} of {study.testbed.title}" for study in studies)
     together = pd.concat(edits, ignore_index=True)
     caption = (
         "What it costs the other classes to take one class away, on test images, each method at the strength that "
@@ -84,7 +84,7 @@ WHY = (
 )
 
 
-def measured_of(ground: str, summary: pd.DataFrame) -> list[Measured]:
+def measured_of(testbed: str, summary: pd.DataFrame) -> list[Measured]:
     """The numbers that decide: how far the gate is ahead, and by how much the least of the directed beats chance."""
     rows = summary[summary["direction"] != "random"].set_index("method")
     found = []
@@ -94,16 +94,16 @@ def measured_of(ground: str, summary: pd.DataFrame) -> list[Measured]:
             f"{_points(row['ahead'], row['ahead_half'], signed=True)} points: "
             f"{_points(rows.loc[GATE, 'selectivity'])} against {_points(row['selectivity'])}"
         )
-        found.append(Measured(f"baselines.{claim}", ground, float(row["ahead"]), text))
+        found.append(Measured(f"baselines.{claim}", testbed, float(row["ahead"]), text))
     least = rows.loc[rows["over_random"].idxmin()]
     text = (
         f"{least.name}, the least ahead: {_points(least['over_random'], least['over_random_half'], signed=True)} points"
     )
-    return [*found, Measured("baselines.random", ground, float(least["over_random"]), text)]
+    return [*found, Measured("baselines.random", testbed, float(least["over_random"]), text)]
 
 
 def paragraph(summary: pd.DataFrame, edits: pd.DataFrame) -> str:
-    """What the numbers say about one ground; see :func:`summarise` and :func:`compare_methods`."""
+    """What the numbers say about one testbed; see :func:`summarise` and :func:`compare_methods`."""
     rows = summary[summary["direction"] != "random"].set_index("method")
     random = summary[summary["direction"] == "random"].set_index("method")
     gate, rivals = rows.loc[GATE], rows.drop(index=GATE)

@@ -32,30 +32,30 @@ _ASIDE, _SPREAD = 0.2, 0.13
 
 @styled
 def baselines_figure(edits: pd.DataFrame) -> Figure:
-    """A row of panels per ground, a line per method.
+    """A row of panels per testbed, a line per method.
 
     Large markers: mean over classes and SAE seeds, with the interval over seeds; dots: each class, mean over seeds. At
     the right, for how many classes a strength takes the class to ``LEVEL`` on select, and what it leaves on test; drift
     and KL are those of these.
 
     Args:
-        edits: see :func:`compare_methods`, with ``ground``, its title.
+        edits: see :func:`compare_methods`, with ``testbed``, its title.
     """
-    grounds = list(dict.fromkeys(edits["ground"]))
+    testbeds = list(dict.fromkeys(edits["testbed"]))
     lines = list(dict.fromkeys(edits["method"]))
     shown = by_class(edits)
     both = set(edits[edits["direction"] == "random"]["method"])
     aside = {"latent": -_ASIDE, "random": _ASIDE, "none": 0.0}
-    figure = new_figure(PRINT_WIDTH, 0.85 + 0.4 * len(lines) * len(grounds))
-    grid = figure.subplots(len(grounds), len(PANELS), squeeze=False, sharex="col")
-    for row, ground in zip(grid, grounds, strict=True):
-        for one in summarise(edits[edits["ground"] == ground]).to_dict("records"):
+    figure = new_figure(PRINT_WIDTH, 0.85 + 0.4 * len(lines) * len(testbeds))
+    grid = figure.subplots(len(testbeds), len(PANELS), squeeze=False, sharex="col")
+    for row, testbed in zip(grid, testbeds, strict=True):
+        for one in summarise(edits[edits["testbed"] == testbed]).to_dict("records"):
             name, direction = one["method"], one["direction"]
             place = lines.index(name) + (aside[direction] if name in both else 0)
             for axes, (measure, (_, unit, linear)) in zip(row, PANELS.items(), strict=True):
                 mean, half = unit * one[measure], unit * np.nan_to_num(one[f"{measure}_half"])
                 low = half if linear is None else min(half, mean)
-                _draw(axes, place, unit * shown.loc[(ground, name, direction), measure], mean, (low, half), direction)
+                _draw(axes, place, unit * shown.loc[(testbed, name, direction), measure], mean, (low, half), direction)
             text = f"{one['reached']:.3g} of {one['classes']}"
             text += "" if np.isnan(one["after"]) else f": {100 * one['after']:.1f} %"
             row[-1].text(1.06, place, text, transform=row[-1].get_yaxis_transform(), fontsize=7.5, va="center",
@@ -64,7 +64,7 @@ def baselines_figure(edits: pd.DataFrame) -> Figure:
             axes.set_yticks(range(len(lines)), [_two_lines(name) for name in lines] if axes is row[0] else [])
             axes.set_ylim(len(lines) - 0.5, -0.5)
             axes.grid(visible=False, axis="y")
-        row[0].set_title(ground)
+        row[0].set_title(testbed)
         row[-1].text(
             1.06, 1.03, f"{100 * LEVEL:.0f} % on select:\nleft on test", transform=row[-1].transAxes, fontsize=7.5
         )
@@ -77,12 +77,12 @@ def baselines_figure(edits: pd.DataFrame) -> Figure:
 
 
 def by_class(edits: pd.DataFrame) -> pd.DataFrame:
-    """Each measure of ``PANELS``, mean over seeds; indexed by ``ground``, ``method``, ``direction``, ``class``."""
-    keys = ["ground", "method", "direction", "class"]
+    """Each measure of ``PANELS``, mean over seeds; indexed by ``testbed``, ``method``, ``direction``, ``class``."""
+    keys = ["testbed", "method", "direction", "class"]
     means = edits.groupby(keys)[[name for name in PANELS if name != "ahead"]].mean().reset_index()
     gate = means[(means["method"] == GATE) & (means["direction"] == "latent")]
-    gate = gate.set_index(["ground", "class"])["selectivity"]
-    of_gate = gate.reindex(pd.MultiIndex.from_frame(means[["ground", "class"]])).to_numpy()
+    gate = gate.set_index(["testbed", "class"])["selectivity"]
+    of_gate = gate.reindex(pd.MultiIndex.from_frame(means[["testbed", "class"]])).to_numpy()
     compared = (means["method"] != GATE) & (means["direction"] != "random")
     return means.assign(ahead=(of_gate - means["selectivity"]).where(compared)).set_index(keys)
 

@@ -1,4 +1,4 @@
-"""The figures: class by class, who falls with whom, and the grounds beside each other."""
+"""The figures: class by class, who falls with whom, and the testbeds beside each other."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -146,7 +146,7 @@ def drift_figure(found: Survey) -> Figure:
 
 @styled
 def sharing_figure(surveys: Sequence[Survey]) -> Figure:
-    """The grounds beside each other: companions, kinds of latents, and what siblings share."""
+    """The testbeds beside each other: companions, kinds of latents, and what siblings share."""
     related = any(one.groups for one in surveys)
     figure = new_figure(PRINT_WIDTH, 2.75)
     ratios = [1.35, 1.15, 1.15, 0.85][: 4 if related else 3]
@@ -161,7 +161,7 @@ def sharing_figure(surveys: Sequence[Survey]) -> Figure:
         axes.xaxis.label.set_fontsize(7.5)
         axes.yaxis.label.set_fontsize(7.5)
     handles = [
-        Line2D([], [], color=colour, linewidth=4, label=f"{one.ground.title}: {len(one.classes)} classes")
+        Line2D([], [], color=colour, linewidth=4, label=f"{one.testbed.title}: {len(one.classes)} classes")
         for one, colour in zip(surveys, COLOURS, strict=False)
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=2, fontsize=7.5)

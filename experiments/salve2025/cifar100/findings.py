@@ -13,7 +13,7 @@ from experiments.salve2025.cifar100.survey import Survey, survey
 from salve.editing.verdict import LIMITS
 from salve.report.text import number, percent, plural, points
 
-#: The ground that the claims are about.
+#: The testbed that the claims are about.
 MANY = "cifar100"
 
 
@@ -22,8 +22,8 @@ def analyse(studies: Sequence[Study]) -> Findings:
     surveys = [survey(study) for study in studies]
     pictures = {"sharing": Picture(sharing_figure(surveys), _sharing_caption(surveys))}
     for one in surveys:
-        pictures[f"classes-{one.ground.name}"] = Picture(classes_figure(one), _classes_caption(one))
-        pictures[f"drift-{one.ground.name}"] = Picture(drift_figure(one), _drift_caption(one))
+        pictures[f"classes-{one.testbed.name}"] = Picture(classes_figure(one), _classes_caption(one))
+        pictures[f"drift-{one.testbed.name}"] = Picture(drift_figure(one), _drift_caption(one))
     paragraphs = [_paragraph(one) for one in surveys]
     if fewer := _fewer(surveys):
         paragraphs.append(_comparison(_many(surveys), fewer))
@@ -36,12 +36,12 @@ def analyse(studies: Sequence[Study]) -> Findings:
 
 
 def _many(surveys: Sequence[Survey]) -> Survey:
-    """The ground with the most classes."""
+    """The testbed with the most classes."""
     return max(surveys, key=lambda one: len(one.classes))
 
 
 def _fewer(surveys: Sequence[Survey]) -> Survey | None:
-    """The first ground with fewer classes than :func:`_many`."""
+    """The first testbed with fewer classes than :func:`_many`."""
     most = len(_many(surveys).classes)
     return next((one for one in surveys if len(one.classes) < most), None)
 
@@ -50,16 +50,16 @@ def _measured(surveys: Sequence[Survey]) -> list[Measured]:
     """For the claims, which are about CIFAR-100 alone."""
     found = []
     for one in surveys:
-        if one.ground.name != MANY:
+        if one.testbed.name != MANY:
             continue
         found.append(
             Measured(f"{MANY}.separates", MANY, one.separates.share, one.separates.text, one.separates.published)
         )
         fewer, share = _fewer(surveys), one.summary["with_companion"].mean()
-        beside, compared = math.nan, "no ground with fewer classes beside it"
+        beside, compared = math.nan, "no testbed with fewer classes beside it"
         if fewer:
             beside = fewer.summary["with_companion"].mean()
-            compared = f"{percent(beside, 0)} with {len(fewer.classes)} ({fewer.ground.title})"
+            compared = f"{percent(beside, 0)} with {len(fewer.classes)} ({fewer.testbed.title})"
         text = f"{percent(share, 0)} of {len(one.classes)} classes share their latent; {compared}"
         found.append(Measured(f"{MANY}.sharing", MANY, float(share - beside), text))
     return found
@@ -68,7 +68,7 @@ def _measured(surveys: Sequence[Survey]) -> list[Measured]:
 def _paragraph(one: Survey) -> str:
     mean = one.summary.mean(numeric_only=True)
     text = (
-        f"{one.ground.title}: {one.separates.text} separate, with {mean['dictionary_size']:.0f} latents; in the "
+        f"{one.testbed.title}: {one.separates.text} separate, with {mean['dictionary_size']:.0f} latents; in the "
         f"published sense {one.separates.published}. For {percent(mean['reached'], 0)} of the edits there is a "
         f"strength that takes the class to 5 % of its select images. It leaves {percent(mean['after'])} of the test "
         f"images; there the others change by {points(mean['drift'], signed=False)} points in the mean of absolute "
@@ -105,7 +105,7 @@ def _comparison(many: Survey, fewer: Survey) -> str:
 
 def _sharing_caption(surveys: Sequence[Survey]) -> str:
     text = (
-        f"{' and '.join(one.ground.title for one in surveys)}. a: share of classes with at least so many companions "
+        f"{' and '.join(one.testbed.title for one in surveys)}. a: share of classes with at least so many companions "
         "(classes at least half as strong on the latent a class is edited through); mean and range over SAEs. b: what "
         "these latents are. c: how far the dominant latents of two classes are the same; 95 % over SAEs."
     )
@@ -116,7 +116,7 @@ def _sharing_caption(surveys: Sequence[Survey]) -> str:
 
 def _classes_caption(one: Survey) -> str:
     text = (
-        f"{one.ground.title}, {one.images} test images: each class edited through its latent, where it is at 5 % of "
+        f"{one.testbed.title}, {one.images} test images: each class edited through its latent, where it is at 5 % of "
         "its select images; the most harmful edits first. Left: what the class that loses most loses (its name at the "
         "right), and the mean absolute change of all others. Right: companions, which are classes at least half as "
         f"strong on the latent. Dots: mean of {plural(len(one.summary), 'SAE')}, bars: their range."
@@ -127,7 +127,7 @@ def _classes_caption(one: Survey) -> str:
 def _drift_caption(one: Survey) -> str:
     order = ", by superclass" if one.groups else ""
     return (
-        f"{one.ground.title}, {one.images} test images: what editing a class (row) to 5 % of its select images does to "
-        f"every other class (column){order}; mean of {plural(len(one.summary), 'SAE')}. Grey: the class itself, and "
+        f"{one.testbed.title}, {one.images} test images: what editing a class (row) to 5 % of its select images does "
+        f"to every other class (column){order}; mean of {plural(len(one.summary), 'SAE')}. Grey: the class itself, and "
         "edits that do not take their class there."
     )

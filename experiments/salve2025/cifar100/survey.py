@@ -1,4 +1,4 @@
-"""What the classes of a ground share, read from its finished runs."""
+"""What the classes of a testbed share, read from its finished runs."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Bool, Float
 from numpy import ndarray
 
-from experiments.grounds import Ground
 from experiments.runs import SPLITS, SAERun, Study
 from experiments.salve2025.cifar100 import measures
 from experiments.separation import Separation, separation
+from experiments.testbeds import Testbed
 from salve.data.cifar100 import Cifar100Data
 from salve.features import shares
 
@@ -22,7 +22,7 @@ KINDS = ("class-defining", "cross-class", "diffuse")
 
 @dataclass(frozen=True)
 class Survey:
-    """What was found on a ground.
+    """What was found on a testbed.
 
     Attributes:
         classes: names. groups: the superclass of each, where the data know one. images: in the test split.
@@ -34,7 +34,7 @@ class Survey:
         usage: a row for each SAE, what its latents are.
     """
 
-    ground: Ground
+    testbed: Testbed
     classes: list[str]
     groups: tuple[str, ...] | None
     images: int
@@ -64,7 +64,7 @@ class Survey:
             )
             pairs = ~np.eye(len(self.classes), dtype=bool)
             row = {
-                **{"ground": self.ground.name, "seed": seed, "classes": len(own)},
+                **{"testbed": self.testbed.name, "seed": seed, "classes": len(own)},
                 **{sense: own[sense].mean() for sense in ("separates", "separates_published")},
                 **{"reached": own["reached"].mean(), "alpha": reached["alpha"].median()},
                 **{
@@ -102,7 +102,7 @@ class Survey:
         columns |= {"falls": self.falls[:, edited, other].mean(axis=0)}
         columns |= {"companion": self.companion[:, edited, other].mean(axis=0)}
         columns |= {"overlap": self.overlap[:, edited, other].mean(axis=0)}
-        return pd.DataFrame(columns).assign(ground=self.ground.name)
+        return pd.DataFrame(columns).assign(testbed=self.testbed.name)
 
 
 def _mean(values: ndarray) -> float:
@@ -111,16 +111,16 @@ def _mean(values: ndarray) -> float:
 
 
 def survey(study: Study) -> Survey:
-    """Read a ground's runs."""
-    data = study.job.data
+    """Read a testbed's runs."""
+    data = study.context.data
     groups = data.superclasses if isinstance(data, Cifar100Data) else None
     found = [_read(run, study.classes, groups) for run in study.runs]
     return Survey(
-        study.ground,
+        study.testbed,
         study.classes,
         groups,
         len(study.test.labels),
-        pd.concat([one["rows"] for one in found], ignore_index=True).assign(ground=study.ground.name),
+        pd.concat([one["rows"] for one in found], ignore_index=True).assign(testbed=study.testbed.name),
         separation(study.runs, len(study.classes)),
         **{name: np.stack([one[name] for one in found]) for name in ("change", "overlap", "companion", "falls")},
         usage=pd.DataFrame([one["usage"] for one in found]),

@@ -23,8 +23,8 @@ from salve.report.text import percent, plural
 SAME = 1e-6
 
 
-class Ground(NamedTuple):
-    """What was found on a ground: tables by image (of all SAEs), by class and α, by class, by SAE, and by image tried.
+class Testbed(NamedTuple):
+    """What was found on a testbed: tables by image (of all SAEs), by class and α, by class, by SAE, and by image tried.
 
     ``first`` are the images of the first SAE, with the numerical solution.
     """
@@ -38,15 +38,15 @@ class Ground(NamedTuple):
     network: pd.DataFrame
 
 
-def ground_of(study: Study) -> Ground:
+def testbed_of(study: Study) -> Testbed:
     """Read the runs, and try some images in the network."""
     tables = [rows_of(study, run) for run in study.runs]
     images = pd.concat(tables, ignore_index=True)
     images = images[images["correct"]]
     first = solved(study, study.runs[0], tables[0][tables[0]["correct"]])
     shares = [shares_of(study, run, table) for run, table in zip(study.runs, tables, strict=True)]
-    network = tried(study, study.runs[0], tables[0]).assign(ground=study.ground.name, seed=study.runs[0].seed)
-    return Ground(
+    network = tried(study, study.runs[0], tables[0]).assign(testbed=study.testbed.name, seed=study.runs[0].seed)
+    return Testbed(
         study, images, first, pd.concat(shares, ignore_index=True), classes_of(images), agreements_of(images), network
     )
 
@@ -55,29 +55,29 @@ def agreements_of(images: pd.DataFrame) -> pd.DataFrame:
     """One row per SAE and criterion, :class:`experiments.salve2025.critical.measures.Agreement`; and ``open``,
     the share of the images of which no channel has closed at α_logit."""
     found = []
-    for (ground, seed), rows in images.groupby(["ground", "seed"], sort=False):
+    for (testbed, seed), rows in images.groupby(["testbed", "seed"], sort=False):
         for criterion in ("logit", "flip"):
             known = rows[rows[f"{criterion}_exact"] > 0]
             one = agreement(known[f"{criterion}_linear"], known[f"{criterion}_exact"])._asdict()
             share = float((known["reach"] <= 1).mean()) if criterion == "logit" else np.nan
-            found.append({"ground": ground, "seed": seed, "criterion": criterion, **one, "open": share})
+            found.append({"testbed": testbed, "seed": seed, "criterion": criterion, **one, "open": share})
     return pd.DataFrame(found)
 
 
 def analyse(studies: Sequence[Study]) -> Findings:
     """See the module."""
-    found = [ground_of(study) for study in studies]
+    found = [testbed_of(study) for study in studies]
     pictures = {}
     for one in found:
-        ground = one.study.ground
+        testbed = one.study.testbed
         caption = (
-            f"{ground.title}: share of a class's rightly classified test images that have given way when its latent is "
-            f"suppressed, from the most fragile class to the most robust; mean and range over {len(one.study.runs)} "
+            f"{testbed.title}: share of a class's rightly classified test images that have given way when its latent "
+            f"is suppressed, from the most fragile class to the most robust; mean and range over {len(one.study.runs)} "
             "SAEs. Lines: distributions of critical strengths. Dots: images that the edited head, on captured "
             "activations, no longer assigns to their class."
         )
-        pictures[f"distributions-{ground.name}"] = Picture(distributions(one.shares, _order(one.classes)), caption)
-    grounds = [study.ground for study in studies]
+        pictures[f"distributions-{testbed.name}"] = Picture(distributions(one.shares, _order(one.classes)), caption)
+    testbeds = [study.testbed for study in studies]
     first = pd.concat([one.first for one in found], ignore_index=True)
     seeds = ", ".join(dict.fromkeys(str(study.runs[0].seed) for study in studies))
     of = f"Rightly classified test images, SAE {seeds}"
@@ -87,12 +87,12 @@ def analyse(studies: Sequence[Study]) -> Findings:
         "error comes from: closed channels with terms for the class make the approximation too small, those with terms "
         "against it too large (means over images; grey: 80 % of the images)."
     )
-    pictures["approximation"] = Picture(approximation(first, grounds), caption)
+    pictures["approximation"] = Picture(approximation(first, testbeds), caption)
     caption = (
         f"{of}. The strength at which the class's logit reaches zero against the one at which the prediction leaves "
         "the class, both exact; infinite ones lie along the top and right edges."
     )
-    pictures["logit_flip"] = Picture(logit_and_flip(first, grounds), caption)
+    pictures["logit_flip"] = Picture(logit_and_flip(first, testbeds), caption)
     tables = {name: pd.concat([getattr(one, name) for one in found], ignore_index=True)
               for name in ("shares", "classes", "agreements", "network")}  # fmt: skip
     return Findings(
@@ -108,26 +108,26 @@ def _order(classes: pd.DataFrame) -> list[str]:
     return list(classes.groupby("class", sort=False)["rank"].mean().sort_values(kind="stable").index)
 
 
-def _measured(found: Ground) -> list[Measured]:
-    ground = found.study.ground.name
+def _measured(found: Testbed) -> list[Measured]:
+    testbed = found.study.testbed.name
     logit = found.agreements[found.agreements["criterion"] == "logit"]
     bound, within, rank = logit["bound"].mean(), logit["within_5"].mean(), logit["rank"].mean()
     agrees, count = int(found.network["agrees"].sum()), len(found.network)
     span = f"{percent(logit['bound'].min())} to {percent(logit['bound'].max())} over {plural(len(logit), 'SAE')}"
     return [
-        Measured("critical.lower_bound", ground, float(bound), f"for {percent(bound)} of the images ({span})"),
-        Measured("critical.agrees", ground, float(within),
+        Measured("critical.lower_bound", testbed, float(bound), f"for {percent(bound)} of the images ({span})"),
+        Measured("critical.agrees", testbed, float(within),
                  f"{percent(within)} of the images within 5 %; rank correlation {rank:.2f}"),
-        Measured("critical.empirical", ground, agrees / count if count else np.nan,
+        Measured("critical.empirical", testbed, agrees / count if count else np.nan,
                  f"{agrees} of {count} crossings tried in the edited network"),
     ]  # fmt: skip
 
 
-def _paragraph(found: Ground) -> str:
+def _paragraph(found: Testbed) -> str:
     return " ".join([_strengths(found), _errors(found), _checks(found), _fragility(found)])
 
 
-def _strengths(found: Ground) -> str:
+def _strengths(found: Testbed) -> str:
     images, study = found.images, found.study
     medians = images.groupby("seed")[list(METHODS)].agg(median_of)
     flip, logit = medians["flip_exact"], medians["logit_exact"]
@@ -135,7 +135,7 @@ def _strengths(found: Ground) -> str:
     earlier = float((images["flip_exact"] < images["logit_exact"]).mean())
     positive, others = (percent(_never(found, sign)) for sign in (True, False))
     return (
-        f"{study.ground.title} ({plural(len(study.runs), 'SAE')}; {len(found.first)} rightly classified test images): "
+        f"{study.testbed.title} ({plural(len(study.runs), 'SAE')}; {len(found.first)} rightly classified test images): "
         f"half of the images lose their prediction up to α_flip = {flip.mean():.2g}{_span(flip)} and have their logit "
         f"at zero up to α_logit = {logit.mean():.2g}{_span(logit)}. {percent(earlier)} lose the prediction first; "
         f"{percent(never['flip'])} never lose it. The logit of {percent(never['logit'])} never reaches zero: with all "
@@ -143,7 +143,7 @@ def _strengths(found: Ground) -> str:
     )
 
 
-def _never(found: Ground, positive: bool) -> float:
+def _never(found: Testbed, positive: bool) -> float:
     """Share of images with an infinite α_logit, of the classes with a positive bias or the others."""
     biases = dict(zip(found.study.classes, found.study.head[1].tolist(), strict=True))
     images = found.images[[(biases[name] > 0) == positive for name in found.images["class"]]]
@@ -154,7 +154,7 @@ def _span(values: pd.Series) -> str:
     return f" ({values.min():.2g} to {values.max():.2g} over SAEs)" if len(values) > 1 else ""
 
 
-def _errors(found: Ground) -> str:
+def _errors(found: Testbed) -> str:
     table = found.agreements.groupby("criterion").mean(numeric_only=True)
     logit, flip = table.loc["logit"], table.loc["flip"]
     images = found.images[found.images["logit_exact"] > 0]
@@ -178,7 +178,7 @@ def _signed(part: float) -> str:
     return f"{100 * part:+.1f} %".replace("-", "−")
 
 
-def _checks(found: Ground) -> str:
+def _checks(found: Testbed) -> str:
     parts = []
     for criterion in ("logit", "flip"):
         exact, numerical = (found.first[f"{criterion}_{one}"].to_numpy(float) for one in ("exact", "numerical"))
@@ -201,7 +201,7 @@ def _checks(found: Ground) -> str:
     )
 
 
-def _fragility(found: Ground) -> str:
+def _fragility(found: Testbed) -> str:
     order = _order(found.classes)
     ranks = found.classes.pivot_table("rank", "seed", "class").dropna(axis="columns")
     spans = {name: f"rank {ranks[name].min():.0f} to {ranks[name].max():.0f}" for name in ranks}

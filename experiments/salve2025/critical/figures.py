@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 from numpy.typing import NDArray
 
 from experiments.figures import PRINT_WIDTH
-from experiments.grounds import Ground
+from experiments.testbeds import Testbed
 from salve.report.style import (
     BLACK,
     BLUE,
@@ -99,21 +99,21 @@ def _thinned(points: Values, apart: float = 0.09) -> Values:
 
 
 @styled
-def approximation(images: pd.DataFrame, grounds: Sequence[Ground]) -> Figure:
-    """A row per ground: approximate against exact α_logit; the error against how far channels have closed, with its
+def approximation(images: pd.DataFrame, testbeds: Sequence[Testbed]) -> Figure:
+    """A row per testbed: approximate against exact α_logit; the error against how far channels have closed, with its
     distribution; and what closed channels of either sign do to it.
 
     Args:
-        images: rightly classified, of one SAE per ground.
+        images: rightly classified, of one SAE per testbed.
     """
-    figure = new_figure(PRINT_WIDTH, 0.6 + 2.3 * len(grounds))
-    grid = figure.subplots(len(grounds), 4, squeeze=False, width_ratios=[1.2, 1.25, 0.4, 1.15])
-    for row, ground in zip(grid, grounds, strict=True):
-        rows = images[(images["ground"] == ground.name) & (images["logit_exact"] > 0)]
+    figure = new_figure(PRINT_WIDTH, 0.6 + 2.3 * len(testbeds))
+    grid = figure.subplots(len(testbeds), 4, squeeze=False, width_ratios=[1.2, 1.25, 0.4, 1.15])
+    for row, testbed in zip(grid, testbeds, strict=True):
+        rows = images[(images["testbed"] == testbed.name) & (images["logit_exact"] > 0)]
         _against_exact(row[0], rows)
         _errors(row[1], row[2], rows)
         _reasons(row[3], rows)
-        row[0].set_title(ground.title, fontsize=8.5)
+        row[0].set_title(testbed.title, fontsize=8.5)
         for axes in row:
             axes.tick_params(labelsize=7.5)
     dots = ((GREY, "no channel closed: exact"), (BLUE, "closed: a lower bound"), (VERMILLION, "closed: too large"))
@@ -213,11 +213,11 @@ def _reasons(axes: Axes, rows: pd.DataFrame) -> None:
 
 
 @styled
-def logit_and_flip(images: pd.DataFrame, grounds: Sequence[Ground]) -> Figure:
-    """A panel per ground: exact α_logit against exact α_flip of every image; infinite ones along the edges."""
-    figure = new_figure(min(PRINT_WIDTH, 0.4 + 3.4 * len(grounds)), 3.1)
-    for axes, ground in zip(figure.subplots(1, len(grounds), squeeze=False)[0], grounds, strict=True):
-        rows = images[images["ground"] == ground.name]
+def logit_and_flip(images: pd.DataFrame, testbeds: Sequence[Testbed]) -> Figure:
+    """A panel per testbed: exact α_logit against exact α_flip of every image; infinite ones along the edges."""
+    figure = new_figure(min(PRINT_WIDTH, 0.4 + 3.4 * len(testbeds)), 3.1)
+    for axes, testbed in zip(figure.subplots(1, len(testbeds), squeeze=False)[0], testbeds, strict=True):
+        rows = images[images["testbed"] == testbed.name]
         flip, logit = rows["flip_exact"], rows["logit_exact"]
         (left, right), (low, high) = log_range(flip.to_numpy()), log_range(logit.to_numpy())
         edges = (right * 1.3, high * 1.3)
@@ -228,7 +228,7 @@ def logit_and_flip(images: pd.DataFrame, grounds: Sequence[Ground]) -> Figure:
         axes.plot(both, both, color=BLACK, linewidth=0.8)
         log_axis(axes, "x", (left / 1.15, edges[0] * 1.2))
         log_axis(axes, "y", (min(low, right) / 1.3, edges[1] * 1.3))
-        axes.set_title(ground.title, fontsize=8.5, pad=16)
+        axes.set_title(testbed.title, fontsize=8.5, pad=16)
         axes.set_xlabel("α_flip: the prediction leaves the class", fontsize=8)
         axes.set_ylabel("α_logit: the class's logit reaches 0", fontsize=8)
         counts = [f"prediction lost first: {count_of((flip < logit).sum())} of {count_of(len(rows))}"]

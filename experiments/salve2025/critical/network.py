@@ -52,8 +52,8 @@ def tried(study: Study, run: SAERun, images: pd.DataFrame) -> pd.DataFrame:
         holds (its logit, or its margin over the largest other one), at ``α (1 ∓ STEP)``; ``agrees``: whether the class
         holds at the one and not at the other.
     """
-    model, site = study.job.model(run.artifacts["classifier"])
-    data = study.job.data.dataset("test")
+    model, site = study.context.model(run.artifacts["classifier"])
+    data = study.context.data.dataset("test")
     found = []
     for name, rows in images[images["correct"]].groupby("class", sort=False):
         vector, label = contribution_of(run, str(name)), study.classes.index(str(name))
@@ -61,7 +61,7 @@ def tried(study: Study, run: SAERun, images: pd.DataFrame) -> pd.DataFrame:
             for k in spread(rows[f"{criterion}_exact"].tolist(), TRIED):
                 row = rows.iloc[k]
                 alpha = float(row[f"{criterion}_exact"])
-                image = data[int(row["image"])][0].to(study.job.device)
+                image = data[int(row["image"])][0].to(study.context.device)
                 gate = gates(vector, torch.tensor([alpha * (1 - STEP), alpha * (1 + STEP)]))
                 logits = edited_outputs(model, site, image, gate).cpu()
                 others = torch.cat([logits[:, :label], logits[:, label + 1 :]], dim=1).amax(dim=1)

@@ -31,7 +31,7 @@ def rows_of(study: Study, run: SAERun) -> pd.DataFrame:
         parts.append(images.assign(**{field: values.numpy() for field, values in why._asdict().items()}))
     found = pd.concat(parts, ignore_index=True)
     error = relative_error(found["logit_linear"], found["logit_exact"])
-    return found.assign(seed=run.seed, ground=study.ground.name, error=error)
+    return found.assign(seed=run.seed, testbed=study.testbed.name, error=error)
 
 
 def solved(study: Study, run: SAERun, images: pd.DataFrame) -> pd.DataFrame:
@@ -64,17 +64,17 @@ def shares_of(study: Study, run: SAERun, images: pd.DataFrame) -> pd.DataFrame:
         lost = (logits.argmax(dim=2) != labels).double().mean(dim=1).numpy()
         columns = {method: given_way(rows[method], alphas) for method in METHODS}
         parts.append(pd.DataFrame({"class": name, "alpha": alphas, **columns, "predicted": lost}))
-    return pd.concat(parts, ignore_index=True).assign(seed=run.seed, ground=study.ground.name)
+    return pd.concat(parts, ignore_index=True).assign(seed=run.seed, testbed=study.testbed.name)
 
 
 def classes_of(images: pd.DataFrame) -> pd.DataFrame:
     """By class and SAE: ``images`` rightly classified, the ``median`` of each of ``METHODS``, and the share for which
     the exact ones are infinite; ``rank`` of the median α_flip, from 1, the most fragile."""
     parts = []
-    for (ground, seed, name), rows in images[images["correct"]].groupby(["ground", "seed", "class"], sort=False):
+    for (testbed, seed, name), rows in images[images["correct"]].groupby(["testbed", "seed", "class"], sort=False):
         medians = {method: median_of(rows[method]) for method in METHODS}
         never = {f"{one}_infinite": float((rows[f"{one}_exact"] == float("inf")).mean()) for one in ("logit", "flip")}
-        key = {"ground": ground, "seed": seed, "class": name, "latent": int(rows["latent"].iloc[0])}
+        key = {"testbed": testbed, "seed": seed, "class": name, "latent": int(rows["latent"].iloc[0])}
         parts.append({**key, "images": len(rows), **medians, **never})
     found = pd.DataFrame(parts)
-    return found.assign(rank=found.groupby(["ground", "seed"])["flip_exact"].rank())
+    return found.assign(rank=found.groupby(["testbed", "seed"])["flip_exact"].rank())

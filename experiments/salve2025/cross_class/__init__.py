@@ -60,7 +60,7 @@ def analyse(studies: Sequence[Study]) -> Findings:
 
 
 def _pictures(study: Study, shown: Sequence[Case], images: list[pd.DataFrame]) -> dict[str, Picture]:
-    title, ground = study.ground.title, study.ground.name
+    title, testbed = study.testbed.title, study.testbed.name
     figure, table = images_figure(study, shown)
     images.append(table)
     chosen = f"{plural(len(shown), 'shared latent')}, chosen on select images"
@@ -77,8 +77,8 @@ def _pictures(study: Study, shown: Sequence[Case], images: list[pd.DataFrame]) -
         "value is near zero, the edit reaches them through the channels that it closes, not through the latent."
     )
     return {
-        f"roles-{ground}": Picture(roles_figure(study, shown), roles),
-        f"images-{ground}": Picture(figure, look),
+        f"roles-{testbed}": Picture(roles_figure(study, shown), roles),
+        f"images-{testbed}": Picture(figure, look),
     }
 
 
@@ -95,7 +95,7 @@ def _setting(rows: pd.DataFrame) -> str:
 def _shared_text(study: Study, saes: pd.DataFrame, latents: pd.DataFrame) -> str:
     main = _main(saes)
     text = (
-        f"{study.ground.title}: in the sparsest SAEs ({_setting(main)}; {len(main)} of {len(saes)}) "
+        f"{study.testbed.title}: in the sparsest SAEs ({_setting(main)}; {len(main)} of {len(saes)}) "
         f"{main['by_share'].mean():.1f} latents per SAE are cross-class by share, {main['shared'].mean():.1f} of them "
         f"also count for both classes and take one of them to 5 % of its select images, and {main['clean'].mean():.1f} "
         "do so without dragging along a class that does not depend on them."
@@ -165,24 +165,24 @@ def _tower_text(tower: pd.DataFrame) -> list[str]:
 
 
 def _measured(study: Study, saes: pd.DataFrame, latents: pd.DataFrame, tower: pd.DataFrame) -> list[Measured]:
-    ground, main = study.ground.name, _main(saes)
+    testbed, main = study.testbed.name, _main(saes)
     having = saes[saes["clean"] > 0]
     alone = latents.loc[latents["kind"] == "class-defining", "risen"].dropna()
     share = float((main["clean"] > 0).mean())
     every = f"; {(saes['clean'] > 0).sum()} of {len(saes)} over all settings" if len(saes) > len(main) else ""
     text = f"in {(main['clean'] > 0).sum()} of the {len(main)} sparsest SAEs{every}"
-    found = [Measured("cross_class.shared", ground, share, text)]
+    found = [Measured("cross_class.shared", testbed, share, text)]
     for name, column in (("redundant", "falls_redundant"), ("other_way", "falls_rises")):
         seen = int((having[column] > 0).sum())
         value = seen / len(having) if len(having) else math.nan
         text = f"in {seen} of {len(having)} SAEs that have one" if len(having) else "no SAE has a shared latent"
         if name == "other_way" and len(having) and len(alone):
             text += f"; some class gains as much under {100 * (alone >= 1).mean():.0f} % of class-defining latents"
-        found.append(Measured(f"cross_class.{name}", ground, value, text))
+        found.append(Measured(f"cross_class.{name}", testbed, value, text))
     if len(tower):
         seen, depend = int((tower["tower"] > 0).sum()), int((tower["depend"] > 0).sum())
         text = f"in {seen} of {len(tower)} SAEs; church and gas pump share a latent in {depend}"
-        found.append(Measured("cross_class.tower", ground, seen / len(tower), text))
+        found.append(Measured("cross_class.tower", testbed, seen / len(tower), text))
     return found
 
 

@@ -13,11 +13,11 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from experiments.compare import t_interval
 from experiments.figures import PRINT_WIDTH
-from experiments.grounds import GROUNDS
 from experiments.runs import Study
 from experiments.salve2025.cross_class.effects import ALPHAS
 from experiments.salve2025.cross_class.roles import DRAGGED, FALLS, NONE, REDUNDANT, RISES, STAYS
 from experiments.salve2025.cross_class.tables import Case
+from experiments.testbeds import TESTBEDS
 from salve.report.style import (
     BLACK,
     BLUE,
@@ -43,16 +43,16 @@ KINDS = {"class-defining": BLUE, "cross-class": ORANGE, "diffuse": GREY}
 
 @styled
 def counts_figure(saes: pd.DataFrame, latents: pd.DataFrame) -> Figure:
-    """A row per ground: shared latents in each SAE, and how often a latent of each kind takes several classes down."""
-    grounds = list(dict.fromkeys(saes["ground"]))
-    figure = new_figure(PRINT_WIDTH, 0.45 + 1.95 * len(grounds))
-    grid = figure.subplots(len(grounds), 2, squeeze=False)
-    for (left, right), ground in zip(grid, grounds, strict=True):
-        mine = saes[saes["ground"] == ground]
+    """A row per testbed: shared latents in each SAE, and how often a latent of each kind takes several classes down."""
+    testbeds = list(dict.fromkeys(saes["testbed"]))
+    figure = new_figure(PRINT_WIDTH, 0.45 + 1.95 * len(testbeds))
+    grid = figure.subplots(len(testbeds), 2, squeeze=False)
+    for (left, right), testbed in zip(grid, testbeds, strict=True):
+        mine = saes[saes["testbed"] == testbed]
         settings = sorted(set(zip(mine["dictionary_size"], mine["sparsity"], strict=True)), reverse=True)
-        title = GROUNDS[ground].title
+        title = TESTBEDS[testbed].title
         _counts(left, mine, settings, title)
-        _several(right, latents[latents["ground"] == ground], settings, title)
+        _several(right, latents[latents["testbed"] == testbed], settings, title)
     looks: dict[str, Any] = {"ncols": 3, "fontsize": 7.5, "handletextpad": 0.1, "columnspacing": 1.0}
     figure.legend(handles=_marks("o", list(STEPS.values())), loc="outside upper left", **looks)
     figure.legend(handles=_marks("s", list(KINDS.items())), loc="outside upper right", **looks)

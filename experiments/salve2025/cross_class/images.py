@@ -64,15 +64,15 @@ def strips_of(case: Case) -> list[Strip]:
 def maps_of(case: Case, strip: Strip) -> tuple[NDArray[np.uint8], NDArray[np.floating], list[float]]:
     """Images ``[n, 3, S, S]``, their Grad-FAM maps ``[n, S, S]`` of the latent, and its values."""
     study, run = case.reading.study, case.reading.run
-    job, dataset = study.job, study.job.data.dataset("test")
-    model, site = job.model(run.artifacts["classifier"])
+    context, dataset = study.context, study.context.data.dataset("test")
+    model, site = context.model(run.artifacts["classifier"])
     pictures = torch.stack([dataset[i][0] for i in strip.images])
-    sae = run.sae.to(job.device)
-    maps = grad_fam(model, site.name, sae, pictures.to(job.device), [case.shared.latent],
-                    signs=torch.tensor([strip.sign], device=job.device))  # fmt: skip
+    sae = run.sae.to(context.device)
+    maps = grad_fam(model, site.name, sae, pictures.to(context.device), [case.shared.latent],
+                    signs=torch.tensor([strip.sign], device=context.device))  # fmt: skip
     sae.cpu()
-    assert job.data.preprocess is not None
-    shown: Tensor = job.data.preprocess.denormalise(pictures)
+    assert context.data.preprocess is not None
+    shown: Tensor = context.data.preprocess.denormalise(pictures)
     values = sae.encode(study.test.activations[strip.images])[:, case.shared.latent].tolist()
     return (255 * shown).round().to(torch.uint8).numpy(), maps[:, 0].cpu().numpy(), values
 
@@ -109,7 +109,12 @@ def images_figure(study: Study, cases: Sequence[Case]) -> tuple[Figure, pd.DataF
                 own, after = int(study.test.labels[index]), int(case.roles.after[index])
                 rows.append(
                     {
-                        **{"ground": study.ground.name, "latent": case.title, "image": index, "value": values[column]},
+                        **{
+                            "testbed": study.testbed.name,
+                            "latent": case.title,
+                            "image": index,
+                            "value": values[column],
+                        },
                         **{"class": study.classes[own], "before": before, "after": study.classes[after]},
                         **{"sign": strip.sign, "map_maximum": float(maps[column].max())},
                     }

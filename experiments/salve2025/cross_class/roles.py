@@ -22,7 +22,7 @@ from experiments.salve2025.cross_class.effects import (
     own_margins,
     weights,
 )
-from salve.backbones import Captured
+from salve.activations import Captured
 from salve.editing import gate
 from salve.editing.curves import edit_curves
 from salve.types import Split

@@ -61,7 +61,7 @@ def telling(cases: Sequence[Case], count: int = 3) -> list[Case]:
 def sae_table(readings: Sequence[Reading], cases: Sequence[Case]) -> pd.DataFrame:
     """One row per SAE: how many latents are of which kind.
 
-    Columns: ``ground``, ``dictionary_size``, ``sparsity``, ``seed``; ``in_use``: latents that count for some class;
+    Columns: ``testbed``, ``dictionary_size``, ``sparsity``, ``seed``; ``in_use``: latents that count for some class;
     ``by_share``: cross-class by their shares alone; ``shared``: those that count for two classes and take one of them
     to 5 % on select; ``clean``: of these, those that drag no other class along on test; ``falls_redundant``,
     ``falls_rises``: of the clean ones, those with a class that falls and one that is redundant (rises).
@@ -164,7 +164,7 @@ def curve_table(cases: Sequence[Case]) -> pd.DataFrame:
 def _where(one: Reading) -> dict[str, object]:
     size, sparsity = one.setting
     return {
-        **{"ground": one.study.ground.name, "dictionary_size": size},
+        **{"testbed": one.study.testbed.name, "dictionary_size": size},
         **{"sparsity": sparsity, "seed": one.run.seed},
     }
 

@@ -30,15 +30,15 @@ def analyse(studies: Sequence[Study]) -> Findings:
     pictures, paragraphs, measured = {}, [], []
     tables: dict[str, list[pd.DataFrame]] = {name: [] for name in ("edits", "pairs", "bases", "within", "images")}
     for study in studies:
-        ground, edits = study.ground, edits_of(study)
+        testbed, edits = study.testbed, edits_of(study)
         tables["edits"].append(edits)
         if len(study.runs) < 2:
-            paragraphs.append(f"{ground.title}: one SAE only, with which nothing can be compared.")
+            paragraphs.append(f"{testbed.title}: one SAE only, with which nothing can be compared.")
             continue
         found = stability_of(study, edits)
-        where = f"{ground.title}, {len(study.runs)} SAEs that differ in their seed alone"
-        pictures[f"stability-{ground.name}"] = Picture(stability_figure(study, found, edits), _caption(where))
-        pictures[f"curves-{ground.name}"] = Picture(
+        where = f"{testbed.title}, {len(study.runs)} SAEs that differ in their seed alone"
+        pictures[f"stability-{testbed.name}"] = Picture(stability_figure(study, found, edits), _caption(where))
+        pictures[f"curves-{testbed.name}"] = Picture(
             curves_figure(study, edits),
             f"{where}: accuracy while one class's latent is suppressed in the weights, a panel per class and a line "
             f"per SAE, on {len(study.test.labels)} test images. The strength that leaves 5 % of the select images: "
@@ -47,7 +47,7 @@ def analyse(studies: Sequence[Study]) -> Findings:
         tables["pairs"].append(_pairs_table(study, found))
         tables["bases"].append(_bases_table(study, found))
         tables["within"].append(_within_table(study, found))
-        tables["images"].append(found.strengths.assign(ground=ground.name))
+        tables["images"].append(found.strengths.assign(testbed=testbed.name))
         paragraphs.append(_paragraph(study, found, edits))
         measured += _measured(study, found, edits)
     written = {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items() if parts}
@@ -73,7 +73,7 @@ def _pairs_table(study: Study, found: Stability) -> pd.DataFrame:
     seeds = [run.seed for run in study.runs]
     rows = [
         {
-            **{"ground": study.ground.name, "class": name, "seed_a": seeds[a], "seed_b": seeds[b]},
+            **{"testbed": study.testbed.name, "class": name, "seed_a": seeds[a], "seed_b": seeds[b]},
             **{measure: table[k, a, b] for measure, table in found.by_class.items()},
         }
         for k, name in enumerate(study.classes)
@@ -89,7 +89,7 @@ def _bases_table(study: Study, found: Stability) -> pd.DataFrame:
     count, size = found.alike.cosines.shape
     table = pd.DataFrame(np.repeat(pairs, size, axis=0), columns=["seed_a", "seed_b"])
     table["rank"], table["cosine"] = np.tile(np.arange(1, size + 1), count), found.alike.cosines.flatten()
-    return table.assign(ground=study.ground.name)
+    return table.assign(testbed=study.testbed.name)
 
 
 def _within_table(study: Study, found: Stability) -> pd.DataFrame:
@@ -102,7 +102,7 @@ def _within_table(study: Study, found: Stability) -> pd.DataFrame:
         "margin_rank": found.margin_ranks,
     }
     rows = [
-        {"ground": study.ground.name, "seed": run.seed, "class": name, "nearest": alike.nearest[s].mean()}
+        {"testbed": study.testbed.name, "seed": run.seed, "class": name, "nearest": alike.nearest[s].mean()}
         | {column: values[k, s] for column, values in columns.items()}
         for s, run in enumerate(study.runs)
         for k, name in enumerate(study.classes)
@@ -111,7 +111,7 @@ def _within_table(study: Study, found: Stability) -> pd.DataFrame:
 
 
 def _measured(study: Study, found: Stability, edits: pd.DataFrame) -> list[Measured]:
-    ground, seeds, classes = study.ground.name, len(study.runs), len(study.classes)
+    testbed, seeds, classes = study.testbed.name, len(study.runs), len(study.classes)
     counted = separation(study.runs, classes)
     always, published = (
         int((edits.groupby("class")[sense].sum() == seeds).sum()) for sense in ("separates", "separates_published")
@@ -142,7 +142,7 @@ def _measured(study: Study, found: Stability, edits: pd.DataFrame) -> list[Measu
             f"{_interval(found.median_ranks)}",
         ),
     ]
-    first, *rest = (Measured(f"seeds.{name}", ground, value, text) for name, value, text in results)
+    first, *rest = (Measured(f"seeds.{name}", testbed, value, text) for name, value, text in results)
     return [first._replace(published=f"{published} of {classes} classes under all {seeds} SAEs"), *rest]
 
 
@@ -201,7 +201,7 @@ def _bases(study: Study, alike: Likeness) -> str:
     matched, nearest = alike.cosines.mean(), alike.nearest.mean()
     crowded = ", so that a matching can hardly tell which is which" if nearest > matched - 0.1 else ""
     return (
-        f"{study.ground.title}: of the latents of two SAEs that a one-to-one matching pairs, "
+        f"{study.testbed.title}: of the latents of two SAEs that a one-to-one matching pairs, "
         f"{_percent(float((alike.cosines >= SAME).mean()))} have a |cosine| of {SAME} or more (mean {matched:.2f}; of "
         f"random directions {alike.chance:.2f}). A latent's nearest one in its own SAE has {nearest:.2f}, and the "
         f"latent of a class has {mean_of_known(alike.copies.flatten()):.0f} near-copies there (|cosine| of {COPY} or "

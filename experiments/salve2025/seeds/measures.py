@@ -163,7 +163,7 @@ def decoders_of(study: Study) -> tuple[Float[ndarray, "S M d"], Int[ndarray, "S 
 def edits_of(study: Study) -> pd.DataFrame:
     """One row per SAE and class that has a latent: its edit, on test at the strength where select has the class at 5 %.
 
-    Columns: ``ground``, ``seed``, ``class``, ``latent``, ``sign``; the fields of
+    Columns: ``testbed``, ``seed``, ``class``, ``latent``, ``sign``; the fields of
     :class:`experiments.compare.MatchedEdit`; ``separates``, ``separates_published``: whether the edit that stage
     ``control`` keeps does; ``alpha_flip``: lower median over the class's test images.
     """
@@ -176,7 +176,7 @@ def edits_of(study: Study) -> pd.DataFrame:
             (alphas, select), (_, test) = (run.curves(split, "suppress", name) for split in SPLITS)
             rows.append(
                 {
-                    **{"ground": study.ground.name, "seed": run.seed, "class": name},
+                    **{"testbed": study.testbed.name, "seed": run.seed, "class": name},
                     **{key: int(run.selected[key][name]) for key in ("latent", "sign")},
                     **matched_edit(alphas, select, test, own)._asdict(),
                     **{sense: bool(run.verdicts.loc[name, sense]) for sense in ("separates", "separates_published")},

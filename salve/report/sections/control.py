@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from salve.report.blocks import MOST_ROWS, Block, Cell, FigureBlock, Prose, Section, Shelf, TableBlock, numbers
+from salve.report.blocks import MOST_ROWS, Block, Cell, FigureBlock, FigureFolder, Prose, Section, TableBlock, numbers
 from salve.report.figures import control as figures
 from salve.report.inputs import Artifacts, records
 from salve.report.tables import failing_first
@@ -63,7 +63,7 @@ def verdict_cell(row: Mapping[str, Any]) -> Cell:
     return Cell(text, {"yes": "good", "no": "bad"}.get(text, "dim"), "; ".join(filter(None, parts)))
 
 
-def control(artifacts: Artifacts, shelf: Shelf) -> Section:
+def control(artifacts: Artifacts, figure_folder: FigureFolder) -> Section:
     """What edits do to the class they are for and to all others."""
     blocks: list[Block] = []
     curves, summary = artifacts.table("control", "curves.csv"), artifacts.table("control", "summary.csv")
@@ -80,12 +80,12 @@ def control(artifacts: Artifacts, shelf: Shelf) -> Section:
             )
         )
     if {"target", "mode", "split"} <= set(curves.columns):
-        blocks += _curve_figures(curves[curves["split"] == "test"], edits, verdict, shelf)
+        blocks += _curve_figures(curves[curves["split"] == "test"], edits, verdict, figure_folder)
     if edits:
         blocks.append(_edit_table(edits))
-    blocks += _confusion(artifacts, shelf, edits)
+    blocks += _confusion(artifacts, figure_folder, edits)
     if len(evaluation):
-        blocks += shelf.figure(
+        blocks += figure_folder.figure(
             figures.path_agreement(evaluation),
             "control-agreement",
             "Scatter plot: accuracy from cached activations against accuracy of the edited network.",
@@ -131,7 +131,7 @@ def _how_to_read(mode: str, verdict: Verdict | None) -> str:
 
 
 def _curve_figures(
-    curves: pd.DataFrame, edits: Sequence[Mapping[str, Any]], verdict: Verdict | None, shelf: Shelf
+    curves: pd.DataFrame, edits: Sequence[Mapping[str, Any]], verdict: Verdict | None, figure_folder: FigureFolder
 ) -> list[FigureBlock]:
     blocks: list[FigureBlock] = []
     marks = {str(row["target"]): float(row.get("alpha", math.inf)) for row in edits}
@@ -145,7 +145,7 @@ def _curve_figures(
             if len(targets) > limit
             else ""
         )
-        blocks += shelf.figure(
+        blocks += figure_folder.figure(
             figures.strength_curves(
                 rows,
                 targets,
@@ -198,7 +198,9 @@ def _edit_table(edits: Sequence[Mapping[str, Any]]) -> TableBlock:
     return TableBlock(title, header, rows, "control-summary.csv", folded=len(rows) > FOLD_ROWS)
 
 
-def _confusion(artifacts: Artifacts, shelf: Shelf, edits: Sequence[Mapping[str, Any]]) -> list[FigureBlock]:
+def _confusion(
+    artifacts: Artifacts, figure_folder: FigureFolder, edits: Sequence[Mapping[str, Any]]
+) -> list[FigureBlock]:
     counts, classes = artifacts.table("control", "confusion.csv"), artifacts.classes()
     if not {"target", "true", "predicted", "images"} <= set(counts.columns) or not classes:
         return []
@@ -217,7 +219,7 @@ def _confusion(artifacts: Artifacts, shelf: Shelf, edits: Sequence[Mapping[str, 
         else ""
     )
     more = len(targets) - len(shown)
-    return shelf.figure(
+    return figure_folder.figure(
         figures.confusion_matrices(counts, shown, titles, names, some=bool(some)),
         "control-confusion",
         "Confusion matrices before and after each edit.",

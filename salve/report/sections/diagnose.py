@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from salve.report.blocks import Block, Cell, Prose, Section, Shelf, TableBlock
+from salve.report.blocks import Block, Cell, FigureFolder, Prose, Section, TableBlock
 from salve.report.figures import diagnose as figures
 from salve.report.inputs import Artifacts, records
 from salve.report.text import PERCENT, latent_name, number, percent, yes_no
@@ -10,7 +10,7 @@ from salve.report.text import PERCENT, latent_name, number, percent, yes_no
 FOLD_ROWS = 25
 
 
-def diagnose(artifacts: Artifacts, shelf: Shelf) -> Section:
+def diagnose(artifacts: Artifacts, figure_folder: FigureFolder) -> Section:
     """How hard each class has to be pushed before it breaks."""
     blocks: list[Block] = []
     images, summary = artifacts.table("diagnose", "images.csv"), artifacts.table("diagnose", "summary.csv")
@@ -27,7 +27,7 @@ def diagnose(artifacts: Artifacts, shelf: Shelf) -> Section:
         right = images[[yes_no(value) == "yes" for value in images["correct"]]] if "correct" in images else images
         order = [name for name in artifacts.classes() if name in set(images["class"])] or sorted(set(images["class"]))
         shown = figures.MAX_ROWS
-        blocks += shelf.figure(
+        blocks += figure_folder.figure(
             figures.strength_distributions(right, order),
             "diagnose-strengths",
             "Per class, the distribution of the critical strengths of its images, with the share that is infinite.",
@@ -37,7 +37,7 @@ def diagnose(artifacts: Artifacts, shelf: Shelf) -> Section:
             + (f" The first {shown} of {len(order)} classes are shown." if len(order) > shown else ""),
             "diagnose-images.csv",
         )
-        blocks += shelf.figure(
+        blocks += figure_folder.figure(
             figures.agreement_scatter(right),
             "diagnose-agreement",
             "Scatter plots of approximated and of empirical critical strengths against the exact ones.",

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from salve.metrics import ALMOST_DEAD, DENSE
-from salve.report.blocks import Block, Cell, FigureBlock, Prose, Section, Shelf, TableBlock, numbers
+from salve.report.blocks import Block, Cell, FigureBlock, FigureFolder, Prose, Section, TableBlock, numbers
 from salve.report.figures import discover as figures
 from salve.report.figures import training
 from salve.report.inputs import Artifacts, column, records
@@ -20,7 +20,7 @@ AUGMENTED = {"full": " Train images are augmented, so they can score below selec
 FOLD_ROWS = 25
 
 
-def classifier(artifacts: Artifacts, shelf: Shelf) -> Section:
+def classifier(artifacts: Artifacts, figure_folder: FigureFolder) -> Section:
     """What was trained and how well it does before anything is changed."""
     record = artifacts.record("classifier", "classifier.json")
     history, classes = artifacts.table("classifier", "history.csv"), artifacts.table("features", "classes.csv")
@@ -37,7 +37,7 @@ def classifier(artifacts: Artifacts, shelf: Shelf) -> Section:
             )
         )
     if len(history) and "split" in history:
-        blocks += shelf.figure(
+        blocks += figure_folder.figure(
             training.classifier_curves(history),
             "classifier-training",
             "Two line plots of the classifier's loss and accuracy by epoch, for train and select images.",
@@ -49,7 +49,7 @@ def classifier(artifacts: Artifacts, shelf: Shelf) -> Section:
     return Section("classifier", "The classifier", blocks, "finetune")
 
 
-def discover(artifacts: Artifacts, shelf: Shelf) -> Section:
+def discover(artifacts: Artifacts, figure_folder: FigureFolder) -> Section:
     """The sparse autoencoder and what its latents mean for the classes."""
     blocks: list[Block] = []
     record, history = artifacts.record("sae", "sae.json"), artifacts.table("sae", "history.csv")
@@ -72,7 +72,7 @@ def discover(artifacts: Artifacts, shelf: Shelf) -> Section:
         blocks += _downstream_table(record)
     if len(history):
         original = record.get("select_original_accuracy")
-        blocks += shelf.figure(
+        blocks += figure_folder.figure(
             training.sae_curves(history, None if original is None else float(original)),
             "discover-training",
             "Line plots over the training: variance explained, active latents, dead latents, accuracy on "
@@ -81,8 +81,8 @@ def discover(artifacts: Artifacts, shelf: Shelf) -> Section:
             "high, L0 low: a few latents then carry what the classifier uses.",
             "sae-history.csv",
         )
-    blocks += _latent_use(artifacts, shelf)
-    blocks += _class_means(artifacts, shelf)
+    blocks += _latent_use(artifacts, figure_folder)
+    blocks += _class_means(artifacts, figure_folder)
     blocks += _latent_tables(artifacts)
     blocks += _purity_table(artifacts)
     blocks += _concept_table(artifacts)
@@ -117,13 +117,13 @@ def _downstream_table(record: Mapping[str, Any]) -> list[Block]:
     return [TableBlock(title, header, rows)]
 
 
-def _latent_use(artifacts: Artifacts, shelf: Shelf) -> list[FigureBlock]:
+def _latent_use(artifacts: Artifacts, figure_folder: FigureFolder) -> list[FigureBlock]:
     frequency = column(artifacts.table("features", "latents.csv"), "frequency").dropna().to_numpy()
     sizes = artifacts.tensors("features", "histograms.safetensors")
     counts, edges = sizes.get("counts", np.zeros((0, 0))), sizes.get("edges", np.zeros(0))
     dead = int((frequency == 0).sum())
     left_out = f" {plural(dead, 'latent')} of {count_of(len(frequency))} never fire and are not shown." if dead else ""
-    return shelf.figure(
+    return figure_folder.figure(
         figures.latent_use(frequency, counts, edges),
         "discover-latent-use",
         "Two histograms with logarithmic axes: how often latents fire, and how large they are where they fire.",
@@ -134,7 +134,7 @@ def _latent_use(artifacts: Artifacts, shelf: Shelf) -> list[FigureBlock]:
     )
 
 
-def _class_means(artifacts: Artifacts, shelf: Shelf) -> list[FigureBlock]:
+def _class_means(artifacts: Artifacts, figure_folder: FigureFolder) -> list[FigureBlock]:
     means = artifacts.tensors("features", "class_means.safetensors").get("class_means")
     classes = artifacts.classes()
     if means is None or len(means) != len(classes):
@@ -144,7 +144,7 @@ def _class_means(artifacts: Artifacts, shelf: Shelf) -> list[FigureBlock]:
     picks = [None if is_missing(latent) else int(float(str(latent))) for latent in latents]
     shown = figures.MAX_ROWS
     more = f" The first {shown} of {len(classes)} classes are shown." if len(classes) > shown else ""
-    return shelf.figure(
+    return figure_folder.figure(
         figures.class_mean_heat_map(means, classes, picks),
         "discover-class-means",
         "Heat map of the mean of each latent over each class's images; the chosen latents form the diagonal.",

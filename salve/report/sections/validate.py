@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from salve.report.blocks import Block, Prose, Section, Shelf, StripBlock
+from salve.report.blocks import Block, FigureFolder, Prose, Section, StripBlock
 from salve.report.figures import validate as figures
 from salve.report.inputs import Artifacts, records
 from salve.report.text import is_missing, label, latent_name, number, percent, plural, slug, times
@@ -15,11 +15,11 @@ from salve.report.text import is_missing, label, latent_name, number, percent, p
 MAX_STRIPS = 24
 
 
-def validation(artifacts: Artifacts, shelf: Shelf) -> Section:
+def validation(artifacts: Artifacts, figure_folder: FigureFolder) -> Section:
     """What the chosen latents look at, in pictures and, with ground truth, in numbers."""
     blocks: list[Block] = []
     table = artifacts.table("validate", "localisation.csv")
-    strips, pictured = _strips(artifacts, shelf, table)
+    strips, pictured = _strips(artifacts, figure_folder, table)
     if strips or len(table):
         blocks.append(
             Prose(
@@ -35,7 +35,7 @@ def validation(artifacts: Artifacts, shelf: Shelf) -> Section:
         )
     shown = figures.MAX_ROWS
     if len(table) and "class" in table:
-        blocks += shelf.figure(
+        blocks += figure_folder.figure(
             figures.localisation_dots(table),
             "validate-localisation",
             "Dot plot per class: pointing game and overlap with the mask, the class's latent and a random latent.",
@@ -54,7 +54,9 @@ def validation(artifacts: Artifacts, shelf: Shelf) -> Section:
     return Section("validate", "Validate: what each latent looks at", blocks, "validate")
 
 
-def _strips(artifacts: Artifacts, shelf: Shelf, localisation: pd.DataFrame) -> tuple[list[StripBlock], int]:
+def _strips(
+    artifacts: Artifacts, figure_folder: FigureFolder, localisation: pd.DataFrame
+) -> tuple[list[StripBlock], int]:
     """A strip for each class that has pictures and a latent, and how many classes have pictures."""
     saliency = artifacts.tensors("validate", "saliency.safetensors", first=MAX_STRIPS)
     excited = artifacts.tensors("validate", "maximisation.safetensors", first=MAX_STRIPS)
@@ -84,7 +86,7 @@ def _strips(artifacts: Artifacts, shelf: Shelf, localisation: pd.DataFrame) -> t
             captions,
         )
         alt = f"Class {name}: the image that maximises its latent, its top-activating images, and their Grad-FAM maps."
-        saved = shelf.figure(figure, "-".join(filter(None, ("validate", f"{i:02d}", slug(name)))), alt)
+        saved = figure_folder.figure(figure, "-".join(filter(None, ("validate", f"{i:02d}", slug(name)))), alt)
         subtitle = f"latent {latent_name(latent, sign)}" if not is_missing(latent) else ""
         facts = _localisation_numbers(located.get(name, {}))
         blocks.append(StripBlock(name, subtitle, saved[0] if saved else None, facts))

@@ -18,11 +18,11 @@ from rich.text import Text
 from salve.artifacts import write_table, written_whole
 from salve.report.inputs import column
 from salve.report.metrics import SELECT
+from salve.report.names import short_names, value_text, with_values
 from salve.report.style import save_figure
-from salve.report.sweep.figures import ALPHA_FLIP, FVE, KNOBS, L0, SELECTIVITY, against_knob, fve_against_l0, knob_of
-from salve.report.sweep.names import short_names, value_text, with_values
-from salve.report.sweep.read import SweptRun, read_sweep, tidy_table, varying
 from salve.report.text import MISSING, NEVER, is_missing, number, percent, plural, points, span
+from salve.sweep.figures import ALPHA_FLIP, FVE, KNOBS, L0, SELECTIVITY, against_knob, fve_against_l0, knob_of
+from salve.sweep.read import SweptRun, read_sweep, tidy_table, varying
 from salve.system import refused_by_system
 
 TABLE = "sweep.csv"

@@ -12,8 +12,8 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
+from salve.activations.shards import Shards
 from salve.artifacts import Artifact, Store, digest_of_tensors, is_kept, keep, load_tensors, save_tensors, write_record
-from salve.backbones.shards import Shards
 from salve.backbones.sites import Site, site_activations
 from salve.data.base import ImageData
 from salve.types import Split, UserError
@@ -104,7 +104,7 @@ def captured(
     """
     own = {f"{reader}.{part}" for reader in site.readers for part in ("weight", "bias")}
     weights = {name: tensor for name, tensor in model.state_dict().items() if name not in own}
-    recipe = {
+    key_settings = {
         "weights": digest_of_tensors(weights),
         "site": site.name,
         "data": data.fingerprint(),
@@ -129,7 +129,7 @@ def captured(
             os.replace(path, folder / path.name)
         write_record(folder / "activations.json", {**record, "nonnegative": lowest >= 0})
 
-    return store.get_or_make("activations", recipe, make)
+    return store.get_or_make("activations", key_settings, make)
 
 
 def _in_order(data: ImageData, split: Split, rows: Sequence[int]) -> Iterable[tuple[Tensor, Tensor]]:

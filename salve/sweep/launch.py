@@ -12,8 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from salve.artifacts import digest_of
 from salve.ending import stop_if_told
-from salve.run.plan import Run
 from salve.stages import can_share
+from salve.sweep.plan import Run
 from salve.types import UserError
 
 #: Seconds between two looks at the runs' folders.

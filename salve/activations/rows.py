@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from salve.backbones import AnyRows
-from salve.data.ranks import RankBatches, RunBlocks, place
-from salve.sae.course import Course, pass_seed
+from salve.activations import AnyRows
+from salve.activations.schedule import Schedule, pass_seed
+from salve.distributed import RankBatches, RunBlocks, rank_and_world_size
 
 #: Bytes of activations that a training gets at a time.
 BLOCK_BYTES = 64 * 2**20
@@ -35,19 +35,19 @@ class Blocks:
     """
 
     def __init__(self, data: "ActivationsData", block_rows: int) -> None:
-        self._data, self._size = data, data.course.batch_size
+        self._data, self._size = data, data.schedule.batch_size
         self._batches = max(1, block_rows // self._size)
 
     def __iter__(self) -> Iterator[list[Tensor]]:
-        rank, ranks = place()
+        rank, ranks = rank_and_world_size()
         data, steps = self._data, self._data.steps_at_hand
         for start in range(steps.start, steps.stop, self._batches):
-            order = data.course.order(data.seed, range(start, min(start + self._batches, steps.stop)))
+            order = data.schedule.order(data.seed, range(start, min(start + self._batches, steps.stop)))
             yield [batch[rank::ranks] for batch in order.split(self._size)]
 
 
 class StoredBlocks:
-    """As :class:`Blocks`, of rows on disk, for which few places are read: see :class:`salve.data.ranks.RunBlocks`.
+    """As :class:`Blocks`, of rows on disk, for which few places are read: see :class:`salve.distributed.RunBlocks`.
 
     What is left of a block when its whole batches are taken goes before the next one.
 
@@ -56,11 +56,11 @@ class StoredBlocks:
     """
 
     def __init__(self, data: "ActivationsData", block: int) -> None:
-        self._data, self._size = data, data.course.batch_size
+        self._data, self._size = data, data.schedule.batch_size
         self._passes = run_blocks(data.train, self._size, block)
 
     def __iter__(self) -> Iterator[list[Tensor]]:
-        rank, ranks = place()
+        rank, ranks = rank_and_world_size()
         left = torch.empty(0, dtype=torch.long)
         for rows in self._rows():
             left = torch.cat([left, rows])
@@ -71,7 +71,7 @@ class StoredBlocks:
     def _rows(self) -> Iterator[Tensor]:
         """The rows of the part at hand, as they come block by block."""
         data = self._data
-        for number, first, last in data.course.spans(data.steps_at_hand):
+        for number, first, last in data.schedule.spans(data.steps_at_hand):
             at = 0
             for block in self._passes.blocks(pass_seed(data.seed, number)):
                 yield block[max(0, first - at) : max(0, last - at)]
@@ -120,12 +120,12 @@ def _as_is(batch: Any) -> Any:
 
 
 def run_blocks(rows: AnyRows, batch_size: int, block: int) -> RunBlocks:
-    """The order in which an epoch reads rows ``[N, M]`` from disk; see :class:`salve.data.ranks.RunBlocks`."""
+    """The order in which an epoch reads rows ``[N, M]`` from disk; see :class:`salve.distributed.RunBlocks`."""
     return RunBlocks(len(rows), batch_size, block, max(1, RUN_BYTES // (4 * rows.shape[1])))
 
 
 class StreamedBatches:
-    """Batches of rows that are read a block at a time, in an order of :class:`salve.data.ranks.RunBlocks`.
+    """Batches of rows that are read a block at a time, in an order of :class:`salve.distributed.RunBlocks`.
 
     Args:
         tensors: of equal length; the first are activations on disk. batch_size: rows of a batch over all ranks.
@@ -152,9 +152,10 @@ class ActivationsData(pl.LightningDataModule):
     how many there are: neither do a few rows take thousands of epochs, each with its validation, nor many a whole pass.
 
     Args:
-        train: ``[N, M]``. val: ``[N', M]``. val_labels: ``[N']``. course: of the training. seed: of the order of rows.
-        block: rows that are shuffled at a time if they are read from disk, a multiple of the batch; None if they are in
-            memory.
+        train: ``[N, M]``. val: ``[N', M]``. val_labels: ``[N']``. schedule: of the training.
+        seed: of the order of rows.
+        block: rows that are shuffled at a time if they are read from disk, a multiple of the batch; None if they are
+            in memory.
     """
 
     def __init__(
@@ -162,21 +163,21 @@ class ActivationsData(pl.LightningDataModule):
         train: AnyRows,
         val: AnyRows,
         val_labels: Tensor,
-        course: Course,
+        schedule: Schedule,
         seed: int = 0,
         block: int | None = None,
     ) -> None:
         super().__init__()
         self.train, self.val, self.val_labels = train, val, val_labels
-        self.course, self.seed, self.block = course, seed, block
+        self.schedule, self.seed, self.block = schedule, seed, block
 
     @property
     def steps_at_hand(self) -> range:
         """The steps of the Trainer's epoch; all without a Trainer."""
         if self.trainer is None:
-            return range(self.course.steps)
+            return range(self.schedule.steps)
         # Not by the Trainer's epoch, which is not yet set when it asks for the first batch after a checkpoint.
-        return self.course.part_after(self.trainer.global_step, int(self.trainer.max_epochs or 1))
+        return self.schedule.part_after(self.trainer.global_step, int(self.trainer.max_epochs or 1))
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled rows, a :class:`Block` at a time."""
@@ -186,7 +187,7 @@ class ActivationsData(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Rows with labels, in order."""
-        return rows_loader(self.val, self.val_labels, batch_size=max(self.course.batch_size, 4096))
+        return rows_loader(self.val, self.val_labels, batch_size=max(self.schedule.batch_size, 4096))
 
 
 class WholeData(ActivationsData):

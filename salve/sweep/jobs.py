@@ -11,11 +11,11 @@ from pathlib import Path
 from rich.console import Console
 
 from salve.ending import stop_if_told
+from salve.processes.gpus import leased_gpus
+from salve.processes.ranks import joined
 from salve.run.execute import execute, train_together
 from salve.run.explain import quoted
 from salve.run.folder import RunFolder
-from salve.run.gpus import leased_gpus
-from salve.run.ranks import joined
 from salve.run.schema import DATA
 
 log = logging.getLogger(__name__)

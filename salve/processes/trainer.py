@@ -17,9 +17,9 @@ from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 
 from salve.artifacts import keep
-from salve.data.ranks import place
+from salve.distributed import rank_and_world_size
 from salve.ending import others_handle_sigterm
-from salve.run.progress import ProgressLines
+from salve.processes.progress import ProgressLines
 from salve.system import refused_by_system
 from salve.timm_alone import timm
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Trainers:
+class TrainerFactory:
     """Makes Trainers: within a process group one of its ranks, elsewhere one for this process alone.
 
     Attributes:
@@ -50,7 +50,7 @@ class Trainers:
 
     def __call__(self, stage: str, max_epochs: int, callbacks: list[Callback]) -> pl.Trainer:
         """A Trainer for a stage."""
-        _, ranks = place()
+        _, ranks = rank_and_world_size()
         here = self.local_size if ranks > 1 else 1
         plugins: list[Any] = [_Ranks(here), _Checkpoints()]
         if ranks > 1 and self.accelerator == "cuda":
@@ -65,7 +65,7 @@ class Trainers:
             # A static graph may have parameters that no output depends on, as some timm models do.
             strategy=DDPStrategy(static_graph=True) if ranks > 1 else "auto",
             plugins=plugins,
-            # The batches of salve.data.ranks know about ranks; Lightning's sampler would repeat rows.
+            # The batches of salve.distributed know about ranks; Lightning's sampler would repeat rows.
             use_distributed_sampler=False,
             # SAEs and measurements keep float32: an edit's size is compared across them.
             precision=self.precision if stage == "finetune" else "32-true",
@@ -109,22 +109,22 @@ class _Ranks(ClusterEnvironment):
         return False
 
     def world_size(self) -> int:
-        return place()[1]
+        return rank_and_world_size()[1]
 
     def set_world_size(self, size: int) -> None:
         pass
 
     def global_rank(self) -> int:
-        return place()[0]
+        return rank_and_world_size()[0]
 
     def set_global_rank(self, rank: int) -> None:
         pass
 
     def local_rank(self) -> int:
-        return place()[0] % self._local_size
+        return rank_and_world_size()[0] % self._local_size
 
     def node_rank(self) -> int:
-        return place()[0] // self._local_size
+        return rank_and_world_size()[0] // self._local_size
 
 
 class _Checkpoints(TorchCheckpointIO):

@@ -62,14 +62,14 @@ def _main(arguments: list[str] | None) -> int:
     # Only now, since what draws and counts takes seconds.
     from rich.console import Console
 
-    from salve.report.sweep.summary import print_summary, summarise_sweep
+    from salve.sweep.summary import print_summary, summarise_sweep
 
     console = Console(markup=False, emoji=False)
     try:
         summary = summarise_sweep(given.folder)
         print_summary(summary, console)
         if given.stability or given.artifacts:
-            from salve.report.sweep.stability import compare_seeds, print_stability
+            from salve.sweep.stability import compare_seeds, print_stability
 
             artifacts = given.artifacts or given.folder.resolve().parent.parent / "artifacts"
             print_stability(compare_seeds(summary, artifacts), console)

@@ -12,7 +12,7 @@ from salve.types import UserError
 
 
 @dataclass(frozen=True)
-class Ground:
+class Testbed:
     """A classifier with its data, as a recipe under ``conf/experiment``.
 
     Attributes:
@@ -33,20 +33,20 @@ _FEW = ("data.limit_per_class=80", "finetune.epochs=2")
 _FEW_OF_MANY = ("data.limit_per_class=20", "finetune.epochs=2")
 _FEW_DRAWN = ("data.train_per_class=200", "data.select_per_class=20", "data.test_per_class=20", "finetune.epochs=6")
 
-GROUNDS = {
-    ground.name: ground
-    for ground in (
-        Ground("resnet18", "ResNet-18, Imagenette", "imagenette/resnet18", "imagenette", "resnet18", _FEW),
-        Ground("vit", "ViT-S/14, Imagenette", "imagenette/vit", "imagenette", "vit", _FEW),
-        Ground("vit_b_16", "ViT-B/16, Imagenette", "imagenette/vit_b_16", "imagenette", "vit_b_16", _FEW),
-        Ground("cifar100", "ResNet-18, CIFAR-100", "cifar100/resnet18", "cifar100", "cifar100", _FEW_OF_MANY),
-        Ground("scenes", "small ResNet, drawn scenes", quick=_FEW_DRAWN),
+TESTBEDS = {
+    testbed.name: testbed
+    for testbed in (
+        Testbed("resnet18", "ResNet-18, Imagenette", "imagenette/resnet18", "imagenette", "resnet18", _FEW),
+        Testbed("vit", "ViT-S/14, Imagenette", "imagenette/vit", "imagenette", "vit", _FEW),
+        Testbed("vit_b_16", "ViT-B/16, Imagenette", "imagenette/vit_b_16", "imagenette", "vit_b_16", _FEW),
+        Testbed("cifar100", "ResNet-18, CIFAR-100", "cifar100/resnet18", "cifar100", "cifar100", _FEW_OF_MANY),
+        Testbed("scenes", "small ResNet, drawn scenes", quick=_FEW_DRAWN),
     )
 }
 
 
 @dataclass(frozen=True)
-class Place:
+class Setup:
     """What this machine has, and where results go.
 
     Attributes:
@@ -62,27 +62,27 @@ class Place:
     quick: bool = False
     settings: tuple[str, ...] = ()
 
-    def lacks(self, ground: Ground) -> str:
-        """What is missing to run on a ground, and how to give it; empty if nothing is."""
-        if ground.data and not self.download:
-            folder = self.folders.get(ground.data)
+    def lacks(self, testbed: Testbed) -> str:
+        """What is missing to run on a testbed, and how to give it; empty if nothing is."""
+        if testbed.data and not self.download:
+            folder = self.folders.get(testbed.data)
             if not folder:
-                return f"{ground.data}'s images are not here: give --{ground.data} FOLDER, or --download"
+                return f"{testbed.data}'s images are not here: give --{testbed.data} FOLDER, or --download"
             if not Path(folder).is_dir():
-                return f"there is no folder {folder} with {ground.data}'s images"
-            if ground.weights not in self.weights:
-                return f"no trained weights: give --weights {ground.weights}=FILE, or --download for ImageNet's"
-        file = self.weights.get(ground.weights, "")
+                return f"there is no folder {folder} with {testbed.data}'s images"
+            if testbed.weights not in self.weights:
+                return f"no trained weights: give --weights {testbed.weights}=FILE, or --download for ImageNet's"
+        file = self.weights.get(testbed.weights, "")
         return f"there is no file {file}" if file and not Path(file).is_file() else ""
 
-    def overrides(self, ground: Ground) -> list[str]:
-        """What ``salve`` has to be told to run on a ground."""
-        found = list(ground.quick if self.quick else ())
-        if ground.data in self.folders:
-            found.append(f"data.root={quoted(self.folders[ground.data])}")
-        if ground.weights in self.weights:
-            found.append(f"backbone.weights={quoted(self.weights[ground.weights])}")
-        if ground.data and self.download:
+    def overrides(self, testbed: Testbed) -> list[str]:
+        """What ``salve`` has to be told to run on a testbed."""
+        found = list(testbed.quick if self.quick else ())
+        if testbed.data in self.folders:
+            found.append(f"data.root={quoted(self.folders[testbed.data])}")
+        if testbed.weights in self.weights:
+            found.append(f"backbone.weights={quoted(self.weights[testbed.weights])}")
+        if testbed.data and self.download:
             found.append("data.download=true")
         return found
 
@@ -96,12 +96,12 @@ def quoted(text: object) -> str:
     return f"'{escaped}'"
 
 
-#: Options of :func:`add_place` without a value.
+#: Options of :func:`add_setup` without a value.
 FLAGS = ("--download", "--quick")
 
 
-def add_place(parser: argparse.ArgumentParser) -> None:
-    """The options that :func:`place_of` reads."""
+def add_setup(parser: argparse.ArgumentParser) -> None:
+    """The options that :func:`setup_of` reads."""
     parser.add_argument("settings", nargs="*", metavar="SETTING", help="any of salve's, as key=value, for all runs")
     parser.add_argument("--imagenette", metavar="FOLDER", help="holds train/ and val/ (else $SALVE_IMAGENETTE)")
     parser.add_argument("--cifar100", metavar="FOLDER", help="holds cifar-100-python/ (else $SALVE_CIFAR100)")
@@ -117,7 +117,7 @@ def add_place(parser: argparse.ArgumentParser) -> None:
 
 
 def parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """What is given to a command with :func:`add_place`'s options; a setting may also end a list of names."""
+    """What is given to a command with :func:`add_setup`'s options; a setting may also end a list of names."""
     given, settings, before = list[str](), list[str](), ""
     left = list(sys.argv[1:] if arguments is None else arguments)
     while left and (one := left.pop(0)) != "--":
@@ -127,13 +127,13 @@ def parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> 
     return parser.parse_intermixed_args([*given, "--", *settings, *left])
 
 
-def place_of(given: argparse.Namespace) -> Place:
+def setup_of(given: argparse.Namespace) -> Setup:
     """What the command line and the environment say.
 
     Raises:
         UserError: weights of an unknown name, or a setting that is none.
     """
-    names = [ground.weights for ground in GROUNDS.values() if ground.weights]
+    names = [testbed.weights for testbed in TESTBEDS.values() if testbed.weights]
     weights = {name: os.environ[f"SALVE_{name.upper()}"] for name in names if os.environ.get(f"SALVE_{name.upper()}")}
     weights.pop("cifar100", None)  # $SALVE_CIFAR100 is the folder of images
     for text in given.weights:
@@ -147,7 +147,7 @@ def place_of(given: argparse.Namespace) -> Place:
         for name in ("imagenette", "cifar100")
         if (folder := getattr(given, name) or os.environ.get(f"SALVE_{name.upper()}"))
     }
-    return Place(given.output_dir.expanduser(), folders, weights, given.download, given.quick, _checked(given.settings))
+    return Setup(given.output_dir.expanduser(), folders, weights, given.download, given.quick, _checked(given.settings))
 
 
 def _checked(settings: Sequence[str]) -> tuple[str, ...]:

@@ -7,8 +7,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from salve.data import ConceptsData
-from salve.data.ranks import DrawnBatches, DrawnItems, RankBatches, batch_share
 from salve.data.transforms import Preprocess
+from salve.distributed import DrawnBatches, DrawnItems, RankBatches, batch_share
 
 SHAPES = [(10, 3), (12, 4), (1, 4), (13, 13), (9, 1), (7, 100)]
 
@@ -18,7 +18,7 @@ As = Callable[[int, int], None]
 @pytest.fixture
 def as_rank(monkeypatch: pytest.MonkeyPatch) -> As:
     """``as_rank(rank, ranks)``: from here on this process is that rank."""
-    return lambda rank, ranks: monkeypatch.setattr("salve.data.ranks.place", lambda: (rank, ranks))
+    return lambda rank, ranks: monkeypatch.setattr("salve.distributed.place", lambda: (rank, ranks))
 
 
 def epochs(batches: RankBatches, count: int = 2) -> list[list[int]]:

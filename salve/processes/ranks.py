@@ -17,9 +17,9 @@ from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasti
 from torch import distributed
 
 from salve.ending import end_with
-from salve.run.gpus import accelerator_of
-from salve.run.schema import TrainerSettings
-from salve.run.team import StartedTeam, Team, follow
+from salve.processes.followers import Followers, StartedFollowers, follow
+from salve.processes.gpus import accelerator_of
+from salve.settings import TrainerSettings
 from salve.types import UserError
 
 T = TypeVar("T")
@@ -39,7 +39,7 @@ class Ranks:
     """
 
     def __init__(
-        self, accelerator: str, local_size: int = 1, gpus: list[int] | None = None, team: Team | None = None
+        self, accelerator: str, local_size: int = 1, gpus: list[int] | None = None, team: Followers | None = None
     ) -> None:
         self.accelerator, self.local_size, self.gpus = accelerator, local_size, gpus
         self._team = team
@@ -72,7 +72,7 @@ def joined() -> Iterator[bool]:
         SystemExit: with status 1, in a follower whose leader failed.
         UserError: ranks were started from outside, but not all came up, or they are not numbered node by node.
     """
-    place = None if _outside.get() else _Place.found()
+    place = None if _outside.get() else _OutsideRank.found()
     if place is not None and TorchElasticEnvironment.detect():
         end_with(os.getppid())  # torchrun's process, which tells its ranks to end unless it is killed
     if place is None:
@@ -81,7 +81,7 @@ def joined() -> Iterator[bool]:
         follow(place.meet(), place.rank, place.size)
         yield False
     else:
-        team = Team(place.meet(), place.size)
+        team = Followers(place.meet(), place.size)
         reset = _outside.set((place, team))
         os.environ[_TAKEN] = str(os.getpid())
         failed = True
@@ -118,7 +118,7 @@ def gathered(settings: TrainerSettings, gpus: list[int] | None = None) -> Iterat
     elif settings.devices == 1:
         yield Ranks(accelerator, gpus=gpus)
     else:
-        started = StartedTeam(settings.devices)
+        started = StartedFollowers(settings.devices)
         failed = True
         try:
             yield Ranks(accelerator, settings.devices, gpus, started)
@@ -145,7 +145,7 @@ def check_ranks(settings: TrainerSettings, from_outside: bool = False) -> None:
 
 
 @dataclass(frozen=True)
-class _Place:
+class _OutsideRank:
     """Where in a job that was started from outside this process stands."""
 
     rank: int
@@ -154,16 +154,16 @@ class _Place:
     local_size: int
 
     @staticmethod
-    def found() -> "_Place | None":
+    def found() -> "_OutsideRank | None":
         """From the environment; None if there is no other rank."""
         env = os.environ
         if env.get(_TAKEN, str(os.getpid())) != str(os.getpid()):
             return None  # started by a leader, whose environment this is
         if TorchElasticEnvironment.detect():
-            place = _Place(*(int(env[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
+            place = _OutsideRank(*(int(env[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
         elif "SLURM_STEP_NUM_TASKS" in env:  # set by srun only: a batch script's own process is no task
             size, nodes = int(env["SLURM_STEP_NUM_TASKS"]), int(env.get("SLURM_STEP_NUM_NODES", "1"))
-            place = _Place(int(env["SLURM_PROCID"]), size, int(env["SLURM_LOCALID"]), size // nodes)
+            place = _OutsideRank(int(env["SLURM_PROCID"]), size, int(env["SLURM_LOCALID"]), size // nodes)
         else:
             return None
         return place if place.size > 1 else None
@@ -202,4 +202,4 @@ class _Place:
         return store
 
 
-_outside: ContextVar[tuple[_Place, Team] | None] = ContextVar("_outside", default=None)
+_outside: ContextVar[tuple[_OutsideRank, Followers] | None] = ContextVar("_outside", default=None)

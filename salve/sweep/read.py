@@ -12,7 +12,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from salve.integrity import MANIFEST, METRICS, SETTINGS, damage_of_run
-from salve.report.sweep.names import data_name, value_text
+from salve.report.names import data_name, value_text
 from salve.types import UserError
 
 State = Literal["finished", "failed", "running", "interrupted", "not begun"]

@@ -21,9 +21,9 @@ from salve.artifacts import write_whole
 from salve.ending import owning
 from salve.run.explain import SweepIncomplete
 from salve.run.folder import PLAN, RunFolder, planned_in, runs_in
-from salve.run.plan import Run, combinations, plan, refuse_idle_axis
 from salve.run.schema import Config, SearchSettings
-from salve.run.search import Search
+from salve.sweep.plan import Run, combinations, plan, refuse_idle_axis
+from salve.sweep.search import Search
 
 
 class Sweep:
@@ -81,8 +81,8 @@ class Sweep:
         return plan(shown, compose, self._check)
 
     def _check(self, config: Config) -> None:
+        from salve.processes.ranks import check_ranks
         from salve.run.build import check_job  # only now, since it takes seconds
-        from salve.run.ranks import check_ranks
         from salve.run.tryout import try_once
 
         check_job(config)
@@ -94,8 +94,8 @@ class Sweep:
         return "Slurm" in self._config.hydra.launcher._target_
 
     def _make(self, runs: Sequence[Run], folder: Path, console: Console) -> None:
-        from salve.run.launch import make
         from salve.run.tracking import check_login
+        from salve.sweep.launch import make
 
         for run in runs:
             if damage := run.folder(folder).reopen_if_damaged():
@@ -122,7 +122,7 @@ class Sweep:
     def _launch(self, jobs: Sequence[Sequence[str]]) -> None:
         watching: AbstractContextManager[None] = nullcontext()
         if self._on_slurm:
-            from salve.run.slurm import watched_queue  # submitit is an extra
+            from salve.sweep.slurm import watched_queue  # submitit is an extra
 
             watching = watched_queue()
         try:
@@ -150,8 +150,8 @@ class Sweep:
             write_whole(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
     def _end(self, runs: Sequence[Run], folder: Path, console: Console) -> None:
-        from salve.report.sweep import print_summary, summarise_sweep
         from salve.run.tracking import log_sweep_summary
+        from salve.sweep import print_summary, summarise_sweep
 
         summary = summarise_sweep(folder)
         print_summary(summary, console)

@@ -25,7 +25,7 @@ T = TypeVar("T")
 _POLL, _LEAVE = 0.05, 30
 
 
-class Team:
+class Followers:
     """The leader's side of a number of ranks."""
 
     def __init__(self, store: distributed.Store, size: int) -> None:
@@ -70,7 +70,7 @@ class Team:
                 time.sleep(_POLL)
 
 
-class StartedTeam(Team):
+class StartedFollowers(Followers):
     """Ranks on this machine that the leader starts itself, when it first needs them."""
 
     def __init__(self, size: int) -> None:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from salve.sae import SAE, make_sae, objective
-from salve.sae.few import Few, Pairs, chosen_by, encode_few, largest, ranked
 from salve.sae.objective import Objective, step_loss
+from salve.sae.sparse import Pairs, SparseLatents, chosen_by, encode_sparse, largest, ranked
 from salve.sae.topk import FEW
 from tests.unit.sae_examples import drawn
 
@@ -22,13 +22,13 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 
 
 def untied(variant: str, settings: dict[str, Any]) -> SAE:
-    """Large enough a dictionary for its k, in train mode, with a shift that is trained."""
+    """Large enough a dictionary for its k, in train mode, with ``b_dec`` trained."""
     sae = make_sae(variant, WIDTH, SIZE, torch.Generator().manual_seed(0), **settings).double()
     with torch.no_grad():
         sae.encoder.add_(0.3 * drawn(SIZE, WIDTH, seed=2))
         sae.bias.copy_(torch.linspace(-0.5, 0.2, SIZE))
-        sae.shift.copy_(torch.linspace(-1, 1, WIDTH))
-    sae.learn_shift()
+        sae.b_dec.copy_(torch.linspace(-1, 1, WIDTH))
+    sae.learn_b_dec()
     return sae
 
 
@@ -40,7 +40,7 @@ def test_loss_latents_and_gradients_are_those_of_the_whole_dictionary(
 ) -> None:
     """The oracle computes with every latent, as an ensemble does. Few, some or more latents than AuxK uses are dead."""
     sae, activations = untied(variant, settings), drawn(rows, WIDTH, seed=3)
-    assert sae.run_alone(activations).few is not None
+    assert sae.run_alone(activations).sparse is not None
     mask = torch.arange(SIZE) < dead
     loss, latents = objective(sae, activations, 0.0, mask, auxk=5)
     expected, of_all = Objective(sae, auxk=5)(activations, torch.tensor(0.0), mask)
@@ -65,22 +65,22 @@ def test_a_price_of_latents_is_one_for_all() -> None:
 
 def test_small_dictionaries_and_measurement_look_at_every_latent() -> None:
     activations = drawn(4, WIDTH)
-    assert make_sae("topk", WIDTH, 3 * FEW, k=3).double().run_alone(activations).few is not None
-    assert make_sae("topk", WIDTH, 3 * FEW - 1, k=3).double().run_alone(activations).few is None
-    assert untied("topk", {"k": 3}).eval().run_alone(activations).few is None
+    assert make_sae("topk", WIDTH, 3 * FEW, k=3).double().run_alone(activations).sparse is not None
+    assert make_sae("topk", WIDTH, 3 * FEW - 1, k=3).double().run_alone(activations).sparse is None
+    assert untied("topk", {"k": 3}).eval().run_alone(activations).sparse is None
 
 
-def few_of(latents: Tensor) -> Few:
-    return Few(chosen_by(latents != 0), latents[latents != 0])
+def sparse_of(latents: Tensor) -> SparseLatents:
+    return SparseLatents(chosen_by(latents != 0), latents[latents != 0])
 
 
 def test_rows_with_no_latent_and_latents_in_no_row() -> None:
     latents = torch.tensor([[0.0, 2.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0], [1.0, -3.0, 0.0, 0.5]])
-    few, decoder = few_of(latents), drawn(WIDTH, 4, dtype=torch.float32)
-    torch.testing.assert_close(few.decode(decoder), latents @ decoder.T)
-    assert torch.equal(few.dense(latents), latents)
-    torch.testing.assert_close(few.within(1, 3).decode(decoder), latents[:, 1:3] @ decoder[:, 1:3].T)
-    nothing = few_of(torch.zeros(2, 4))
+    sparse, decoder = sparse_of(latents), drawn(WIDTH, 4, dtype=torch.float32)
+    torch.testing.assert_close(sparse.decode(decoder), latents @ decoder.T)
+    assert torch.equal(sparse.dense(latents), latents)
+    torch.testing.assert_close(sparse.within(1, 3).decode(decoder), latents[:, 1:3] @ decoder[:, 1:3].T)
+    nothing = sparse_of(torch.zeros(2, 4))
     assert torch.equal(nothing.decode(decoder), torch.zeros(2, WIDTH))
 
 
@@ -91,7 +91,7 @@ def test_the_gradient_of_chosen_pre_activations() -> None:
 
     def values(activations: Tensor, encoder: Tensor, bias: Tensor) -> Tensor:
         pre = (activations @ encoder.T + bias).detach()
-        return encode_few(pre, activations, encoder, bias, ranked(indices, 4)).values
+        return encode_sparse(pre, activations, encoder, bias, ranked(indices, 4)).values
 
     assert torch.equal(
         values(activations, encoder, bias), (activations @ encoder.T + bias).gather(1, indices).flatten()
@@ -120,7 +120,7 @@ def test_sums_over_pairs_are_products_with_a_dense_matrix(size: int) -> None:
 def test_the_largest_are_those_that_sorting_puts_first(
     columns: int, k: int, ties: bool, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("salve.sae.few.THREADS", threads)
+    monkeypatch.setattr("salve.sae.sparse.THREADS", threads)
     values = drawn(50, columns, dtype=torch.float32)
     if ties:
         values = values.round()
@@ -132,8 +132,8 @@ def test_the_largest_are_those_that_sorting_puts_first(
 
 def test_latents_are_only_made_dense_for_whoever_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    dense = Few.dense
-    monkeypatch.setattr(Few, "dense", lambda self, like: made.append(like) or dense(self, like))
+    dense = SparseLatents.dense
+    monkeypatch.setattr(SparseLatents, "dense", lambda self, like: made.append(like) or dense(self, like))
     loss, passed = step_loss(untied("topk", {"k": 3}), drawn(20, WIDTH, seed=3), 0.0)
     loss.backward()
     assert not made

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from salve.run.schema import TrainerSettings
+from salve.settings import TrainerSettings
 from salve.types import UserError
 
 #: Seconds between two looks for free GPUs.

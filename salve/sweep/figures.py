@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from salve.report.inputs import column
+from salve.report.names import short_names, value_text
 from salve.report.style import (
     BLACK,
     BLUE,
@@ -30,7 +31,6 @@ from salve.report.style import (
     percent_axis,
     styled,
 )
-from salve.report.sweep.names import short_names, value_text
 from salve.report.text import NEVER, label
 
 COLOURS = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, BLACK)

@@ -15,7 +15,7 @@ from torch.utils.data import BatchSampler, Dataset, RandomSampler, Sampler, Sequ
 _SEEDS = 2**32
 
 
-def place() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
     """This process's rank, and how many there are; (0, 1) outside a process group."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
@@ -44,7 +44,7 @@ class RankBatches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         # Asked for here, not in __init__: a loader may be made before the ranks are.
-        rank, ranks = place()
+        rank, ranks = rank_and_world_size()
         for batch in self._batches:
             yield batch[rank::ranks]
 
@@ -68,7 +68,7 @@ class RunBlocks(Sampler[list[Tensor]]):
         return -(-self._n // self._block)
 
     def __iter__(self) -> Iterator[list[Tensor]]:
-        rank, ranks = place()
+        rank, ranks = rank_and_world_size()
         for rows in self.blocks(int(torch.randint(_SEEDS, ()))):
             yield [batch[rank::ranks] for batch in rows.split(self._batch_size)]
 
@@ -127,7 +127,7 @@ def batch_share(n_local: int) -> float:
     DDP averages gradients over the W ranks. With this factor the average is the gradient of the mean over the whole
     batch, however its rows are spread. Every rank must call it for every batch, with the number of its own rows.
     """
-    _, ranks = place()
+    _, ranks = rank_and_world_size()
     if ranks == 1:
         return 1.0
     device = torch.device("cuda", torch.cuda.current_device()) if distributed.get_backend() == "nccl" else None

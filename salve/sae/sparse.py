@@ -57,21 +57,21 @@ def _bags(table: Tensor, indices: Tensor, offsets: Tensor, weights: Tensor) -> T
     )
 
 
-class Few(NamedTuple):
+class SparseLatents(NamedTuple):
     """Chosen latents, with their values ``[P]``."""
 
     pairs: Pairs
     values: Float[Tensor, " P"]
 
-    def within(self, start: int, stop: int) -> "Few":
+    def within(self, start: int, stop: int) -> "SparseLatents":
         """Only the latents ``start … stop − 1``."""
         offsets, columns = self.pairs.offsets, self.pairs.columns
         kept = (columns >= start) & (columns < stop)
         before = F.pad(kept.cumsum(dim=0), (1, 0))
-        return Few(Pairs(before[offsets], columns[kept], self.pairs.size), self.values[kept])
+        return SparseLatents(Pairs(before[offsets], columns[kept], self.pairs.size), self.values[kept])
 
     def decode(self, decoder: Float[Tensor, "M d"]) -> Activations:
-        """``D z`` ``[N, M]``, without a shift."""
+        """``D z`` ``[N, M]``, without ``b_dec``."""
         rebuilt = self.pairs.of_rows(decoder.detach().T, self.values)
         added: Tensor = _DecoderGradient.apply(rebuilt, decoder, self.values.detach(), self.pairs)
         return added
@@ -123,20 +123,20 @@ def _top(values: Float[Tensor, "N d"], k: int) -> Int[Tensor, "N k"]:
     return torch.from_numpy(np.ascontiguousarray(columns))
 
 
-def encode_few(
+def encode_sparse(
     pre: Latents,
     activations: Activations,
     encoder: Float[Tensor, "d M"],
     bias: Float[Tensor, " d"],
     pairs: Pairs,
-) -> Few:
+) -> SparseLatents:
     """Pre-activations ``E a + b`` of chosen latents, with a gradient that is computed for those only.
 
     Args:
         pre: ``[N, d]``, all pre-activations, computed without a gradient. activations: ``[N, M]``, centred already.
     """
     values: Tensor = _Encode.apply(pre, activations, encoder, bias, pairs)
-    return Few(pairs, values)
+    return SparseLatents(pairs, values)
 
 
 class _Encode(torch.autograd.Function):

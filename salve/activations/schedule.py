@@ -8,24 +8,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from salve.settings import DECAY, WARMUP
-
 #: A latent is dead when it has not fired for so large a share of the training, if there are more rows than that.
 PATIENCE = 1 / 20
-
-
-def pace(step: int, steps: int, warmup: float = WARMUP, decay: float = DECAY) -> float:
-    """The share of the learning rate that a step is taken with: it rises linearly, stays at 1, and falls linearly to 0.
-
-    Args:
-        step: 0 … steps − 1. steps: of the training. warmup, decay: shares of the steps, together at most 1.
-
-    Returns:
-        Above 0; the first step of a warm-up of n steps has 1/n, the last of a decay of n steps too.
-    """
-    rising = (step + 1) / (warmup * steps) if warmup else 1.0
-    falling = (steps - step) / (decay * steps) if decay else 1.0
-    return min(1.0, rising, falling)
 
 
 def pass_seed(seed: int, number: int) -> int:
@@ -34,7 +18,7 @@ def pass_seed(seed: int, number: int) -> int:
 
 
 @dataclass(frozen=True)
-class Course:
+class Schedule:
     """A training of ``steps`` steps over ``rows`` rows, ``batch_size`` at a time, pass after pass without replacement.
 
     Every step has a whole batch: one that a pass has too few rows left for begins the next pass. So a step is the same
@@ -53,7 +37,7 @@ class Course:
         object.__setattr__(self, "batch_size", min(self.batch_size, self.rows))
 
     @classmethod
-    def of_epochs(cls, rows: int, batch_size: int, epochs: float) -> "Course":
+    def of_epochs(cls, rows: int, batch_size: int, epochs: float) -> "Schedule":
         """As many steps as so many passes take."""
         return cls(rows, batch_size, max(1, math.ceil(epochs * rows / min(batch_size, rows))))
 

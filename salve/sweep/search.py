@@ -11,8 +11,8 @@ from typing import Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
-from salve.run.plan import Run, is_computed, refuse_idle_axis
 from salve.run.schema import SearchSettings
+from salve.sweep.plan import Run, is_computed, refuse_idle_axis
 from salve.types import UserError
 
 JOURNAL = "optuna.journal"

@@ -18,12 +18,12 @@ from torch import Tensor
 from salve.artifacts import read_table, write_table, written_whole
 from salve.integrity import check_artifact, read_manifest
 from salve.metrics import random_stability, stability
-from salve.report.sweep.figures import is_seed
-from salve.report.sweep.names import short_names, value_text
-from salve.report.sweep.read import SweptRun
-from salve.report.sweep.summary import SweepSummary
+from salve.report.names import short_names, value_text
 from salve.report.text import number, percent
 from salve.sae import load_sae
+from salve.sweep.figures import is_seed
+from salve.sweep.read import SweptRun
+from salve.sweep.summary import SweepSummary
 from salve.system import refused_by_system
 from salve.types import UserError
 

@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from salve.report.sweep.summary import SweepSummary, print_summary, summarise_sweep
+    from salve.sweep.summary import SweepSummary, print_summary, summarise_sweep
 
 _MODULES = {"SweepSummary": "summary", "print_summary": "summary", "summarise_sweep": "summary"}
 

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from salve.activations import Captured, load_captured
 from salve.artifacts import Artifact, Store
-from salve.backbones import Captured, Site, find_site, load_backbone, load_captured
+from salve.backbones import Site, find_site, load_backbone
 from salve.data.base import ImageData
 from salve.sae import SAE, load_sae
 from salve.settings import BackboneSettings
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class Ranks(Protocol):
-    """Calls a function on every rank at once; see :class:`salve.run.ranks.Ranks`."""
+    """Calls a function on every rank at once; see :class:`salve.processes.ranks.Ranks`."""
 
     @property
     def several(self) -> bool: ...
@@ -36,14 +37,14 @@ class Ranks(Protocol):
 
 
 @dataclass(frozen=True)
-class Job:
+class StageContext:
     """The surroundings of a stage.
 
     Attributes:
         store: where artifacts live. data: bound to the backbone's preprocessing.
         backbone, layer, seed: what is studied.
-        trainer: ``trainer(stage, max_epochs, callbacks)`` makes a Trainer with the job's devices and logger.
-        device: where forward passes outside a Trainer run. progress: see :func:`salve.backbones.captured`.
+        trainer: ``trainer(stage, max_epochs, callbacks)`` makes a Trainer with the context's devices and logger.
+        device: where forward passes outside a Trainer run. progress: see :func:`salve.activations.captured`.
         ranks: the processes that train and test; only this one does anything else.
         memory: GiB that a process may hold of activations while it trains on them.
         precision: that fine-tuning computes in, as Lightning names it; part of what a classifier depends on.
@@ -87,7 +88,7 @@ class Job:
         return loaded.model, loaded.fits
 
     def model(self, classifier: Artifact) -> tuple[nn.Module, Site]:
-        """The classifier of an artifact, frozen and in eval mode on the job's device, and its site."""
+        """The classifier of an artifact, frozen and in eval mode on the context's device, and its site."""
         backbone, path = self.backbone, str(classifier.file("model.safetensors"))
         outputs = self.data.outputs
         model = load_backbone(backbone.library, backbone.name, path, len(self.classes), backbone.args, outputs).model
@@ -203,6 +204,6 @@ def _reader(model: nn.Module, site: Site) -> nn.Linear:
     return reader
 
 
-def recipe_of(settings: Mapping[str, Any], *inputs: Artifact) -> dict[str, Any]:
+def settings_of_key(settings: Mapping[str, Any], *inputs: Artifact) -> dict[str, Any]:
     """What a stage's artifact depends on: its settings, and the content of the artifacts it is made from."""
     return {"settings": dict(settings), **{artifact.kind: artifact.digest for artifact in inputs}}
