@@ -40,8 +40,8 @@ class Gated(SAE):
         π = E (a − s) + b,   z = 1[π > 0] ⊙ ReLU( exp(r) ⊙ E (a − s) + b_mag )
         loss = ‖a − â‖² + λ ‖ReLU(π)‖₁ + ‖a − â_frozen(ReLU(π))‖²
 
-    The price is on the gate only, so that it does not shrink the latents; the last term, through a decoder and ``b_dec``
-    that get no gradient from it, is what teaches the gate.
+    The price is on the gate only, so that it does not shrink the latents. The last term teaches
+    the gate, through a decoder and ``b_dec`` that get no gradient from it.
 
     Attributes:
         magnitude: ``r [d]``. magnitude_bias: ``b_mag [d]``. The base class's ``bias`` is the gate's.
