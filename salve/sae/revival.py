@@ -21,8 +21,8 @@ def auxk_losses(
 ) -> Float[Tensor, " N"]:
     """AuxK: ``‖e − D ẑ‖²``, where ``ẑ`` are the ``count`` dead latents with the largest pre-activations.
 
-    The error ``e = a − â`` is held fixed, and ``D ẑ`` has no ``b_dec``: the loss teaches dead latents, and only them, what
-    the living ones leave over. Zero where none is dead.
+    The error ``e = a − â`` is held fixed, and ``D ẑ`` has no ``b_dec``: the loss teaches dead latents, and only them,
+    what the living ones leave over. Zero where none is dead.
 
     Source: Gao et al. 2024 (arXiv 2406.04093), appendix A.2.
     """
