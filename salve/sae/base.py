@@ -1,7 +1,7 @@
 """What all sparse autoencoders share (docs/method.md): one meaning of the encoder, decoder and latents.
 
-Every variant is ``z = f(E (a − b_dec) + b)``, ``â = D z + b_dec``, with an encoder ``E [d, M]``, a decoder
-``D [M, d]`` of unit-norm columns and ``b_dec [M]``, zero unless centred or learned. Variants differ in ``f`` and in the loss.
+Every variant is ``z = f(E (a − b_dec) + b)``, ``â = D z + b_dec``: an encoder ``E [d, M]``, a decoder ``D [M, d]`` of
+unit-norm columns, and ``b_dec [M]``, zero unless centred or learned. Variants differ in ``f`` and in the loss.
 """
 
 from typing import Any, ClassVar, NamedTuple
