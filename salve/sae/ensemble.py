@@ -159,7 +159,7 @@ class SAEEnsemble(pl.LightningModule):
     def training_step(self, batch: Float[Tensor, "N M"], _: int) -> None:
         """All steps of the Trainer's epoch."""
         optimizer: Any = self.optimizers()
-        schedule: Any = self.lr_schedulers()
+        scheduler: Any = self.lr_schedulers()
         schedule, size = self.schedule, self.schedule.batch_size
         steps = schedule.part_after(self.global_step, int(self.trainer.max_epochs or 1))
         drawn = {seed: schedule.order(seed, steps) for seed in {member.seed for member in self._members}}
@@ -176,7 +176,7 @@ class SAEEnsemble(pl.LightningModule):
             optimizer.zero_grad()
             self.manual_backward(torch.cat(losses).sum())
             optimizer.step()
-            schedule.step()
+            scheduler.step()
             for stack, total, loss in zip(self._stacks, totals, losses, strict=True):
                 stack.normalise_decoders()
                 total += loss.detach()

@@ -18,7 +18,7 @@ As = Callable[[int, int], None]
 @pytest.fixture
 def as_rank(monkeypatch: pytest.MonkeyPatch) -> As:
     """``as_rank(rank, ranks)``: from here on this process is that rank."""
-    return lambda rank, ranks: monkeypatch.setattr("salve.distributed.place", lambda: (rank, ranks))
+    return lambda rank, ranks: monkeypatch.setattr("salve.distributed.rank_and_world_size", lambda: (rank, ranks))
 
 
 def epochs(batches: RankBatches, count: int = 2) -> list[list[int]]:

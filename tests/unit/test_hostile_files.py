@@ -196,7 +196,7 @@ def test_sae_headers_of_other_types(tmp_path: Path, field: str) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda t: t.pop("encoder"), "it holds bias, decoder, b_dec instead of"),
+        (lambda t: t.pop("encoder"), "it holds b_dec, bias, decoder instead of"),
         (lambda t: t.update(more=torch.ones(1)), "instead of"),
         (lambda t: t.pop("decoder"), "it has no decoder"),
         (lambda t: t.update(decoder=torch.ones(6)), "it has no decoder"),

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from salve.processes import progress
 from salve.processes.progress import LATE, SOON, Pace, ProgressLines, counted
 from salve.processes.trainer import TrainerFactory
-from salve.run import progress
 
 
 class Clock:

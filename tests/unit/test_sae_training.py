@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from salve.activations import ActivationsData, Block, Schedule, WholeData
+from salve.activations import rows as rows_module
 from salve.metrics import fraction_of_variance_explained
 from salve.sae import SAE, Member, SAEEnsemble, SparseAutoencoder, make_sae, objective, pace
-from salve.sae import rows as rows_module
 from salve.sae.topk import FEW
 from tests.unit.sae_examples import fit
 
@@ -126,7 +126,7 @@ def test_ranks_share_each_batch(count: int, ranks: int, monkeypatch: pytest.Monk
     whole = [batch for block in blocks(data) for batch in block.rows.split(block.sizes)]
     parts = []
     for rank in range(ranks):
-        monkeypatch.setattr(rows_module, "place", lambda rank=rank: (rank, ranks))
+        monkeypatch.setattr(rows_module, "rank_and_world_size", lambda rank=rank: (rank, ranks))
         parts.append([batch for block in blocks(data) for batch in block.rows.split(block.sizes)])
     for batch, *shares in zip(whole, *parts, strict=True):
         for rank, share in enumerate(shares):

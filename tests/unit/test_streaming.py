@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from salve.activations import ActivationsData, Captured, Schedule, Shards, load_captured
+from salve.activations import ActivationsData, Captured, Schedule, Shards, load_captured, shards
 from salve.activations.capture import capture
 from salve.activations.rows import StreamedBatches, rows_loader
 from salve.artifacts import save_tensors
-from salve.backbones import Site, shards
+from salve.backbones import Site
 from salve.distributed import RunBlocks
 from salve.sae import SAE, make_sae, resample
 from salve.stages import StageContext, train_sae, train_saes
@@ -162,7 +162,7 @@ def test_parts_of_ranks_are_the_batch(monkeypatch: pytest.MonkeyPatch, ranks: in
     whole = epoch()
     parts = []
     for rank in range(ranks):
-        monkeypatch.setattr("salve.distributed.place", lambda rank=rank: (rank, ranks))
+        monkeypatch.setattr("salve.distributed.rank_and_world_size", lambda rank=rank: (rank, ranks))
         parts.append(epoch())
     assert {len(part) for part in parts} == {len(whole)}
     for batch, *shares in zip(whole, *parts, strict=True):
