@@ -133,7 +133,7 @@ def sweep(console: Console, name: str, case: Case, rounds: int) -> None:
     """The sweep of one size."""
     alphas = grid(case).float()
     (images, width), classes, count = case.activations.shape, len(case.weight), len(alphas)
-    model = resnet18(num_classes=classes).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = resnet18(num_classes=classes).eval().to(memory_format=torch.channels_last)
     pixels = torch.randn(IMAGES, 3, PIXELS, PIXELS).to(memory_format=torch.channels_last)
     ways: dict[str, Callable[[], object]] = {
         "salve, edit_curves": partial(edit_curves, *case, alphas),

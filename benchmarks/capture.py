@@ -28,8 +28,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from salve.activations.capture import capture
 from salve.backbones import Site, find_site, load_backbone, preset
 from salve.data import ConceptsData, ImageData, ImagenetteData
+from salve.types import Split
 
-BATCH, SPLIT = 64, "train"
+BATCH = 64
+SPLIT: Split = "train"
 BACKBONES: dict[str, tuple[str, str, dict[str, object], dict[str, object]]] = {
     "ResNet-18, 160 px": ("torchvision", "resnet18", {}, {"size": 160, "squash": True}),
     "ViT-S/14, 98 px": ("timm", "vit_small_patch14_dinov2.lvd142m", {"img_size": 98}, {"squash": True}),
@@ -75,7 +77,7 @@ def compare(console: Console, name: str, data: ImageData, count: int, rounds: in
     model = load_backbone(library, model_name, "random", len(data.classes), arguments).model
     data.bind(preset(library, model_name, "random", model, data.native_size, preprocess).preprocess)
     plain = model.to(device).eval()
-    last: nn.Module = copy.deepcopy(plain).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    last = copy.deepcopy(plain).to(memory_format=torch.channels_last)
     ours, site = copy.deepcopy(plain), find_site(plain, "last")
 
     def loaded(rows: Sequence[int]) -> Iterable[tuple[Tensor, Tensor]]:

@@ -62,7 +62,8 @@ def write_weights(
     model = timm.create_model("resnet10t", num_classes=classes, channels=channels, output_stride=8).eval()
     pixels = torch.from_numpy(pixels_of(classes, images, 0)).permute(0, 3, 1, 2) / 255
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    head, model.fc = model.fc, nn.Identity()
+    head, model.fc = model.get_submodule("fc"), nn.Identity()
+    assert isinstance(head, nn.Linear)
     features: Tensor = torch.cat([model(part) for part in ((pixels - mean) / std).split(256)]).double()
     centre, size = features.mean(dim=0), features.std(dim=0) + 1e-9
     rows = (features - centre) / size

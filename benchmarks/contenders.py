@@ -50,8 +50,7 @@ CONTENDERS = (
     SALVE,
     STARTED,
     LOOPED,
-    # Its plots use what matplotlib 3.11 no longer has.
-    Contender("overcomplete", "train_overcomplete.py", "", ("overcomplete==0.3.0", "matplotlib<3.11")),
+    Contender("overcomplete", "train_overcomplete.py", "", ("overcomplete==0.3.0",)),
     Contender(
         "dictionary-learning",
         "train_dictionary_learning.py",
@@ -75,6 +74,7 @@ class Child:
     Attributes:
         precision: ``fp32`` or ``bf16``. process: started by :meth:`start`.
         lost: why the process is of no more use, if so.
+        here: run it in this Python, which must have what the contender requires.
     """
 
     contender: Contender
@@ -82,6 +82,7 @@ class Child:
     process: "subprocess.Popen[str] | None" = None
     lost: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
+    here: bool = False
 
     @property
     def name(self) -> str:
@@ -97,7 +98,7 @@ class Child:
         """Begin to import what it needs, in its environment, which is made if it is not there."""
         try:
             asked = self.contender.requirements
-            python = environment(self.contender.name, asked) if asked else Path(sys.executable)
+            python = environment(self.contender.name, asked) if asked and not self.here else Path(sys.executable)
         except UserError as error:
             self.lost = str(error)
             return

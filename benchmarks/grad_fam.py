@@ -103,7 +103,7 @@ class Bench:
         return torch.stack([torch.from_numpy(one) for one in maps], dim=1)
 
     def captum(self, images: Tensor, latents: int, enlarged: bool = True) -> Tensor:
-        from captum.attr import LayerAttribution, LayerGradCam
+        from captum.attr import LayerAttribution, LayerGradCam  # type: ignore[import-not-found]
 
         cam = LayerGradCam(self.as_classes, self.layer)
         maps = [cam.attribute(images, target=latent, relu_attributions=True) for latent in range(latents)]
@@ -191,7 +191,8 @@ def main() -> None:
         sys.exit(subprocess.run([python, __file__, *sys.argv[1:], "--child"], env=settings).returncode)
     from salve.backbones import load_backbone
 
-    count, rounds, console = *((2, 1) if given.quick else (given.images, given.rounds)), Console()
+    count, rounds = (2, 1) if given.quick else (given.images, given.rounds)
+    console = Console()
     resnet = load_backbone("torchvision", "resnet18", "random", 10).model
     vit = load_backbone("timm", "vit_small_patch14_dinov2.lvd142m", "random", 10, {"img_size": 98}).model
     for name, model, size in (("ResNet-18, 160 px", resnet, 160), ("ViT-S/14, 98 px", vit, 98)):

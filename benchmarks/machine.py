@@ -33,6 +33,25 @@ def flops_per_sample(width: int, dictionary_size: int, kind: str, k: int) -> flo
     return 2 * width * dictionary_size + 8 * width * k
 
 
+def bytes_per_step(width: int, dictionary_size: int, batch: int, kind: str, precision: str) -> float:
+    """The fewest bytes of memory that a training step moves if all that can be fused is fused into its products.
+
+    Every product reads its inputs once and writes its result once:
+
+    - parameters: Adam's 28 bytes, and 4 for the gradient that is written;
+    - both matrices in float32: the encoder is read once, the decoder twice (forward, and backward to the latents);
+    - unit norm of the decoder's columns: 12 bytes a number (read for the norm, read and written for the division);
+    - latents ``[B, d]`` in the precision of the products. L1: written and read forward, read for the decoder's
+      gradient, their own gradient written and read. TopK: pre-activations written, and read to choose;
+    - rows ``[B, M]``, reconstructions and their gradient: 12 bytes a number.
+    """
+    matrix = width * dictionary_size
+    parameters = 2 * matrix + dictionary_size
+    passes = 5 if kind == "l1" else 2
+    latents = passes * batch * dictionary_size * (2 if precision == "bf16" else 4)
+    return (ADAM_BYTES + 4) * parameters + 12 * matrix + 12 * matrix + latents + 12 * batch * width
+
+
 def most_samples(machine: Machine, precision: str, flops: float, width: int, dictionary_size: int, batch: int) -> float:
     """Rows per second if arithmetic runs at its peak and Adam's bytes at the bandwidth, one after the other."""
     parameters = 2 * width * dictionary_size + dictionary_size

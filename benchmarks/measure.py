@@ -39,17 +39,17 @@ def growth(sizes: Sequence[int], make: Callable[[int], Way], rounds: int) -> flo
     return statistics.linear_regression(x, y).slope
 
 
-def matmul_peak(device: str, dtype: torch.dtype = torch.float32, side: int = 1536) -> float:
-    """Floating-point operations per second in a large matrix product; the best of some runs."""
+def matmul_peak(device: str, dtype: torch.dtype = torch.float32, side: int = 1536, runs: int = 8) -> float:
+    """Floating-point operations per second in a product of square matrices; the best of some runs."""
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    return 2 * side**3 / best(lambda: left @ right)
+    return 2 * side**3 / best(lambda: left @ right, runs)
 
 
-def copy_bandwidth(device: str) -> float:
-    """Bytes per second, read and written, in a copy of 128 MB, which no cache holds; the best of some runs."""
-    source = torch.ones(2**25, device=device)
+def copy_bandwidth(device: str, floats: int = 2**25, runs: int = 8) -> float:
+    """Bytes per second, read and written, in a copy of so many floats, which no cache holds; the best of some runs."""
+    source = torch.ones(floats, device=device)
     target = torch.empty_like(source)
-    return 2 * 4 * source.numel() / best(lambda: target.copy_(source))
+    return 2 * 4 * source.numel() / best(lambda: target.copy_(source), runs)
 
 
 def best(run: Way, runs: int = 8) -> float:

@@ -31,7 +31,8 @@ class Result:
         fve, l0: on held-out rows, after it. memory: bytes that training added at its peak.
         share_of_peak: of the machine's matrix products, counting what the loss needs (``machine.flops_per_sample``).
         loss: as ``contender.measure`` has it. share_of_limit: of what arithmetic at its peak and Adam at the bandwidth
-        allow. load: of the machine, before. why: it took no part. looks: on the way, if any; not in the CSV.
+        allow. load: of the machine, before. why: it took no part.
+        looks, rates: of each round; not in the CSV.
     """
 
     size: str
@@ -55,6 +56,7 @@ class Result:
     load: float = NAN
     why: str = ""
     looks: list["Look"] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
 
     @property
     def milliseconds(self) -> float:
@@ -66,7 +68,7 @@ def write(results: list[Result], file: Path) -> None:
     """As CSV, whole."""
     part = file.with_suffix(".part")
     with part.open("w", newline="") as out:
-        names = [field.name for field in fields(Result) if field.name != "looks"]
+        names = [field.name for field in fields(Result) if field.name not in ("looks", "rates")]
         writer = csv.DictWriter(out, names)
         writer.writeheader()
         writer.writerows({name: getattr(result, name) for name in names} for result in results)

@@ -29,10 +29,12 @@ Rows are sums of about 16 of ``2 M`` planted directions with positive strengths,
 """
 
 import argparse
+import math
 import os
 import statistics
 import sys
-from dataclasses import dataclass, field, replace
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +97,6 @@ class Entry:
     child: Child
     cell: Cell
     result: Result
-    rates: list[float] = field(default_factory=list)
 
     def order(self, **what: object) -> dict[str, Any] | None:
         """The child's answer; none once it takes no part."""
@@ -111,26 +112,39 @@ class Entry:
         """So many steps, and how fast they were."""
         if took := self.order(train=steps):
             self.result.steps += took["steps"]
-            self.rates.append(took["steps"] * self.cell.batch / took["seconds"])
+            self.result.rates.append(took["steps"] * self.cell.batch / took["seconds"])
 
     def look(self) -> None:
         """What it has learned so far."""
         if found := self.order(look=True):
             self.result.looks.append(Look(self.result.steps, found["fve"], found["l0"], found["loss"]))
 
-    def finish(self) -> None:
-        """Train on to the cell's steps, and measure."""
-        rates, rest, result = list(self.rates), self.cell.steps - self.result.steps, self.result
-        if rest > 0:
+    def finish(self, train_on: bool) -> None:
+        """Train on to the cell's steps if asked to, and measure."""
+        result = self.result
+        rates, rest = list(result.rates), self.cell.steps - result.steps
+        if train_on and rest > 0:
             self.train(rest)
-        if found := self.order(measure=True):
+            result.rates = rates
+        if (found := self.order(measure=True)) and rates:
             result.rate, result.slowest, result.fastest = statistics.median(rates), min(rates), max(rates)
             result.fve, result.l0, result.loss, result.memory = (found[it] for it in ("fve", "l0", "loss", "memory"))
             result.torch, result.threads = self.child.facts["torch"], self.child.facts["threads"]
 
 
-def race(children: list[Child], cell: Cell, rounds: int, each: int, looks: bool = False) -> list[Result]:
-    """Train all in turn, ``each`` steps at a time, then on to the cell's steps, and measure them."""
+def race(
+    children: list[Child], cell: Cell, rounds: int, each: int, looks: bool = False, until: float = math.inf
+) -> list[Result]:
+    """Train all in turn, ``each`` steps at a time, then on to the cell's steps, and measure them.
+
+    Args:
+        children: the processes of those who take part. cell: what they train.
+        rounds: slices of each. each: steps of a slice. looks: whether to measure after each round.
+        until: on the clock of :func:`time.monotonic`; after it there are no further rounds, and nobody trains on.
+
+    Returns:
+        A result for each, in their order; it has one rate for each round.
+    """
     size, load = f"{cell.width}x{cell.dictionary_size}", os.getloadavg()[0]
     entries = []
     for child in children:
@@ -140,15 +154,17 @@ def race(children: list[Child], cell: Cell, rounds: int, each: int, looks: bool 
     for entry in entries:
         if entry.order(cell=vars(entry.cell)) is not None:
             entry.train(WARM_UP)
-            entry.rates.clear()
+            entry.result.rates.clear()
     for number in range(rounds):
+        if number and time.monotonic() > until:
+            break
         turn = number % len(entries)
         for entry in entries[turn:] + entries[:turn]:
             entry.train(each)
             if looks:
                 entry.look()
     for entry in entries:
-        entry.finish()
+        entry.finish(train_on=time.monotonic() <= until)
     return [entry.result for entry in entries]
 
 

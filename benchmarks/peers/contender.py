@@ -19,8 +19,10 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from importlib.machinery import ModuleSpec
 from itertools import islice
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -57,6 +59,25 @@ class Cell:
     device: str
     precision: str
     matmul: str
+
+
+class _Absent(ModuleType):
+    """A module with every name in it: a class that does nothing."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__spec__ = ModuleSpec(name, None)  # libraries look for it to see what is installed
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (), {})
+
+
+def leave_out(*modules: str) -> None:
+    """Let a library import modules that its training never calls, whether they can be imported or not."""
+    for module in modules:
+        sys.modules[module] = _Absent(module)
 
 
 class RefusedError(Exception):

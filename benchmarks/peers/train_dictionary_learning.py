@@ -9,13 +9,16 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from contender import Cell, Contender, RefusedError, Rows, serve
-from dictionary_learning.trainer_factory import StandardTrainer, TopKTrainer
+from contender import Cell, Contender, RefusedError, Rows, leave_out, serve
 from torch import Tensor
+
+leave_out("nnsight")  # its buffer of a language model's activations
+
+from dictionary_learning.trainers import StandardTrainer, TopKTrainer  # noqa: E402
 
 
 class DictionaryLearning(Contender):
-    """One of its trainer_factory."""
+    """One of its trainers."""
 
     def __init__(self, cell: Cell, rows: Rows) -> None:
         super().__init__(cell, rows)

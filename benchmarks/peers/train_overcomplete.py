@@ -9,11 +9,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from contender import Cell, Contender, Rows, serve
-from overcomplete.sae import SAE, TopKSAE
-from overcomplete.sae.losses import mse_l1
-from overcomplete.sae.train import train_sae, train_sae_amp
+from contender import Cell, Contender, Rows, leave_out, serve
 from torch import Tensor
+
+leave_out("overcomplete.visualization")  # its plots use what matplotlib 3.11 no longer has
+
+from overcomplete.sae import SAE, TopKSAE  # noqa: E402
+from overcomplete.sae.losses import mse_l1  # noqa: E402
+from overcomplete.sae.train import train_sae, train_sae_amp  # noqa: E402
 
 
 def mse(x: Tensor, x_hat: Tensor, pre_codes: Tensor, codes: Tensor, dictionary: Tensor) -> Tensor:

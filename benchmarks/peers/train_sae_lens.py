@@ -5,13 +5,18 @@ off. No latent is ever dead enough for its AuxK. Its bf16 is its ``autocast``.
 """
 
 from collections.abc import Iterable
+from importlib.util import find_spec
 from typing import Any
 
-from contender import Cell, Contender, Rows, serve
+from contender import Cell, Contender, Rows, leave_out, serve
+from torch import Tensor
+
+if find_spec("wandb") is None:
+    leave_out("wandb")  # its logger
+
 from sae_lens import StandardTrainingSAE, StandardTrainingSAEConfig, TopKTrainingSAE, TopKTrainingSAEConfig
 from sae_lens.config import SAETrainerConfig
 from sae_lens.training.sae_trainer import SAETrainer
-from torch import Tensor
 
 
 class SAELens(Contender):

@@ -2,6 +2,7 @@
 
     python train_salve.py         with the Trainer
     python train_salve.py loop    its objective and Adam in a bare loop: what the Trainer costs
+    python train_salve.py memory  with the Trainer, and the rows in main memory, as after a capture
     python train_salve.py data    with the Trainer, and ``sae.centre=true sae.learn_b_dec=true sae.start=data``
 
 Nothing is measured or saved on the way. The learning rate is constant, as everyone's.
@@ -97,7 +98,8 @@ class Trained(Salve):
         head = nn.Linear(cell.width, 2).requires_grad_(False)  # measures the downstream accuracy: not here
         labels = torch.zeros(len(self.rows.held_out), dtype=torch.long)
         schedule = Schedule.of_epochs(len(self.rows.train), cell.batch, FOREVER)
-        data = ActivationsData(self.rows.train, self.rows.held_out, labels, schedule)
+        train = self.rows.train.cpu() if "memory" in sys.argv else self.rows.train
+        data = ActivationsData(train, self.rows.held_out, labels, schedule)
         precision, constant = PRECISION[cell.precision], {"warmup": 0.0, "decay": 0.0}
         module = SparseAutoencoder(self.sae, self.sparsity, cell.rate, head, precision=precision, **constant)
         with quiet_lightning(), suppress(EndError):
