@@ -94,6 +94,10 @@ class Child:
         """What its library has to say."""
         return LOGS / f"{self.name.replace(' ', '-').replace(',', '')}.log"
 
+    def last_words(self, lines: int = 20) -> str:
+        """The end of its log."""
+        return "\n".join(self.log.read_text().splitlines()[-lines:]) if self.log.is_file() else ""
+
     def start(self) -> None:
         """Begin to import what it needs, in its environment, which is made if it is not there."""
         try:

@@ -84,6 +84,7 @@ def run_part(given: argparse.Namespace) -> None:
 
 def main() -> None:
     """Entry point."""
+    begun = time.monotonic()
     given = arguments()
     if given.command == "carry":
         for remark in collect(given.folder, given.python):
@@ -106,7 +107,7 @@ def main() -> None:
             sys.exit(NO_GPU)
         from gpu.check import check
 
-        sys.exit(check(given, unpacked))
+        sys.exit(check(given, unpacked, begun))
 
 
 if __name__ == "__main__":

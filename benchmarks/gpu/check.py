@@ -11,20 +11,23 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from gpu import facts, report
 from gpu.budget import PLANNED, RESERVE, Budget
-from rich.console import Console
 
 
 class Log:
-    """Prints lines, and keeps them in a file."""
+    """Prints lines, and keeps them in a file, which is emptied first."""
 
     def __init__(self, file: Path) -> None:
-        self._file = file.open("w", buffering=1)
+        file.write_text("")
+        self._file = file
 
     def __call__(self, line: str) -> None:
         print(line, flush=True)
-        self._file.write(line + "\n")
+        with self._file.open("a") as out:
+            out.write(line + "\n")
 
 
 def start_part(given: argparse.Namespace, name: str, record: Path, limit: float, say: Log) -> str:
@@ -37,8 +40,9 @@ def start_part(given: argparse.Namespace, name: str, record: Path, limit: float,
 
     def pump() -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            say(f"[{name}] {line.rstrip()}")
+        with process.stdout:
+            for line in process.stdout:
+                say(f"[{name}] {line.rstrip()}")
 
     reader = threading.Thread(target=pump, daemon=True)
     reader.start()
@@ -55,21 +59,22 @@ def start_part(given: argparse.Namespace, name: str, record: Path, limit: float,
     return ended
 
 
-def check(given: argparse.Namespace, unpacked: Path) -> int:
+def check(given: argparse.Namespace, unpacked: Path, begun: float) -> int:
     """Run the parts, and write what they have found after each.
 
     Args:
-        given: the options of ``gpu_check.py``. unpacked: the folder of carried packages; its parent takes records.
+        given: the options of ``gpu_check.py``.
+        unpacked: the folder of carried packages; its parent takes the parts' records.
+        begun: when the whole began, on the clock of :func:`time.monotonic`.
 
     Returns:
         0 if every part ended well, else 1.
     """
-    begun = time.monotonic()
     given.out.mkdir(parents=True, exist_ok=True)
     say = Log(given.out / "gpu_check.log")
     about = facts.facts(given.device, unpacked)
     found: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "quick": given.quick, "facts": about, "parts": []}
-    found |= {"notes": {}, "remarks": [], "lines": []}
+    found["remarks"] = []
     facts.show(about, say)
     planned = {name: seconds for name, seconds in PLANNED.items() if name in given.parts}
     budget, lines, peaks = Budget(60 * given.minutes - RESERVE, planned), list[report.Line](), report.Peaks()

@@ -24,8 +24,8 @@ class Line:
         rates: one for each round. memory: bytes of the card that it took at its peak.
         flops, moved: floating-point operations, and the fewest bytes of the card's memory, for one unit (row, image).
         precision: ``fp32`` or ``bf16``.
-        reference: whether the other lines of its group are compared with it.
-        note: why a line has no rates, or what limits what it says.
+        reference: whether the lines of its group are compared with it.
+        note: why a line has no rates, or what else was found.
     """
 
     part: str
@@ -94,7 +94,10 @@ class Record:
         return lines, notes
 
 
-COLUMNS = ("", "rate", "slowest – fastest", "rounds", "ratio", "of bf16 peak", "of own peak", "of bandwidth", "GB")
+COLUMNS = (
+    *("", "rate", "slowest – fastest", "rounds", "ratio", "of bf16 peak", "of its precision's peak", "of bandwidth"),
+    *("GB", "note"),
+)
 
 
 def cells(line: Line, group: Sequence[Line], peaks: Peaks) -> list[str]:
@@ -104,18 +107,19 @@ def cells(line: Line, group: Sequence[Line], peaks: Peaks) -> list[str]:
         line: one of the group. group: all lines of its table. peaks: what the card did.
     """
     if not line.rates:
-        return [line.name, f"not measured: {line.note}", *[""] * (len(COLUMNS) - 2)]
+        return [line.name, "not measured", *[""] * (len(COLUMNS) - 3), line.note]
     against = next((other.rate for other in group if other.reference), NAN)
     return [
         line.name,
         f"{line.rate:,.0f} {line.unit}",
         f"{min(line.rates):,.0f} – {max(line.rates):,.0f}",
-        str(len(line.rates)) + (f" ({line.note})" if line.note else ""),
+        str(len(line.rates)),
         _shown(line.rate / against, "{:.2f} ×"),
         _shown(line.rate * line.flops / peaks.bf16, "{:.1%}"),
         _shown(line.rate * line.flops / peaks.of(line.precision), "{:.1%}"),
         _shown(line.rate * line.moved / peaks.bandwidth, "{:.1%}"),
         _shown(line.memory / 1e9, "{:.2f}"),
+        line.note,
     ]
 
 
@@ -139,15 +143,14 @@ def markdown(found: dict[str, Any], lines: Sequence[Line], peaks: Peaks) -> str:
     """
     about = found["facts"]
     smi, nominal = about["nvidia-smi"], about["nominal"]
-    head = [about["device"], f"driver {smi['driver_version']}" if smi else "", f"CUDA {about['cuda']}"]
+    head = [about["device"], f"driver {smi['driver_version']}" if smi else "", f"CUDA {about['cuda'] or '–'}"]
     head += [f"Python {about['python']}"]
-    head += [
-        f"{it['name']} {it['version']}" for it in about["packages"] if it["name"] in ("torch", "timm", "lightning")
-    ]
+    shown = [it for it in about["packages"] if it["name"] in ("torch", "timm", "pytorch-lightning")]
+    head += [f"{it['name']} {it['version']}" for it in shown]
     text = [
         "## GPU check",
         "",
-        ", ".join(part for part in head if part and "None" not in part) + f"; {found['date']}.",
+        ", ".join(part for part in head if part) + f"; {found['date']}.",
         "",
     ]
     text += [
@@ -156,7 +159,7 @@ def markdown(found: dict[str, Any], lines: Sequence[Line], peaks: Peaks) -> str:
     ]
     if nominal:
         text += [
-            f"By the data sheet: {nominal['bf16'] / 1e12:,.0f} TFLOP/s in bf16, {nominal['bandwidth'] / 1e12:,.2f} TB/s.",
+            f"By the data sheet: {nominal['bf16'] / 1e12:,.0f} TFLOP/s and {nominal['bandwidth'] / 1e12:,.2f} TB/s.",
         ]
     text += ["", "| part | outcome | seconds | limit |", "|---|---|---|---|"]
     text += [

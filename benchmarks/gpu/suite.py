@@ -1,5 +1,6 @@
 """The tests marked ``gpu``, in a process of their own."""
 
+import os
 import re
 import subprocess
 import sys
@@ -28,7 +29,10 @@ def run_tests(work: Work) -> None:
     command = [sys.executable, "-m", "pytest", "-m", "gpu", TESTS, "-v", "-W", "default", "-p", "no:cacheprovider"]
     command += ["--basetemp", str(work.scratch / "pytest"), "--tb=short", "--color=no"]
     counts, failed = Counter[str](), list[str]()
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    pipe, environment = subprocess.PIPE, os.environ | {"SALVE_GPU_TESTS_ON": work.device}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True
+    ) as process:
         assert process.stdout is not None
         for line in process.stdout:
             print(line, end="", flush=True)

@@ -5,9 +5,9 @@ on the card. Every way trains in a process of its own, in turn with the others (
 """
 
 import math
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from contenders import CONTENDERS, FUSED, LOOPED, SALVE, Child, Contender
 from machine import bytes_per_step, flops_per_sample
@@ -23,46 +23,54 @@ IN_MEMORY = Contender("salve, rows in main memory", "train_salve.py", "memory")
 K, SPARSITY, RATE = 32, 1.0, 1e-3
 
 
+class Size(NamedTuple):
+    """Width ``M``, dictionary size ``d``, rows of a batch, and seconds of a slice at the bare loop's pace."""
+
+    width: int
+    dictionary_size: int
+    batch: int
+    slice: float = 0.3
+
+
+QUICK = Size(32, 128, 64, 0.02)
+
+
 def train(work: Work) -> None:
     """768 → 12288 in fp32 and bf16, L1 and TopK."""
-    width, size, batch = (32, 128, 64) if work.quick else (768, 12288, 4096)
+    if work.quick:
+        measure(work, (FUSED, SALVE), QUICK, [("l1", "fp32")])
+        return
     cells = [(kind, precision) for precision in ("fp32", "bf16") for kind in ("l1", "topk")]
-    ways = (FUSED, SALVE) if work.quick else (FUSED, SALVE, LOOPED, IN_MEMORY)
-    measure(work, ways, width, size, batch, cells[:1] if work.quick else cells)
+    measure(work, (FUSED, SALVE, LOOPED, IN_MEMORY), Size(768, 12288, 4096), cells)
 
 
 def train_large(work: Work) -> None:
     """1024 → 65536 in bf16, L1 and TopK."""
-    width, size, batch = (32, 256, 64) if work.quick else (1024, 65536, 4096)
-    cells = [("l1", "bf16"), ("topk", "bf16")]
-    ways = (FUSED, LOOPED) if work.quick else (FUSED, SALVE, LOOPED)
-    measure(work, ways, width, size, batch, cells[1:] if work.quick else cells)
+    if work.quick:
+        measure(work, (FUSED, LOOPED), QUICK._replace(dictionary_size=256), [("topk", "bf16")])
+        return
+    measure(work, (FUSED, SALVE, LOOPED), Size(1024, 65536, 4096), [("l1", "bf16"), ("topk", "bf16")])
 
 
 def train_peers(work: Work) -> None:
     """768 → 12288 against each peer that can be imported, in the precisions that it has."""
-    width, size, batch = (32, 128, 64) if work.quick else (768, 12288, 4096)
-    cells = [(kind, precision) for precision in ("bf16", "fp32") for kind in ("l1", "topk")]
     peers = [contender for contender in CONTENDERS if contender.is_peer]
-    measure(
-        work, (FUSED, LOOPED if work.quick else SALVE, *peers), width, size, batch, cells[:1] if work.quick else cells
-    )
+    if work.quick:
+        measure(work, (FUSED, LOOPED, *peers), QUICK, [("l1", "fp32")])
+        return
+    cells = [(kind, precision) for precision in ("bf16", "fp32") for kind in ("l1", "topk")]
+    # Shorter slices, because some peers take several times as long as the bare loop.
+    measure(work, (FUSED, SALVE, *peers), Size(768, 12288, 4096, 0.15), cells)
 
 
-def measure(
-    work: Work,
-    ways: Sequence[Contender],
-    width: int,
-    dictionary_size: int,
-    batch: int,
-    cells: Iterable[tuple[str, str]],
-) -> None:
+def measure(work: Work, ways: Sequence[Contender], size: Size, cells: Iterable[tuple[str, str]]) -> None:
     """Race the ways in each cell, and record a line for each.
 
     Args:
         work: the part's orders. ways: who takes part; the first is what the others are compared with.
-        width: ``M``. dictionary_size: ``d``. batch: rows of a step. cells: kind and precision of each race.
+        size: of the SAE and its batches. cells: kind and precision of each race.
     """
+    width, dictionary_size, batch, seconds = size
     file = str(planted(width).resolve())
     children = [Child(way, "fp32", here=True) for way in ways]
     for child in children:
@@ -71,6 +79,7 @@ def measure(
         for child in children:
             child.ready()
             if child.lost:
+                print(f"{child.contender.name}:\n{child.last_words()}", flush=True)
                 work.record.note(
                     **{f"lost {child.contender.name}": f"{child.contender.name} is not there: {child.lost}"}
                 )
@@ -98,35 +107,30 @@ def measure(
                 precision=precision,
                 matmul="highest",
             )
-            each = slice_steps(there[0], cell, 0.02 if work.quick else 0.3)
+            each = slice_steps(there[0], cell, seconds)
             cell = replace(cell, steps=WARM_UP + work.rounds * each)
             for result in race(there, cell, work.rounds, each, until=work.deadline):
-                line = line_of(work, result, cell, f"SAE training, {what}")
-                line.reference = result.contender == ways[0].name
-                work.record.add(line)
+                work.record.add(line_of(work, result, cell, what, result.contender == ways[0].name))
     finally:
         for child in children:
             child.end()
 
 
-def line_of(work: Work, result: Result, cell: Cell, title: str) -> Line:
+def line_of(work: Work, result: Result, cell: Cell, what: str, reference: bool) -> Line:
     """One contender's rates, with the operations and bytes that a row takes."""
-    width, size = cell.width, cell.dictionary_size
-    moved = bytes_per_step(width, size, cell.batch, cell.kind, cell.precision) / cell.batch
+    flops = flops_per_sample(cell.width, cell.dictionary_size, cell.kind, cell.k)
+    moved = bytes_per_step(cell.width, cell.dictionary_size, cell.batch, cell.kind, cell.precision)
     learned = f"FVE {result.fve:.3f}, L0 {result.l0:.0f}" if math.isfinite(result.fve) else ""
     return Line(
         part=work.part,
-        group=title,
+        group=f"SAE training, {what}: {flops * cell.batch / 1e9:,.1f} GFLOP and {moved / 1e9:,.3f} GB a step",
         name=result.contender,
         unit="rows/s",
-        rates=result.rates if not result.why else [],
+        rates=[] if result.why else result.rates,
         memory=result.memory,
-        flops=flops_per_sample(width, size, cell.kind, cell.k),
-        moved=moved,
+        flops=flops,
+        moved=moved / cell.batch,
         precision=cell.precision,
+        reference=reference,
         note=result.why or learned,
     )
-
-
-if sys.platform != "linux":
-    raise SystemExit("The check needs Linux: its trainings read the memory they use from /proc.")

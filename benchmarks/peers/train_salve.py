@@ -100,8 +100,8 @@ class Trained(Salve):
         schedule = Schedule.of_epochs(len(self.rows.train), cell.batch, FOREVER)
         train = self.rows.train.cpu() if "memory" in sys.argv else self.rows.train
         data = ActivationsData(train, self.rows.held_out, labels, schedule)
-        precision, constant = PRECISION[cell.precision], {"warmup": 0.0, "decay": 0.0}
-        module = SparseAutoencoder(self.sae, self.sparsity, cell.rate, head, precision=precision, **constant)
+        precision = PRECISION[cell.precision]
+        module = SparseAutoencoder(self.sae, self.sparsity, cell.rate, head, precision=precision, warmup=0.0, decay=0.0)
         with quiet_lightning(), suppress(EndError):
             trainer = pl.Trainer(
                 accelerator="gpu" if cell.device == "cuda" else "cpu",
