@@ -36,7 +36,7 @@ NO_GPU = 2
 
 
 def arguments() -> argparse.Namespace:
-    """What is asked for."""
+    """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--out", type=Path, default=Path("outputs/gpu_check"), help="folder for the results")

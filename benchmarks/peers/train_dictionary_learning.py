@@ -1,7 +1,7 @@
 """dictionary-learning: ``update`` of its StandardTrainer and TopKTrainer, as its ``trainSAE`` calls it.
 
-Its L1 loss is ours. Warm-ups are off, and so is AuxK. TopKTrainer clips gradients, and starts its decoder's bias from
-the geometric median of the first batch; neither can be turned off. Its bf16 is for GPUs only.
+Its L1 loss is that of ``Cell``. Warm-ups and AuxK are off. TopKTrainer clips gradients, and starts its decoder's bias
+from the geometric median of the first batch; neither can be turned off. Its bf16 is for GPUs only.
 """
 
 from collections.abc import Iterable

@@ -1,7 +1,7 @@
 """overcomplete: its SAE and TopKSAE through its ``train_sae``, silent, with the losses of its documentation.
 
-Its ``mse_l1`` takes the mean over all elements and adds the sum of all latents of the batch, so that our loss divided
-by ``M`` has the penalty ``λ / (M B)``. Its bf16 is ``train_sae_amp`` (fp16 on a GPU). Clipping is optional there: off.
+Its ``mse_l1`` is the mean over all elements plus a penalty times the sum of all latents of the batch. The loss of
+``Cell`` divided by ``M`` has the penalty ``λ / (M B)``. Its bf16 is ``train_sae_amp`` (fp16 on a GPU). Clipping is off.
 """
 
 from collections.abc import Iterable
@@ -25,7 +25,7 @@ def mse(x: Tensor, x_hat: Tensor, pre_codes: Tensor, codes: Tensor, dictionary: 
 
 
 class Overcomplete(Contender):
-    """Its dictionary is normalised whenever it is used in training."""
+    """Its SAE; the dictionary is normalised whenever training uses it."""
 
     def __init__(self, cell: Cell, rows: Rows) -> None:
         super().__init__(cell, rows)
