@@ -86,7 +86,7 @@ def train_ensemble(work: Work) -> None:
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     sizes: tuple[ensemble.Size, ...] = (ensemble.SIZES[1], ensemble.Size("ViT-B/16", 16_384, 4096, 768, 3072))
-    members, epochs = MEMBERS, 6
+    members, epochs = MEMBERS, 4
     if work.quick:
         sizes, members, epochs = (ensemble.Size("toy", 256, 64, 16, 32),), 4, 1
     for size in sizes:
@@ -126,8 +126,8 @@ def train_ensemble(work: Work) -> None:
 def capture_backbones(work: Work) -> None:
     """Activations of ViT-B/16 and ResNet-18 with random weights, from images that are decoded beforehand."""
     backbones: dict[str, tuple[str, str, int, int, int]] = {
-        "ViT-B/16": ("timm", "vit_base_patch16_224", 224, 256, 2048),
-        "ResNet-18": ("torchvision", "resnet18", 224, 256, 4096),
+        "ViT-B/16": ("timm", "vit_base_patch16_224", 224, 256, 1024),
+        "ResNet-18": ("torchvision", "resnet18", 224, 256, 2048),
     }
     if work.quick:
         backbones = {

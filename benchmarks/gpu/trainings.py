@@ -29,7 +29,7 @@ class Size(NamedTuple):
     width: int
     dictionary_size: int
     batch: int
-    slice: float = 0.3
+    slice: float = 0.2
 
 
 QUICK = Size(32, 128, 64, 0.02)

@@ -176,7 +176,7 @@ class Contender(ABC):
 
 
 def shuffled(rows: Tensor, batch: int, seed: int) -> Iterator[Tensor]:
-    """Batches ``[B, M]`` of rows ``[N, M]``, without end, in a new order each epoch; a last part of a batch is dropped."""
+    """Batches ``[B, M]`` of rows ``[N, M]``, without end, in a new order each epoch; a rest is left out."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         order = torch.randperm(len(rows), generator=generator).to(rows.device)
@@ -197,8 +197,8 @@ def measure(
 ) -> dict[str, float]:
     """FVE with the mean taken per dimension, L0, and the loss, of held-out rows ``[N, M]``; sums in float64.
 
-    ``FVE = 1 − Σ (a − â)² / Σ (a − ā)²`` with ``ā [M]``. L0 is the mean number of latents that are not zero. The loss is
-    the mean of ``Σ_j (a_j − â_j)² + λ Σ_l |z_l| ‖d_l‖``: the loss of :class:`Cell`, after columns are scaled to unit norm.
+    ``FVE = 1 − Σ (a − â)² / Σ (a − ā)²`` with ``ā [M]``. L0 is the mean number of latents that are not zero. The loss
+    is the mean of ``Σ_j (a_j − â_j)² + λ Σ_l |z_l| ‖d_l‖``: that of :class:`Cell`, once columns have unit norm.
     """
     mean = rows.mean(dim=0, dtype=torch.float64)
     price = rows.new_zeros(cell.dictionary_size)

@@ -8,6 +8,7 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from importlib import import_module
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
@@ -112,6 +113,18 @@ def test_the_trainer_makes_exactly_the_steps_that_were_ordered(local: dict[str, 
     assert len(line.said) == 3
     assert line.said[-1] == one.look()
     assert line.said[0] != line.said[-1]
+
+
+def test_a_library_imports_what_its_training_never_calls(
+    local: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "modules", sys.modules.copy())
+    local["contender"].leave_out("nosuchlogger")
+    names: dict[str, Any] = {}
+    exec("import nosuchlogger\nfrom nosuchlogger import Run\nclass Mine(Run): pass", names)
+    assert isinstance(names["Mine"](), names["Run"])
+    assert find_spec("nosuchlogger") is not None  # as transformers and accelerate ask
+    assert not hasattr(names["nosuchlogger"], "__version__")
 
 
 def test_a_contender_answers_its_orders(local: dict[str, ModuleType], tmp_path: Path) -> None:
