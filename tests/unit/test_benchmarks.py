@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Iterator
 from importlib import import_module
@@ -118,7 +119,7 @@ def test_the_trainer_makes_exactly_the_steps_that_were_ordered(local: dict[str, 
 def test_a_library_imports_what_its_training_never_calls(
     local: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "modules", sys.modules.copy())
+    monkeypatch.setitem(sys.modules, "nosuchlogger", sys)  # is taken away again afterwards
     local["contender"].leave_out("nosuchlogger")
     names: dict[str, Any] = {}
     exec("import nosuchlogger\nfrom nosuchlogger import Run\nclass Mine(Run): pass", names)
@@ -267,6 +268,43 @@ def test_a_part_that_hangs_is_stopped_and_keeps_what_it_measured(
     lines, notes = local["gpu.report"].Record(record).read()
     assert (lines, notes) == ([one], {})
     assert lines[0].rate == 2.0
+
+
+def test_a_gpu_check_writes_what_each_part_found(
+    local: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script, out = tmp_path / "part.py", tmp_path / "out"
+    line = {
+        "part": "card",
+        "group": "Copies",
+        "name": "a way",
+        "unit": "rows/s",
+        "rates": [3.0, 1.0, 2.0],
+        "flops": 5e8,
+    }
+    peaks = {"fp32": 2e9, "bf16": 4e9, "bandwidth": 1e9}
+    script.write_text(
+        "import sys\n"
+        "name, record = sys.argv[-3:-1]\n"
+        f"said = [{json.dumps({'line': line})!r}, {json.dumps({'note': {'peaks': peaks}})!r}]\n"
+        "open(record, 'w').write('\\n'.join(said) if name == 'card' else '')\n"
+        "sys.exit(0 if name == 'card' else 3)\n"
+    )
+    monkeypatch.setattr(sys, "argv", [str(script)])
+    given = argparse.Namespace(out=out, device="cpu", quick=True, minutes=8, parts=["card", "training"])
+    assert local["gpu.check"].check(given, tmp_path / "site", time.monotonic()) == 1
+    found = json.loads((out / "gpu_check.json").read_text())
+    assert [(part["name"], part["ended"]) for part in found["parts"]] == [
+        ("card", "done"),
+        ("training", "failed (status 3)"),
+    ]
+    assert found["peaks"] == peaks
+    assert [(one["rate"], one["peak_share"], one["memory"]) for one in found["lines"]] == [(2.0, 0.25, None)]
+    page, log = (out / "gpu_check.md").read_text(), (out / "gpu_check.log").read_text()
+    assert "| a way | 2 rows/s | 1 – 3 | 3 | – | 25.0% |" in page
+    assert "| training | failed (status 3) |" in page
+    assert "--- training: failed (status 3)" in log
+    assert sorted(path.name for path in out.iterdir()) == ["gpu_check.json", "gpu_check.log", "gpu_check.md"]
 
 
 def test_shares_and_ratios_of_the_gpu_check(local: dict[str, ModuleType]) -> None:
