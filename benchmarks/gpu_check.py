@@ -24,13 +24,23 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 from gpu.budget import PLANNED, Budget
-from gpu.carry import collect, unpack_missing
+from gpu.carry import collect, declare, unpack_missing
 
 ROOT = Path(__file__).resolve().parents[1]
+#: Module and function of each part.
+PARTS = {
+    "tests": ("gpu.suite", "run_tests"),
+    "card": ("gpu.card", "measure_card"),
+    "training": ("gpu.trainings", "train"),
+    "large": ("gpu.trainings", "train_large"),
+    "ensemble": ("gpu.others", "train_ensemble"),
+    "capture": ("gpu.others", "capture_backbones"),
+    "peers": ("gpu.trainings", "train_peers"),
+}
 #: Exit status without a GPU.
 NO_GPU = 2
 
@@ -57,29 +67,15 @@ def arguments() -> argparse.Namespace:
 
 
 def run_part(given: argparse.Namespace) -> None:
-    """One part, in this process."""
+    """One part, in this process. Only its own module is imported."""
     from gpu.report import Record
     from gpu.work import Work
 
-    parts: dict[str, Callable[[Work], None]]
-    if given.name == "tests":
-        from gpu import suite
-
-        parts = {"tests": suite.run_tests}
-    else:
-        from gpu import others, trainings
-
-        parts = {
-            "card": others.measure_card,
-            "training": trainings.train,
-            "large": trainings.train_large,
-            "ensemble": others.train_ensemble,
-            "capture": others.capture_backbones,
-            "peers": trainings.train_peers,
-        }
+    module, function = PARTS[given.name]
+    run = getattr(import_module(module), function)
     deadline = time.monotonic() + Budget.SOFT * given.seconds
     with tempfile.TemporaryDirectory() as scratch:
-        parts[given.name](Work(given.name, given.device, given.quick, deadline, Record(given.record), Path(scratch)))
+        run(Work(given.name, given.device, given.quick, deadline, Record(given.record), Path(scratch)))
 
 
 def main() -> None:
@@ -96,6 +92,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="gpu_check-") as scratch:
         unpacked = Path(scratch) / "site"
         unpack_missing(given.wheels, unpacked)
+        declare(ROOT, unpacked)
         sys.path.append(str(unpacked))
         # For the parts, and the processes that they start.
         own = [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []

@@ -119,6 +119,21 @@ def unpack_missing(folder: Path, target: Path) -> list[Wheel]:
     return missing
 
 
+def declare(root: Path, target: Path) -> None:
+    """Make this repository count as an installed package, if ``salve`` is not installed: runs record its version.
+
+    Args:
+        root: of the repository. target: a folder on ``sys.path``.
+    """
+    if any(True for _ in metadata.distributions(name="salve")):
+        return
+    found = re.search(r'^version = "(.+)"$', (root / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert found, "pyproject.toml has no version"
+    folder = target / f"salve-{found[1]}.dist-info"
+    folder.mkdir(parents=True)
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: salve\nVersion: {found[1]}\n")
+
+
 def collect(folder: Path, python: str = "3.12", requirements: Iterable[str] = (*NEEDED, *PEERS)) -> list[str]:
     """Download pure-Python wheels with pip, without what they depend on; build those that are published as source only.
 

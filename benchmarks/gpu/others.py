@@ -1,4 +1,4 @@
-"""What is measured besides single trainings: the card itself, an ensemble, and captures."""
+"""What is measured besides single trainings: an ensemble, and captures."""
 
 import copy
 import logging
@@ -10,7 +10,7 @@ import capture
 import ensemble
 import torch
 from machine import flops_per_sample
-from measure import copy_bandwidth, matmul_peak, now
+from measure import now
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,20 +20,6 @@ from gpu.work import Work
 from salve.backbones import find_site, load_backbone
 
 MEMBERS = 32
-
-
-def measure_card(work: Work) -> None:
-    """The highest rates of the card in this run: products in fp32 and bf16, and a copy."""
-    side, floats = (256, 2**20) if work.quick else (8192, 2**29)
-    runs = 3 if work.quick else 30
-    matmul_peak(work.device, torch.bfloat16, side, runs)  # brings the clocks up
-    peaks = {
-        "bf16": matmul_peak(work.device, torch.bfloat16, side, runs),
-        "fp32": matmul_peak(work.device, torch.float32, side, runs),
-        "bandwidth": copy_bandwidth(work.device, floats, runs),
-    }
-    print(", ".join(f"{name} {rate / 1e12:.3f} T/s" for name, rate in peaks.items()), flush=True)
-    work.record.note(peaks=peaks)
 
 
 def in_turn(

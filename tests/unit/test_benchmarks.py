@@ -8,7 +8,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Iterator
-from importlib import import_module
+from importlib import import_module, metadata
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -179,16 +179,16 @@ def test_flops_of_an_ensemble_are_those_of_its_members(local: dict[str, ModuleTy
 
 def test_a_race_ends_after_the_round_in_which_its_time_is_up(local: dict[str, ModuleType]) -> None:
     """The clock is past its end from the beginning: one round is run all the same, and nobody trains on."""
-    orders: list[dict[str, Any]] = []
+    contenders, orders = local["contenders"], list[dict[str, Any]]()
 
-    class Counted(local["contenders"].Child):  # type: ignore[name-defined,misc]
+    class Counted(contenders.Child):
         def order(self, **what: Any) -> dict[str, Any]:
             orders.append(what)
             if "train" in what:
                 return {"steps": what["train"], "seconds": 0.5}
             return {"fve": 0.5, "l0": 3.0, "loss": 1.0, "memory": 10} if "measure" in what else {}
 
-    child = Counted(local["contenders"].BARE, "fp32", facts={"torch": "", "threads": 1})
+    child = Counted(contenders.BARE, "fp32", facts={"torch": "", "threads": 1})
     [result] = local["training"].race([child], cell(local, steps=100), 5, 10, until=0.0)
     assert [what["train"] for what in orders if "train" in what] == [local["training"].WARM_UP, 10]
     assert result.rates == [10 * 64 / 0.5] == [result.rate]
@@ -226,6 +226,17 @@ def test_only_what_is_missing_is_taken_from_carried_wheels(
     assert carry.unpack_missing(wheels, tmp_path / "again") == []
     [torch_there] = [it for it in local["gpu.facts"].packages(target) if it["name"] == "torch"]
     assert torch_there == {"name": "torch", "version": torch.__version__.partition("+")[0], "from": "this Python"}
+
+
+def test_a_checkout_has_a_version_though_it_is_not_installed(
+    local: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "salve"\nversion = "1.2.3"\n')
+    local["gpu.carry"].declare(BENCHMARKS.parent, tmp_path / "here")  # is installed where tests run
+    assert not (tmp_path / "here").exists()
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "site")])
+    local["gpu.carry"].declare(tmp_path, tmp_path / "site")
+    assert metadata.version("salve") == "1.2.3"
 
 
 def test_wheels_are_collected_if_they_are_pure_python(
