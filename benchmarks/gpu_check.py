@@ -96,6 +96,7 @@ def main() -> None:
         sys.path.append(str(unpacked))
         # For the parts, and the processes that they start.
         own = [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
+        os.environ["PYTHONUNBUFFERED"] = "1"  # a part that is stopped has printed everything
         os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *own, str(unpacked)])
         import torch
 

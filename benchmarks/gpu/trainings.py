@@ -56,7 +56,7 @@ def train_peers(work: Work) -> None:
     """768 → 12288 against each peer that can be imported, in the precisions that it has."""
     peers = [contender for contender in CONTENDERS if contender.is_peer]
     if work.quick:
-        measure(work, (FUSED, LOOPED, *peers), QUICK, [("l1", "fp32")])
+        measure(work, (FUSED, LOOPED, *peers), QUICK, [("topk", "fp32")])
         return
     cells = [(kind, precision) for precision in ("bf16", "fp32") for kind in ("l1", "topk")]
     # Shorter slices, because some peers take several times as long as the bare loop.
