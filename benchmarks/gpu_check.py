@@ -53,7 +53,7 @@ def arguments() -> argparse.Namespace:
     add("--wheels", type=Path, default=Path("outputs/gpu_wheels"), help="folder of carried wheels, if there is one")
     add("--device", default="cuda", choices=["cuda", "cpu"])
     add("--minutes", type=float, default=8.0, help="for everything")
-    add("--parts", nargs="+", default=list(PLANNED), choices=PLANNED, help="default: all")
+    add("--parts", nargs="+", default=list(PLANNED), choices=PLANNED, help="default: all; shares need card")
     add("--quick", action="store_true", help="toy sizes and one round: tries the script, measures nothing")
     commands = parser.add_subparsers(dest="command", metavar="")
     carry = commands.add_parser("carry", help="collect pure-Python wheels in a folder")
