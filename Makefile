@@ -1,4 +1,4 @@
-.PHONY: help install quickstart paper test test-lowest test-slurm lint check clean
+.PHONY: help install quickstart paper test test-lowest test-slurm gpu-check gpu-wheels lint check clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -42,6 +42,17 @@ test-lowest: .venv-lowest/.installed  ## the suite with the lowest versions that
 test-slurm: install  ## sweeps on a real SLURM of one node, brought up for it (Debian or Ubuntu, as root)
 	$(BIN)/python -m pip install --quiet --editable '.[slurm]'
 	tests/cluster/slurm.sh $(BIN)/python -m pytest tests/cluster/test_slurm.py
+
+# Another Python and its packages: GPU_PYTHON=python3. Where nothing can be downloaded, make gpu-wheels elsewhere and bring
+# the folder along.
+GPU_PYTHON ?= $(BIN)/python
+OUT ?= outputs/gpu_check
+
+gpu-check: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),install)  ## tests and benchmarks on one GPU, in eight minutes; tables and log in OUT=outputs/gpu_check
+	$(GPU_PYTHON) benchmarks/gpu_check.py --out $(OUT)
+
+gpu-wheels: install  ## wheels that a GPU machine without a network may lack, in outputs/gpu_wheels
+	$(BIN)/python benchmarks/gpu_check.py carry outputs/gpu_wheels
 
 lint: install
 	$(BIN)/ruff format --check .

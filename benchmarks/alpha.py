@@ -2,21 +2,20 @@
 
     python benchmarks/alpha.py [--quick] [--rounds 5]
 
-On drawn activations of the size of ResNet-18 on Imagenette's val folder, and with more channels and classes; on the
-CPU, where the stages that do it run.
+On drawn activations of the size of ResNet-18 on Imagenette's val folder, and with more channels and classes. On the
+CPU, where the stages compute them.
 
-**Sweep**: accuracy and KL of every class at ``K`` strengths, by ``edit_curves`` (of which stage ``control`` takes the
-accuracies alone, by ``edit_accuracies``), by
-an edited head for each α on the same cached activations, and by the whole edited ResNet-18 for each α on images. The
-last is timed on a few images at one α and scaled up, and marked so.
+**Sweep**: accuracy and KL of every class at ``K`` strengths. Three ways: ``edit_curves`` (stage ``control`` computes
+the accuracies alone, by ``edit_accuracies``); an edited head for each α on the same cached activations; and the whole
+edited ResNet-18 for each α on images. The last is timed on a few images at one α and scaled up; the table marks it.
 
 - Limit: ``4 N M C`` flops at the matmul peak, and ``4 N K C`` bytes of logits written once and read once.
-- Grows as ``N`` and ``C``; in ``M`` and ``K`` as ``M + const`` and ``K + const``, for there is no product ``M K``.
+- Grows as ``N`` and ``C``; in ``M`` and ``K`` as ``M + const`` and ``K + const``, because there is no product ``M K``.
 
 **Critical strength** of every image, over all its rivals: ``critical_strength`` (exact), against two ways that run
-the head: a scan over ``K`` strengths, whose answer is the next strength of the grid; and bisection to 1e-6 inside the
-step of the scan, for all images at once. All work in float64. A scan may step over a class that is lost and comes back:
-then the exact value is below what bisection finds, and the head, run a little above it, proves it.
+the head. A scan over ``K`` strengths gives the next strength of the grid. Bisection then searches the step of the scan
+to 1e-6, for all images at once. All compute in float64. A scan may step over a class that is lost and comes back. Then
+the exact value is below what bisection finds, and the head, run a little above the exact value, confirms it.
 
 - Limit: ``6 N M C`` flops at the float64 matmul peak, and three tables of ``8 N C √M`` bytes, written and read once.
 - Grows as ``N`` and ``C``, and between ``√M`` and ``M``. Bisection grows as ``N M C`` times its steps.
@@ -56,7 +55,7 @@ class Case(NamedTuple):
 
 
 def draw(images: int, width: int, classes: int) -> Case:
-    """Like those behind a ReLU, with a direction for each class; the latent is mostly that of class 0."""
+    """Draw activations as behind a ReLU, with a direction for each class; the latent's is mostly that of class 0."""
     generator = torch.Generator().manual_seed(0)
     directions = torch.randn(classes, width, generator=generator)
     noise = torch.randn(images, width, generator=generator)
@@ -69,13 +68,13 @@ def draw(images: int, width: int, classes: int) -> Case:
 
 
 def grid(case: Case) -> Tensor:
-    """From 0 to where 19 channels of 20 are closed, so that most images lose their class on the way."""
+    """Strengths from 0 to where 19 channels of 20 are closed; most images lose their class on the way."""
     size = case.contribution.abs().double()
     return torch.linspace(0, float(1 / size.quantile(0.05)), STRENGTHS, dtype=torch.float64)
 
 
 def loop_over_heads(case: Case, alphas: Tensor) -> tuple[Tensor, Tensor]:
-    """What :func:`edit_curves` returns, one edited head after the other."""
+    """Compute what :func:`edit_curves` returns with one edited head after the other."""
     classes = len(case.weight)
     original = case.activations @ case.weight.T + case.bias
     count = torch.bincount(case.labels, minlength=classes)
@@ -90,7 +89,7 @@ def loop_over_heads(case: Case, alphas: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.inference_mode()
 def whole_classifier(images: Tensor, model: torch.nn.Module) -> Tensor:
-    """One edited network on a few images; at which α makes no difference to the time."""
+    """Run one edited network on a few images; the time does not depend on α."""
     return model(images)
 
 
@@ -112,7 +111,7 @@ def scan(case: Case, alphas: Tensor) -> Tensor:
 
 
 def bisect(case: Case, alphas: Tensor) -> Tensor:
-    """A scan, then bisection inside its step, the head run for all images at every halving."""
+    """Scan, then bisect inside the step; every halving runs the head for all images."""
     high = scan(case, alphas)
     never = high.isinf()
     high = high.where(~never, alphas[-1])
@@ -125,15 +124,15 @@ def bisect(case: Case, alphas: Tensor) -> Tensor:
 
 
 def exact(case: Case) -> Tensor:
-    """Ours."""
+    """``salve``'s exact critical strengths."""
     return critical_strength(case.weight, case.bias, case.activations.double(), case.contribution, case.labels)
 
 
 def sweep(console: Console, name: str, case: Case, rounds: int) -> None:
-    """The sweep of one size."""
+    """Time the sweep of one size, and print it."""
     alphas = grid(case).float()
     (images, width), classes, count = case.activations.shape, len(case.weight), len(alphas)
-    model = resnet18(num_classes=classes).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = resnet18(num_classes=classes).eval().to(memory_format=torch.channels_last)
     pixels = torch.randn(IMAGES, 3, PIXELS, PIXELS).to(memory_format=torch.channels_last)
     ways: dict[str, Callable[[], object]] = {
         "salve, edit_curves": partial(edit_curves, *case, alphas),
@@ -160,7 +159,7 @@ def sweep(console: Console, name: str, case: Case, rounds: int) -> None:
 
 
 def critical(console: Console, name: str, case: Case, rounds: int) -> None:
-    """The critical strengths of one size."""
+    """Time the critical strengths of one size, and print them."""
     alphas = grid(case)
     (images, width), classes = case.activations.shape, len(case.weight)
     ways: dict[str, Callable[[], object]] = {
@@ -193,7 +192,7 @@ def critical(console: Console, name: str, case: Case, rounds: int) -> None:
 
 
 def grow(console: Console, size: tuple[int, int, int], rounds: int) -> None:
-    """Exponents in each of N, M, C, from three sizes of it."""
+    """Print the exponents in N, M and C, from three sizes of each."""
     shown = table(f"seconds ∝ size^p, from {size} at 1, 2 and 4 times", ("in", "sweep", "critical strength", "sizes"))
     for axis, letter in enumerate("NMC"):
         sizes = [size[axis] * factor for factor in (1, 2, 4)]

@@ -1,12 +1,11 @@
-"""What capturing costs beside the network itself: ``salve.activations.capture`` against a bare forward loop.
+"""How fast activations are captured: ``salve.activations.capture`` against a bare forward loop.
 
     python benchmarks/capture.py [--quick] [--device cuda] [--images 512] [--rounds 5]
 
 ResNet-18 at 160 pixels and ViT-S/14 at 98, with random weights, in batches of 64. Images are those of Imagenette where
 ``SALVE_IMAGENETTE`` names its folder, else drawn scenes. Both sides read the same loader, or the same batches decoded
-beforehand, where nothing hides what capture itself costs. The bare loop calls the model and keeps what a hook saw; it
-runs once with the model as it comes and once with channels last, as capture does. Capture also looks for NaN, and
-writes its shard to disk.
+beforehand, where decoding hides nothing. The bare loop calls the model and keeps what a hook sees. It runs with the
+model as it comes, and with channels last as capture does. Capture also checks for NaN, and writes its shard to disk.
 
 The limit: the flops of a forward pass at the machine's matmul peak, and the loader alone. Time grows as ``N``.
 """
@@ -28,8 +27,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from salve.activations.capture import capture
 from salve.backbones import Site, find_site, load_backbone, preset
 from salve.data import ConceptsData, ImageData, ImagenetteData
+from salve.types import Split
 
-BATCH, SPLIT = 64, "train"
+BATCH = 64
+SPLIT: Split = "train"
 BACKBONES: dict[str, tuple[str, str, dict[str, object], dict[str, object]]] = {
     "ResNet-18, 160 px": ("torchvision", "resnet18", {}, {"size": 160, "squash": True}),
     "ViT-S/14, 98 px": ("timm", "vit_small_patch14_dinov2.lvd142m", {"img_size": 98}, {"squash": True}),
@@ -38,13 +39,13 @@ Batches = Callable[[Sequence[int]], Iterable[tuple[Tensor, Tensor]]]
 
 
 def images() -> ImageData:
-    """The images that there are, loaded as the experiments on them do."""
+    """Imagenette if there is a folder of it, else drawn scenes."""
     root = os.environ.get("SALVE_IMAGENETTE")
     return ImagenetteData(root, BATCH, num_workers=2) if root else ConceptsData(BATCH)
 
 
 def captured(model: nn.Module, site: Site, count: int, batches: Batches, device: torch.device) -> None:
-    """As the stage does, into a new folder."""
+    """Capture into a new folder, as the stage does."""
     with tempfile.TemporaryDirectory() as folder:
         capture(model, site, count, batches, Path(folder), SPLIT, device)
 
@@ -53,7 +54,7 @@ def captured(model: nn.Module, site: Site, count: int, batches: Batches, device:
 def bare(
     model: nn.Module, site: Site, count: int, batches: Batches, device: torch.device, layout: torch.memory_format
 ) -> Tensor:
-    """What one would write by hand: a hook, a loop, and a list."""
+    """Collect activations ``[N, M]`` with a hook, a loop and a list."""
     seen: list[Tensor] = []
     reader = model.get_submodule(site.readers[0])
     hook = reader.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].cpu()))
@@ -64,18 +65,18 @@ def bare(
 
 
 def drain(batches: Batches, count: int) -> None:
-    """The loader alone."""
+    """Read all batches, and do nothing with them."""
     for _ in batches(range(count)):
         pass
 
 
 def compare(console: Console, name: str, data: ImageData, count: int, rounds: int, device: torch.device) -> None:
-    """One backbone: both sources, every way, and how capture grows."""
+    """Measure one backbone: both sources of batches, every way, and how capture grows with ``N``."""
     library, model_name, arguments, preprocess = BACKBONES[name]
     model = load_backbone(library, model_name, "random", len(data.classes), arguments).model
     data.bind(preset(library, model_name, "random", model, data.native_size, preprocess).preprocess)
     plain = model.to(device).eval()
-    last: nn.Module = copy.deepcopy(plain).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    last = copy.deepcopy(plain).to(memory_format=torch.channels_last)
     ours, site = copy.deepcopy(plain), find_site(plain, "last")
 
     def loaded(rows: Sequence[int]) -> Iterable[tuple[Tensor, Tensor]]:

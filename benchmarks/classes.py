@@ -1,7 +1,7 @@
-"""What a run of all stages costs with many classes: peak memory, bytes of files, seconds.
+"""What a run of all stages takes with many classes: peak memory, bytes of files, seconds.
 
-Each class has two images to train, two to select and two to test, of 32 pixels, and the network (the quickstart's, with
-random features) a head that is fitted to them. All settings of the stages are the defaults: 63 strengths, both modes.
+Each class has two images of 32 pixels in each split. The network is the quickstart's with random features, and a head
+that is fitted to the training images. All settings of the stages are the defaults: 63 strengths, both modes.
 
 Usage: python benchmarks/classes.py [CLASSES ...]
 """
@@ -32,12 +32,12 @@ DEFAULT_CHANNELS = (32, 64, 128, 256)
 
 
 def name_of(number: int) -> str:
-    """Of the class's folder."""
+    """The name of a class's folder."""
     return f"class {number:04d}"
 
 
 def pixels_of(classes: int, per_class: int, seed: int) -> np.ndarray:
-    """Patches of colours that belong to the class, under noise: uint8 ``[N, 32, 32, 3]``, class by class."""
+    """Images of each class's coloured patches under noise: uint8 ``[N, 32, 32, 3]``, class by class."""
     look, noise = np.random.default_rng(0), np.random.default_rng(seed)
     patches = look.uniform(40, 215, (classes, 4, 4, 3)).repeat(per_class, axis=0)
     pixels = patches.repeat(SIDE // 4, axis=1).repeat(SIDE // 4, axis=2)
@@ -45,7 +45,7 @@ def pixels_of(classes: int, per_class: int, seed: int) -> np.ndarray:
 
 
 def write_images(root: Path, classes: int, images: dict[str, int] = IMAGES) -> None:
-    """Class folders with PNG files."""
+    """Write class folders with PNG files."""
     for seed, (split, per_class) in enumerate(images.items()):
         for number, pixels in enumerate(pixels_of(classes, per_class, seed)):
             folder = root / split / name_of(number // per_class)
@@ -57,12 +57,13 @@ def write_images(root: Path, classes: int, images: dict[str, int] = IMAGES) -> N
 def write_weights(
     file: Path, classes: int, channels: tuple[int, ...] = DEFAULT_CHANNELS, images: int = IMAGES["train"]
 ) -> nn.Module:
-    """The network with random features, and a head that tells the training images apart (ridge regression)."""
+    """Write a network with random features and a head fitted to the training images by ridge regression."""
     torch.manual_seed(0)
     model = timm.create_model("resnet10t", num_classes=classes, channels=channels, output_stride=8).eval()
     pixels = torch.from_numpy(pixels_of(classes, images, 0)).permute(0, 3, 1, 2) / 255
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    head, model.fc = model.fc, nn.Identity()
+    head, model.fc = model.get_submodule("fc"), nn.Identity()
+    assert isinstance(head, nn.Linear)
     features: Tensor = torch.cat([model(part) for part in ((pixels - mean) / std).split(256)]).double()
     centre, size = features.mean(dim=0), features.std(dim=0) + 1e-9
     rows = (features - centre) / size
@@ -77,7 +78,7 @@ def write_weights(
 
 
 def settings_of(root: Path, weights: Path, channels: tuple[int, ...] = DEFAULT_CHANNELS) -> list[str]:
-    """What the stand-in needs on the command line."""
+    """Settings of the stand-in's data and backbone, for the command line."""
     return [
         *("data=folder", f"data.root={root}", "data.num_workers=0"),
         *("backbone=resnet_small", f"backbone.weights={weights}", f"backbone.preprocess.size={SIDE}"),
@@ -95,7 +96,7 @@ def bytes_of(folder: Path) -> Counter[str]:
 
 
 def seconds_of(folder: Path, begun: float) -> dict[str, float]:
-    """Seconds until each kind of artifact was whole, since the one before it."""
+    """Seconds that each kind of artifact took, from the one before it."""
     marks = sorted((path.stat().st_mtime, path.parts[-3]) for path in (folder / "artifacts").glob("*/*/DONE*"))
     starts = [begun, *(mark for mark, _ in marks)]
     return {kind: mark - start for start, (mark, kind) in zip(starts, marks, strict=False)}
@@ -123,7 +124,7 @@ def main() -> None:
 
 
 def report(classes: int, out: Path, seconds: float, begun: float, used: resource.struct_rusage) -> None:
-    """One block of lines."""
+    """Print memory, files and seconds of one run."""
     files = bytes_of(out)
     peak = used.ru_maxrss / 2**20  # in KiB on Linux
     cpu = used.ru_utime + used.ru_stime

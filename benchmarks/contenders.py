@@ -1,4 +1,4 @@
-"""Who takes part in ``training.py``, and the processes they run in."""
+"""The contenders of ``training.py``, and the processes that they run in."""
 
 import json
 import os
@@ -19,11 +19,12 @@ LOGS = Path("outputs/benchmarks/logs")
 
 
 class Contender(NamedTuple):
-    """A library, or a way to train, that takes part.
+    """A library, or a way to train.
 
     Attributes:
-        name: in tables. script: in ``peers``. argument: of the script.
-        requirements: of its environment; none for what runs in this one.
+        name: in tables.
+        script: file in ``peers``. argument: of the script.
+        requirements: packages of its environment; none if it runs in this one.
         bf16: devices on which it has a mixed precision of its own.
     """
 
@@ -35,7 +36,7 @@ class Contender(NamedTuple):
 
     @property
     def is_peer(self) -> bool:
-        """Whether it is someone else's."""
+        """Whether it is another library."""
         return bool(self.requirements)
 
 
@@ -50,8 +51,7 @@ CONTENDERS = (
     SALVE,
     STARTED,
     LOOPED,
-    # Its plots use what matplotlib 3.11 no longer has.
-    Contender("overcomplete", "train_overcomplete.py", "", ("overcomplete==0.3.0", "matplotlib<3.11")),
+    Contender("overcomplete", "train_overcomplete.py", "", ("overcomplete==0.3.0",)),
     Contender(
         "dictionary-learning",
         "train_dictionary_learning.py",
@@ -65,16 +65,18 @@ CONTENDERS = (
 
 
 class GoneError(Exception):
-    """A contender that takes no part; says why."""
+    """A contender cannot take part; the message says why."""
 
 
 @dataclass
 class Child:
-    """A contender's process; it works only while it has an order.
+    """A contender's process; it is idle unless it has an order.
 
     Attributes:
         precision: ``fp32`` or ``bf16``. process: started by :meth:`start`.
-        lost: why the process is of no more use, if so.
+        lost: why the process cannot be used any more; empty if it can.
+        facts: version of torch and number of threads, once it is ready.
+        here: run it in this Python, which must have what the contender requires.
     """
 
     contender: Contender
@@ -82,22 +84,27 @@ class Child:
     process: "subprocess.Popen[str] | None" = None
     lost: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
+    here: bool = False
 
     @property
     def name(self) -> str:
-        """With the precision."""
+        """The contender's name with the precision."""
         return f"{self.contender.name}, {self.precision}"
 
     @property
     def log(self) -> Path:
-        """What its library has to say."""
+        """The file that takes its library's output."""
         return LOGS / f"{self.name.replace(' ', '-').replace(',', '')}.log"
 
+    def last_words(self, lines: int = 20) -> str:
+        """The end of its log."""
+        return "\n".join(self.log.read_text().splitlines()[-lines:]) if self.log.is_file() else ""
+
     def start(self) -> None:
-        """Begin to import what it needs, in its environment, which is made if it is not there."""
+        """Start the process, in the contender's environment, which is made if it is not there."""
         try:
             asked = self.contender.requirements
-            python = environment(self.contender.name, asked) if asked else Path(sys.executable)
+            python = environment(self.contender.name, asked) if asked and not self.here else Path(sys.executable)
         except UserError as error:
             self.lost = str(error)
             return
@@ -117,30 +124,30 @@ class Child:
             self.facts = self._answer()
 
     def order(self, **what: Any) -> dict[str, Any]:
-        """Its answer to an order.
+        """Send an order and return the answer.
 
         Raises:
-            GoneError: it refuses the cell, or its process has ended.
+            GoneError: the contender refuses the cell, or its process has ended.
         """
         self.ready()
         if self.lost:
             raise GoneError(self.lost)
         assert self.process is not None
         assert self.process.stdin is not None
-        with suppress(BrokenPipeError):  # it has ended: so says its silence
+        with suppress(BrokenPipeError):  # it has ended, which the missing answer shows
             self.process.stdin.write(json.dumps(what) + "\n")
             self.process.stdin.flush()
         return self._answer()
 
     def end(self) -> None:
-        """Let the process go."""
+        """End the process."""
         if self.process is not None and self.process.stdin is not None:
             with suppress(BrokenPipeError):  # it has ended already
                 self.process.stdin.close()
             self.process.wait()
 
     def _answer(self) -> dict[str, Any]:
-        """The next line with a mark; libraries print as well."""
+        """Read the next line with a mark; libraries print other lines."""
         assert self.process is not None
         assert self.process.stdout is not None
         for line in self.process.stdout:

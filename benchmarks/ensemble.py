@@ -1,11 +1,11 @@
-"""What training SAEs together saves: an ensemble against one SAE after the other, in one process and in one each.
+"""How fast SAEs train together: an ensemble against one SAE after the other, in one process or in one each.
 
     python benchmarks/ensemble.py [--device cuda] [--members 1 8 32] [--epochs 3] [--rounds 2]
 
-All train linear L1 SAEs on the same drawn activations, of the sizes of the quickstart and of ResNet-18 on Imagenette,
-and measure them every epoch. Every way is timed in every round, in turn, and the best round counts. A few epochs are
-timed; ``s/SAE`` is what a training of 60 epochs takes at that pace, with what it needs before and after them: for a
-process, start-up, imports and reading the activations as well.
+All ways train linear L1 SAEs on the same drawn activations, of the sizes of the quickstart and of ResNet-18 on
+Imagenette, and measure them every epoch. Every way is timed in every round, in turn, and the best round counts. A few
+epochs are timed. ``s/SAE`` is the time of 60 epochs at that pace, with the time before and after them: for a process
+that includes start-up, imports and reading the activations.
 """
 
 import argparse
@@ -35,7 +35,7 @@ FULL = 60
 
 
 class Size(NamedTuple):
-    """Rows of both splits, width ``M`` and dictionary size ``d``; the rest is as in the recipes."""
+    """Rows of the train and select splits, width ``M`` and dictionary size ``d``."""
 
     name: str
     train: int
@@ -74,7 +74,7 @@ def now() -> float:
 
 
 def activations(size: Size) -> dict[str, Tensor]:
-    """Like those behind a ReLU: not negative, with a direction for each class."""
+    """Draw activations as behind a ReLU: not negative, with a direction for each class."""
     generator = torch.Generator().manual_seed(0)
     directions = torch.randn(CLASSES, size.width, generator=generator)
     drawn: dict[str, Tensor] = {}
@@ -86,14 +86,14 @@ def activations(size: Size) -> dict[str, Tensor]:
 
 
 def member(size: Size, number: int) -> Member:
-    """A grid of four seeds and as many λ as it takes."""
+    """A member of a grid of four seeds and as many λ as needed."""
     seed = number % 4
     sae = make_sae("linear_l1", size.width, size.dictionary_size, torch.Generator().manual_seed(seed))
     return Member(sae, 0.5 * (1 + number // 4), seed)
 
 
 def fit(module: pl.LightningModule, data: pl.LightningDataModule, device: str, epochs: int) -> Took:
-    """Train as salve does, without its checkpoints."""
+    """Train as ``salve`` does, without checkpoints."""
     clock, start = Clock(), now()
     trainer = pl.Trainer(
         accelerator=device,
@@ -111,7 +111,7 @@ def fit(module: pl.LightningModule, data: pl.LightningDataModule, device: str, e
 
 
 def alone(size: Size, drawn: dict[str, Tensor], device: str, epochs: int) -> Took:
-    """One SAE through :class:`SparseAutoencoder`."""
+    """Train one SAE through :class:`SparseAutoencoder`."""
     schedule = Schedule.of_epochs(size.train, BATCH, epochs)
     data = ActivationsData(drawn["train"], drawn["select"], drawn["select_labels"], schedule)
     head = nn.Linear(size.width, CLASSES).requires_grad_(False)
@@ -120,7 +120,7 @@ def alone(size: Size, drawn: dict[str, Tensor], device: str, epochs: int) -> Too
 
 
 def together(size: Size, drawn: dict[str, Tensor], device: str, epochs: int, members: int) -> Took:
-    """Several through :class:`SAEEnsemble`."""
+    """Train several SAEs through :class:`SAEEnsemble`."""
     schedule = Schedule.of_epochs(size.train, BATCH, epochs)
     data = WholeData(drawn["train"], drawn["select"], drawn["select_labels"], schedule)
     head = nn.Linear(size.width, CLASSES).requires_grad_(False)
@@ -129,7 +129,7 @@ def together(size: Size, drawn: dict[str, Tensor], device: str, epochs: int, mem
 
 
 def process(size: Size, file: Path, device: str, epochs: int) -> Took:
-    """One SAE in a fresh process, which says how long its epochs took."""
+    """Train one SAE in a fresh process, which prints the seconds of its epochs."""
     start = time.perf_counter()
     command = [sys.executable, __file__, "--device", device, "--epochs", str(epochs), "--child", str(file), size.name]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -138,7 +138,7 @@ def process(size: Size, file: Path, device: str, epochs: int) -> Took:
 
 
 def compare(size: Size, device: str, epochs: int, counts: list[int], rounds: int) -> list[tuple[str, int, Took]]:
-    """Every way, with the number of SAEs that it trains and the best of its rounds."""
+    """Time every way; returns its name, the number of SAEs and its best round."""
     drawn = activations(size)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "activations.safetensors"

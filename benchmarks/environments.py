@@ -1,9 +1,8 @@
-"""Environments of their own for the libraries that the benchmarks compare with.
+"""A virtual environment for each library that the benchmarks compare with.
 
-Each peer gets a virtual environment that holds the peer and what it pins, and sees the packages of the interpreter that
-runs the benchmark behind its own. So torch is there once, of the same version for all, several gigabytes are not copied
-for each peer, and a pin of one peer (an older matplotlib, say) troubles neither the others nor this project. It takes
-Python with ``venv`` and pip, and network for what is not yet installed.
+It holds the library and what it depends on, and falls back to the packages of the Python that runs the benchmark. So
+all use the same torch, which is not copied, and one library's pins affect neither the others nor this project. It needs
+``venv``, pip, and a network for what is not installed yet.
 """
 
 import json
@@ -20,22 +19,22 @@ from filelock import FileLock
 
 from salve.types import UserError
 
-#: Where environments are kept; git ignores it.
+#: Folder of all environments; git ignores it.
 FOLDER = Path("outputs/benchmarks/environments")
 #: Never replaced by a peer's own choice of version.
 SHARED = ("torch", "torchvision", "triton")
 
 
 def environment(name: str, requirements: Sequence[str], alone: Sequence[str] = (), folder: Path = FOLDER) -> Path:
-    """The Python of an environment with these packages, made if it is not there yet.
+    """Make an environment with these packages if it is not there yet, and return its Python.
 
     Args:
-        name: of its folder. folder: of all environments.
-        requirements: what pip installs, with what it depends on.
-        alone: what pip installs without what it depends on, where that cannot be had together or is not needed.
+        name: of the environment's folder. folder: of all environments.
+        requirements: what pip installs with dependencies.
+        alone: what pip installs without dependencies, where these conflict or are not needed.
 
     Raises:
-        UserError: pip could not install them; its last lines say why.
+        UserError: pip could not install them; the message ends with pip's last lines.
     """
     home = (folder / name).resolve()
     python, done = home / "bin" / "python", home / "done.json"
@@ -66,7 +65,7 @@ def _installed(package: str) -> bool:
 
 
 def _install(name: str, python: Path, arguments: list[str]) -> None:
-    """This interpreter's pip, working in another environment."""
+    """Run this Python's pip in another environment."""
     command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-warn-script-location"]
     ran = subprocess.run([*command, *arguments], capture_output=True, text=True)
     if ran.returncode:

@@ -3,18 +3,18 @@
     python benchmarks/grad_fam.py [--quick] [--device cuda] [--images 16] [--rounds 3]
 
 ResNet-18 at 160 pixels (the map before its pooling) and ViT-S/14 at 98 (the last block's input, behind its LayerNorm),
-with random weights and a linear SAE of 1024 latents. To the peers a latent is a class: they get the network with the
-SAE's encoder for a head, and for the ViT tokens that pass through a grid. First the maps are compared: ours and
-captum's as they are, over the largest value; grad-cam's scaled to 0..1 as it returns them (it resizes with OpenCV). The
-ResNet's cell by cell, before they are enlarged: the peers put its cells half a cell beside where they look.
+with random weights and a linear SAE of 1024 latents. To the peers a latent is a class: the SAE's encoder becomes the
+network's head, and the ViT's tokens pass through a grid. First the maps are compared. ``salve``'s and captum's differ
+by a share of the largest value; grad-cam's are scaled to 0..1, as it returns them (it resizes with OpenCV). The
+ResNet's are compared cell by cell, before they are enlarged, because the peers draw its cells half a cell aside.
 
-Peers run the network forward and backward for every latent. Beyond 4 latents they are timed for 4 and scaled up, and
-marked so. captum is installed into an environment of its own, in which all of it runs.
+Peers run the network forward and backward for every latent. Beyond 4 latents they are timed for 4 and scaled up; the
+table marks it. captum is installed into an environment of its own, in which everything runs.
 
-The limit: flops of what ours does (one forward pass; then for the ResNet one product of ``2 N L M hw``, for the ViT
-``min(L, M)`` backward passes through the last block) at the matmul peak, and the bytes of the maps, ``4 N L H W``,
-written once. So time grows as ``N``, and as ``const + L`` (for the ViT only until ``L = M``, but for a product and the
-maps); in ``M``, beside the network, as ``const + M``.
+The limit: the flops of ``salve``'s way (one forward pass; then for the ResNet one product of ``2 N L M hw``, for the
+ViT ``min(L, M)`` backward passes through the last block) at the matmul peak, and the bytes of the maps, ``4 N L H W``,
+written once. Time grows as ``N``, and as ``const + L`` (for the ViT until ``L = M``; beyond it only a product and the
+maps grow); in ``M``, beside the network, as ``const + M``.
 """
 
 import argparse
@@ -39,7 +39,7 @@ DICTIONARY, COUNTS, TIMED = 1024, (1, 16, 256), 4
 
 
 class AsGrid(nn.Module):
-    """Behind a layer of a ViT: its patch tokens pass through ``grid`` as a map ``[N, K, side, side]``."""
+    """A layer of a ViT whose patch tokens then pass through ``grid`` as a map ``[N, K, side, side]``."""
 
     def __init__(self, layer: nn.Module, prefix: int) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class AsGrid(nn.Module):
 
 
 class Bench:
-    """One backbone with its SAE, and the same as a classifier of latents for the peers."""
+    """A backbone with its SAE, and the same network as a classifier of latents for the peers."""
 
     def __init__(self, name: str, model: nn.Module, size: int, device: str) -> None:
         from salve.backbones import find_site
@@ -80,7 +80,7 @@ class Bench:
             self.layer: nn.Module = grid.grid
         else:
             self.layer = as_classes.get_submodule("layer4")
-        self.cell = 1 if site.map_side == "output" else 32  # every so many pixels our maps show a cell as it is
+        self.cell = 1 if site.map_side == "output" else 32  # pixels from the centre of a cell to the next
         self.as_classes = as_classes
 
     def images(self, count: int) -> Tensor:
@@ -103,7 +103,7 @@ class Bench:
         return torch.stack([torch.from_numpy(one) for one in maps], dim=1)
 
     def captum(self, images: Tensor, latents: int, enlarged: bool = True) -> Tensor:
-        from captum.attr import LayerAttribution, LayerGradCam
+        from captum.attr import LayerAttribution, LayerGradCam  # type: ignore[import-not-found]
 
         cam = LayerGradCam(self.as_classes, self.layer)
         maps = [cam.attribute(images, target=latent, relu_attributions=True) for latent in range(latents)]
@@ -113,7 +113,7 @@ class Bench:
 
 
 def check(bench: Bench, images: Tensor, latents: int) -> str:
-    """How far the peers' maps are from ours."""
+    """A sentence on how far the peers' maps are from ``salve``'s."""
     enlarged = bench.cell == 1
     ours = bench.ours(images, latents)[:, :, :: bench.cell, :: bench.cell]
     captum = float((ours - bench.captum(images, latents, enlarged)).abs().max() / ours.max())
@@ -126,7 +126,7 @@ def check(bench: Bench, images: Tensor, latents: int) -> str:
 
 
 def compare(console: Console, bench: Bench, count: int, rounds: int, counts: Sequence[int]) -> None:
-    """Every number of latents, every way."""
+    """Time every number of latents in every way, and print it."""
     images = bench.images(count)
     console.print(check(bench, images[:2], 4))
     peak, bandwidth = matmul_peak(bench.device), copy_bandwidth(bench.device)
@@ -153,7 +153,7 @@ def compare(console: Console, bench: Bench, count: int, rounds: int, counts: Seq
 
 
 def grow(console: Console, bench: Bench, count: int, rounds: int, by_latents: Sequence[int]) -> None:
-    """Exponents in the number of images and of latents."""
+    """Print the exponents in the number of images and of latents."""
     by_images = [max(1, count // 4), max(2, count // 2), max(4, count)]
     few = bench.images(max(1, count // 4))
     exponents = (
@@ -165,7 +165,7 @@ def grow(console: Console, bench: Bench, count: int, rounds: int, by_latents: Se
 
 
 def grow_width(console: Console, count: int, device: str, rounds: int) -> None:
-    """The exponent in ``M``: a small ResNet whose last stage gets wider, 1024 latents."""
+    """Print the exponent in ``M``, from a small ResNet whose last stage gets wider, with 1024 latents."""
     widths = [128, 256, 512]
 
     def make(width: int) -> Callable[[], object]:
@@ -191,7 +191,8 @@ def main() -> None:
         sys.exit(subprocess.run([python, __file__, *sys.argv[1:], "--child"], env=settings).returncode)
     from salve.backbones import load_backbone
 
-    count, rounds, console = *((2, 1) if given.quick else (given.images, given.rounds)), Console()
+    count, rounds = (2, 1) if given.quick else (given.images, given.rounds)
+    console = Console()
     resnet = load_backbone("torchvision", "resnet18", "random", 10).model
     vit = load_backbone("timm", "vit_small_patch14_dinov2.lvd142m", "random", 10, {"img_size": 98}).model
     for name, model, size in (("ResNet-18, 160 px", resnet, 160), ("ViT-S/14, 98 px", vit, 98)):

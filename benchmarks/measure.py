@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing ways in turn, what the machine can do, how time grows, and tables."""
+"""What the benchmarks share: timing in turn, the machine's highest rates, growth of time, and tables."""
 
 import math
 import os
@@ -20,7 +20,7 @@ def now() -> float:
 
 
 def interleaved(ways: Mapping[str, Way], rounds: int) -> dict[str, float]:
-    """Median seconds of each way: all once to warm up, then each once a round, in turn, so that load hits all alike."""
+    """Median seconds of each way. All run once to warm up, then once a round, in turn: load affects all alike."""
     took: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):
         for name, run in ways.items():
@@ -32,24 +32,24 @@ def interleaved(ways: Mapping[str, Way], rounds: int) -> dict[str, float]:
 
 
 def growth(sizes: Sequence[int], make: Callable[[int], Way], rounds: int) -> float:
-    """The exponent ``p`` of ``seconds ∝ size^p``: the slope of a line through the medians, both in logarithms."""
+    """The exponent ``p`` of ``seconds ∝ size^p``: the slope of a line through the logarithms of medians and sizes."""
     seconds = interleaved({str(size): make(size) for size in sizes}, rounds)
     x = [math.log(size) for size in sizes]
     y = [math.log(seconds[str(size)]) for size in sizes]
     return statistics.linear_regression(x, y).slope
 
 
-def matmul_peak(device: str, dtype: torch.dtype = torch.float32, side: int = 1536) -> float:
-    """Floating-point operations per second in a large matrix product; the best of some runs."""
+def matmul_peak(device: str, dtype: torch.dtype = torch.float32, side: int = 1536, runs: int = 8) -> float:
+    """Floating-point operations per second in a product of square matrices; the best of some runs."""
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    return 2 * side**3 / best(lambda: left @ right)
+    return 2 * side**3 / best(lambda: left @ right, runs)
 
 
-def copy_bandwidth(device: str) -> float:
-    """Bytes per second, read and written, in a copy of 128 MB, which no cache holds; the best of some runs."""
-    source = torch.ones(2**25, device=device)
+def copy_bandwidth(device: str, floats: int = 2**25, runs: int = 8) -> float:
+    """Bytes per second, read and written, in a copy of so many floats, which no cache holds; the best of some runs."""
+    source = torch.ones(floats, device=device)
     target = torch.empty_like(source)
-    return 2 * 4 * source.numel() / best(lambda: target.copy_(source))
+    return 2 * 4 * source.numel() / best(lambda: target.copy_(source), runs)
 
 
 def best(run: Way, runs: int = 8) -> float:
@@ -63,13 +63,13 @@ def best(run: Way, runs: int = 8) -> float:
 
 
 def machine(device: str) -> str:
-    """What the figures were taken on, and how busy it was before."""
+    """The device, torch's version, and the load of the machine."""
     name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     return f"{name}, torch {torch.__version__}, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
 
 
 def table(title: str, columns: Sequence[str], caption: str = "") -> Table:
-    """An empty table: names at the left, figures at the right."""
+    """An empty table with names on the left and figures on the right."""
     made = Table(title=title, caption=caption or None, caption_justify="left")
     for column in columns:
         made.add_column(column, justify="right" if made.columns else "left")

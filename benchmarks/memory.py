@@ -1,12 +1,11 @@
-"""Activations larger than memory: a training that streams them from disk, under a limit that holding them breaks.
+"""Activations larger than memory: training that streams them from disk, under a limit too low to hold them.
 
     python benchmarks/memory.py [--allowed 256] [--epochs 3] [--folder FOLDER]
 
-A train split four times as large as what is allowed is written to disk, class by class. Each way then runs in a
-process of its own, on the CPU: an SAE is trained on the split streamed, and held in memory, each with and without the
-limit; and a split of that size is captured under it. The limit is on the address space (``ulimit -v``) and is set once
-everything is imported and warm: allowed is what comes on top. Neither files in the page cache nor what the process had
-before count.
+A train split four times as large as the allowed memory is written to disk, class by class. Each way then runs in a
+process of its own, on the CPU. An SAE is trained on the split, streamed or held in memory, each with and without the
+limit; and a split of that size is captured under the limit. The limit is on the address space (``ulimit -v``) and is
+set once everything is imported and warm: it allows so much on top. Files in the page cache do not count.
 """
 
 import argparse
@@ -43,14 +42,14 @@ MIB = 2**20
 WIDTH, DICTIONARY, CLASSES, FEATURES, ACTIVE = 512, 512, 10, 128, 8
 #: Rows of the select split, and of the test split.
 HELD_OUT = 4096
-#: The split against what is allowed.
+#: Size of the split over the allowed memory.
 TIMES = 4
-#: Exit status of a way that did not get the memory it asked for.
+#: Exit status of a way that ran out of memory.
 OUT_OF_MEMORY = 3
 
 
 class Took(NamedTuple):
-    """What a way needed: MiB of address space above where it began, rows/s; of a training, its FVE and its block."""
+    """MiB of address space that a way took, and rows/s; for a training its FVE and rows of a block."""
 
     peak: float
     rate: float
@@ -79,7 +78,7 @@ class Clock(pl.Callback):
 
 
 def drawn(store: Store, rows: int) -> Artifact:
-    """Class after class: a class's direction, a few of many shared features, and noise, behind a ReLU."""
+    """Draw rows class by class: the class's direction, some of many shared features, and noise, behind a ReLU."""
 
     def make(folder: Path, _: Path) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -99,14 +98,14 @@ def drawn(store: Store, rows: int) -> Artifact:
 
 
 def address_space(field: str) -> float:
-    """MiB: ``VmSize`` is what is mapped now, ``VmPeak`` the most that ever was."""
+    """MiB of address space; ``VmSize`` is mapped now, ``VmPeak`` the most that was."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(lines[field].split()[0]) / 1024
 
 
 @contextmanager
 def limited(allowed: float) -> Iterator[None]:
-    """At most so many MiB of address space more than now."""
+    """Allow so many MiB of address space more than now."""
     most = int((address_space("VmSize") + allowed) * MIB)
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (most, before[1]))
@@ -117,7 +116,7 @@ def limited(allowed: float) -> Iterator[None]:
 
 
 def train(store: Store, rows: int, epochs: int, memory: float) -> Took:
-    """An SAE on the drawn split; ``memory`` in MiB is what ``trainer.memory`` says in GiB."""
+    """Train an SAE on the drawn split; ``memory`` is ``trainer.memory`` in MiB."""
     clock, trainer_factory = Clock(), TrainerFactory("cpu", None, 1, "32-true", None, False)
 
     def make_trainer(stage: str, most: int, callbacks: list[pl.Callback]) -> pl.Trainer:
@@ -138,7 +137,7 @@ def train(store: Store, rows: int, epochs: int, memory: float) -> Took:
 
 
 def captured(folder: Path, rows: int) -> Took:
-    """A split captured from drawn images, by a network that costs next to nothing."""
+    """Capture a split from drawn images, by a very small network."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, WIDTH), nn.ReLU(), nn.Linear(WIDTH, CLASSES))
     site = Site("hidden", ("3",), WIDTH, "0")
 
@@ -156,7 +155,7 @@ def captured(folder: Path, rows: int) -> Took:
 
 
 def child(way: str, allowed: float, epochs: int, folder: Path) -> Took:
-    """One way, in this process."""
+    """Run one way in this process."""
     rows = rows_of(allowed)
     limit = nullcontext() if way.endswith("no limit") else limited(allowed)
     if way.startswith("capture"):
@@ -171,14 +170,14 @@ def child(way: str, allowed: float, epochs: int, folder: Path) -> Took:
     store = Store(folder / way.replace(" ", "-").replace(",", ""))
     store.root.mkdir()
     (store.root / "activations").symlink_to(folder / "activations", target_is_directory=True)
-    # What the warming up left on the heap would be memory that no limit counts.
+    # Memory that the warm-up left on the heap would not count towards the limit.
     ctypes.CDLL(None).malloc_trim(0)
     with limit:
         return train(store, rows, epochs, memory)
 
 
 def rows_of(allowed: float) -> int:
-    """Rows of a split ``TIMES`` as large as what is allowed."""
+    """Rows of a split ``TIMES`` as large as the allowed memory."""
     return int(TIMES * allowed * MIB / (4 * WIDTH))
 
 

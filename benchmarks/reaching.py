@@ -1,4 +1,4 @@
-"""How long trainings take to become equally good."""
+"""How long trainings take to an equal loss."""
 
 import csv
 from collections.abc import Sequence
@@ -9,9 +9,9 @@ from rich.table import Table
 
 
 def steps_to(looks: Sequence[Look], loss: float) -> float:
-    """Steps until the loss was first as low, on straight lines between looks; not a number if it never was.
+    """Steps until the loss was first as low, on straight lines between looks; NaN if it never was.
 
-    At the first look if it was already: what lies before is not known.
+    If it was so low at the first look, those steps: what came before is not known.
     """
     last: Look | None = None
     for look in looks:
@@ -25,19 +25,19 @@ def steps_to(looks: Sequence[Look], loss: float) -> float:
 
 
 def goal(results: Sequence[Result]) -> tuple[Result, Look] | None:
-    """Of the peers in fp32, the best halfway; so that everyone has as many steps again to become as good."""
+    """The fp32 peer with the lowest loss halfway, and that look; the others have as many steps again to reach it."""
     peers = [one for one in results if one.contender in PEERS and one.precision == "fp32" and one.looks]
     halfway = [(peer, peer.looks[(len(peer.looks) - 1) // 2]) for peer in peers]
     return min(halfway, key=lambda pair: pair[1].loss, default=None)
 
 
 def seconds_to(result: Result, loss: float) -> float:
-    """At the contender's rate, without what it takes to look."""
+    """Seconds to a loss at the contender's rate, without the time of the looks."""
     return steps_to(result.looks, loss) * result.milliseconds / 1000
 
 
 def reaching_table(results: Sequence[Result]) -> Table:
-    """One cell: a row for each contender, with the steps and seconds to the goal."""
+    """A table of one cell: steps and seconds of each contender to the goal."""
     ran, first = [result for result in results if result.looks], results[0]
     found = goal(ran)
     table = Table(title=f"{first.size.replace('x', ' → ')}, {first.kind}, batch {first.batch}: to an equal loss")
@@ -68,7 +68,7 @@ def reaching_table(results: Sequence[Result]) -> Table:
 
 
 def write_looks(results: Sequence[Result], file: Path) -> None:
-    """All looks as CSV, whole."""
+    """Write all looks as CSV, at once."""
     part = file.with_suffix(".part")
     with part.open("w", newline="") as out:
         writer = csv.writer(out)

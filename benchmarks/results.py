@@ -1,4 +1,4 @@
-"""What ``training.py`` measured: rows of a CSV, and tables of them."""
+"""Results of ``training.py``: a CSV file, and tables."""
 
 import csv
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ NAN = float("nan")
 
 
 class Look(NamedTuple):
-    """What a contender had learned after so many steps: FVE, L0 and loss, as ``contender.measure`` has them."""
+    """FVE, L0 and loss of a contender after so many steps, by ``contender.measure``."""
 
     steps: int
     fve: float
@@ -27,11 +27,13 @@ class Result:
     """One contender in one cell.
 
     Attributes:
-        rate, slowest, fastest: rows per second, over the rounds. steps: of the whole training.
-        fve, l0: on held-out rows, after it. memory: bytes that training added at its peak.
+        rate, slowest, fastest: rows per second: median and range of the rounds. steps: of the whole training.
+        fve, l0, loss: on held-out rows at the end, by ``contender.measure``.
+        memory: bytes that the training added at its peak.
         share_of_peak: of the machine's matrix products, counting what the loss needs (``machine.flops_per_sample``).
-        loss: as ``contender.measure`` has it. share_of_limit: of what arithmetic at its peak and Adam at the bandwidth
-        allow. load: of the machine, before. why: it took no part. looks: on the way, if any; not in the CSV.
+        share_of_limit: of the rate with products at their peak and Adam at the bandwidth.
+        load: of the machine, before. why: reason why it took no part.
+        looks, rates: of each round; not in the CSV.
     """
 
     size: str
@@ -55,18 +57,19 @@ class Result:
     load: float = NAN
     why: str = ""
     looks: list["Look"] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
 
     @property
     def milliseconds(self) -> float:
-        """Of one step."""
+        """Milliseconds of a step."""
         return 1000 * self.batch / self.rate
 
 
 def write(results: list[Result], file: Path) -> None:
-    """As CSV, whole."""
+    """Write results as CSV, at once."""
     part = file.with_suffix(".part")
     with part.open("w", newline="") as out:
-        names = [field.name for field in fields(Result) if field.name != "looks"]
+        names = [field.name for field in fields(Result) if field.name not in ("looks", "rates")]
         writer = csv.DictWriter(out, names)
         writer.writeheader()
         writer.writerows({name: getattr(result, name) for name in names} for result in results)
@@ -74,12 +77,12 @@ def write(results: list[Result], file: Path) -> None:
 
 
 def best(results: Iterable[Result]) -> Result | None:
-    """The fastest; none if none ran."""
+    """The fastest; None if none ran."""
     return max((result for result in results if result.rate > 0), key=lambda result: result.rate, default=None)
 
 
 def cell_table(results: list[Result]) -> Table:
-    """One cell: a row for each contender that ran, and below who did not."""
+    """A table of one cell: a row for each contender that ran, and below it those that did not."""
     ran, first = [result for result in results if result.rate > 0], results[0]
     top = best(result for result in ran if result.contender in PEERS)
     title = f"{first.size.replace('x', ' → ')}, {first.kind}, batch {first.batch}, {first.steps} steps"
@@ -110,7 +113,7 @@ def cell_table(results: list[Result]) -> Table:
 
 
 def summary(results: list[Result]) -> Table:
-    """A line for each cell: salve against the best peer and the best bare loop, and what the Trainer costs."""
+    """A table of all cells: ``salve`` over the best peer and the best bare loop, and the Trainer's time."""
     caption = "over peer, over bare: of the fastest in fp32; over any: of the fastest peer in any precision"
     table = Table(title="salve", caption=caption, caption_justify="left")
     for column in ("", "best peer"):

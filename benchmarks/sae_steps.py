@@ -1,11 +1,11 @@
-"""What an SAE becomes on more or fewer images, trained in steps and trained in epochs.
+"""SAEs on more or fewer images, trained for a number of steps or of epochs.
 
     salve name=steps stages=[discover] data.train_per_class=1000 data.select_per_class=150
     python benchmarks/sae_steps.py outputs/artifacts/classifier/KEY outputs/artifacts/activations/KEY
 
-The run names both folders. Of its captured train images the first ones of each class are taken, as many as ``--sizes``
-says; on each size the default SAE (linear L1) is trained for ``--steps`` and for ``--epochs``, with the same seeds. All
-is measured on the select split; nothing is read of the test split. *Separates*: some strength takes the class away and
+The run prints both folders. The script takes the first captured train images of each class, as many as ``--sizes``
+says. On each size it trains the default SAE (linear L1) for ``--steps`` and for ``--epochs``, with the same seeds. It
+measures on the select split, and reads nothing of the test split. *Separates*: some strength removes the class and
 costs the others no more than ``salve.editing.verdict.LIMITS`` allows. *Cosine*: of the classes' latents with those of
 the largest size, trained in the same way from the same seed; latents are chosen by ``margin``, as in a run.
 """
@@ -37,7 +37,7 @@ ALPHAS = torch.tensor([0, *(0.2 * 1.15**n for n in range(45))])
 
 @dataclass
 class Found:
-    """What one SAE came to on the select split; directions ``[C, M]`` are those of the classes' latents."""
+    """Measures of one SAE on the select split, and the directions ``[C, M]`` of the classes' latents."""
 
     fve: float
     l0: float
@@ -47,14 +47,14 @@ class Found:
 
 
 def first_of_each_class(train: Captured, count: int) -> tuple[Tensor, Tensor]:
-    """Activations and labels of so many images of each class."""
+    """Activations ``[N, M]`` and labels of the first ``count`` images of each class."""
     labels = train.labels
     rows = torch.cat([(labels == k).nonzero()[:count, 0] for k in range(int(labels.max()) + 1)])
     return train.activations[rows], labels[rows]
 
 
 def trained(rows: Tensor, schedule: Schedule, seed: int, given: argparse.Namespace) -> SAE:
-    """An SAE after its schedule, as ``salve`` trains it, without what is measured on the way."""
+    """Train an SAE as ``salve`` does, without measuring on the way."""
     scale = float(rows.double().square().mean().sqrt())
     sae = make_sae("linear_l1", rows.shape[1], given.size, torch.Generator().manual_seed(seed)).train()
     optimizer = Adam([it for it in sae.parameters() if it.requires_grad], lr=given.rate)
@@ -72,7 +72,7 @@ def trained(rows: Tensor, schedule: Schedule, seed: int, given: argparse.Namespa
 
 
 def measured(sae: SAE, rows: Tensor, labels: Tensor, select: Captured, head: tuple[Tensor, Tensor]) -> Found:
-    """On the select split; dead latents and those of the classes on the train rows ``[N, M]``."""
+    """Measure on the select split; dead latents, and the classes' latents, on the train rows ``[N, M]``."""
     classes = len(head[0])
     means = class_means(sae.encode(rows), labels, classes)
     chosen, separate, directions = select_latents(means, "margin"), 0, []
@@ -92,7 +92,7 @@ def measured(sae: SAE, rows: Tensor, labels: Tensor, select: Captured, head: tup
 
 
 def head_of(file: Path, width: int) -> tuple[Tensor, Tensor]:
-    """The only matrix ``[C, M]`` of the classifier that is named as a head is, and its bias."""
+    """The last linear layer of a file of weights: its matrix ``[C, M]`` and its bias."""
     weights = load_file(file)
     for name, matrix in reversed(weights.items()):
         bias = weights.get(name.removesuffix("weight") + "bias")
@@ -102,7 +102,7 @@ def head_of(file: Path, width: int) -> tuple[Tensor, Tensor]:
 
 
 def arguments() -> argparse.Namespace:
-    """What is asked for."""
+    """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("classifier", type=Path, help="folder of the artifact")
     parser.add_argument("activations", type=Path, help="folder of the artifact")

@@ -1,4 +1,4 @@
-"""CPU seconds that the commands take before they begin to work: help, and what is refused.
+"""CPU seconds of commands that end before any work: ``--help``, and settings that are refused.
 
 Usage: python benchmarks/startup.py [--times N]
 """
@@ -22,7 +22,7 @@ COMMANDS = {
 
 
 def cpu_seconds(module: str, *arguments: str) -> float:
-    """User and system time of one process."""
+    """User and system seconds of one process."""
     with tempfile.TemporaryDirectory() as folder:
         before = os.times()
         subprocess.run([sys.executable, "-m", module, *arguments], cwd=folder, capture_output=True, check=False)
@@ -31,7 +31,7 @@ def cpu_seconds(module: str, *arguments: str) -> float:
 
 
 def main() -> None:
-    """Print the least of several times of each command."""
+    """Print the least of several times for each command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--times", type=int, default=3, help="processes started for each command")
     times = parser.parse_args().times

@@ -1,11 +1,11 @@
-"""A sweep against as many separate cold runs: how much is saved by making nothing twice.
+"""A sweep against as many separate cold runs: how much time shared artifacts save.
 
     python benchmarks/sweep.py                  # 20 values of λ, about a quarter of an hour on two cores
     python benchmarks/sweep.py --points 4       # a quick look
 
-Interleaved, so that a machine that is busy for a while slows both: after each block of cold runs, each in an empty
-folder and a process of its own, comes one whole sweep of the same points, also from an empty folder. The sweep is
-timed without and with ``sae.ensemble``. All times include starting Python.
+Both alternate, so that a machine that is busy for a while slows both. After each block of cold runs, each in an empty
+folder and a process of its own, comes one whole sweep of all points, also from an empty folder. The sweep is timed
+without and with ``sae.ensemble``. All times include starting Python.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-#: The quickstart's data and backbone with fewer images and epochs, and the stages that a sweep over λ is about.
+#: The quickstart's data and backbone with fewer images and epochs, and the stages that depend on λ.
 SMALLER = (
     *("data.train_per_class=40", "data.select_per_class=20", "data.test_per_class=20", "finetune.epochs=4"),
     *("stages=[discover,control,diagnose]", "edit.evaluate=0", "trainer=cpu"),
@@ -25,7 +25,7 @@ SMALLER = (
 
 
 def timed(folder: Path, *arguments: str, flags: tuple[str, ...] = ()) -> float:
-    """Seconds that ``salve`` takes with everything under ``folder``, which is emptied first."""
+    """Seconds of a ``salve`` command that writes to ``folder``, which is emptied first."""
     shutil.rmtree(folder, ignore_errors=True)
     start = time.perf_counter()
     command = [sys.executable, "-m", "salve.cli", *flags, *SMALLER, f"output_dir={folder}", *arguments]
@@ -37,7 +37,7 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--points", type=int, default=20, help="values of λ (default 20)")
-    parser.add_argument("--blocks", type=int, default=2, help="cold runs are made in so many blocks (default 2)")
+    parser.add_argument("--blocks", type=int, default=2, help="blocks of cold runs (default 2)")
     chosen = parser.parse_args()
     points = [round(0.5 * 1.25**i, 3) for i in range(chosen.points)]
     swept = "sae.sparsity=" + ",".join(map(str, points))

@@ -1,38 +1,39 @@
-"""How fast SAEs train, here and in other libraries: rows per second, memory, and what was learned in the same steps.
+"""How fast SAEs train, in ``salve`` and in other libraries: rows per second, memory, and FVE after the same steps.
 
     python benchmarks/training.py --quick              # one small cell of each kind: three minutes
     python benchmarks/training.py                      # all sizes, batches and kinds
     python benchmarks/training.py --sizes 512x1024 --batches 256 --kinds l1 --steps 5000  # train on for FVE
     python benchmarks/training.py --sizes 512x4096 --batches 256 --steps 1000 --repeats 20 --looks  # time to equal loss
 
-Peers: overcomplete, dictionary-learning, sae-lens, eai-sparsify and saev, each in an environment of its own
-(``environments.py``: it takes Python, pip and network, once) and through its own model, loss and training step as its
-documentation has it, without logging and checkpoints (``peers/train_*.py`` say what each is told). Beside them: a loop
-in plain PyTorch, with torch's choice of Adam and with its fused one; ``salve`` through Lightning's Trainer; and
-``salve``'s objective in a bare loop, from which the Trainer's cost follows.
+Peers: overcomplete, dictionary-learning, sae-lens, eai-sparsify and saev. Each has an environment of its own
+(``environments.py``), and runs its own model, loss and training step as documented, without logging and checkpoints;
+``peers/train_*.py`` say how. Beside them: a loop in plain PyTorch, with torch's choice of Adam and with the fused one;
+``salve`` through Lightning's Trainer; and ``salve``'s objective in a bare loop, which shows the Trainer's cost.
 
-Everyone is a process that stays, and only one works at a time: every round each trains a slice of the same number of
+Each contender is a process, and only one works at a time. In every round each trains a slice of the same number of
 steps, in turn, beginning with another each round. Rates are medians over rounds. Then all train on to the same number
-of steps, and one function measures FVE, L0 and loss on held-out rows from what each library itself encodes and decodes.
-With ``--looks`` it does so after each round, too, outside the clock, and says how long each takes to the same loss.
+of steps, and one function measures FVE, L0 and loss on held-out rows, from the library's own encoding and decoding.
+``--looks`` also measures after each round, outside the clock, and prints how long each takes to the same loss.
 
-The same for all: rows, held in memory, in random order (``salve`` draws its own); float32 parameters; Adam with one
-constant rate and betas (0.9, 0.999); no warm-up, AuxK or resampling; ``k``; the loss up to a factor, which Adam does
-not see, so that λ is converted; threads. Not the same, because the libraries decide it: the start (biases, norms),
-clipped gradients (sae-lens; dictionary-learning's TopK), gradients along the decoder's columns removed
-(dictionary-learning, eai-sparsify, saev), free columns (sae-lens), single or fused Adam. bf16 is each library's own
-mixed precision, where it has one. The FVE of L1 says something only beside its L0.
+The same for all: rows, held in memory, in random order (``salve`` draws its own order); float32 parameters; Adam with
+one constant rate and betas (0.9, 0.999); no warm-up, AuxK or resampling; ``k``; threads; and the loss up to a factor,
+which does not matter to Adam (λ is converted). Left to the libraries: the start (biases, norms); clipped gradients
+(sae-lens; dictionary-learning's TopK); removing gradients along the decoder's columns (dictionary-learning,
+eai-sparsify, saev); columns of any norm (sae-lens); single or fused Adam. bf16 is each library's own mixed precision,
+if it has one. Compare the FVE of L1 only together with its L0.
 
-It needs Linux: memory is read from ``/proc``. Environments are made in the first run, in a few minutes and 2.5 GB.
+It needs Linux, because it reads memory from ``/proc``. The first run makes the environments: a few minutes, 2.5 GB.
 
 Rows are sums of about 16 of ``2 M`` planted directions with positive strengths, and noise.
 """
 
 import argparse
+import math
 import os
 import statistics
 import sys
-from dataclasses import dataclass, field, replace
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,11 @@ WARM_UP = 3
 
 
 def planted(width: int) -> Path:
-    """A file of rows ``[N, M]`` to train on and held out, scaled so that ``mean ‖a‖² = M``; made once."""
+    """Make a file of rows ``[N, M]`` to train on and held out, scaled so that ``mean ‖a‖² = M``, if it is not there."""
     file = OUTPUTS / f"planted-{width}-{ROWS}.safetensors"
     if file.is_file():
         return file
-    # No library's start may come from the same draws.
+    # A seed that no library uses for its start.
     generator = torch.Generator().manual_seed(2**31 + width)
     features = 2 * width
     directions = torch.randn(features, width, generator=generator)
@@ -78,7 +79,7 @@ def planted(width: int) -> Path:
 
 
 def slice_steps(bare: Child, cell: Cell, seconds: float) -> int:
-    """Steps that take the bare loop so many seconds."""
+    """How many steps take the bare loop so many seconds."""
     bare.order(cell=vars(cell))
     steps, took = WARM_UP, bare.order(train=WARM_UP)["seconds"]
     while took < min(seconds, 0.5):
@@ -95,10 +96,9 @@ class Entry:
     child: Child
     cell: Cell
     result: Result
-    rates: list[float] = field(default_factory=list)
 
     def order(self, **what: object) -> dict[str, Any] | None:
-        """The child's answer; none once it takes no part."""
+        """Send an order; returns the answer, or None once the contender is out."""
         if self.result.why:
             return None
         try:
@@ -108,29 +108,42 @@ class Entry:
             return None
 
     def train(self, steps: int) -> None:
-        """So many steps, and how fast they were."""
+        """Train so many steps, and keep the rate."""
         if took := self.order(train=steps):
             self.result.steps += took["steps"]
-            self.rates.append(took["steps"] * self.cell.batch / took["seconds"])
+            self.result.rates.append(took["steps"] * self.cell.batch / took["seconds"])
 
     def look(self) -> None:
-        """What it has learned so far."""
+        """Keep the measures of what it has learned so far."""
         if found := self.order(look=True):
             self.result.looks.append(Look(self.result.steps, found["fve"], found["l0"], found["loss"]))
 
-    def finish(self) -> None:
-        """Train on to the cell's steps, and measure."""
-        rates, rest, result = list(self.rates), self.cell.steps - self.result.steps, self.result
-        if rest > 0:
+    def finish(self, train_on: bool) -> None:
+        """Train on to the cell's steps if asked to, and measure."""
+        result = self.result
+        rates, rest = list(result.rates), self.cell.steps - result.steps
+        if train_on and rest > 0:
             self.train(rest)
-        if found := self.order(measure=True):
+            result.rates = rates
+        if (found := self.order(measure=True)) and rates:
             result.rate, result.slowest, result.fastest = statistics.median(rates), min(rates), max(rates)
             result.fve, result.l0, result.loss, result.memory = (found[it] for it in ("fve", "l0", "loss", "memory"))
             result.torch, result.threads = self.child.facts["torch"], self.child.facts["threads"]
 
 
-def race(children: list[Child], cell: Cell, rounds: int, each: int, looks: bool = False) -> list[Result]:
-    """Train all in turn, ``each`` steps at a time, then on to the cell's steps, and measure them."""
+def race(
+    children: list[Child], cell: Cell, rounds: int, each: int, looks: bool = False, until: float = math.inf
+) -> list[Result]:
+    """Train all in turn, ``each`` steps at a time, then on to the cell's steps, and measure them.
+
+    Args:
+        children: the processes of those who take part. cell: what they train.
+        rounds: slices of each. each: steps of a slice. looks: whether to measure after each round.
+        until: on the clock of :func:`time.monotonic`; after it there are no further rounds, and nobody trains on.
+
+    Returns:
+        A result for each, in their order; it has one rate for each round.
+    """
     size, load = f"{cell.width}x{cell.dictionary_size}", os.getloadavg()[0]
     entries = []
     for child in children:
@@ -140,20 +153,22 @@ def race(children: list[Child], cell: Cell, rounds: int, each: int, looks: bool 
     for entry in entries:
         if entry.order(cell=vars(entry.cell)) is not None:
             entry.train(WARM_UP)
-            entry.rates.clear()
+            entry.result.rates.clear()
     for number in range(rounds):
+        if number and time.monotonic() > until:
+            break
         turn = number % len(entries)
         for entry in entries[turn:] + entries[:turn]:
             entry.train(each)
             if looks:
                 entry.look()
     for entry in entries:
-        entry.finish()
+        entry.finish(train_on=time.monotonic() <= until)
     return [entry.result for entry in entries]
 
 
 def placed(result: Result, cell: Cell, machine: Machine) -> None:
-    """Set a rate beside what the machine could do."""
+    """Fill in a result's shares of the machine's peak and of the limit."""
     flops = flops_per_sample(cell.width, cell.dictionary_size, cell.kind, cell.k)
     most = most_samples(machine, result.precision, flops, cell.width, cell.dictionary_size, cell.batch)
     result.share_of_peak = result.rate * flops / machine.peak(result.precision)
@@ -161,7 +176,7 @@ def placed(result: Result, cell: Cell, machine: Machine) -> None:
 
 
 def arguments() -> argparse.Namespace:
-    """What is asked for."""
+    """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     names = [contender.name for contender in CONTENDERS]
@@ -172,14 +187,14 @@ def arguments() -> argparse.Namespace:
     add("--contenders", nargs="+", default=names, choices=names, help="the bare loop always takes part")
     add("--repeats", type=int, default=5, help="rounds, each a slice of every contender")
     add("--seconds", type=float, default=1.0, help="a slice, at the bare loop's pace in float32")
-    add("--steps", type=int, default=0, help="train on to so many before FVE is measured")
+    add("--steps", type=int, default=0, help="train on to so many steps before FVE is measured")
     add("--looks", action="store_true", help="measure after each round; then a round is steps / repeats steps")
     add("--rate", type=float, default=1e-3, help="learning rate")
     add("--sparsity", type=float, default=1.0, help="λ of L1")
     add("--k", type=int, default=32, help="of TopK")
     add("--device", default="cpu", choices=["cpu", "cuda"])
     add("--matmul", default="highest", choices=["highest", "high"], help="high: TF32 on a GPU, for all")
-    add("--peak", action="store_true", help="measure the machine too, and set its limit beside")
+    add("--peak", action="store_true", help="measure the machine too, and show shares of its limit")
     add("--quick", action="store_true", help="one small cell of each kind")
     given = parser.parse_args()
     if given.quick:
@@ -192,7 +207,7 @@ def arguments() -> argparse.Namespace:
 
 
 def _size(text: str) -> str:
-    """As it was given, if it is two numbers."""
+    """Check that a size is two numbers, as in 512x1024."""
     width, x, dictionary_size = text.partition("x")
     if not (x and width.isdigit() and dictionary_size.isdigit() and int(width) and int(dictionary_size)):
         raise argparse.ArgumentTypeError(f"{text} is not a size; one is 512x4096: width and dictionary size")
@@ -200,7 +215,7 @@ def _size(text: str) -> str:
 
 
 def entered(given: argparse.Namespace) -> list[Child]:
-    """The processes of all who take part, started."""
+    """Start the processes of all contenders."""
     children = []
     for contender in CONTENDERS:
         for precision in given.precisions:

@@ -1,14 +1,14 @@
-"""What every contender of ``benchmarks/training.py`` shares: its orders, its rows, its clock and how it is measured.
+"""What every contender of ``benchmarks/training.py`` shares: orders, rows, clock and measures.
 
-A contender is a process of its own, in the environment of its library, so nothing here needs this project's package. It
-reads orders from its standard input, one JSON object a line, and answers each on its standard output:
+A contender is a process in the environment of its library, so nothing here imports this project's package. It reads
+orders from its standard input, one JSON object a line, and answers each on its standard output:
 
     {"cell": {…}}      make the SAE           → {}
     {"train": 20}      train 20 steps         → {"steps": 20, "seconds": 1.3}
     {"look": true}     encode held-out rows   → {"fve": 0.8, "l0": 31.2, "loss": 104.2}
     {"measure": true}  the same, and the end  → {"fve": 0.8, "l0": 31.2, "loss": 104.2, "memory": 123456}
 
-or with ``{"refused": "why"}``. Libraries print too, so that answers begin with a mark.
+or with ``{"refused": "why"}``. Answers begin with a mark, because libraries print other lines.
 """
 
 import ctypes
@@ -19,8 +19,10 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from importlib.machinery import ModuleSpec
 from itertools import islice
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -33,12 +35,12 @@ CHUNK = 1024
 
 @dataclass(frozen=True)
 class Cell:
-    """What is trained: the same for every contender but ``precision``.
+    """What is trained; only ``precision`` differs between contenders.
 
     Attributes:
         file: activations: ``train`` ``[N, M]`` and ``held_out`` ``[N', M]``, in units where ``mean ‖a‖² = M``.
         width: ``M``. dictionary_size: ``d``. batch: rows per step. steps: of the whole training.
-        kind: ``l1``, ReLU latents with the loss ``mean(Σ (a − â)² + λ Σ z)``, or ``topk``, the same without a price.
+        kind: ``l1``: ReLU latents with the loss ``mean(Σ (a − â)² + λ Σ z)``; ``topk``: the same loss with λ = 0.
         sparsity: λ. k: latents that fire. rate: Adam's, constant. seed: of the start and of the order of rows.
         precision: ``fp32``, or ``bf16`` for the library's own mixed precision.
         matmul: torch's float32 matmul precision: ``highest``, or ``high`` for TF32 on a GPU.
@@ -59,12 +61,31 @@ class Cell:
     matmul: str
 
 
+class _Absent(ModuleType):
+    """A module with every name in it: a class that does nothing."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__spec__ = ModuleSpec(name, None)  # libraries look for it to see what is installed
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (), {})
+
+
+def leave_out(*modules: str) -> None:
+    """Let a library import modules that its training never calls, whether they can be imported or not."""
+    for module in modules:
+        sys.modules[module] = _Absent(module)
+
+
 class RefusedError(Exception):
-    """The library does not do what a cell asks for; says why."""
+    """The library cannot train a cell; the message says why."""
 
 
 class EndError(Exception):
-    """There are no orders left; raised where a library's own loop has to be left."""
+    """There are no orders left; raised to leave a library's own loop."""
 
 
 class Rows(NamedTuple):
@@ -78,13 +99,13 @@ class Line:
     """Orders from the parent, and answers to it.
 
     Attributes:
-        look: what to answer an order to look with.
+        look: gives the answer to an order to look.
     """
 
     look: Callable[[], dict[str, float]]
 
     def receive(self) -> dict[str, Any]:
-        """The next order; ends the process where there is none."""
+        """The next order; ends the process if there is none."""
         line = sys.stdin.readline()
         if not line:
             sys.exit(0)
@@ -96,7 +117,7 @@ class Line:
         print(MARK + json.dumps(what), flush=True)
 
     def slices(self) -> Iterator[int]:
-        """Steps to train now, order by order, until the order to measure; each is answered by :meth:`took`."""
+        """The steps of each order to train, until the order to measure; :meth:`took` answers each."""
         while "measure" not in (order := self.receive()):
             if "look" in order:
                 self.say(**self.look())
@@ -109,7 +130,7 @@ class Line:
 
 
 class Rehearsal(Line):
-    """Has two steps trained, and hears nothing."""
+    """Orders two steps, and takes no answer."""
 
     def slices(self) -> Iterator[int]:
         yield 2
@@ -119,14 +140,14 @@ class Rehearsal(Line):
 
 
 class Contender(ABC):
-    """A library's SAE in training. Its constructor makes it from a cell and the rows."""
+    """A library's SAE in training, made from a cell and the rows."""
 
     def __init__(self, cell: Cell, rows: Rows) -> None:
         self.cell, self.rows = cell, rows
 
     @abstractmethod
     def train(self, batches: Iterable[Tensor]) -> None:
-        """One training step for each batch ``[B, M]``."""
+        """Make one training step with each batch ``[B, M]``."""
 
     @abstractmethod
     def encode(self, activations: Tensor) -> Tensor:
@@ -137,7 +158,7 @@ class Contender(ABC):
         """Reconstructions ``[N, M]`` of latents ``[N, d]``, as in use."""
 
     def run(self, line: Line) -> None:
-        """Train in slices as ordered, and say how long each took."""
+        """Train in slices as ordered, and answer how long each took."""
         batches = shuffled(self.rows.train, self.cell.batch, self.cell.seed)
         for steps in line.slices():
             start = now(self.cell.device)
@@ -145,7 +166,7 @@ class Contender(ABC):
             line.took(steps, now(self.cell.device) - start)
 
     def look(self) -> dict[str, float]:
-        """How good it is by now; the training goes on as if nobody had looked."""
+        """Measure the SAE as it is now, without an effect on the training."""
         modules = [m for one in vars(self).values() if isinstance(one, nn.Module) for m in one.modules()]
         training = [module.training for module in modules]
         found = measure(self.encode, self.decode, self.rows.held_out, self.cell)
@@ -155,7 +176,7 @@ class Contender(ABC):
 
 
 def shuffled(rows: Tensor, batch: int, seed: int) -> Iterator[Tensor]:
-    """Batches ``[B, M]`` of rows ``[N, M]``, in a new order each epoch, without end; a rest that fills none is left."""
+    """Batches ``[B, M]`` of rows ``[N, M]``, without end, in a new order each epoch; a rest is left out."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         order = torch.randperm(len(rows), generator=generator).to(rows.device)
@@ -176,9 +197,8 @@ def measure(
 ) -> dict[str, float]:
     """FVE with the mean taken per dimension, L0, and the loss, of held-out rows ``[N, M]``; sums in float64.
 
-    ``FVE = 1 − Σ (a − â)² / Σ (a − ā)²`` with ``ā [M]``; L0 is the mean number of latents that are not zero; the loss
-    is the mean of ``Σ_j (a_j − â_j)² + λ Σ_l |z_l| ‖d_l‖``: with unit-norm columns the loss of :class:`Cell`, and for
-    others that of the same SAE once its columns have unit norm.
+    ``FVE = 1 − Σ (a − â)² / Σ (a − ā)²`` with ``ā [M]``. L0 is the mean number of latents that are not zero. The loss
+    is the mean of ``Σ_j (a_j − â_j)² + λ Σ_l |z_l| ‖d_l‖``: that of :class:`Cell`, once columns have unit norm.
     """
     mean = rows.mean(dim=0, dtype=torch.float64)
     price = rows.new_zeros(cell.dictionary_size)
@@ -199,7 +219,7 @@ def measure(
 
 
 def serve(make: Callable[[Cell, Rows], Contender]) -> None:
-    """Train what is ordered, cell after cell, until there are no orders left."""
+    """Train cell after cell as ordered, until there are no orders left."""
     line = Line()
     line.say(torch=torch.__version__, threads=torch.get_num_threads())
     while True:
@@ -217,7 +237,7 @@ def _serve(line: Line, make: Callable[[Cell, Rows], Contender], cell: Cell) -> N
     torch.set_float32_matmul_precision(cell.matmul)
     loaded = load_file(Path(cell.file), device=cell.device)
     rows = Rows(loaded["train"], loaded["held_out"])
-    # What is set up once, imports too, is neither timed nor counted as training's memory.
+    # Imports and whatever else is set up once are neither timed nor counted as memory of the training.
     small = replace(cell, width=8, dictionary_size=16, batch=32, k=2, steps=2)
     make(small, Rows(*(torch.randn(64, 8, device=cell.device) for _ in rows))).run(Rehearsal())
     memory = Memory(cell.device)
@@ -230,9 +250,9 @@ def _serve(line: Line, make: Callable[[Cell, Rows], Contender], cell: Cell) -> N
 
 
 class Memory:
-    """Follows the peak of memory from now on: allocated on a GPU; else resident, without pages of files.
+    """Peak of memory from now on: allocated on a GPU; else resident, without the pages of files.
 
-    Files are the libraries' code, which is read in as it is used, and the rows, which are mapped.
+    These files are the libraries' code and the rows, which are mapped.
     """
 
     def __init__(self, device: str) -> None:
@@ -247,13 +267,13 @@ class Memory:
             self.before = _resident("RssAnon")
 
     def added(self) -> int:
-        """Bytes of the peak beyond what was in use."""
+        """Bytes at the peak beyond those in use at the start."""
         if self.device == "cuda":
             return int(torch.cuda.max_memory_allocated()) - self.before
         return _resident("VmHWM") - _resident("RssFile") - _resident("RssShmem") - self.before
 
 
 def _resident(name: str) -> int:
-    """Bytes of this process, under the name that Linux has for them."""
+    """Bytes of this process by Linux's name for them."""
     [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)]
     return int(line.split()[1]) * 1024

@@ -1,4 +1,4 @@
-"""A training loop in plain PyTorch: what the arithmetic and autograd cost, with nothing around them.
+"""A training loop in plain PyTorch: arithmetic and autograd, and nothing around them.
 
 python train_bare.py [fused]      Adam as torch picks it, or its fused kernel
 """
@@ -14,7 +14,7 @@ FUSED = "fused" in sys.argv
 
 
 class Bare(Contender):
-    """Encoder with a bias, decoder with unit-norm columns, no bias behind the encoder."""
+    """An encoder with a bias, and a decoder with unit-norm columns and no bias."""
 
     def __init__(self, cell: Cell, rows: Rows) -> None:
         super().__init__(cell, rows)

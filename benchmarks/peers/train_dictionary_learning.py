@@ -1,7 +1,7 @@
 """dictionary-learning: ``update`` of its StandardTrainer and TopKTrainer, as its ``trainSAE`` calls it.
 
-Its L1 loss is ours. Warm-ups are off, and so is AuxK. TopKTrainer clips gradients, and starts its decoder's bias from
-the geometric median of the first batch; neither can be turned off. Its bf16 is for GPUs only.
+Its L1 loss is that of ``Cell``. Warm-ups and AuxK are off. TopKTrainer clips gradients, and starts its decoder's bias
+from the geometric median of the first batch; neither can be turned off. Its bf16 is for GPUs only.
 """
 
 from collections.abc import Iterable
@@ -9,13 +9,16 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from contender import Cell, Contender, RefusedError, Rows, serve
-from dictionary_learning.trainer_factory import StandardTrainer, TopKTrainer
+from contender import Cell, Contender, RefusedError, Rows, leave_out, serve
 from torch import Tensor
+
+leave_out("nnsight")  # its buffer of a language model's activations
+
+from dictionary_learning.trainers import StandardTrainer, TopKTrainer  # noqa: E402
 
 
 class DictionaryLearning(Contender):
-    """One of its trainer_factory."""
+    """One of its trainers."""
 
     def __init__(self, cell: Cell, rows: Rows) -> None:
         super().__init__(cell, rows)

@@ -1,7 +1,7 @@
 """overcomplete: its SAE and TopKSAE through its ``train_sae``, silent, with the losses of its documentation.
 
-Its ``mse_l1`` takes the mean over all elements and adds the sum of all latents of the batch, so that our loss divided
-by ``M`` has the penalty ``λ / (M B)``. Its bf16 is ``train_sae_amp`` (fp16 on a GPU). Clipping is optional there: off.
+Its ``mse_l1`` is the mean over all elements plus a penalty times the sum of all latents of the batch. The loss of
+``Cell`` divided by ``M`` has the penalty ``λ / (M B)``. Its bf16 is ``train_sae_amp`` (fp16 on a GPU). Clipping is off.
 """
 
 from collections.abc import Iterable
@@ -9,11 +9,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from contender import Cell, Contender, Rows, serve
-from overcomplete.sae import SAE, TopKSAE
-from overcomplete.sae.losses import mse_l1
-from overcomplete.sae.train import train_sae, train_sae_amp
+from contender import Cell, Contender, Rows, leave_out, serve
 from torch import Tensor
+
+leave_out("overcomplete.visualization")  # its plots use what matplotlib 3.11 no longer has
+
+from overcomplete.sae import SAE, TopKSAE  # noqa: E402
+from overcomplete.sae.losses import mse_l1  # noqa: E402
+from overcomplete.sae.train import train_sae, train_sae_amp  # noqa: E402
 
 
 def mse(x: Tensor, x_hat: Tensor, pre_codes: Tensor, codes: Tensor, dictionary: Tensor) -> Tensor:
@@ -22,7 +25,7 @@ def mse(x: Tensor, x_hat: Tensor, pre_codes: Tensor, codes: Tensor, dictionary: 
 
 
 class Overcomplete(Contender):
-    """Its dictionary is normalised whenever it is used in training."""
+    """Its SAE; the dictionary is normalised whenever training uses it."""
 
     def __init__(self, cell: Cell, rows: Rows) -> None:
         super().__init__(cell, rows)

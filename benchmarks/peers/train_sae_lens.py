@@ -1,21 +1,26 @@
 """sae-lens: its StandardTrainingSAE and TopKTrainingSAE through ``step`` of its SAETrainer, as its ``fit`` calls it.
 
-Its L1 loss is ours, with a price on ``z ‖d‖`` in place of unit-norm columns. It clips gradients, which cannot be turned
-off. No latent is ever dead enough for its AuxK. Its bf16 is its ``autocast``.
+Its L1 loss is that of ``Cell``, with a price on ``z ‖d‖`` in place of unit-norm columns. It clips gradients, which
+cannot be turned off. The window of its AuxK is longer than the training. Its bf16 is its ``autocast``.
 """
 
 from collections.abc import Iterable
+from importlib.util import find_spec
 from typing import Any
 
-from contender import Cell, Contender, Rows, serve
+from contender import Cell, Contender, Rows, leave_out, serve
+from torch import Tensor
+
+if find_spec("wandb") is None:
+    leave_out("wandb")  # its logger
+
 from sae_lens import StandardTrainingSAE, StandardTrainingSAEConfig, TopKTrainingSAE, TopKTrainingSAEConfig
 from sae_lens.config import SAETrainerConfig
 from sae_lens.training.sae_trainer import SAETrainer
-from torch import Tensor
 
 
 class SAELens(Contender):
-    """Its trainer; the batches are handed to it one by one."""
+    """Its trainer, which gets the batches one by one."""
 
     def __init__(self, cell: Cell, rows: Rows) -> None:
         super().__init__(cell, rows)

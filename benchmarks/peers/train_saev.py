@@ -1,7 +1,7 @@
 """saev: its SparseAutoencoder, stepped as its ``train`` does, which reads its batches from shards of its own.
 
-Only L1, with the mean over all elements, so that our loss divided by ``M`` has the price ``λ / M``. Its optimiser is
-the fused Adam. It has no mixed precision.
+Only L1, with the mean over all elements: the loss of ``Cell`` divided by ``M`` has the price ``λ / M``. Its optimiser
+is the fused Adam. It has no mixed precision.
 """
 
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class Saev(Contender):
-    """Its module and optimiser; columns are normalised before each pass and gradients along them removed."""
+    """Its module and optimiser. Columns are normalised before each pass; gradients along them are removed."""
 
     def __init__(self, cell: Cell, rows: Rows) -> None:
         super().__init__(cell, rows)

@@ -1,10 +1,11 @@
 """This project's SAE, as its users train it: :class:`salve.sae.SparseAutoencoder` through Lightning's Trainer.
 
     python train_salve.py         with the Trainer
-    python train_salve.py loop    its objective and Adam in a bare loop: what the Trainer costs
+    python train_salve.py loop    its objective and Adam in a bare loop, which shows the Trainer's cost
+    python train_salve.py memory  with the Trainer, and the rows in main memory, as after a capture
     python train_salve.py data    with the Trainer, and ``sae.centre=true sae.learn_b_dec=true sae.start=data``
 
-Nothing is measured or saved on the way. The learning rate is constant, as everyone's.
+Nothing is measured or saved on the way. The learning rate is constant, as for all.
 """
 
 import sys
@@ -37,9 +38,9 @@ def made(cell: Cell) -> tuple[SAE, float]:
 
 
 class Slices(pl.Callback):
-    """Says how long the ordered steps took, and waits for the next order; from one optimiser step to another.
+    """Answers how long the ordered steps took, then waits for the next order, between two steps of the optimiser.
 
-    A ``training_step`` makes many steps, so that the optimiser is what to listen to.
+    It follows the optimiser, because one ``training_step`` makes many steps.
     """
 
     def __init__(self, line: Line, device: str) -> None:
@@ -51,14 +52,14 @@ class Slices(pl.Callback):
         self.wait()
 
     def before_step(self, *_: Any) -> None:
-        """Count what has been done until here."""
+        """Count the steps, and answer once all that were ordered are done."""
         if self.done == self.ordered:
             self.line.took(self.done, now(self.device) - self.start)
             self.wait()
         self.done += 1
 
     def wait(self) -> None:
-        """For the next order."""
+        """Wait for the next order."""
         self.ordered, self.done = next(self.slices, 0), 0
         if not self.ordered:
             raise EndError
@@ -66,7 +67,7 @@ class Slices(pl.Callback):
 
 
 class Salve(Contender):
-    """The SAE, its encoder and decoder; how it is trained is up to the subclasses."""
+    """The SAE, its encoder and decoder; the subclasses train it."""
 
     def __init__(self, cell: Cell, rows: Rows) -> None:
         super().__init__(cell, rows)
@@ -90,16 +91,17 @@ class Salve(Contender):
 
 
 class Trained(Salve):
-    """Through the Trainer, which asks for the orders itself."""
+    """Trained through the Trainer, which asks for the orders by a callback."""
 
     def run(self, line: Line) -> None:
         cell = self.cell
-        head = nn.Linear(cell.width, 2).requires_grad_(False)  # measures the downstream accuracy: not here
+        head = nn.Linear(cell.width, 2).requires_grad_(False)  # for the downstream accuracy, which is not measured here
         labels = torch.zeros(len(self.rows.held_out), dtype=torch.long)
         schedule = Schedule.of_epochs(len(self.rows.train), cell.batch, FOREVER)
-        data = ActivationsData(self.rows.train, self.rows.held_out, labels, schedule)
-        precision, constant = PRECISION[cell.precision], {"warmup": 0.0, "decay": 0.0}
-        module = SparseAutoencoder(self.sae, self.sparsity, cell.rate, head, precision=precision, **constant)
+        train = self.rows.train.cpu() if "memory" in sys.argv else self.rows.train
+        data = ActivationsData(train, self.rows.held_out, labels, schedule)
+        precision = PRECISION[cell.precision]
+        module = SparseAutoencoder(self.sae, self.sparsity, cell.rate, head, precision=precision, warmup=0.0, decay=0.0)
         with quiet_lightning(), suppress(EndError):
             trainer = pl.Trainer(
                 accelerator="gpu" if cell.device == "cuda" else "cpu",
@@ -116,7 +118,7 @@ class Trained(Salve):
 
 
 class Looped(Salve):
-    """The same objective, optimiser and projection without the Trainer."""
+    """Trained with the same objective, optimiser and projection, without the Trainer."""
 
     def __init__(self, cell: Cell, rows: Rows) -> None:
         super().__init__(cell, rows)

@@ -1,8 +1,8 @@
-"""eai-sparsify: its SparseCoder, stepped as its Trainer does; the Trainer itself wants a language model in front.
+"""eai-sparsify: its SparseCoder, stepped as in its Trainer, which itself needs a language model.
 
-Only TopK, with the loss ``Σ (a − â)² / Σ (a − ā)²``: ours up to a factor. The decoder's bias starts from the mean of
-the first batch. Its Trainer anneals Adam's rate to zero; here it is constant, as everyone's. On a GPU its forward pass
-is always bf16, on a CPU never.
+Only TopK, with the loss ``Σ (a − â)² / Σ (a − ā)²``: that of ``Cell`` up to a factor. The decoder's bias starts from
+the mean of the first batch. Its Trainer lowers Adam's rate to zero; here it is constant, as for all. On a GPU its
+forward pass is always bf16, on a CPU never.
 """
 
 import os
@@ -19,7 +19,7 @@ from sparsify import SparseCoder, SparseCoderConfig
 
 
 class Sparsify(Contender):
-    """Its sparse coder, optimiser, and the count of what has fired that its Trainer keeps."""
+    """Its sparse coder and optimiser, and its Trainer's count of rows since each latent fired."""
 
     def __init__(self, cell: Cell, rows: Rows) -> None:
         super().__init__(cell, rows)
@@ -55,7 +55,7 @@ class Sparsify(Contender):
         return activations.new_zeros(len(activations), self.cell.dictionary_size).scatter(1, indices, values)
 
     def decode(self, latents: Tensor) -> Tensor:
-        # Densely: how it is decoded is not timed here, and so latents need not be sparse on their way.
+        # Densely: decoding is not timed here.
         return latents @ self.sae.W_dec + self.sae.b_dec
 
 

@@ -1,11 +1,15 @@
 """The benchmark of trainings: what it measures, that it trains what it says, and the environments of its peers."""
 
+import argparse
 import json
+import os
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Iterator
-from importlib import import_module
+from importlib import import_module, metadata
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
@@ -18,10 +22,14 @@ from sklearn.metrics import r2_score
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from salve.sae import Member, make_sae
+from salve.sae.ensemble import Stack
 from salve.types import UserError
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 LOCAL = ("contender", "train_bare", "train_salve", "machine", "environments", "contenders", "results", "reaching")
+#: The parts of the GPU check that are tested here, and the module that races trainings.
+GPU = ("gpu", "gpu.budget", "gpu.carry", "gpu.check", "gpu.facts", "gpu.report", "gpu.suite", "gpu.work", "training")
 
 
 @pytest.fixture
@@ -29,8 +37,8 @@ def local(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
     """The benchmarks' own modules, which find each other by their folder."""
     for folder in (BENCHMARKS, BENCHMARKS / "peers"):
         monkeypatch.syspath_prepend(folder)
-    yield {name: import_module(name) for name in LOCAL}
-    for name in LOCAL:
+    yield {name: import_module(name) for name in LOCAL + GPU}
+    for name in LOCAL + GPU:
         del sys.modules[name]
 
 
@@ -108,6 +116,18 @@ def test_the_trainer_makes_exactly_the_steps_that_were_ordered(local: dict[str, 
     assert line.said[0] != line.said[-1]
 
 
+def test_a_library_imports_what_its_training_never_calls(
+    local: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "nosuchlogger", sys)  # is taken away again afterwards
+    local["contender"].leave_out("nosuchlogger")
+    names: dict[str, Any] = {}
+    exec("import nosuchlogger\nfrom nosuchlogger import Run\nclass Mine(Run): pass", names)
+    assert isinstance(names["Mine"](), names["Run"])
+    assert find_spec("nosuchlogger") is not None  # as transformers and accelerate ask
+    assert not hasattr(names["nosuchlogger"], "__version__")
+
+
 def test_a_contender_answers_its_orders(local: dict[str, ModuleType], tmp_path: Path) -> None:
     file = tmp_path / "rows.safetensors"
     save_file({"train": torch.randn(256, 8), "held_out": torch.randn(20, 8)}, file)
@@ -137,6 +157,230 @@ def test_flops_are_those_that_torch_counts(local: dict[str, ModuleType]) -> None
     assert flops(8, 16, "l1", 3) * len(rows) == counter.get_total_flops()
     # With all latents firing, TopK saves nothing but what is dense either way.
     assert flops(8, 16, "topk", 16) == flops(8, 16, "l1", 3)
+
+
+def test_bytes_of_a_step_are_those_counted_by_hand(local: dict[str, ModuleType]) -> None:
+    count = local["machine"].bytes_per_step
+    matrix, parameters = 2 * 3, 2 * 2 * 3 + 3
+    adam = parameters * (4 + 4 + 4 + 4 + 4 + 4 + 4)  # reads the parameter, its gradient and two moments; writes three
+    gradients, normed, read = 4 * parameters, 3 * 4 * matrix, 3 * 4 * matrix
+    rows, latents = 3 * 4 * 5 * 2, 5 * 3  # a batch of 5
+    assert count(2, 3, 5, "l1", "fp32") == adam + gradients + normed + read + rows + 5 * 4 * latents
+    assert count(2, 3, 5, "l1", "bf16") == adam + gradients + normed + read + rows + 5 * 2 * latents
+    assert count(2, 3, 5, "topk", "fp32") == adam + gradients + normed + read + rows + 2 * 4 * latents
+
+
+def test_flops_of_an_ensemble_are_those_of_its_members(local: dict[str, ModuleType]) -> None:
+    stack = Stack({number: Member(make_sae("relu_l1", 8, 16), 0.5, number) for number in range(3)})
+    with FlopCounterMode(display=False) as counter:
+        stack.losses(torch.randn(3, 32, 8), 0).sum().backward()
+    assert 3 * 32 * local["machine"].flops_per_sample(8, 16, "l1", 0) == counter.get_total_flops()
+
+
+def test_a_race_ends_after_the_round_in_which_its_time_is_up(local: dict[str, ModuleType]) -> None:
+    """The clock is past its end from the beginning: one round is run all the same, and nobody trains on."""
+    contenders, orders = local["contenders"], list[dict[str, Any]]()
+
+    class Counted(contenders.Child):
+        def order(self, **what: Any) -> dict[str, Any]:
+            orders.append(what)
+            if "train" in what:
+                return {"steps": what["train"], "seconds": 0.5}
+            return {"fve": 0.5, "l0": 3.0, "loss": 1.0, "memory": 10} if "measure" in what else {}
+
+    child = Counted(contenders.BARE, "fp32", facts={"torch": "", "threads": 1})
+    [result] = local["training"].race([child], cell(local, steps=100), 5, 10, until=0.0)
+    assert [what["train"] for what in orders if "train" in what] == [local["training"].WARM_UP, 10]
+    assert result.rates == [10 * 64 / 0.5] == [result.rate]
+
+
+def test_a_part_has_its_own_time_and_what_others_left(local: dict[str, ModuleType]) -> None:
+    budget = local["gpu.budget"].Budget(100, {"first": 40, "second": 30, "third": 20})
+    assert budget.limit("first", 0) == 50  # 10 to spare
+    assert budget.limit("second", 25) == 55  # the first took 25
+    assert budget.limit("second", 60) == 20  # the first was late
+    assert budget.limit("third", 97) == 0  # too little to begin with
+    planned = local["gpu.budget"].PLANNED
+    assert sum(planned.values()) + local["gpu.budget"].RESERVE < 8 * 60
+
+
+def test_only_what_is_missing_is_taken_from_carried_wheels(
+    local: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carry, wheels, target = local["gpu.carry"], tmp_path / "wheels", tmp_path / "site"
+    wheels.mkdir()
+    for name in ("torch", "carriedone"):  # the first is installed
+        wheel(wheels, name)
+    half = wheel(wheels, "carriedtwo")
+    with zipfile.ZipFile(half, "a") as archive:  # one of its modules is there already
+        archive.writestr("rich/__init__.py", "")
+    assert [(one.name, one.version) for one in carry.unpack_missing(wheels, target)] == [
+        ("carriedone", "1.0"),
+        ("carriedtwo", "1.0"),
+    ]
+    assert sorted(path.name for path in target.glob("*.py")) == ["carriedone.py", "carriedtwo.py"]
+    assert not (target / "rich").exists()
+    monkeypatch.syspath_prepend(target)
+    assert Path(import_module("carriedone").HERE).parent == target
+    del sys.modules["carriedone"]
+    assert carry.unpack_missing(wheels, tmp_path / "again") == []
+    [torch_there] = [it for it in local["gpu.facts"].packages(target) if it["name"] == "torch"]
+    assert torch_there == {"name": "torch", "version": torch.__version__.partition("+")[0], "from": "this Python"}
+
+
+def test_a_checkout_has_a_version_though_it_is_not_installed(
+    local: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "salve"\nversion = "1.2.3"\n')
+    local["gpu.carry"].declare(BENCHMARKS.parent, tmp_path / "here")  # is installed where tests run
+    assert not (tmp_path / "here").exists()
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "site")])
+    local["gpu.carry"].declare(tmp_path, tmp_path / "site")
+    assert metadata.version("salve") == "1.2.3"
+
+
+def test_wheels_are_collected_if_they_are_pure_python(
+    local: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carry, stored = local["gpu.carry"], tmp_path / "stored"
+    stored.mkdir()
+    wheel(stored, "somepure")
+    compiled = wheel(stored, "somecompiled")
+    tag = "cp312-cp312-manylinux_2_17_x86_64"
+    compiled.rename(compiled.with_name(compiled.name.replace("py3-none-any", tag)))
+    for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(stored), "PIP_CONFIG_FILE": os.devnull}.items():
+        monkeypatch.setenv(name, value)
+    lacking = carry.collect(tmp_path / "carried", requirements=["somepure", "somecompiled"])
+    assert [path.name for path in (tmp_path / "carried").iterdir()] == ["somepure-1.0-py3-none-any.whl"]
+    [why] = lacking
+    assert why.startswith("somecompiled was left out")
+    monkeypatch.setattr(carry, "MOST", 10)
+    with pytest.raises(SystemExit, match="MiB"):
+        carry.collect(tmp_path / "carried", requirements=[])
+
+
+def test_a_part_that_hangs_is_stopped_and_keeps_what_it_measured(
+    local: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script, record = tmp_path / "part.py", tmp_path / "record.jsonl"
+    one = local["gpu.report"].Line("card", "title", "a way", "rows/s", [3.0, 1.0, 2.0], 4.0, 5.0, 6.0)
+    local["gpu.report"].Record(record).add(one)
+    script.write_text(
+        "import sys, time\n"
+        "print('begun', flush=True)\n"
+        "open(sys.argv[-2], 'a').write('{\"line\": {\"par')\n"  # cut while it was written
+        "time.sleep(60)\n"
+    )
+    monkeypatch.setattr(sys, "argv", [str(script)])
+    given = argparse.Namespace(device="cpu", quick=True)
+    log = local["gpu.check"].Log(tmp_path / "log")
+    assert local["gpu.check"].start_part(given, "card", record, 5.0, log) == "stopped at its limit"
+    assert (tmp_path / "log").read_text() == "[card] begun\n"
+    lines, notes = local["gpu.report"].Record(record).read()
+    assert (lines, notes) == ([one], {})
+    assert lines[0].rate == 2.0
+
+
+def test_a_gpu_check_writes_what_each_part_found(
+    local: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script, out = tmp_path / "part.py", tmp_path / "out"
+    line = {
+        "part": "card",
+        "group": "Copies",
+        "name": "a way",
+        "unit": "rows/s",
+        "rates": [3.0, 1.0, 2.0],
+        "flops": 5e8,
+    }
+    peaks = {"fp32": 2e9, "bf16": 4e9, "bandwidth": 1e9}
+    script.write_text(
+        "import sys\n"
+        "name, record = sys.argv[-3:-1]\n"
+        f"said = [{json.dumps({'line': line})!r}, {json.dumps({'note': {'peaks': peaks}})!r}]\n"
+        "open(record, 'w').write('\\n'.join(said) if name == 'card' else '')\n"
+        "sys.exit(0 if name == 'card' else 3)\n"
+    )
+    monkeypatch.setattr(sys, "argv", [str(script)])
+    given = argparse.Namespace(out=out, device="cpu", quick=True, minutes=8, parts=["card", "training"])
+    assert local["gpu.check"].check(given, tmp_path / "site", time.monotonic()) == 1
+    found = json.loads((out / "gpu_check.json").read_text())
+    assert [(part["name"], part["ended"]) for part in found["parts"]] == [
+        ("card", "done"),
+        ("training", "failed (status 3)"),
+    ]
+    assert found["peaks"] == peaks
+    assert [(one["rate"], one["peak_share"], one["memory"]) for one in found["lines"]] == [(2.0, 0.25, None)]
+    page, log = (out / "gpu_check.md").read_text(), (out / "gpu_check.log").read_text()
+    assert "| a way | 2 rows/s | 1 – 3 | 3 | – | 25.0% |" in page
+    assert "| training | failed (status 3) |" in page
+    assert "--- training: failed (status 3)" in log
+    assert sorted(path.name for path in out.iterdir()) == ["gpu_check.json", "gpu_check.log", "gpu_check.md"]
+
+
+def test_shares_and_ratios_of_the_gpu_check(local: dict[str, ModuleType]) -> None:
+    report = local["gpu.report"]
+    peaks = report.Peaks(fp32=1e12, bf16=4e12, bandwidth=2e9)
+    bare = report.Line("p", "g", "bare", "rows/s", [100.0], flops=1e9, moved=1e6, reference=True)
+    ours = report.Line("p", "g", "ours", "rows/s", [150.0, 250.0, 200.0], memory=3e9, flops=1e9, precision="bf16")
+    gone = report.Line("p", "g", "gone", "rows/s", [], note="out of memory")
+    group = [bare, ours, gone]
+    shown = dict(zip(report.COLUMNS, report.cells(ours, group, peaks), strict=True))
+    assert shown["rate"] == "200 rows/s"
+    assert shown["slowest – fastest"] == "150 – 250"
+    assert (shown["ratio"], shown["of bf16 peak"], shown["of its precision's peak"]) == ("2.00 ×", "5.0%", "5.0%")
+    assert (shown["of bandwidth"], shown["GB"]) == ("–", "3.00")
+    of_bare = dict(zip(report.COLUMNS, report.cells(bare, group, peaks), strict=True))
+    assert (of_bare["of bf16 peak"], of_bare["of its precision's peak"]) == ("2.5%", "10.0%")
+    assert of_bare["of bandwidth"] == "5.0%"
+    assert report.cells(gone, group, peaks)[-1] == "out of memory"
+    assert json.loads(json.dumps(report.finite({"a": [float("nan"), 1.0]}), allow_nan=False)) == {"a": [None, 1.0]}
+
+
+@pytest.mark.parametrize(("name", "bf16"), [("NVIDIA H200", 989e12), ("NVIDIA H100 80GB HBM3", 989e12), ("X", None)])
+def test_rates_by_the_data_sheet(local: dict[str, ModuleType], name: str, bf16: float | None) -> None:
+    found = local["gpu.facts"].nominal_of(name)
+    assert (found and found.bf16) == bf16
+
+
+def test_the_gpu_check_counts_its_tests(
+    local: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite, report = local["gpu.suite"], local["gpu.report"]
+    monkeypatch.setattr(suite, "ROOT", tmp_path)
+    record = report.Record(tmp_path / "record.jsonl")
+    work = local["gpu.work"].Work("tests", "cpu", True, 0.0, record, tmp_path / "scratch")
+    work.scratch.mkdir()
+    suite.run_tests(work)
+    assert record.read()[1] == {"outcome": "there is no tests/gpu"}
+    (tmp_path / "tests" / "gpu").mkdir(parents=True)
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu\n")
+    (tmp_path / "tests" / "gpu" / "test_it.py").write_text(
+        "import os, pytest\n"
+        "pytestmark = pytest.mark.gpu\n"
+        "@pytest.mark.parametrize('one', ['a b', 'c'])\n"
+        "def test_passes(one): assert os.environ['SALVE_GPU_TESTS_ON'] == 'cpu'\n"
+        "def test_fails(): assert False\n"
+        "@pytest.mark.skip\n"
+        "def test_skipped(): pass\n"
+    )
+    with pytest.raises(SystemExit) as ended:
+        suite.run_tests(work)
+    assert ended.value.code == 1
+    notes = record.read()[1]
+    assert notes == {"outcome": "2 passed, 1 failed, 1 skipped", "failed": ["tests/gpu/test_it.py::test_fails"]}
+
+
+def test_without_a_gpu_the_check_says_so_and_ends_with_2(tmp_path: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "gpu_check.py"), "--out", str(tmp_path / "out")],
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 2
+    assert ran.stdout.startswith("PyTorch finds no GPU here:")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_limit_is_time_for_arithmetic_and_time_for_adam(local: dict[str, ModuleType]) -> None:

@@ -1,0 +1,1 @@
+"""The parts of ``gpu_check.py``: time budget, carried wheels, facts about the machine, measurements, and tables."""
