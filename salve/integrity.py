@@ -172,8 +172,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise Damaged(f"{MANIFEST} names no artifacts")
     if not isinstance(record.get("versions", {}), dict):
         raise Damaged(f"{MANIFEST} names no versions")
-    # Older versions wrote neither.
-    if ("files" in record or "digest" in record) and record.get("digest") != _digest_without_own(record):
+    if not isinstance(record.get("files"), dict) or record.get("digest") != _digest_without_own(record):
         raise Damaged(f"{MANIFEST} is not what was written")
     return record
 
@@ -200,21 +199,8 @@ def damage_of_run(folder: Path, names: Sequence[str] | None = (SETTINGS, METRICS
         return f"{MANIFEST} is missing"
     except Damaged as error:
         return str(error)
-    files = manifest.get("files")
-    if not isinstance(files, dict):  # an older version's
-        return _unreadable(folder)
-    wanted = {name: digest for name, digest in files.items() if names is None or name in names}
+    wanted = {name: digest for name, digest in manifest["files"].items() if names is None or name in names}
     return changed(folder, wanted, anew=anew)
-
-
-def _unreadable(folder: Path) -> str:
-    try:
-        if not (folder / SETTINGS).stat().st_size:
-            return f"{SETTINGS} is empty"
-        read_record(folder / METRICS)
-    except (OSError, ValueError) as error:
-        return _why(error, os.path.basename(getattr(error, "filename", None) or METRICS))
-    return ""
 
 
 def artifacts_of_run(folder: Path) -> dict[str, Path]:

@@ -9,7 +9,7 @@ import pytest
 from salve import files
 from salve.artifacts import DONE, Artifact, Store, digest_of_file, read_record, write_record
 from salve.editing.folders import classifier_of
-from salve.files import digest_of, file_digests
+from salve.files import file_digests
 from salve.integrity import (
     MANIFEST,
     METRICS,
@@ -218,15 +218,3 @@ def test_a_manifest_of_which_a_name_or_number_was_changed_is_damaged(run: Path) 
         (run / MANIFEST).write_text(content)
         with pytest.raises(Damaged, match=r"manifest\.json names no artifacts"):
             read_manifest(run)
-
-
-def test_a_run_of_an_older_version_needs_files_that_can_be_read(run: Path) -> None:
-    write_record(run / MANIFEST, {"artifacts": {}})
-    assert digest_of(read_manifest(run)) == digest_of({"artifacts": {}})
-    assert damage_of_run(run) == ""
-    (run / METRICS).write_text("")
-    assert damage_of_run(run) == "metrics.json is empty"
-    (run / METRICS).unlink()
-    assert damage_of_run(run) == "metrics.json is missing"
-    (run / SETTINGS).write_text("")
-    assert damage_of_run(run) == "config.yaml is empty"

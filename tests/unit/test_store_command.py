@@ -47,7 +47,7 @@ class Output:
         if finished:
             write_record(run / METRICS, {})
             made = {one.kind: {"key": one.key, "digest": one.digest, "path": ""} for one in artifacts}
-            write_record(run / MANIFEST, sealed({"artifacts": made}))
+            write_record(run / MANIFEST, sealed({"artifacts": made, "files": {}}))
         return run
 
     def scratch(self, name: str, *, lock: bool = True) -> Path:
