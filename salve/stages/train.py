@@ -20,6 +20,7 @@ from salve.sae import SAE, Member, SAEEnsemble, SparseAutoencoder, make_sae, sav
 from salve.settings import NO_SETTING, Precision, SAESettings
 from salve.stages.context import StageContext, settings_of_key
 from salve.stages.measure import check_activations, check_sae, measure_sae
+from salve.stages.training import fit
 from salve.types import Diverged, UserError
 
 log = logging.getLogger(__name__)
@@ -77,25 +78,15 @@ def train_saes(
 
     def make(folders: Mapping[int, Path], scratch: Path) -> None:
         inputs = _TrainingInputs.of(context, settings[0], context.head(classifier), train, select, test, within)
-        fit = _train_alone if len(folders) == 1 else _train_together
-        fit(context, inputs, {folder: settings[i] for i, folder in folders.items()}, scratch)
+        train_these = _train_alone if len(folders) == 1 else _train_together
+        train_these(context, inputs, {folder: settings[i] for i, folder in folders.items()}, scratch)
 
-    order = {"shuffled_within": within} if within else {}
     keys_settings = [
-        settings_of_key(one.scientific(), classifier, activations) | {"seed": one.seed} | order for one in settings
+        settings_of_key(one.scientific(), classifier, activations) | {"seed": one.seed, "shuffled_within": within}
+        for one in settings
     ]
     found = context.store.get_or_make_many("sae", keys_settings, make)
-    diverged = []
-    for one, artifact in zip(settings, found, strict=True):
-        try:
-            if artifact is None:
-                raise Diverged
-            check_sae(artifact.record("sae.json"), select, context.layer)  # an earlier version may have made it
-        except Diverged:
-            if len(settings) == 1:
-                raise
-            diverged.append(one)
-    if diverged:
+    if diverged := [one for one, artifact in zip(settings, found, strict=True) if artifact is None]:
         named = "; ".join(", ".join(f"sae.{name}={getattr(one, name)}" for name in VARIES) for one in diverged)
         raise Diverged(
             f"The training of {len(diverged)} of {len(settings)} SAEs diverged: {named}; lower their learning rate."
@@ -126,8 +117,8 @@ def _train_alone(
         decay=settings.decay,
     )
     parts = _parts(schedule, inputs.within)
-    fit = replace(context, seed=settings.seed).fit
-    history = fit("discover", module, {"datamodule": data}, scratch, epochs=parts)
+    seeded = replace(context, seed=settings.seed)
+    history = fit(seeded, "discover", module, {"datamodule": data}, scratch, epochs=parts)
     try:
         inputs.write(folder, settings, sae.cpu(), _by_step(history, schedule, parts))
     except Diverged:
@@ -155,7 +146,7 @@ def _train_together(
         decay=common.decay,
     )
     parts = _parts(schedule)
-    context.fit("discover", ensemble, {"datamodule": data}, scratch, epochs=parts)
+    fit(context, "discover", ensemble, {"datamodule": data}, scratch, epochs=parts)
     for number, (folder, settings) in enumerate(wanted.items()):
         sae, rows = ensemble.trained(number)
         history = _by_step(pd.DataFrame(rows), schedule, parts)
@@ -263,11 +254,16 @@ class _TrainingInputs:
         save_sae(folder / "sae.safetensors", sae, self.facts)
         write_table(folder / "history.csv", history)
         measures = measure_sae(sae, self.train, {"select": self.select, "test": self.test}, self.weight, self.bias)
-        order = {"shuffled_within": self.within} if self.within else {}
         schedule = _schedule(settings, len(self.rows))
-        facts = {**settings.scientific(), "steps": schedule.steps, "passes": schedule.passes, "width": sae.width}
+        facts = {
+            **settings.scientific(),
+            "steps": schedule.steps,
+            "passes": schedule.passes,
+            "shuffled_within": self.within,
+            "width": sae.width,
+        }
         check_sae(measures, self.select, self.facts["site"])
-        write_record(folder / "sae.json", {**facts, **measures, **order})
+        write_record(folder / "sae.json", {**facts, **measures})
 
 
 def _divided(rows: AnyRows, scale: float) -> AnyRows:

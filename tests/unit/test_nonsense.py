@@ -59,17 +59,6 @@ def test_of_saes_that_are_trained_together_those_that_came_to_something_are_ther
     assert not train_sae(context, two[1], *inputs).reused
 
 
-def test_an_sae_of_an_earlier_version_that_diverged_is_not_gone_on_from(
-    ground: tuple[Config, StageContext, Artifact, Artifact], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config, context, *inputs = ground
-    other = replace(config.sae, seed=5)
-    record = {**train_sae(context, other, *inputs).record("sae.json"), "select_fve": -5.7e16}
-    monkeypatch.setattr(Artifact, "record", lambda *_: record)
-    with pytest.raises(Diverged, match=r"FVE -5\.7e\+16"):
-        train_sae(context, other, *inputs)
-
-
 def test_an_sae_none_of_whose_latents_fires_has_nothing_to_edit(tmp_path: Path) -> None:
     pd.DataFrame({"class": ["a", "b"], "latent": [None, None], "sign": [None, None], "kind": [""] * 2}).to_csv(
         tmp_path / "selected.csv", index=False
