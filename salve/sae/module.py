@@ -124,14 +124,14 @@ class SparseAutoencoder(pl.LightningModule):
         rows = batch[0]
         sizes = batch.sizes if isinstance(batch, Block) else [len(rows)]
         optimizer: Any = self.optimizers()
-        rates: Any = self.lr_schedulers()
+        scheduler: Any = self.lr_schedulers()
         total = torch.zeros((), device=self.device)
         for activations in rows.split(sizes):
             loss = self._loss(activations)
             optimizer.zero_grad()
             self.manual_backward(loss * batch_share(len(activations)))
             optimizer.step()
-            rates.step()
+            scheduler.step()
             self.sae.normalise_decoder()
             total += loss.detach() * len(activations)
             if self.global_step in self._restarts:
