@@ -74,7 +74,7 @@ def test_shards_give_the_rows_of_the_tensor_that_they_hold(tmp_path: Path, count
 @pytest.mark.parametrize("index", [-1, 7])
 def test_a_row_that_is_not_there_is_refused(tmp_path: Path, index: int) -> None:
     write(tmp_path, drawn(7), torch.arange(7), 3)
-    with pytest.raises(IndexError, match=f"row {index} is none of 0 to 6"):
+    with pytest.raises(IndexError, match=f"row {index} is not in 0 to 6"):
         load_captured(tmp_path, "train").rows[torch.tensor([0, index])]
 
 
