@@ -150,7 +150,7 @@ def _verify(found: Contents, aside: bool) -> int:
     )
     if artifacts and not aside:
         _say(
-            "The command that uses a damaged artifact sets it aside and makes it again; --set-aside moves all of them now."
+            "The command that uses a damaged artifact sets it aside and makes it again; --set-aside moves it now."
         )
     _say_of_links_and_runs(found, runs=False)
     return 1 if damaged else 0
