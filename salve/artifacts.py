@@ -198,7 +198,7 @@ class Store:
         if not self._may_make and (absent := [key for key in missing if key not in damaged]):
             raise NotMade(f"{kind} {', '.join(absent)} is not there.")
         unfinished = self.root / UNFINISHED
-        places = {key: unfinished / f"{kind}-{key}" for key in missing}
+        folders = {key: unfinished / f"{kind}-{key}" for key in missing}
         with ExitStack() as held:
             with self._saying_what_is_damaged(kind, damaged):
                 for key in missing:  # all processes take locks in this order, which avoids deadlock
@@ -211,9 +211,9 @@ class Store:
                     for key, reason in damaged.items():
                         aside = set_aside(self.root, kind, key)
                         self._announce(f"{kind} {key}: damaged ({reason}), set aside as {aside}")
-                results = {key: places[key] / "result" for key in missing}
+                results = {key: folders[key] / "result" for key in missing}
                 alone = len(missing) == 1
-                scratch = places[missing[0]] / "scratch" if alone else unfinished / f"{kind}-{digest_of(missing)[:16]}"
+                scratch = folders[missing[0]] / "scratch" if alone else unfinished / f"{kind}-{digest_of(missing)[:16]}"
                 # If all results are intact, a kill came between sealing and publishing them.
                 if making := any(damage_of(result) for result in results.values()):
                     self._announce(f"{kind} {', '.join(missing)}: making")
@@ -232,7 +232,7 @@ class Store:
                     if result.is_dir():
                         digest = read_record(result / DONE)["digest"]
                         answers[key] = Artifact(kind, key, self._publish(result, kind, key), digest, reused=not making)
-                    shutil.rmtree(places[key], ignore_errors=True)
+                    shutil.rmtree(folders[key], ignore_errors=True)
         return [answers[key] for key in keys]
 
     def _publish(self, result: Path, kind: str, key: str) -> Path:

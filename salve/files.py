@@ -160,7 +160,7 @@ def file_digests(
     paths: Sequence[str],
     *,
     announce: Callable[[int, int], None] = lambda count, size: None,
-    anew: bool = False,
+    reread: bool = False,
     own: bool = False,
 ) -> list[str]:
     """Hex SHA-256 of every file ``root / path``.
@@ -171,14 +171,14 @@ def file_digests(
     Args:
         root: folder of the files. paths: relative to it.
         announce: called with the number of files and bytes to read, if these are more than :data:`MUCH`.
-        anew: read all files.
+        reread: read all files.
         own: only this process writes the files, so that even files written just now can be remembered.
 
     Raises:
         OSError: a file cannot be read.
     """
     memory = _memory(root)
-    known = {} if anew else _recall(memory)
+    known = {} if reread else _recall(memory)
     now = time.time_ns()
     states = [_state(root / path) for path in paths]
     unknown = [

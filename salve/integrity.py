@@ -31,11 +31,11 @@ _IGNORED = (".DS_Store", "Thumbs.db", "desktop.ini")
 # -- artifacts
 
 
-def damage_of(folder: Path, *, anew: bool = False) -> str:
+def damage_of(folder: Path, *, reread: bool = False) -> str:
     """What is wrong with an artifact, in a few words that name the file; empty if it is intact.
 
     Args:
-        folder: of the artifact. anew: read all files, also those whose digests are remembered.
+        folder: of the artifact. reread: read all files, also those whose digests are remembered.
     """
     if not folder.is_dir():
         return "it is a link to nowhere" if folder.is_symlink() else "it is no folder"
@@ -49,16 +49,16 @@ def damage_of(folder: Path, *, anew: bool = False) -> str:
     expected = {**files, KEY_SETTINGS: done["key_settings"]}
     if extra := sorted(set(_files(folder)) - expected.keys() - {DONE, KEY_SETTINGS}):
         return f"{extra[0]} does not belong to it"
-    if wrong := changed(folder, expected, anew=anew):
+    if wrong := changed(folder, expected, reread=reread):
         return wrong
     return ""
 
 
-def changed(folder: Path, digests: Mapping[str, str], *, anew: bool = False) -> str:
+def changed(folder: Path, digests: Mapping[str, str], *, reread: bool = False) -> str:
     """The first of a folder's files that is missing or changed, and what is wrong with it; empty if none is.
 
     Args:
-        folder: of the files. digests: SHA-256 by path relative to it. anew: as for :func:`damage_of`.
+        folder: of the files. digests: SHA-256 by path relative to it. reread: as for :func:`damage_of`.
     """
     names = sorted(digests)
     for name in names:
@@ -72,7 +72,7 @@ def changed(folder: Path, digests: Mapping[str, str], *, anew: bool = False) -> 
         log.info("checking %d files of %s (%.1f GB) once, since they are new here", count, folder, size / 10**9)
 
     try:
-        found = file_digests(folder, names, announce=announce, anew=anew)
+        found = file_digests(folder, names, announce=announce, reread=reread)
         for name, digest in zip(names, found, strict=True):
             # The remembered digest may be damaged, too: read the file before blaming it.
             if digest != digests[name] and digest_of_file(folder / name) != digests[name]:
@@ -190,12 +190,12 @@ def _digest_without_own(manifest: Mapping[str, Any]) -> str:
     return digest_of({name: value for name, value in manifest.items() if name != "digest"})
 
 
-def damage_of_run(folder: Path, names: Sequence[str] | None = (SETTINGS, METRICS), *, anew: bool = False) -> str:
+def damage_of_run(folder: Path, names: Sequence[str] | None = (SETTINGS, METRICS), *, reread: bool = False) -> str:
     """What is wrong with the record of a finished run; empty if it is intact.
 
     Args:
         folder: of the run. names: files to check besides the manifest; None for all.
-        anew: as for :func:`damage_of`.
+        reread: as for :func:`damage_of`.
     """
     try:
         manifest = read_manifest(folder)
@@ -204,7 +204,7 @@ def damage_of_run(folder: Path, names: Sequence[str] | None = (SETTINGS, METRICS
     except Damaged as error:
         return str(error)
     wanted = {name: digest for name, digest in manifest["files"].items() if names is None or name in names}
-    return changed(folder, wanted, anew=anew)
+    return changed(folder, wanted, reread=reread)
 
 
 def artifacts_of_run(folder: Path) -> dict[str, Path]:

@@ -12,7 +12,7 @@ _LARGE = 4 * 2**20
 def keep_freed_memory() -> None:
     """Make this process reuse freed memory instead of returning it to the system.
 
-    Every training step frees and allocates arrays of the dictionary's size. glibc maps large ones anew each time, page
+    Every training step frees and allocates arrays of the dictionary's size. glibc maps large ones again each time, page
     by page, which costs up to a third of a step. Does nothing without glibc.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):

@@ -124,7 +124,7 @@ def _list(found: Contents) -> int:
 def _verify(found: Contents, aside: bool) -> int:
     damaged = 0
     for one in found.artifacts:
-        if not (damage := damage_of(one.entry.path, anew=True)):
+        if not (damage := damage_of(one.entry.path, reread=True)):
             continue
         damaged += 1
         done = ""
@@ -149,9 +149,7 @@ def _verify(found: Contents, aside: bool) -> int:
         f"{damaged or 'none'} damaged."
     )
     if artifacts and not aside:
-        _say(
-            "The command that uses a damaged artifact sets it aside and makes it again; --set-aside moves it now."
-        )
+        _say("The command that uses a damaged artifact sets it aside and makes it again; --set-aside moves it now.")
     _say_of_links_and_runs(found, runs=False)
     return 1 if damaged else 0
 
@@ -164,7 +162,7 @@ def _damage_of_run(run: Path, there: set[tuple[str, str]]) -> str:
         return ""
     except Damaged as error:
         return str(error)
-    if damage := damage_of_run(run, names=None, anew=True):
+    if damage := damage_of_run(run, names=None, reread=True):
         return damage
     gone = [f"{kind}/{entry.get('key')}" for kind, entry in made.items() if (kind, entry.get("key")) not in there]
     return f"its artifact {gone[0]} is not there" if gone else ""
@@ -214,9 +212,9 @@ def _users(one: StoredArtifact, output: Path) -> str:
     """The runs of an artifact, in words; those of a sweep are counted."""
     if not one.users:
         return "no run"
-    places = Counter(os.path.dirname(user) if user.startswith("sweeps/") else user for user in one.users)
+    groups = Counter(os.path.dirname(user) if user.startswith("sweeps/") else user for user in one.users)
     names = [
-        f"{place} ({_count(count, 'run')})" if place.startswith("sweeps/") else place for place, count in places.items()
+        f"{group} ({_count(count, 'run')})" if group.startswith("sweeps/") else group for group, count in groups.items()
     ]
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more

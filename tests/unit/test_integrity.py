@@ -113,13 +113,13 @@ def test_a_second_look_reads_nothing(artifact: Artifact, monkeypatch: pytest.Mon
     monkeypatch.setattr(files, "digest_of_file", lambda path: read.append(path.name) or digest_of_file(path))
     assert damage_of(artifact.path) == ""
     assert read == []  # it was remembered when it was made
-    assert damage_of(artifact.path, anew=True) == ""
+    assert damage_of(artifact.path, reread=True) == ""
     assert sorted(read) == ["a.csv", "b.bin", "key.json"]
 
 
 def test_a_damaged_memory_condemns_no_artifact(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "digest_of_file", lambda _: "0" * 64)
-    file_digests(artifact.path, ["a.csv"], anew=True, own=True)
+    file_digests(artifact.path, ["a.csv"], reread=True, own=True)
     monkeypatch.undo()
     assert damage_of(artifact.path) == ""
 

@@ -16,7 +16,7 @@ from salve.types import UserError
 from tests.unit.sae_examples import drawn, example, fit
 
 
-def test_silence_counts_rows_since_a_latent_fired() -> None:
+def test_rows_since_a_latent_fired_are_counted() -> None:
     fires = torch.rand(30, 5, generator=torch.Generator().manual_seed(0)) < torch.tensor([0.0, 0.02, 0.1, 0.5, 1.0])
     rows_since_fired = torch.zeros(5, dtype=torch.long)
     for batch in fires.float().split(4):
