@@ -126,7 +126,7 @@ def test_ranks_share_each_batch(count: int, ranks: int, monkeypatch: pytest.Monk
     whole = [batch for block in blocks(data) for batch in block.rows.split(block.sizes)]
     parts = []
     for rank in range(ranks):
-        monkeypatch.setattr(rows_module, "place", lambda rank=rank: (rank, ranks))
+        monkeypatch.setattr(rows_module, "rank_and_world_size", lambda rank=rank: (rank, ranks))
         parts.append([batch for block in blocks(data) for batch in block.rows.split(block.sizes)])
     for batch, *shares in zip(whole, *parts, strict=True):
         for rank, share in enumerate(shares):
