@@ -22,7 +22,7 @@ from salve.distributed import RunBlocks
 from salve.sae import SAE, make_sae, resample
 from salve.stages import StageContext, train_sae, train_saes
 from salve.types import UserError
-from tests.unit.test_sae_ensemble import CLASSES, SETTINGS, Die, Killed, SmallContext, surroundings, trainer
+from tests.unit.test_sae_ensemble import CLASSES, SETTINGS, Die, Killed, SmallContext, context_and_inputs, trainer
 
 WIDTH = 12
 
@@ -229,7 +229,7 @@ def test_labels_stay_with_their_rows(tmp_path: Path) -> None:
 def test_what_is_held_is_at_most_what_is_allowed(times: float, tmp_path: Path) -> None:
     images, width, batch = 10_000, 64, 100
     needed = 2 * images * width * 4
-    context, *_ = surroundings(tmp_path)
+    context, *_ = context_and_inputs(tmp_path)
     within = replace(context, memory=times * needed / 2**30).shuffled_within(images, width, batch)
     if times == 1:
         assert within is None
@@ -278,7 +278,7 @@ class StoredContext(SmallContext):
 
 def jobs(folder: Path) -> tuple[StageContext, StageContext, Any, Any]:
     """One whose memory takes a ninth of the train split, one that takes it all, and the inputs."""
-    context, *inputs = surroundings(folder)
+    context, *inputs = context_and_inputs(folder)
     stored = StoredContext(
         context.store,
         context.data,
