@@ -65,12 +65,7 @@ class NotMade(LookupError):
 
 @dataclass(frozen=True)
 class Artifact:
-    """One finished result.
-
-    Attributes:
-        kind, key: its address in the store. path: its folder.
-        digest: of its content. reused: it was found, not made.
-    """
+    """One finished result: its address, its folder, the digest of its content, and whether it was found, not made."""
 
     kind: str
     key: str
@@ -289,10 +284,7 @@ def _emptied(folder: Path) -> None:
 
 
 def is_own(folder: Path, path: Path) -> bool:
-    """Whether a file of an artifact really lies in its folder, and is no link to a file elsewhere.
-
-    Only such files are reported, copied or uploaded. The folder itself may be a link.
-    """
+    """Whether a file of an artifact lies in its folder: a link to another file is not shown, copied or uploaded."""
     return path.resolve().is_relative_to(folder.resolve())
 
 
@@ -309,10 +301,7 @@ TEXT_COLUMNS = (
 
 
 def read_table(path: Path) -> "pd.DataFrame":
-    """Read a table of :func:`write_table`.
-
-    Columns of names are ``str``, "" where empty. In other columns only an empty cell is missing.
-    """
+    """Read a table of :func:`write_table`. Empty names are ""; in other columns only an empty cell is missing."""
     import pandas as pd
 
     dtype = dict.fromkeys(TEXT_COLUMNS, str)
