@@ -133,7 +133,7 @@ def train(store: Store, rows: int, epochs: int, memory: float) -> Took:
     before = address_space("VmSize")
     record = train_sae(context, settings, classifier, drawn(store, rows)).record("sae.json")
     peak = address_space("VmPeak") - before
-    return Took(peak, rows * epochs / clock.took, record["fve"], record.get("shuffled_within"))
+    return Took(peak, rows * epochs / clock.took, record["fve"], record["shuffled_within"])
 
 
 def captured(folder: Path, rows: int) -> Took:

@@ -29,7 +29,7 @@ from salve.editing.curves import edit_curves
 from salve.editing.verdict import effect, separated
 from salve.features import class_means, select_latents
 from salve.metrics import LatentUsage, fraction_of_variance_explained
-from salve.sae import SAE, make_sae, objective, pace
+from salve.sae import SAE, learning_rate_factor, make_sae, objective
 from salve.sae.adam import Adam
 
 ALPHAS = torch.tensor([0, *(0.2 * 1.15**n for n in range(45))])
@@ -60,7 +60,7 @@ def trained(rows: Tensor, schedule: Schedule, seed: int, given: argparse.Namespa
     optimizer = Adam([it for it in sae.parameters() if it.requires_grad], lr=given.rate)
     for step in range(schedule.steps):
         for group in optimizer.param_groups:
-            group["lr"] = given.rate * pace(step, schedule.steps)
+            group["lr"] = given.rate * learning_rate_factor(step, schedule.steps)
         batch = rows[schedule.order(seed, range(step, step + 1))] / scale
         loss, _ = objective(sae, batch, given.sparsity)
         optimizer.zero_grad()

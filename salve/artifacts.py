@@ -1,13 +1,13 @@
 """Content-addressed, immutable results on disk.
 
-``Store.get_or_make(kind, key_settings, make)`` answers with the folder ``<root>/<kind>/<key>``. The key is the hash of
-``key_settings``: the scientific settings that the result depends on, and the digests of the artifacts it was made from.
-A result is written to a temporary folder, checksummed, marked ``DONE.json`` and renamed into place, so a folder that
-exists is whole. A second process that wants the same result waits for the first. ``Store.get_or_make_many`` does so for
-results that are made together.
+``Store.get_or_make(kind, key_settings, make)`` returns the artifact in the folder ``<root>/<kind>/<key>``. The key is
+the hash of ``key_settings``: the settings that the result depends on, and the digests of the artifacts it was made
+from. A result is written to a temporary folder, checksummed, marked with ``DONE.json`` and renamed into place, so a
+folder that exists is complete. A second process that wants the same result waits for the first.
+``Store.get_or_make_many`` does the same for results that are made together.
 
-A result that is found is checked as a whole (:func:`salve.integrity.damage_of`), before anything of it is read: stages
-open its files in many places, and some only when they need a row. One that is damaged is set aside and made again.
+All files of a result are checked before any is read (:func:`salve.integrity.damage_of`), since stages open them in many
+places, some only when they need a row. A damaged result is set aside and made again.
 """
 
 import errno
@@ -39,12 +39,12 @@ from salve.integrity import KEY_SETTINGS, UNFINISHED, damage_of, set_aside
 from salve.system import refused_by_system
 from salve.types import UserError
 
-if TYPE_CHECKING:  # they take seconds, and settings are checked without a table or a tensor
+if TYPE_CHECKING:  # importing them takes seconds, and settings are checked without them
     import pandas as pd
     from torch import Tensor
 
-#: Part of every key. Raise it when the same settings give another result, or old results would be found.
-REVISION = 5
+#: Part of every key. Raise it when the same settings give another result; otherwise old results would be reused.
+REVISION = 1
 
 
 def digest_of_tensors(tensors: "Mapping[str, Tensor]") -> str:
@@ -60,12 +60,12 @@ def digest_of_tensors(tensors: "Mapping[str, Tensor]") -> str:
 
 
 class NotMade(LookupError):
-    """A store that only finds was asked for an artifact that is not there."""
+    """The artifact is not there, and the store may not make it (:meth:`Store.only_found`)."""
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """One finished result: its folder, the digest of its content, and whether this call had to make it."""
+    """One finished result: its address, its folder, the digest of its content, and whether it was found, not made."""
 
     kind: str
     key: str
@@ -94,8 +94,8 @@ class Store:
     """The folder that holds every artifact.
 
     Args:
-        root: where artifacts live; made when the first one is written.
-        announce: called with a sentence each time an artifact is made or found.
+        root: folder of the artifacts; made when the first one is written.
+        announce: called with a sentence each time an artifact is found or made.
     """
 
     def __init__(self, root: Path, announce: Callable[[str], None] = lambda _: None) -> None:
@@ -104,13 +104,13 @@ class Store:
         self._may_make = True
 
     def only_found(self) -> "Store":
-        """The same store, which raises :class:`NotMade` instead of making anything."""
+        """The same store, but it raises :class:`NotMade` instead of making anything."""
         store = Store(self.root, self._announce)
         store._may_make = False
         return store
 
     def check_writable(self) -> None:
-        """Raises OSError if nothing can be written into the store; an empty folder is all that it leaves."""
+        """Raise OSError if the store cannot be written to; leaves at most an empty folder."""
         unfinished = self.root / UNFINISHED
         unfinished.mkdir(parents=True, exist_ok=True)
         with NamedTemporaryFile(dir=unfinished) as file:
@@ -121,30 +121,30 @@ class Store:
         return digest_of({"revision": REVISION, "key_settings": dict(key_settings)})[:16]
 
     def find(self, kind: str, key_settings: Mapping[str, Any]) -> Artifact | None:
-        """The finished artifact of these settings, or None where there is none, or one that is damaged."""
+        """The finished artifact of these settings; None if there is none or it is damaged."""
         return self._look(kind, self._key(key_settings))[0]
 
     def _look(self, kind: str, key: str) -> tuple[Artifact | None, str]:
-        """An artifact that is there and whole, or else what is wrong with it; neither where there is none."""
+        """An intact artifact, or what is wrong with it; ``(None, "")`` where there is none."""
         folder = self.root / kind / key
         if not os.path.lexists(folder):
             return None, ""
         if damage := damage_of(folder):
-            return None, damage if os.path.lexists(folder) else ""  # another process may just set it aside
+            return None, damage if os.path.lexists(folder) else ""  # another process may have set it aside just now
         return Artifact(kind, key, folder, read_record(folder / DONE)["digest"], reused=True), ""
 
     def get_or_make(self, kind: str, key_settings: Mapping[str, Any], make: Callable[[Path, Path], None]) -> Artifact:
         """Find the artifact of these settings, or make it.
 
         Args:
-            kind: what it is; the name of its folder.
-            key_settings: JSON-like; everything its content depends on.
-            make: called as ``make(folder, scratch)``. It writes the result into ``folder``. What it keeps in
-                ``scratch`` (checkpoints, finished shards) outlives a kill and is there when it is called again;
-                it is removed once the artifact is whole.
+            kind: such as ``sae``; the name of the folder above.
+            key_settings: JSON-like; everything that the content depends on.
+            make: called as ``make(folder, scratch)`` to write the result into ``folder``. What it keeps in ``scratch``,
+                such as checkpoints or finished shards, survives a kill and is there when it is called again; it is
+                removed once the artifact is complete.
 
         Returns:
-            The artifact; its ``digest`` covers names and bytes of all files that ``make`` wrote.
+            The artifact. Its ``digest`` covers names and bytes of all files that ``make`` wrote.
         """
 
         def make_one(folders: Mapping[int, Path], scratch: Path) -> None:
@@ -157,16 +157,16 @@ class Store:
     def get_or_make_many(
         self, kind: str, keys_settings: Sequence[Mapping[str, Any]], make: Callable[[Mapping[int, Path], Path], None]
     ) -> list[Artifact | None]:
-        """Find the artifacts of several keys, or make those that are missing in one go.
+        """Find several artifacts, and make the missing ones together.
 
         Args:
-            kind: what they are. keys_settings: one for each.
+            kind: of all of them. keys_settings: one for each.
             make: called as ``make({index of the settings: folder}, scratch)`` for the missing ones. It writes each
-                result into its folder; a folder that it removes becomes no artifact. A kill leaves ``scratch`` for the
-                next call with the same ones missing.
+                result into its folder; a folder that it removes becomes no artifact. ``scratch`` survives a kill for
+                the next call with the same ones missing.
 
         Returns:
-            An artifact for each of the settings, or None where ``make`` gave up.
+            An artifact for each of the settings; None where ``make`` removed the folder.
 
         Raises:
             UserError: an artifact is damaged and cannot be set aside.
@@ -177,7 +177,7 @@ class Store:
         damaged: dict[str, str] = {}
 
         def look(how: str) -> list[str]:
-            """Take what is there; the keys of what is missing or damaged, in order."""
+            """Find what is there; returns the sorted keys of what is missing or damaged."""
             damaged.clear()
             for key in [key for key in wanted if key not in answers]:
                 found, reason = self._look(kind, key)
@@ -189,27 +189,27 @@ class Store:
             return sorted(wanted.keys() - answers.keys())
 
         missing = look("found, not made again")
-        # What is damaged is made again also for who only wants to find: else it would be missing without a word.
+        # Damaged artifacts are made again even by a store that only finds: they would silently be missing otherwise.
         if not self._may_make and (absent := [key for key in missing if key not in damaged]):
             raise NotMade(f"{kind} {', '.join(absent)} is not there.")
         unfinished = self.root / UNFINISHED
-        places = {key: unfinished / f"{kind}-{key}" for key in missing}
+        folders = {key: unfinished / f"{kind}-{key}" for key in missing}
         with ExitStack() as held:
             with self._saying_what_is_damaged(kind, damaged):
-                for key in missing:  # everyone takes locks in this order, so that no two wait for each other
+                for key in missing:  # all processes take locks in this order, which avoids deadlock
                     unfinished.mkdir(parents=True, exist_ok=True)
-                    (self.root / kind).mkdir(exist_ok=True)  # now, not when hours of work are to be put into it
-                    # Beside what they guard, not in it: that goes away while the lock is still held.
+                    (self.root / kind).mkdir(exist_ok=True)  # before hours of work, not after them
+                    # Beside the folder that it guards, which is removed while the lock is held.
                     held.enter_context(FileLock(unfinished / f"{kind}-{key}.lock"))
             if missing and (missing := look("made meanwhile by another process")):
                 with self._saying_what_is_damaged(kind, damaged):
                     for key, reason in damaged.items():
                         aside = set_aside(self.root, kind, key)
                         self._announce(f"{kind} {key}: damaged ({reason}), set aside as {aside}")
-                results = {key: places[key] / "result" for key in missing}
+                results = {key: folders[key] / "result" for key in missing}
                 alone = len(missing) == 1
-                scratch = places[missing[0]] / "scratch" if alone else unfinished / f"{kind}-{digest_of(missing)[:16]}"
-                # Else a kill came when all were whole, and before all were in their places.
+                scratch = folders[missing[0]] / "scratch" if alone else unfinished / f"{kind}-{digest_of(missing)[:16]}"
+                # If all results are intact, a kill came between sealing and publishing them.
                 if making := any(damage_of(result) for result in results.values()):
                     self._announce(f"{kind} {', '.join(missing)}: making")
                     for result in results.values():
@@ -217,7 +217,7 @@ class Store:
                     if not scratch.is_dir():
                         _emptied(scratch)
                     make({wanted[key]: results[key] for key in missing}, scratch)
-                    # A kill until all are marked leaves the same ones missing, with their scratch.
+                    # After a kill in this loop the same ones are missing, with the same scratch.
                     for key, result in results.items():
                         if result.is_dir():
                             _seal(result, keys_settings[wanted[key]])
@@ -227,11 +227,11 @@ class Store:
                     if result.is_dir():
                         digest = read_record(result / DONE)["digest"]
                         answers[key] = Artifact(kind, key, self._publish(result, kind, key), digest, reused=not making)
-                    shutil.rmtree(places[key], ignore_errors=True)
+                    shutil.rmtree(folders[key], ignore_errors=True)
         return [answers[key] for key in keys]
 
     def _publish(self, result: Path, kind: str, key: str) -> Path:
-        """Rename a result that is whole into its place."""
+        """Rename a complete result into its place."""
         final = self.root / kind / key
         os.replace(result, final)
         flush(final.parent)
@@ -240,7 +240,7 @@ class Store:
 
     @contextmanager
     def _saying_what_is_damaged(self, kind: str, damaged: Mapping[str, str]) -> Iterator[None]:
-        """An error of the system, such as that of a disk that can only be read, is one of what should be set aside."""
+        """Turn an OSError, such as of a read-only disk, into a UserError that names the damaged artifact."""
         try:
             yield
         except OSError as error:
@@ -253,7 +253,7 @@ class Store:
 
 
 def _seal(folder: Path, key_settings: Mapping[str, Any]) -> None:
-    """Checksum a result and mark it as whole, once its files have reached the disk."""
+    """Flush a result's files to the disk, checksum them, and mark the result as complete."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     names = [str(path.relative_to(folder)) for path in paths]
     write_record(folder / KEY_SETTINGS, dict(key_settings))
@@ -266,17 +266,17 @@ def _seal(folder: Path, key_settings: Mapping[str, Any]) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove scratch, whatever it is."""
+    """Remove a file, folder or link of scratch."""
     if path.is_symlink() or path.is_file():
         path.unlink()
     elif path.is_dir():
-        (path / DONE).unlink(missing_ok=True)  # what is half removed must not look whole
+        (path / DONE).unlink(missing_ok=True)  # a half-removed folder must not look complete
         shutil.rmtree(path)
     forget(path)
 
 
 def _emptied(folder: Path) -> None:
-    """An empty folder of scratch, whatever lay there, or above it where a folder must be."""
+    """Make an empty scratch folder, replacing whatever lies there."""
     _remove(folder)
     if not folder.parent.is_dir():
         _remove(folder.parent)
@@ -284,8 +284,7 @@ def _emptied(folder: Path) -> None:
 
 
 def is_own(folder: Path, path: Path) -> bool:
-    """Whether a file of an artifact lies in its folder, and is no link to something elsewhere: what is reported, copied
-    or uploaded is the artifact's. The folder itself may be a link."""
+    """Whether a file of an artifact lies in its folder: a link to another file is not shown, copied or uploaded."""
     return path.resolve().is_relative_to(folder.resolve())
 
 
@@ -294,7 +293,7 @@ def write_table(path: Path, frame: "pd.DataFrame") -> None:
     for_spreadsheets(frame).to_csv(path, index=False)
 
 
-#: Columns that hold names: a class may be called "01", "inf" or "NA", and stays text.
+#: Columns that hold names and are read as text: a class may be called "01", "inf" or "NA".
 TEXT_COLUMNS = (
     *("class", "classes", "top_class", "worst_class", "target", "label", "concept", "true", "predicted"),
     *("latents", "kind", "mode", "split", "reason", "edit_file", "run", "run_a", "run_b"),
@@ -302,12 +301,11 @@ TEXT_COLUMNS = (
 
 
 def read_table(path: Path) -> "pd.DataFrame":
-    """Read what :func:`write_table` wrote: text columns are ``str`` ("" where empty), elsewhere only an empty cell is
-    missing."""
+    """Read a table of :func:`write_table`. Empty names are ""; in other columns only an empty cell is missing."""
     import pandas as pd
 
     dtype = dict.fromkeys(TEXT_COLUMNS, str)
-    # Before 3.1 pandas read numbers fast instead of to the last bit unless told otherwise; then it refuses to be told.
+    # Below 3.1 pandas needs this option to read numbers exactly; from 3.1 on it always does and refuses the option.
     exact = {"float_precision": "round_trip"} if tuple(map(int, pd.__version__.split(".")[:2])) < (3, 1) else {}
     frame = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=dtype, **exact)
     for column in frame.columns.intersection(list(TEXT_COLUMNS)):
@@ -316,11 +314,11 @@ def read_table(path: Path) -> "pd.DataFrame":
 
 
 def save_tensors(path: Path, tensors: "Mapping[str, Tensor]", header: Mapping[str, str] | None = None) -> None:
-    """Write named tensors as safetensors with an optional text header of one entry.
+    """Write named tensors as safetensors, with an optional text header of one entry.
 
     Raises:
-        ValueError: a header of several entries, which safetensors writes in an order that changes from call to call:
-            the file's digest would change with it.
+        ValueError: the header has several entries, which safetensors writes in no fixed order, so that the file's
+            digest would change.
         OSError: the file cannot be written.
     """
     from safetensors.torch import save_file
@@ -331,7 +329,7 @@ def save_tensors(path: Path, tensors: "Mapping[str, Tensor]", header: Mapping[st
         path.touch()
         mode = path.stat().st_mode
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path, metadata=dict(header or {}))
-        path.chmod(mode)  # safetensors leaves a file that its owner alone may read
+        path.chmod(mode)  # safetensors makes it readable for its owner only
     except SafetensorError as error:  # its only reason is the system's, such as a full disk
         raise refused_by_system(error, path) or OSError(errno.EIO, os.strerror(errno.EIO), str(path)) from error
 

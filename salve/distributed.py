@@ -1,7 +1,7 @@
-"""One batch over several processes: every rank takes its part, and the parts together are the batch of one device.
+"""Batches over several ranks: each rank takes a part, and together the parts are the batch of a single device.
 
-What is random about a row, such as its augmentation, depends on the epoch and the row alone: not on the process that
-loads it, nor on what that process loaded before.
+A row's random draws, such as its augmentation, depend only on the epoch and the row, not on the process that loads it
+or on what it loaded before.
 """
 
 from collections.abc import Iterator
@@ -11,27 +11,28 @@ import torch
 from torch import Tensor, distributed
 from torch.utils.data import BatchSampler, Dataset, RandomSampler, Sampler, SequentialSampler
 
-#: The CPU's generator tells seeds apart by 32 bits.
+#: The CPU's generator uses 32 bits of a seed.
 _SEEDS = 2**32
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """This process's rank, and how many there are; (0, 1) outside a process group."""
+    """This process's rank and the number of ranks; (0, 1) outside a process group."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1
 
 
 class RankBatches(Sampler[list[int]]):
-    """Batches of indices; with W ranks, rank r yields rows ``r::W`` of each.
+    """Batches of indices; with W ranks, rank r yields the rows ``r::W`` of each.
 
-    Alone, these are the batches that a ``DataLoader`` makes of the same arguments, by the same random draws. All
-    ranks must have the same random state when they start to iterate; then they draw the same order. Every rank yields
-    equally many lists, the last of which may be empty. No row is repeated and none left out.
+    With one rank they equal the batches of a ``DataLoader`` with the same arguments and random state. All ranks must
+    have the same random state when they start to iterate, so that they draw the same order. Every rank yields the same
+    number of lists, the last of which may be empty. No row is repeated or left out.
 
     Args:
-        n: rows to draw from. batch_size: rows of a batch over all ranks. shuffle: in an order drawn from torch's
-            global generator. drop_last: leave out an incomplete last batch.
+        n: number of rows. batch_size: rows of a batch over all ranks.
+        shuffle: in an order drawn from torch's global generator.
+        drop_last: leave out an incomplete last batch.
     """
 
     def __init__(self, n: int, batch_size: int, shuffle: bool = False, drop_last: bool = False) -> None:
@@ -43,21 +44,22 @@ class RankBatches(Sampler[list[int]]):
         return len(self._batches)
 
     def __iter__(self) -> Iterator[list[int]]:
-        # Asked for here, not in __init__: a loader may be made before the ranks are.
+        # Not in __init__: a loader may be made before the process group.
         rank, ranks = rank_and_world_size()
         for batch in self._batches:
             yield batch[rank::ranks]
 
 
 class RunBlocks(Sampler[list[Tensor]]):
-    """Batches of shuffled indices, a block of batches at a time, for which few places of a disk are read.
+    """Batches of shuffled indices for rows on disk, a block of batches at a time, with few seeks.
 
-    Rows 0…n−1 are cut into runs of neighbours. A block takes the next runs in random order, and its batches all its
-    rows in random order: they are a sample from everywhere, whatever order the rows are stored in. Each epoch draws
-    anew from torch's global generator; with W ranks, rank r yields rows ``r::W`` of each batch.
+    Rows 0…n−1 are cut into runs of neighbours, and the runs are shuffled. A block holds the next runs, and shuffles
+    their rows into batches. So batches are random samples, in whatever order the rows are stored. Each epoch draws a
+    new order from torch's global generator. With W ranks, rank r yields the rows ``r::W`` of each batch.
 
     Args:
-        n: rows to draw from. batch_size: rows of a batch over all ranks. block: rows of a block, a multiple of it.
+        n: number of rows. batch_size: rows of a batch over all ranks.
+        block: rows of a block, a multiple of ``batch_size``.
         run: rows of a run.
     """
 
@@ -73,11 +75,11 @@ class RunBlocks(Sampler[list[Tensor]]):
             yield [batch[rank::ranks] for batch in rows.split(self._batch_size)]
 
     def blocks(self, seed: int) -> Iterator[Tensor]:
-        """The indices of each block of an epoch, of all ranks, in an order drawn with a seed of its own."""
+        """The indices of each block of an epoch, over all ranks, in the order of ``seed``."""
         generator = torch.Generator().manual_seed(seed)
         first = torch.randperm(-(-self._n // self._run), generator=generator) * self._run
         stop = (first + self._run).clamp(max=self._n)
-        end = (stop - first).cumsum(0)  # of each run, counted in the order of the epoch
+        end = (stop - first).cumsum(0)  # of each run, in the order of the epoch
         for start in range(0, self._n, self._block):
             at = torch.arange(start, min(start + self._block, self._n))
             run = torch.searchsorted(end, at, right=True)
@@ -86,7 +88,7 @@ class RunBlocks(Sampler[list[Tensor]]):
 
 
 class DrawnBatches(Sampler[list[tuple[int, int]]]):
-    """Batches of ``(index, seed)`` for :class:`DrawnItems`, with other seeds in every epoch.
+    """Batches of ``(index, seed)`` for :class:`DrawnItems`; the seeds change every epoch.
 
     Args:
         batches: batches of indices.
@@ -105,10 +107,10 @@ class DrawnBatches(Sampler[list[tuple[int, int]]]):
 
 
 class DrawnItems(Dataset[Any]):
-    """Items whose random draws come from a seed: ``items[index, seed]``.
+    """A dataset whose random draws depend on a seed alone: ``items[index, seed]``.
 
     Args:
-        items: draws from torch's global generator, which stays as it was.
+        items: a dataset that draws from torch's global generator, whose state is restored.
     """
 
     def __init__(self, items: Dataset[Any]) -> None:
@@ -117,15 +119,15 @@ class DrawnItems(Dataset[Any]):
     def __getitem__(self, key: tuple[int, int]) -> Any:
         index, seed = key
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs as well
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPUs
             return self._items[index]
 
 
 def batch_share(n_local: int) -> float:
-    """``W · n_local / n_global``, by which a rank's mean loss is multiplied; 1.0 without a process group.
+    """The factor ``W · n_local / n_global`` on a rank's mean loss; 1.0 without a process group.
 
     DDP averages gradients over the W ranks. With this factor the average is the gradient of the mean over the whole
-    batch, however its rows are spread. Every rank must call it for every batch, with the number of its own rows.
+    batch, however its rows are distributed. Every rank must call this for every batch, with the number of its own rows.
     """
     _, ranks = rank_and_world_size()
     if ranks == 1:

@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all, and digests of what is in them, at a price people accept."""
+"""Atomic writes, and digests of files that are remembered until the file changes."""
 
 import errno
 import hashlib
@@ -13,28 +13,29 @@ from pathlib import Path
 from typing import Any
 
 _READERS = 8
-#: Reading more bytes than this takes so long that one should know why.
+#: Announce reading if it is more than this, in bytes.
 MUCH = 10**9
-#: A file written this short before it is read may be written again without its times telling; in nanoseconds.
+#: In nanoseconds: a file changed more recently could change again without a new time stamp, so it is not remembered.
 _FRESH = 2_000_000_000
 _VERSION = 1
 
 State = list[int]
 
 
-# -- written as a whole
+# -- atomic writes
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """``with written_whole(path) as unfinished``: what is written there becomes ``path`` at the end, or is removed.
+    """Write a file atomically: ``with written_whole(path) as unfinished`` renames ``unfinished`` at the end.
 
-    When ``path`` has its name, its bytes are on the disk: not even a power cut leaves half of it.
+    After an error ``unfinished`` is removed. The bytes reach the disk before the rename, so that even a power cut
+    leaves either the whole file or none.
 
     Raises:
         OSError: it cannot be written.
     """
-    # Of a long name only a part, since names have a longest length, too.
+    # Long names are cut, since file systems limit the length of a name.
     unfinished = path.with_name(f".{path.name[:50]}.{os.getpid()}.unfinished")
     try:
         yield unfinished
@@ -42,19 +43,19 @@ def written_whole(path: Path) -> Iterator[Path]:
         os.replace(unfinished, path)
         flush(path.parent)
     finally:
-        with suppress(OSError):  # mostly because it is in its place
+        with suppress(OSError):  # after the rename it no longer exists
             unfinished.unlink()
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file in UTF-8 that is there as a whole or not at all; see :func:`written_whole`."""
+    """Write a UTF-8 text file atomically; see :func:`written_whole`."""
     with written_whole(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
 
 
 def flush(path: Path) -> None:
-    """Have a file's bytes, or a folder's entries, written to the disk, so that a power cut cannot take them."""
-    if os.name != "posix":  # elsewhere a folder cannot be opened
+    """Flush a file's bytes, or a folder's entries, to the disk, so that they survive a power cut."""
+    if os.name != "posix":  # other systems cannot open a folder
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -75,13 +76,14 @@ def read_record(path: Path) -> dict[str, Any]:
     """Read a JSON record.
 
     Raises:
-        OSError: it cannot be opened. ValueError: it is no JSON object; the message names the file.
+        OSError: it cannot be read.
+        ValueError: it is no JSON object; the message names the file.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except RecursionError as error:
         raise ValueError(f"{path.name} is nested too deeply.") from error
-    except ValueError as error:  # also for bytes that are no UTF-8
+    except ValueError as error:  # includes bytes that are no UTF-8
         what = "is no JSON" if path.stat().st_size else "is empty"
         raise ValueError(f"{path.name} {what}.") from error
     if not isinstance(record, dict):
@@ -93,9 +95,10 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def keep(unfinished: Path, path: Path) -> None:
-    """Rename a finished piece of scratch into its place, with its digest beside it, for :func:`is_kept`.
+    """Rename a finished file of scratch to ``path``, and write its digest beside it, for :func:`is_kept`.
 
-    Until the digest of the new piece is written the old one stays valid, whenever a kill comes.
+    The digest of an older ``path`` is kept until the new file is in place: after a kill, whichever file is there is
+    valid.
     """
     beside = _beside(path)
     before = beside.read_text(encoding="utf-8").split()[:1] if beside.is_file() else []
@@ -106,7 +109,7 @@ def keep(unfinished: Path, path: Path) -> None:
 
 
 def is_kept(path: Path) -> bool:
-    """Whether a piece of scratch is what :func:`keep` put there, and neither foreign, nor cut, nor changed."""
+    """Whether a file of scratch is unchanged since :func:`keep` put it there."""
     try:
         return digest_of_file(path) in _beside(path).read_text(encoding="utf-8").split()
     except (OSError, ValueError):
@@ -129,24 +132,24 @@ def digest_of_file(path: Path) -> str:
     """Hex SHA-256 of a file's bytes.
 
     Raises:
-        OSError: it cannot be read; the error names it.
+        OSError: it cannot be read; the error names the file.
     """
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
-    except OSError as error:  # a disk that fails in the middle says no name
+    except OSError as error:  # the error of a failing read names no file
         error.filename = error.filename or str(path)
         raise
     return digest.hexdigest()
 
 
 def cache_folder() -> Path:
-    """Where digests are remembered: `salve/files` in the user's cache (`$XDG_CACHE_HOME`, or else `~/.cache`).
+    """The folder of remembered digests: ``salve/files`` in ``$XDG_CACHE_HOME``, or else in ``~/.cache``.
 
     Raises:
-        RuntimeError: the user has no home.
+        RuntimeError: the user has no home folder.
     """
     given = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (given if given.is_absolute() else Path.home() / ".cache") / "salve" / "files"
@@ -157,25 +160,25 @@ def file_digests(
     paths: Sequence[str],
     *,
     announce: Callable[[int, int], None] = lambda count, size: None,
-    anew: bool = False,
+    reread: bool = False,
     own: bool = False,
 ) -> list[str]:
-    """Hex SHA-256 of the bytes of every file ``root / path``.
+    """Hex SHA-256 of every file ``root / path``.
 
-    A file is read where its size, times of change or inode differ from when it was last read; what is remembered about
-    it lies in :func:`cache_folder`, one JSON file for each root. Where that cannot be read or written, all are read.
+    A file is read only if its size, times or inode changed since it was last read. Digests are remembered in
+    :func:`cache_folder`, in one JSON file per root. Without it all files are read.
 
     Args:
-        root: their folder. paths: as seen from it. announce: called with how many files and bytes are read, if they
-            are more than :data:`MUCH` bytes.
-        anew: read all of them, whatever is remembered.
-        own: nobody but this process writes them, so that those that were just written are remembered, too.
+        root: folder of the files. paths: relative to it.
+        announce: called with the number of files and bytes to read, if these are more than :data:`MUCH`.
+        reread: read all files.
+        own: only this process writes the files, so that even files written just now can be remembered.
 
     Raises:
-        OSError: a file that cannot be read.
+        OSError: a file cannot be read.
     """
     memory = _memory(root)
-    known = {} if anew else _recall(memory)
+    known = {} if reread else _recall(memory)
     now = time.time_ns()
     states = [_state(root / path) for path in paths]
     unknown = [
@@ -194,7 +197,7 @@ def file_digests(
 
 
 def move_memory(before: Path, after: Path) -> None:
-    """What is remembered of a folder goes with it when it is renamed, and is forgotten where there was one before."""
+    """Move the remembered digests of a folder that was renamed; forget those of a folder it replaced."""
     old, new = _memory(before), _memory(after)
     if old is not None and new is not None:
         with suppress(OSError):
@@ -203,7 +206,7 @@ def move_memory(before: Path, after: Path) -> None:
 
 
 def forget(root: Path) -> None:
-    """Forget a folder that is removed."""
+    """Forget the digests of a folder that was removed."""
     memory = _memory(root)
     if memory is not None:
         with suppress(OSError):
@@ -211,14 +214,13 @@ def forget(root: Path) -> None:
 
 
 def _state(path: Path) -> State:
-    """What tells a changed file: size, time of modification, time of the inode's change (which copying tools cannot
-    set back), inode."""
+    """What reveals a change: size, modification time, inode change time (which no copying tool can set), and inode."""
     stat = os.stat(path)
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
 def _memory(root: Path) -> Path | None:
-    """The file that remembers a root's digests; None where there is no place for it."""
+    """The file with a root's remembered digests; None without a home folder."""
     try:
         return cache_folder() / f"{hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:32]}.json"
     except RuntimeError:
@@ -232,14 +234,8 @@ def _recall(memory: Path | None) -> dict[str, list]:
         record = json.loads(memory.read_text(encoding="utf-8"))
         files = record["files"] if record["version"] == _VERSION else {}
         return {path: entry for path, entry in files.items() if isinstance(entry, list)}
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-    ):  # not there, or damaged: all files are read again
-        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}  # missing or damaged: all files are read again
 
 
 def _remember(memory: Path | None, files: Mapping[str, Iterable[Any]]) -> None:
@@ -251,9 +247,9 @@ def _remember(memory: Path | None, files: Mapping[str, Iterable[Any]]) -> None:
         try:
             with open(descriptor, "w", encoding="utf-8") as file:
                 json.dump({"version": _VERSION, "files": files}, file, separators=(",", ":"))
-            os.replace(scratch, memory)  # in one step: others may read or write it meanwhile
+            os.replace(scratch, memory)  # atomic, since other processes may read or write it meanwhile
         except BaseException:
             os.unlink(scratch)
             raise
     except OSError:
-        pass  # a cache that cannot be written costs time, and nothing else
+        pass  # without a cache, files are read again

@@ -1,8 +1,8 @@
-"""Whether what is on disk is still what was written: artifacts, and the records of finished runs.
+"""Checks that artifacts and the records of finished runs are unchanged since they were written.
 
-An artifact's ``DONE.json`` holds the SHA-256 of each of its files, a run's ``manifest.json`` those of its own files and
-its artifacts, and each of the two a digest of itself. Files are read again only when they may have changed
-(:func:`salve.files.file_digests`): damage of a disk that leaves size, times and inode as they were is seen by
+An artifact's ``DONE.json`` holds the SHA-256 of each of its files, a run's ``manifest.json`` that of its own files and
+artifacts; both hold a digest of themselves. Files are read again only when they may have changed
+(:func:`salve.files.file_digests`). Disk damage that leaves size, times and inode unchanged is found by
 ``salve-store verify``, which reads everything.
 """
 
@@ -18,24 +18,24 @@ from salve.types import UserError
 
 log = logging.getLogger(__name__)
 
-#: Of an artifact.
+#: Files of an artifact.
 DONE, KEY_SETTINGS = "DONE.json", "key.json"
-#: Of a store: results that are not whole yet with their locks, and artifacts that were found damaged.
+#: Folders of a store: unfinished results with their locks, and damaged artifacts that were set aside.
 UNFINISHED, DAMAGED = "unfinished", "damaged"
-#: Of a run.
+#: Files of a run.
 MANIFEST, SETTINGS, METRICS = "manifest.json", "config.yaml", "metrics.json"
-#: What file managers and network file systems leave in any folder that they show; nothing here reads such files.
-_DROPPINGS = (".DS_Store", "Thumbs.db", "desktop.ini")
+#: Files that file managers leave in any folder that they show; they are ignored.
+_IGNORED = (".DS_Store", "Thumbs.db", "desktop.ini")
 
 
 # -- artifacts
 
 
-def damage_of(folder: Path, *, anew: bool = False) -> str:
-    """What is wrong with an artifact, in a few words that name the file; empty if it is what was written.
+def damage_of(folder: Path, *, reread: bool = False) -> str:
+    """What is wrong with an artifact, in a few words that name the file; empty if it is intact.
 
     Args:
-        folder: the artifact. anew: read all of its files, also those that are remembered.
+        folder: of the artifact. reread: read all files, also those whose digests are remembered.
     """
     if not folder.is_dir():
         return "it is a link to nowhere" if folder.is_symlink() else "it is no folder"
@@ -49,16 +49,16 @@ def damage_of(folder: Path, *, anew: bool = False) -> str:
     expected = {**files, KEY_SETTINGS: done["key_settings"]}
     if extra := sorted(set(_files(folder)) - expected.keys() - {DONE, KEY_SETTINGS}):
         return f"{extra[0]} does not belong to it"
-    if wrong := changed(folder, expected, anew=anew):
+    if wrong := changed(folder, expected, reread=reread):
         return wrong
     return ""
 
 
-def changed(folder: Path, digests: Mapping[str, str], *, anew: bool = False) -> str:
-    """Which of a folder's files is not what was written, and how; empty if all are.
+def changed(folder: Path, digests: Mapping[str, str], *, reread: bool = False) -> str:
+    """The first of a folder's files that is missing or changed, and what is wrong with it; empty if none is.
 
     Args:
-        folder: of the files. digests: SHA-256 by path from there. anew: read them all, also those that are remembered.
+        folder: of the files. digests: SHA-256 by path relative to it. reread: as for :func:`damage_of`.
     """
     names = sorted(digests)
     for name in names:
@@ -72,9 +72,9 @@ def changed(folder: Path, digests: Mapping[str, str], *, anew: bool = False) -> 
         log.info("checking %d files of %s (%.1f GB) once, since they are new here", count, folder, size / 10**9)
 
     try:
-        found = file_digests(folder, names, announce=announce, anew=anew)
+        found = file_digests(folder, names, announce=announce, reread=reread)
         for name, digest in zip(names, found, strict=True):
-            # What is remembered may be damaged as well.
+            # The remembered digest may be damaged, too: read the file before blaming it.
             if digest != digests[name] and digest_of_file(folder / name) != digests[name]:
                 return f"{name} is not what was written"
     except OSError as error:
@@ -83,11 +83,11 @@ def changed(folder: Path, digests: Mapping[str, str], *, anew: bool = False) -> 
 
 
 def _files(folder: Path) -> Iterator[str]:
-    """Everything in a folder that is no folder, by path from there; links are not followed."""
+    """Paths of all files and links in a folder, relative to it; links are not followed."""
     for above, folders, files in os.walk(folder):
         links = [name for name in folders if os.path.islink(os.path.join(above, name))]
         for name in (*files, *links):
-            if name not in _DROPPINGS and not name.startswith(".nfs"):
+            if name not in _IGNORED and not name.startswith(".nfs"):
                 yield os.path.relpath(os.path.join(above, name), folder)
 
 
@@ -102,10 +102,10 @@ def _why(error: Exception, name: str) -> str:
 
 
 def check_artifact(folder: Path) -> None:
-    """Refuse an artifact that is read by its path.
+    """Check an artifact that is read by its path, not through a store.
 
     Raises:
-        UserError: it is missing, or damaged.
+        UserError: it is missing or damaged.
     """
     if not folder.is_dir() and not folder.is_symlink():
         raise UserError(f"There is no artifact {folder}; the command that made it makes it again.")
@@ -114,10 +114,10 @@ def check_artifact(folder: Path) -> None:
 
 
 def check_file(path: Path) -> None:
-    """Refuse a file of an artifact that is not what was written; a file that is none's is taken as it is.
+    """Check a file if it belongs to an artifact; any other file is accepted as it is.
 
     Raises:
-        UserError: it is damaged, or the artifact's ``DONE.json`` is.
+        UserError: the file or the artifact's ``DONE.json`` is damaged.
     """
     if not (path.parent / DONE).exists():
         return
@@ -130,10 +130,13 @@ def check_file(path: Path) -> None:
 
 
 def set_aside(root: Path, kind: str, key: str) -> Path:
-    """Rename an artifact that is damaged to ``<root>/damaged/<kind>-<key>``, or ``…-2``, ``…-3``, … if that is taken.
+    """Move a damaged artifact to ``<root>/damaged/<kind>-<key>``, or to ``…-2``, ``…-3``, … if that is taken.
+
+    Returns:
+        Its new path.
 
     Raises:
-        OSError: it cannot be renamed.
+        OSError: it cannot be moved.
     """
     folder = root / kind / key
     (root / DAMAGED).mkdir(exist_ok=True)
@@ -142,7 +145,7 @@ def set_aside(root: Path, kind: str, key: str) -> Path:
         number += 1
         target = root / DAMAGED / f"{kind}-{key}-{number}"
     os.rename(folder, target)
-    os.utime(target, follow_symlinks=False)  # salve-store gc goes by when it was set aside
+    os.utime(target, follow_symlinks=False)  # salve-store gc uses this time as its age
     flush(folder.parent)
     move_memory(folder, target)
     return target
@@ -152,14 +155,15 @@ def set_aside(root: Path, kind: str, key: str) -> Path:
 
 
 class Damaged(ValueError):
-    """A record of a run is not what was written; the message names the file and says what is wrong."""
+    """A record of a run is damaged; the message names the file and what is wrong."""
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a finished run.
 
     Raises:
-        FileNotFoundError: there is none. Damaged: it is not what was written.
+        FileNotFoundError: there is none.
+        Damaged: it is not what was written.
     """
     try:
         record = read_record(folder / MANIFEST)
@@ -172,14 +176,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise Damaged(f"{MANIFEST} names no artifacts")
     if not isinstance(record.get("versions", {}), dict):
         raise Damaged(f"{MANIFEST} names no versions")
-    # Older versions wrote neither.
-    if ("files" in record or "digest" in record) and record.get("digest") != _digest_without_own(record):
+    if not isinstance(record.get("files"), dict) or record.get("digest") != _digest_without_own(record):
         raise Damaged(f"{MANIFEST} is not what was written")
     return record
 
 
 def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """A manifest with a digest of itself."""
+    """The manifest with a digest of itself added."""
     return {**manifest, "digest": _digest_without_own(manifest)}
 
 
@@ -187,12 +190,12 @@ def _digest_without_own(manifest: Mapping[str, Any]) -> str:
     return digest_of({name: value for name, value in manifest.items() if name != "digest"})
 
 
-def damage_of_run(folder: Path, names: Sequence[str] | None = (SETTINGS, METRICS), *, anew: bool = False) -> str:
-    """What is wrong with the record of a finished run; empty if it is what was written.
+def damage_of_run(folder: Path, names: Sequence[str] | None = (SETTINGS, METRICS), *, reread: bool = False) -> str:
+    """What is wrong with the record of a finished run; empty if it is intact.
 
     Args:
-        folder: the run's, which has a manifest. names: the files that are looked at beside it; None for all.
-        anew: read them all, also those that are remembered.
+        folder: of the run. names: files to check besides the manifest; None for all.
+        reread: as for :func:`damage_of`.
     """
     try:
         manifest = read_manifest(folder)
@@ -200,25 +203,12 @@ def damage_of_run(folder: Path, names: Sequence[str] | None = (SETTINGS, METRICS
         return f"{MANIFEST} is missing"
     except Damaged as error:
         return str(error)
-    files = manifest.get("files")
-    if not isinstance(files, dict):  # an older version's
-        return _unreadable(folder)
-    wanted = {name: digest for name, digest in files.items() if names is None or name in names}
-    return changed(folder, wanted, anew=anew)
-
-
-def _unreadable(folder: Path) -> str:
-    try:
-        if not (folder / SETTINGS).stat().st_size:
-            return f"{SETTINGS} is empty"
-        read_record(folder / METRICS)
-    except (OSError, ValueError) as error:
-        return _why(error, os.path.basename(getattr(error, "filename", None) or METRICS))
-    return ""
+    wanted = {name: digest for name, digest in manifest["files"].items() if names is None or name in names}
+    return changed(folder, wanted, reread=reread)
 
 
 def artifacts_of_run(folder: Path) -> dict[str, Path]:
-    """By kind, the folders of the artifacts of a run whose manifest can be read, as its manifest names them."""
+    """The folders of a run's artifacts by kind, as its manifest names them; raises as :func:`read_manifest`."""
     made = read_manifest(folder)["artifacts"]
     return {
         kind: (folder / entry["path"]).resolve() for kind, entry in made.items() if isinstance(entry.get("path"), str)

@@ -1,6 +1,6 @@
-"""A site's activations: captured once, kept on disk in shards, and handed to a training in batches.
+"""Activations at a site: captured once, stored on disk in shards, and fed to a training in batches.
 
-What is imported from here is loaded when it is first asked for: reading activations needs no Lightning.
+Names are imported lazily, so that reading activations does not import Lightning.
 """
 
 from importlib import import_module

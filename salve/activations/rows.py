@@ -1,4 +1,4 @@
-"""Activations on their way into a training."""
+"""Feed activations to a training, in batches or in blocks of batches, from memory or from disk."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -12,26 +12,26 @@ from salve.activations import AnyRows
 from salve.activations.schedule import Schedule, pass_seed
 from salve.distributed import RankBatches, RunBlocks, rank_and_world_size
 
-#: Bytes of activations that a training gets at a time.
+#: Bytes of activations in a block from memory.
 BLOCK_BYTES = 64 * 2**20
-#: Bytes that are read from one place of a disk: few, so that a block has many runs; not so few that seeking takes long.
+#: Bytes of a run of rows read from disk: few enough for many runs per block, enough to make seeks cheap.
 RUN_BYTES = 64 * 2**10
 
 
 class Block(NamedTuple):
-    """Many batches of a training at once: rows ``[B, M]``, and how many of them belong to each batch, in order."""
+    """Several consecutive batches: their rows ``[B, M]`` and the number of rows of each batch."""
 
     rows: Tensor
     sizes: tuple[int, ...]
 
 
 class Blocks:
-    """Batches of indices, in the order of the part of a training that is at hand, a block of batches at a time.
+    """Batches of row indices for the steps of a Trainer epoch, a block of batches at a time.
 
-    With W ranks, rank r yields rows ``r::W`` of each batch.
+    With W ranks, rank r yields the rows ``r::W`` of each batch.
 
     Args:
-        data: whose training it is. block_rows: of a block; it has at least one batch.
+        data: knows the steps and their order. block_rows: rows of a block, which holds at least one batch.
     """
 
     def __init__(self, data: "ActivationsData", block_rows: int) -> None:
@@ -47,12 +47,12 @@ class Blocks:
 
 
 class StoredBlocks:
-    """As :class:`Blocks`, of rows on disk, for which few places are read: see :class:`salve.distributed.RunBlocks`.
+    """As :class:`Blocks`, for rows on disk, in an order with few seeks: see :class:`salve.distributed.RunBlocks`.
 
-    What is left of a block when its whole batches are taken goes before the next one.
+    Rows of a block that fill no whole batch begin the next block.
 
     Args:
-        data: whose training it is. block: rows that are shuffled at a time, a multiple of its batch.
+        data: knows the steps. block: rows shuffled at a time, a multiple of the batch size.
     """
 
     def __init__(self, data: "ActivationsData", block: int) -> None:
@@ -69,7 +69,7 @@ class StoredBlocks:
                 yield [batch[rank::ranks] for batch in whole.split(self._size)]
 
     def _rows(self) -> Iterator[Tensor]:
-        """The rows of the part at hand, as they come block by block."""
+        """The rows of the epoch's steps, block by block."""
         data = self._data
         for number, first, last in data.schedule.spans(data.steps_at_hand):
             at = 0
@@ -81,7 +81,7 @@ class StoredBlocks:
 
 
 class Rows(Dataset[Tensor]):
-    """The rows of one or more tensors of equal length, fetched a batch at a time instead of row by row."""
+    """A dataset of the rows of tensors of equal length, fetched a batch at a time instead of row by row."""
 
     def __init__(self, *tensors: AnyRows) -> None:
         self.tensors = tensors
@@ -93,8 +93,8 @@ class Rows(Dataset[Tensor]):
         return self.__getitems__([index])
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
-        """What DataLoader asks for: the whole batch in one indexing operation."""
-        rows = torch.as_tensor(indices, dtype=torch.long)  # an empty list has no type of its own
+        """The hook with which a DataLoader fetches a whole batch by one indexing operation."""
+        rows = torch.as_tensor(indices, dtype=torch.long)  # an empty list would become float
         return tuple(tensor[rows] for tensor in self.tensors)
 
 
@@ -110,7 +110,7 @@ class _Loads(IterableDataset[Block]):
 
 
 def rows_loader(*tensors: AnyRows, batch_size: int, shuffle: bool = False) -> DataLoader[Any]:
-    """A DataLoader over tensor rows without per-row work; a rank gets its part of each batch, which may be empty."""
+    """A DataLoader over the rows of tensors, a batch at a time; a rank's part of a batch may be empty."""
     rows = Rows(*tensors)
     return DataLoader(rows, batch_sampler=RankBatches(len(rows), batch_size, shuffle), collate_fn=_as_is)
 
@@ -120,16 +120,17 @@ def _as_is(batch: Any) -> Any:
 
 
 def run_blocks(rows: AnyRows, batch_size: int, block: int) -> RunBlocks:
-    """The order in which an epoch reads rows ``[N, M]`` from disk; see :class:`salve.distributed.RunBlocks`."""
+    """The order in which an epoch reads rows ``[N, M]`` from disk, with runs of :data:`RUN_BYTES`."""
     return RunBlocks(len(rows), batch_size, block, max(1, RUN_BYTES // (4 * rows.shape[1])))
 
 
 class StreamedBatches:
-    """Batches of rows that are read a block at a time, in an order of :class:`salve.distributed.RunBlocks`.
+    """Batches of rows read from disk a block at a time, in the order of :class:`salve.distributed.RunBlocks`.
 
     Args:
-        tensors: of equal length; the first are activations on disk. batch_size: rows of a batch over all ranks.
-        block: rows that are read and shuffled at a time, a multiple of it.
+        tensors: of equal length; the first are activations on disk.
+        batch_size: rows of a batch over all ranks.
+        block: rows read and shuffled at a time, a multiple of ``batch_size``.
     """
 
     def __init__(self, *tensors: AnyRows, batch_size: int, block: int) -> None:
@@ -148,14 +149,14 @@ class StreamedBatches:
 class ActivationsData(pl.LightningDataModule):
     """Activations as a DataModule: training rows, and validation rows with their labels.
 
-    What Lightning calls an epoch is an equal part of the training's steps, of which the Trainer's ``max_epochs`` says
-    how many there are: neither do a few rows take thousands of epochs, each with its validation, nor many a whole pass.
+    The training's steps are divided into ``max_epochs`` equal parts, and a Lightning epoch is one part. So the number
+    of validations does not depend on the number of rows.
 
     Args:
-        train: ``[N, M]``. val: ``[N', M]``. val_labels: ``[N']``. schedule: of the training.
+        train: ``[N, M]``. val: ``[N', M]``. val_labels: ``[N']``.
+        schedule: of the training.
         seed: of the order of rows.
-        block: rows that are shuffled at a time if they are read from disk, a multiple of the batch; None if they are
-            in memory.
+        block: for rows on disk, the number shuffled at a time, a multiple of the batch size; None for rows in memory.
     """
 
     def __init__(
@@ -173,10 +174,10 @@ class ActivationsData(pl.LightningDataModule):
 
     @property
     def steps_at_hand(self) -> range:
-        """The steps of the Trainer's epoch; all without a Trainer."""
+        """The steps of the Trainer's current epoch; all steps without a Trainer."""
         if self.trainer is None:
             return range(self.schedule.steps)
-        # Not by the Trainer's epoch, which is not yet set when it asks for the first batch after a checkpoint.
+        # Not from the Trainer's epoch, which is not yet restored when the first batch after a checkpoint is drawn.
         return self.schedule.part_after(self.trainer.global_step, int(self.trainer.max_epochs or 1))
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -191,9 +192,9 @@ class ActivationsData(pl.LightningDataModule):
 
 
 class WholeData(ActivationsData):
-    """Activations for an ensemble: a training batch is the whole split ``[N, M]``, in order."""
+    """As :class:`ActivationsData`, for an ensemble: a training batch is the whole split ``[N, M]``, in order."""
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """One batch; each member has its own order of rows."""
+        """One batch of all rows; each member draws its own order from it."""
         whole: Any = [self.train]
         return DataLoader(whole, batch_size=None)

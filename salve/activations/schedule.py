@@ -1,4 +1,4 @@
-"""How an SAE's training goes, in optimiser steps: at what pace, and over which rows, whatever their number."""
+"""The schedule of an SAE's training, in optimiser steps: which rows each step sees, and when latents count as dead."""
 
 import math
 from collections.abc import Iterator
@@ -8,24 +8,24 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-#: A latent is dead when it has not fired for so large a share of the training, if there are more rows than that.
+#: A latent is dead after this share of the training without firing, or after one pass if that is shorter.
 PATIENCE = 1 / 20
 
 
 def pass_seed(seed: int, number: int) -> int:
-    """What the order of rows in a pass is drawn with."""
+    """The seed of the order of rows in pass ``number``."""
     return seed * 100_003 + number
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A training of ``steps`` steps over ``rows`` rows, ``batch_size`` at a time, pass after pass without replacement.
+    """A training of a fixed number of steps over rows that are drawn without replacement, pass after pass.
 
-    Every step has a whole batch: one that a pass has too few rows left for begins the next pass. So a step is the same
-    whatever the number of rows; with fewer rows than a batch, all of them are a batch.
+    Every step has a full batch: the last batch of a pass is filled up with the first rows of the next one.
 
     Args:
-        rows: ``N``. batch_size: rows of a step, over all ranks; more than there are become all.
+        rows: ``N``.
+        batch_size: rows of a step, over all ranks; at most ``N``, larger values are reduced to it.
         steps: optimiser steps.
     """
 
@@ -38,25 +38,25 @@ class Schedule:
 
     @classmethod
     def of_epochs(cls, rows: int, batch_size: int, epochs: float) -> "Schedule":
-        """As many steps as so many passes take."""
+        """The schedule of ``epochs`` passes over the rows."""
         return cls(rows, batch_size, max(1, math.ceil(epochs * rows / min(batch_size, rows))))
 
     @property
     def passes(self) -> float:
-        """How often each row is seen, on average."""
+        """How often each row is seen on average."""
         return self.steps * self.batch_size / self.rows
 
     def part(self, number: int, parts: int) -> range:
-        """The steps of one of so many parts of the training, which differ by one step at most."""
+        """The steps of part ``number`` of ``parts``, whose lengths differ by at most one step."""
         return range(number * self.steps // parts, (number + 1) * self.steps // parts)
 
     def part_after(self, done: int, parts: int) -> range:
-        """The steps that are left of a part when so many of the training's are done; none when all are."""
-        number = -(-(done + 1) * parts // self.steps) - 1  # the first part that ends after them
+        """The remaining steps of the current part after ``done`` steps; empty after the last step."""
+        number = -(-(done + 1) * parts // self.steps) - 1  # the first part that ends after `done`
         return range(done, min(self.part(number, parts).stop, self.steps))
 
     def spans(self, steps: range) -> Iterator[tuple[int, int, int]]:
-        """Where the rows of some steps lie: the number of each pass, and from where to where in its order."""
+        """The rows of some steps, as ``(pass number, first, last)`` in the order of each pass."""
         start, stop = steps.start * self.batch_size, steps.stop * self.batch_size
         while start < stop:
             number, first = divmod(start, self.rows)
@@ -65,7 +65,7 @@ class Schedule:
             start += last - first
 
     def order(self, seed: int, steps: range) -> Int[Tensor, " n"]:
-        """Which rows some steps see, batch after batch, for a training with this seed."""
+        """The rows of some steps, batch after batch, for a training with this seed."""
         return torch.cat([self._of_pass(seed, number)[first:last] for number, first, last in self.spans(steps)])
 
     def _of_pass(self, seed: int, number: int) -> Int[Tensor, " N"]:
@@ -73,14 +73,14 @@ class Schedule:
         return torch.randperm(self.rows, generator=generator)
 
     def restarts(self, times: int) -> set[int]:
-        """After how many steps dead latents begin anew, so many times, evenly over the first half."""
+        """The numbers of steps after which dead latents restart, ``times`` over the first half of the training."""
         return {self.steps * (i + 1) // (2 * times) for i in range(times)} - {0}
 
     def patience(self, resample: int = 0) -> int:
-        """Rows for which a latent has not fired when it is dead: as many as there are.
+        """The number of rows without firing after which a latent is dead.
 
-        A training that is too short for that takes a twentieth of its rows, and one that resamples no more than there
-        are between two times.
+        One pass, but at most :data:`PATIENCE` of the training's rows or, with ``resample`` restarts, the rows between
+        two restarts.
         """
         steps = max(1, int(self.steps * PATIENCE))
         if resample:

@@ -1,4 +1,4 @@
-"""Activations on disk, read when they are asked for."""
+"""Activations on disk, read on demand."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ from torch import Tensor
 
 
 class Shards:
-    """Rows ``[N, M]`` in safetensors files: asked for some, as a tensor is, it reads them.
+    """Rows ``[N, M]`` in safetensors files, indexed like a tensor.
 
-    One file is mapped into memory at a time, so that what is held is what was asked for, whatever N is.
+    One file is mapped into memory at a time: only the requested rows are held, whatever N is.
 
     Args:
-        paths: the files, in the order of their rows. scale: what rows are divided by when they are read.
+        paths: the files, in the order of their rows. scale: rows are divided by it when read.
     """
 
-    #: What the rows are called in a file.
+    #: The name of the rows' tensor in a file.
     NAME = "activations"
 
     def __init__(self, paths: Sequence[Path], scale: float = 1.0) -> None:
@@ -41,7 +41,7 @@ class Shards:
         return Shards(self._paths, self._scale * scale)
 
     def __getitem__(self, rows: slice | Tensor) -> Tensor:
-        """Some rows ``[n, M]``: a slice, or indices ``[n]`` in any order.
+        """Read rows ``[n, M]``, by a slice or by indices ``[n]`` in any order.
 
         Raises:
             IndexError: an index is negative or not below N.
@@ -50,32 +50,32 @@ class Shards:
             rows = torch.arange(*rows.indices(len(self)))
         inside = (rows >= 0) & (rows < len(self))
         if not inside.all():
-            raise IndexError(f"row {int(rows[~inside][0])} is none of 0 to {len(self) - 1}")
-        ordered, places = rows.sort()
+            raise IndexError(f"row {int(rows[~inside][0])} is not in 0 to {len(self) - 1}")
+        ordered, positions = rows.sort()
         bounds = torch.searchsorted(ordered, torch.tensor(self._starts)).tolist()
         found = torch.empty(len(rows), self.shape[1], dtype=torch.float32)
         for path, first, (start, stop) in zip(self._paths, self._starts, pairwise(bounds), strict=False):
             if start < stop:
                 with safe_open(path, framework="pt") as file:
-                    found[places[start:stop]] = file.get_tensor(self.NAME)[ordered[start:stop] - first]
+                    found[positions[start:stop]] = file.get_tensor(self.NAME)[ordered[start:stop] - first]
         return found if self._scale == 1 else found.div_(self._scale)
 
     def split(self, rows: int) -> Iterator[Tensor]:
-        """All rows in order, so many at a time."""
+        """All rows in order, ``rows`` at a time."""
         for start in range(0, len(self), rows):
             yield self[start : start + rows]
 
 
-#: Rows ``[N, M]`` in memory or on disk: both know ``len``, ``shape``, ``split(n)`` and ``[slice or indices]``.
+#: Rows ``[N, M]`` in memory or on disk. Both have ``len``, ``shape``, ``split(n)`` and indexing by slice or indices.
 AnyRows: TypeAlias = Tensor | Shards
 
 
 @dataclass(frozen=True, eq=False)
 class Captured:
-    """Activations at the site and labels ``[N]``, in the order of the data; unpacks into rows and labels.
+    """Activations of a split and its labels, in the order of the data; unpacks into rows and labels.
 
     Attributes:
-        rows: ``[N, M]``, in memory or on disk. labels: in memory.
+        rows: ``[N, M]``, in memory or on disk. labels: ``[N]``, in memory.
     """
 
     rows: AnyRows
@@ -89,16 +89,16 @@ class Captured:
 
     @cached_property
     def activations(self) -> Tensor:
-        """All rows ``[N, M]`` in memory, where they stay."""
+        """All rows ``[N, M]`` in memory; they are kept there."""
         return self.rows[:]
 
 
 def load_captured(folder: Path, split: str) -> Captured:
-    """A split: its labels, and its rows as they lie in the shards."""
+    """A captured split: its labels in memory, its rows on disk."""
     paths = sorted(folder.glob(f"{split}-*.safetensors"))
     labels = []
     for path in paths:
         with safe_open(path, framework="pt") as file:
-            # A copy: what the file maps would stay mapped as long as the labels are held.
+            # Cloned, since a view would keep the file mapped.
             labels.append(file.get_tensor("labels").clone())
     return Captured(Shards(paths), torch.cat(labels))

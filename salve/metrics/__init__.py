@@ -1,9 +1,7 @@
-"""Measures: pure formulas, and torchmetrics around them."""
+"""Measures: formulas as pure functions, and torchmetrics classes that accumulate them."""
 
 from salve.metrics.dictionaries import (
     Matching,
-    PlantedRecovery,
-    Stability,
     match_columns,
     mean_max_cosine,
     planted_recovery,
@@ -41,10 +39,8 @@ __all__ = [
     "FractionOfVarianceExplained",
     "LatentUsage",
     "Matching",
-    "PlantedRecovery",
     "PredictiveDrift",
     "ReconstructionCosine",
-    "Stability",
     "downstream",
     "firing",
     "fraction_of_variance_explained",

@@ -1,4 +1,4 @@
-"""Comparing dictionaries: two SAEs with each other, and one with a planted truth. The features are the columns."""
+"""Compare dictionaries, whose columns are the features: two SAEs with each other, or an SAE with planted features."""
 
 import math
 from typing import NamedTuple
@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
-from torchmetrics import Metric
 
 from salve.types import UserError
 
@@ -47,17 +46,17 @@ def cosines(first: Float[Tensor, "M d"], second: Float[Tensor, "M e"]) -> Float[
 def match_columns(first: Float[Tensor, "M d"], second: Float[Tensor, "M e"], signed: bool = False) -> Matching:
     """The one-to-one pairing of columns with the largest sum of cosines (the Hungarian method, Kuhn 1955).
 
-    Of the larger dictionary some columns stay without a partner. Grows as ``k² max(d, e)``.
+    Some columns of the larger dictionary stay without a partner. The time grows as ``k² max(d, e)``.
 
     Args:
-        first: ``[M, d]``. second: ``[M, e]``; any lengths of columns.
-        signed: latents take both signs (linear SAEs), so that a column and its negative are one feature: pairs by
-            ``|cos|``, and says the sign.
+        first: ``[M, d]``. second: ``[M, e]``. Columns may have any length.
+        signed: latents take both signs (linear SAEs), so that a column and its negative are the same feature. Pairs
+            are then chosen by ``|cos|``, and ``signs`` says which are opposite.
 
     Raises:
         UserError: dictionaries of different widths, or that are not finite.
     """
-    # Where it is used: salve.metrics is imported by everything, and scipy.optimize is slow to import.
+    # Imported here, since everything imports salve.metrics and scipy.optimize is slow to import.
     from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 
     cosine = cosines(first, second)
@@ -71,10 +70,10 @@ def match_columns(first: Float[Tensor, "M d"], second: Float[Tensor, "M e"], sig
 def stability(
     first: Float[Tensor, "M d"], second: Float[Tensor, "M e"], signed: bool = False, threshold: float = 0.7
 ) -> dict[str, Float[Tensor, ""]]:
-    """How much of one SAE's dictionary another one has too, such as one from another seed.
+    """How similar two SAEs' dictionaries are, such as those of two seeds.
 
-    Dead latents keep the columns they started with and pull the numbers towards chance: ``decoder[:, frequency > 0]``
-    leaves them out. Chance is not 0: in a narrow activation every direction has a near one in a large dictionary, so
+    Leave dead latents out, as in ``decoder[:, frequency > 0]``: they keep their initial columns and pull the numbers
+    towards chance. Chance is not 0, since a large dictionary has a column near every direction of a narrow activation:
     compare with :func:`random_stability`.
 
     Args:
@@ -98,11 +97,11 @@ def stability(
 def random_stability(
     width: int, first: int, second: int, signed: bool = False, threshold: float = 0.7, pairs: int = 1000, seed: int = 0
 ) -> dict[str, Float[Tensor, ""]]:
-    """What :func:`stability` comes to by chance: its mean over pairs of dictionaries of random directions.
+    """The chance level of :func:`stability`: its mean over pairs of dictionaries of random directions.
 
     Args:
         width: ``M``. first, second: numbers of columns, ``d`` and ``e``. signed, threshold: see :func:`stability`.
-        pairs: of columns that are matched at least, over all draws. seed: of the draws.
+        pairs: number of matched columns over all draws, at least. seed: of the draws.
     """
     generator = torch.Generator().manual_seed(seed)
     draws = math.ceil(pairs / max(1, min(first, second)))
@@ -130,7 +129,7 @@ def mean_max_cosine(
 def planted_recovery(
     decoder: Float[Tensor, "M d"], truth: Float[Tensor, "M G"], signed: bool = False, threshold: float = 0.9
 ) -> dict[str, Float[Tensor, ""]]:
-    """How much of the dictionary that made the data an SAE has found.
+    """How many of the features that generated the data an SAE has found.
 
     Args:
         decoder: ``[M, d]``. truth: ``[M, G]``, the planted features. signed: see :func:`match_columns`.
@@ -143,57 +142,3 @@ def planted_recovery(
     found = match_columns(truth, decoder, signed).cosines
     features = truth.shape[1]
     return {"mcc": found.sum() / features, "recovered_fraction": (found >= threshold).double().sum() / features}
-
-
-class _MeanOverPairs(Metric):
-    """Mean of the measures of pairs of dictionaries; a measure is NaN as soon as it is for one pair."""
-
-    full_state_update = False
-    measures: tuple[str, ...]
-    total: Tensor
-    pairs: Tensor
-
-    def __init__(self, signed: bool = False, threshold: float = 0.7) -> None:
-        super().__init__()
-        self.signed, self.threshold = signed, threshold
-        self.add_state("total", torch.zeros(len(self.measures), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("pairs", torch.tensor(0), dist_reduce_fx="sum")
-
-    def _add(self, found: dict[str, Tensor]) -> None:
-        self.total += torch.stack([found[name] for name in self.measures]).to(self.total)
-        self.pairs += 1
-
-    def compute(self) -> dict[str, Tensor]:
-        """The means by name; NaN without a pair."""
-        return dict(zip(self.measures, self.total / self.pairs, strict=True))
-
-
-class Stability(_MeanOverPairs):
-    """:func:`stability`, its mean over pairs of SAEs, such as all pairs of seeds.
-
-    Args:
-        signed, threshold: see :func:`stability`.
-    """
-
-    measures = ("matched_cosine", "shared_fraction", "flipped_fraction", "max_cosine")
-
-    def update(self, first: Tensor, second: Tensor) -> None:
-        """Add a pair of decoders, ``[M, d]`` and ``[M, e]``."""
-        self._add(stability(first, second, self.signed, self.threshold))
-
-
-class PlantedRecovery(_MeanOverPairs):
-    """:func:`planted_recovery`, its mean over SAEs, such as all seeds.
-
-    Args:
-        signed, threshold: see :func:`planted_recovery`.
-    """
-
-    measures = ("mcc", "recovered_fraction")
-
-    def __init__(self, signed: bool = False, threshold: float = 0.9) -> None:
-        super().__init__(signed, threshold)
-
-    def update(self, decoder: Tensor, truth: Tensor) -> None:
-        """Add a decoder ``[M, d]`` and the features ``[M, G]`` that made its data."""
-        self._add(planted_recovery(decoder, truth, self.signed, self.threshold))

@@ -1,4 +1,4 @@
-"""Formulas of the measures, pure: tensors in, tensors out, dtypes kept."""
+"""The measures as pure functions of tensors; dtypes are kept."""
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,7 @@ def fraction_of_variance_explained(x: Activations, x_hat: Activations) -> Float[
 
 
 def explained(residual: Tensor, variance: Tensor) -> Float[Tensor, ""]:
-    """``1 − residual / variance`` with its value where there is no variance."""
+    """``1 − residual / variance``; without variance 1 for a residual of 0, else 0."""
     flat = (residual == 0).to(residual.dtype)
     return torch.where(variance > 0, 1 - residual / variance.clamp_min(torch.finfo(variance.dtype).tiny), flat)
 
@@ -35,8 +35,8 @@ def explained(residual: Tensor, variance: Tensor) -> Float[Tensor, ""]:
 def reconstruction_cosine(x: Activations, x_hat: Activations) -> Float[Tensor, " N"]:
     """Cosine between each activation and its reconstruction, ``x · x̂ / (‖x‖ ‖x̂‖)``, ``[N]``; 0 where either is zero.
 
-    Blind to length, and not centred: where activations share a large mean, the mean alone comes close to 1. Read it
-    beside the FVE.
+    It ignores length and does not centre: where activations share a large mean, the mean alone has a cosine near 1.
+    Read it together with the FVE.
     """
     return F.cosine_similarity(x, x_hat, dim=1)
 
@@ -44,14 +44,14 @@ def reconstruction_cosine(x: Activations, x_hat: Activations) -> Float[Tensor, "
 def firing(latents: Latents, activations: Activations, firing_threshold: float = 0.0) -> Bool[Tensor, "N d"]:
     """Which latents fire for which image: ``|z_l| > firing_threshold · ‖a‖``.
 
-    The decoder's columns have unit norm, so ``|z_l|`` is the length of what latent ``l`` adds to the reconstruction;
-    linear latents are never exactly zero, and count only when they add more than a share of the activation.
+    The decoder's columns have unit norm, so ``|z_l|`` is the length of what latent ``l`` adds to the reconstruction.
+    Linear latents are never exactly zero: they fire when this length exceeds a share of the activation's norm.
     """
     return latents.abs() > firing_threshold * activations.norm(dim=1, keepdim=True)
 
 
 def per_class_accuracy(predictions: Labels, labels: Labels, num_classes: int) -> Float[Tensor, " C"]:
-    """Share of each class's images that are predicted right ``[C]``; NaN for a class without images."""
+    """Each class's accuracy ``[C]``; NaN for a class without images."""
     right = torch.bincount(labels[predictions == labels], minlength=num_classes)
     return right / torch.bincount(labels, minlength=num_classes)
 
@@ -65,13 +65,13 @@ def kl_divergence(original: Logits, edited: Logits) -> Float[Tensor, " N"]:
 def usage_fractions(
     frequency: Float[Tensor, " d"], almost_dead: float = ALMOST_DEAD, dense: float = DENSE
 ) -> dict[str, Float[Tensor, ""]]:
-    """Shares of a dictionary's latents that hardly ever or nearly always fire; the three do not overlap.
+    """Shares of latents that never, hardly ever or very often fire; the three do not overlap.
 
     Args:
-        frequency: ``[d]``, the share of a whole pass's images for which each latent fires; NaN if there were none.
-        almost_dead: a latent that fires, but for less than this share of the images. The default: 1 image in 1000.
-        dense: a latent that fires for more than this share. The default, every second image, lies well above the share
-            of images that a class of a small data set has: the latent of one of ten classes may fire for a tenth.
+        frequency: ``[d]``, the share of images for which each latent fires; NaN if there were no images.
+        almost_dead: a latent that fires for a smaller share of images is almost dead. Default: 1 in 1000.
+        dense: a latent that fires for a larger share is dense. Default: half of the images, well above the share of one
+            class in a small data set.
 
     Returns:
         ``dead_fraction`` (never fired), ``almost_dead_fraction`` and ``dense_fraction``; NaN without images.
@@ -90,13 +90,12 @@ def usage_fractions(
 def relative_magnitude_histogram(
     latents: Latents, activations: Activations, edges: Float[Tensor, " E"], firing_threshold: float = 0.0
 ) -> Int[Tensor, "d E+1"]:
-    """How large each latent is where it fires: counts of ``|z_l| / ‖a‖`` between fixed edges.
+    """Histogram of each latent's size where it fires, ``|z_l| / ‖a‖``.
 
-    Relative to the activation, so that the same edges do for every backbone; with unit decoder columns it is the length
-    of what the latent adds over the length of the activation.
+    It is relative to the activation, so that the same edges suit every backbone.
 
     Args:
-        latents: ``[N, d]``. activations: ``[N, M]``. edges: ``[E]``, rising; a value on an edge counts above it.
+        latents: ``[N, d]``. activations: ``[N, M]``. edges: ``[E]``, increasing; a value on an edge counts above it.
         firing_threshold: see :func:`firing`.
 
     Returns:
@@ -113,12 +112,12 @@ def relative_magnitude_histogram(
 def recovered_share(
     value: Float[Tensor, "*s"], original: Float[Tensor, "*s"], ablated: Float[Tensor, "*s"]
 ) -> Float[Tensor, "*s"]:
-    """``(value − ablated) / (original − ablated)``: how much of what an ablation costs is not lost.
+    """``(value − ablated) / (original − ablated)``: the share of an ablation's loss that is recovered.
 
     Returns:
-        1 as good as the original, 0 as bad as the ablation, below 0 worse than it, above 1 better than the original.
-        NaN where the two anchors coincide: the ablation costs nothing, so that there is nothing to recover. Where they
-        nearly do, a small change of ``value`` is a large one of the share: report the anchors beside it.
+        1 is as good as the original, 0 as bad as the ablation; below 0 is worse than it, above 1 better than the
+        original. NaN where the ablation loses nothing. Where it loses little the share is unstable: report original
+        and ablated beside it.
     """
     cost = original - ablated
     return torch.where(cost == 0, torch.nan, (value - ablated) / cost)
@@ -127,10 +126,10 @@ def recovered_share(
 def downstream_totals(
     labels: Labels, original: Logits, reconstructed: Logits, zero: Float[Tensor, "#N C"], mean: Float[Tensor, "#N C"]
 ) -> tuple[Float[Tensor, "4"], Float[Tensor, "3"]]:
-    """Sums over images behind :func:`downstream`, in float64; they add up over batches and ranks.
+    """The sums over images behind :func:`downstream`, in float64; they add up over batches and ranks.
 
     Returns:
-        How many are classified right ``[4]`` (original, reconstructed, zero, mean), and the summed KL from the
+        Number of correctly classified images ``[4]`` (original, reconstructed, zero, mean), and the summed KL from the
         original's predictive distribution ``[3]`` (reconstructed, zero, mean).
     """
     original = original.double()
@@ -142,7 +141,7 @@ def downstream_totals(
 def downstream_measures(
     count: Float[Tensor, ""], right: Float[Tensor, "4"], kl: Float[Tensor, "3"]
 ) -> dict[str, Float[Tensor, ""]]:
-    """What :func:`downstream` returns, from the sums of :func:`downstream_totals` over ``count`` images."""
+    """The result of :func:`downstream` from the sums of :func:`downstream_totals` over ``count`` images."""
     original, accuracy, zero, mean = (right / count).unbind()
     kl_reconstructed, kl_zero, kl_mean = (kl / count).unbind()
     nothing_lost = torch.zeros_like(kl_zero)
@@ -164,14 +163,15 @@ def downstream_measures(
 def downstream(
     labels: Labels, original: Logits, reconstructed: Logits, zero: Float[Tensor, "#N C"], mean: Float[Tensor, "#N C"]
 ) -> dict[str, Float[Tensor, ""]]:
-    """What a classifier loses when it is fed reconstructions, on a scale between two ablations.
+    """What a classifier loses when its head reads reconstructions, on a scale between two ablations.
 
-    The anchors are the classifier behind the site fed nothing (zero-ablation) and fed the mean activation of the train
-    split for every image (mean-ablation). The second is the stricter: it knows the class prior.
+    Zero-ablation feeds zeros to the head, mean-ablation the mean activation of the train split for every image. The
+    second is stricter, since it knows the class prior.
 
     Args:
-        labels: ``[N]``. original: ``[N, C]`` logits of the untouched classifier. reconstructed: ``[N, C]`` logits when
-            fed ``â``. zero, mean: ``[N, C]`` logits of the ablations, or ``[1, C]`` where they are the same for all.
+        labels: ``[N]``.
+        original: ``[N, C]``, logits of the untouched classifier. reconstructed: ``[N, C]``, its logits when fed ``â``.
+        zero, mean: ``[N, C]``, logits of the ablations, or ``[1, C]`` if they are the same for all images.
 
     Returns:
         Accuracies [fraction] ``original_``, ``downstream_`` (fed ``â``), ``zero_`` and ``mean_accuracy``; mean KL from

@@ -1,4 +1,4 @@
-"""The formulas as torchmetrics, for data that comes in batches and on several devices."""
+"""The formulas as torchmetrics, which accumulate over batches and ranks."""
 
 import torch
 from torch import Tensor
@@ -14,9 +14,10 @@ from salve.metrics.functional import (
 
 
 class BatchMean(Metric):
-    """Mean over all rows of what comes as one mean per batch.
+    """Mean over all rows, from the mean of each batch. NaN stays NaN, so that a divergence is seen.
 
-    NaN stays NaN, so that a divergence is seen; torchmetrics' own mean drops it, or with it the counts.
+    torchmetrics' ``MeanMetric`` cannot replace it: by default it refuses or drops NaN, and with
+    ``nan_strategy="disable"`` it ignores the batch sizes (Lightning-AI/torchmetrics#3434).
     """
 
     full_state_update = False
@@ -29,7 +30,7 @@ class BatchMean(Metric):
         self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
 
     def update(self, mean: Tensor, count: int) -> None:
-        """Add the mean over ``count`` rows; the mean over none says nothing."""
+        """Add the mean over ``count`` rows; with a count of 0 it is ignored."""
         if count:
             self.total = self.total + mean * count
             self.count += count
@@ -42,7 +43,7 @@ class BatchMean(Metric):
 class FractionOfVarianceExplained(Metric):
     """FVE over all batches (see :func:`salve.metrics.fraction_of_variance_explained`).
 
-    Moments are kept in float64.
+    Accumulates moments in float64.
 
     Args:
         width: ``M``.
@@ -101,7 +102,7 @@ class ReconstructionCosine(Metric):
 
 
 class Downstream(Metric):
-    """What a classifier loses when it is fed reconstructions, over all batches.
+    """What a classifier loses when its head reads reconstructions, over all batches.
 
     See :func:`salve.metrics.downstream`.
     """
@@ -118,7 +119,7 @@ class Downstream(Metric):
         self.add_state("kl", torch.zeros(3, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, labels: Tensor, original: Tensor, reconstructed: Tensor, zero: Tensor, mean: Tensor) -> None:
-        """Add labels ``[N]`` and logits ``[N, C]``; those of the ablations may be ``[1, C]``."""
+        """Add labels ``[N]`` and logits ``[N, C]``; ``zero`` and ``mean`` may be ``[1, C]``."""
         right, kl = downstream_totals(labels, original, reconstructed, zero, mean)
         self.count += len(labels)
         self.right += right

@@ -1,4 +1,4 @@
-"""How the latents of a dictionary are used over a whole pass."""
+"""How often and how strongly latents fire over a whole pass."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from salve.types import UserError
 
 
 class LatentUsage(Metric):
-    """How latents are used over a whole pass: L0, mean L1 and the shares of dead, almost dead and dense latents.
+    """L0, mean L1, and the shares of dead, almost dead and dense latents, over a whole pass.
 
     Args:
         dictionary_size: ``d``.
@@ -49,7 +49,7 @@ class LatentUsage(Metric):
         self.l1 += latents.double().abs().sum()
 
     def compute(self) -> dict[str, Tensor]:
-        """What the latents did; NaN if there were no images.
+        """The measures by name; NaN if there were no images.
 
         Returns:
             Scalars ``l0`` and ``l1`` per image, ``dead_fraction``, ``almost_dead_fraction`` and ``dense_fraction`` of
@@ -65,15 +65,15 @@ class LatentUsage(Metric):
 
 
 class ActivationHistogram(Metric):
-    """How large each latent is where it fires, in bins that are the same everywhere and so add up over ranks.
+    """Histogram of each latent's size where it fires, over a whole pass.
 
-    The measure is ``|z_l| / ‖a‖`` (see :func:`salve.metrics.relative_magnitude_histogram`); edges are evenly spaced in
-    its logarithm.
+    The size is ``|z_l| / ‖a‖`` (see :func:`salve.metrics.relative_magnitude_histogram`). The edges are fixed and evenly
+    spaced in its logarithm.
 
     Args:
         dictionary_size: ``d``. firing_threshold: see :func:`salve.metrics.firing`.
-        low, high: the first and last edge; what lies outside is counted in one bin below and one above.
-        bins: between them. The default: ten per decade.
+        low, high: the first and last edge. One bin below and one above count everything outside.
+        bins: number of bins between them. Default: ten per decade.
 
     Raises:
         UserError: unless ``0 < low < high`` and ``bins ≥ 1``.

@@ -1,8 +1,8 @@
-"""Sparse autoencoders: variants, losses, training, files; docs/saes.md says when to use which."""
+"""Sparse autoencoders: variants, losses, training and files. docs/saes.md says when to use which variant."""
 
 from salve.sae.ensemble import Member, SAEEnsemble
 from salve.sae.io import fingerprint, load_sae, save_sae
-from salve.sae.losses import sae_loss
+from salve.sae.learning_rate import learning_rate_factor
 from salve.sae.models import (
     SAE,
     VARIANTS,
@@ -11,14 +11,13 @@ from salve.sae.models import (
     JumpReLU,
     LinearL1,
     Matryoshka,
-    Pass,
     ReluL1,
+    SAEOutput,
     TopK,
     make_sae,
 )
 from salve.sae.module import SparseAutoencoder
 from salve.sae.objective import objective
-from salve.sae.pace import pace
 from salve.sae.remarks import remarks
 from salve.sae.revival import auxk_losses, resample
 
@@ -31,19 +30,18 @@ __all__ = [
     "LinearL1",
     "Matryoshka",
     "Member",
-    "Pass",
     "ReluL1",
     "SAEEnsemble",
+    "SAEOutput",
     "SparseAutoencoder",
     "TopK",
     "auxk_losses",
     "fingerprint",
+    "learning_rate_factor",
     "load_sae",
     "make_sae",
     "objective",
-    "pace",
     "remarks",
     "resample",
-    "sae_loss",
     "save_sae",
 ]

@@ -1,4 +1,4 @@
-"""Adam for matrices that lie column after column."""
+"""Adam for parameters stored column by column."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,13 +9,14 @@ from torch.optim.adam import adam
 
 
 class Adam(torch.optim.Adam):
-    """torch's fused Adam, without weight decay, and without a copy of every gradient that is not row after row.
+    """torch's fused Adam without weight decay, and without the kernel's copies of column-major matrices.
 
-    The fused kernel for CPUs makes such a copy and has no use for it, which takes as long as the step itself. So it is
-    given the transposes of what lies column after column.
+    torch's fused CPU kernel first copies every tensor that is not stored row by row. The copy takes as long as the step
+    itself. This class passes the transposes of column-major matrices instead, which are stored row by row. Adam treats
+    every number by itself, so the result is the same.
 
     Args:
-        params: tensors or groups of them. lr: rate.
+        params: tensors or parameter groups. lr: learning rate.
 
     Source: Kingma & Ba 2015 (arXiv 1412.6980).
     """
@@ -25,7 +26,7 @@ class Adam(torch.optim.Adam):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step; what the closure returns, which Lightning has compute gradients first."""
+        """Take one step; returns what the closure returns, which Lightning uses to compute the gradients first."""
         returned = None
         if closure is not None:
             with torch.enable_grad():
@@ -61,5 +62,5 @@ class Adam(torch.optim.Adam):
 
 
 def _rows(tensor: Tensor) -> Tensor:
-    """The tensor or its transpose, whichever lies row after row."""
+    """The tensor or its transpose, whichever is stored row by row."""
     return tensor if tensor.ndim < 2 or tensor.is_contiguous() else tensor.mT

@@ -16,58 +16,66 @@ from salve.types import Activations, Latents
 from salve.variants import TRAITS, check_variant
 
 
-class Pass(NamedTuple):
-    """One pass through an SAE: pre-activations and latents ``[N, d]``, reconstruction ``[N, M]``.
+class SAEOutput(NamedTuple):
+    """Result of one forward pass.
 
-    Where ``sparse`` holds the latents that may fire, gradients go through them, and ``pre`` and ``latents`` have none.
+    Attributes:
+        pre: pre-activations ``[N, d]``.
+        dense_latents: latents ``[N, d]``, or None where ``sparse`` holds them.
+        reconstruction: ``â`` ``[N, M]``.
+        sparse: the latents that may fire, as a sparse matrix. Gradients then flow through it alone: ``pre`` and
+            ``latents`` have none.
     """
 
     pre: Tensor
-    of_all: Tensor | None
+    dense_latents: Tensor | None
     reconstruction: Tensor
     sparse: SparseLatents | None = None
 
     @property
     def latents(self) -> Latents:
-        """``[N, d]``; made only when asked for, where ``sparse`` holds them."""
+        """``[N, d]``; built from ``sparse`` on demand."""
         if self.sparse is not None:
             return self.sparse.dense(self.pre)
-        assert self.of_all is not None
-        return self.of_all
+        assert self.dense_latents is not None
+        return self.dense_latents
 
 
 class SAE(nn.Module):
-    """What all variants share.
+    """Base class of all variants.
 
     Args:
         width: ``M``, channels of the activation.
         dictionary_size: ``d``, number of latents.
-        generator: draws the initial decoder; the encoder starts as its transpose, times :meth:`start_strength`.
+        generator: draws the initial decoder. The encoder starts as its transpose times :meth:`start_strength`.
 
     Attributes:
-        encoder: ``[d, M]``. decoder: ``[M, d]``, columns of unit norm. bias: ``[d]``, zero where a variant has none.
-        b_dec: ``[M]``, subtracted before encoding and added after decoding; trained after :meth:`learn_b_dec` only.
+        encoder: ``[d, M]``.
+        decoder: ``[M, d]``, columns of unit norm.
+        bias: ``[d]``, zero where a variant has none.
+        b_dec: ``[M]``, subtracted before encoding and added after decoding. It is fixed unless :meth:`learn_b_dec` is
+            called.
     """
 
     variant: ClassVar[str]
-    #: Names of the settings that the constructor takes besides the sizes; each is an attribute of the same name. As all
-    #: that a wrong setting is refused by, they are kept in :mod:`salve.variants`, which needs no torch.
+    #: Names of the constructor's settings besides the sizes; each is an attribute of the same name. The names are kept
+    #: in :mod:`salve.variants`, which refuses wrong settings without importing torch.
     takes: ClassVar[tuple[str, ...]] = ()
     has_bias: ClassVar[bool] = True
-    #: Latents take both signs, so that a decoder column and its negative are one feature.
+    #: Latents take both signs: a decoder column and its negative are the same feature.
     signed: ClassVar[bool] = False
     #: A latent fires when it adds more than this share of the activation's norm (salve.metrics.firing).
     firing_threshold: ClassVar[float] = 0.0
-    #: What may be done for latents that have died: ``resample`` or ``auxk`` (salve.sae.revival).
+    #: How dead latents can be revived: ``resample`` or ``auxk`` (salve.sae.revival).
     revived_by: ClassVar[str | None] = None
-    #: Tensors in the unit of an activation.
+    #: Names of the tensors that have the unit of an activation.
     in_units: ClassVar[tuple[str, ...]] = ("bias", "b_dec")
 
     def __init__(self, width: int, dictionary_size: int, generator: torch.Generator | None = None) -> None:
         super().__init__()
         decoder = torch.randn(width, dictionary_size, generator=generator)
         decoder /= decoder.norm(dim=0, keepdim=True)
-        # Column after column in memory: what a latent adds is then read and scaled as one piece.
+        # Stored column by column, so that one latent's column is contiguous in memory.
         self.decoder = nn.Parameter(decoder.T.contiguous().T)
         self.encoder = nn.Parameter(self.decoder.detach().T * self.start_strength())
         self.bias = nn.Parameter(torch.zeros(dictionary_size), requires_grad=self.has_bias)
@@ -99,13 +107,14 @@ class SAE(nn.Module):
         return {name: getattr(self, name) for name in self.takes}
 
     def pre_activations(self, activations: Activations) -> Latents:
-        """``E (a − s) + b``: ``[N, M] → [N, d]``, affine in ``a``."""
+        """``E (a − b_dec) + b``: ``[N, M] → [N, d]``, affine in ``a``."""
         return torch.addmm(self.bias, activations - self.b_dec, self.encoder.T)
 
     def activate(self, pre: Latents) -> Latents:
-        """``f``: ``[N, d] → [N, d]``; ``∂z_l/∂pre_m`` is zero for ``l ≠ m``, and for ``l = m`` where ``z_l`` is zero.
+        """``f``: ``[N, d] → [N, d]``.
 
-        Ensembles run it under ``torch.vmap``: no branch may depend on values.
+        ``∂z_l/∂pre_m`` must be zero for ``l ≠ m``, and also for ``l = m`` where ``z_l`` is zero. Ensembles call it
+        under ``torch.vmap``: no branch may depend on values.
         """
         raise NotImplementedError
 
@@ -119,55 +128,56 @@ class SAE(nn.Module):
 
     def forward(self, activations: Activations) -> tuple[Activations, Latents]:
         """Reconstruction ``[N, M]`` and latents ``[N, d]``."""
-        passed = self.run(activations)
-        return passed.reconstruction, passed.latents
+        output = self.run(activations)
+        return output.reconstruction, output.latents
 
-    def run(self, activations: Activations) -> Pass:
-        """One pass, with all that :meth:`losses` may need of it."""
+    def run(self, activations: Activations) -> SAEOutput:
+        """One forward pass, with everything that :meth:`losses` needs."""
         pre = self.pre_activations(activations)
         latents = self.activate(pre)
-        return Pass(pre, latents, self.decode(latents))
+        return SAEOutput(pre, latents, self.decode(latents))
 
-    def run_alone(self, activations: Activations) -> Pass:
-        """As :meth:`run`, in the fastest way for a training step of one SAE; not under ``torch.vmap``."""
+    def run_alone(self, activations: Activations) -> SAEOutput:
+        """As :meth:`run`, but optimised for training one SAE; cannot be used under ``torch.vmap``."""
         return self.run(activations)
 
     def losses(
-        self, activations: Activations, passed: Pass, sparsity: float | Float[Tensor, ""]
+        self, activations: Activations, output: SAEOutput, sparsity: float | Float[Tensor, ""]
     ) -> Float[Tensor, " N"]:
-        """What training minimises, for each row; here :func:`salve.sae.losses.l1_losses` with λ ``sparsity``."""
-        if isinstance(sparsity, float) and sparsity == 0:  # saves a look at every latent
-            return squared_errors(activations, passed.reconstruction)
-        return l1_losses(activations, passed.reconstruction, passed.latents, sparsity, self.signed)
+        """The training loss of each row; here :func:`salve.sae.losses.l1_losses` with λ ``sparsity``."""
+        if isinstance(sparsity, float) and sparsity == 0:  # skips the sum over all latents
+            return squared_errors(activations, output.reconstruction)
+        return l1_losses(activations, output.reconstruction, output.latents, sparsity, self.signed)
 
     @torch.no_grad()
     def normalise_decoder(self) -> None:
-        """Project the decoder's columns back to unit norm, in place."""
+        """Scale the decoder's columns to unit norm, in place."""
         normalise_columns(self.decoder)
 
     @torch.no_grad()
     def fold(self, scale: float) -> None:
-        """Make an SAE that was trained on ``a / scale`` take raw ``a``: its latents grow by ``scale``.
+        """Make an SAE that was trained on ``a / scale`` take raw ``a``, in place.
 
-        Only what has the unit of an activation changes; the decoder keeps its unit columns.
+        Its latents grow by ``scale``. Only the tensors in the unit of an activation change; decoder columns keep unit
+        norm.
         """
         for name in self.in_units:
             getattr(self, name).mul_(scale)
 
     def learn_b_dec(self) -> None:
-        """Train ``b_dec`` with the rest: the pre-encoder bias of Bricken et al. 2023."""
+        """Make ``b_dec`` trainable: the pre-encoder bias of Bricken et al. 2023."""
         b_dec = self.b_dec.clone()
         del self.b_dec
         self.b_dec = nn.Parameter(b_dec)
 
     @torch.no_grad()
     def start_from(self, rows: Activations, mean: Float[Tensor, " M"]) -> None:
-        """Make the decoder's columns directions from the mean activation to rows, and the encoder follow.
+        """Initialise decoder columns as directions from the mean activation to rows, and the encoder accordingly.
 
-        Columns that they are too few for, or whose rows are at the mean themselves, stay random.
+        Columns beyond the number of rows stay random, as do those whose row equals the mean.
 
         Args:
-            rows: ``[n, M]``, at most d; drawn from all activations. mean: of all activations.
+            rows: ``[n, M]``, n ≤ d, drawn from all activations. mean: ``[M]``, of all activations.
         """
         directions = rows - mean
         length = directions.norm(dim=1, keepdim=True)
@@ -176,12 +186,19 @@ class SAE(nn.Module):
         self.encoder.copy_(self.decoder.T * self.start_strength())
 
     def start_strength(self) -> float:
-        """What the encoder's rows start with: ``d > M`` columns together would give ``d / M`` times what is encoded."""
+        """The initial norm of the encoder's rows, ``min(1, M/d)``.
+
+        With more latents than channels, unit rows would make the reconstruction ``d/M`` times too long.
+        """
         return min(1.0, self.width / self.dictionary_size)
 
     @torch.no_grad()
     def restart(self, latents: Tensor, directions: Tensor) -> None:
-        """Begin latents ``[L]`` anew along unit directions ``[L, M]``, with a weak encoder (Bricken et al. 2023)."""
+        """Reset latents to new directions, with a weak encoder (Bricken et al. 2023).
+
+        Args:
+            latents: ``[L]``, their indices. directions: ``[L, M]``, of unit norm.
+        """
         alive = torch.ones(self.dictionary_size, dtype=torch.bool, device=latents.device)
         alive[latents] = False
         strength = self.encoder[alive].norm(dim=1).mean() if alive.any() else 1.0
@@ -192,5 +209,5 @@ class SAE(nn.Module):
 
 @torch.no_grad()
 def normalise_columns(decoder: Tensor) -> None:
-    """Scale the columns of ``[…, M, d]`` to unit norm, in place; a column of zeros stays."""
+    """Scale the columns of ``[…, M, d]`` to unit norm, in place; columns of zeros stay zero."""
     decoder.div_(decoder.norm(dim=-2, keepdim=True).clamp_min(torch.finfo(decoder.dtype).tiny))

@@ -1,4 +1,4 @@
-"""Training many SAEs on the same activations as one batched computation."""
+"""Train many SAEs on the same activations as one batched computation."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -15,19 +15,23 @@ from torch.func import functional_call, stack_module_state
 from salve.activations.schedule import Schedule
 from salve.sae.base import SAE, normalise_columns
 from salve.sae.memory import give_freed_memory_back, keep_freed_memory
-from salve.sae.module import Measures, Precision, adam_at_pace
+from salve.sae.module import Measures, Precision, adam_with_schedule
 from salve.sae.objective import Objective
 from salve.sae.topk import BatchTopK, learn_threshold
 from salve.settings import DECAY, WARMUP
 from salve.types import Activations, Latents
 
-#: Columns of a training's history, in the order in which Lightning has them for one SAE.
+#: Columns of the history, in the order in which Lightning logs them for one SAE.
 MEASURES = ("downstream_accuracy", "fve", "l0", "l1", "dead_fraction", "loss")
 
 
 @dataclass(frozen=True)
 class Member:
-    """One SAE of an ensemble, untrained, with its λ and the seed of its order of rows."""
+    """One SAE of an ensemble.
+
+    Attributes:
+        sae: untrained. sparsity: its λ. seed: of its order of rows.
+    """
 
     sae: SAE
     sparsity: float
@@ -35,13 +39,13 @@ class Member:
 
 
 class Stack(nn.Module):
-    """SAEs of one variant and shape: each of their tensors, stacked along a first axis of ``G`` members.
+    """SAEs of one variant and shape, with each of their tensors stacked along a first axis of ``G`` members.
 
     Args:
         members: by their number in the ensemble. auxk, patience: see :class:`SparseAutoencoder`.
     """
 
-    silent: Tensor
+    rows_since_fired: Tensor
     threshold: Tensor
 
     def __init__(self, members: dict[int, Member], auxk: int = 0, patience: int = 0) -> None:
@@ -49,7 +53,7 @@ class Stack(nn.Module):
         self.numbers = list(members)
         saes = [member.sae for member in members.values()]
         parameters, buffers = stack_module_state(list[nn.Module](saes))
-        # Column after column in memory, as in each member.
+        # Stored column by column, as in each member.
         parameters["decoder"] = parameters["decoder"].detach().mT.contiguous().mT.requires_grad_()
         for name, value in parameters.items():
             self.register_parameter(name, nn.Parameter(value, requires_grad=value.requires_grad))
@@ -59,21 +63,21 @@ class Stack(nn.Module):
         self.sparsity: Tensor
         prices = [member.sparsity for member in members.values()]
         self.register_buffer("sparsity", torch.tensor(prices), persistent=False)
-        # How one SAE computes, without numbers of its own; in a partial it is no part of this module.
+        # Templates without numbers of their own; inside a partial they are not registered as submodules.
         self._objective = partial(functional_call, Objective(copy.deepcopy(saes[0]), auxk).to("meta").train())
         self._infer = partial(functional_call, copy.deepcopy(saes[0]).to("meta").eval())
         self._patience = patience
         self._learns_threshold = isinstance(saes[0], BatchTopK)
-        # Part of the state that a resumed training needs, and only there if something depends on it.
-        silent = torch.zeros(len(saes), saes[0].dictionary_size, dtype=torch.long)
-        self.register_buffer("silent", silent, persistent=bool(auxk))
+        # In checkpoints only where AuxK needs it.
+        rows_since_fired = torch.zeros(len(saes), saes[0].dictionary_size, dtype=torch.long)
+        self.register_buffer("rows_since_fired", rows_since_fired, persistent=bool(auxk))
         self._auxk = auxk
 
     def losses(self, activations: Float[Tensor, "G N M"], step: int) -> Float[Tensor, " G"]:
-        """Each member's loss on a training batch of its own.
+        """Each member's loss on its own training batch.
 
         Args:
-            step: how many batches came before.
+            activations: one batch for each member. step: number of batches so far.
         """
 
         def loss(state: dict[str, Tensor], rows: Tensor, sparsity: Tensor, dead: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,39 +85,42 @@ class Stack(nn.Module):
             return result
 
         state = {f"sae.{name}": getattr(self, name) for name in self._names}
-        dead = self.silent >= self._patience
+        dead = self.rows_since_fired >= self._patience
         losses, latents = torch.vmap(loss)(state, activations, self.sparsity, dead)
         if self._learns_threshold:
             self.threshold.copy_(learn_threshold(self.threshold, latents, step))
         if self._auxk:
             fired = (latents > 0).any(dim=1)
-            self.silent.copy_(torch.where(fired, 0, self.silent + activations.shape[1]))
+            self.rows_since_fired.copy_(torch.where(fired, 0, self.rows_since_fired + activations.shape[1]))
         return losses
 
-    def state_of(self, place: int) -> dict[str, Tensor]:
-        """The ``state_dict`` of the member at a place of the stack."""
-        return {name: getattr(self, name).detach()[place] for name in self._names}
+    def state_of(self, index: int) -> dict[str, Tensor]:
+        """The ``state_dict`` of the stack's member ``index``."""
+        return {name: getattr(self, name).detach()[index] for name in self._names}
 
-    def forward(self, place: int, activations: Activations) -> tuple[Activations, Latents]:
-        """Reconstruction and latents by the member at a place of the stack."""
-        result: tuple[Tensor, Tensor] = self._infer(self.state_of(place), (activations,))
+    def forward(self, index: int, activations: Activations) -> tuple[Activations, Latents]:
+        """Reconstruction and latents of the stack's member ``index``."""
+        result: tuple[Tensor, Tensor] = self._infer(self.state_of(index), (activations,))
         return result
 
     def normalise_decoders(self) -> None:
-        """Project the columns of all decoders back to unit norm, in place."""
+        """Scale the columns of all decoders to unit norm, in place."""
         normalise_columns(self.get_parameter("decoder"))
 
 
 class SAEEnsemble(pl.LightningModule):
-    """Trains SAEs together; each becomes what :class:`SparseAutoencoder` would make of it alone, to float tolerance.
+    """Train SAEs together. Each equals the result of :class:`SparseAutoencoder` alone, up to float rounding.
 
-    SAEs of one shape are stacked, and a step is one batched computation for each stack. Every loss depends on one
-    member only, so that the gradient of their sum is each member's own; Adam treats every number by itself anyway.
-    What Lightning calls a training step is all steps of its epoch here: its work between two would outlast a step.
+    SAEs of one shape are stacked, and a step is one batched computation per stack. Every loss depends on one member
+    only, so the gradient of their sum is each member's own, and Adam treats every number by itself.
+
+    One Lightning training step runs all optimiser steps of an epoch, since Lightning's overhead per step would take
+    longer than the step.
 
     Args:
-        members: they may differ in size, λ, seed and variant. schedule: of the training of each.
-        learning_rate, head, auxk, patience, precision, warmup, decay: as for one SAE.
+        members: may differ in size, λ, seed and variant.
+        schedule: shared by all members.
+        learning_rate, head, auxk, patience, precision, warmup, decay: see :class:`SparseAutoencoder`.
     """
 
     def __init__(
@@ -142,22 +149,22 @@ class SAEEnsemble(pl.LightningModule):
             shapes.setdefault(shape, {})[number] = member
         self._stacks = [Stack(held, auxk, patience) for held in shapes.values()]
         self._measures = [Measures(member.sae) for member in members]
-        # Registered; the lists above are for their types.
+        # Registers them as submodules; the lists above keep their types.
         self.stacks, self.measures = nn.ModuleList(self._stacks), nn.ModuleList(self._measures)
         self._losses: Tensor
         self.register_buffer("_losses", torch.zeros(len(members)), persistent=False)
         self._history: list[Tensor] = []
 
     def on_fit_start(self) -> None:
-        """Prepare this process."""
+        """Keep freed memory while training."""
         keep_freed_memory()
 
     def on_fit_end(self) -> None:
-        """Leave this process as it was."""
+        """Return freed memory to the system."""
         give_freed_memory_back()
 
     def training_step(self, batch: Float[Tensor, "N M"], _: int) -> None:
-        """All steps of the Trainer's epoch."""
+        """Take all optimiser steps of the Trainer's epoch; ``batch`` holds all training rows."""
         optimizer: Any = self.optimizers()
         scheduler: Any = self.lr_schedulers()
         schedule, size = self.schedule, self.schedule.batch_size
@@ -187,31 +194,34 @@ class SAEEnsemble(pl.LightningModule):
         """Accumulate each member's measures."""
         activations, labels = batch
         for stack in self._stacks:
-            for place, number in enumerate(stack.numbers):
-                reconstruction, latents = stack(place, activations)
+            for index, number in enumerate(stack.numbers):
+                reconstruction, latents = stack(index, activations)
                 right = self._head(reconstruction).argmax(dim=1) == labels
                 self._measures[number].update(activations, reconstruction, latents, right)
 
     def on_train_epoch_end(self) -> None:
-        """Keep the epoch's measures; not through ``self.log``, since one member may diverge and the others not."""
-        pairs = zip(self._measures, self._losses, strict=True)
-        measured = [{**measures.compute(), "loss": loss} for measures, loss in pairs]
+        """Store the epoch's measures. ``self.log`` would stop all members when one diverges."""
+        measured = [
+            {**measures.compute(), "loss": loss} for measures, loss in zip(self._measures, self._losses, strict=True)
+        ]
         self._history.append(torch.tensor([[float(row[name]) for name in MEASURES] for row in measured]))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the history so far."""
+        """Save the history."""
         checkpoint["history"] = torch.stack(self._history)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the history."""
+        """Restore the history."""
         self._history = list(checkpoint["history"])
 
     def configure_optimizers(self) -> Any:
-        """Adam, at a pace, as for one SAE."""
-        return adam_at_pace(self.stacks.parameters(), self.learning_rate, self.schedule.steps, self.warmup, self.decay)
+        """Adam and its schedule, as for one SAE."""
+        return adam_with_schedule(
+            self.stacks.parameters(), self.learning_rate, self.schedule.steps, self.warmup, self.decay
+        )
 
     def trained(self, number: int) -> tuple[SAE, list[dict[str, float]]]:
-        """A member as it is now, and its measures, a row for each of the Trainer's epochs."""
+        """A member as it is now, and its history: one row of measures per Trainer epoch."""
         [stack] = [stack for stack in self._stacks if number in stack.numbers]
         sae = copy.deepcopy(self._members[number].sae)
         sae.load_state_dict(stack.state_of(stack.numbers.index(number)))

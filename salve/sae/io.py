@@ -1,4 +1,4 @@
-"""One SAE, one safetensors file whose header says what it is."""
+"""Save and load SAEs: one safetensors file each, whose header holds variant, settings and facts."""
 
 import json
 from pathlib import Path
@@ -18,15 +18,15 @@ FORMAT = "salve-sae-1"
 
 
 def save_sae(path: Path, sae: SAE, facts: dict[str, Any] | None = None) -> None:
-    """Write an SAE that takes raw activations.
+    """Write an SAE.
 
     Args:
-        path: the safetensors file.
-        sae: the SAE, already folded.
-        facts: JSON-like facts for the header, such as the backbone and the site it belongs to.
+        path: of the safetensors file.
+        sae: takes raw activations, that is, already folded (:meth:`salve.sae.SAE.fold`).
+        facts: JSON-like facts for the header, such as backbone and site.
     """
     header = {"format": FORMAT, "variant": sae.variant, "settings": sae.settings(), "facts": facts or {}}
-    # One entry: the order in which safetensors writes several is not fixed, and the file's digest should be.
+    # One entry only: safetensors writes several in no fixed order, and the file's digest would change.
     save_tensors(path, sae.state_dict(), {"salve": json.dumps(header, sort_keys=True)})
 
 
@@ -34,11 +34,15 @@ def load_sae(path: Path, *, width: int | None = None, backbone: str | None = Non
     """Read an SAE, ready to encode raw activations.
 
     Args:
-        path: the file. width, backbone, site: what it must have been made for, or None for anything. The site
-            ``last`` goes with every name: which one it was depends on the backbone.
+        path: the file.
+        width, backbone, site: what the SAE must have been made for; None accepts anything. The site ``last`` fits
+            every site name, since its name depends on the backbone.
+
+    Returns:
+        The SAE in eval mode, without gradients.
 
     Raises:
-        UserError: no such file, not an SAE of this project, or one that does not fit.
+        UserError: there is no such file, it is no SAE file or damaged, or the SAE does not fit.
     """
     check_safetensors(path, f"There is no SAE at {path}.")
     check_file(path)
@@ -65,10 +69,12 @@ def load_sae(path: Path, *, width: int | None = None, backbone: str | None = Non
 
 
 def _empty(header: dict[str, Any], path: Path) -> tuple[SAE, dict[str, Tensor]]:
-    """An SAE as a header describes it, and the file's tensors, which fit it: no tensor is made that the file has not.
+    """An SAE as the header describes it, and the file's tensors, whose names, shapes and dtypes fit it.
+
+    Shapes are compared before any memory is allocated: a hostile header cannot ask for more than the file holds.
 
     Raises:
-        UserError, and what Python raises for values of the wrong kind: the header or the tensors cannot be.
+        UserError, ValueError, TypeError, …: the header or the tensors are invalid.
     """
     variant, settings, facts = (header.get(name) for name in ("variant", "settings", "facts"))
     if not (isinstance(variant, str) and isinstance(settings, dict) and isinstance(facts, dict)):

@@ -1,19 +1,19 @@
-"""How a training on the CPU gets its memory."""
+"""Memory settings of glibc for training on the CPU."""
 
 import contextlib
 import ctypes
 
 #: Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
-#: Bytes from which on memory comes from the system by itself, and goes back to it when it is freed.
+#: From this size on, in bytes, each allocation is mapped separately and returned to the system when freed.
 _LARGE = 4 * 2**20
 
 
 def keep_freed_memory() -> None:
-    """Have this process use freed memory again instead of giving it back to the system.
+    """Make this process reuse freed memory instead of returning it to the system.
 
-    A training step frees and allocates arrays of the size of the dictionary. glibc takes large ones from the system
-    anew each time, page by page, which costs up to a third of a step. Elsewhere than under glibc nothing happens.
+    Every training step frees and allocates arrays of the dictionary's size. glibc maps large ones again each time, page
+    by page, which costs up to a third of a step. Does nothing without glibc.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         libc = ctypes.CDLL(None)
@@ -22,10 +22,10 @@ def keep_freed_memory() -> None:
 
 
 def give_freed_memory_back() -> None:
-    """End :func:`keep_freed_memory`, when a training has ended.
+    """Undo :func:`keep_freed_memory` after training.
 
-    What comes after it keeps small arrays while large ones come and go. Kept, the freed memory between them would be
-    holes: half a gigabyte of them, after a training, with a thousand classes.
+    Later stages keep small arrays between large temporary ones. Freed memory that stays would fragment: half a
+    gigabyte of it with a thousand classes.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         libc = ctypes.CDLL(None)

@@ -1,10 +1,10 @@
-"""The variants by name."""
+"""All variants by name."""
 
 from typing import Any
 
 import torch
 
-from salve.sae.base import SAE, Pass, normalise_columns
+from salve.sae.base import SAE, SAEOutput
 from salve.sae.penalised import Gated, JumpReLU, LinearL1, ReluL1
 from salve.sae.topk import BatchTopK, Matryoshka, TopK
 from salve.types import UserError
@@ -17,11 +17,10 @@ __all__ = [
     "JumpReLU",
     "LinearL1",
     "Matryoshka",
-    "Pass",
     "ReluL1",
+    "SAEOutput",
     "TopK",
     "make_sae",
-    "normalise_columns",
 ]
 
 VARIANTS: dict[str, type[SAE]] = {
@@ -32,10 +31,16 @@ VARIANTS: dict[str, type[SAE]] = {
 def make_sae(
     variant: str, width: int, dictionary_size: int, generator: torch.Generator | None = None, **settings: Any
 ) -> SAE:
-    """An untrained SAE of a variant by name.
+    """Make an untrained SAE.
+
+    Args:
+        variant: one of :data:`VARIANTS`.
+        width: ``M``. dictionary_size: ``d``.
+        generator: draws the initial decoder.
+        settings: of the variant, such as ``k``.
 
     Raises:
-        UserError: unknown variant, settings that it does not have, or settings outside their range.
+        UserError: the variant is unknown, does not have a setting, or a setting is out of range.
     """
     if variant not in VARIANTS:
         raise UserError(f"sae.variant={variant} is unknown; the variants are {', '.join(VARIANTS)}.")

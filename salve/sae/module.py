@@ -1,4 +1,4 @@
-"""Training an SAE with Lightning."""
+"""Train one SAE with Lightning."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -14,17 +14,17 @@ from salve.distributed import batch_share
 from salve.metrics import BatchMean, FractionOfVarianceExplained, LatentUsage
 from salve.sae.adam import Adam
 from salve.sae.base import SAE
+from salve.sae.learning_rate import learning_rate_factor
 from salve.sae.memory import give_freed_memory_back, keep_freed_memory
 from salve.sae.objective import step_loss
-from salve.sae.pace import pace
-from salve.sae.revival import resample, silence
+from salve.sae.revival import resample, update_rows_since_fired
 from salve.sae.topk import BatchTopK, learn_threshold
 from salve.settings import DECAY, WARMUP, Precision
 from salve.types import UserError
 
 
 class Measures(nn.Module):
-    """What a training is followed by, over a whole pass: downstream accuracy, FVE, L0, L1 and dead fraction.
+    """Measures that a training logs: downstream accuracy, FVE, L0, L1 and dead fraction, over a whole pass.
 
     Args:
         sae: the SAE that is measured.
@@ -37,13 +37,13 @@ class Measures(nn.Module):
         self.usage = LatentUsage(sae.dictionary_size, sae.firing_threshold)
 
     def update(self, activations: Tensor, reconstruction: Tensor, latents: Tensor, right: Tensor) -> None:
-        """Add activations ``[N, M]``, reconstructions, latents ``[N, d]``, and which are classified right ``[N]``."""
+        """Add activations and reconstructions ``[N, M]``, latents ``[N, d]``, and which classes are right ``[N]``."""
         self.accuracy.update(right.float().mean(), len(right))
         self.fve.update(activations, reconstruction)
         self.usage.update(latents, activations)
 
     def compute(self) -> dict[str, Tensor]:
-        """The measures by name, over all ranks; then start anew."""
+        """The measures by name, over all ranks; resets them."""
         usage = self.usage.compute()
         measures = {
             "downstream_accuracy": self.accuracy.compute(),
@@ -56,25 +56,26 @@ class Measures(nn.Module):
 
 
 class SparseAutoencoder(pl.LightningModule):
-    """Trains an SAE; every epoch of the Trainer it is measured: FVE, L0, L1, dead fraction, downstream accuracy.
-
-    A latent counts as dead when it has not fired for ``patience`` rows.
+    """Train an SAE, and measure it after every Trainer epoch (:class:`Measures`).
 
     Args:
-        sae: the SAE to train, in units where ``mean ‖a‖² = M``.
+        sae: the SAE to train, on activations scaled so that ``mean ‖a‖² = M``.
         sparsity: λ of the variant (:meth:`salve.sae.SAE.losses`).
-        learning_rate: Adam's; each step takes the share of it that :func:`salve.sae.pace` says.
-        head: maps reconstructions ``[N, M]``, in the same units, to logits ``[N, C]``: the classifier behind the site.
-            A module moves with this one to its device; it is not trained if its parameters need no gradient.
-        auxk: dead latents that also reconstruct the error, at most; 0 for none.
-        resample: how many times dead latents begin anew, evenly over the first half of the training; 0 for never. The
-            Trainer needs an :class:`ActivationsData` then.
-        patience: rows; what a latent is dead after. Needed with ``auxk`` or ``resample``.
-        precision: of the products in training; weights, their moments and what is measured stay float32.
-        warmup, decay: shares of the steps; see :func:`salve.sae.pace`.
+        learning_rate: Adam's peak rate; :func:`salve.sae.learning_rate_factor` scales it step by step.
+        head: the classifier behind the site: maps reconstructions ``[N, M]``, in the same units, to logits ``[N, C]``.
+            A module moves to the training's device. Its parameters are not trained if they require no gradient.
+        auxk: at most this many dead latents also reconstruct the error; 0 for none.
+        resample: number of times that dead latents restart, evenly over the first half of the training; 0 for never.
+            Needs an :class:`ActivationsData` as datamodule.
+        patience: rows without firing after which a latent is dead. Needed with ``auxk`` or ``resample``.
+        precision: of the matrix products in training. Weights, Adam's moments and measures stay float32.
+        warmup, decay: shares of the steps; see :func:`salve.sae.learning_rate_factor`.
+
+    Raises:
+        UserError: ``patience`` is below 1 with ``auxk`` or ``resample``.
     """
 
-    silent: Tensor
+    rows_since_fired: Tensor
 
     def __init__(
         self,
@@ -105,32 +106,32 @@ class SparseAutoencoder(pl.LightningModule):
         self.loss = BatchMean()
         self.measures = Measures(sae)
         if patience:
-            self.register_buffer("silent", torch.zeros(sae.dictionary_size, dtype=torch.long))
+            self.register_buffer("rows_since_fired", torch.zeros(sae.dictionary_size, dtype=torch.long))
 
     def on_fit_start(self) -> None:
-        """Prepare this process."""
+        """Keep freed memory while training."""
         keep_freed_memory()
 
     def on_fit_end(self) -> None:
-        """Leave this process as it was."""
+        """Return freed memory to the system."""
         give_freed_memory_back()
 
     def training_step(self, batch: Sequence[Any], _: int) -> None:
-        """The steps of a :class:`salve.activations.Block`, or of one batch ``(rows, …)``.
+        """Take all optimiser steps of a :class:`salve.activations.Block`, or one step on a batch ``(rows, …)``.
 
-        Many steps at once, since what Lightning does between two would take as long as a step of a small SAE.
+        Blocks avoid Lightning's overhead per step, which would take as long as a step of a small SAE.
         """
         rows = batch[0]
         sizes = batch.sizes if isinstance(batch, Block) else [len(rows)]
         optimizer: Any = self.optimizers()
-        schedule: Any = self.lr_schedulers()
+        scheduler: Any = self.lr_schedulers()
         total = torch.zeros((), device=self.device)
         for activations in rows.split(sizes):
             loss = self._loss(activations)
             optimizer.zero_grad()
             self.manual_backward(loss * batch_share(len(activations)))
             optimizer.step()
-            schedule.step()
+            scheduler.step()
             self.sae.normalise_decoder()
             total += loss.detach() * len(activations)
             if self.global_step in self._restarts:
@@ -139,25 +140,27 @@ class SparseAutoencoder(pl.LightningModule):
         self.log("loss", self.loss, on_step=False, on_epoch=True)
 
     def _loss(self, activations: Tensor) -> Tensor:
-        """Of one batch; of a rank's part of it."""
-        dead = self.silent >= self.patience if self.auxk else None
+        """The mean loss of this rank's part of a batch; also updates what depends on which latents fire."""
+        dead = self.rows_since_fired >= self.patience if self.auxk else None
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            loss, passed = step_loss(self.sae, activations, self.sparsity, dead, self.auxk)
+            loss, output = step_loss(self.sae, activations, self.sparsity, dead, self.auxk)
         if self.patience:
-            self.silent.copy_(silence(self.silent, passed.latents.detach(), activations, self.sae.firing_threshold))
+            latents, threshold = output.latents.detach(), self.sae.firing_threshold
+            rows = update_rows_since_fired(self.rows_since_fired, latents, activations, threshold)
+            self.rows_since_fired.copy_(rows)
         if isinstance(self.sae, BatchTopK):
-            latents = passed.latents.detach()
+            latents = output.latents.detach()
             self.sae.threshold.copy_(learn_threshold(self.sae.threshold, latents, self.global_step))
         return loss
 
     def _resample(self) -> None:
         trainer: Any = self.trainer
         data: ActivationsData = trainer.datamodule
-        # The same on every rank: all hold all rows.
+        # The same on every rank, since all ranks hold all rows.
         generator = torch.Generator().manual_seed(pass_seed(data.seed, self.global_step))
-        dead = self.silent >= self.patience
+        dead = self.rows_since_fired >= self.patience
         resample(self.sae, trainer.optimizers[0], data.train, dead, self.sparsity, generator)
-        self.silent.zero_()
+        self.rows_since_fired.zero_()
 
     def validation_step(self, batch: Sequence[Tensor], _: int) -> None:
         """Accumulate the measures."""
@@ -170,22 +173,27 @@ class SparseAutoencoder(pl.LightningModule):
         self.log_dict(self.measures.compute(), sync_dist=True)
 
     def configure_optimizers(self) -> Any:
-        """Adam, at a pace."""
+        """Adam and its schedule."""
         data = getattr(self.trainer, "datamodule", None)
-        if isinstance(data, ActivationsData):  # Lightning counts blocks
+        if isinstance(data, ActivationsData):  # Lightning would count blocks, not steps
             steps = data.schedule.steps
             self._restarts = data.schedule.restarts(self.resample)
         else:
             steps = int(self.trainer.estimated_stepping_batches)
-        return adam_at_pace(self.parameters(), self.learning_rate, steps, self.warmup, self.decay)
+        return adam_with_schedule(self.parameters(), self.learning_rate, steps, self.warmup, self.decay)
 
 
-def adam_at_pace(
+def adam_with_schedule(
     parameters: Iterable[nn.Parameter], learning_rate: float, steps: int, warmup: float, decay: float
 ) -> tuple[list[Adam], list[LambdaLR]]:
-    """Adam for those that want a gradient, and its schedule (:func:`salve.sae.pace`), as Lightning wants them."""
+    """Adam for the parameters that require a gradient, and its schedule, in the form that Lightning expects.
+
+    Args:
+        parameters: of the model. learning_rate: the peak.
+        steps, warmup, decay: see :func:`salve.sae.learning_rate_factor`.
+    """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     optimizer = Adam(trained, lr=learning_rate)
-    # The schedule is also asked for the step after the last.
-    schedule = LambdaLR(optimizer, lambda step: pace(min(step, steps - 1), steps, warmup, decay))
+    # LambdaLR also asks for the step after the last one.
+    schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(min(step, steps - 1), steps, warmup, decay))
     return [optimizer], [schedule]

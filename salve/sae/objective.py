@@ -1,9 +1,9 @@
-"""What a training step minimises, as a function that one SAE and many at once can go through."""
+"""The training objective, for one SAE and, under ``torch.vmap``, for many."""
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from salve.sae.base import SAE, Pass
+from salve.sae.base import SAE, SAEOutput
 from salve.sae.losses import mean_loss
 from salve.sae.revival import AUXILIARY, auxk_losses
 from salve.types import Activations, Latents
@@ -16,13 +16,20 @@ def objective(
     dead: Bool[Tensor, " d"] | None = None,
     auxk: int = 0,
 ) -> tuple[Float[Tensor, ""], Latents]:
-    """Mean loss of a batch, and its latents, detached.
+    """The mean loss of a batch, and its latents without gradient.
 
     Args:
-        sparsity: λ of the variant. dead: latents that AuxK uses. auxk: how many of them at most, 0 for no such term.
+        sae: in train mode.
+        activations: ``[N, M]``.
+        sparsity: λ of the variant.
+        dead: ``[d]``, the latents that AuxK may use; None for no AuxK term.
+        auxk: number of dead latents that AuxK uses at most; 0 for no AuxK term.
+
+    Returns:
+        Scalar loss and latents ``[N, d]``.
     """
-    loss, passed = step_loss(sae, activations, sparsity, dead, auxk)
-    return loss, passed.latents.detach()
+    loss, output = step_loss(sae, activations, sparsity, dead, auxk)
+    return loss, output.latents.detach()
 
 
 def step_loss(
@@ -31,29 +38,29 @@ def step_loss(
     sparsity: float | Float[Tensor, ""],
     dead: Bool[Tensor, " d"] | None = None,
     auxk: int = 0,
-) -> tuple[Float[Tensor, ""], Pass]:
-    """As :func:`objective`, with the whole pass, whose latents are not made where nobody asks for them."""
-    # A price of latents needs the gradient of every one.
-    passed = sae.run(activations) if sparsity else sae.run_alone(activations)
-    return _mean_loss(sae, activations, passed, sparsity, dead, auxk), passed
+) -> tuple[Float[Tensor, ""], SAEOutput]:
+    """As :func:`objective`, but returns the whole forward pass: its dense latents are only built on demand."""
+    # A sparsity penalty needs the gradient of every latent.
+    output = sae.run(activations) if sparsity else sae.run_alone(activations)
+    return _mean_loss(sae, activations, output, sparsity, dead, auxk), output
 
 
 def _mean_loss(
     sae: SAE,
     activations: Activations,
-    passed: Pass,
+    output: SAEOutput,
     sparsity: float | Float[Tensor, ""],
     dead: Bool[Tensor, " d"] | None,
     auxk: int,
 ) -> Float[Tensor, ""]:
-    losses = sae.losses(activations, passed, sparsity)
+    losses = sae.losses(activations, output, sparsity)
     if auxk and dead is not None:
-        losses = losses + AUXILIARY * auxk_losses(sae, activations, passed, dead, auxk)
+        losses = losses + AUXILIARY * auxk_losses(sae, activations, output, dead, auxk)
     return mean_loss(losses)
 
 
 class Objective(nn.Module):
-    """:func:`objective` of an SAE as a module, for ``torch.func.functional_call``."""
+    """:func:`objective` as a module, for ``torch.func.functional_call``."""
 
     def __init__(self, sae: SAE, auxk: int) -> None:
         super().__init__()
@@ -63,5 +70,5 @@ class Objective(nn.Module):
         self, activations: Activations, sparsity: Float[Tensor, ""], dead: Bool[Tensor, " d"]
     ) -> tuple[Float[Tensor, ""], Latents]:
         """Mean loss and latents."""
-        passed = self.sae.run(activations)
-        return _mean_loss(self.sae, activations, passed, sparsity, dead, self.auxk), passed.latents.detach()
+        output = self.sae.run(activations)
+        return _mean_loss(self.sae, activations, output, sparsity, dead, self.auxk), output.latents.detach()

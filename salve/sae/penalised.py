@@ -1,4 +1,4 @@
-"""Sparse autoencoders that pay for their latents: an L1 price or, for JumpReLU, a price for each one that fires."""
+"""Variants with a sparsity penalty in the loss: L1, or for JumpReLU the number of latents that fire."""
 
 import math
 
@@ -6,13 +6,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from salve.sae.base import SAE, Pass
+from salve.sae.base import SAE, SAEOutput
 from salve.sae.losses import squared_errors
 from salve.types import Activations, Latents
 
 
 class LinearL1(SAE):
-    """The paper's: no activation function and no bias, so latents are signed (Flovik 2025)."""
+    """The paper's SAE: no activation function and no bias, so latents are signed (Flovik 2025)."""
 
     variant = "linear_l1"
     has_bias = False
@@ -35,13 +35,13 @@ class ReluL1(SAE):
 
 
 class Gated(SAE):
-    """Whether a latent fires and how strongly are two questions (Rajamanoharan et al. 2024a, arXiv 2404.16014).
+    """A gate decides which latents fire, a magnitude path how strongly (Rajamanoharan et al. 2024a, arXiv 2404.16014).
 
-        π = E (a − s) + b,   z = 1[π > 0] ⊙ ReLU( exp(r) ⊙ E (a − s) + b_mag )
+        π = E (a − b_dec) + b,   z = 1[π > 0] ⊙ ReLU( exp(r) ⊙ E (a − b_dec) + b_mag )
         loss = ‖a − â‖² + λ ‖ReLU(π)‖₁ + ‖a − â_frozen(ReLU(π))‖²
 
-    The price is on the gate only, so that it does not shrink the latents. The last term teaches
-    the gate, through a decoder and ``b_dec`` that get no gradient from it.
+    Only the gate is penalised, so the penalty does not shrink the latents. The last term trains the gate: it decodes
+    ``ReLU(π)`` with the decoder and ``b_dec`` held fixed.
 
     Attributes:
         magnitude: ``r [d]``. magnitude_bias: ``b_mag [d]``. The base class's ``bias`` is the gate's.
@@ -56,38 +56,38 @@ class Gated(SAE):
         self.magnitude_bias = nn.Parameter(torch.zeros(dictionary_size))
 
     def activate(self, pre: Latents) -> Latents:
-        """From the gate's pre-activations ``π`` to latents."""
+        """Latents from the gate's pre-activations ``π``."""
         strength = (self.magnitude.exp() * (pre - self.bias) + self.magnitude_bias).relu()
         return torch.where(pre > 0, strength, 0.0)
 
     def losses(
-        self, activations: Activations, passed: Pass, sparsity: float | Float[Tensor, ""]
+        self, activations: Activations, output: SAEOutput, sparsity: float | Float[Tensor, ""]
     ) -> Float[Tensor, " N"]:
-        """Squared error, price of the gate, and the gate's own squared error."""
-        gate = passed.pre.relu()
+        """Squared error, the gate's L1 penalty, and the gate's own squared error."""
+        gate = output.pre.relu()
         frozen = gate @ self.decoder.detach().T + self.b_dec.detach()
         own = squared_errors(activations, frozen) + sparsity * gate.sum(dim=1)
-        return squared_errors(activations, passed.reconstruction) + own
+        return squared_errors(activations, output.reconstruction) + own
 
     @torch.no_grad()
     def restart(self, latents: Tensor, directions: Tensor) -> None:
-        """As for all, with the strength as at the start."""
+        """As for every variant; also resets the magnitude path."""
         super().restart(latents, directions)
         self.magnitude[latents] = 0
         self.magnitude_bias[latents] = 0
 
 
 class JumpReLU(SAE):
-    """A learned threshold for each latent, and a price for each latent that fires (Rajamanoharan et al. 2024b).
+    """A learned threshold per latent, and an L0 penalty (Rajamanoharan et al. 2024b, arXiv 2407.14435).
 
         z = π ⊙ 1[π > θ],   loss = ‖a − â‖² + λ Σ_l 1[π_l > θ_l]
 
-    (arXiv 2407.14435), where ``θ = exp(log_threshold)`` is trained through the pseudo-derivatives
-    ``∂z/∂θ = −(θ/ε) K((π − θ)/ε)`` and ``∂1[π > θ]/∂θ = −(1/ε) K((π − θ)/ε)`` with ``K`` the rectangle of width and
-    area one around zero. The price acts on ``θ`` only.
+    ``θ = exp(log_threshold)`` is trained through the pseudo-derivatives ``∂z/∂θ = −(θ/ε) K((π − θ)/ε)`` and
+    ``∂1[π > θ]/∂θ = −(1/ε) K((π − θ)/ε)``, with ``K`` the rectangle of width and area one around zero. The penalty
+    acts on ``θ`` only.
 
     Args:
-        bandwidth: ε > 0, in the unit of the activations that it is trained on, as is θ, which starts at 1.
+        bandwidth: ε > 0, in the unit of the training activations.
 
     Attributes:
         log_threshold: ``log θ [d]``.
@@ -105,7 +105,7 @@ class JumpReLU(SAE):
         self.check(dictionary_size, bandwidth=bandwidth)
         super().__init__(width, dictionary_size, generator)
         self.bandwidth = float(bandwidth)
-        # θ = 1, the root mean square of what a random direction finds in activations with mean ‖a‖² = M.
+        # θ = 1: the root mean square of a random direction's pre-activation where mean ‖a‖² = M.
         self.log_threshold = nn.Parameter(torch.zeros(dictionary_size))
 
     @property
@@ -120,22 +120,22 @@ class JumpReLU(SAE):
         return kept + threshold.detach() * self._moved(pre, threshold) if self.training else kept
 
     def _moved(self, pre: Latents, threshold: Float[Tensor, " d"]) -> Latents:
-        """Zeros, whose derivative by ``θ`` is ``−K((π − θ)/ε) / ε``."""
+        """Zeros whose derivative with respect to ``θ`` is ``−K((π − θ)/ε) / ε``."""
         fixed = threshold.detach()
         near = ((pre.detach() - fixed).abs() < self.bandwidth / 2).to(pre.dtype)
         return near / self.bandwidth * (fixed - threshold)
 
     def losses(
-        self, activations: Activations, passed: Pass, sparsity: float | Float[Tensor, ""]
+        self, activations: Activations, output: SAEOutput, sparsity: float | Float[Tensor, ""]
     ) -> Float[Tensor, " N"]:
-        """Squared error, and λ for each latent that fires."""
+        """Squared error plus λ for each latent that fires."""
         threshold = self.threshold
-        fires = (passed.pre > threshold).to(passed.pre.dtype) + self._moved(passed.pre, threshold)
-        return squared_errors(activations, passed.reconstruction) + sparsity * fires.sum(dim=1)
+        fires = (output.pre > threshold).to(output.pre.dtype) + self._moved(output.pre, threshold)
+        return squared_errors(activations, output.reconstruction) + sparsity * fires.sum(dim=1)
 
     @torch.no_grad()
     def fold(self, scale: float) -> None:
-        """As for all; the thresholds and the bandwidth have the unit of an activation, too."""
+        """As for every variant; thresholds and bandwidth have the unit of an activation, too."""
         super().fold(scale)
         self.log_threshold.add_(math.log(scale))
         self.bandwidth *= scale

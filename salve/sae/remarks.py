@@ -1,51 +1,54 @@
-"""What a reader of an SAE's numbers should be warned of."""
+"""Warnings about an SAE, from its measures."""
 
 from collections.abc import Mapping
 from typing import Any
 
-#: Fewer steps than this were too few where it was measured (docs/saes.md, *Steps*): after 180 on 600 images three times
-#: as many latents were active as after 2,000, and 1 to 5 classes of ten separated instead of 8 or 9.
+#: Fewer steps are too few (docs/saes.md, *Steps*): after 180 steps on 600 images, an image had three times as many
+#: active latents as after 2,000, and 1 to 5 of ten classes separated instead of 8 or 9.
 FEW_STEPS = 500
-#: Of what could fire: a code of more than a quarter of the channels or latents shortens nothing and names nothing.
+#: A code is not sparse if more than this share of the latents, or as many as this share of the channels, fire.
 SPARSE = 1 / 4
-#: An SAE that explains less than half of the variance says little of what the classifier reads.
+#: An SAE with a lower FVE says little about what the classifier reads.
 POOR = 1 / 2
-#: Half of a dictionary that does nothing can be left out.
+#: With a larger share of dead latents, a smaller dictionary would do.
 MANY_DEAD = 1 / 2
 
 
 def remarks(record: Mapping[str, Any]) -> list[str]:
-    """Sentences about an SAE that saw few steps, explains little, is not sparse or mostly dead; empty if all is well.
+    """Sentences about an SAE that had few steps, explains little, is not sparse, or is mostly dead.
 
     Args:
-        record: what ``sae.json`` holds; a measure that is missing or None is passed over.
+        record: the content of ``sae.json``. Measures that are missing or None are skipped.
+
+    Returns:
+        One sentence per problem; empty if there is none.
     """
     found = []
     steps, passes = record.get("steps"), record.get("passes")
     if steps is not None and steps < FEW_STEPS:
         after = "" if passes is None else f" ({passes:.3g} passes over the training images)"
         found.append(
-            f"The SAE saw only {steps} steps{after}, too few to settle: another seed may give other latents and edits. "
-            f"Set sae.steps to {FEW_STEPS} or more."
+            f"The SAE had only {steps} steps{after}, too few to converge: another seed may give other latents "
+            f"and edits. Set sae.steps to {FEW_STEPS} or more."
         )
     fve = record.get("select_fve")
     if fve is not None and fve < POOR:
         worse = ", less than their mean would" if fve < 0 else ""
         found.append(
             f"The SAE explains {max(fve, 0):.0%} of the variance of select images' activations (FVE {fve:.2g}){worse}: "
-            "edits act on the little that it knows. Lower sae.sparsity, raise sae.k or sae.dictionary_size, or train "
+            "edits act on this part only. Lower sae.sparsity, raise sae.k or sae.dictionary_size, or train "
             "for more steps."
         )
     l0, size, width = (record.get(name) for name in ("l0", "dictionary_size", "width"))
     if l0 is not None and size and width and l0 > SPARSE * min(size, width):
         found.append(
-            f"An L0 of {l0:.0f} is not sparse: so many of {size} latents fire for an image of {width} channels. "
+            f"An L0 of {l0:.0f} is not sparse: an image has {width} channels, the SAE {size} latents. "
             "Raise sae.sparsity, lower sae.k, or train for more steps."
         )
     dead = record.get("dead_fraction")
     if dead is not None and size and dead > MANY_DEAD:
         found.append(
-            f"{round(dead * size)} of {size} latents are dead: they fire for no training image. A smaller "
-            "sae.dictionary_size would do; sae.resample or sae.auxk, where the variant has it, revives some."
+            f"{round(dead * size)} of {size} latents are dead: they fire for no training image. Choose a smaller "
+            "sae.dictionary_size, or revive some with sae.resample or sae.auxk, whichever the variant has."
         )
     return found

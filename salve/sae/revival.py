@@ -1,4 +1,4 @@
-"""Latents that have died: who they are, and two ways to bring them back."""
+"""Dead latents: counting how long each has not fired, and two ways to revive them, AuxK and resampling."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -7,9 +7,9 @@ from torch import Tensor, distributed
 from salve.activations import AnyRows
 from salve.distributed import rank_and_world_size
 from salve.metrics import firing
-from salve.sae.base import SAE, Pass
+from salve.sae.base import SAE, SAEOutput
 from salve.sae.losses import squared_errors
-from salve.sae.sparse import encode_sparse, ranked
+from salve.sae.sparse import encode_sparse, pattern_of_indices
 from salve.types import Activations, Latents
 
 #: Weight of the auxiliary loss (Gao et al. 2024, α).
@@ -17,43 +17,52 @@ AUXILIARY = 1 / 32
 
 
 def auxk_losses(
-    sae: SAE, activations: Activations, passed: Pass, dead: Bool[Tensor, " d"], count: int
+    sae: SAE, activations: Activations, output: SAEOutput, dead: Bool[Tensor, " d"], count: int
 ) -> Float[Tensor, " N"]:
-    """AuxK: ``‖e − D ẑ‖²``, where ``ẑ`` are the ``count`` dead latents with the largest pre-activations.
+    """The AuxK loss ``‖e − D ẑ‖²`` of each row: the largest dead latents reconstruct the error.
 
-    The error ``e = a − â`` is held fixed, and ``D ẑ`` has no ``b_dec``: the loss teaches dead latents, and only them,
-    what the living ones leave over. Zero where none is dead.
+    The error ``e = a − â`` is held fixed, and ``D ẑ`` has no ``b_dec``: only dead latents learn from this loss.
+
+    Args:
+        sae: any with ``relu`` latents. activations: ``[N, M]``. output: of the forward pass.
+        dead: ``[d]``, which latents are dead.
+        count: ``ẑ`` are the dead latents with the ``count`` largest pre-activations.
+
+    Returns:
+        ``[N]``; zero where no latent is dead.
 
     Source: Gao et al. 2024 (arXiv 2406.04093), appendix A.2.
     """
-    values, indices = passed.pre.masked_fill(~dead, -torch.inf).topk(count, dim=1)
-    error = (activations - passed.reconstruction).detach()
-    if passed.sparse is None:
-        latents = torch.zeros_like(passed.pre).scatter(1, indices, values.relu())
+    values, indices = output.pre.masked_fill(~dead, -torch.inf).topk(count, dim=1)
+    error = (activations - output.reconstruction).detach()
+    if output.sparse is None:
+        latents = torch.zeros_like(output.pre).scatter(1, indices, values.relu())
         rebuilt = latents @ sae.decoder.T
     else:
-        sparse = encode_sparse(passed.pre, activations - sae.b_dec, sae.encoder, sae.bias, ranked(indices, len(dead)))
-        # Where fewer are dead than asked for, some of the living are among the indices.
-        rebuilt = sparse._replace(values=sparse.values.relu() * dead[sparse.pairs.columns]).decode(sae.decoder)
+        sparse = encode_sparse(
+            output.pre, activations - sae.b_dec, sae.encoder, sae.bias, pattern_of_indices(indices, len(dead))
+        )
+        # Where fewer than `count` latents are dead, the indices hold live ones too.
+        rebuilt = sparse._replace(values=sparse.values.relu() * dead[sparse.pattern.columns]).decode(sae.decoder)
     return torch.where(dead.any(), squared_errors(error, rebuilt), 0.0)
 
 
 @torch.no_grad()
-def silence(
-    silent: Int[Tensor, " d"], latents: Latents, activations: Activations, firing_threshold: float
+def update_rows_since_fired(
+    rows_since_fired: Int[Tensor, " d"], latents: Latents, activations: Activations, firing_threshold: float
 ) -> Int[Tensor, " d"]:
-    """For how many rows each latent has not fired, after one more batch of all ranks.
+    """Count for each latent the rows since it last fired, after one more batch of all ranks.
 
     Args:
-        silent: before the batch. latents, activations: of this rank's part. firing_threshold: see
+        rows_since_fired: before the batch. latents, activations: of this rank's part of it. firing_threshold: see
             :func:`salve.metrics.firing`.
     """
-    fired = firing(latents, activations, firing_threshold).any(dim=0).to(silent.dtype)
-    rows = torch.tensor(len(latents), device=silent.device)
+    fired = firing(latents, activations, firing_threshold).any(dim=0).to(rows_since_fired.dtype)
+    rows = torch.tensor(len(latents), device=rows_since_fired.device)
     if rank_and_world_size()[1] > 1:
         distributed.all_reduce(fired, distributed.ReduceOp.MAX)
         distributed.all_reduce(rows)
-    return torch.where(fired > 0, 0, silent + rows)
+    return torch.where(fired > 0, 0, rows_since_fired + rows)
 
 
 @torch.no_grad()
@@ -65,20 +74,23 @@ def resample(
     sparsity: float,
     generator: torch.Generator,
 ) -> int:
-    """Let dead latents begin anew where the SAE is worst, in place.
+    """Reset dead latents to directions that the SAE reconstructs badly, in place.
 
-    Each takes the direction of the error of a row drawn with probability proportional to the square of the row's loss,
-    has an encoder of a fifth of the living's mean norm, no bias, and no history in Adam.
+    Each dead latent draws a row with probability proportional to its squared loss, and takes the direction of that
+    row's error. Its encoder row gets a fifth of the live ones' mean norm; its bias and its Adam moments become zero.
 
-    Two things differ from the source, where few die and inputs are centred. There the direction is the row's own: raw
-    activations all point much the same way. And no more begin anew at a time than are alive: hundreds that answer to
-    the same rows outweigh the living, and the training collapses.
+    Two things differ from the source, where few latents die and inputs are centred. The source takes the direction of
+    the row, not of its error; but raw activations all point much the same way. And here at most as many latents are
+    reset as are alive: otherwise hundreds that fire for the same rows outweigh the live ones, and training collapses.
 
     Args:
-        activations: ``[N, M]`` to draw from, in memory or on disk. generator: on the CPU.
+        sae: the SAE. optimizer: its Adam.
+        activations: ``[N, M]`` to draw from, in memory or on disk.
+        dead: ``[d]``. sparsity: λ.
+        generator: on the CPU.
 
     Returns:
-        How many; 0 too if no row has a loss to draw by.
+        The number of latents reset; 0 if none is dead or no row has a finite, positive loss.
 
     Source: Bricken et al. 2023, "Neuron resampling".
     """

@@ -1,4 +1,4 @@
-"""Products with the few latents that may fire, at a cost that grows with their number and not with the dictionary."""
+"""Sparse latents: encoding, decoding and gradients whose cost grows with the latents that may fire, not with ``d``."""
 
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -11,17 +11,19 @@ from torch import Tensor
 
 from salve.types import Activations, Latents
 
-#: Columns of a group in :func:`largest`.
+#: Columns per group in :func:`largest`.
 GROUP = 4
-#: Up to so many, NumPy's choice of the largest, which uses vector instructions and one thread, beats torch's.
+#: Up to this number of threads, NumPy's single-threaded but vectorised ``argpartition`` is faster than ``topk``.
 THREADS = 4
 
 
-class Pairs:
-    """Latents chosen for each of ``N`` rows: row ``n`` has ``columns[offsets[n] : offsets[n + 1]]``.
+class SparsePattern:
+    """Positions of the entries of a sparse matrix ``[N, d]``, in CSR format.
 
     Args:
-        offsets: ``[N + 1]``. columns: ``[P]`` for the ``P`` pairs of a row and a latent. size: ``d``.
+        offsets: ``[N + 1]``; row ``n`` has the columns ``columns[offsets[n] : offsets[n + 1]]``.
+        columns: ``[P]``, the latent of each of the ``P`` entries.
+        size: ``d``.
     """
 
     def __init__(self, offsets: Int[Tensor, " N1"], columns: Int[Tensor, " P"], size: int) -> None:
@@ -29,24 +31,24 @@ class Pairs:
 
     @cached_property
     def rows(self) -> Int[Tensor, " P"]:
-        """The row of each pair."""
+        """The row of each entry."""
         return torch.repeat_interleave(self.offsets.diff())
 
     @cached_property
     def by_latent(self) -> tuple[Int[Tensor, " P"], Int[Tensor, " D1"], Int[Tensor, " P"]]:
-        """The other way around: the pairs' order, where each latent begins and ends in it, and the rows."""
-        # NumPy has a radix sort of small integers, ten times as fast as torch's sort.
+        """The same entries in CSC format: their order, where each latent begins in it, and their rows."""
+        # NumPy sorts small integers by radix, ten times as fast as torch.
         small = self.columns.to(torch.int16 if self.size <= 2**15 else torch.int32)
         order = torch.from_numpy(np.argsort(small.numpy(force=True), kind="stable")).to(self.columns.device)
         starts = F.pad(torch.bincount(self.columns, minlength=self.size).cumsum(dim=0), (1, 0))
         return order, starts, self.rows[order]
 
-    def of_rows(self, table: Float[Tensor, "d M"], values: Float[Tensor, " P"]) -> Float[Tensor, "N M"]:
-        """``Σ_l v_nl t_l`` for each row."""
+    def sum_by_row(self, table: Float[Tensor, "d M"], values: Float[Tensor, " P"]) -> Float[Tensor, "N M"]:
+        """``Σ_l v_nl t_l`` for each row ``n``."""
         return _bags(table, self.columns, self.offsets, values)
 
-    def of_latents(self, table: Float[Tensor, "N M"], values: Float[Tensor, " P"]) -> Float[Tensor, "d M"]:
-        """``Σ_n v_nl t_n`` for each latent."""
+    def sum_by_latent(self, table: Float[Tensor, "N M"], values: Float[Tensor, " P"]) -> Float[Tensor, "d M"]:
+        """``Σ_n v_nl t_n`` for each latent ``l``."""
         order, starts, rows = self.by_latent
         return _bags(table, rows, starts, values[order])
 
@@ -58,47 +60,46 @@ def _bags(table: Tensor, indices: Tensor, offsets: Tensor, weights: Tensor) -> T
 
 
 class SparseLatents(NamedTuple):
-    """Chosen latents, with their values ``[P]``."""
+    """Latents ``[N, d]`` as a sparse matrix: its pattern and the values ``[P]`` of its entries."""
 
-    pairs: Pairs
+    pattern: SparsePattern
     values: Float[Tensor, " P"]
 
     def within(self, start: int, stop: int) -> "SparseLatents":
-        """Only the latents ``start … stop − 1``."""
-        offsets, columns = self.pairs.offsets, self.pairs.columns
+        """The entries of the latents ``start … stop − 1``."""
+        offsets, columns = self.pattern.offsets, self.pattern.columns
         kept = (columns >= start) & (columns < stop)
         before = F.pad(kept.cumsum(dim=0), (1, 0))
-        return SparseLatents(Pairs(before[offsets], columns[kept], self.pairs.size), self.values[kept])
+        return SparseLatents(SparsePattern(before[offsets], columns[kept], self.pattern.size), self.values[kept])
 
     def decode(self, decoder: Float[Tensor, "M d"]) -> Activations:
         """``D z`` ``[N, M]``, without ``b_dec``."""
-        rebuilt = self.pairs.of_rows(decoder.detach().T, self.values)
-        added: Tensor = _DecoderGradient.apply(rebuilt, decoder, self.values.detach(), self.pairs)
+        rebuilt = self.pattern.sum_by_row(decoder.detach().T, self.values)
+        added: Tensor = _DecoderGradient.apply(rebuilt, decoder, self.values.detach(), self.pattern)
         return added
 
     def dense(self, like: Latents) -> Latents:
-        """As latents ``[N, d]`` of the shape of ``like``, without a gradient."""
+        """As a dense tensor ``[N, d]`` of the dtype of ``like``, without gradient."""
         values = self.values.detach().to(like.dtype)
-        return torch.zeros_like(like).index_put_((self.pairs.rows, self.pairs.columns), values)
+        return torch.zeros_like(like).index_put_((self.pattern.rows, self.pattern.columns), values)
 
 
-def chosen_by(mask: Bool[Tensor, "N d"]) -> Pairs:
-    """Latents that a mask names."""
-    return Pairs(F.pad(mask.sum(dim=1).cumsum(dim=0), (1, 0)), mask.nonzero()[:, 1], mask.shape[1])
+def pattern_of_mask(mask: Bool[Tensor, "N d"]) -> SparsePattern:
+    """The pattern of a mask's True entries."""
+    return SparsePattern(F.pad(mask.sum(dim=1).cumsum(dim=0), (1, 0)), mask.nonzero()[:, 1], mask.shape[1])
 
 
-def ranked(indices: Int[Tensor, "N k"], size: int) -> Pairs:
-    """``k`` latents of ``size`` for each row."""
+def pattern_of_indices(indices: Int[Tensor, "N k"], size: int) -> SparsePattern:
+    """The pattern with ``k`` entries per row, given by their columns; ``size`` is ``d``."""
     rows, k = indices.shape
-    return Pairs(torch.arange(0, rows * k + 1, k, device=indices.device), indices.flatten(), size)
+    return SparsePattern(torch.arange(0, rows * k + 1, k, device=indices.device), indices.flatten(), size)
 
 
 def largest(values: Float[Tensor, "N d"], k: int) -> Int[Tensor, "N k"]:
     """Columns of the ``k`` largest values of each row, in no order.
 
-    Choosing takes time with what there is to choose from. So the columns compete in groups: the ``k`` largest values
-    are in the ``k`` groups with the largest maxima, since each of these groups has a value at least as large as any
-    outside of them.
+    Faster than ``topk`` for many columns. Columns are divided into groups: the ``k`` largest values lie in the ``k``
+    groups with the largest maxima, since each of these maxima is at least as large as any value outside these groups.
     """
     rows, columns = values.shape
     if columns < 8 * k:
@@ -116,7 +117,7 @@ def largest(values: Float[Tensor, "N d"], k: int) -> Int[Tensor, "N k"]:
 
 
 def _top(values: Float[Tensor, "N d"], k: int) -> Int[Tensor, "N k"]:
-    """As :func:`largest`, of few columns."""
+    """As :func:`largest`, for few columns."""
     if torch.get_num_threads() > THREADS:
         return values.topk(k, dim=1, sorted=False).indices
     columns = np.argpartition(values.detach().float().numpy(), -k, axis=1)[:, -k:]
@@ -128,47 +129,52 @@ def encode_sparse(
     activations: Activations,
     encoder: Float[Tensor, "d M"],
     bias: Float[Tensor, " d"],
-    pairs: Pairs,
+    pattern: SparsePattern,
 ) -> SparseLatents:
-    """Pre-activations ``E a + b`` of chosen latents, with a gradient that is computed for those only.
+    """Pre-activations ``E a + b`` at a pattern's entries, with a gradient that is computed for these entries only.
 
     Args:
-        pre: ``[N, d]``, all pre-activations, computed without a gradient. activations: ``[N, M]``, centred already.
+        pre: ``[N, d]``, all pre-activations, computed without gradient.
+        activations: ``[N, M]``, minus ``b_dec``.
+        encoder, bias: of the SAE.
+        pattern: the entries.
     """
-    values: Tensor = _Encode.apply(pre, activations, encoder, bias, pairs)
-    return SparseLatents(pairs, values)
+    values: Tensor = _Encode.apply(pre, activations, encoder, bias, pattern)
+    return SparseLatents(pattern, values)
 
 
 class _Encode(torch.autograd.Function):
-    """Entries of ``A Eᵀ + b``: ``∂/∂E_l = Σ_n g_nl a_n``, ``∂/∂b_l = Σ_n g_nl``, ``∂/∂a_n = Σ_l g_nl E_l``."""
+    """Some entries of ``A Eᵀ + b``: ``∂/∂E_l = Σ_n g_nl a_n``, ``∂/∂b_l = Σ_n g_nl``, ``∂/∂a_n = Σ_l g_nl E_l``."""
 
     @staticmethod
-    def forward(ctx: Any, pre: Tensor, activations: Tensor, encoder: Tensor, bias: Tensor, pairs: Pairs) -> Tensor:
+    def forward(
+        ctx: Any, pre: Tensor, activations: Tensor, encoder: Tensor, bias: Tensor, pattern: SparsePattern
+    ) -> Tensor:
         ctx.save_for_backward(activations, encoder)
-        ctx.pairs = pairs
-        return pre[pairs.rows, pairs.columns].to(encoder.dtype)
+        ctx.pattern = pattern
+        return pre[pattern.rows, pattern.columns].to(encoder.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         [gradient] = gradients
         activations, encoder = ctx.saved_tensors
-        pairs: Pairs = ctx.pairs
-        by_latent = pairs.of_latents(activations, gradient)
-        bias = torch.zeros_like(encoder[:, 0]).index_add_(0, pairs.columns, gradient)
-        inputs = pairs.of_rows(encoder, gradient) if ctx.needs_input_grad[1] else None
+        pattern: SparsePattern = ctx.pattern
+        by_latent = pattern.sum_by_latent(activations, gradient)
+        bias = torch.zeros_like(encoder[:, 0]).index_add_(0, pattern.columns, gradient)
+        inputs = pattern.sum_by_row(encoder, gradient) if ctx.needs_input_grad[1] else None
         return None, inputs, by_latent, bias, None
 
 
 class _DecoderGradient(torch.autograd.Function):
-    """Nothing but a gradient: ``∂/∂D_l = Σ_n z_nl g_n`` of ``D z``, faster than ``embedding_bag`` has it."""
+    """The identity, with the gradient ``∂/∂D_l = Σ_n z_nl g_n`` of ``D z``: faster than ``embedding_bag``'s own."""
 
     @staticmethod
-    def forward(ctx: Any, rebuilt: Tensor, decoder: Tensor, values: Tensor, pairs: Pairs) -> Tensor:
+    def forward(ctx: Any, rebuilt: Tensor, decoder: Tensor, values: Tensor, pattern: SparsePattern) -> Tensor:
         ctx.save_for_backward(values)
-        ctx.pairs = pairs
+        ctx.pattern = pattern
         return rebuilt
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         [gradient], [values] = gradients, ctx.saved_tensors
-        return gradient, ctx.pairs.of_latents(gradient.contiguous(), values).T, None, None
+        return gradient, ctx.pattern.sum_by_latent(gradient.contiguous(), values).T, None, None

@@ -1,4 +1,4 @@
-"""The verbs, one short file each; they meet only through artifacts."""
+"""The stages of a run, one file each. They exchange data only through artifacts."""
 
 from salve.settings import (
     BackboneSettings,

@@ -1,6 +1,5 @@
-"""Stage ``control``: edit each class's latent over a grid of strengths, and keep the edits as edit_files."""
+"""Stage ``control``: edit each class's latent over a grid of strengths, and save the chosen edits as files."""
 
-import re
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -25,15 +24,17 @@ from salve.editing.verdict import (
     resampled_effects,
     verdict,
 )
+from salve.report.text import slug
 from salve.settings import EditSettings
 from salve.stages.context import StageContext, settings_of_key
 from salve.stages.curves import CurvesByClass, curve_tables, measure, own_classes
 from salve.stages.outcome import choose, summarise
 from salve.stages.targets import Target, contributions_of, refuse_aligned_on_signed, targets_of
+from salve.stages.training import evaluate
 
-#: What strengths are measured on: the first chooses one, the second reports it.
+#: Splits on which strengths are measured: the first chooses the strength, the second reports its effect.
 MEASURED_ON = ("select", "test")
-#: In ``confusion.csv``, for units of the network that no class of the data stands for.
+#: The name in ``confusion.csv`` of the network's outputs that are no class of the data.
 OTHER_OUTPUT = "other output"
 
 
@@ -45,11 +46,11 @@ def control(
     sae: Artifact,
     features: Artifact,
 ) -> Artifact:
-    """Measure every target at every strength; the select split chooses each edit's strength, the test split reports it.
+    """Measure every target at every strength; choose each edit's strength on select, and report it on test.
 
     Returns:
         Artifact ``control``: ``curves.csv``, ``summary.csv``, ``verdict.json``, ``evaluation.csv``, ``confusion.csv``,
-        one edit_file per target under ``edits/``, and with ``edit.by_class`` ``curves.parquet``.
+        one edit file per target under ``edits/``, and with ``edit.by_class`` also ``curves.parquet``.
     """
     refuse_aligned_on_signed(settings, activations)
     key_settings = settings_of_key(asdict(settings), classifier, activations, sae, features)
@@ -59,7 +60,7 @@ def control(
         splits = {split: context.activations(activations, split) for split in MEASURED_ON}
         head = context.head(classifier)
         targets = targets_of(context.classes, features, settings.sets)
-        # Of each edit only what is as long as the grid: all classes of all edits would grow with their square.
+        # Keep only per-edit effects: accuracies of all classes for all edits would grow with the square of the classes.
         suppressed: list[dict[str, Effect]] = []
         by_class = CurvesByClass(folder / "curves.parquet") if settings.by_class else nullcontext()
         with (
@@ -98,16 +99,16 @@ def _judge(
     suppressed: Sequence[dict[str, Effect]],
     folder: Path,
 ) -> list[dict[str, Any]]:
-    """The rows of ``summary.csv``, and ``verdict.json``."""
-    places = [choose(effects["select"]) for effects in suppressed]
+    """Write ``verdict.json``; returns the rows of ``summary.csv``."""
+    chosen = [choose(effects["select"]) for effects in suppressed]
     own = np.stack([own_classes(target, len(context.classes)) for target in targets])
     images = test.labels.numpy()
     counts = np.bincount(images, minlength=len(context.classes))
     untouched = edit_outcomes(*head, test.activations, test.labels, torch.zeros_like(decoder[:, 0]), 0.0)[0].numpy()
-    # Made beforehand: small arrays kept among the large ones that come and go leave holes in the heap, a gigabyte of
-    # them with a thousand classes.
+    # Allocated beforehand: small arrays that stay between large temporary ones fragment the heap, by a gigabyte with a
+    # thousand classes.
     right, kl = np.empty((len(targets), len(images)), bool), np.full(len(targets), np.nan)
-    for i, (target, (at, _)) in enumerate(zip(targets, places, strict=True)):
+    for i, (target, (at, _)) in enumerate(zip(targets, chosen, strict=True)):
         contributions = contributions_of(decoder, target, settings)
         kept, drift = edit_outcomes(*head, test.activations, test.labels, contributions, settings.alpha[at])
         right[i] = kept.numpy()
@@ -117,7 +118,7 @@ def _judge(
             kl[i] = (moved[others] / counts[others]).mean()
     resampled = resampled_effects(images, untouched, right, own)
     rows, found = [], []
-    for i, (target, effects, (at, reached)) in enumerate(zip(targets, suppressed, places, strict=True)):
+    for i, (target, effects, (at, reached)) in enumerate(zip(targets, suppressed, chosen, strict=True)):
         found.append(effects["test"].at(at))
         redrawn = Effect(*(field[i] for field in resampled))
         row = summarise(target, settings.alpha, at, reached, effects, redrawn, int(counts[own[i]].sum()))
@@ -127,7 +128,7 @@ def _judge(
         rows.append(row)
     stacked = Effect(*(np.stack(field) for field in zip(*found, strict=True)))
     of_class = [i < len(targets) - len(settings.sets) for i in range(len(targets))]  # sets come last
-    said = verdict(stacked, resampled, of_class, [reached for _, reached in places])
+    said = verdict(stacked, resampled, of_class, [reached for _, reached in chosen])
     record = {
         "judged": said.judged,
         "separates": said.separates,
@@ -143,11 +144,6 @@ def _judge(
     return rows
 
 
-def slug(name: str) -> str:
-    """A file name for any text, of at most 60 letters."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:60].rstrip("-") or "unnamed"
-
-
 def _keep_edit_files(
     context: StageContext,
     settings: EditSettings,
@@ -157,6 +153,7 @@ def _keep_edit_files(
     rows: list[dict[str, Any]],
     folder: Path,
 ) -> None:
+    """Write one edit file per target, at its chosen strength; adds their names to the rows of ``summary.csv``."""
     model, site = context.model(classifier)
     model.cpu()
     (folder / "edits").mkdir()
@@ -168,7 +165,7 @@ def _keep_edit_files(
     edit_files = make_edit_files(model, site, autoencoder, named, f"{context.backbone.library}/{context.backbone.name}")
     digits = max(2, len(str(len(edit_files) - 1)))
     for number_, (edit_file, row) in enumerate(zip(edit_files, rows, strict=True)):
-        row["edit_file"] = f"edits/{number_:0{digits}d}-{slug(edit_file.name)}.json"
+        row["edit_file"] = f"edits/{number_:0{digits}d}-{slug(edit_file.name) or 'unnamed'}.json"
         save_edit_file(edit_file, folder / row["edit_file"])
 
 
@@ -182,7 +179,10 @@ def _evaluate(
     rows: list[dict[str, Any]],
     folder: Path,
 ) -> None:
-    """The slow path, for the first ``settings.evaluate`` targets: the edited network on every test image."""
+    """Run the edited networks of the first ``settings.evaluate`` targets on every test image.
+
+    The other measures use the cached activations. Writes ``evaluation.csv``, which has both, and ``confusion.csv``.
+    """
     evaluated: list[dict[str, Any]] = []
     confusion: list[pd.DataFrame] = []
     head = context.head(classifier)
@@ -191,7 +191,7 @@ def _evaluate(
         model.cpu()
         edit_file = load_edit_file(folder / row["edit_file"])
         module = EditEvaluation(model, apply_edit_file(edit_file, model.state_dict()), context.output_order(model))
-        found = context.test("control", module)
+        found = evaluate(context, "control", module)
         contributions, alphas = contributions_of(decoder, target, settings), torch.tensor([row["alpha_used"]])
         [cached] = edit_accuracies(*head, test.activations, test.labels, contributions, alphas)
         for k, name in enumerate(context.classes):
@@ -215,7 +215,7 @@ def _evaluate(
 
 
 def _confusion_table(target: str, counts: Tensor, classes: Sequence[str]) -> pd.DataFrame:
-    """The counts above zero of a matrix ``[outputs, outputs]`` (rows true), so that its size is that of the data."""
+    """The non-zero entries of a confusion matrix ``[outputs, outputs]`` with true classes as rows."""
     counts = counts[: len(classes)].clone()
     beyond = counts[:, len(classes) :].sum(dim=1, keepdim=True)
     counts = torch.cat([counts[:, : len(classes)], beyond], dim=1)

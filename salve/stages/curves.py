@@ -1,4 +1,4 @@
-"""What stage ``control`` measures of one edit, and the tables of curves that it writes."""
+"""Measures of one edit over the grid of strengths, and the tables of curves of stage ``control``."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,14 +19,18 @@ from salve.stages.targets import Target, contributions_of
 
 @dataclass(frozen=True)
 class Measured:
-    """One edit over the whole grid, by split: accuracy of every class ``[K, C]``, and what that amounts to ``[K]``."""
+    """One edit at all ``K`` strengths.
+
+    Attributes:
+        accuracy: by split, of every class ``[K, C]``. effects: by split, fields ``[K]``.
+    """
 
     accuracy: dict[str, Tensor]
     effects: dict[str, Effect]
 
 
 def own_classes(target: Target, classes: int) -> np.ndarray:
-    """``[C]``, True for the classes that the target is meant for."""
+    """``[C]``, True for the target's classes."""
     own = np.zeros(classes, bool)
     own[list(target.classes)] = True
     return own
@@ -41,11 +45,15 @@ def measure(
     mode: Any,
     classes: int,
 ) -> Measured:
-    """One target at every strength, on every split.
+    """Measure one target at every strength, on every split.
 
     Args:
-        settings: the grid. head: weight ``[outputs, M]`` and bias, the data's classes first. splits: activations.
-        decoder: ``[M, d]``. target: what is edited. mode: suppress or enhance. classes: ``C``, of the data.
+        settings: hold the grid of strengths.
+        head: weight ``[outputs, M]`` and bias ``[outputs]``, the data's classes first.
+        splits: activations and labels by name.
+        decoder: ``[M, d]``.
+        target: what is edited. mode: suppress or enhance.
+        classes: ``C``, of the data.
     """
     contributions, alphas = contributions_of(decoder, target, settings), torch.tensor(settings.alpha)
     accuracy, effects = {}, {}
@@ -57,7 +65,7 @@ def measure(
 
 
 def curve_tables(measured: Measured, mode: str, target: Target, alphas: Sequence[float]) -> list[pd.DataFrame]:
-    """Linear in classes: of the others only the mean and the extremes."""
+    """The rows of ``curves.csv`` for one edit, a table per split: of the other classes only mean and extremes."""
     tables = []
     for split, found in measured.effects.items():
         accuracy = measured.accuracy[split].numpy()
@@ -81,9 +89,9 @@ def curve_tables(measured: Measured, mode: str, target: Target, alphas: Sequence
 
 
 class CurvesByClass:
-    """``with CurvesByClass(path) as table``: every class at every strength, written edit by edit.
+    """Write ``curves.parquet``, every class at every strength, edit by edit: ``with CurvesByClass(path) as table``.
 
-    Its size grows with the square of the number of classes; it is never in memory as a whole.
+    The table grows with the square of the number of classes, so it is never held in memory as a whole.
     """
 
     def __init__(self, path: Path) -> None:
@@ -98,7 +106,7 @@ class CurvesByClass:
             self._writer.close()
 
     def add(self, measured: Measured, mode: str, target: str, alphas: Sequence[float], classes: Sequence[str]) -> None:
-        """The rows of one edit."""
+        """Append the rows of one edit."""
         import pyarrow  # type: ignore[import-untyped]
         import pyarrow.parquet  # type: ignore[import-untyped]
 

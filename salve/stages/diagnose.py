@@ -1,4 +1,4 @@
-"""Stage ``diagnose``: at which strength does each image's class give way."""
+"""Stage ``diagnose``: the critical strength of each image, at which its prediction or logit gives way."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +23,7 @@ def diagnose(
     sae: Artifact,
     features: Artifact,
 ) -> Artifact:
-    """Critical strengths of every test image under its class's latent.
+    """Compute the critical strengths of every test image for its class's latent.
 
     Returns:
         Artifact ``diagnose``: ``images.csv`` and ``summary.csv``.
@@ -54,7 +54,11 @@ def diagnose(
 def strengths(
     weight: Tensor, bias: Tensor, activations: Tensor, contribution: Tensor, labels: Tensor, grid: list[float]
 ) -> pd.DataFrame:
-    """Every critical strength of images ``[n, M]``, and beside them what the edited head really does on the grid."""
+    """All critical strengths of images of ``[n, M]``, and ``flip_grid``, the first strength of the grid that flips.
+
+    Args:
+        weight, bias: of the head. activations: ``[n, M]``. contribution: ``[M]``. labels: ``[n]``. grid: strengths.
+    """
     columns = {}
     for criterion in ("logit", "flip"):
         for method in ("linear", "exact"):
@@ -68,11 +72,11 @@ def strengths(
 
 
 def summarise(name: str, images: pd.DataFrame, grid: list[float]) -> dict[str, object]:
-    """One row of ``summary.csv``: a class's distribution over its correctly classified images."""
+    """One row of ``summary.csv``: the distribution over a class's correctly classified images."""
     right = images[images["correct"]]
     flip, logit = right["flip_exact"], right["logit_exact"]
     close = (right["flip_linear"] == flip) | ((right["flip_linear"] - flip).abs() <= 0.01 * flip)
-    # The grid's value is the first strength at or above the exact one; the one before it lies below.
+    # The exact value must lie between the grid's flipping strength and the strength before it.
     before = right["flip_grid"].map(lambda value: max([a for a in grid if a < value], default=0.0))
     tolerance = 1e-4 * flip.clip(lower=1.0)
     inside = (flip <= right["flip_grid"] + tolerance) & (flip >= before - tolerance)

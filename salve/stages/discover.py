@@ -1,4 +1,4 @@
-"""Stage ``discover``: capture activations, and name the latents of an SAE that the classes depend on."""
+"""Stage ``discover``: capture activations, and find the latents of an SAE that each class depends on."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +19,7 @@ from salve.stages.measure import blocks
 
 
 def capture(context: StageContext, classifier: Artifact) -> Artifact:
-    """The activations at the context's site: artifact ``activations``."""
+    """Capture the activations at the site: artifact ``activations``."""
     model, site = context.model(classifier)
     return captured(context.store, model, site, context.data, context.device, context.progress)
 
@@ -27,14 +27,13 @@ def capture(context: StageContext, classifier: Artifact) -> Artifact:
 def read_features(
     context: StageContext, settings: DiscoverSettings, classifier: Artifact, activations: Artifact, sae: Artifact
 ) -> Artifact:
-    """What the latents say about the classes and concepts, from the train split, in blocks of rows.
+    """Relate latents to classes and concepts on the train split, in blocks of rows.
 
     Returns:
         Artifact ``features``: ``latents.csv``, ``dominant.csv``, ``selected.csv``, ``classes.csv``,
-        ``class_means.safetensors``, ``histograms.safetensors``, and ``concepts.csv`` where the data have a truth.
+        ``class_means.safetensors``, ``histograms.safetensors``, and ``concepts.csv`` if concepts are known.
     """
-    # As opposed to any latent, as at first.
-    key_settings = settings_of_key(asdict(settings), classifier, activations, sae) | {"chosen": "of latents that fire"}
+    key_settings = settings_of_key(asdict(settings), classifier, activations, sae)
 
     def make(folder: Path, _: Path) -> None:
         train, test = (context.activations(activations, split) for split in ("train", "test"))
@@ -58,7 +57,7 @@ def read_features(
 def _pass_over(
     split: Captured, sae: SAE, classes: int
 ) -> tuple[Tensor, Tensor, dict[str, list[float]], dict[str, Tensor]]:
-    """Class means ``[C, d]``, frequencies ``[d]``, further columns of ``latents.csv``, and the histograms."""
+    """Class means ``[C, d]``, frequencies ``[d]``, more columns of ``latents.csv``, and the histograms."""
     size, firing_threshold = sae.dictionary_size, sae.firing_threshold
     means, usage = ClassMeans(size, classes), LatentUsage(size, firing_threshold)
     purity, histogram = (
@@ -71,7 +70,7 @@ def _pass_over(
         usage.update(latents, activations)
         purity.update(latents, activations, labels)
         histogram.update(latents, activations)
-    # torchmetrics takes the axes off what is a single number, such as the frequency of the only latent.
+    # torchmetrics squeezes a tensor of one number, such as the frequency of a single latent.
     columns = {name: values.reshape(-1).tolist() for name, values in purity.compute().items()}
     found = means.compute().reshape(classes, size).float()
     return found, usage.compute()["frequency"].reshape(-1), columns, histogram.compute()
@@ -85,7 +84,7 @@ def _class_table(test: Captured, weight: Tensor, bias: Tensor, classes: tuple[st
 
 
 def _all_latents(sae: SAE, split: Captured) -> Tensor:
-    """Latents ``[N, d]``, all at once: ranks need them, and data with a truth are small."""
+    """Latents ``[N, d]`` of a whole split: AUROCs need them, and data with known concepts are small."""
     return torch.cat([sae.encode(activations) for activations, _ in blocks(split, sae.dictionary_size)])
 
 
@@ -97,15 +96,17 @@ def concept_table(
     classes: tuple[str, ...],
     signed: bool,
 ) -> pd.DataFrame:
-    """The latent that best tells each concept: chosen on train, judged on test.
+    """The best detector of each concept among the latents: chosen on train, judged on test.
 
     Args:
-        train_latents, test_latents: ``[N, d]``. train, test: what their images show. classes: names.
+        train_latents, test_latents: ``[N, d]``.
+        train, test: the concepts that their images show.
+        classes: names.
         signed: latents take both signs.
 
     Returns:
-        ``concept``; ``classes`` that it defines; ``test_images`` that show it; ``latent`` and ``sign``, missing for a
-        concept that all or none of the train images show; ``auroc`` on test, NaN also if all or none of those show it.
+        One row per ``concept``: the ``classes`` that it defines; ``test_images`` that show it; ``latent`` and ``sign``,
+        missing if all or none of the train images show it; ``auroc`` on test, NaN if all or none of those show it.
     """
     found = concept_detectors(train_latents, train.presence, test_latents, test.presence, signed)
     owners = [

@@ -1,5 +1,6 @@
-"""Stage ``finetune``: a classifier whose head fits the data."""
+"""Stage ``finetune``: get a classifier whose head fits the data."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ from salve.artifacts import Artifact, digest_of_tensors, save_tensors, write_rec
 from salve.backbones import Classifier, find_site
 from salve.settings import FinetuneSettings
 from salve.stages.context import StageContext
+from salve.stages.training import fit
 from salve.types import UserError
 
 
 def finetune(context: StageContext, settings: FinetuneSettings) -> Artifact:
-    """The classifier, trained if it has to be.
+    """Train the classifier, or take it as it is.
 
     Returns:
         Artifact ``classifier``: ``model.safetensors`` (a plain state_dict), ``classifier.json``, ``history.csv``.
@@ -32,7 +34,7 @@ def finetune(context: StageContext, settings: FinetuneSettings) -> Artifact:
         mode = "none" if fits else "full"
     if mode == "none" and not fits:
         raise UserError(
-            f"finetune.mode=none, but the weights ({context.backbone.weights}) bring no head for the "
+            f"finetune.mode=none needs weights whose head fits the data; {context.backbone.weights} has none for the "
             f"{len(context.classes)} classes of the data; choose full, probe or auto."
         )
     key_settings: dict[str, Any] = {
@@ -53,14 +55,12 @@ def finetune(context: StageContext, settings: FinetuneSettings) -> Artifact:
             "seed": context.seed,
             "settings": {name: value for name, value in asdict(settings).items() if name != "mode"},
         }
-    if mode == "full":
-        key_settings["augmentation"] = "drawn by row"  # as opposed to one after the other, in version 0.1
 
     within = None
     if mode == "probe":
         images = sum(len(context.data.labels(split)) for split in SPLITS)
         within = context.shuffled_within(images, find_site(model, "last").width, context.data.batch_size)
-        key_settings |= {"shuffled_within": within} if within else {}
+        key_settings["shuffled_within"] = within
 
     def make(folder: Path, scratch: Path) -> None:
         if mode == "full":
@@ -86,16 +86,13 @@ def _train_fully(
     model.to(memory_format=torch.channels_last)
     module = _classifier(settings, model, context.output_order(model))
     data = {"datamodule": context.data}
-    history = context.fit(
-        "finetune", module, data, scratch, epochs=settings.epochs, best="select_accuracy", patience=settings.patience
-    )
-    write_table(folder / "history.csv", _by_split(history))
+    _fit(context, settings, module, data, folder, scratch)
 
 
 def _train_head(
     context: StageContext, settings: FinetuneSettings, model: nn.Module, within: int | None, folder: Path, scratch: Path
 ) -> None:
-    """Args: within: rows shuffled at a time, if the activations stay on disk."""
+    """Train the head alone, on captured activations; ``within``: rows to shuffle at a time if read from disk."""
     site = find_site(model, "last")
     activations = captured(context.store, model, site, context.data, context.device, context.progress)
     train, select = (load_captured(activations.path, split) for split in ("train", "select"))
@@ -111,14 +108,25 @@ def _train_head(
         "val_dataloaders": rows_loader(*select, batch_size=max(size, 1024)),
     }
     module = _classifier(settings, head, context.output_order(model))
-    history = context.fit(
-        "finetune", module, data, scratch, epochs=settings.epochs, best="select_accuracy", patience=settings.patience
-    )
+    _fit(context, settings, module, data, folder, scratch)
+
+
+def _fit(
+    context: StageContext,
+    settings: FinetuneSettings,
+    module: Classifier,
+    data: Mapping[str, Any],
+    folder: Path,
+    scratch: Path,
+) -> None:
+    """Train, keep the weights of the best epoch, and write ``history.csv``."""
+    best, patience = "select_accuracy", settings.patience
+    history = fit(context, "finetune", module, data, scratch, epochs=settings.epochs, best=best, patience=patience)
     write_table(folder / "history.csv", _by_split(history))
 
 
 def _by_split(history: pd.DataFrame) -> pd.DataFrame:
-    """One row per epoch and split, from one row per epoch."""
+    """Turn a history with one row per epoch into one with a row per epoch and split."""
     parts = [
         pd.DataFrame(
             {

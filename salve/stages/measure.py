@@ -1,4 +1,4 @@
-"""What a finished SAE does, measured block by block: memory does not grow with the number of images."""
+"""Measures of a finished SAE, computed block by block: memory does not grow with the number of images."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,7 @@ from salve.metrics import Downstream, FractionOfVarianceExplained, LatentUsage, 
 from salve.sae import SAE
 from salve.types import Diverged, UserError
 
-#: The mean squared error of reconstructions over the mean square of the activations, from which an SAE is nonsense.
+#: An SAE is refused if its mean squared error is more than this times the mean square of the activations.
 #: Reconstructing nothing at all gives 1; an SAE that has hardly been trained may be somewhat above.
 MOST_ERROR = 10.0
 #: Of activations that are all the same, the variance over the mean square; float32 leaves a trace of it.
@@ -29,10 +29,13 @@ def blocks(split: Captured, columns: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def check_activations(split: Captured, of: str) -> tuple[float, float]:
-    """The mean square and the variance of activations, both summed over channels; ``of`` says which they are.
+    """The mean square and the variance of activations, both summed over channels.
+
+    Args:
+        split: raw activations. of: names them in the error, such as their site.
 
     Raises:
-        UserError: they are the same for every image, so that neither the network's outputs nor an edit depend on it.
+        UserError: they are the same for every image, so neither the network's outputs nor an edit depend on the image.
     """
     total = torch.zeros(split.rows.shape[1], dtype=torch.float64)
     squares = torch.zeros_like(total)
@@ -43,37 +46,35 @@ def check_activations(split: Captured, of: str) -> tuple[float, float]:
     variance = square - float(mean.square().sum())
     if not variance > _CONSTANT * square:
         raise UserError(
-            f"The activations at {of} are the same for every image: the network says the same of all of them, as one "
-            "with weights of zero does; check backbone.weights and the training of the classifier."
+            f"The activations at {of} are the same for every image, as with weights of zero: the network predicts the "
+            "same for all of them; check backbone.weights and the training of the classifier."
         )
     return square, variance
 
 
 def check_sae(record: Mapping[str, Any], select: Captured, site: str) -> None:
-    """Refuse to go on from an SAE that reconstructs select images worse than no SAE does.
+    """Refuse an SAE that reconstructs select images far worse than an output of zeros would.
 
-    The fraction of variance explained alone does not tell: where activations share a large mean, an SAE that falls
-    somewhat short of it is far below zero.
+    The FVE alone does not tell: where activations share a large mean, an SAE that slightly misses the mean has an FVE
+    far below zero.
 
     Args:
-        record: what ``sae.json`` holds. select: raw activations. site: their place.
+        record: the measures of :func:`measure_sae`. select: raw activations. site: its name, for errors.
 
     Raises:
-        Diverged: the error is more than :data:`MOST_ERROR` times what reconstructing nothing would give, or undefined.
+        Diverged: the error is undefined, or more than :data:`MOST_ERROR` times that of an output of zeros.
         UserError: see :func:`check_activations`.
     """
-    if "select_fve" not in record:
-        return
     fve = record["select_fve"]
-    if fve is not None and -1 <= fve < 1 and fve != 0:  # 0 and 1 are also said of activations without variance
+    if fve is not None and -1 <= fve < 1 and fve != 0:  # activations without variance have an FVE of 0 or 1
         return
     square, variance = check_activations(select, f"{site}, of the select split,")
     error = math.inf if fve is None else (1 - fve) * variance / square
     if error > MOST_ERROR:
         raise Diverged(
-            f"The training of the SAE diverged: its error on select images is {error:.2g} times what no SAE at all "
-            f"would give (FVE {'undefined' if fve is None else f'{fve:.2g}'}), and more than {MOST_ERROR:g} times is "
-            "nonsense; lower sae.learning_rate."
+            f"The training of the SAE diverged: its error on select images is {error:.2g} times that of an output of "
+            f"zeros (FVE {'undefined' if fve is None else f'{fve:.2g}'}), more than the limit of {MOST_ERROR:g}; lower "
+            "sae.learning_rate."
         )
 
 
@@ -81,21 +82,23 @@ def check_sae(record: Mapping[str, Any], select: Captured, site: str) -> None:
 def measure_sae(
     sae: SAE, train: Captured, held_out: Mapping[str, Captured], weight: Tensor, bias: Tensor
 ) -> dict[str, float | None]:
-    """What the finished file does on raw activations; measured anew, so that a wrong fold would show.
+    """Measure a finished SAE on raw activations, which would also reveal a wrong fold.
 
     Args:
-        sae: in eval mode, folded. train: raw activations and labels.
-        held_out: by split, such as ``select`` and ``test``.
+        sae: in eval mode, folded.
+        train: raw activations and labels.
+        held_out: the same by split, such as ``select`` and ``test``.
         weight, bias: ``[C, M]`` and ``[C]``, the classifier's head behind the site.
 
     Returns:
-        By name; None where a measure is undefined (see :func:`salve.metrics.recovered_share`), since JSON has no NaN.
+        Measures by name; None where one is undefined (see :func:`salve.metrics.recovered_share`), since JSON has no
+        NaN.
 
-        - on test: ``fve``, ``cosine``, ``l0``, ``l1``, and all that :func:`salve.metrics.downstream` returns. Its
-          mean-ablation feeds the head the mean activation of the train split. On another held-out split: the same,
-          named after it, such as ``select_fve``.
-        - on train, since what is rare shows only among many images: ``dead_fraction``, ``almost_dead_fraction`` and
-          ``dense_fraction`` (:func:`salve.metrics.usage_fractions`).
+        - On test: ``fve``, ``cosine``, ``l0``, ``l1``, and all that :func:`salve.metrics.downstream` returns. Its
+          mean-ablation feeds the head the mean activation of the train split. Those of another held-out split bear its
+          name, such as ``select_fve``.
+        - On train, where rare latents show best: ``dead_fraction``, ``almost_dead_fraction`` and ``dense_fraction``
+          (:func:`salve.metrics.usage_fractions`).
     """
     size = sae.dictionary_size
     use, mean = LatentUsage(size, sae.firing_threshold), torch.zeros(sae.width, dtype=torch.float64)
@@ -116,7 +119,7 @@ def measure_sae(
 def _of_reconstructions(
     sae: SAE, split: Captured, weight: Tensor, bias: Tensor, zero_logits: Tensor, mean_logits: Tensor
 ) -> dict[str, Tensor]:
-    """What reconstructions keep, and what the head makes of them; the logits ``[1, C]`` are the ablations'."""
+    """Measures of the reconstructions of a split; ``zero_logits`` and ``mean_logits`` ``[1, C]`` are the ablations'."""
     use = LatentUsage(sae.dictionary_size, sae.firing_threshold)
     fve, cosine, downstream = FractionOfVarianceExplained(sae.width), ReconstructionCosine(), Downstream()
     for activations, labels in blocks(split, max(sae.dictionary_size, len(weight))):

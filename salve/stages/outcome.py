@@ -1,4 +1,4 @@
-"""What an edit comes to: the strength that select images choose, and what test images say of it."""
+"""The outcome of an edit: choose its strength on select images, and summarise its effect on test images."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,11 +19,17 @@ from salve.stages.targets import Target
 
 
 def choose(select: Effect) -> tuple[int, bool]:
-    """The strength to use, by its place in the grid, and whether the class falls at any; fields ``[K]``.
+    """Choose the strength of an edit.
 
-    Of those that separate the class it is the one with the highest selectivity: what the class loses, less the others'
-    mean absolute change. (The first of them would leave the class at the limit, where other images show it above.) If
-    none separates, it is chosen likewise among those that take the class away; if none does that, it is the last.
+    Among the strengths that separate the class, it is the one with the highest selectivity: the class's loss minus the
+    others' mean absolute change. (The weakest of them would leave the class at the limit, and above it on other
+    images.) If none separates the class, the choice is among those that take it away; if none does, it is the last.
+
+    Args:
+        select: on select images, fields ``[K]``.
+
+    Returns:
+        The index in the grid, and whether any strength takes the class away.
     """
     selectivity = select.before - select.after - select.mean_change
     for fitting in (separated(select), takes_away(select)):
@@ -41,11 +47,14 @@ def summarise(
     resampled: Effect,
     images: int,
 ) -> dict[str, Any]:
-    """One row of ``summary.csv``: what the chosen strength reaches on test, and what it costs the other classes.
+    """One row of ``summary.csv``: the effect of the chosen strength on its class and on the others.
 
     Args:
-        target: the edit. alphas: ``K`` strengths. at, reached: see :func:`choose`. effects: by split, fields ``[K]``.
-        resampled: on other draws of the test images, fields ``[B]``. images: test images of the edited classes.
+        target: the edit. alphas: ``K`` strengths.
+        at, reached: from :func:`choose`.
+        effects: by split, fields ``[K]``.
+        resampled: on resampled test images, fields ``[B]``.
+        images: number of test images of the edited classes.
     """
     chosen, found = effects["select"].at(at), effects["test"].at(at)
     low, high = wilson(float(found.after) * images, images)
@@ -82,7 +91,7 @@ def summarise(
 
 
 def reason(found: Effect, alpha: float, reached: bool) -> str:
-    """Why an edit does not separate its class, at the strength that was chosen for it; empty if it does."""
+    """Why an edit at its chosen strength does not separate its class; empty if it does."""
     limit = percent(LIMITS.accuracy, 0)
     if np.isnan(found.before):
         return "it has no test images"

@@ -1,4 +1,4 @@
-"""Stage ``report``: one folder with tables, figures, recipes and a page."""
+"""Stage ``report``: write tables, figures, edit files and a page into the run's folder."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,8 +20,9 @@ def report(
     """Write the report of a run.
 
     Args:
-        out: the run's folder. artifacts: what there is, by kind. title, facts, config, commands,
-            remarks: what the page says about the run.
+        out: the run's folder.
+        artifacts: by kind.
+        title, facts, config, commands, remarks: what the page says about the run.
 
     Returns:
         Path of ``index.html``.

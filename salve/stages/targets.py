@@ -1,4 +1,4 @@
-"""What an edit acts on: each class's latent, and sets of latents; shared by the stages that edit."""
+"""Targets of edits: each class's latent, and sets of latents. Shared by the stages that edit."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -14,7 +14,12 @@ from salve.types import UserError
 
 
 class Target(NamedTuple):
-    """What one edit is meant to act on: a class's own latent, or a named set of latents."""
+    """The target of one edit: a class's own latent, or a set of latents.
+
+    Attributes:
+        name: for tables. classes: labels of the classes meant.
+        latents, signs, kinds: of each latent; see :mod:`salve.features`.
+    """
 
     name: str
     classes: tuple[int, ...]
@@ -24,7 +29,7 @@ class Target(NamedTuple):
 
 
 def targets_of(classes: Sequence[str], features: Artifact, sets: Sequence[Sequence[Any]]) -> list[Target]:
-    """One target per class that has a latent, then one per set.
+    """One target for each class that has a latent, then one for each set of ``edit.sets``.
 
     Raises:
         UserError: a set names neither a class nor a latent, or no class has a latent.
@@ -37,8 +42,8 @@ def targets_of(classes: Sequence[str], features: Artifact, sets: Sequence[Sequen
             targets.append(Target(classes[k], (k,), (int(row.latent),), (int(row.sign),), (str(row.kind),)))
     if not targets:
         raise UserError(
-            "No latent of the SAE fires for an image of any class, so that there is nothing to edit; lower "
-            "sae.sparsity, or train it for more steps."
+            "No latent of the SAE fires for an image of any class, so there is nothing to edit; lower sae.sparsity, or "
+            "train for more steps."
         )
     by_name = {target.name: target for target in targets}
 
@@ -56,7 +61,7 @@ def targets_of(classes: Sequence[str], features: Artifact, sets: Sequence[Sequen
 
     for members in sets:
         parts = [member_of_set(member) for member in members]
-        # Two classes may share a latent: it is edited once.
+        # Two classes may share a latent, which is edited once.
         latent = {part.latents[0]: (part.signs[0], part.kinds[0]) for part in parts}
         targets.append(
             Target(
@@ -80,15 +85,15 @@ def contributions_of(decoder: Tensor, target: Target, settings: EditSettings) ->
 
 
 def refuse_aligned_on_signed(settings: EditSettings, activations: Artifact) -> None:
-    """``edit.channels=aligned`` means nothing where a negative channel carries the class as well as a positive one."""
+    """Raise UserError for ``edit.channels=aligned`` where activations can be negative: see :func:`refuse_signed`."""
     record = activations.record("activations.json")
     if settings.channels == "aligned" and not record["nonnegative"]:
         raise refuse_signed(record["site"])
 
 
 def refuse_signed(site: str) -> UserError:
-    """Why aligned edits are refused at a site where activations are negative."""
+    """The error for aligned edits at a site with negative activations, where either sign can carry the class."""
     return UserError(
-        f"edit.channels=aligned needs activations that are never negative, but those at {site} are signed; use "
+        f"edit.channels=aligned needs activations that are never negative, but some at {site} are; use "
         "edit.channels=all."
     )

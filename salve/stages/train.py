@@ -1,4 +1,4 @@
-"""Stage ``discover``: train SAEs on captured activations."""
+"""Train SAEs on captured activations, alone or several together: the second step of stage ``discover``."""
 
 import logging
 import math
@@ -20,19 +20,20 @@ from salve.sae import SAE, Member, SAEEnsemble, SparseAutoencoder, make_sae, sav
 from salve.settings import NO_SETTING, Precision, SAESettings
 from salve.stages.context import StageContext, settings_of_key
 from salve.stages.measure import check_activations, check_sae, measure_sae
+from salve.stages.training import fit
 from salve.types import Diverged, UserError
 
 log = logging.getLogger(__name__)
 
 
-#: A training is measured so many times, however many steps and images there are.
+#: Number of measurements in a training, whatever its steps and images.
 PARTS = 40
-#: What may differ among SAEs that are trained together.
+#: Settings in which SAEs that are trained together may differ.
 VARIES = ("dictionary_size", "sparsity", "k", "seed")
 
 
 def can_share(a: SAESettings, b: SAESettings) -> bool:
-    """Whether two SAEs can be trained together: they differ at most in size, λ, k and seed, and none is resampled."""
+    """Whether two SAEs can be trained together: they differ only in :data:`VARIES`, and none is resampled."""
     return not _differences(a, b) and not a.resample
 
 
@@ -42,7 +43,11 @@ def _differences(a: SAESettings, b: SAESettings) -> list[str]:
 
 
 def train_sae(context: StageContext, settings: SAESettings, classifier: Artifact, activations: Artifact) -> Artifact:
-    """The SAE: artifact ``sae`` with ``sae.safetensors`` (takes raw activations), ``sae.json`` and ``history.csv``."""
+    """Train one SAE.
+
+    Returns:
+        Artifact ``sae``: ``sae.safetensors``, which takes raw activations, ``sae.json`` and ``history.csv``.
+    """
     [artifact] = train_saes(context, [settings], classifier, activations)
     return artifact
 
@@ -50,22 +55,27 @@ def train_sae(context: StageContext, settings: SAESettings, classifier: Artifact
 def train_saes(
     context: StageContext, settings: Sequence[SAESettings], classifier: Artifact, activations: Artifact
 ) -> list[Artifact]:
-    """An artifact ``sae`` for each of several SAEs; what is missing is trained together, or alone if it is only one.
+    """Train several SAEs, together where possible.
+
+    SAEs that are in the store are not trained again. A single missing one is trained alone, as are SAEs whose
+    activations do not fit into memory.
+
+    Returns:
+        One artifact ``sae`` for each of the settings; see :func:`train_sae`.
 
     Raises:
-        UserError: their settings differ in more than what can be trained together, there are several devices, or the
-            activations are the same for every image.
-        Diverged: the training of some came to NaN, or to what :func:`check_sae` refuses; the others' artifacts are
-            there.
+        UserError: the settings differ in more than :data:`VARIES`, there are several devices, or the activations are
+            the same for every image.
+        Diverged: some trainings became NaN or were refused by :func:`check_sae`. The artifacts of the others are kept.
     """
     for other in settings[1:]:
         if unlike := _differences(settings[0], other):
             raise UserError(
-                f"SAEs that are trained together differ only in {', '.join(VARIES)}, not in sae.{unlike[0]}: "
+                f"SAEs that are trained together may differ in {', '.join(VARIES)}, not in sae.{unlike[0]}: "
                 f"{getattr(settings[0], unlike[0])} and {getattr(other, unlike[0])}."
             )
     if len(settings) > 1 and settings[0].resample:
-        raise UserError("SAEs whose dead latents are resampled are trained one by one; set sae.resample=0.")
+        raise UserError("SAEs whose dead latents are resampled cannot be trained together; set sae.resample=0.")
     if len(settings) > 1 and context.ranks.several:
         raise UserError("SAEs are trained together on one device; set trainer.devices=1, or sae.ensemble=1.")
 
@@ -77,25 +87,15 @@ def train_saes(
 
     def make(folders: Mapping[int, Path], scratch: Path) -> None:
         inputs = _TrainingInputs.of(context, settings[0], context.head(classifier), train, select, test, within)
-        fit = _train_alone if len(folders) == 1 else _train_together
-        fit(context, inputs, {folder: settings[i] for i, folder in folders.items()}, scratch)
+        train_these = _train_alone if len(folders) == 1 else _train_together
+        train_these(context, inputs, {folder: settings[i] for i, folder in folders.items()}, scratch)
 
-    order = {"shuffled_within": within} if within else {}
     keys_settings = [
-        settings_of_key(one.scientific(), classifier, activations) | {"seed": one.seed} | order for one in settings
+        settings_of_key(one.scientific(), classifier, activations) | {"seed": one.seed, "shuffled_within": within}
+        for one in settings
     ]
     found = context.store.get_or_make_many("sae", keys_settings, make)
-    diverged = []
-    for one, artifact in zip(settings, found, strict=True):
-        try:
-            if artifact is None:
-                raise Diverged
-            check_sae(artifact.record("sae.json"), select, context.layer)  # an earlier version may have made it
-        except Diverged:
-            if len(settings) == 1:
-                raise
-            diverged.append(one)
-    if diverged:
+    if diverged := [one for one, artifact in zip(settings, found, strict=True) if artifact is None]:
         named = "; ".join(", ".join(f"sae.{name}={getattr(one, name)}" for name in VARIES) for one in diverged)
         raise Diverged(
             f"The training of {len(diverged)} of {len(settings)} SAEs diverged: {named}; lower their learning rate."
@@ -126,19 +126,19 @@ def _train_alone(
         decay=settings.decay,
     )
     parts = _parts(schedule, inputs.within)
-    fit = replace(context, seed=settings.seed).fit
-    history = fit("discover", module, {"datamodule": data}, scratch, epochs=parts)
+    seeded = replace(context, seed=settings.seed)
+    history = fit(seeded, "discover", module, {"datamodule": data}, scratch, epochs=parts)
     try:
         inputs.write(folder, settings, sae.cpu(), _by_step(history, schedule, parts))
     except Diverged:
-        shutil.rmtree(scratch, ignore_errors=True)  # else the next attempt would go on from its checkpoints
+        shutil.rmtree(scratch, ignore_errors=True)  # the next attempt must not resume from its checkpoints
         raise
 
 
 def _train_together(
     context: StageContext, inputs: "_TrainingInputs", wanted: Mapping[Path, SAESettings], scratch: Path
 ) -> None:
-    """Folders of those that diverge are removed."""
+    """Train SAEs as an ensemble; removes the folders of those that diverge."""
     common = next(iter(wanted.values()))
     members = [Member(inputs.untrained(one), one.sparsity, one.seed) for one in wanted.values()]
     schedule = _schedule(common, len(inputs.rows))
@@ -155,7 +155,7 @@ def _train_together(
         decay=common.decay,
     )
     parts = _parts(schedule)
-    context.fit("discover", ensemble, {"datamodule": data}, scratch, epochs=parts)
+    fit(context, "discover", ensemble, {"datamodule": data}, scratch, epochs=parts)
     for number, (folder, settings) in enumerate(wanted.items()):
         sae, rows = ensemble.trained(number)
         history = _by_step(pd.DataFrame(rows), schedule, parts)
@@ -168,20 +168,20 @@ def _train_together(
 
 
 def _schedule(settings: SAESettings, rows: int) -> Schedule:
-    """Of a training on so many rows."""
+    """The schedule of a training on so many rows."""
     if settings.epochs is not None:
         return Schedule.of_epochs(rows, settings.batch_size, settings.epochs)
     return Schedule(rows, settings.batch_size, settings.steps)
 
 
 def _parts(schedule: Schedule, within: int | None = None) -> int:
-    """In how many parts, each followed by a measurement, a training is done: none reads less than a block of a disk."""
+    """The number of measurements, :data:`PARTS` at most: each part has a step and, from disk, a block of rows."""
     blocks = schedule.steps * schedule.batch_size // within if within else PARTS
     return max(1, min(PARTS, schedule.steps, blocks))
 
 
 def _by_step(history: pd.DataFrame, schedule: Schedule, parts: int) -> pd.DataFrame:
-    """The measures by how many steps were done, instead of by the Trainer's epoch."""
+    """Index a history by the number of steps done instead of the Trainer's epoch."""
     done = [schedule.part(int(epoch), parts).stop for epoch in history["epoch"]]
     return history.drop(columns="epoch").assign(step=done)[["step", *history.columns.drop("epoch")]]
 
@@ -191,10 +191,11 @@ class _TrainingInputs:
     """What SAEs are trained on: captured activations, and the classifier's head behind them.
 
     Attributes:
-        train, select, test: activations. rows, select_rows: of the first two, in the units of training, in memory if
-            they fit.
-        within: rows that are shuffled at a time, if they do not fit. weight, bias: of the head.
-        b_dec, scale: training sees ``(a − b_dec) / scale``, with ``b_dec`` inside the SAE.
+        train, select, test: raw activations.
+        rows, select_rows: of train and select, divided by ``scale``; in memory if they fit.
+        within: number of rows shuffled at a time if they do not fit, else None.
+        weight, bias: of the head.
+        b_dec: the initial ``b_dec``, in raw units. scale: training sees ``a / scale``.
         facts: for the file's header.
     """
 
@@ -223,7 +224,7 @@ class _TrainingInputs:
     ) -> "_TrainingInputs":
         raw = train.rows if within else train.rows[:]
         b_dec = _mean(raw) if settings.centre else torch.zeros(raw.shape[1])
-        # One scalar, so that mean ‖a‖² = M and λ means the same on every site.
+        # One number, so that mean ‖a‖² = M and λ means the same at every site.
         scale = _root_mean_square(raw, b_dec)
         if not math.isfinite(scale):
             raise UserError(
@@ -247,14 +248,14 @@ class _TrainingInputs:
         return sae
 
     def head(self) -> nn.Linear:
-        """The classifier behind the site, for reconstructions in the units of training."""
+        """The classifier's head, for reconstructions in the units of training."""
         head = nn.Linear(self.weight.shape[1], self.weight.shape[0]).requires_grad_(False)
         head.weight.copy_(self.weight * self.scale)
         head.bias.copy_(self.bias)
         return head
 
     def write(self, folder: Path, settings: SAESettings, sae: SAE, history: pd.DataFrame) -> None:
-        """The artifact's files, of an SAE as its training left it.
+        """Fold and measure a trained SAE, and write the artifact's files.
 
         Raises:
             Diverged: see :func:`check_sae`.
@@ -263,11 +264,16 @@ class _TrainingInputs:
         save_sae(folder / "sae.safetensors", sae, self.facts)
         write_table(folder / "history.csv", history)
         measures = measure_sae(sae, self.train, {"select": self.select, "test": self.test}, self.weight, self.bias)
-        order = {"shuffled_within": self.within} if self.within else {}
         schedule = _schedule(settings, len(self.rows))
-        facts = {**settings.scientific(), "steps": schedule.steps, "passes": schedule.passes, "width": sae.width}
+        facts = {
+            **settings.scientific(),
+            "steps": schedule.steps,
+            "passes": schedule.passes,
+            "shuffled_within": self.within,
+            "width": sae.width,
+        }
         check_sae(measures, self.select, self.facts["site"])
-        write_record(folder / "sae.json", {**facts, **measures, **order})
+        write_record(folder / "sae.json", {**facts, **measures})
 
 
 def _divided(rows: AnyRows, scale: float) -> AnyRows:

@@ -1,4 +1,4 @@
-"""Stage ``validate``: where in the image the classes' latents look, and numbers for it."""
+"""Stage ``validate``: saliency maps of the classes' latents, scores of the maps, and maximised images."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -25,8 +25,8 @@ MAXIMISED_TOGETHER = 5
 
 
 @dataclass(frozen=True)
-class _Scene:
-    """What the parts of this stage share."""
+class _Inputs:
+    """What the parts of this stage share: the network, the SAE and the test split's latents."""
 
     context: StageContext
     model: nn.Module
@@ -63,7 +63,7 @@ def validate(
     sae: Artifact,
     features: Artifact,
 ) -> Artifact:
-    """Look at each class's latent on the test split.
+    """Validate each class's latent on the test split.
 
     Returns:
         Artifact ``validate``: ``top.csv``, and ``localisation.csv`` with scores against masks where the data has them;
@@ -77,45 +77,46 @@ def validate(
         autoencoder = context.sae(sae, activations)
         latents = autoencoder.encode(test.activations)
         pictured = min(settings.pictures, len(context.classes))
-        scene = _Scene(context, model, site, autoencoder.to(context.device), latents, test.labels, pictured)
+        inputs = _Inputs(context, model, site, autoencoder.to(context.device), latents, test.labels, pictured)
         targets = targets_of(context.classes, features, [])
-        _top_images(scene, settings, targets, folder)
+        _top_images(inputs, settings, targets, folder)
         shown = [target for target in targets if target.classes[0] < pictured]
         if settings.maximisation_steps and shown:
-            _maximise(scene, settings, shown, folder)
+            _maximise(inputs, settings, shown, folder)
         rows, table = [], features.table("latents.csv")
         with context.progress("scoring saliency maps", len(targets)) as advance:
             for target in targets:
-                rows.append(_localise(scene, settings, target, table))
+                rows.append(_localise(inputs, settings, target, table))
                 advance(1)
         write_table(folder / "localisation.csv", pd.DataFrame(rows))
 
     return context.store.get_or_make("validate", key_settings, make)
 
 
-def _top_images(scene: _Scene, settings: ValidateSettings, targets: Sequence[Target], folder: Path) -> None:
+def _top_images(inputs: _Inputs, settings: ValidateSettings, targets: Sequence[Target], folder: Path) -> None:
+    """Write ``top.csv``, the images that excite each class's latent most, and pictures of them with their maps."""
     rows: list[dict[str, object]] = []
-    preprocess = _preprocess(scene.context)
-    count = min(settings.top_images, len(scene.latents))
-    # One row per class that is pictured, also for one without a latent, which stays blank.
-    images = torch.zeros(scene.pictured, count, 3, preprocess.size, preprocess.size, dtype=torch.uint8)
-    maps = torch.zeros(scene.pictured, count, preprocess.size, preprocess.size)
+    preprocess = _preprocess(inputs.context)
+    count = min(settings.top_images, len(inputs.latents))
+    # One row per pictured class; that of a class without a latent stays blank.
+    images = torch.zeros(inputs.pictured, count, 3, preprocess.size, preprocess.size, dtype=torch.uint8)
+    maps = torch.zeros(inputs.pictured, count, preprocess.size, preprocess.size)
     for target in targets:
         latent, sign = target.latents[0], target.signs[0]
-        values = sign * scene.latents[:, latent]
+        values = sign * inputs.latents[:, latent]
         top = values.topk(count)
         indices = top.indices.tolist()
-        if target.classes[0] < scene.pictured:
-            shown = preprocess.denormalise(scene.images(indices).cpu())
+        if target.classes[0] < inputs.pictured:
+            shown = preprocess.denormalise(inputs.images(indices).cpu())
             images[target.classes[0]] = (shown * 255).round().to(torch.uint8)
-            maps[target.classes[0]] = scene.maps(indices, [latent], [sign])[:, 0]
+            maps[target.classes[0]] = inputs.maps(indices, [latent], [sign])[:, 0]
         rows += [
             {
                 "class": target.name,
                 "rank": rank + 1,
                 "latent": latent,
                 "image": index,
-                "label": scene.context.classes[int(scene.labels[index])],
+                "label": inputs.context.classes[int(inputs.labels[index])],
                 "value": value * sign,
             }
             for rank, (index, value) in enumerate(zip(indices, top.values.tolist(), strict=True))
@@ -124,23 +125,24 @@ def _top_images(scene: _Scene, settings: ValidateSettings, targets: Sequence[Tar
     save_tensors(folder / "saliency.safetensors", {"images": images, "maps": maps})
 
 
-def _maximise(scene: _Scene, settings: ValidateSettings, targets: Sequence[Target], folder: Path) -> None:
-    preprocess = _preprocess(scene.context)
-    images = torch.zeros(scene.pictured, 3, preprocess.size, preprocess.size, dtype=torch.uint8)
+def _maximise(inputs: _Inputs, settings: ValidateSettings, targets: Sequence[Target], folder: Path) -> None:
+    """Write ``maximisation.csv`` and ``maximisation.safetensors``: images optimised to excite each target's latent."""
+    preprocess = _preprocess(inputs.context)
+    images = torch.zeros(inputs.pictured, 3, preprocess.size, preprocess.size, dtype=torch.uint8)
     rows = []
-    with scene.context.progress("maximising activations", len(targets)) as advance:
+    with inputs.context.progress("maximising activations", len(targets)) as advance:
         for start in range(0, len(targets), MAXIMISED_TOGETHER):
             part = targets[start : start + MAXIMISED_TOGETHER]
             found = maximise(
-                scene.model,
-                scene.site.name,
-                scene.sae,
-                torch.tensor([target.latents[0] for target in part], device=scene.context.device),
+                inputs.model,
+                inputs.site.name,
+                inputs.sae,
+                torch.tensor([target.latents[0] for target in part], device=inputs.context.device),
                 preprocess,
                 size=preprocess.size,
                 steps=settings.maximisation_steps,
-                signs=torch.tensor([target.signs[0] for target in part], device=scene.context.device),
-                seed=scene.context.seed,
+                signs=torch.tensor([target.signs[0] for target in part], device=inputs.context.device),
+                seed=inputs.context.seed,
             )
             images[[target.classes[0] for target in part]] = (found.images.cpu() * 255).round().to(torch.uint8)
             values = zip(part, found.start_values.tolist(), found.final_values.tolist(), strict=True)
@@ -153,28 +155,32 @@ def _maximise(scene: _Scene, settings: ValidateSettings, targets: Sequence[Targe
     write_table(folder / "maximisation.csv", pd.DataFrame(rows))
 
 
-def _localise(scene: _Scene, settings: ValidateSettings, target: Target, table: pd.DataFrame) -> dict[str, object]:
-    """Scores of one class's latent, each beside its control; ``table`` has a row for each latent."""
+def _localise(inputs: _Inputs, settings: ValidateSettings, target: Target, table: pd.DataFrame) -> dict[str, object]:
+    """One row of ``localisation.csv``: the scores of one class's latent and of its controls.
+
+    Args:
+        inputs, settings: of the stage. target: the class. table: ``latents.csv``.
+    """
     latent, sign, k = target.latents[0], target.signs[0], target.classes[0]
-    generator = torch.Generator().manual_seed(scene.context.seed + k)
+    generator = torch.Generator().manual_seed(inputs.context.seed + k)
     alive = table[(table["kind"] != "dead") & (table["latent"] != latent)]
     drawn = torch.randperm(len(alive), generator=generator)[: settings.random_latents].tolist()
     others = [int(alive["latent"].iloc[i]) for i in drawn]
-    # A random signed latent is looked at with the sign it has where it is strongest.
+    # A random signed latent gets the sign of its strongest class mean.
     signs = [sign, *(int(alive["sign"].iloc[i]) for i in drawn)]
-    value = sign * scene.latents[:, latent]
+    value = sign * inputs.latents[:, latent]
     row: dict[str, object] = {"class": target.name, "latent": latent}
-    truth = scene.context.data.truth("test")
-    own = (scene.labels == k).nonzero()[:, 0].tolist()
+    truth = inputs.context.data.truth("test")
+    own = (inputs.labels == k).nonzero()[:, 0].tolist()
     if truth is not None:
-        row |= _against_truth(scene, settings, truth, k, value, own, [latent, *others], signs)
+        row |= _against_truth(inputs, settings, truth, k, value, own, [latent, *others], signs)
     if settings.faithfulness_steps and own:
-        row |= _faithfulness(scene, settings, latent, sign, own, generator)
+        row |= _faithfulness(inputs, settings, latent, sign, own, generator)
     return row
 
 
 def _against_truth(
-    scene: _Scene,
+    inputs: _Inputs,
     settings: ValidateSettings,
     truth: ConceptTruth,
     k: int,
@@ -183,6 +189,7 @@ def _against_truth(
     latents: list[int],
     signs: list[int],
 ) -> dict[str, object]:
+    """Scores against the concept's presence and masks: AUROC, pointing game, IoU, and those of random latents."""
     concept = truth.class_concept[k]
     indices = [i for i in own if bool(truth.presence[i, concept])][: settings.localise_images]
     row: dict[str, object] = {
@@ -192,9 +199,9 @@ def _against_truth(
     }
     if not indices:
         return row
-    preprocess = _preprocess(scene.context)
+    preprocess = _preprocess(inputs.context)
     masks = masks_like(truth.masks(indices, concept), preprocess)
-    maps = scene.maps(indices, latents, signs)  # [n, 1 + random, H, W]
+    maps = inputs.maps(indices, latents, signs)  # [n, 1 + random, H, W]
     each = [maps[:, j] for j in range(maps.shape[1])]
     near = settings.pointing_tolerance
     scores = {
@@ -205,14 +212,14 @@ def _against_truth(
     for name, (mine, *random) in scores.items():
         row[name] = mine
         row[f"random_{name}"] = sum(random) / len(random) if random else float("nan")
-    # Pointing at a pixel at random hits with the share of the image that the object, so widened, covers.
+    # A random pixel hits with the share of the image that the object, widened by the tolerance, covers.
     wide = nn.functional.max_pool2d(masks.float()[:, None], 2 * near + 1, stride=1, padding=near)
     row["chance_pointing"] = float(wide.mean())
     return row
 
 
 def masks_like(masks: Tensor, preprocess: Preprocess) -> Tensor:
-    """Masks ``[n, H, W]`` at native resolution, where preprocessing puts their pixels: ``[n, size, size]`` bool."""
+    """Resize and crop masks ``[n, H, W]`` as preprocessing does images: bool ``[n, size, size]``."""
     side = preprocess.size if preprocess.resize is None else preprocess.resize
     height, width = masks.shape[1:]
     shape = (side, side)
@@ -224,19 +231,19 @@ def masks_like(masks: Tensor, preprocess: Preprocess) -> Tensor:
 
 
 def _faithfulness(
-    scene: _Scene, settings: ValidateSettings, latent: int, sign: int, own: list[int], generator: torch.Generator
+    inputs: _Inputs, settings: ValidateSettings, latent: int, sign: int, own: list[int], generator: torch.Generator
 ) -> dict[str, object]:
-    """Insertion and deletion areas of the latent's value, over its value on the whole image, beside a random map's."""
+    """Areas under the insertion and deletion curves, relative to the whole image's value; also for a random map."""
     indices = own[: settings.top_images]
-    images = scene.images(indices)
-    maps = scene.maps(indices, [latent], [sign])[:, 0].to(scene.context.device)
+    images = inputs.images(indices)
+    maps = inputs.maps(indices, [latent], [sign])[:, 0].to(inputs.context.device)
 
     @torch.no_grad()
     def score(batch: Tensor) -> Tensor:
-        return sign * scene.sae.pre_activations(site_activations(scene.model, scene.site, batch))[:, latent]
+        return sign * inputs.sae.pre_activations(site_activations(inputs.model, inputs.site, batch))[:, latent]
 
-    blank = torch.zeros((), device=scene.context.device)
-    # Noise as coarse as the map: pixel noise would be an easier control to beat.
+    blank = torch.zeros((), device=inputs.context.device)
+    # Noise as coarse as the map; pixel noise would be too easy to beat.
     coarse = torch.rand(len(indices), 1, 7, 7, generator=generator)
     noise = nn.functional.interpolate(coarse, size=tuple(maps.shape[1:]), mode="bilinear")[:, 0].to(maps.device)
     mine = insertion_deletion_auc(score, images, maps, blank, steps=settings.faithfulness_steps)

@@ -1,1 +1,1 @@
-"""What lies under an output folder: artifacts, who uses them, and what nobody needs any more."""
+"""``salve-store``: list, verify and clean the artifacts of an output folder."""

@@ -1,4 +1,4 @@
-"""What of an output folder can go, and removing it without touching what a running process works on."""
+"""Find and remove what nobody needs, without touching what a running process works on."""
 
 import os
 import shutil
@@ -11,60 +11,61 @@ from filelock import FileLock, Timeout
 
 from salve.files import forget
 from salve.integrity import DONE, UNFINISHED, set_aside
-from salve.store.contents import Contents, Thing
+from salve.store.contents import Contents, Entry
 
+#: The reason for removing a lock file.
 LOCK = "a lock that nobody holds"
 
 
 @dataclass(frozen=True)
 class Removable:
-    """Something that can go.
+    """Something that can be removed.
 
     Attributes:
-        thing: what. why: in a few words. artifact: its kind and key, if it is one. locks: which a process that works
-            on it holds.
+        entry: the file or folder. why: in a few words. artifact: its kind and key, if it is one.
+        locks: those that a process holds while it works on it.
     """
 
-    thing: Thing
+    entry: Entry
     why: str
     artifact: tuple[str, str] | None = None
     locks: tuple[Path, ...] = ()
 
 
 class Busy(Exception):
-    """A running process works on it, or that cannot be told."""
+    """A running process works on it, or it cannot be told whether one does."""
 
 
 def removable(found: Contents, older: float) -> list[Removable]:
-    """What nobody needs and has not been written to for ``older`` seconds.
+    """What nobody needs and nobody has written to for ``older`` seconds.
 
-    Where the manifest of a run is damaged, it is not known which artifacts the run uses, and none can go.
+    While the manifest of a run is damaged, it is unknown which artifacts the run uses, so no artifact is removable.
     """
     guard = found.root / UNFINISHED
     items = []
     if not found.unreadable:
         items += [
-            Removable(one.thing, "no run uses it", (one.kind, one.key), (guard / f"{one.kind}-{one.key}.lock",))
+            Removable(one.entry, "no run uses it", (one.kind, one.key), (guard / f"{one.kind}-{one.key}.lock",))
             for one in found.artifacts
-            if not one.users and not one.thing.path.is_symlink()
+            if not one.users and not one.entry.path.is_symlink()
         ]
     every = [lock.path for lock in found.locks]
-    for thing in found.unfinished:
-        kind = thing.path.name.rpartition("-")[0]
-        own = guard / f"{thing.path.name}.lock"
-        # Scratch of several artifacts that are made together is worked on by who holds the locks of them all.
+    for entry in found.unfinished:
+        kind = entry.path.name.rpartition("-")[0]
+        own = guard / f"{entry.path.name}.lock"
+        # Scratch of several artifacts made together has no lock of its own: its process holds those of the artifacts.
         locks = [own] if own in every else [lock for lock in every if lock.name.startswith(f"{kind}-")]
-        items.append(Removable(thing, "unfinished, and nobody works on it", None, tuple(locks)))
-    items += [Removable(thing, "set aside as damaged") for thing in found.damaged]
+        items.append(Removable(entry, "unfinished, and nobody works on it", None, tuple(locks)))
+    items += [Removable(entry, "set aside as damaged") for entry in found.damaged]
     items += [
-        Removable(thing, "left by a writer that was killed") for thing, pid in found.leftovers if not _is_alive(pid)
+        Removable(entry, "left by a writer that was killed") for entry, pid in found.leftovers if not _is_alive(pid)
     ]
     items += [Removable(lock, LOCK, None, (lock.path,)) for lock in found.locks]
-    return [item for item in items if item.thing.age >= older]
+    return [item for item in items if item.entry.age >= older]
 
 
 def in_use(item: Removable) -> bool:
-    """Whether a running process holds a lock of it."""
+    """Whether a running process holds one of its locks."""
     try:
         with held(item.locks):
             return False
@@ -76,15 +77,16 @@ def remove(item: Removable, root: Path) -> None:
     """Remove it.
 
     Raises:
-        Busy: a process has begun to work on it. OSError: it cannot be removed.
+        Busy: a process works on it.
+        OSError: it cannot be removed.
     """
     with held(item.locks):
-        path = item.thing.path
+        path = item.entry.path
         if item.artifact is not None:
-            # It is gone in one step: a kill must not leave half of an artifact in its place.
+            # Renamed first: a kill must not leave half of an artifact in the store.
             path = set_aside(root, *item.artifact)
         if path.is_dir() and not path.is_symlink():
-            for done in (path / DONE, path / "result" / DONE):  # what is half removed must not look whole
+            for done in (path / DONE, path / "result" / DONE):  # a half-removed folder must not look complete
                 done.unlink(missing_ok=True)
             shutil.rmtree(path)
         else:
@@ -94,7 +96,7 @@ def remove(item: Removable, root: Path) -> None:
 
 @contextmanager
 def held(locks: Sequence[Path]) -> Iterator[None]:
-    """Hold locks; raises Busy where a process has one of them, or that cannot be told."""
+    """Hold locks; raises Busy if a process holds one of them, or a lock cannot be opened."""
     with ExitStack() as inner:
         for lock in locks:
             new = not lock.exists()

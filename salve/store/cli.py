@@ -1,4 +1,4 @@
-"""``salve-store``: what lies in an output folder, whether it is whole, and what can go. Imports nothing heavy."""
+"""``salve-store``: list, verify and clean the artifacts of an output folder. Imports nothing slow."""
 
 import argparse
 import os
@@ -10,31 +10,30 @@ from pathlib import Path
 
 from salve.integrity import Damaged, damage_of, damage_of_run, read_manifest, set_aside
 from salve.store.clean import LOCK, Busy, Removable, held, in_use, removable, remove
-from salve.store.contents import Contents, Stored, Thing, contents
+from salve.store.contents import Contents, Entry, StoredArtifact, contents
 from salve.types import UserError
 
 _DESCRIPTION = """\
-Look after the artifacts of an output folder, which runs share.
+List, verify and clean the artifacts of an output folder, which runs share.
 
-  ls      list every artifact with its size, its age and the runs that use it,
-          then what is unfinished and what was set aside as damaged
-  verify  read everything, and name what is not what was written
-  gc      list what nobody needs: artifacts that no run uses, unfinished work
-          that nobody goes on with, damaged artifacts, what killed processes
-          left; --yes removes it
+  ls      list every artifact with its size, age and the runs that use it,
+          then unfinished work and damaged artifacts
+  verify  read every file and report those that changed since they were written
+  gc      list what nobody needs: artifacts that no run uses, abandoned work,
+          damaged artifacts, leftovers of killed processes; --yes removes them
 
-FOLDER is the output_dir of the runs; it is outputs unless another is given.
+FOLDER is the output_dir of the runs (default: outputs).
 """
 
 _EXAMPLES = """\
-A run uses what its manifest.json names; of a run that has not finished, what
-its salve.log names counts. Runs in other folders are not known: give gc no
-output folder whose artifacts they use. Nothing is removed that a running
-process has locked, that was written to within --older-than, or that lies
-behind a link. What is gone is made again by the command that made it.
+A run uses the artifacts that its manifest.json names or, if it has not
+finished, those that its salve.log names. Runs in other folders are not known:
+do not run gc on a folder whose artifacts they use. gc never removes what a
+running process has locked, what was written to within --older-than, or what
+lies behind a link. The command that made an artifact makes it again.
 
-status: 0; 1 if verify found damage, or gc could not remove something; 2 for
-what cannot be done.
+exit status: 0; 1 if verify found damage or gc could not remove something; 2 if
+the command cannot run.
 
 examples:
   salve-store ls
@@ -44,7 +43,7 @@ examples:
   salve-store gc outputs --older-than 7d --yes
 """
 
-#: Runs of an artifact that are named.
+#: Number of runs of an artifact that are named; the rest is counted.
 _NAMED = 2
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -68,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--older-than",
         type=age,
         metavar="AGE",
-        help="gc: keep what was written to more recently: a number with s, m, h or d (default: 1d)",
+        help="gc: keep what was written to within AGE: a number with s, m, h or d (default: 1d)",
     )
     given = parser.parse_intermixed_args(arguments)
     for name, action in (("set_aside", "verify"), ("yes", "gc"), ("older_than", "gc")):
@@ -83,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _collect(found, _UNITS["d"] if given.older_than is None else given.older_than, given.yes)
     except UserError as error:
         _say(f"salve-store: {error}", sys.stderr)
-    except BrokenPipeError:  # what read the list has seen enough
+    except BrokenPipeError:  # the reader of a pipe, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
@@ -96,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def age(text: str) -> float:
-    """Seconds, from such as ``12h``; days if no unit is given."""
+    """Parse an age such as ``12h`` into seconds; without a unit it is in days."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text)
     if found is None:
         raise argparse.ArgumentTypeError(f"{text} is no age: give a number with s, m, h or d, such as 12h")
@@ -106,18 +105,18 @@ def age(text: str) -> float:
 def _list(found: Contents) -> int:
     rows = [("kind", "key", "size", "age", "used by")]
     rows += [
-        (one.kind, one.key, _bytes(one.thing.size), _ago(one.thing), _users(one, found.output))
+        (one.kind, one.key, _bytes(one.entry.size), _ago(one.entry), _users(one, found.output))
         for one in found.artifacts
     ]
     _say(_table(rows))
     idle = [one for one in found.artifacts if not one.users]
-    total = sum(one.thing.size for one in found.artifacts)
-    unused = f"; {len(idle)} of them used by no run, {_bytes(sum(one.thing.size for one in idle))}" if idle else ""
+    total = sum(one.entry.size for one in found.artifacts)
+    unused = f"; {len(idle)} of them used by no run, {_bytes(sum(one.entry.size for one in idle))}" if idle else ""
     _say(f"{_count(len(found.artifacts), 'artifact')}, {_bytes(total)}{unused}.")
-    for title, things in (("unfinished", found.unfinished), ("damaged", found.damaged)):
-        if things:
-            _say(f"\n{title}: {len(things)}, {_bytes(sum(thing.size for thing in things))}")
-            _say(_table([(thing.path.name, _bytes(thing.size), _ago(thing)) for thing in things], indent="  "))
+    for title, entries in (("unfinished", found.unfinished), ("damaged", found.damaged)):
+        if entries:
+            _say(f"\n{title}: {len(entries)}, {_bytes(sum(entry.size for entry in entries))}")
+            _say(_table([(entry.path.name, _bytes(entry.size), _ago(entry)) for entry in entries], indent="  "))
     _say_of_links_and_runs(found)
     return 0
 
@@ -125,7 +124,7 @@ def _list(found: Contents) -> int:
 def _verify(found: Contents, aside: bool) -> int:
     damaged = 0
     for one in found.artifacts:
-        if not (damage := damage_of(one.thing.path, anew=True)):
+        if not (damage := damage_of(one.entry.path, reread=True)):
             continue
         damaged += 1
         done = ""
@@ -137,33 +136,33 @@ def _verify(found: Contents, aside: bool) -> int:
                 done = "; not set aside, since a running process works on it"
             except OSError as error:
                 done = f"; it cannot be set aside ({error.strerror})"
-        _say(f"{one.thing.name}: {damage}{done}")
+        _say(f"{one.entry.name}: {damage}{done}")
     artifacts = damaged
     there = {(one.kind, one.key) for one in found.artifacts}
     for run in found.runs:
         if reason := _damage_of_run(run, there):
             damaged += 1
             _say(f"{os.path.relpath(run, found.output)}: {reason}")
-    read = _bytes(sum(one.thing.size for one in found.artifacts))
+    read = _bytes(sum(one.entry.size for one in found.artifacts))
     _say(
         f"{_count(len(found.artifacts), 'artifact')} ({read}) and {_count(len(found.runs), 'run')} were read: "
         f"{damaged or 'none'} damaged."
     )
     if artifacts and not aside:
-        _say("What is damaged is set aside and made again by the command that uses it; --set-aside does so now.")
+        _say("The command that uses a damaged artifact sets it aside and makes it again; --set-aside moves it now.")
     _say_of_links_and_runs(found, runs=False)
     return 1 if damaged else 0
 
 
 def _damage_of_run(run: Path, there: set[tuple[str, str]]) -> str:
-    """What is wrong with a finished run, or which of its artifacts is not there; empty if it is not finished."""
+    """What is wrong with a finished run, or which of its artifacts is missing; empty if nothing, or if unfinished."""
     try:
         made = read_manifest(run)["artifacts"]
     except FileNotFoundError:
         return ""
     except Damaged as error:
         return str(error)
-    if damage := damage_of_run(run, names=None, anew=True):
+    if damage := damage_of_run(run, names=None, reread=True):
         return damage
     gone = [f"{kind}/{entry.get('key')}" for kind, entry in made.items() if (kind, entry.get("key")) not in there]
     return f"its artifact {gone[0]} is not there" if gone else ""
@@ -174,8 +173,8 @@ def _collect(found: Contents, older: float, yes: bool) -> int:
     busy = [item for item in items if in_use(item)]
     items = [item for item in items if item not in busy]
     shown = [item for item in items if item.why != LOCK]
-    _say(_table([(item.thing.name, _bytes(item.thing.size), _ago(item.thing), item.why) for item in shown]))
-    if locks := len(items) - len(shown):  # one for each artifact that was ever made
+    _say(_table([(item.entry.name, _bytes(item.entry.size), _ago(item.entry), item.why) for item in shown]))
+    if locks := len(items) - len(shown):  # every artifact leaves one
         _say(f"{_count(locks, 'lock')} that nobody holds")
     failed = 0
     removed: list[Removable] = []
@@ -187,8 +186,8 @@ def _collect(found: Contents, older: float, yes: bool) -> int:
             busy.append(item)
         except OSError as error:
             failed += 1
-            _say(f"{item.thing.name} cannot be removed ({error.strerror}).")
-    size = _bytes(sum(item.thing.size for item in (removed if yes else items)))
+            _say(f"{item.entry.name} cannot be removed ({error.strerror}).")
+    size = _bytes(sum(item.entry.size for item in (removed if yes else items)))
     if yes:
         _say(f"Removed: {len(removed)}, {size}.")
     elif items:
@@ -209,13 +208,13 @@ def _say_of_links_and_runs(found: Contents, runs: bool = True) -> None:
         _say(f"It is not known which artifacts these runs use, so that gc removes none: {names}.")
 
 
-def _users(one: Stored, output: Path) -> str:
-    """The runs of an artifact; those of a sweep are counted."""
+def _users(one: StoredArtifact, output: Path) -> str:
+    """The runs of an artifact, in words; those of a sweep are counted."""
     if not one.users:
         return "no run"
-    places = Counter(os.path.dirname(user) if user.startswith("sweeps/") else user for user in one.users)
+    groups = Counter(os.path.dirname(user) if user.startswith("sweeps/") else user for user in one.users)
     names = [
-        f"{place} ({_count(count, 'run')})" if place.startswith("sweeps/") else place for place, count in places.items()
+        f"{group} ({_count(count, 'run')})" if group.startswith("sweeps/") else group for group, count in groups.items()
     ]
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more
@@ -242,15 +241,15 @@ def _bytes(size: int) -> str:
     return f"{value:.3g} TB"
 
 
-def _ago(thing: Thing) -> str:
+def _ago(entry: Entry) -> str:
     for unit, seconds in (("d", 86400), ("h", 3600), ("min", 60)):
-        if thing.age >= seconds:
-            return f"{int(thing.age // seconds)} {unit}"
-    return f"{int(thing.age)} s"
+        if entry.age >= seconds:
+            return f"{int(entry.age // seconds)} {unit}"
+    return f"{int(entry.age)} s"
 
 
 def _say(text: str, stream: "object | None" = None) -> None:
-    """Print; a name must not steer the terminal."""
+    """Print, without control characters that a hostile name could send to the terminal."""
     if text:
         plain = "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
         print(plain, file=stream or sys.stdout)  # type: ignore[arg-type]

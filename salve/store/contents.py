@@ -1,4 +1,4 @@
-"""What an output folder holds: artifacts with the runs that use them, scratch, and what killed processes left."""
+"""The contents of an output folder: artifacts and the runs that use them, scratch, leftovers of killed processes."""
 
 import os
 import re
@@ -13,19 +13,19 @@ from salve.types import UserError
 
 LOG = "salve.log"
 LOCKS = ".locks"
-#: How a run's log names an artifact that the run has found or makes.
+#: How a run's log names the artifacts that it finds or makes.
 _NAMED = re.compile(r"\b([a-z]+) ((?:[0-9a-f]{16}(?:, )?)+): ")
-#: What a writer calls a file or folder until it is whole; its process is named in it.
+#: The name of a file or folder until it is complete; it holds the writer's process id.
 _LEFTOVER = re.compile(r"\..*\.(\d+)(?:\.unfinished)?|\.(\d+)\.unfinished")
 
 
 @dataclass(frozen=True)
-class Thing:
+class Entry:
     """A file or folder.
 
     Attributes:
-        name: for people. path: where it is. size: bytes in it. changed: seconds since 1970 at which the newest part of
-            it was written. Links are things of their own, and never followed.
+        name: for display. path: where it is. size: in bytes.
+        changed: when its newest part was written, in seconds since 1970. Links are never followed.
     """
 
     name: str
@@ -40,47 +40,51 @@ class Thing:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredArtifact:
     """An artifact.
 
     Attributes:
-        thing: its folder. users: the runs that use it, by their folders as seen from the output folder.
+        kind, key: its address. entry: its folder.
+        users: the folders of the runs that use it, relative to the output folder.
     """
 
     kind: str
     key: str
-    thing: Thing
+    entry: Entry
     users: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Contents:
-    """All that lies under an output folder.
+    """The contents of an output folder.
 
     Attributes:
-        root: the store. artifacts: by kind, key. runs: the folders of runs. unreadable: those whose manifest is
-            damaged, by what is wrong. unfinished: scratch, and damaged: what was set aside. locks: the files that
-            processes lock. leftovers: of writers that were killed, by the number of the process. skipped: links in
-            place of folders, that were not looked into.
+        output: the folder. root: of the store.
+        artifacts: sorted by kind and key.
+        runs: folders of the runs. unreadable: runs with a damaged manifest, and what is wrong with it.
+        unfinished: scratch. damaged: artifacts that were set aside.
+        locks: lock files.
+        leftovers: unfinished files of killed writers, with their process ids.
+        skipped: links in place of folders, which were not followed.
     """
 
     output: Path
     root: Path
-    artifacts: tuple[Stored, ...]
+    artifacts: tuple[StoredArtifact, ...]
     runs: tuple[Path, ...]
     unreadable: dict[Path, str]
-    unfinished: tuple[Thing, ...]
-    damaged: tuple[Thing, ...]
-    locks: tuple[Thing, ...]
-    leftovers: tuple[tuple[Thing, int], ...]
+    unfinished: tuple[Entry, ...]
+    damaged: tuple[Entry, ...]
+    locks: tuple[Entry, ...]
+    leftovers: tuple[tuple[Entry, int], ...]
     skipped: tuple[Path, ...]
 
 
 def contents(output: Path) -> Contents:
-    """Look through an output folder.
+    """List the contents of an output folder.
 
     Raises:
-        UserError: it is none.
+        UserError: there is no such folder, or it has no artifacts.
     """
     root = output / "artifacts"
     if not output.is_dir():
@@ -98,14 +102,14 @@ def contents(output: Path) -> Contents:
             continue
         for path in _folders(kind):
             names = tuple(users.get((kind.name, path.name), ()))
-            artifacts.append(Stored(kind.name, path.name, _thing(path, f"{kind.name}/{path.name}"), names))
+            artifacts.append(StoredArtifact(kind.name, path.name, _thing(path, f"{kind.name}/{path.name}"), names))
     inside = {name: _below(root / name, skipped) for name in (UNFINISHED, DAMAGED)}
     locks = [path for path in inside[UNFINISHED] if path.suffix == ".lock"]
     leftovers = [path for path in (*loose, *inside[UNFINISHED], *_below(root, [])) if _LEFTOVER.fullmatch(path.name)]
     scratch = [path for path in inside[UNFINISHED] if path not in locks and path not in leftovers]
     of_runs = [path for path in loose if path.parent.name == LOCKS]
 
-    def things(paths: list[Path]) -> tuple[Thing, ...]:
+    def entries(paths: list[Path]) -> tuple[Entry, ...]:
         return tuple(_thing(path, os.path.relpath(path, output)) for path in paths)
 
     return Contents(
@@ -114,16 +118,16 @@ def contents(output: Path) -> Contents:
         tuple(artifacts),
         tuple(runs),
         unreadable,
-        things(scratch),
-        things(inside[DAMAGED]),
-        things([*locks, *of_runs]),
-        tuple((thing, _process(thing.path)) for thing in things(leftovers)),
+        entries(scratch),
+        entries(inside[DAMAGED]),
+        entries([*locks, *of_runs]),
+        tuple((entry, _process(entry.path)) for entry in entries(leftovers)),
         tuple(skipped),
     )
 
 
 def _outside(output: Path, root: Path) -> tuple[list[Path], list[Path]]:
-    """The folders of runs, and the locks and leftovers beside and in them."""
+    """Folders of runs, and the locks and leftovers in or beside them."""
     runs, loose = [], []
     for above, folders, files in os.walk(output):
         here = Path(above)
@@ -140,7 +144,7 @@ def _outside(output: Path, root: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _users(output: Path, runs: list[Path]) -> tuple[dict[tuple[str, str], list[str]], dict[Path, str]]:
-    """By kind and key, the runs that use an artifact, and the runs of which that cannot be said."""
+    """The runs that use each artifact, by kind and key; and the runs whose artifacts are unknown, with the reason."""
     users: dict[tuple[str, str], list[str]] = defaultdict(list)
     unreadable, open_ = dict[Path, str](), set[Path]()
     for run in runs:
@@ -153,8 +157,8 @@ def _users(output: Path, runs: list[Path]) -> tuple[dict[tuple[str, str], list[s
             unreadable[run] = str(error)
             open_.add(run.parent)
     for run in runs:
-        # A run that has not finished wants again what it had. A log names that: its own, or that of the run of its
-        # sweep with which it shared a job.
+        # An unfinished run will need its artifacts again. Its log names them, or that of another run of its sweep with
+        # which it shared a job.
         for artifact in _named(run / LOG) if run.parent in open_ else ():
             name = os.path.relpath(run, output)
             if name not in users[artifact]:
@@ -176,7 +180,7 @@ def _folders(above: Path) -> list[Path]:
 
 
 def _below(folder: Path, skipped: list[Path]) -> list[Path]:
-    """What lies in a folder that is no link."""
+    """The entries of a folder; a link is skipped and noted."""
     if folder.is_symlink():
         skipped.append(folder)
         return []
@@ -189,7 +193,7 @@ def _process(path: Path) -> int:
     return int(found[1] or found[2])
 
 
-def _thing(path: Path, name: str) -> Thing:
+def _thing(path: Path, name: str) -> Entry:
     size, changed = 0, 0.0
     for part in _parts(path):
         try:
@@ -199,7 +203,7 @@ def _thing(path: Path, name: str) -> Thing:
         changed = max(changed, stat.st_mtime)
         if not os.path.isdir(part) or os.path.islink(part):
             size += stat.st_size
-    return Thing(name, path, size, changed)
+    return Entry(name, path, size, changed)
 
 
 def _parts(path: Path) -> Iterator[str]:

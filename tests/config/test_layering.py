@@ -33,7 +33,7 @@ FLOORS = (
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 BESIDE = {("backbones", "data")}
 #: Stages meet through artifacts; these files are what they share.
-SHARED_BY_STAGES = ("context", "measure", "outcome", "curves", "targets", "training")
+SHARED_BY_STAGES = ("context", "measure", "outcome", "curves", "targets", "resume", "training")
 MOST_LINES = 350
 
 

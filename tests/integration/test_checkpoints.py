@@ -14,7 +14,8 @@ import torch
 from salve.artifacts import keep
 from salve.backbones import Classifier
 from salve.processes.trainer import TrainerFactory, _Checkpoints
-from salve.stages.training import Training, fit_here, resumable
+from salve.stages.resume import resumable
+from salve.stages.training import Training, fit_on_rank
 from salve.types import UserError
 from tests.integration.conftest import Start
 from tests.integration.test_resume import Killed, die_after
@@ -84,7 +85,7 @@ def scripted(folder: Path) -> list[dict[str, float]]:
     )
     batches = torch.utils.data.DataLoader(torch.zeros(1, 1))
     data = {"train_dataloaders": batches, "val_dataloaders": batches}
-    return fit_here(TrainerFactory("cpu", None, 1, "32-true", None, False), training, Scripted(), data)
+    return fit_on_rank(TrainerFactory("cpu", None, 1, "32-true", None, False), training, Scripted(), data)
 
 
 @pytest.mark.parametrize("put", [shutil.move, shutil.copytree], ids=["moved", "copied"])
@@ -164,7 +165,7 @@ def test_a_checkpoint_of_a_diverged_training_is_not_gone_on_from(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for loss, expected in ((1.0, tmp_path / "last.ckpt"), (math.nan, None), (math.inf, None)):
-        torch.save({"callbacks": {"_History": {"rows": [{"epoch": 0, "train_loss": loss}]}}}, tmp_path / "new")
+        torch.save({"callbacks": {"History": {"rows": [{"epoch": 0, "train_loss": loss}]}}}, tmp_path / "new")
         keep(tmp_path / "new", tmp_path / "last.ckpt")
         assert resumable(tmp_path, None) == expected
     assert "diverged (train_loss)" in caplog.text

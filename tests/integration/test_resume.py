@@ -5,13 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
 
 from salve.artifacts import DONE
-from salve.stages.context import StageContext
+from salve.stages import training
 from tests.integration.conftest import FEW, NARROW, SMALL, Start
 
 
@@ -55,14 +56,15 @@ def test_a_training_goes_on_from_its_last_epoch_wherever_its_folder_is_now(
     moved.mkdir()
     (tmp_path / "store").rename(moved / "store")
     begun: list[int] = []
-    plain = StageContext.fit
+    plain = training.fit
 
-    def watch(self, name, module, *args, **kwargs):  # type: ignore[no-untyped-def]
+    def watch(context, name, module, *args, **kwargs):  # type: ignore[no-untyped-def]
         hook = module.on_train_epoch_start
         module.on_train_epoch_start = lambda: (begun.append(module.current_epoch), hook())[1]
-        return plain(self, name, module, *args, **kwargs)
+        return plain(context, name, module, *args, **kwargs)
 
-    monkeypatch.setattr(StageContext, "fit", watch)
+    for name in ("finetune", "train"):
+        monkeypatch.setattr(import_module(f"salve.stages.{name}"), "fit", watch)
     found = start(moved, *epochs, f"stages=[{stage}]")
     assert begun == [2, 3]
     history = found[kind].table("history.csv")

@@ -79,7 +79,7 @@ def test_a_second_store_on_the_same_folder_finds_it(tmp_path: Path) -> None:
     assert Store(tmp_path).get_or_make("thing", KEY_SETTINGS, refuse).digest == made.digest
 
 
-def test_order_of_the_recipes_keys_does_not_matter(tmp_path: Path) -> None:
+def test_the_order_of_settings_does_not_change_the_key(tmp_path: Path) -> None:
     made = Store(tmp_path).get_or_make("thing", KEY_SETTINGS, write_hello)
     turned = {"sae": {"sparsity": 0.5, "k": 2}, "weights": "abc"}
     assert Store(tmp_path).get_or_make("thing", turned, refuse).key == made.key
@@ -94,7 +94,7 @@ def test_order_of_the_recipes_keys_does_not_matter(tmp_path: Path) -> None:
         {"weights": "abc"},
     ],
 )
-def test_another_recipe_is_another_artifact(tmp_path: Path, other: dict) -> None:
+def test_other_settings_are_another_artifact(tmp_path: Path, other: dict) -> None:
     store = Store(tmp_path)
     made = store.get_or_make("thing", KEY_SETTINGS, write_hello)
     assert store.get_or_make("thing", other, write_hello).key != made.key
@@ -134,7 +134,7 @@ def content_digest(root: Path, files: dict[str, str]) -> str:
     return Store(root).get_or_make("thing", {"root": root.name}, make).digest
 
 
-def test_same_content_has_the_same_digest_whatever_the_recipe(tmp_path: Path) -> None:
+def test_the_same_content_has_the_same_digest_under_any_key(tmp_path: Path) -> None:
     files = {"a.txt": "1", "deeper/b.txt": "2"}
     assert content_digest(tmp_path / "one", files) == content_digest(tmp_path / "two", dict(reversed(files.items())))
 
@@ -471,7 +471,7 @@ def write_text(folder: Path, text: str) -> None:
     (folder / "index.txt").write_text(text)
 
 
-def test_a_recipe_given_twice_is_made_once(tmp_path: Path) -> None:
+def test_a_key_given_twice_is_made_once(tmp_path: Path) -> None:
     a, b, c = Store(tmp_path).get_or_make_many("thing", [MEMBERS[0], MEMBERS[1], dict(MEMBERS[0])], write_indices)
     assert a == c
     assert a.key != b.key

@@ -227,7 +227,7 @@ def test_a_shard_that_was_damaged_after_a_kill_is_made_again(
     count = Count(model)
     made = run(store, model)
     assert count.images == 4
-    assert "train-00001.safetensors is not what was captured: it is captured again." in caplog.text
+    assert "train-00001.safetensors is damaged and is captured again." in caplog.text
     assert made.digest == expected.digest
 
 

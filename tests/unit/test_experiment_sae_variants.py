@@ -32,6 +32,7 @@ from experiments.sae_variants.references import (
 from experiments.sae_variants.runs import EXPERIMENTS, FULL, QUICK, Family, Plan, collect, commands, sweep_name
 from experiments.sae_variants.tables import markdown, reference_summary, summary
 from salve.artifacts import _seal, save_tensors, write_record
+from salve.integrity import sealed
 from salve.run.explain import conf_dir
 from salve.run.schema import Config, register
 from salve.sae import VARIANTS, make_sae, save_sae
@@ -366,7 +367,8 @@ class Outputs:
         select = {"select_fve": 0.5 + 0.1 * k, "select_l0": float(k)}
         write_record(run / "metrics.json", {"fve": 0.5 + 0.1 * k, "l0": float(k), **select})
         keys = {"control": key, "classifier": "c", "activations": "a", "sae": "s", "features": "f"}
-        write_record(run / "manifest.json", {"artifacts": {kind: {"key": value} for kind, value in keys.items()}})
+        made = {kind: {"key": value} for kind, value in keys.items()}
+        write_record(run / "manifest.json", sealed({"artifacts": made, "files": {}}))
         self.planned[key] = {"swept": {"sae.seed": seed}}
         write_record(self.sweep / "sweep.json", {"name": "s", "runs": self.planned})
         rows = [

@@ -160,7 +160,7 @@ def test_own_files_are_remembered_at_once_and_go_along_when_their_folder_is_rena
     move_memory(before, after)
     assert file_digests(after, ["a"]) == expected
     assert read == ["a"]
-    assert file_digests(after, ["a"], anew=True) == expected
+    assert file_digests(after, ["a"], reread=True) == expected
     assert read == ["a", "a"]
     forget(after)
     assert file_digests(after, ["a"]) == expected

@@ -9,7 +9,7 @@ import pytest
 from salve import files
 from salve.artifacts import DONE, Artifact, Store, digest_of_file, read_record, write_record
 from salve.editing.folders import classifier_of
-from salve.files import digest_of, file_digests
+from salve.files import file_digests
 from salve.integrity import (
     MANIFEST,
     METRICS,
@@ -113,13 +113,13 @@ def test_a_second_look_reads_nothing(artifact: Artifact, monkeypatch: pytest.Mon
     monkeypatch.setattr(files, "digest_of_file", lambda path: read.append(path.name) or digest_of_file(path))
     assert damage_of(artifact.path) == ""
     assert read == []  # it was remembered when it was made
-    assert damage_of(artifact.path, anew=True) == ""
+    assert damage_of(artifact.path, reread=True) == ""
     assert sorted(read) == ["a.csv", "b.bin", "key.json"]
 
 
 def test_a_damaged_memory_condemns_no_artifact(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "digest_of_file", lambda _: "0" * 64)
-    file_digests(artifact.path, ["a.csv"], anew=True, own=True)
+    file_digests(artifact.path, ["a.csv"], reread=True, own=True)
     monkeypatch.undo()
     assert damage_of(artifact.path) == ""
 
@@ -218,15 +218,3 @@ def test_a_manifest_of_which_a_name_or_number_was_changed_is_damaged(run: Path) 
         (run / MANIFEST).write_text(content)
         with pytest.raises(Damaged, match=r"manifest\.json names no artifacts"):
             read_manifest(run)
-
-
-def test_a_run_of_an_older_version_needs_files_that_can_be_read(run: Path) -> None:
-    write_record(run / MANIFEST, {"artifacts": {}})
-    assert digest_of(read_manifest(run)) == digest_of({"artifacts": {}})
-    assert damage_of_run(run) == ""
-    (run / METRICS).write_text("")
-    assert damage_of_run(run) == "metrics.json is empty"
-    (run / METRICS).unlink()
-    assert damage_of_run(run) == "metrics.json is missing"
-    (run / SETTINGS).write_text("")
-    assert damage_of_run(run) == "config.yaml is empty"

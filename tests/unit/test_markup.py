@@ -12,6 +12,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from rich.console import Console
 
+from salve.integrity import sealed
 from salve.report import summary_table
 from salve.run import execute, rerun
 from salve.run.explain import conf_dir
@@ -107,7 +108,7 @@ def test_a_sweep_with_hostile_names(tmp_path: Path, name: str) -> None:
     settings = {"sae": {"variant": name, "seed": 0}, "data": {"_target_": "x.Y", "root": name}}
     (run / "config.yaml").write_text(yaml.safe_dump(settings))
     (run / "metrics.json").write_text(json.dumps({"fve": 0.5}))
-    (run / "manifest.json").write_text('{"artifacts": {}}')
+    (run / "manifest.json").write_text(json.dumps(sealed({"artifacts": {}, "files": {}})))
     (sweep / "def456").mkdir()
     (sweep / "def456/failure.json").write_text(json.dumps({"reason": f"it said {name}", "kind": "Error"}))
     console = terminal()

@@ -132,7 +132,7 @@ def test_an_sae_that_is_worse_than_none_is_refused_and_a_poor_one_is_not(times: 
     else:
         with pytest.raises(Diverged) as refused:
             check_sae(record, SELECT, "pool")
-        assert f"its error on select images is {error:.2g} times what no SAE" in str(refused.value)
+        assert f"its error on select images is {error:.2g} times that of an output of" in str(refused.value)
         assert f"(FVE {record['select_fve']:.2g})" in str(refused.value)
 
 
@@ -153,7 +153,6 @@ def test_an_sae_whose_measure_is_undefined_is_refused() -> None:
     assert record["select_fve"] is None
     with pytest.raises(Diverged, match="FVE undefined"):
         check_sae(record, SELECT, "pool")
-    check_sae({}, SELECT, "pool")  # of a record without the measure nothing is said
 
 
 @pytest.mark.parametrize("value", [0.0, 0.3, -7e5])

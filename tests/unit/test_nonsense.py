@@ -15,7 +15,7 @@ from tests.unit.test_tryout import built
 
 
 @pytest.fixture(scope="module")
-def ground(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, StageContext, Artifact, Artifact]:
+def testbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, StageContext, Artifact, Artifact]:
     config, context = built(tmp_path_factory.mktemp("store"), "finetune.epochs=1", "sae.steps=10", "sae.batch_size=8")
     classifier = finetune(context, config.finetune)
     return config, context, classifier, capture(context, classifier)
@@ -28,9 +28,9 @@ def left_of(store: Path) -> set[str]:
 
 
 def test_an_sae_that_diverged_is_no_artifact_and_leaves_no_checkpoint(
-    ground: tuple[Config, StageContext, Artifact, Artifact],
+    testbed: tuple[Config, StageContext, Artifact, Artifact],
 ) -> None:
-    config, context, *inputs = ground
+    config, context, *inputs = testbed
     bad = replace(config.sae, learning_rate=1e4)
     for _ in range(2):  # the second attempt begins anew, and ends the same
         with pytest.raises(Diverged, match=r"The training of the SAE diverged: .* lower sae\.learning_rate"):
@@ -40,9 +40,9 @@ def test_an_sae_that_diverged_is_no_artifact_and_leaves_no_checkpoint(
 
 
 def test_of_saes_that_are_trained_together_those_that_came_to_something_are_there(
-    ground: tuple[Config, StageContext, Artifact, Artifact], monkeypatch: pytest.MonkeyPatch
+    testbed: tuple[Config, StageContext, Artifact, Artifact], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, context, *inputs = ground
+    config, context, *inputs = testbed
     made = train.SAEEnsemble.trained
 
     def spoiled(self: train.SAEEnsemble, number: int) -> tuple[object, object]:
@@ -57,17 +57,6 @@ def test_of_saes_that_are_trained_together_those_that_came_to_something_are_ther
         train_saes(context, two, *inputs)
     assert train_sae(context, two[0], *inputs).reused
     assert not train_sae(context, two[1], *inputs).reused
-
-
-def test_an_sae_of_an_earlier_version_that_diverged_is_not_gone_on_from(
-    ground: tuple[Config, StageContext, Artifact, Artifact], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config, context, *inputs = ground
-    other = replace(config.sae, seed=5)
-    record = {**train_sae(context, other, *inputs).record("sae.json"), "select_fve": -5.7e16}
-    monkeypatch.setattr(Artifact, "record", lambda *_: record)
-    with pytest.raises(Diverged, match=r"FVE -5\.7e\+16"):
-        train_sae(context, other, *inputs)
 
 
 def test_an_sae_none_of_whose_latents_fires_has_nothing_to_edit(tmp_path: Path) -> None:

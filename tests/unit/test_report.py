@@ -947,5 +947,7 @@ def test_numbers_as_text() -> None:
     assert axes.xaxis.get_major_formatter()(-0.05, 0) == "−5\u00a0%"
     assert [points(v) for v in (-0.0004, 0.012, -0.36, math.nan)] == ["0.0", "+1.2", "−36.0", "–"]
     assert slug("../Ünder <b>") == "under-b"
+    assert slug("日本") == ""
+    assert len(slug("x" * 245)) == 40
     assert len(label("x" * 100, 22)) <= 22
     assert label("a\nb\x00c") == "a b c"

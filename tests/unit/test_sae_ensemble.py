@@ -21,6 +21,7 @@ from salve.sae import VARIANTS, SparseAutoencoder, make_sae
 from salve.sae import module as sae_module
 from salve.sae.ensemble import SAEEnsemble
 from salve.stages import BackboneSettings, SAESettings, StageContext, can_share, train_sae, train_saes
+from salve.stages import train as train_stage
 from salve.types import UserError
 from tests.unit.sae_examples import plain_trainer
 
@@ -88,7 +89,7 @@ MORE: dict[str, dict[str, Any]] = {
 }
 
 
-def surroundings(folder: Path) -> tuple[StageContext, Artifact, Artifact]:
+def context_and_inputs(folder: Path) -> tuple[StageContext, Artifact, Artifact]:
     """A context on a store of its own, and the artifacts that SAEs are made from."""
     store = Store(folder)
     inputs = [store.get_or_make(kind, {}, lambda path, _: None) for kind in ("classifier", "activations")]
@@ -99,12 +100,12 @@ def surroundings(folder: Path) -> tuple[StageContext, Artifact, Artifact]:
 
 
 def together(folder: Path, settings: list[SAESettings]) -> list[Artifact]:
-    context, *inputs = surroundings(folder)
+    context, *inputs = context_and_inputs(folder)
     return train_saes(context, settings, *inputs)
 
 
 def alone(folder: Path, settings: list[SAESettings]) -> list[Artifact]:
-    context, *inputs = surroundings(folder)
+    context, *inputs = context_and_inputs(folder)
     return [train_sae(context, one, *inputs) for one in settings]
 
 
@@ -128,13 +129,13 @@ def assert_same(got: list[Artifact], expected: list[Artifact]) -> None:
 def fits(monkeypatch: pytest.MonkeyPatch) -> list[type]:
     """The kinds of modules that were trained, in order."""
     kinds: list[type] = []
-    plain = StageContext.fit
+    plain = train_stage.fit
 
-    def spy(self: StageContext, stage: str, module: pl.LightningModule, *args: Any, **kwargs: Any) -> Any:
+    def spy(context: StageContext, stage: str, module: pl.LightningModule, *args: Any, **kwargs: Any) -> Any:
         kinds.append(type(module))
-        return plain(self, stage, module, *args, **kwargs)
+        return plain(context, stage, module, *args, **kwargs)
 
-    monkeypatch.setattr(StageContext, "fit", spy)
+    monkeypatch.setattr(train_stage, "fit", spy)
     return kinds
 
 
@@ -186,7 +187,7 @@ def test_every_step_has_a_whole_batch_of_rows_drawn_pass_by_pass(
         plain(self, batch, index)
 
     monkeypatch.setattr(SparseAutoencoder, "training_step", spy)
-    context, *inputs = surroundings(tmp_path)
+    context, *inputs = context_and_inputs(tmp_path)
     train_sae(context, replace(SETTINGS, seed=5), *inputs)
     assert [len(batch) for batch in seen] == [16] * 18
     train = context.activations(inputs[1], "train").activations
@@ -202,7 +203,7 @@ def test_every_step_has_a_whole_batch_of_rows_drawn_pass_by_pass(
 def test_a_member_that_diverges_is_named_and_the_others_are_kept(tmp_path: Path) -> None:
     good = [replace(SETTINGS, seed=seed) for seed in (0, 1)]
     bad = replace(SETTINGS, sparsity=3e38)
-    context, *inputs = surroundings(tmp_path / "together")
+    context, *inputs = context_and_inputs(tmp_path / "together")
     with pytest.raises(UserError, match=r"1 of 3 SAEs diverged: .*sae\.sparsity=3e\+38"):
         train_saes(context, [good[0], bad, good[1]], *inputs)
     found = train_saes(replace(context, store=context.store.only_found()), good, *inputs)
@@ -233,7 +234,7 @@ def test_a_killed_ensemble_goes_on_and_ends_with_the_same_bits(tmp_path: Path) -
     settings = [
         replace(SETTINGS, variant="relu_l1", sparsity=sparsity, seed=s) for s in (0, 1) for sparsity in (0.1, 1)
     ]
-    context, *inputs = surroundings(tmp_path / "killed")
+    context, *inputs = context_and_inputs(tmp_path / "killed")
 
     def with_(callback: pl.Callback) -> StageContext:
         return replace(context, trainer=lambda stage, epochs, rest: trainer(stage, epochs, [*rest, callback]))
@@ -251,7 +252,7 @@ def test_a_killed_ensemble_goes_on_and_ends_with_the_same_bits(tmp_path: Path) -
 
 def test_what_a_killed_training_left_is_of_use_in_a_group_that_has_only_it_to_make(tmp_path: Path) -> None:
     a, b = (replace(SETTINGS, seed=seed) for seed in (0, 1))
-    context, *inputs = surroundings(tmp_path / "killed")
+    context, *inputs = context_and_inputs(tmp_path / "killed")
     dying = replace(context, trainer=lambda stage, epochs, rest: trainer(stage, epochs, [*rest, Die(2)]))
     with pytest.raises(Killed):
         train_sae(dying, a, *inputs)
@@ -263,7 +264,7 @@ def test_what_a_killed_training_left_is_of_use_in_a_group_that_has_only_it_to_ma
 
 def test_only_what_is_missing_is_trained(tmp_path: Path, fits: list[type]) -> None:
     a, b, c, d = (replace(SETTINGS, seed=seed, steps=9) for seed in range(4))
-    context, *inputs = surroundings(tmp_path)
+    context, *inputs = context_and_inputs(tmp_path)
     [before] = train_saes(context, [a], *inputs)
     # One that is alone takes the way of one alone, and has its bits.
     assert fits == [SparseAutoencoder]
@@ -313,15 +314,13 @@ def test_who_is_resampled_is_trained_alone(tmp_path: Path, fits: list[type]) -> 
     assert fits == [SparseAutoencoder]
 
 
-def test_recipes_of_before_are_those_of_now(tmp_path: Path) -> None:
-    """A setting that came later is in no key_settings, unless it is used."""
-    before = {"variant", "dictionary_size", "sparsity", "k", "centre", "learning_rate", "batch_size", "steps"}
-    [plain] = alone(tmp_path, [SETTINGS])
-    assert plain.record("key.json")["settings"].keys() == before
+def test_the_key_of_an_sae_names_all_that_it_depends_on(tmp_path: Path) -> None:
     used = replace(SETTINGS, variant="relu_l1", start="data", resample=2)
-    [other] = alone(tmp_path, [used])
-    assert other.record("key.json")["settings"].keys() == before | {"start", "resample"}
-    assert other.record("sae.json").items() >= {"start": "data", "resample": 2}.items()
+    for settings, artifact in zip((SETTINGS, used), alone(tmp_path, [SETTINGS, used]), strict=True):
+        key = artifact.record("key.json")
+        assert key["settings"] == settings.scientific()
+        assert (key["seed"], key["shuffled_within"]) == (settings.seed, None)
+        assert artifact.record("sae.json").items() >= settings.scientific().items()
 
 
 def test_epochs_take_the_place_of_steps(tmp_path: Path) -> None:
@@ -358,19 +357,19 @@ def test_a_killed_ensemble_with_thresholds_and_dead_latents_ends_with_the_same_b
         (train_saes, "together"),
         (lambda context, one, *rest: train_sae(context, one[0], *rest), "alone"),
     ):
-        context, *inputs = surroundings(tmp_path / name)
+        context, *inputs = context_and_inputs(tmp_path / name)
         dying = replace(context, trainer=lambda stage, epochs, rest: trainer(stage, epochs, [*rest, Die(2)]))
         with pytest.raises(Killed):
             train(dying, settings, *inputs)
         found = train(context, settings, *inputs)
-        calm, *inputs = surroundings(tmp_path / f"{name} calm")
+        calm, *inputs = context_and_inputs(tmp_path / f"{name} calm")
         expected = train(calm, settings, *inputs)
         digests = [[one.digest for one in (made if isinstance(made, list) else [made])] for made in (found, expected)]
         assert digests[0] == digests[1]
 
 
 def test_several_devices_are_refused(tmp_path: Path) -> None:
-    context, *inputs = surroundings(tmp_path)
+    context, *inputs = context_and_inputs(tmp_path)
     ranks = Alone()
     ranks.several = True
     with pytest.raises(UserError, match="one device"):

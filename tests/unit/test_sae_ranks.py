@@ -8,7 +8,7 @@ from torch import distributed, multiprocessing
 
 from salve.distributed import batch_share
 from salve.sae import objective
-from salve.sae.revival import silence
+from salve.sae.revival import update_rows_since_fired
 from salve.sae.topk import learn_threshold
 from tests.unit.sae_examples import drawn, example
 
@@ -25,8 +25,8 @@ def step(variant: str, rows: int, rank: int, ranks: int) -> dict[str, Any]:
     share = batch_share(len(batch))
     gradients = torch.autograd.grad(loss * share, [sae.encoder, sae.decoder, sae.bias])
     threshold = learn_threshold(torch.tensor(5.0, dtype=torch.float64), latents, 3)
-    silent = silence(torch.arange(9), latents, batch, 0.0)
-    return {"gradients": gradients, "threshold": threshold, "silent": silent, "latents": latents}
+    rows_since_fired = update_rows_since_fired(torch.arange(9), latents, batch, 0.0)
+    return {"gradients": gradients, "threshold": threshold, "rows_since_fired": rows_since_fired, "latents": latents}
 
 
 def _rank(rank: int, ranks: int, folder: str) -> None:
@@ -53,5 +53,5 @@ def test_ranks_take_the_step_of_one_process(variant: str, parts: list[dict[tuple
             torch.testing.assert_close(sum(shares) / 2, whole)
         for rank, one in enumerate(pair):
             torch.testing.assert_close(one["threshold"], alone["threshold"])
-            assert torch.equal(one["silent"], alone["silent"])
+            assert torch.equal(one["rows_since_fired"], alone["rows_since_fired"])
             torch.testing.assert_close(one["latents"], alone["latents"][rank::2])

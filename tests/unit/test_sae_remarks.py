@@ -18,8 +18,8 @@ def test_of_a_good_sae_there_is_nothing_to_say() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"steps": 180, "passes": 60.0}, "saw only 180 steps (60 passes"),
-        ({"l0": 124.0}, "L0 of 124 is not sparse: so many of 256 latents"),
+        ({"steps": 180, "passes": 60.0}, "had only 180 steps (60 passes"),
+        ({"l0": 124.0}, "L0 of 124 is not sparse: an image has 512 channels, the SAE 256 latents"),
         (
             {"l0": 20.0, "width": 64},
             "L0 of 20 is not sparse",

@@ -11,17 +11,17 @@ from torch import Tensor
 
 from salve.activations import ActivationsData, Schedule
 from salve.sae import SAE, SparseAutoencoder, auxk_losses, make_sae, objective, resample
-from salve.sae.revival import AUXILIARY, silence
+from salve.sae.revival import AUXILIARY, update_rows_since_fired
 from salve.types import UserError
 from tests.unit.sae_examples import drawn, example, fit
 
 
-def test_silence_counts_rows_since_a_latent_fired() -> None:
+def test_rows_since_a_latent_fired_are_counted() -> None:
     fires = torch.rand(30, 5, generator=torch.Generator().manual_seed(0)) < torch.tensor([0.0, 0.02, 0.1, 0.5, 1.0])
-    silent = torch.zeros(5, dtype=torch.long)
+    rows_since_fired = torch.zeros(5, dtype=torch.long)
     for batch in fires.float().split(4):
-        silent = silence(silent, batch, torch.ones(len(batch), 1), 0.0)
-    for latent, count in enumerate(silent.tolist()):
+        rows_since_fired = update_rows_since_fired(rows_since_fired, batch, torch.ones(len(batch), 1), 0.0)
+    for latent, count in enumerate(rows_since_fired.tolist()):
         batches = [bool(batch[:, latent].any()) for batch in fires.split(4)]
         rows = [len(batch) for batch in fires.split(4)]
         since = len(batches) - 1 - batches[::-1].index(True) if any(batches) else -1
@@ -35,12 +35,12 @@ def test_silence_counts_rows_since_a_latent_fired() -> None:
 def test_auxk_is_the_error_that_the_largest_dead_latents_leave(variant: str) -> None:
     sae, rows = example(variant), drawn(7, 6)
     dead = torch.tensor([latent in (1, 4, 5, 8) for latent in range(9)])
-    passed = sae.run(rows)
-    losses = auxk_losses(sae, rows, passed, dead, 2)
+    output = sae.run(rows)
+    losses = auxk_losses(sae, rows, output, dead, 2)
     for n, found in enumerate(losses.tolist()):
-        pre = passed.pre[n].tolist()
+        pre = output.pre[n].tolist()
         chosen = sorted((1, 4, 5, 8), key=lambda latent: -pre[latent])[:2]
-        error = [(rows[n, j] - passed.reconstruction[n, j]).item() for j in range(6)]
+        error = [(rows[n, j] - output.reconstruction[n, j]).item() for j in range(6)]
         guess = [sum(max(pre[i], 0.0) * sae.decoder[j, i].item() for i in chosen) for j in range(6)]
         assert found == pytest.approx(sum((e - g) ** 2 for e, g in zip(error, guess, strict=True)))
     loss, _ = objective(sae, rows, 0.0, dead, auxk=2)
@@ -64,10 +64,10 @@ def test_auxk_teaches_the_dead_and_nobody_else() -> None:
 def test_auxk_with_fewer_dead_than_asked_for_and_with_none(count: int) -> None:
     sae, rows = example("topk"), drawn(7, 6)
     one = torch.tensor([latent == 4 for latent in range(9)])
-    passed = sae.run(rows)
-    alone = auxk_losses(sae, rows, passed, one, 1)
-    torch.testing.assert_close(auxk_losses(sae, rows, passed, one, count), alone)
-    assert not auxk_losses(sae, rows, passed, ~one & one, count).any()
+    output = sae.run(rows)
+    alone = auxk_losses(sae, rows, output, one, 1)
+    torch.testing.assert_close(auxk_losses(sae, rows, output, one, count), alone)
+    assert not auxk_losses(sae, rows, output, ~one & one, count).any()
 
 
 # -- resampling

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from salve.sae import SAE, make_sae, objective
 from salve.sae.objective import Objective, step_loss
-from salve.sae.sparse import Pairs, SparseLatents, chosen_by, encode_sparse, largest, ranked
-from salve.sae.topk import FEW
+from salve.sae.sparse import SparseLatents, SparsePattern, encode_sparse, largest, pattern_of_indices, pattern_of_mask
+from salve.sae.topk import SPARSE_RATIO
 from tests.unit.sae_examples import drawn
 
 SIZE, WIDTH = 192, 6
@@ -65,13 +65,13 @@ def test_a_price_of_latents_is_one_for_all() -> None:
 
 def test_small_dictionaries_and_measurement_look_at_every_latent() -> None:
     activations = drawn(4, WIDTH)
-    assert make_sae("topk", WIDTH, 3 * FEW, k=3).double().run_alone(activations).sparse is not None
-    assert make_sae("topk", WIDTH, 3 * FEW - 1, k=3).double().run_alone(activations).sparse is None
+    assert make_sae("topk", WIDTH, 3 * SPARSE_RATIO, k=3).double().run_alone(activations).sparse is not None
+    assert make_sae("topk", WIDTH, 3 * SPARSE_RATIO - 1, k=3).double().run_alone(activations).sparse is None
     assert untied("topk", {"k": 3}).eval().run_alone(activations).sparse is None
 
 
 def sparse_of(latents: Tensor) -> SparseLatents:
-    return SparseLatents(chosen_by(latents != 0), latents[latents != 0])
+    return SparseLatents(pattern_of_mask(latents != 0), latents[latents != 0])
 
 
 def test_rows_with_no_latent_and_latents_in_no_row() -> None:
@@ -91,7 +91,7 @@ def test_the_gradient_of_chosen_pre_activations() -> None:
 
     def values(activations: Tensor, encoder: Tensor, bias: Tensor) -> Tensor:
         pre = (activations @ encoder.T + bias).detach()
-        return encode_sparse(pre, activations, encoder, bias, ranked(indices, 4)).values
+        return encode_sparse(pre, activations, encoder, bias, pattern_of_indices(indices, 4)).values
 
     assert torch.equal(
         values(activations, encoder, bias), (activations @ encoder.T + bias).gather(1, indices).flatten()
@@ -104,13 +104,13 @@ def test_the_gradient_of_chosen_pre_activations() -> None:
 def test_sums_over_pairs_are_products_with_a_dense_matrix(size: int) -> None:
     """One dictionary is too large for its columns to be sorted as 16-bit numbers."""
     columns = torch.tensor([size - 1, 0, 2, size - 1, 0])
-    pairs, values = Pairs(torch.tensor([0, 2, 2, 5]), columns, size), drawn(5)
+    pattern, values = SparsePattern(torch.tensor([0, 2, 2, 5]), columns, size), drawn(5)
     dense = torch.zeros(3, size, dtype=torch.float64)
     for row, column, value in zip([0, 0, 2, 2, 2], columns.tolist(), values, strict=True):
         dense[row, column] = value
     of_latents, of_rows = drawn(size, WIDTH), drawn(3, WIDTH, seed=2)
-    torch.testing.assert_close(pairs.of_rows(of_latents, values), dense @ of_latents)
-    torch.testing.assert_close(pairs.of_latents(of_rows, values), dense.T @ of_rows)
+    torch.testing.assert_close(pattern.sum_by_row(of_latents, values), dense @ of_latents)
+    torch.testing.assert_close(pattern.sum_by_latent(of_rows, values), dense.T @ of_rows)
 
 
 @pytest.mark.parametrize("columns", [5, 40, 63, 64, 101, 1024])
@@ -134,8 +134,8 @@ def test_latents_are_only_made_dense_for_whoever_asks(monkeypatch: pytest.Monkey
     made = []
     dense = SparseLatents.dense
     monkeypatch.setattr(SparseLatents, "dense", lambda self, like: made.append(like) or dense(self, like))
-    loss, passed = step_loss(untied("topk", {"k": 3}), drawn(20, WIDTH, seed=3), 0.0)
+    loss, output = step_loss(untied("topk", {"k": 3}), drawn(20, WIDTH, seed=3), 0.0)
     loss.backward()
     assert not made
-    assert passed.latents.shape == (20, SIZE)
+    assert output.latents.shape == (20, SIZE)
     assert made

@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 from salve.activations import ActivationsData, Block, Schedule, WholeData
 from salve.activations import rows as rows_module
 from salve.metrics import fraction_of_variance_explained
-from salve.sae import SAE, Member, SAEEnsemble, SparseAutoencoder, make_sae, objective, pace
-from salve.sae.topk import FEW
+from salve.sae import SAE, Member, SAEEnsemble, SparseAutoencoder, learning_rate_factor, make_sae, objective
+from salve.sae.topk import SPARSE_RATIO
 from tests.unit.sae_examples import fit
 
 WIDTH, BATCH = 16, 8
@@ -23,8 +23,8 @@ SAES: list[tuple[str, int, float, dict[str, Any]]] = [
     ("gated", 24, 0.3, {}),
     ("jumprelu", 24, 0.2, {}),
     ("topk", 24, 0.0, {"k": 2}),
-    ("topk", FEW * 2, 0.0, {"k": 2}),
-    ("batch_topk", FEW * 2, 0.0, {"k": 2}),
+    ("topk", SPARSE_RATIO * 2, 0.0, {"k": 2}),
+    ("batch_topk", SPARSE_RATIO * 2, 0.0, {"k": 2}),
 ]
 
 
@@ -79,12 +79,12 @@ def test_the_parts_of_a_training_are_the_training(rows: int, batch: int, steps: 
 
 
 def test_the_pace_rises_stays_and_falls() -> None:
-    paces = [pace(step, 100, 0.1, 0.2) for step in range(100)]
-    assert paces[:10] == pytest.approx([0.1 * (n + 1) for n in range(10)])
-    assert paces[10:80] == [1.0] * 70
-    assert paces[80:] == pytest.approx([(20 - n) / 20 for n in range(20)])
-    assert [pace(step, 3, 0, 0) for step in range(3)] == [1.0] * 3
-    assert 0 < pace(0, 1) <= 1
+    factors = [learning_rate_factor(step, 100, 0.1, 0.2) for step in range(100)]
+    assert factors[:10] == pytest.approx([0.1 * (n + 1) for n in range(10)])
+    assert factors[10:80] == [1.0] * 70
+    assert factors[80:] == pytest.approx([(20 - n) / 20 for n in range(20)])
+    assert [learning_rate_factor(step, 3, 0, 0) for step in range(3)] == [1.0] * 3
+    assert 0 < learning_rate_factor(0, 1) <= 1
 
 
 def test_a_training_goes_at_its_pace_and_ends_where_it_should(planted: Tensor) -> None:
@@ -99,7 +99,7 @@ def test_a_training_goes_at_its_pace_and_ends_where_it_should(planted: Tensor) -
     data = data_of(planted, epochs=0.6)  # 39 steps: it stops inside a pass
     sae = make_sae("relu_l1", WIDTH, 12, torch.Generator().manual_seed(0))
     fit(Watched(sae, 0.3, 1e-2, head(), warmup=0.2, decay=0.5), 7, datamodule=data)
-    assert rates == pytest.approx([1e-2 * pace(step, 39, 0.2, 0.5) for step in range(39)])
+    assert rates == pytest.approx([1e-2 * learning_rate_factor(step, 39, 0.2, 0.5) for step in range(39)])
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,9 @@ def fve(sae: SAE, rows: Tensor) -> float:
         return float(fraction_of_variance_explained(rows, sae.eval()(rows)[0]))
 
 
-@pytest.mark.parametrize(("variant", "size", "sparsity", "settings"), [*SAES, ("matryoshka", FEW * 2, 0.0, {"k": 2})])
+@pytest.mark.parametrize(
+    ("variant", "size", "sparsity", "settings"), [*SAES, ("matryoshka", SPARSE_RATIO * 2, 0.0, {"k": 2})]
+)
 def test_bf16_trains_float32_weights_to_what_float32_does(
     variant: str, size: int, sparsity: float, settings: dict[str, Any], planted: Tensor, casts: list[torch.dtype]
 ) -> None:

@@ -15,7 +15,6 @@ from salve.editing.curves import edit_accuracies, edit_curves, edit_outcomes
 from salve.editing.verdict import Effect, effect
 from salve.stages import DiscoverSettings
 from salve.stages.context import output_order
-from salve.stages.control import slug
 from salve.stages.diagnose import strengths
 from salve.stages.diagnose import summarise as summarise_strengths
 from salve.stages.discover import feature_tables
@@ -191,10 +190,3 @@ def test_masks_go_where_preprocessing_puts_their_pixels() -> None:
         shown = preprocess.eval_transform()(image)[0] > 0
         assert found.shape == (preprocess.size, preprocess.size)
         assert (found != shown).float().mean() < 0.02
-
-
-def test_slugs_are_file_names() -> None:
-    assert slug("French horn") == "french-horn"
-    assert slug("<script>/../x") == "script-x"
-    assert slug("日本") == "unnamed"
-    assert len(slug("x" * 245)) == 60

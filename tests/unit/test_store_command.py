@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from salve.artifacts import Artifact, Store, read_record, write_record
+from salve.artifacts import Artifact, Store, digest_of_file, read_record, write_record
 from salve.integrity import MANIFEST, METRICS, SETTINGS, sealed
 from salve.store.cli import age, main
 
@@ -47,7 +47,8 @@ class Output:
         if finished:
             write_record(run / METRICS, {})
             made = {one.kind: {"key": one.key, "digest": one.digest, "path": ""} for one in artifacts}
-            write_record(run / MANIFEST, sealed({"artifacts": made}))
+            files = {METRICS: digest_of_file(run / METRICS)}
+            write_record(run / MANIFEST, sealed({"artifacts": made, "files": files}))
         return run
 
     def scratch(self, name: str, *, lock: bool = True) -> Path:
@@ -145,9 +146,9 @@ def test_it_names_what_is_damaged_and_sets_it_aside_when_asked(output: Output, c
     assert main(["verify", str(output.folder)]) == 1
     said = capsys.readouterr().out
     assert f"sae/{output.own.key}: sae.safetensors is not what was written\n" in said
-    assert "sweeps/lambda/bbbb: metrics.json is empty\n" in said
+    assert "sweeps/lambda/bbbb: metrics.json is not what was written\n" in said
     assert "2 damaged" in said
-    assert "--set-aside does so now" in said
+    assert "--set-aside moves it now" in said
     assert output.own.path.is_dir()
     assert main(["verify", str(output.folder), "--set-aside"]) == 1
     aside = output.store.root / "damaged" / f"sae-{output.own.key}"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from salve.artifacts import DONE, _seal, write_record, write_table
+from salve.integrity import sealed
 from salve.metrics import random_stability, stability
 from salve.sae import make_sae, save_sae
 from salve.sweep.cli import main
@@ -39,7 +40,7 @@ class Trained:
             (self.artifacts / kind / key / DONE).unlink(missing_ok=True)
             _seal(self.artifacts / kind / key, {})
         made = {"activations": {"key": on, "digest": on}, **{kind: {"key": key} for kind in ("sae", "features")}}
-        write_record(self.sweep.folder / run / "manifest.json", {"artifacts": made})
+        write_record(self.sweep.folder / run / "manifest.json", sealed({"artifacts": made, "files": {}}))
         return run
 
     def compare(self, *more: str) -> pd.DataFrame:

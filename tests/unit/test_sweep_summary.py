@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from salve.artifacts import write_record, write_table
+from salve.integrity import sealed
 from salve.report.metrics import run_metrics
 from salve.report.names import data_name, short_names, with_values
 from salve.sweep import SweepSummary, print_summary, summarise_sweep
@@ -76,7 +77,7 @@ class Sweep:
         settings = config(**{**swept, **(also or {})})
         (run / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
         write_record(run / "metrics.json", metrics)
-        write_record(run / "manifest.json", {"artifacts": {}})
+        write_record(run / "manifest.json", sealed({"artifacts": {}, "files": {}}))
         return key
 
 
@@ -174,7 +175,8 @@ def test_it_says_what_is_missing_and_why(tmp_path: Path) -> None:
         write_record(sweep.folder / key / "running.json", {"pid": 1, "host": "node"})
     (sweep.folder / ".locks").mkdir()
     (sweep.folder / ".locks" / f"{killed}.lock").touch()
-    (sweep.folder / unreadable / "manifest.json").write_text('{"artifacts": {}}')
+    files = {"config.yaml": "0" * 64}
+    write_record(sweep.folder / unreadable / "manifest.json", sealed({"artifacts": {}, "files": files}))
     with FileLock(sweep.folder / ".locks" / f"{running}.lock"):
         summary = summarise_sweep(sweep.folder)
     states = {run.key: run.state for run in summary.runs}
@@ -250,7 +252,7 @@ def test_three_hundred_runs_take_seconds(tmp_path: Path) -> None:
             settings = config(sae__sparsity=0.1 * 1.3**i, sae__dictionary_size=size, seed=seed)
             (run / "config.yaml").write_text(json.dumps(settings))
             write_record(run / "metrics.json", measured(0.1 * 1.3**i, size, seed))
-            write_record(run / "manifest.json", {"artifacts": {}})
+            write_record(run / "manifest.json", sealed({"artifacts": {}, "files": {}}))
     write_record(sweep.folder / "sweep.json", {"name": "s", "runs": sweep.runs})
     start = time.process_time()
     assert len(summarise_sweep(sweep.folder).table) == 300

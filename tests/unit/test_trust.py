@@ -15,6 +15,7 @@ from hydra import compose, initialize_config_dir
 
 from salve.cli import main
 from salve.data import ConceptsData
+from salve.integrity import sealed
 from salve.processes.trainer import _Checkpoints
 from salve.run import execute as execution
 from salve.run.explain import conf_dir
@@ -303,7 +304,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, Path]]:
 
     def note(config: Config, folder: Path, *_: Any) -> None:
         runs.append((config, folder))
-        (folder / "manifest.json").write_text('{"artifacts": {}, "versions": {}}')
+        (folder / "manifest.json").write_text(json.dumps(sealed({"artifacts": {}, "files": {}, "versions": {}})))
 
     monkeypatch.setattr(execution, "execute", note)
     return runs
@@ -377,7 +378,7 @@ def test_a_damaged_manifest_is_said_before_the_run_is_repeated(
         assert "is damaged" in said
         assert "manifest.json" in said
     assert not made
-    (folder / "manifest.json").write_text('{"artifacts": {}, "versions": {}}')
+    (folder / "manifest.json").write_text(json.dumps(sealed({"artifacts": {}, "files": {}, "versions": {}})))
     (folder / "metrics.json").write_text("{}")
     assert salve(f"rerun={folder}") == (0, "")
 
