@@ -89,7 +89,7 @@ class CellTracker(TorchDispatchMode):
 def enlarge(maps: Float[Tensor, "N L h w"], cells: Cells, size: tuple[int, int]) -> Float[Tensor, "N L H W"]:
     """Bilinear interpolation of values given at the centres of cells; beyond the outermost centres the nearest value.
 
-    For `even_cells` it is ``torch.nn.functional.interpolate(mode="bilinear", align_corners=False)``.
+    For ``even_cells`` it is ``torch.nn.functional.interpolate(mode="bilinear", align_corners=False)``.
     """
     rows, columns = (
         _shares(*axis).to(maps)[:, None] for axis in zip(cells.count, cells.start, cells.stride, size, strict=True)

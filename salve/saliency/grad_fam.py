@@ -33,7 +33,7 @@ def grad_fam(
 
     *Enlarged* is bilinear between the places that the cells look at: pixel ``p`` of an axis gets the value at
     ``(p − start) / stride`` cells, beyond the outermost that of the nearest, where ``start`` is the centre of the first
-    cell's receptive field (`CellTracker`). Plain bilinear enlargement, as in the ``grad-cam`` package, takes the cells
+    cell's receptive field (``CellTracker``). Plain bilinear enlargement, as in the ``grad-cam`` package, takes the cells
     to divide the image evenly, ``start = (stride − 1) / 2``. So it is behind patches (ViT, ConvNeXt). Behind strided,
     symmetrically padded convolutions (ResNet) ``start = 0``, and plain maps lie half a cell too far down and right;
     with TensorFlow's padding ``start = stride − 1``, half a cell too far up and left. Where the cells cannot be
@@ -123,7 +123,7 @@ def _run(model: nn.Module, site: Site, images: Tensor, at: str | None) -> _Pass:
     else:
         hook = modules[path].register_forward_hook(lambda _, __, output: cut(output))
     try:
-        # Gradients are off up to the place, where `cut` turns them on; leaving the context restores the caller's mode.
+        # Gradients are off up to the place, where ``cut`` turns them on; leaving the context restores the caller's mode.
         with torch.no_grad(), recorded(model, site) as seen, tracker:
             model(images)
     finally:

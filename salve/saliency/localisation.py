@@ -50,7 +50,7 @@ def iou(maps: Tensor, masks: Tensor, fraction: float = 0.5) -> Float[Tensor, " N
     """Intersection over union of each object with the part of its map that reaches ``fraction`` of the maximum.
 
     Args:
-        maps: ``[N, H, W]``, ≥ 0, as `grad_fam` gives them.
+        maps: ``[N, H, W]``, ≥ 0, as ``grad_fam`` gives them.
         masks: boolean ``[N, H, W]``, True on the object.
         fraction: of each map's own maximum, in (0, 1].
 

@@ -62,7 +62,7 @@ def test_long_reading_is_announced_once(
     cache_folder().rename(root.parent / "elsewhere")
     for _ in range(2):
         file_digests(root, ["a", "b"])
-    assert caplog.messages == ["reading 2 images (0.0 GB) once, to find results made from these and no others"]
+    assert caplog.messages == ["Reading 2 images (0.0 GB) once, to find results that were made from them."]
 
 
 def test_changed_files_are_read_again(root: Path, read: list[str]) -> None:
@@ -137,8 +137,8 @@ def test_the_memory_lies_where_users_caches_lie(tmp_path: Path, monkeypatch: pyt
 
 
 def test_files_that_cannot_be_read_are_named(root: Path, read: list[str]) -> None:
-    with pytest.raises(UserError, match=r"the image .*gone cannot be read \(No such file"):
+    with pytest.raises(UserError, match=r"The image .*gone cannot be read \(No such file"):
         file_digests(root, ["gone"])
     (root / "folder").mkdir()
-    with pytest.raises(UserError, match=r"the image .*folder cannot be read \(Is a directory"):
+    with pytest.raises(UserError, match=r"The image .*folder cannot be read \(Is a directory"):
         file_digests(root, ["folder"])
