@@ -1,13 +1,13 @@
-"""Backbones: loading them, their sites, and the Classifier that fine-tunes them.
+"""Backbones: loading them, their sites, and the :class:`Classifier` that fine-tunes them.
 
-What is imported from here is loaded when it is first asked for: ``salve-edit`` reads files of weights and needs neither
-torchvision nor timm nor Lightning, which take seconds.
+Most names are loaded when they are first used: ``salve-edit`` reads weights and need not wait seconds for torchvision,
+timm and Lightning.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-# At once: by its module's name the package would otherwise hold the module where the function is meant.
+# Imported at once, because ``salve.backbones.sites`` must be the function, not the module of the same name.
 from salve.backbones.sites import Site, find_site, site_activations, sites
 
 if TYPE_CHECKING:

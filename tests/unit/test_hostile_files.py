@@ -283,8 +283,8 @@ def test_torch_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("size", "stride", "marks", "says"),
     [
-        ((10**9,), (0,), None, "its tensors repeat the same numbers, and would take 4,000,000,000 bytes"),
-        ((4,), (1,), {"neg": True}, "a view that changes signs"),
+        ((10**9,), (0,), None, "its tensors share the same numbers, and would take 4,000,000,000 bytes"),
+        ((4,), (1,), {"neg": True}, "a view with negated values"),
         ((10**6,), (1,), None, "could not be read"),
         ((-1,), (1,), None, "could not be read"),
     ],

@@ -112,7 +112,7 @@ def test_a_size_that_the_architecture_fixes_is_said() -> None:
     with torch.device("meta"):
         model = timm.create_model("vit_small_patch14_dinov2", img_size=98, depth=1)
     assert preset("timm", "vit_small_patch14_dinov2", FILE, model, 64, {}).origin == (
-        "timm's preset of vit_small_patch14_dinov2 at the 98 pixels that it is built for: resize 98, crop 98, bicubic"
+        "timm's preset of vit_small_patch14_dinov2 at its fixed size of 98 pixels: resize 98, crop 98, bicubic"
     )
 
 
@@ -133,7 +133,7 @@ def test_overrides_change_what_they_name_and_nothing_else() -> None:
         ({"std": [0, 1, 1]}, "std"),
         ({"interpolation": "cubic"}, "bicubic"),
         ({"size": 0}, "size"),
-        ({"resize": 200}, "resize (200)"),
+        ({"resize": 200}, "resize=200"),
         ({"resize": 256, "squash": True}, "preprocess.resize=256"),
     ],
 )
