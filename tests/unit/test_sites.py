@@ -215,9 +215,9 @@ def test_models_that_do_not_end_in_one_linear_layer_are_refused(build: Callable[
 @pytest.mark.parametrize(
     ("wrap", "inside"),
     [
-        (nn.DataParallel, r"DataParallel is a wrapper around a ResNet: .* model\.module\."),
-        (torch.compile, r"OptimizedModule is a wrapper around a ResNet: .* model\._orig_mod\."),
-        (AveragedModel, r"AveragedModel is a wrapper around a ResNet: .* model\.module\."),
+        (nn.DataParallel, r"DataParallel is a wrapper around a ResNet; .* model\.module\."),
+        (torch.compile, r"OptimizedModule is a wrapper around a ResNet; .* model\._orig_mod\."),
+        (AveragedModel, r"AveragedModel is a wrapper around a ResNet; .* model\.module\."),
     ],
     ids=["DataParallel", "compiled", "averaged"],
 )
