@@ -1,7 +1,7 @@
 """Import timm without Weights & Biases; everything in salve imports timm from here.
 
-If W&B is installed, timm imports it for a logger of its own. That takes a second and makes temporary folders, which stay
-behind if the process is killed. Only a run that logs to W&B needs that.
+If W&B is installed, timm imports it for a logger of its own. That takes a second and makes temporary folders, which
+stay behind if the process is killed. Only a run that logs to W&B needs it.
 """
 
 import sys

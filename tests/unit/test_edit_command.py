@@ -184,7 +184,7 @@ def test_edits_of_a_runs_folder_are_chosen_by_name(place: Place) -> None:
     ("names", "words"),
     [
         (["--edit", "harbour"], "has no edit called harbour; its edits are church, tench, gas pump, Gas-Pump."),
-        (["--edit", "gas_pump"], "could be 02-gas-pump or 03-gas-pump; give the file's name."),
+        (["--edit", "gas_pump"], "could be 02-gas-pump or 03-gas-pump; give one of these."),
         ([], "Choose one of the edits of"),
     ],
 )
@@ -229,8 +229,8 @@ def test_the_manifest_leads_to_the_classifier_from_wherever_both_are_moved(
     ("manifest", "words"),
     [
         (None, "no folder of a finished run"),
-        ("{", "does not say where the run's classifier lies"),
-        ("[]", "does not say where the run's classifier lies"),
+        ("{", "does not say where the run's classifier is"),
+        ("[]", "does not say where the run's classifier is"),
         ('{"artifacts": {"classifier": {"path": 3}}}', "does not say where"),
         ('{"artifacts": {"classifier": {"key": "abc"}}}', "does not say where"),
         ('{"artifacts": {"classifier": {"path": "gone"}}}', "is no longer at"),
@@ -243,7 +243,7 @@ def test_a_run_that_does_not_lead_to_its_classifier(
     path.unlink() if manifest is None else path.write_text(manifest)
     assert run("apply", place.run, "--edit", "church", "--out", place.out()) == 2
     error = capsys.readouterr().err
-    assert error.startswith("salve-edit: Give the weights to edit")
+    assert error.startswith("salve-edit: Give the WEIGHTS to edit")
     assert words in error
     assert not place.out().exists()
 
@@ -265,7 +265,7 @@ def test_names_behind_two_prefixes_are_not_guessed(place: Place, capsys: pytest.
     both = {prefix + name: tensor.clone() for name, tensor in own.items() for prefix in ("model.", "ema.")}
     save_file(both, place.root / "both.safetensors")
     assert run("apply", place.files[0], place.root / "both.safetensors", place.out()) == 2
-    assert "should not be there" in capsys.readouterr().err
+    assert "they have unknown tensors" in capsys.readouterr().err
     # What torch.compile adds within names may make two of them one.
     save_file({**own, "_orig_mod.0.bias": own["0.bias"].clone()}, place.root / "twice.safetensors")
     assert run("apply", place.files[0], place.root / "twice.safetensors", place.out()) == 2
@@ -281,7 +281,7 @@ def test_the_weights_in_a_checkpoint(place: Place, entry: str, capsys: pytest.Ca
         content = {"epoch": 3, "best": np.float64(0.9), name: content}
     torch.save(content, place.root / "own.ckpt")
     assert run("apply", place.files[0], place.root / "own.ckpt", place.out("edited")) == 0
-    assert f"the plain state_dict of entry {entry}; own.ckpt has more, which is left out" in capsys.readouterr().out
+    assert f"the plain state_dict of entry {entry}; other entries of own.ckpt are left out" in capsys.readouterr().out
     assert run("apply", place.files[0], place.weights, place.out("plain")) == 0
     assert bits(place.out("edited")) == {f"module.{name}": found for name, found in bits(place.out("plain")).items()}
     assert run("undo", place.files[0], place.out("edited"), place.out("back")) == 0
@@ -340,7 +340,7 @@ def test_a_strength_that_half_precision_does_not_hold_makes_no_infinite_weights(
     [edit_file] = make_edit_files(model, SITE, _sae(), [("church", [Edit(0, 1e7, "enhance")])], "two layers")
     save_edit_file(edit_file, place.root / "up.json")
     assert run("apply", place.root / "up.json", place.weights, place.out()) == 2
-    assert "At α = 1e+07 the edit would make values in 1.weight that float16 does not hold" in capsys.readouterr().err
+    assert "At α = 1e+07 the edit would give values in 1.weight that float16 cannot hold" in capsys.readouterr().err
     assert not place.out().exists()
     save_file({n: t.float() for n, t in load_file(place.weights).items()}, place.root / "wide.safetensors")
     assert run("apply", place.root / "up.json", place.root / "wide.safetensors", place.out()) == 0
@@ -354,7 +354,7 @@ def test_weights_of_torch_and_a_lost_list_of_edits(place: Place, capsys: pytest.
     for words in (["undo", place.files[0]], ["apply", place.files[2]], ["apply", place.files[0]]):
         assert run(*words, place.root / "edited.pt", place.out("x")) == 2
         error = capsys.readouterr().err
-        assert "1.weight alone differs, so that they seem to hold other edits" in error
+        assert "only 1.weight differs, so they may hold edits" in error
         assert ("does not list its edits: name all of them" in error) == (words[0] == "undo")
     assert run("undo", *place.files[:2], place.root / "edited.pt", place.out("back")) == 0
     assert bits(place.out("back")) == bits(place.weights)
@@ -379,7 +379,7 @@ def test_refusals_come_before_anything_is_written(place: Place, capsys: pytest.C
     edit, weights, out = place.files[0], place.weights, place.out()
     for words, reason in (
         (["apply", edit, weights, place.root / "x.pt"], "must end in .safetensors"),
-        (["apply", edit, weights, weights], "is one of the files that are read"),
+        (["apply", edit, weights, weights], "is one of the input files"),
         (["apply", edit, weights, edit.parent / next(edit.parent.glob("*.safetensors")).name], "a file of originals"),
         (["apply", edit, weights, place.root / "none" / "x.safetensors"], "There is no folder"),
         (["apply", edit, weights, place.root / "folder.safetensors"], "is a folder"),
@@ -387,7 +387,7 @@ def test_refusals_come_before_anything_is_written(place: Place, capsys: pytest.C
         (["apply", place.root / "none.json", weights, out], "There is no edit file"),
         (["apply", edit, place.root / "damaged.safetensors", out], "cannot be read as safetensors"),
         (["apply", edit, place.root / "notes.txt", out], "was not loaded"),
-        (["apply", "--edit", "church", edit, weights, out], "no folder was given"),
+        (["apply", "--edit", "church", edit, weights, out], "no folder of a run was given"),
         (["apply", edit, "--out", out], "only a run's folder has a classifier"),
         (["apply", place.root, "--edit", "church", weights, out], "holds no edit files"),
         (["undo", edit, weights, out], "cannot be undone"),
@@ -450,7 +450,7 @@ def test_what_is_not_understood(words: list[str], reason: str, capsys: pytest.Ca
 
 def test_weights_that_hold_no_edit_have_nothing_to_undo(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("undo", place.files[0], place.weights, place.out()) == 2
-    assert "do not hold the edit: it cannot be undone, since there is nothing to undo" in capsys.readouterr().err
+    assert "do not hold the edit, so there is nothing to undo" in capsys.readouterr().err
 
 
 def test_what_is_written_can_be_read_by_whoever_may_read_other_files(place: Place, tmp_path: Path) -> None:

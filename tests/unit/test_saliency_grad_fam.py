@@ -421,12 +421,12 @@ def test_works_on_images_made_in_inference_mode() -> None:
         ({"images": torch.zeros(3, 64, 64)}, r"must be \[N, 3, H, W\]"),
         ({"images": torch.zeros(2, 1, 64, 64)}, r"must be \[N, 3, H, W\]"),
         ({"images": torch.full((1, 3, 64, 64), torch.nan)}, "NaN or infinite"),
-        ({"images": torch.zeros(1, 3, 64, 64, dtype=torch.float64)}, "same floating dtype"),
+        ({"images": torch.zeros(1, 3, 64, 64, dtype=torch.float64)}, "same floating-point dtype"),
         (
             {"latents": [0, DICTIONARY]},
-            f"latent {DICTIONARY} does not exist: the SAE has latents 0 to {DICTIONARY - 1}",
+            f"Latent {DICTIONARY} does not exist; this SAE has latents 0 to {DICTIONARY - 1}",
         ),
-        ({"latents": [-1]}, "latent -1 does not exist"),
+        ({"latents": [-1]}, "Latent -1 does not exist"),
         ({"latents": []}, "at least one latent"),
         ({"latents": torch.tensor([0.5])}, "must be integers"),
         ({"signs": torch.ones(2)}, "one sign for each"),
@@ -454,7 +454,7 @@ def test_tokens_that_are_no_grid_are_refused() -> None:
         grad_fam(make_timm_vit(), "last", random_sae("linear_l1", 32), make_images(1, 32, 32), [0], at="patch_embed")
 
 
-def test_a_place_that_does_not_run_is_refused() -> None:
+def test_a_module_that_does_not_run_is_refused() -> None:
     model = make_resnet()
     model.unused = nn.Identity()
     with pytest.raises(UserError, match="does not run in a forward pass"):

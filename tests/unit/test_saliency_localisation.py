@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from matplotlib import colormaps
 from torch import Tensor
 
-from salve.saliency import insertion_deletion_auc, iou, overlay, pointing_game
+from salve.saliency import insertion_deletion_auc, iou, pointing_game
 from salve.types import UserError
 
 
@@ -124,18 +123,6 @@ def test_ties_are_taken_in_random_order_which_the_seed_determines() -> None:
     assert not torch.equal(deletion, other)
 
 
-def test_overlay_colours_the_maximum_and_leaves_the_minimum() -> None:
-    images = torch.full((2, 3, 4, 4), 0.25, dtype=torch.float64)
-    maps = torch.zeros(2, 4, 4)
-    maps[0] += 5.0
-    maps[0, 1, 2] = 9.0
-    drawn = overlay(images, maps, opacity=0.6)
-    top = torch.tensor(colormaps["inferno"](1.0)[:3], dtype=torch.float64)
-    torch.testing.assert_close(drawn[0, :, 1, 2], 0.4 * 0.25 + 0.6 * top)
-    drawn[0, :, 1, 2] = 0.25
-    assert torch.equal(drawn, images)
-
-
 @pytest.mark.parametrize("score", [pointing_game, iou])
 def test_bad_maps_are_refused(score: object) -> None:
     mask = box(slice(0, 2), slice(0, 2))
@@ -161,7 +148,3 @@ def test_other_bad_arguments_are_refused() -> None:
         insertion_deletion_auc(mean_of_first_channel, images, maps, torch.zeros(2))
     with pytest.raises(UserError, match=r"\[N, H, W\]"):
         insertion_deletion_auc(mean_of_first_channel, images, peak((1, 1), size=4), torch.zeros(1))
-    with pytest.raises(UserError, match=r"0\.\.1"):
-        overlay(images - 1, maps)
-    with pytest.raises(UserError, match=r"\[N, H, W\]"):
-        overlay(images, peak((1, 1), size=4))

@@ -181,7 +181,7 @@ def test_a_strength_that_makes_infinite_logits_is_refused(tmp_path: Path, monkey
         return model, fits
 
     monkeypatch.setattr(StageContext, "build", large)
-    with pytest.raises(UserError, match=r"Enhanced at α = 3e\+38, the logits are larger than float32 holds"):
+    with pytest.raises(UserError, match=r"Enhanced at α = 3e\+38, the logits are larger than float32 can hold"):
         try_out(config, context)
     try_out(*built(tmp_path, "edit.alpha=[0,1,3e38]", "stages=[control]", "edit.modes=[suppress]"))
 
