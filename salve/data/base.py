@@ -146,19 +146,6 @@ class ImageData(pl.LightningDataModule):
             UserError: they cannot; the message says why.
         """
 
-    def check_outputs(self, count: int) -> None:
-        """Check that a network of ``count`` outputs has all of :attr:`outputs`.
-
-        Raises:
-            UserError: it lacks one.
-        """
-        for name, unit in zip(self.classes, self.outputs or (), strict=False):
-            if unit >= count:
-                raise UserError(
-                    f"data.outputs gives unit {unit} to class {name!r}, but the network has the outputs 0 to "
-                    f"{count - 1}."
-                )
-
     def remarks(self) -> list[str]:
         """Sentences about the data that a reader should know before trusting results.
 

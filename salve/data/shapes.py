@@ -8,13 +8,12 @@ Distance functions after I. Quilez, "2D distance functions".
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 Field = NDArray[np.float32]
-Shape = Callable[[Field, Field], Field]
 Points = Sequence[tuple[float, float]]
 
 

@@ -32,18 +32,18 @@ def grad_fam(
     a ReLU or TopK SAE that is zero has a map of zeros. Maps are not scaled, so that images can be compared.
 
     Maps are *enlarged* by bilinear interpolation between the centres of their cells' receptive fields
-    (:class:`salve.saliency.cells.CellTracker`). Pixel ``p`` of an axis gets the value at ``(p − start) / stride`` cells;
-    outside of the grid, that of the nearest cell. Plain bilinear enlargement, as in the ``grad-cam`` package, assumes
-    that cells divide the image evenly, ``start = (stride − 1) / 2``. This holds behind patches (ViT, ConvNeXt). Behind
-    strided, symmetrically padded convolutions (ResNet) ``start = 0``, and plain maps lie half a cell too far down and
-    right; with TensorFlow's padding ``start = stride − 1``, and they lie half a cell too far up and left. If the cells
-    cannot be tracked, the enlargement is plain.
+    (:class:`~salve.saliency.cells.CellTracker`). Pixel ``p`` of an axis gets the value at ``(p − start) / stride``
+    cells; outside of the grid, that of the nearest cell. Plain bilinear enlargement, as in the ``grad-cam`` package,
+    assumes that cells divide the image evenly, ``start = (stride − 1) / 2``. This holds behind patches (ViT, ConvNeXt).
+    Behind strided, symmetrically padded convolutions (ResNet) ``start = 0``, and plain maps lie half a cell too far
+    down and right; with TensorFlow's padding ``start = stride − 1``, and they lie half a cell too far up and left. If
+    the cells cannot be tracked, the enlargement is plain.
 
     If ``a`` is the spatial mean of the default map (CNNs with global average pooling), ``∂z_l/∂A_k`` has a closed form:
     ``E_lk / (hw)`` times the derivative of the SAE's activation function. Then one einsum gives the maps of all
-    latents, without a backward pass through the model. Otherwise the model is run once, and only the part behind ``A`` is
-    differentiated, once for each latent. If there are more latents than channels of the site, it is differentiated once
-    for each channel, and the maps of latents are sums of those of channels.
+    latents, without a backward pass through the model. Otherwise the model is run once, and only the part behind ``A``
+    is differentiated, once for each latent. If there are more latents than channels of the site, it is differentiated
+    once for each channel, and the maps of latents are sums of those of channels.
 
     Args:
         model: torchvision or timm model; run in eval mode and left as it was.
