@@ -133,7 +133,7 @@ def test_digits_that_float32_does_not_hold_are_refused_rather_than_lost(parts: t
         apply_edit_file(edit_file, own)
     model = resnet18(num_classes=4).double().eval()
     model.load_state_dict(own)
-    with pytest.raises(UserError, match="digits that float32 does not hold"):
+    with pytest.raises(UserError, match="digits that float32 cannot hold"):
         make_edit_file(model, *parts[1:], [Edit(3, 4.0)], "r")
 
 
@@ -220,7 +220,7 @@ def test_edits_at_different_sites_stack_too() -> None:
 
 
 @pytest.mark.parametrize("alpha", [2.5, math.inf])
-def test_a_saved_recipe_comes_back_the_same(parts: tuple[ResNet, Site, SAE], tmp_path: Path, alpha: float) -> None:
+def test_a_saved_edit_file_comes_back_the_same(parts: tuple[ResNet, Site, SAE], tmp_path: Path, alpha: float) -> None:
     model, site, sae = parts
     edit_file = make_edit_file(model, site, sae, [Edit(3, alpha, sign=-1)], "torchvision/resnet18", "tench")
     save_edit_file(edit_file, tmp_path / "r.json")
@@ -253,7 +253,7 @@ def test_another_strength_is_another_edit(parts: tuple[ResNet, Site, SAE]) -> No
             bad.at(alpha)
 
 
-def test_many_recipes_of_one_network_are_the_ones_made_alone_and_share_its_weights(
+def test_many_edit_files_of_one_network_are_those_made_alone_and_share_its_weights(
     parts: tuple[ResNet, Site, SAE],
 ) -> None:
     model, site, sae = parts
@@ -277,7 +277,7 @@ def test_wrong_weights_twice_applied_and_empty_edits_are_refused(parts: tuple[Re
         ({**state, "fc.bias": state["fc.bias"] + 1}, "fc.bias differs"),
         ({**state, "fc.weight": state["fc.weight"] + 1}, "only fc.weight differs"),
         ({**state, "fc.weight": state["fc.weight"][:2]}, "only fc.weight differs"),
-        ({**state, "extra": state["fc.bias"]}, "extra should not be there"),
+        ({**state, "extra": state["fc.bias"]}, "they have unknown tensors, extra"),
         ({name: t for name, t in state.items() if name != "fc.bias"}, "there is no fc.bias"),
         (trained, "and 99 more differ"),
     ):
@@ -311,7 +311,7 @@ def test_wrong_weights_twice_applied_and_empty_edits_are_refused(parts: tuple[Re
         make_edit_file(model, site, make_sae("linear_l1", 8, 2), [Edit(0, 4.0)], "r")
 
 
-def test_a_recipe_that_does_not_fit_itself_is_not_made(parts: tuple[ResNet, Site, SAE]) -> None:
+def test_an_edit_file_that_does_not_fit_itself_is_not_made(parts: tuple[ResNet, Site, SAE]) -> None:
     model, site, sae = parts
     good = make_edit_file(model, site, sae, [Edit(3, 4.0)], "r")
     with pytest.raises(ValueError, match="1 edits, but 2"):

@@ -165,7 +165,7 @@ def test_purity_leaves_out_what_is_negligible() -> None:
 
 
 def test_purity_of_no_image_is_refused() -> None:
-    with pytest.raises(UserError, match="not top=0"):
+    with pytest.raises(UserError, match="top=0 must be at least 1"):
         ClassPurity(3, 2, top=0)
 
 
