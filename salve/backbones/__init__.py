@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from salve.backbones.classifier import Classifier
     from salve.backbones.load import Loaded, load_backbone
     from salve.backbones.presets import Preset, preset
-    from salve.backbones.weights import read_state_dict, read_tensors
+    from salve.backbones.weights import read_tensors
 
 _MODULES = {
     "Classifier": "classifier",
@@ -22,7 +22,6 @@ _MODULES = {
     "Preset": "presets",
     "load_backbone": "load",
     "preset": "presets",
-    "read_state_dict": "weights",
     "read_tensors": "weights",
 }
 
@@ -34,7 +33,6 @@ __all__ = [
     "find_site",
     "load_backbone",
     "preset",
-    "read_state_dict",
     "read_tensors",
     "site_activations",
     "sites",

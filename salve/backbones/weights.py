@@ -69,15 +69,6 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], str]:
     return dict(state), entry
 
 
-def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read the ``state_dict`` of a file, perhaps out of a checkpoint; half precision becomes float32.
-
-    Raises:
-        UserError: as :func:`read_tensors`.
-    """
-    return read_checkpoint(path)[0]
-
-
 def read_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], str]:
     """As :func:`read_tensors`; half precision becomes float32."""
     state, entry = read_tensors(path)

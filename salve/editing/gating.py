@@ -34,7 +34,7 @@ def contribution(
         UserError: there is no such latent.
     """
     if not 0 <= latent < decoder.shape[1]:
-        raise UserError(f"Latent {latent} does not exist: this SAE has latents 0 to {decoder.shape[1] - 1}.")
+        raise UserError(f"Latent {latent} does not exist; this SAE has latents 0 to {decoder.shape[1] - 1}.")
     column = decoder[:, latent]
     if channels == "aligned":
         column = (sign * column).clamp_min(0)

@@ -105,11 +105,6 @@ def separated_as_published(found: Effect, limits: Limits = LIMITS) -> Numbers:
     return takes_away(found, limits) & little
 
 
-def separates(before: Numbers, after: Numbers, own: NDArray[np.bool_], limits: Limits = LIMITS) -> bool:
-    """:func:`separated` for one edit: accuracies ``[C]`` before and after, and which classes are edited ``[C]``."""
-    return bool(separated(effect(before, after, own), limits))
-
-
 def wilson(successes: Numbers, count: Numbers, confidence: float = CONFIDENCE) -> tuple[Numbers, Numbers]:
     """Wilson's score interval of a share: ``(low, high)``, NaN where ``count`` is 0.
 

@@ -278,7 +278,7 @@ def test_wrong_weights_twice_applied_and_empty_edits_are_refused(parts: tuple[Re
         ({**state, "fc.weight": state["fc.weight"] + 1}, "only fc.weight differs"),
         ({**state, "fc.weight": state["fc.weight"][:2]}, "only fc.weight differs"),
         ({**state, "extra": state["fc.bias"]}, "they have unknown tensors, extra"),
-        ({name: t for name, t in state.items() if name != "fc.bias"}, "there is no fc.bias"),
+        ({name: t for name, t in state.items() if name != "fc.bias"}, "they lack fc.bias"),
         (trained, "and 99 more differ"),
     ):
         with pytest.raises(
@@ -289,11 +289,11 @@ def test_wrong_weights_twice_applied_and_empty_edits_are_refused(parts: tuple[Re
     for held in ([], [edit_file]):
         with pytest.raises(UserError, match="hold this edit already"):
             apply_edit_file(edit_file, edited, held)
-    with pytest.raises(UserError, match="cannot be undone"):
+    with pytest.raises(UserError, match="nothing to undo"):
         undo_edit_file(edit_file, state)
     with pytest.raises(UserError, match="cannot be undone"):
         undo_edit_file(another, edited)
-    with pytest.raises(UserError, match=r"with the edits that the file says it holds\): only fc.weight differs"):
+    with pytest.raises(UserError, match=r"with the edits that the file lists\): only fc.weight differs"):
         apply_edit_file(another, state, [edit_file])
     other_model = resnet18(num_classes=4)
     other_model.load_state_dict(trained)

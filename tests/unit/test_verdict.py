@@ -7,6 +7,7 @@ import pytest
 from scipy import stats  # type: ignore[import-untyped]
 
 from salve.editing.verdict import (
+    LIMITS,
     Effect,
     Limits,
     Verdict,
@@ -15,12 +16,15 @@ from salve.editing.verdict import (
     resampled_effects,
     separated,
     separated_as_published,
-    separates,
     verdict,
     wilson,
 )
 
 A = np.array([True, False, False, False])
+
+
+def separates(before: np.ndarray, after: np.ndarray, own: np.ndarray, limits: Limits = LIMITS) -> bool:
+    return bool(separated(effect(before, after, own), limits))
 
 
 def test_an_effect_is_worked_out_class_by_class() -> None:

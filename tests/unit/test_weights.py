@@ -19,10 +19,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer, resnet18
 
-from salve.backbones import Classifier, load_backbone, read_state_dict, read_tensors
+from salve.backbones import Classifier, load_backbone, read_tensors
 from salve.backbones.adapt import adapted
 from salve.backbones.load import Loaded
 from salve.backbones.scalars import NUMPY_SCALARS
+from salve.backbones.weights import read_checkpoint
 from salve.stages import BackboneSettings
 from salve.stages.training import quiet_lightning
 from salve.types import UserError
@@ -353,7 +354,7 @@ def test_a_number_of_numpys_beside_the_weights(tmp_path: Path, number: np.generi
         for part, content in parts.items():
             archive.writestr(part, re.sub(rb"numpy\._?core\.multiarray", module, content))
     assert module in path.read_bytes()
-    assert torch.equal(read_state_dict(path)["a"], torch.ones(2))
+    assert torch.equal(read_checkpoint(path)[0]["a"], torch.ones(2))
     with torch.serialization.safe_globals(list(NUMPY_SCALARS)):
         assert torch.load(path, weights_only=True)["best"] == number.item()
 
@@ -374,8 +375,8 @@ def test_a_number_of_numpys_that_is_none_is_refused(tmp_path: Path, held: _Sized
     assert "numpy" in refusal(tmp_path / "w.pt")
 
 
-@pytest.mark.parametrize("read", [read_tensors, read_state_dict])
-def test_a_file_that_is_not_there(tmp_path: Path, read: Callable[[Path], State]) -> None:
+@pytest.mark.parametrize("read", [read_tensors, read_checkpoint])
+def test_a_file_that_is_not_there(tmp_path: Path, read: Callable[[Path], object]) -> None:
     with pytest.raises(UserError, match=r"no file .*nowhere\.pt"):
         read(tmp_path / "nowhere.pt")
 
