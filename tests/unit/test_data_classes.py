@@ -44,7 +44,7 @@ def test_imagenet_knows_ids_and_names() -> None:
     assert readable["n01440764"] == "tench"
     assert "golden_retriever" not in readable
     assert len(set(readable.values())) == 3  # both cranes have a name of their own
-    # Of two classes that differ in case only, the name as it is written decides.
+    # Two classes whose names differ only in case are told apart by the exact name.
     assert map_outputs("imagenet", ["Cardigan", "cardigan"])[0] == (264, 474)
     with pytest.raises(UserError, match=r"no unit for the class 'CARDIGAN', 'tenches'; .*by WordNet id \(n01440764\)"):
         map_outputs("imagenet", ["CARDIGAN", "tenches", "tench"])

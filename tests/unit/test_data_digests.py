@@ -16,7 +16,7 @@ from salve.types import UserError
 
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """Names of the files that are read from here on; digests are remembered in a folder of the test's."""
+    """Names of the files that are read from now on; digests are cached in a folder of the test."""
     names: list[str] = []
     digest = files.digest_of_file
     monkeypatch.setattr(files, "digest_of_file", lambda path: names.append(path.name) or digest(path))
@@ -26,7 +26,7 @@ def read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two files that were written a day ago, as far as one can tell."""
+    """Two files whose times say that they were written a day ago."""
     folder = tmp_path / "data"
     folder.mkdir()
     for name in ("a", "b"):
@@ -86,7 +86,7 @@ def test_changed_files_are_read_again(root: Path, read: list[str]) -> None:
 def test_files_that_were_just_written_are_not_remembered(
     root: Path, read: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Clocks of file systems stand still for milliseconds: a second write may leave all times as they were."""
+    """Clocks of file systems are coarse: a second write within milliseconds may not change any time."""
     now = (root / "a").stat().st_ctime_ns + 10**9
     monkeypatch.setattr(time, "time_ns", lambda: now)
     file_digests(root, ["a"])

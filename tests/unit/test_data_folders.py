@@ -1,4 +1,4 @@
-"""Class folders, as people really have them."""
+"""Class folders, with links, odd names and damaged files."""
 
 import io
 import os
@@ -313,7 +313,7 @@ def test_folders_that_cannot_be_read_are_named(tmp_path: Path, locked: str, monk
     (tmp_path / "train/cat/deep").mkdir()
     scandir = os.scandir
 
-    def guarded(folder: Path) -> Any:  # as root, who may run the tests, one can read everything
+    def guarded(folder: Path) -> Any:  # tests may run as root, who can read everything
         if Path(folder) == tmp_path / locked:
             raise PermissionError(13, "Permission denied", str(folder))
         return scandir(folder)
@@ -448,7 +448,7 @@ def test_images_that_are_too_large_are_sentences(tmp_path: Path, most: int, monk
 
 
 def test_a_header_that_claims_many_pixels_is_enough_to_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before anything is decoded: 13,000 × 13,000 pixels that a file of a few bytes claims."""
+    """A file of a few bytes that claims 13,000 × 13,000 pixels is refused before it is decoded."""
     fill(tmp_path)
     header = b"IHDR" + struct.pack(">IIBBBBB", 13_000, 13_000, 8, 6, 0, 0, 0)
     content = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
@@ -491,7 +491,7 @@ def test_large_images_are_converted_in_strips_to_the_same_bits(
 
 @pytest.mark.timeout(60)
 def test_pipes_and_devices_among_the_images(tmp_path: Path) -> None:
-    """One without a suffix is looked into; nobody will ever write into a pipe."""
+    """A file without a suffix is opened, but opening a pipe would wait for ever."""
     fill(tmp_path)
     os.mkfifo(tmp_path / "train/cat/pipe")
     os.symlink("/dev/zero", tmp_path / "train/cat/zeros")

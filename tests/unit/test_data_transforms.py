@@ -1,4 +1,4 @@
-"""Preprocessing: any picture in, what the library's own preset would give out."""
+"""Preprocessing, against the presets of the libraries themselves."""
 
 import struct
 import zlib

@@ -1,4 +1,4 @@
-"""``salve-edit``: files in, files out, the same bits back; refusals in one sentence that leave nothing behind."""
+"""``salve-edit``: applying, undoing to the same bits, and refusals in one sentence that write nothing."""
 
 import itertools
 import json
@@ -142,7 +142,7 @@ def test_another_strength(studied: Studied) -> None:
     torch.testing.assert_close(scaled("0.25"), weight * (1 - 0.25 * c.abs()))
     assert torch.equal(scaled("inf"), weight * gate(c, float("inf")))
     assert (scaled("inf") == 0).all()
-    # The file says at which strength it holds the edit: undoing needs no --alpha, and takes it.
+    # The file lists the strength of its edit, so that undoing needs no --alpha, but accepts it.
     for more in ([], ["--alpha", "0.25"]):
         assert run("undo", studied.files[0], *more, studied.out("at-0.25"), studied.out("back")) == 0
         assert bits(studied.out("back")) == bits(studied.weights)
@@ -177,7 +177,9 @@ def test_edits_of_a_runs_folder_are_chosen_by_name(studied: Studied) -> None:
     assert run("apply", studied.run, "--edit", "church", "--edit", "tench", studied.weights, studied.out("named")) == 0
     assert run("apply", *studied.files[:2], studied.weights, studied.out("file")) == 0
     assert bits(studied.out("named")) == bits(studied.out("file"))
-    assert run("undo", studied.run, studied.out("named"), studied.out("all")) == 0  # without a name: all that it holds
+    assert (
+        run("undo", studied.run, studied.out("named"), studied.out("all")) == 0
+    )  # without a name: all edits that it holds
     assert bits(studied.out("all")) == bits(studied.weights)
     assert metadata(studied.out("all")) == metadata(studied.weights)
 
@@ -268,7 +270,7 @@ def test_names_behind_two_prefixes_are_not_guessed(studied: Studied, capsys: pyt
     save_file(both, studied.root / "both.safetensors")
     assert run("apply", studied.files[0], studied.root / "both.safetensors", studied.out()) == 2
     assert "they have unknown tensors" in capsys.readouterr().err
-    # What torch.compile adds within names may make two of them one.
+    # Without what torch.compile adds, two names may become the same.
     save_file({**own, "_orig_mod.0.bias": own["0.bias"].clone()}, studied.root / "twice.safetensors")
     assert run("apply", studied.files[0], studied.root / "twice.safetensors", studied.out()) == 2
     assert "hold 0.bias twice" in capsys.readouterr().err
@@ -298,7 +300,7 @@ def test_the_weights_in_a_checkpoint(studied: Studied, entry: str, capsys: pytes
 def test_an_edit_whose_originals_are_damaged_is_not_applied(
     studied: Studied, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It could not be undone."""
+    """Such an edit could not be undone."""
     (originals,) = studied.files[0].parent.glob("originals-*.safetensors")
     whole = originals.read_bytes()
     if damage == "gone":

@@ -1,4 +1,4 @@
-"""Edit files on disk: small whatever their number, and nothing but a sentence comes out of a damaged one."""
+"""Edit files on disk: originals are stored once, and damaged files are refused in a sentence."""
 
 import base64
 import json
@@ -207,7 +207,7 @@ def _value_changed(record: Any, draw: random.Random) -> None:
 
 
 def test_only_sentences_come_out_of_damaged_files(folder: Path) -> None:
-    """A seeded loop over damages of either file; what is still read must be the same edit."""
+    """Random damages of both files: an edit that is still read must be the same."""
     draw = random.Random(12)
     path, shared = folder / "00.json", originals_in(folder)
     text, binary = path.read_bytes(), shared.read_bytes()

@@ -48,7 +48,7 @@ def cast(state: State, dtype: torch.dtype) -> State:
 
 
 def studied(parts: tuple[ResNet, Site, SAE], state: State) -> ResNet:
-    """What salve works on when it is given these weights: their values in float32."""
+    """The network that salve would study with these weights: their values in float32."""
     model = resnet18(num_classes=4).eval()
     model.load_state_dict(cast(state, torch.float32))
     return model

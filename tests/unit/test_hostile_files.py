@@ -62,7 +62,7 @@ def said_by_command(arguments: list[object], capsys: pytest.CaptureFixture[str])
 
 
 def test_edit_files_through_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Whatever is in its place: status 2 and a sentence, and no file written; or the edit that was meant."""
+    """With any damage: status 2, a sentence and no file written; or the right edit."""
     studied = Studied(tmp_path)
     file = studied.files[0]
     whole, record = file.read_bytes(), json.loads(file.read_text())

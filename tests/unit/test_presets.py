@@ -58,7 +58,7 @@ def test_weights_from_a_file_have_the_preset_of_the_model(weights: str) -> None:
 
 
 def test_weights_of_a_model_that_was_never_published_read_the_data_at_its_own_size() -> None:
-    """As ``backbone=resnet_small``, whose channels are its own: no preset is of its weights."""
+    """As ``backbone=resnet_small``, whose channels are not those of any published weights."""
     model = timm.create_model("resnet10t", num_classes=5, **RESNET10)
     chosen, origin = preset("timm", "resnet10t", FILE, model, 64, {}, RESNET10)
     assert (chosen.size, chosen.resize) == (64, None)

@@ -1,4 +1,4 @@
-"""Where cells lie, against receptive fields measured by gradients; enlarging, against SciPy and PyTorch."""
+"""Positions of cells against receptive fields measured by gradients; enlarging against SciPy and PyTorch."""
 
 from collections.abc import Callable, Iterable
 
@@ -166,7 +166,7 @@ class TwoBranches(nn.Module):
 
 @pytest.mark.parametrize(("a", "b"), [(1, 1), (3, 1), (0.2, 2), (1, 0)])
 def test_a_sum_lies_between_its_branches(a: float, b: float) -> None:
-    """On slopes, which strides and means leave as steep as they were, what varies is what the weights let through."""
+    """On linear slopes, which strides and means keep, only the weights decide how much a tensor varies."""
     model, size = nn.Sequential(TwoBranches(a, b)).double(), (16, 24)
     rows, columns = (torch.arange(n, dtype=torch.float64) for n in size)
     flat = torch.ones(size, dtype=torch.float64)

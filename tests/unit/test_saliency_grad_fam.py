@@ -1,4 +1,4 @@
-"""Grad-FAM against the grad-cam package and against plain autograd, and the promises about the model it is given."""
+"""Grad-FAM against the grad-cam package and plain autograd; the model is left as it was."""
 
 import copy
 import importlib
@@ -22,7 +22,7 @@ CNN_LATENTS = [4, 0, 2]
 
 
 def random_sae(variant: str, width: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> SAE:
-    """An SAE in which encoder, bias and shift are all different from their initial values."""
+    """An SAE whose encoder, bias and b_dec all differ from their initial values."""
     generator = torch.Generator().manual_seed(seed)
     settings = {"k": 2} if "k" in VARIANTS[variant].takes else {}
     sae = make_sae(variant, width, DICTIONARY, generator, **settings).eval()
@@ -325,7 +325,7 @@ def test_an_inactive_latent_has_a_blank_map(
 
 
 def make_pooling_resnet(dtype: torch.dtype) -> nn.Module:
-    """One whose shortcuts look elsewhere than the branches beside them, by how much depends on the image."""
+    """A network whose shortcuts have other receptive fields than their branches, depending on the image."""
     torch.manual_seed(0)
     model = timm.create_model(
         "resnet10t", channels=(8, 16, 24, 32), output_stride=8, num_classes=10, zero_init_last=False

@@ -111,7 +111,7 @@ def test_insertion_and_deletion_of_one_bright_quarter() -> None:
 
 
 def test_ties_are_taken_in_random_order_which_the_seed_determines() -> None:
-    # In the order of reading, a blank map would delete the bright upper half first and look faithful.
+    # In row-major order, a blank map would delete the bright upper half first and look faithful.
     image = torch.zeros(1, 3, 32, 32)
     image[:, :, :16] = 2.0
     blank, zero = torch.zeros(1, 32, 32), torch.zeros(1)

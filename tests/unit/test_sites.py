@@ -1,4 +1,4 @@
-"""Sites: what they are called, who reads them, and that the activation is what the head really receives."""
+"""Sites: names, readers, and activations, which are what the head receives in a forward pass."""
 
 from collections.abc import Callable
 from pathlib import Path

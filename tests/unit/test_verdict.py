@@ -42,7 +42,7 @@ def test_an_effect_is_worked_out_class_by_class() -> None:
         ([0.0, 0.8, 0.8, 0.8], True, True),
         ([0.05, 0.8, 0.8, 0.8], True, True),
         ([0.06, 0.8, 0.8, 0.8], False, False),  # the class is still there
-        ([0.0, 0.7, 0.9, 0.8], False, True),  # a gain makes up for a loss in the published sense alone
+        ([0.0, 0.7, 0.9, 0.8], False, True),  # a gain offsets a loss only in the published sense
         ([0.0, 0.75, 0.77, 0.8], True, True),
         ([0.0, 0.71, 0.8, 0.8], False, False),  # 3 points in the mean
         ([0.0, 0.5, 0.5, 0.5], False, False),

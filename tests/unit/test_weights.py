@@ -208,7 +208,7 @@ def test_a_whole_pickled_model_says_how_to_save_its_weights(tmp_path: Path, name
 
 def test_a_scripted_model_says_how_to_save_its_weights(tmp_path: Path) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # that scripting will go; there are files of it
+        warnings.simplefilter("ignore", FutureWarning)  # scripting is deprecated, but such files exist
         torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / "w.pt")
     assert "torch.save(model.state_dict(), 'weights.pt')" in refusal(tmp_path / "w.pt")
 
