@@ -135,7 +135,7 @@ def test_a_short_dip_between_two_breakpoints_is_found() -> None:
 
 
 def test_the_cases_above_are_of_every_kind() -> None:
-    """0, finite before and after the first channel closes, and inf: without all of these the comparison means nothing."""
+    """0, finite before and after the first channel closes, and inf: else the comparison means nothing."""
     generator = torch.Generator().manual_seed(3)
     weight = torch.randn(4, 9, generator=generator, dtype=torch.float64)
     activations = torch.randn(400, 9, generator=generator, dtype=torch.float64)
