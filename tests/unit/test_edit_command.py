@@ -396,7 +396,7 @@ def test_refusals_come_before_anything_is_written(studied: Studied, capsys: pyte
         (["apply", "--edit", "church", edit, weights, out], "no folder of a run was given"),
         (["apply", edit, "--out", out], "can be left out only with the folder of a run"),
         (["apply", studied.root, "--edit", "church", weights, out], "holds no edit files"),
-        (["undo", edit, weights, out], "cannot be undone"),
+        (["undo", edit, weights, out], "nothing to undo"),
         (["show", studied.root / "none.json"], "There is no edit file"),
         (["show", studied.root / "none.safetensors"], "There is no file"),
         (["show", studied.root / "damaged.safetensors"], "cannot be read"),
