@@ -1,4 +1,4 @@
-"""Names of axes as types of tensors; :mod:`salve.types` hands them on."""
+"""Tensor types with named axes; import them from :mod:`salve.types`."""
 
 from typing import TypeAlias
 

@@ -1,28 +1,28 @@
-"""Tables that a spreadsheet opens without running anything: names of people's own may begin like formulas."""
+"""Tables that are safe to open in a spreadsheet, although names in them may begin like formulas."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # it takes a second
+if TYPE_CHECKING:  # the import takes a second
     import pandas as pd
 
-#: What a spreadsheet takes a cell for a formula by, and runs when the table is opened; full width, too.
+#: First letters by which spreadsheets recognise formulas, also in full width; formulas run when a table is opened.
 _FORMULA = tuple("=+-@\t\n＝＋－＠")
-#: Put before such a text: spreadsheets then show it as text.
+#: Put before such a text, so that spreadsheets show it as text.
 _MARK = "'"
 
 
 def for_spreadsheets(frame: "pd.DataFrame") -> "pd.DataFrame":
-    """A table of which no name and no cell is a formula: texts that begin like one get an apostrophe before them.
+    """Put an apostrophe before every text, in cells and column names, that begins like a formula.
 
-    Numbers stay as they are, also those that are texts; :func:`from_spreadsheets` takes the apostrophe away. Every end
-    of a line in a text is a line feed: a carriage return could end the row.
+    Numbers stay as they are, also as texts. Line ends in texts become line feeds, because a carriage return could end
+    the row.
     """
     return _with_texts(frame, _marked)
 
 
 def from_spreadsheets(frame: "pd.DataFrame") -> "pd.DataFrame":
-    """The table that :func:`for_spreadsheets` was given."""
+    """Remove the apostrophes that :func:`for_spreadsheets` added."""
     return _with_texts(frame, _unmarked)
 
 
@@ -42,13 +42,13 @@ def _unmarked(text: str) -> str:
 
 
 def _with_texts(frame: "pd.DataFrame", change: Callable[[str], str]) -> "pd.DataFrame":
-    """The same table with all its texts changed, names of columns among them."""
+    """Apply a function to all texts of a table, column names included."""
 
     def one(value: Any) -> Any:
         return change(value) if isinstance(value, str) else value
 
     texts = {name: column for name, column in frame.items() if column.dtype.kind == "O"}
-    # The usual table stays as it is, with the types of its columns.
+    # Columns without a change are not touched, so that they keep their types.
     other = {
         name: column.map(one) for name, column in texts.items() if any(value is not one(value) for value in column)
     }

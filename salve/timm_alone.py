@@ -1,7 +1,7 @@
-"""The package timm, without Weights & Biases: timm imports that wherever it is installed, for a logger of its own.
+"""Import timm without Weights & Biases; everything in salve imports timm from here.
 
-It takes a second, and at once makes folders for temporary files, which stay behind where a process is killed. Only a
-run that logs to W&B needs them. Everything in salve takes timm from here.
+If W&B is installed, timm imports it for a logger of its own. That takes a second and makes temporary folders, which
+stay behind if the process is killed. Only a run that logs to W&B needs it.
 """
 
 import sys
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def _alone(name: str, parts: tuple[str, ...], without: str) -> Any:
-    """A package and parts of it, while another that is not loaded yet cannot be imported: who can, does without it."""
+    """Import a package and parts of it, while another package cannot be imported unless it is already."""
     hidden = without not in sys.modules
     if hidden:
         sys.modules[without] = None  # type: ignore[assignment]

@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 
 
 class UserError(ValueError):
-    """Input that cannot be worked with; the message is one sentence for the person who gave it."""
+    """Bad input. The message is a full sentence for the person who gave it: what is wrong, where, and the choices."""
 
 
 class Diverged(UserError):
-    """A training whose result is nonsense: what a search should know as bad, rather than as not tried."""
+    """A training diverged. A search counts it as a bad trial, not as one that could not be tried."""
 
 
+#: *train* fits, *select* chooses, *test* reports.
 Split = Literal["train", "select", "test"]
-"""*train* fits; *select* chooses whatever is compared to be chosen; *test* reports, and chooses nothing."""
 
 
 def __getattr__(name: str) -> Any:
-    if name.startswith("_"):  # Python asks for such names by itself
+    if name.startswith("_"):  # Python itself looks up such names
         raise AttributeError(f"module 'salve.types' has no attribute {name!r}")
-    # The axes' names need torch, which takes seconds to load; a refusal does not.
+    # Imported only here, because torch takes seconds to load.
     from salve import axes
 
     if name not in axes.__all__:

@@ -1,20 +1,20 @@
-"""Backbones: loading them, their sites, and the Classifier that fine-tunes them.
+"""Backbones: loading them, their sites, and the :class:`Classifier` that fine-tunes them.
 
-What is imported from here is loaded when it is first asked for: ``salve-edit`` reads files of weights and needs neither
-torchvision nor timm nor Lightning, which take seconds.
+Most names are loaded when they are first used: ``salve-edit`` reads weights and need not wait seconds for torchvision,
+timm and Lightning.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-# At once: by its module's name the package would otherwise hold the module where the function is meant.
+# Imported at once, because ``salve.backbones.sites`` must be the function, not the module of the same name.
 from salve.backbones.sites import Site, find_site, site_activations, sites
 
 if TYPE_CHECKING:
     from salve.backbones.classifier import Classifier
     from salve.backbones.load import Loaded, load_backbone
     from salve.backbones.presets import Preset, preset
-    from salve.backbones.weights import read_state_dict, read_tensors
+    from salve.backbones.weights import read_tensors
 
 _MODULES = {
     "Classifier": "classifier",
@@ -22,7 +22,6 @@ _MODULES = {
     "Preset": "presets",
     "load_backbone": "load",
     "preset": "presets",
-    "read_state_dict": "weights",
     "read_tensors": "weights",
 }
 
@@ -34,7 +33,6 @@ __all__ = [
     "find_site",
     "load_backbone",
     "preset",
-    "read_state_dict",
     "read_tensors",
     "site_activations",
     "sites",

@@ -1,4 +1,4 @@
-"""Weights as they lie in the wild, under the names that the model gives them."""
+"""Rename the tensors of a file to what the model calls them, and load them."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -8,43 +8,49 @@ from torch import Tensor, nn
 from salve.types import UserError
 from salve.untrusted import shown, some
 
-#: Where a head is kept that was trained beside a backbone or put into the place of the model's own.
+#: First part of the path of a head under another name than the model's own.
 HEADS = ("fc", "head", "heads", "classifier", "linear")
 
 
 def adapted(state: Mapping[str, Tensor], model: nn.Module, reader: str) -> tuple[dict[str, Tensor], list[str]]:
-    """Tensors under the model's own names, as far as that can be told, and what was done for it, in words.
+    """Rename tensors to the model's own names, as far as these can be recognised.
 
-    What stands before all names (``module.``, ``model.``, …) and what ``torch.compile`` adds within them is left out. A
-    head that is one linear layer in a ``Sequential`` or under another name becomes the model's. BatchNorm's counts of
+    A prefix of all names (``module.``, ``model.``, …) and what ``torch.compile`` adds within names are removed. A head
+    that is one linear layer in a ``Sequential``, or has another name, becomes the model's head. BatchNorm's counts of
     batches, which some files lack and no model here reads, start at zero.
 
     Args:
-        state: names to tensors. model: what they are meant for. reader: path of its head.
+        state: names to tensors. model: which they are for. reader: path of its head.
+
+    Returns:
+        The tensors under their new names, and what was done, in parts of a sentence.
     """
     wanted = model.state_dict()
     names, left_out = bare_names(state, wanted)
     named = {names[name]: tensor for name, tensor in state.items()}
-    done = [f"its names are read without {left_out}"] if left_out else []
+    done = [f"{left_out} is removed from the names of its tensors"] if left_out else []
     head = _other_head(named, wanted, reader)
     if head:
         for part in ("weight", "bias"):
             if f"{head}.{part}" in named:
                 named[f"{reader}.{part}"] = named.pop(f"{head}.{part}")
-        done.append(f"its {head} is taken as the head, {reader}")
+        done.append(f"its {head} is used as the head, {reader}")
     counts = {name: tensor for name, tensor in wanted.items() if name.endswith("num_batches_tracked")}
     return {**counts, **named}, done
 
 
 def bare_names(names: Collection[str], wanted: Collection[str]) -> tuple[dict[str, str], str]:
-    """Names of a file → the model's own names, and in words what is left out of them; "" if nothing is.
+    """Find the model's names for the names in a file.
 
     Args:
-        names: as a file has them, perhaps behind a prefix (``module.``, ``model.``, …), or with what ``torch.compile``
+        names: as a file has them, perhaps with a prefix (``module.``, ``model.``, …), or with what ``torch.compile``
             adds within them. wanted: the model's own.
 
+    Returns:
+        Names in the file → the model's names; and what is removed, for a sentence, "" if nothing.
+
     Raises:
-        UserError: two names of the file would be one.
+        UserError: two names of the file become the same.
     """
     plain = {name: ".".join(part for part in name.split(".") if part != "_orig_mod") for name in names}
     prefix = _prefix(plain.values(), wanted)
@@ -59,7 +65,7 @@ def bare_names(names: Collection[str], wanted: Collection[str]) -> tuple[dict[st
 
 
 def _prefix(names: Collection[str], wanted: Collection[str]) -> str:
-    """What stands before most of the wanted names, with its dot; empty if that is not more than half of them."""
+    """The prefix of most of the wanted names, with its dot; empty if fewer than half of them have it."""
     found: Counter[str] = Counter()
     for name in names:
         start = 0
@@ -76,7 +82,7 @@ def _prefix(names: Collection[str], wanted: Collection[str]) -> str:
 
 
 def _other_head(named: Mapping[str, Tensor], wanted: Collection[str], reader: str) -> str:
-    """Path of the one linear layer that can only be the head; empty if the head is there or there is no such layer."""
+    """Path of the one linear layer that must be the head; empty if the head is there or there is no such layer."""
     unknown = named.keys() - wanted
     paths = {name.rpartition(".")[0] for name in unknown}
     if len(paths) != 1 or any(f"{reader}.{part}" in named for part in ("weight", "bias")):
@@ -88,24 +94,27 @@ def _other_head(named: Mapping[str, Tensor], wanted: Collection[str], reader: st
 
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
-    """Load exactly the model's own tensors.
+    """Load tensors into a model that has exactly these.
+
+    Args:
+        model: loaded in place. state: names to tensors. origin: where they are from, for messages.
 
     Raises:
-        UserError: one is missing, unknown, of another shape, NaN or infinite.
+        UserError: a tensor is missing, unknown, of another shape, NaN or infinite.
     """
     wanted = model.state_dict()
-    shapes = [key for key in wanted.keys() & state.keys() if wanted[key].shape != state[key].shape]
-    for keys, complaint in (
+    shapes = [name for name in wanted.keys() & state.keys() if wanted[name].shape != state[name].shape]
+    for names, complaint in (
         (wanted.keys() - state.keys(), "lacks"),
         (state.keys() - wanted.keys(), "has unknown"),
         (shapes, "has another shape for"),
     ):
-        if keys:
-            raise UserError(f"{origin} does not fit {type(model).__name__}: it {complaint} {some(sorted(keys))}.")
-    bad = [key for key, tensor in state.items() if not tensor.isfinite().all()]
+        if names:
+            raise UserError(f"{origin} does not fit {type(model).__name__}: it {complaint} {some(sorted(names))}.")
+    bad = [name for name, tensor in state.items() if not tensor.isfinite().all()]
     if bad:
         raise UserError(
-            f"{origin} holds NaN or infinite values in {some(sorted(bad))}: the training that made it diverged, or the "
-            "file is damaged."
+            f"{origin} holds NaN or infinite values in {some(sorted(bad))}; either its training diverged, or the file "
+            "is damaged."
         )
     model.load_state_dict(state)

@@ -14,15 +14,15 @@ from salve.metrics import BatchMean
 
 
 class Classifier(pl.LightningModule):
-    """Trains a classifier: AdamW without decay on norms and biases, warm-up and cosine, label smoothing.
+    """Train a classifier: AdamW without decay on norms and biases, warm-up and cosine schedule, label smoothing.
 
     Args:
         model: maps images ``[N, 3, H, W]`` (or, for a probe, activations ``[N, M]``) to logits ``[N, outputs]``.
-        order: ``[outputs]``, the output unit for each label; a network may have further units than there are classes.
-        learning_rate: the peak, reached after ``warmup`` of all steps.
+        order: ``[C]``, the output unit of each class; the network may have more outputs.
+        learning_rate: the peak, reached after the warm-up.
         weight_decay: of weights with two or more axes.
-        label_smoothing: share of the target spread over all classes.
-        warmup: share of the steps, 0 to 1.
+        label_smoothing: share of the target that is spread over all classes.
+        warmup: share of the steps, 0 to 1, over which the learning rate rises.
     """
 
     order: Tensor
@@ -48,7 +48,7 @@ class Classifier(pl.LightningModule):
         self.select_accuracy = MulticlassAccuracy(num_classes, average="micro")
 
     def training_step(self, batch: Sequence[Tensor], _: int) -> Tensor:
-        """The smoothed cross-entropy of one batch; on several ranks, this one's share of it."""
+        """The smoothed cross-entropy of a batch; of this rank's share of it if there are several ranks."""
         logits, labels = self._seen(batch)
         size = len(labels)
         loss: Tensor = self.loss(logits, labels) if size else 0 * logits.sum()
@@ -56,13 +56,13 @@ class Classifier(pl.LightningModule):
         return loss * batch_share(size)
 
     def validation_step(self, batch: Sequence[Tensor], _: int) -> None:
-        """Plain cross-entropy and accuracy, of the select split."""
+        """Log plain cross-entropy and accuracy on the select split."""
         logits, labels = self._seen(batch)
         loss = nn.functional.cross_entropy(logits, labels) if len(labels) else 0 * logits.sum()
         self._follow("select", loss, logits, labels)
 
     def _seen(self, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Logits and labels; a rank without a row of a batch takes part with an empty image, which has no label."""
+        """Logits and labels; a rank without images in a batch takes part with a blank one, without label."""
         inputs, labels = batch
         logits = self.model(inputs if len(labels) else inputs.new_zeros(1, *inputs.shape[1:]))
         return logits[:, self.order], labels
@@ -76,7 +76,7 @@ class Classifier(pl.LightningModule):
         self.log(f"{split}_accuracy", accuracy, on_step=False, on_epoch=True, prog_bar=True)
 
     def configure_optimizers(self) -> Any:
-        """AdamW and its schedule, stepped every batch."""
+        """AdamW and its schedule, which steps after every batch."""
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         groups = [
             {"params": [p for p in trained if p.ndim > 1], "weight_decay": self.weight_decay},

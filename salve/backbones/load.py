@@ -1,4 +1,4 @@
-"""Backbones by name: torchvision's and timm's models with their weights."""
+"""Load torchvision's and timm's models, with their weights."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -21,9 +21,9 @@ class Loaded(NamedTuple):
     """A backbone with its weights.
 
     Attributes:
-        model: with the outputs that it is used with.
-        fits: whether its head came with the weights; if not, it has to be trained.
-        remark: what of a file was read otherwise than it stands there, in a sentence; empty if nothing.
+        model: the network, with as many outputs as it is used with.
+        fits: whether the head came with the weights; otherwise it must be trained.
+        remark: a sentence about what was changed to read a file; empty if nothing was.
     """
 
     model: nn.Module
@@ -41,38 +41,38 @@ def load_backbone(
 ) -> Loaded:
     """Build a plain torchvision or timm model with its weights.
 
-    A file may hold them as training scripts leave them: see :func:`salve.backbones.weights.read_checkpoint` and
+    Checkpoints of training scripts are read too: see :func:`salve.backbones.weights.read_checkpoint` and
     :func:`salve.backbones.adapt.adapted`.
 
     Args:
         library: ``torchvision`` or ``timm``.
-        name: the library's own name of the model.
-        weights: ``random``, ``imagenet`` (the library's download) or the path of a ``state_dict`` or checkpoint
+        name: the library's name of the model.
+        weights: ``random``, ``imagenet`` (the library's download), or the path of a ``state_dict`` or checkpoint
             (``.safetensors``, or a torch file that loads with ``weights_only=True``).
         num_classes: ``C``, classes of the data.
         args: further arguments of the library's constructor.
-        outputs: ``[C]``, the output unit of each class, for a network that has more outputs than the data have classes.
+        outputs: ``[C]``, the output unit of each class, for a network with more outputs than the data have classes.
 
     Returns:
-        Without ``outputs`` the model has ``num_classes`` outputs: a head of another size, or none, is replaced by a
-        fresh one, and ``fits`` is false; so it is for ImageNet's, whose classes are others even where they are as many.
-        With ``outputs`` it keeps the head of its weights as it is, and ``fits`` is true.
+        Without ``outputs``, the model gets ``num_classes`` outputs. A missing head, or one of another size, is replaced
+        by a new one, and ``fits`` is false. ImageNet's head is always replaced, since its classes are others.
+        With ``outputs``, the model keeps the head of its weights, and ``fits`` is true.
 
     Raises:
-        UserError: unknown name, missing or unreadable file, weights that do not fit the model or are not finite;
-            weights without the output units that are named.
+        UserError: an unknown name, a missing or unreadable file, weights that do not fit the model or are not finite,
+            or output units that the weights do not have.
     """
     args = dict(args or {})
     if weights == "random":
         if outputs is not None:
             raise UserError(
-                "data.outputs names the output units of a trained network, but backbone.weights=random; give imagenet "
-                "or the path of a state_dict."
+                "data.outputs names the output units of a trained network, but backbone.weights=random; set it to "
+                "imagenet or to the path of a state_dict."
             )
         return Loaded(_create(library, name, num_classes, args), False)
     done: list[str] = []
     if weights == "imagenet":
-        # torchvision loads its weights into a model of their own size only; timm fits the head, and some have none.
+        # torchvision's weights load only into a model with their own head; timm adapts the head, if there is one.
         classes = num_classes if library == "timm" and outputs is None else None
         model, fits = _create(library, name, classes, args, pretrained=True), False
         headless = getattr(model, "num_classes", None) == 0
@@ -90,8 +90,8 @@ def load_backbone(
         if weights != "imagenet":
             had = "it has no head" if headless else f"its head of {_head(model).out_features} outputs is left out"
             done.append(
-                f"{had}, and one of {num_classes} has to be trained: finetune=probe trains it alone, finetune=full or "
-                "scratch the whole network, and data.outputs keeps the head that there is"
+                f"{had}, and one of {num_classes} outputs must be trained (finetune=probe trains only the head, "
+                "finetune=full or scratch the whole network; data.outputs keeps the head of the file)"
             )
         if not headless:
             _replace_head(model, num_classes)
@@ -99,7 +99,7 @@ def load_backbone(
 
 
 def _load_file(model: nn.Module, path: Path) -> tuple[bool, list[str]]:
-    """Whether the file lacks a head, and what was done to read the rest; the model's head becomes the file's."""
+    """Load a file into the model, which gets the file's head; whether it has none, and what was done to read it."""
     state, entry = read_checkpoint(path)
     reader = find_site(model, "last").readers[0]
     state, done = adapted(state, model, reader)
@@ -135,14 +135,14 @@ def _create(library: str, name: str, classes: int | None, args: dict[str, Any], 
         return timm.create_model(name, pretrained=pretrained, **args)
     except OSError as error:  # urllib's and the hub's errors are OSErrors, and sometimes ValueErrors too
         raise UserError(
-            f"The ImageNet weights of {name} could not be downloaded by {library} ({reason(error)}); "
-            "give backbone.weights the path of a state_dict, or random."
+            f"The download of {library}'s ImageNet weights of {name} failed ({reason(error)}); set backbone.weights to "
+            "the path of a state_dict, or to random."
         ) from error
     except (ValueError, RuntimeError, TypeError, AssertionError, KeyError) as error:
         known = torchvision_models.list_models() if library == "torchvision" else timm.list_models()
         if name.split(".")[0] in known:
             given = f" with backbone.args={args}" if args else ""
-            raise UserError(f"backbone {name} of {library} could not be built{given}: {reason(error)}.") from error
+            raise UserError(f"{library}'s model {name} could not be built{given} ({reason(error)}).") from error
         near = get_close_matches(name, known, 5)
         hint = f"; near it: {', '.join(near)}" if near else ""
         raise UserError(f"backbone.name={name} is no model of {library}{hint}.") from error

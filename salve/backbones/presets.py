@@ -1,4 +1,4 @@
-"""The preprocessing that a backbone's weights expect, and where that is known from."""
+"""The preprocessing that a backbone's weights expect."""
 
 import math
 from collections.abc import Mapping
@@ -14,12 +14,12 @@ from salve.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from salve.timm_alone import timm
 from salve.types import UserError
 
-#: Of the resize to the crop, where nothing else is known: 256 to 224.
+#: Ratio of the resize to the crop if a preset has none.
 USUAL_RATIO = 256 / 224
 
 
 class Preset(NamedTuple):
-    """What images go through, and where that comes from, in words for the reader of a report."""
+    """How images are prepared, and where that comes from, in words for a report."""
 
     preprocess: Preprocess
     origin: str
@@ -34,21 +34,20 @@ def preset(
     overrides: Mapping[str, Any],
     args: Mapping[str, Any] | None = None,
 ) -> Preset:
-    """The preprocessing for a backbone: that of the model's published weights, changed by what the user set.
+    """The preprocessing of the model's published weights, changed by what the user set.
 
-    Weights from a file are taken to be made from the published ones. Only random weights, and weights of a model that
-    ``args`` make another one than the published, read the data at their own size, squashed, unless the architecture
-    fixes a size.
+    Weights from a file are assumed to be trained from the published ones. Random weights read the data at its own size,
+    squashed, unless the architecture fixes a size. So do the weights of a model whose layers ``args`` change.
 
     Args:
         library, name, weights, model, args: the backbone, as for :func:`salve.backbones.load_backbone`.
         native_size: pixels of the data's own images.
-        overrides: ``size`` and ``resize`` in pixels (a ``size`` alone keeps the preset's ratio between the two),
-            ``squash`` (true: no crop; false: a crop, also where the preset has none), ``interpolation``, ``mean``,
-            ``std``; ``None`` values are not set.
+        overrides: ``size`` and ``resize`` in pixels (``size`` alone keeps the preset's ratio between the two),
+            ``squash`` (true: no crop; false: a crop, even if the preset has none), ``interpolation``, ``mean``,
+            ``std``; those that are ``None`` are not set.
 
     Raises:
-        UserError: a size that the architecture cannot read; settings that contradict each other.
+        UserError: a size that the architecture cannot read, or settings that contradict each other.
     """
     if library == "torchvision":
         chosen = _torchvision_preset(name)
@@ -62,7 +61,7 @@ def preset(
     origin = f"{library}'s preset of {name}"
     if fixed is not None and fixed != chosen.size:
         chosen = _resized(chosen, int(fixed))
-        origin += f" at the {fixed} pixels that it is built for"
+        origin += f" at its fixed size of {fixed} pixels"
     elif fixed is None and (weights == "random" or (args and not _is_published(library, name, model))):
         chosen = replace(chosen, size=native_size, resize=None)
         why = "the weights are random" if weights == "random" else f"{name} is published without its backbone.args"
@@ -74,15 +73,15 @@ def preset(
         size = int(given.pop("size"))
         if strict and fixed not in (None, size):
             raise UserError(
-                f"backbone.preprocess.size={size}, but this {type(model).__name__} reads {fixed} pixels; "
-                f"give backbone.args.{argument}={size} with it."
+                f"backbone.preprocess.size={size} does not fit this {type(model).__name__}, which reads {fixed} "
+                f"pixels; set backbone.args.{argument}={size} too."
             )
         chosen = _resized(chosen, size)
     squash = given.pop("squash", None)
     if squash and "resize" in given:
         raise UserError(
-            f"backbone.preprocess.resize={given['resize']} is the shorter side before a crop, but squash=true means "
-            "that there is none; set one of them."
+            f"backbone.preprocess.resize={given['resize']} is the shorter side before a crop, but "
+            "backbone.preprocess.squash=true leaves out the crop; set only one of them."
         )
     if squash:
         chosen = replace(chosen, resize=None)
@@ -128,7 +127,7 @@ def _resized(preset: Preprocess, size: int) -> Preprocess:
 
 
 def _is_published(library: str, name: str, model: nn.Module) -> bool:
-    """Whether the model has the published one's layers, so that its weights can have been made from those."""
+    """Whether the model has the layers of the published one, so that its weights may be trained from those."""
     with torch.device("meta"):
         published = torchvision_models.get_model(name) if library == "torchvision" else timm.create_model(name)
     head = find_site(model, "last").readers[0]
@@ -136,6 +135,6 @@ def _is_published(library: str, name: str, model: nn.Module) -> bool:
 
 
 def _layers(model: nn.Module, head: str) -> dict[str, torch.Size]:
-    """Shapes of the weights of convolutions and linear layers; others may follow the size of the image."""
+    """Shapes of the weights of convolutions and linear layers; other shapes may depend on the size of the image."""
     layers = {path: module for path, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
     return {path: layer.weight.shape for path, layer in layers.items() if path != head}

@@ -1,7 +1,7 @@
-"""Sites: the named places of a backbone where an activation vector is read and edited (docs/method.md).
+"""Sites: where in a backbone an activation vector is read and edited (docs/method.md).
 
-The activation of a site *is* the input of its readers, the weights that read it, so scaling a reader's input
-channel and gating the activation are the same thing (Law 1). A place that anything else reads is no site.
+The activation of a site *is* the input of its readers, the weights that read it. So scaling a reader's input channel is
+the same as gating the activation (Law 1). If anything else reads the activation, it is no site.
 """
 
 from collections.abc import Iterator
@@ -18,14 +18,14 @@ LAST = "last"
 
 @dataclass(frozen=True)
 class Site:
-    """Where an activation is, who reads it, and where its spatial map is.
+    """An activation, the weights that read it, and its spatial map.
 
     Attributes:
-        name: what ``layer=`` calls it.
-        readers: module paths of all the weights that read the activation; each is called with it as first argument.
+        name: what the setting ``layer`` calls it.
+        readers: module paths of all weights that read the activation; each is called with it as first argument.
         width: ``M``, the number of channels.
-        map: module path of the spatial map ``[N, M', H, W]`` or token grid ``[N, T, M']`` that Grad-FAM weighs.
-        map_side: whether the map is that module's input or its output.
+        map: module path of the spatial map ``[N, M', H, W]`` or token grid ``[N, T, M']`` for Grad-FAM.
+        map_side: whether the map is the input or the output of that module.
         prefix_tokens: tokens before the patches in a token grid (CLS, registers).
     """
 
@@ -41,9 +41,9 @@ def sites(model: nn.Module) -> dict[str, Site]:
     """All sites of a backbone by name, from the input to the head.
 
     Raises:
-        UserError: the backbone ends in something other than one linear layer, or is wrapped.
+        UserError: the backbone is of an unknown kind or wrapped, or does not end in one linear layer.
     """
-    # Here, because it takes a second, and reading a file of weights imports this module too.
+    # Imported here, because it takes a second that readers of weights need not wait.
     from torchvision.models import ResNet as TorchvisionResNet
     from torchvision.models import VisionTransformer as TorchvisionViT
 
@@ -51,7 +51,7 @@ def sites(model: nn.Module) -> dict[str, Site]:
     if isinstance(model, TorchvisionResNet):
         site = Site("avgpool", ("fc",), _linear(model, model.fc).in_features, "avgpool", "input")
     elif isinstance(model, TorchvisionViT):
-        # The patch tokens of the last block's *output* get no gradient from CLS: the map is one LayerNorm earlier.
+        # No gradient flows from CLS to the patch tokens of the last block's *output*: the map is one LayerNorm earlier.
         last_block = f"encoder.layers.{list(dict(model.encoder.layers.named_children()))[-1]}"
         width = _linear(model, getattr(model.heads, "head", None)).in_features
         site = Site("cls", ("heads.head",), width, f"{last_block}.ln_1", prefix_tokens=1)
@@ -59,24 +59,24 @@ def sites(model: nn.Module) -> dict[str, Site]:
         site = _timm_site(model)
     else:
         raise UserError(
-            f"No site is known in a {type(model).__name__}: salve reads torchvision ResNets and ViTs, and timm models."
+            f"No site is known in a {type(model).__name__}; choose a ResNet or ViT of torchvision, or a model of timm."
         )
     return {site.name: site}
 
 
 def _refuse_wrapped(model: nn.Module) -> None:
-    """Hooks and paths of sites are those of the plain model, which DataParallel and torch.compile hold inside."""
+    """Refuse DataParallel and torch.compile: module paths are those of the plain model inside them."""
     inner = [name for name, _ in model.named_children()]
     if inner in (["module"], ["_orig_mod"]):
         held = type(model.get_submodule(inner[0])).__name__
         raise UserError(
-            f"This {type(model).__name__} is a wrapper around a {held}: give the plain model inside, model.{inner[0]}."
+            f"This {type(model).__name__} is a wrapper around a {held}; pass the plain model inside, model.{inner[0]}."
         )
 
 
 def _linear(model: nn.Module, head: object) -> nn.Linear:
     if not isinstance(head, nn.Linear):
-        raise UserError(f"This {type(model).__name__} does not end in one linear layer, so it has no site to edit at.")
+        raise UserError(f"This {type(model).__name__} does not end in one linear layer, so it has no site.")
     return head
 
 
@@ -93,14 +93,14 @@ def _timm_site(model: nn.Module) -> Site:
     for pool in ("global_pool", "head.global_pool"):
         if pool in modules:
             return Site("global_pool", (reader,), classifier.in_features, pool, "input")
-    raise UserError(f"No spatial map was found before the pooling of this {type(model).__name__}.")
+    raise UserError(f"This {type(model).__name__} has no global_pool module, so that its spatial map is unknown.")
 
 
 def find_site(model: nn.Module, layer: str) -> Site:
-    """The site called ``layer``; ``"last"`` is the one that the head reads.
+    """Find a site by name; ``"last"`` is the one that the head reads.
 
     Raises:
-        UserError: there is no such site; the message lists those that exist.
+        UserError: there is no such site.
     """
     known = sites(model)
     if layer == LAST:
@@ -115,7 +115,7 @@ def find_site(model: nn.Module, layer: str) -> Site:
 
 @contextmanager
 def recorded(model: nn.Module, site: Site) -> Iterator[list[Tensor]]:
-    """Within the context every forward pass appends the site's activation, as its reader receives it."""
+    """A context in which every forward pass appends the site's activation to the list."""
     seen: list[Tensor] = []
 
     def record(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -129,7 +129,7 @@ def recorded(model: nn.Module, site: Site) -> Iterator[list[Tensor]]:
 
 
 def site_activations(model: nn.Module, site: Site, images: Images) -> Activations:
-    """The activation vectors ``[N, M]`` at the site, by one forward pass over images ``[N, 3, H, W]``."""
+    """The activation vectors ``[N, M]`` at a site, from one forward pass over images ``[N, 3, H, W]``."""
     with recorded(model, site) as seen:
         model(images)
     return seen[0]

@@ -1,4 +1,4 @@
-"""Files of weights, read without unpickling.
+"""Read files of weights, without unpickling code.
 
 Imports neither torchvision nor timm, so that ``salve-edit`` starts fast.
 """
@@ -20,7 +20,8 @@ from salve.backbones.scalars import NUMPY_SCALARS
 from salve.types import UserError
 from salve.untrusted import check_safetensors, check_torch, reason, shown, some
 
-#: Where training scripts put the weights among other things, the first that is there; as timm does, averages first.
+#: Entries under which checkpoints hold their weights. The first that exists is read. Averaged weights come first, as
+#: in timm.
 ENTRIES = (
     "state_dict_ema",
     "model_ema",
@@ -34,31 +35,33 @@ ENTRIES = (
     "module",
 )
 
-#: Bytes of a file's tensors, of which several may share the same numbers, for each byte of the file.
+#: Bytes of tensors in memory per byte of their file, at most; tensors in a file may share the same numbers.
 MOST_TIMES = 16
-#: Of a tensor's name.
+#: Letters of a tensor's name, at most.
 MOST_LETTERS = 1000
-#: Types of numbers that weights have.
+#: Dtypes that weights may have.
 KINDS = (
     *("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "bool"),
     *("uint8", "int8", "int16", "int32", "int64"),
 )
 
 _ADVICE = (
-    "Where it was made, save its weights alone: torch.save(model.state_dict(), 'weights.pt'), or of a checkpoint its "
-    "entry state_dict."
+    "Where it was made, save only its weights: torch.save(model.state_dict(), 'weights.pt'), or the state_dict of a "
+    "checkpoint."
 )
 
 
 def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], str]:
-    """The ``state_dict`` of a file, its tensors as they are, and the entry of the checkpoint that it was.
+    """Read the ``state_dict`` of a file, perhaps out of a checkpoint; nothing is unpickled.
 
-    Of several entries that :data:`ENTRIES` names the first is read, such as ``state_dict`` or, in an entry,
-    ``ema.model``; the entry is empty where the file holds nothing else.
+    Of several entries the first in :data:`ENTRIES` is read.
+
+    Returns:
+        The tensors as they are; and the checkpoint's entry, such as ``state_dict`` or ``ema.model``, "" if the file
+        holds nothing else.
 
     Raises:
-        UserError: no such file, or it holds no ``state_dict``, or one that would be much larger in memory than the file
-            is. Nothing is ever unpickled.
+        UserError: there is no file, or it holds no ``state_dict``, or one that is much larger in memory than the file.
     """
     path = Path(os.path.expanduser(path))
     state, entry = _found(_content(path), path)
@@ -66,17 +69,8 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], str]:
     return dict(state), entry
 
 
-def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The ``state_dict`` of a file, also of a checkpoint that holds it among other things, in float32 where it is half.
-
-    Raises:
-        UserError: no such file, or it holds no ``state_dict``. Nothing is ever unpickled.
-    """
-    return read_checkpoint(path)[0]
-
-
 def read_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], str]:
-    """As :func:`read_tensors`, in float32 where it is half."""
+    """As :func:`read_tensors`; half precision becomes float32."""
     state, entry = read_tensors(path)
     return {key: value.float() if _is_half(value) else value for key, value in state.items()}, entry
 
@@ -86,7 +80,7 @@ def _is_half(tensor: Tensor) -> bool:
 
 
 def is_state_dict(content: object) -> TypeGuard[Mapping[str, Tensor]]:
-    """Whether these are names with tensors."""
+    """Whether something maps names to tensors."""
     return isinstance(content, Mapping) and all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
     )
@@ -108,7 +102,7 @@ def _found(content: object, path: str | os.PathLike[str]) -> tuple[Mapping[str, 
             raise UserError(f"{path} holds no state_dict (parameter names to tensors){held}.")
         if known[0] not in ENTRIES and len(known) > 1:
             raise UserError(
-                f"{path} holds several state_dicts ({some(known, 5)}); save the one that is meant by itself."
+                f"{path} holds several state_dicts ({some(known, 5)}); save the one you mean in a file of its own."
             )
         entry.append(known[0])
         content = inner[known[0]]
@@ -116,8 +110,8 @@ def _found(content: object, path: str | os.PathLike[str]) -> tuple[Mapping[str, 
 
 
 def _content(path: Path) -> Any:
-    """What a file holds, read without running anything in it."""
-    missing = f"There is no file {path} with weights."
+    """Load a file without running code from it."""
+    missing = f"There is no file of weights {path}."
     if path.suffix == ".safetensors":
         check_safetensors(path, missing)
     else:
@@ -125,9 +119,9 @@ def _content(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        # timm's own training checkpoints, and others', hold the command line; many the best accuracy, as numpy has it.
+        # Training checkpoints often hold the command line (timm's do), or the best accuracy as a NumPy number.
         with torch.serialization.safe_globals([argparse.Namespace, *NUMPY_SCALARS]), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*TorchScript")  # the error below says it too
+            warnings.filterwarnings("ignore", ".*TorchScript")  # the error below says the same
             return torch.load(path, "cpu", weights_only=True)
     except RuntimeError as error:
         if "TorchScript" not in str(error):
@@ -135,21 +129,24 @@ def _content(path: Path) -> Any:
         raise UserError(f"{path} was not loaded: it holds a TorchScript model. {_ADVICE}") from error
     except (SafetensorError, ValueError, EOFError, OSError) as error:
         raise UserError(f"{path} could not be read as a state_dict: {reason(error)}.") from error
-    except Exception as error:  # UnpicklingError for code in the file, and anything for a damaged one
+    except Exception as error:  # UnpicklingError for code in the file, anything for a damaged one
         named = re.search(r"GLOBAL ([\w.]+) was not an allowed global", str(error))
         if named is None:
-            raise UserError(f"{path} was not loaded: it is damaged, or holds more than tensors.") from error
+            raise UserError(f"{path} was not loaded: it is damaged, or holds more than tensors. {_ADVICE}") from error
         raise UserError(
             f"{path} was not loaded: it holds a pickled {shown(named[1])}, and salve never unpickles. {_ADVICE}"
         ) from error
 
 
 def check_tensors(state: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse what no network's weights are, so that whatever looks at tensors may take them for arrays of numbers.
+    """Check that tensors are plain arrays of numbers of a plausible size.
+
+    Args:
+        state: names to tensors. path: their file.
 
     Raises:
-        UserError: a tensor is no plain array of numbers, its name is no name, or the tensors repeat the few numbers of
-            their file so often that they would not fit into memory.
+        UserError: a tensor is no plain array of numbers, its name is too long, or the tensors are much larger in memory
+            than the file, because they share the same numbers.
     """
     for name, tensor in state.items():
         if len(name) > MOST_LETTERS:
@@ -157,14 +154,14 @@ def check_tensors(state: Mapping[str, Tensor], path: Path) -> None:
         kind = str(tensor.dtype).removeprefix("torch.")
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu" or kind not in KINDS:
             raise UserError(
-                f"{path} holds {shown(name)}, which is no plain array of numbers ({kind}, {tensor.layout}): save it as "
+                f"{path} holds {shown(name)}, which is no plain array of numbers ({kind}, {tensor.layout}); save it as "
                 "floating-point numbers."
             )
         if tensor.is_neg():
-            raise UserError(f"{path} holds {shown(name)} as a view that changes signs when it is read: save a copy.")
+            raise UserError(f"{path} holds {shown(name)} as a view with negated values; save a copy of it.")
     in_memory = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
     if in_memory > MOST_TIMES * max(path.stat().st_size, 2**20):
         raise UserError(
-            f"{path} was not loaded: its tensors repeat the same numbers, and would take {in_memory:,} bytes, more "
-            f"than {MOST_TIMES} times those of the file."
+            f"{path} was not loaded: its tensors share the same numbers, and would take {in_memory:,} bytes in memory, "
+            f"more than {MOST_TIMES} times the size of the file."
         )

@@ -1,7 +1,7 @@
-"""Images with labels: the embedded concepts, Imagenette, CIFAR-100, and one's own folders.
+"""Labelled images: the drawn concepts data, Imagenette, CIFAR-100, and your own class folders.
 
-What is imported from here is loaded when it is first asked for: whether class folders are there is found out without
-torch and Lightning, which take seconds.
+Names are loaded when they are first used, so that a check of class folders need not wait seconds for torch and
+Lightning.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""What every source of images offers to the stages."""
+"""The base class of all data sources: what the stages need of labelled images."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -17,8 +17,8 @@ from salve.data.transforms import Preprocess, RawImage
 from salve.distributed import DrawnBatches, DrawnItems, RankBatches
 from salve.types import Labels, Split, UserError
 
+#: Below so many images of a class in a split, :meth:`ImageData.remarks` warns: a rate may be off by 14 points.
 FEW_IMAGES = 50
-"""With fewer images of a class in a split, `ImageData.remarks` says so: a rate of theirs may be off by 14 points."""
 
 
 class RawImages(Protocol):
@@ -30,7 +30,12 @@ class RawImages(Protocol):
 
 
 class TransformedImages(Dataset):
-    """`(transform(image), label)` of every raw image, in the raw order."""
+    """Pairs ``(transform(image), label)``, in the order of the raw images.
+
+    Args:
+        raw: decoded images with labels.
+        transform: from a decoded image to a tensor.
+    """
 
     def __init__(self, raw: RawImages, transform: Callable[[RawImage], Tensor]) -> None:
         self.raw = raw
@@ -51,9 +56,12 @@ class ConceptTruth:
     Attributes:
         concepts: names of the K concepts.
         class_concept: for each of the C classes, the index of the concept that defines it.
-        presence: `[N, K]`, True where the image shows the concept.
-        masks: `masks(indices, concept)` → bool `[n, H, W]` at native resolution: the pixels of those images in which
-            the concept is visible (what other objects cover is left out; all False where it is absent).
+        presence: ``[N, K]``, True where the image shows the concept.
+        masks: ``masks(indices, concept)`` → bool ``[n, H, W]`` at native resolution: the pixels in which the concept is
+            visible. Pixels that other objects cover are False, and all are where the concept is absent.
+
+    Raises:
+        ValueError: shapes, dtype or indices that do not agree.
     """
 
     concepts: tuple[str, ...]
@@ -63,24 +71,29 @@ class ConceptTruth:
 
     def __post_init__(self) -> None:
         if self.presence.ndim != 2 or self.presence.shape[1] != len(self.concepts):
-            raise ValueError(f"presence {list(self.presence.shape)} does not fit {len(self.concepts)} concepts")
+            raise ValueError(f"presence {list(self.presence.shape)} must be [N, {len(self.concepts)}].")
         if self.presence.dtype != torch.bool:
-            raise ValueError(f"presence must be bool, not {self.presence.dtype}")
+            raise ValueError(f"presence must be bool, not {self.presence.dtype}.")
         if not all(0 <= concept < len(self.concepts) for concept in self.class_concept):
-            raise ValueError(f"class_concept {self.class_concept} points outside the {len(self.concepts)} concepts")
+            raise ValueError(f"class_concept {self.class_concept} must lie in 0 to {len(self.concepts) - 1}.")
 
 
 class ImageData(pl.LightningDataModule):
-    """A labelled set of images in three splits: "train" fits, "select" chooses, "test" reports.
+    """Labelled images in three splits: "train" fits, "select" chooses, "test" reports.
 
-    No image is in two of them, and every class is in each.
+    No image is in two splits, and every split has every class.
 
-    `bind` it to the preprocessing of a backbone before asking for datasets or loaders; labels, class names,
+    Call :meth:`bind` with the preprocessing of a backbone before asking for datasets or loaders. Labels, class names,
     fingerprint and check need no backbone.
 
     Args:
-        batch_size: images per batch, unless a loader is asked for another.
+        batch_size: images per batch; :meth:`loader` can take another.
         num_workers: loader processes; 0 loads in the calling process.
+
+    Attributes:
+        name: what messages call the data.
+        native_size: side in pixels that a backbone without a preset of its own reads.
+        min_crop_scale: smallest share of the area that a training crop keeps.
 
     Raises:
         UserError: batch_size below 1 or num_workers below 0.
@@ -88,16 +101,14 @@ class ImageData(pl.LightningDataModule):
 
     name: str = "images"
     native_size: int = 224
-    """Side in pixels that a backbone without a preset of its own should read."""
     min_crop_scale: float = 0.35
-    """Smallest share of the area that a training crop keeps."""
 
     def __init__(self, batch_size: int, num_workers: int = 0) -> None:
         super().__init__()
         if batch_size < 1:
-            raise UserError(f"data.batch_size must be at least 1, not {batch_size}")
+            raise UserError(f"data.batch_size={batch_size} must be at least 1.")
         if num_workers < 0:
-            raise UserError(f"data.num_workers must be 0 or more, not {num_workers}")
+            raise UserError(f"data.num_workers={num_workers} must be at least 0.")
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.preprocess: Preprocess | None = None
@@ -105,64 +116,56 @@ class ImageData(pl.LightningDataModule):
     @property
     @abstractmethod
     def classes(self) -> tuple[str, ...]:
-        """Human names of the C classes; a label is an index into them."""
+        """Names of the C classes, for people; a label is an index into them."""
 
     @property
     def outputs(self) -> tuple[int, ...] | None:
-        """For each class, the output of the network that stands for it; None where output k is class k.
+        """The output of the network for each class; None if output k is class k.
 
         Raises:
-            UserError: as `check`, once the data are looked at.
+            UserError: as :meth:`check`.
         """
         return None
 
     @abstractmethod
     def raw(self, split: Split) -> RawImages:
-        """Decoded images and labels of a split, in their fixed order."""
+        """Decoded images and labels of a split, in a fixed order."""
 
     @abstractmethod
     def labels(self, split: Split) -> Labels:
-        """Labels `[N]` (int64) of a split, in dataset order; decodes no image."""
+        """Labels ``[N]`` (int64) of a split, in the order of :meth:`raw`; decodes no image."""
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Hex SHA-256 of what the images are, whatever folder they lie in and however they are loaded."""
+        """Hex SHA-256 of the images and labels; independent of the folder they lie in and of how they are loaded."""
 
     def check(self) -> None:
-        """Find out cheaply whether the data can be used.
+        """Check quickly whether the data can be used.
 
         Raises:
-            UserError: they cannot; the sentence says why.
+            UserError: they cannot; the message says why.
         """
 
-    def check_outputs(self, count: int) -> None:
-        """Raises UserError if a network of `count` outputs lacks one of `outputs`."""
-        for name, unit in zip(self.classes, self.outputs or (), strict=False):
-            if unit >= count:
-                raise UserError(
-                    f"data.outputs has unit {unit} for {name!r}, but the network has the outputs 0 to {count - 1}"
-                )
-
     def remarks(self) -> list[str]:
-        """Sentences on what a reader should know of the data before trusting results; without full stops.
+        """Sentences about the data that a reader should know before trusting results.
 
-        Here: classes of which a split has few images; and, once bound, that images are enlarged.
+        Here: that a class has few images; and, once bound, that images are enlarged.
         """
         return [*self._few_images(), *self._enlarged()]
 
     def sizes(self) -> list[tuple[int, int]]:
-        """Width and height in pixels of some of the images as they are stored; empty where it is not known."""
+        """Width and height in pixels of some images as stored; empty if unknown."""
         return []
 
     def _few_images(self) -> list[str]:
-        splits: tuple[Split, ...] = ("train", "select")  # of test images the report speaks
+        splits: tuple[Split, ...] = ("train", "select")  # the report says it of test images
         fewest = {split: int(self.labels(split).bincount().min()) for split in splits}
         few = [f"{split} {count}" for split, count in fewest.items() if count < FEW_IMAGES]
         if not few:
             return []
         return [
-            f"images of the class that has fewest: {', '.join(few)}; below {FEW_IMAGES} what they teach or choose is "
-            "uncertain"
+            f"The smallest class has few images ({', '.join(few)}): with fewer than {FEW_IMAGES}, what is trained or "
+            "chosen on them is uncertain."
         ]
 
     def _enlarged(self) -> list[str]:
@@ -174,35 +177,39 @@ class ImageData(pl.LightningDataModule):
         if min(width, height) >= (size if shorter is None else shorter):
             return []
         one = "" if len(set(sizes)) == 1 else "median "
-        return [f"the images ({one}{width} × {height}) are enlarged to {size} × {size}"]
+        return [f"The images ({one}{width} × {height}) are enlarged to {size} × {size}."]
 
     def truth(self, split: Split) -> ConceptTruth | None:
-        """Ground truth of a split's concepts, or None for data that have none."""
+        """Ground truth about the concepts in a split; None if the data have none."""
         check_split(split)
         return None
 
     def first(self, split: Split, count: int) -> list[tuple[RawImage, int]]:
-        """The first decoded images of a split and their labels, at most ``count``; quick also where ``raw`` is not."""
+        """The first ``count`` decoded images of a split, or all if there are fewer, with labels.
+
+        Override it where :meth:`raw` prepares a whole split at once.
+        """
         images = self.raw(split)
         return [images[number] for number in range(min(count, len(images)))]
 
     def bind(self, preprocess: Preprocess) -> None:
-        """Use a backbone's preprocessing from now on."""
+        """Use the preprocessing of a backbone from now on."""
         self.preprocess = preprocess
 
     def dataset(self, split: Split, augment: bool = False) -> Dataset:
-        """Items `(image, label)`: float32 `[3, S, S]` with `S = preprocess.size`, and an int.
+        """Items ``(image, label)``: float32 ``[3, S, S]`` with ``S = preprocess.size``, and an int.
 
-        Without `augment` the items are always the same, in the same order as `labels`.
+        Args:
+            split: which split.
+            augment: crop and flip at random; otherwise the items are always the same, in the order of :meth:`labels`.
 
         Raises:
-            UserError: no preprocessing bound yet, or an unknown split.
+            UserError: no preprocessing is bound, or there is no such split.
         """
         check_split(split)
         if self.preprocess is None:
             raise UserError(
-                f"the {self.name} data do not know what the backbone reads: call bind(preprocess) before "
-                "asking for images"
+                f"The {self.name} data have no preprocessing yet: call bind(preprocess) before asking for images."
             )
         if augment:
             return TransformedImages(self.raw(split), self.preprocess.train_transform(self.min_crop_scale))
@@ -218,10 +225,18 @@ class ImageData(pl.LightningDataModule):
         batch_size: int | None = None,
         indices: Sequence[int] | None = None,
     ) -> DataLoader:
-        """Batches `(images [n, 3, S, S], labels [n])` of a split, or of the given indices of it in the given order.
+        """Batches ``(images [n, 3, S, S], labels [n])`` of a split.
 
-        Shuffling and augmentation follow torch's global seed, whatever the number of workers. Within a process group
-        a rank gets its part of each batch, which may be empty.
+        Shuffling and augmentation depend on torch's global seed, not on the number of workers. Within a process group
+        each rank gets its part of each batch, which may be empty.
+
+        Args:
+            split: which split.
+            augment: crop and flip at random.
+            shuffle: in a new random order every epoch.
+            drop_last: leave out an incomplete last batch.
+            batch_size: instead of the data's own.
+            indices: use only these images of the split, in this order.
         """
         dataset = self.dataset(split, augment)
         assert self.preprocess is not None
@@ -236,18 +251,18 @@ class ImageData(pl.LightningDataModule):
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             collate_fn=partial(_collate, self.preprocess.size),
-            # The seed of the workers is drawn from it: from the global one it would be drawn every epoch without
-            # workers but once with them, and the order of the rows would depend on their number.
+            # The workers' seed is drawn from this generator. Drawn from the global one, it would be drawn every epoch
+            # without workers but once with them, and the order of the images would depend on their number.
             generator=torch.Generator(),
         )
 
     def train_dataloader(self) -> DataLoader:
-        """Augmented and shuffled; an incomplete last batch is dropped unless it is the only one."""
+        """The train split, augmented and shuffled; an incomplete last batch is dropped unless it is the only one."""
         more_than_one = len(self.labels("train")) > self.batch_size
         return self.loader("train", augment=True, shuffle=True, drop_last=more_than_one)
 
     def val_dataloader(self) -> DataLoader:
-        """The select split in its fixed order: what Lightning calls validation chooses the epoch."""
+        """The select split in its fixed order: Lightning's validation chooses the epoch."""
         return self.loader("select")
 
     def test_dataloader(self) -> DataLoader:
@@ -256,11 +271,15 @@ class ImageData(pl.LightningDataModule):
 
 
 def _collate(size: int, items: list[tuple[Tensor, int]]) -> Any:
-    """A batch; also of no item, which a rank may get."""
+    """A batch; empty if a rank has no items."""
     return default_collate(items) if items else (torch.empty(0, 3, size, size), torch.empty(0, dtype=torch.long))
 
 
 def check_split(split: Any) -> None:
-    """Raises UserError if `split` is none of the three."""
+    """Check the name of a split.
+
+    Raises:
+        UserError: it is none of the three.
+    """
     if split not in get_args(Split):
-        raise UserError(f"there is no split {split!r}: the splits are {', '.join(get_args(Split))}")
+        raise UserError(f"There is no split {split!r}; the splits are {', '.join(get_args(Split))}.")

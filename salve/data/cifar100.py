@@ -21,7 +21,13 @@ from salve.types import Labels, Split, UserError
 
 
 class ArrayImages:
-    """Images `[N, H, W, 3]` (uint8) with labels `[N]`, in memory; `indices [N]` are their places in the file."""
+    """Images in memory.
+
+    Args:
+        images: ``[N, H, W, 3]`` (uint8).
+        labels: ``[N]``.
+        indices: ``[N]``, where each image stands in torchvision's file.
+    """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, indices: np.ndarray) -> None:
         self.images = images
@@ -38,18 +44,18 @@ class ArrayImages:
 class Cifar100Data(ImageData):
     """CIFAR-100 (Krizhevsky 2009): 100 classes of 32 × 32 photographs.
 
-    Its test set is divided: a share of each class selects, the rest tests.
+    The published test set is divided into *select* and *test*, class by class.
 
     Args:
-        root: where torchvision keeps or puts the folder `cifar-100-python`.
-        batch_size, num_workers: see `ImageData`.
-        download: fetch it into `root` if it is not there.
+        root: folder that holds torchvision's ``cifar-100-python``, or into which it is downloaded.
+        batch_size, num_workers: see :class:`ImageData`.
+        download: fetch the data into ``root`` if they are not there.
         limit_per_class: use only the first so many images of each class in each split; None uses all.
-        select_share: the share of each class of the test set that selects, in (0, 1).
-        split_seed: of that division.
+        select_share: share of each class of the published test set that goes to *select*, in (0, 1).
+        split_seed: seed of that division.
 
     Raises:
-        UserError: no root, a value outside its range; and, once the disk is read, nothing found or a failed download.
+        UserError: no root, or a value outside its range; once the disk is read, no data or a failed download.
     """
 
     name = "cifar100"
@@ -80,8 +86,8 @@ class Cifar100Data(ImageData):
 
     @cached_property
     def superclasses(self) -> tuple[str, ...] | None:
-        """For each class, the one of 20 groups that the data put it in ("coarse label"); None where they do not say."""
-        _ = self._loaded  # torchvision has compared the checksums: these are the published files
+        """For each class the name of its group, one of 20 ("coarse label"); None if the files have none."""
+        _ = self._loaded  # torchvision compares checksums: only the published files are unpickled
         images, names = self._unpickled("train"), self._unpickled("meta")
         if "coarse_labels" not in images or "coarse_label_names" not in names:
             return None
@@ -103,7 +109,7 @@ class Cifar100Data(ImageData):
         return [(self.native_size, self.native_size)]
 
     def fingerprint(self) -> str:
-        """Of the archive's published MD5, which torchvision has compared, and of which of its images each split has."""
+        """SHA-256 of the published archive's MD5, which torchvision compares, and of the images in each split."""
         digest = hashlib.sha256(torchvision.datasets.CIFAR100.tgz_md5.encode())
         for split in get_args(Split):
             digest.update(json.dumps([split, self._loaded[1][split].indices.tolist()]).encode())
@@ -113,12 +119,12 @@ class Cifar100Data(ImageData):
         """Load everything (about 1 s).
 
         Raises:
-            UserError: they are not there, damaged, or cannot be downloaded.
+            UserError: the data are missing, damaged, or cannot be downloaded.
         """
         _ = self._loaded
 
     def prepare_data(self) -> None:
-        """Download if asked to and needed; Lightning calls this in one process only."""
+        """Download if asked to and necessary; Lightning calls this in one process only."""
         if self.download and not self._is_there():
             fetch(
                 self.name,
@@ -141,8 +147,8 @@ class Cifar100Data(ImageData):
             train, held_out = (torchvision.datasets.CIFAR100(self.root, train=train) for train in (True, False))
         except RuntimeError as error:
             raise UserError(
-                f"no CIFAR-100 in data.root={self.root}, or a damaged one: pass data.download=true to fetch it, "
-                "or as data.root the folder that holds cifar-100-python/"
+                f"data.root={self.root} holds no CIFAR-100, or a damaged one; set data.download=true to fetch it, or "
+                "set data.root to the folder that holds cifar-100-python/."
             ) from error
         names = tuple(name.replace("_", " ") for name in train.classes)
         select, test = divide(np.asarray(held_out.targets), names, self.select_share, self.split_seed)

@@ -1,4 +1,4 @@
-"""Which folders are the classes, what they are called, and which output of a network stands for each."""
+"""Class folders: which are used, what they are called, and which output of the network each has."""
 
 import csv
 import io
@@ -15,32 +15,46 @@ from salve.untrusted import read_text, reason, shown, some
 IMAGENET = "imagenet"
 _COLUMNS = ("folder", "output")
 _CHOICE = (
-    "choose from imagenet, a CSV file with the columns folder,output or folder,output,name, or a mapping such as "
+    "choose imagenet, a CSV file with the columns folder,output or folder,output,name, or a mapping such as "
     "{n01440764: 0}"
 )
 
 
 def chosen_classes(classes: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
-    """Folder → the name it is given, or "", of a setting that lists or names class folders.
+    """Read the setting ``data.classes``.
+
+    Args:
+        classes: a list of class folders, or a mapping folder → name for people.
+
+    Returns:
+        Folder → its name, or "" if it is given none.
 
     Raises:
-        UserError: a folder twice, or no list.
+        UserError: it is neither, or has a folder twice.
     """
     if isinstance(classes, str) or not isinstance(classes, Mapping | Sequence):
-        raise UserError(f"data.classes={classes} must be a list of class folders, such as [{classes}, …]")
+        raise UserError(f"data.classes={classes} must be a list of class folders, such as [{classes}, …].")
     folders = [str(folder) for folder in classes]
     if twice := [folder for i, folder in enumerate(folders) if folder in folders[:i]]:
-        raise UserError(f"data.classes has {listing(twice)} more than once")
+        raise UserError(f"data.classes has {listing(twice)} more than once.")
     if not isinstance(classes, Mapping):
         return dict.fromkeys(folders, "")
     return {str(folder): "" if name is None else str(name) for folder, name in classes.items()}
 
 
 def class_folders(root: Path, folders: list[str], chosen: Mapping[str, str] | None) -> list[str]:
-    """Names of the class folders, which are the same in every folder of a split; or the chosen ones, which all have.
+    """Find the class folders; every split must have all of them.
+
+    Args:
+        root: the folder that holds the folders of the splits.
+        folders: names of the folders of the splits, *train* first.
+        chosen: the class folders to use, as :func:`chosen_classes` gives them; None uses all.
+
+    Returns:
+        Names of the class folders, in the order of the labels.
 
     Raises:
-        UserError: a class that is not in all of them, or fewer than two.
+        UserError: a split lacks a class folder, or there are fewer than two.
     """
     there = {folder: subfolders(root / folder) for folder in folders}
     train, *others = folders
@@ -48,46 +62,65 @@ def class_folders(root: Path, folders: list[str], chosen: Mapping[str, str] | No
         for folder in folders:
             if missing := [name for name in chosen if name not in there[folder]]:
                 raise UserError(
-                    f"data.classes names {listing(missing)}, which {root / folder} has not: "
-                    f"its class folders are {listing(there[folder], 10) or 'none'}"
+                    f"data.classes names {listing(missing)}, but {root / folder} has no such folder; its class folders "
+                    f"are {listing(there[folder], 10) or 'none'}."
                 )
         classes = list(chosen)
     else:
         for here, other in [pair for name in others for pair in ((train, name), (name, train))]:
             if only_here := [name for name in there[here] if name not in there[other]]:
                 raise UserError(
-                    f"{root / other} lacks {listing(only_here)}: every class folder of {here} must be in {other} too, "
-                    "or data.classes must name those to use"
+                    f"{root / other} lacks {listing(only_here)}; every class folder of {here} must be in {other} too, "
+                    "or data.classes must name the class folders to use."
                 )
         classes = there[train]
     if len(classes) < 2:
         source = root / train if chosen is None else "data.classes"
-        raise UserError(f"{source} has {len(classes)} class folders: a classifier needs at least two")
+        count = "1 class folder" if len(classes) == 1 else f"{len(classes)} class folders"
+        raise UserError(f"{source} has {count}; a classifier needs at least two.")
     return classes
 
 
 def check_class_names(names: Sequence[str], folders: Sequence[str]) -> None:
-    """Raises UserError if two classes have one name, or a name is empty or holds what cannot be printed."""
+    """Check the names of the classes.
+
+    Args:
+        names: of the classes, for people.
+        folders: the class folder of each.
+
+    Raises:
+        UserError: two classes have the same name, or a name is blank or cannot be printed.
+    """
     seen: dict[str, str] = {}
     for name, folder in zip(names, folders, strict=True):
         if not name.strip() or not name.isprintable():
-            raise UserError(f"the class folder {folder!r} has the name {name!r}, which cannot be printed: name it anew")
+            raise UserError(
+                f"The class folder {folder!r} has the name {name!r}, which cannot be printed; give it another one with "
+                "data.classes."
+            )
         if name in seen:
-            raise UserError(f"the class folders {seen[name]!r} and {folder!r} are both named {name!r}: name them apart")
+            raise UserError(
+                f"The class folders {seen[name]!r} and {folder!r} are both named {name!r}; give them different names "
+                "with data.classes."
+            )
         seen[name] = folder
 
 
 def map_outputs(
     outputs: str | Mapping[str, int] | None, folders: Sequence[str]
 ) -> tuple[tuple[int, ...] | None, dict[str, str]]:
-    """The output unit of every class folder, and a readable name of those that `outputs` has one for.
+    """Read the setting ``data.outputs``.
 
     Args:
-        outputs: "imagenet"; the path of a CSV file; folder → unit; or None. Entries of other folders do not matter.
+        outputs: "imagenet", the path of a CSV file, a mapping folder → unit, or None. Entries of folders that are not
+            used do not matter.
         folders: names of the class folders.
 
+    Returns:
+        The output unit of each class folder, or None; and folder → name for people, where ``outputs`` has one.
+
     Raises:
-        UserError: a folder without a unit, two folders with one unit, a unit that is no whole number from 0 on, or
+        UserError: a folder without a unit, two folders with the same unit, a unit that is not a whole number from 0, or
             a file that cannot be read or has other columns.
     """
     if outputs is None:
@@ -101,19 +134,21 @@ def map_outputs(
     elif isinstance(outputs, str):
         units, names = _read(Path(outputs).expanduser())
     else:
-        raise UserError(f"data.outputs={outputs} says of no folder which output it is: {_CHOICE}")
+        raise UserError(f"data.outputs={outputs} does not map class folders to output units; {_CHOICE}.")
     if missing := [folder for folder in folders if folder not in units]:
         hint = (
             "the folders must be named by WordNet id (n01440764) or by name (tench)"
             if outputs == IMAGENET
             else "every class folder needs a unit"
         )
-        raise UserError(f"data.outputs has no unit for the class {listing(missing)}: {hint}, or {_CHOICE}")
+        raise UserError(f"data.outputs has no unit for the class {listing(missing)}; {hint}, or {_CHOICE}.")
     used: dict[int, str] = {}
     for folder in folders:
         unit = _whole(units[folder], folder)
         if unit in used:
-            raise UserError(f"data.outputs has unit {unit} for both {used[unit]!r} and {folder!r}: a unit is one class")
+            raise UserError(
+                f"data.outputs gives unit {unit} to both {used[unit]!r} and {folder!r}; each class needs its own."
+            )
         used[unit] = folder
     return tuple(used), {folder: names[folder] for folder in folders if names.get(folder)}
 
@@ -124,7 +159,7 @@ def _whole(unit: object, folder: str) -> int:
             raise ValueError
     except ValueError:
         raise UserError(
-            f"data.outputs has {shown(repr(unit))} for {folder!r}: an output is a whole number, counted from 0"
+            f"data.outputs gives {shown(repr(unit))} to {folder!r}; a unit is a whole number, counted from 0."
         ) from None
     return whole
 
@@ -135,12 +170,14 @@ def _read(path: Path) -> tuple[dict[str, object], dict[str, str]]:
         rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
     except (ValueError, csv.Error) as error:
         where = shown(str(path), 300)
-        raise UserError(f"data.outputs={where} cannot be read as a CSV file ({reason(error)}): {_CHOICE}") from error
+        raise UserError(f"data.outputs={where} cannot be read as a CSV file ({reason(error)}); {_CHOICE}.") from error
     if not rows or not set(_COLUMNS) <= rows[0].keys():
         there = some(rows[0], 5) if rows else "nothing"
-        raise UserError(f"data.outputs={path} needs a row of headings with folder and output, but has {there}")
+        raise UserError(
+            f"data.outputs={path} must have the columns folder and output in its first row, but has {there}."
+        )
     if twice := [str(folder) for folder, count in Counter(row["folder"] for row in rows).items() if count > 1]:
-        raise UserError(f"data.outputs={path} has more than one row for {listing(twice)}")
+        raise UserError(f"data.outputs={path} has more than one row for {listing(twice)}.")
     return {row["folder"]: row["output"] for row in rows}, {row["folder"]: row.get("name") or "" for row in rows}
 
 
@@ -156,8 +193,11 @@ def _imagenet(folders: Sequence[str]) -> tuple[dict[str, int], dict[str, str]]:
 
 @cache
 def _imagenet_classes() -> tuple[dict[str, int], dict[str, int], dict[str, int], tuple[str, ...]]:
-    """Of ImageNet's 1,000 classes: wnid → unit, name → unit, name without case and separators → unit; and the names."""
-    # Only who asks for them waits the second that these take.
+    """ImageNet's 1,000 classes: WordNet id → unit, name → unit, simplified name or synonym → unit, and the names.
+
+    A simplified name has neither capitals nor separators.
+    """
+    # These imports take a second.
     from torchvision.models._meta import _IMAGENET_CATEGORIES as NAMES
 
     from salve.timm_alone import timm
@@ -165,7 +205,7 @@ def _imagenet_classes() -> tuple[dict[str, int], dict[str, int], dict[str, int],
     info = timm.data.ImageNetInfo()
     wnids = {str(info.index_to_label_name(unit)): unit for unit in range(len(NAMES))}
     exact = {name: unit for unit, name in enumerate(NAMES)}
-    # Synonyms: "tench, Tinca tinca". A name that several classes have is none of them.
+    # Synonyms: "tench, Tinca tinca". A name that several classes share stands for none of them.
     meant: dict[str, set[int]] = {}
     for unit, name in enumerate(NAMES):
         for synonym in (name, *info.index_to_description(unit, detailed=False).split(", ")):

@@ -1,4 +1,4 @@
-"""The embedded data: drawn scenes whose concepts are known, pixel by pixel."""
+"""Drawn scenes whose concepts are known, pixel by pixel."""
 
 import hashlib
 import json
@@ -16,11 +16,11 @@ from salve.data.transforms import RawImage
 from salve.types import Labels, Split, UserError
 
 _SPLIT_STREAM: dict[str, int] = {"train": 0, "test": 1, "select": 2}
-_SMALLEST_IMAGE = 32  # below it the thin parts of the objects vanish
+_SMALLEST_IMAGE = 32  # in smaller ones the thin parts of the objects vanish
 
 
 class DrawnImages:
-    """Drawn images `[N, 3, H, W]` (uint8) with labels `[N]`, in memory."""
+    """Drawn images ``[N, 3, H, W]`` (uint8) with labels ``[N]``, in memory."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.images = images
@@ -34,19 +34,20 @@ class DrawnImages:
 
 
 class ConceptsData(ImageData):
-    """Ten classes of small drawn scenes with ground truth for every concept in them.
+    """Ten classes of small drawn scenes, with ground truth for every concept in them.
 
-    Each class has an object of its own, told by its shape alone: it is in every image of the class and in no other.
-    Three objects are shared by two or three classes with different frequency. A tag in a corner is spurious: it means
-    nothing, but is correlated with one class. Places, sizes, colours, tilt, background and clutter vary at random
-    (`salve.data.scenes` has the tables). Labels run 0, 1, …, 9, 0, 1, … so that every prefix is balanced.
+    Each class has one object that defines it: it is in every image of the class and in no other image. Only its shape
+    identifies it. Three objects are shared by two or three classes, with different frequencies. A tag in a corner is
+    spurious: it has no meaning, but is correlated with one class. Positions, sizes, colours, tilt, background and
+    clutter are random (:mod:`salve.data.scenes` has the tables). Labels run 0, 1, …, 9, 0, 1, …, so that every prefix
+    is balanced.
 
     Args:
-        batch_size, num_workers: see `ImageData`.
+        batch_size, num_workers: see :class:`ImageData`.
         seed: of the drawing; image i of a split depends on the seed, the split and i only.
         image_size: side in pixels.
         train_per_class, select_per_class, test_per_class: images per class.
-        spurious_correlation: P(tag | clinic), 0..1; elsewhere it is `scenes.SPURIOUS_BASE_RATE`.
+        spurious_correlation: P(tag | clinic), 0..1; in other classes it is :data:`scenes.SPURIOUS_BASE_RATE`.
         clutter: 0..1, how many meaningless specks and strokes there may be.
 
     Raises:
@@ -54,7 +55,7 @@ class ConceptsData(ImageData):
     """
 
     name = "concepts"
-    # Objects lie anywhere, often near the border: a smaller crop would cut too many of them off.
+    # Objects often lie near the border: a smaller crop would cut off too many of them.
     min_crop_scale = 0.6
 
     def __init__(
@@ -71,16 +72,16 @@ class ConceptsData(ImageData):
     ) -> None:
         super().__init__(batch_size, num_workers)
         if seed < 0:
-            raise UserError(f"data.seed must be 0 or more, not {seed}")
+            raise UserError(f"data.seed={seed} must be at least 0.")
         if image_size < _SMALLEST_IMAGE:
-            raise UserError(f"data.image_size must be at least {_SMALLEST_IMAGE} pixels, not {image_size}")
+            raise UserError(f"data.image_size={image_size} must be at least {_SMALLEST_IMAGE} pixels.")
         self.per_class: dict[str, int] = {"train": train_per_class, "select": select_per_class, "test": test_per_class}
         for split, count in self.per_class.items():
             if count < 1:
-                raise UserError(f"data.{split}_per_class must be at least 1, not {count}")
-        for key, share in (("spurious_correlation", spurious_correlation), ("clutter", clutter)):
+                raise UserError(f"data.{split}_per_class={count} must be at least 1.")
+        for name, share in (("spurious_correlation", spurious_correlation), ("clutter", clutter)):
             if not 0 <= share <= 1:
-                raise UserError(f"data.{key} must be between 0 and 1, not {share}")
+                raise UserError(f"data.{name}={share} must lie between 0 and 1.")
         self.seed = seed
         self.native_size = image_size
         self.spurious_correlation = float(spurious_correlation)
@@ -93,7 +94,7 @@ class ConceptsData(ImageData):
         return scenes.CLASSES
 
     def raw(self, split: Split) -> RawImages:
-        """All images of a split, drawn when first asked for and then kept."""
+        """All images of a split; drawn on the first call, then kept."""
         labels = self.labels(split)
         if split not in self._drawn:
             images = np.stack([self._draw(split, i) for i in range(len(labels))])
@@ -101,7 +102,7 @@ class ConceptsData(ImageData):
         return self._drawn[split]
 
     def first(self, split: Split, count: int) -> list[tuple[RawImage, int]]:
-        """See :class:`ImageData`; draws these alone."""
+        """See :meth:`ImageData.first`; draws only these."""
         labels = self.labels(split)[:count].tolist()
         return [(torch.from_numpy(self._draw(split, number)), label) for number, label in enumerate(labels)]
 
@@ -113,7 +114,7 @@ class ConceptsData(ImageData):
         return [(self.native_size, self.native_size)]
 
     def fingerprint(self) -> str:
-        """Of the parameters and of the version of the drawing code, which together determine every pixel."""
+        """SHA-256 of the parameters and of the drawing code's version, which determine every pixel."""
         parameters = {
             "generator": scenes.GENERATOR_VERSION,
             "seed": self.seed,
@@ -125,7 +126,7 @@ class ConceptsData(ImageData):
         return hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()
 
     def truth(self, split: Split) -> ConceptTruth:
-        """Presence and masks of the concepts; masks are drawn again when asked for, at about 1 ms per image."""
+        """Presence and masks of the concepts; masks are drawn when asked for, at about 1 ms per image."""
         presence = np.stack(
             [scenes.sample_presence(self._layout(split, i), self._rates[k]) for i, k in enumerate(self.labels(split))]
         )
@@ -137,7 +138,7 @@ class ConceptsData(ImageData):
         )
 
     def scene(self, split: Split, index: int) -> scenes.Scene:
-        """What is in image `index` of a split, and where."""
+        """What is in image ``index`` of a split, and where."""
         label = index % len(self.classes)
         return scenes.sample_scene(self._layout(split, index), self._rates[label], self.clutter)
 

@@ -1,4 +1,4 @@
-"""Digests of a data set's images: one is read again only when it may have changed."""
+"""Digests of image files, which are read again only if they may have changed."""
 
 import logging
 from collections.abc import Sequence
@@ -11,16 +11,16 @@ log = logging.getLogger(__name__)
 
 
 def file_digests(root: Path, paths: Sequence[str]) -> list[str]:
-    """Hex SHA-256 of the bytes of every image `root / path`; see :func:`salve.files.file_digests`.
+    """Hex SHA-256 of the bytes of every image ``root / path``; see :func:`salve.files.file_digests`.
 
     Raises:
-        UserError: a file that cannot be read.
+        UserError: a file cannot be read.
     """
 
     def announce(count: int, size: int) -> None:
-        log.info("reading %d images (%.1f GB) once, to find results made from these and no others", count, size / 10**9)
+        log.info("Reading %d images (%.1f GB) once, to find results that were made from them.", count, size / 10**9)
 
     try:
         return files.file_digests(root, paths, announce=announce)
     except OSError as error:  # such as a link to nowhere
-        raise UserError(f"the image {error.filename} cannot be read ({error.strerror})") from error
+        raise UserError(f"The image {error.filename} cannot be read ({error.strerror}).") from error

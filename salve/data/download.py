@@ -1,4 +1,4 @@
-"""Fetching public data sets once, however many processes ask."""
+"""Download public data sets once, even if several processes ask."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +10,16 @@ from salve.types import UserError
 
 
 def fetch(name: str, root: Path, is_there: Callable[[], bool], download: Callable[[], object]) -> None:
-    """Run `download` under a lock in `root`, unless `is_there` by then.
+    """Download a data set under a lock, unless another process has done so.
+
+    Args:
+        name: of the data set, for the lock and for messages.
+        root: the folder to download into.
+        is_there: whether the data are there.
+        download: what downloads them.
 
     Raises:
-        UserError: no network, a damaged archive, or a `root` that cannot be written.
+        UserError: there is no network, the archive is damaged, or ``root`` cannot be written.
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -23,6 +29,6 @@ def fetch(name: str, root: Path, is_there: Callable[[], bool], download: Callabl
     except (URLError, OSError, RuntimeError) as error:  # torchvision reports a wrong checksum as RuntimeError
         reason = " ".join(str(error).split())
         raise UserError(
-            f"{name} could not be downloaded into data.root={root} ({reason}): put it there yourself, "
-            "or pass the folder that has it as data.root"
+            f"The download of {name} into data.root={root} failed ({reason}); put the data there yourself, or set "
+            "data.root to a folder that holds them."
         ) from error

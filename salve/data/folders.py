@@ -24,14 +24,14 @@ from salve.data.transforms import RawImage
 from salve.data.walk import Found, find_images, loose_images, subfolders
 from salve.types import Labels, Split, UserError
 
-_HEADERS = 64  # images whose size is looked at, to tell how large they are
+_HEADERS = 64  # images whose headers are read to estimate the size of all
 
 
 class UnreadableImage(UserError):
     """An image file that cannot be decoded."""
 
     def __init__(self, message: str) -> None:
-        # A loader process hands its error over as text: a whole traceback, ending in this class's name and message.
+        # A loader process passes on its error as text: a whole traceback that ends in this class's name and message.
         super().__init__(message.rsplit("UnreadableImage: ", 1)[-1].strip())
 
 
@@ -44,7 +44,14 @@ class ImageFile:
 
 
 class FileImages:
-    """Decoded images of a split, with labels, in the order of the files, which lie in `root / folder`."""
+    """Decoded images of a split, with labels.
+
+    Args:
+        root: the folder that holds the folders of the splits.
+        folder: the name of this split's folder.
+        files: the images, in their order.
+        white: see :func:`salve.data.decode.to_rgb`.
+    """
 
     def __init__(self, root: Path, folder: str, files: tuple[ImageFile, ...], white: float | None = None) -> None:
         self.root = root
@@ -56,53 +63,55 @@ class FileImages:
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[RawImage, int]:
-        """
+        """Decode one image.
+
         Raises:
-            UnreadableImage: the file is damaged, no image, too large (see `read_rgb`), cannot be opened, or has values
-                of which nobody can tell how bright they are.
+            UnreadableImage: the file cannot be opened, is damaged, no image, or too large, or it is unknown which of
+                its values is white; see :func:`salve.data.decode.read_rgb`.
         """
         file = self.files[index]
         name = f"{self.folder}/{file.path}"
         try:
             return read_rgb(self.root / self.folder / file.path, self.white), file.label
         except UnknownWhite as error:
-            raise UnreadableImage(f"the image {name} would be wrong or all but black: {error}") from error
+            raise UnreadableImage(f"The image {name} would look wrong or black. {error}") from error
         except TooLarge as error:
-            raise UnreadableImage(f"the image {name} is too large: {error}") from error
-        # A damaged file makes Pillow's decoders raise almost anything: OSError, SyntaxError, ValueError, struct.error.
+            raise UnreadableImage(f"The image {name} is too large. {error}") from error
+        # For a damaged file Pillow's decoders raise almost anything: OSError, SyntaxError, ValueError, struct.error.
         except Exception as error:
             reason = " ".join(str(error).replace(str(self.root) + os.sep, "").split())
-            raise UnreadableImage(f"the image {name} cannot be read ({reason}): replace or remove it") from error
+            raise UnreadableImage(f"The image {name} cannot be read ({reason}); replace or remove it.") from error
 
 
 class FolderData(ImageData):
-    """Any images in class folders: `root/train/<class>/…`, and the held-out ones in another folder or two.
+    """Images in class folders: ``root/train/<class>/…``, and held-out ones in one or two folders beside ``train``.
 
-    Without `splits` these are looked for beside `train`: `select` and `test`; `val`, which selects, and `test`; `val`
-    alone; or `test` alone. Where one folder holds all held-out images, a share of each class selects and the rest
-    tests.
+    Without ``splits``, the held-out folders are found by name: ``select`` and ``test``, or ``val`` (as *select*) and
+    ``test``, or ``val`` alone, or ``test`` alone. A single held-out folder is divided into *select* and *test*, class
+    by class.
 
-    Classes are the folders' names in sorted order, images are sorted by path; hidden files and folders are passed over,
-    and so are files that are no images, of which `remarks` tells. The disk is read when something is first asked for,
-    not by the constructor.
+    Classes are the folders' names in sorted order; images are sorted by path. Hidden files and folders are skipped, and
+    so are files that are no images; :meth:`remarks` counts them. The constructor does not read the disk; the first use
+    does.
 
     Args:
         root: the folder that holds the folders of the splits.
-        batch_size, num_workers: see `ImageData`.
+        batch_size, num_workers: see :class:`ImageData`.
         limit_per_class: use only the first so many images of each class in each split; None uses all.
-        splits: the name of each split's folder, such as `{"train": "training", "test": "validation"}`. "train" and at
-            least one of "select" and "test" must be in it; one folder for both, or for one of them only, is divided.
+        splits: the folder of each split, such as ``{"train": "training", "test": "validation"}``. It must name "train"
+            and at least one of "select" and "test"; if both are one folder, or only one is named, that is divided.
             None looks for the usual names.
-        select_share: the share of each class that selects, in (0, 1), where one folder is divided.
-        split_seed: of that division.
-        classes: use only these class folders, in this order; a mapping gives each a name to be shown. None uses all.
-        outputs: which output of the network stands for which class folder, where it has others as well: a mapping
-            folder → unit, the path of a CSV file with the columns folder, output and perhaps name, or "imagenet",
-            which knows folders that are named by WordNet id or by name. See `ImageData.outputs`.
-        white: which value of grey images with more than 8 bits is white; None finds out (`salve.data.decode.to_rgb`).
+        select_share: share of each class that goes to *select* where a folder is divided, in (0, 1).
+        split_seed: seed of that division.
+        classes: use only these class folders, in this order; a mapping also gives each a name for people. None uses
+            all.
+        outputs: the output of the network for each class folder, for a network with more outputs than classes: a
+            mapping folder → unit; the path of a CSV file with the columns folder, output and optionally name; or
+            "imagenet", for folders named by WordNet id or class name. See :attr:`ImageData.outputs`.
+        white: which value is white in grey images of more than 8 bits; see :func:`salve.data.decode.to_rgb`.
 
     Raises:
-        UserError: no root, a value outside its range; and, once the disk is read, anything `check` finds.
+        UserError: no root, or a value outside its range; once the disk is read, whatever :meth:`check` finds.
     """
 
     name = "folder"
@@ -149,24 +158,24 @@ class FolderData(ImageData):
         return torch.tensor([file.label for file in self._files(split)])
 
     def fingerprint(self) -> str:
-        """Of the class names, their outputs, the white, and of every used file's split, relative path and bytes.
+        """SHA-256 of class names, outputs, white, and of the split, relative path and bytes of every file in use.
 
-        Files are read for it when they are new or may have changed, see `salve.data.digests`.
+        Reads files that are new or may have changed; see :mod:`salve.data.digests`.
         """
         return self._fingerprint
 
     def check(self) -> None:
-        """Look at folders, names and sizes, but into no file that has an image's suffix.
+        """Check folders, names and file sizes; opens no file that has the suffix of an image.
 
         Raises:
-            UserError: no root, a split without a folder, fewer than two classes, a class that is empty or not in every
-                folder, too few images to divide, an empty file, a folder that cannot be read, a name that is not UTF-8,
+            UserError: no root, a split without a folder, fewer than two classes, a class that is empty or missing in a
+                split, too few images to divide, an empty file, a folder that cannot be read, a name that is not UTF-8,
                 or outputs that do not fit the classes.
         """
         _ = self._index
 
     def remarks(self) -> list[str]:
-        """See `ImageData.remarks`; also what lies in the folders and is not used, and images that two splits share."""
+        """See :meth:`ImageData.remarks`; also files and folders that are not used, and images in two splits."""
         return [*super().remarks(), *self._index.remarks, *self._shared_images()]
 
     def sizes(self) -> list[tuple[int, int]]:
@@ -176,12 +185,12 @@ class FolderData(ImageData):
         for i in np.linspace(0, len(files) - 1, min(_HEADERS, len(files))).round().astype(int):
             try:
                 found.append(image_size(folder / files[i].path))
-            except Exception:  # it will be named when it is read
+            except Exception:  # reported when the image is read
                 continue
         return found
 
     def _folder(self) -> Path:
-        """The folder that holds those of the splits."""
+        """The folder that holds the folders of the splits."""
         return self.root
 
     def _class_name(self, folder: str) -> str:
@@ -193,7 +202,7 @@ class FolderData(ImageData):
 
     @cached_property
     def _digests(self) -> dict[str, list[str]]:
-        """For each split the digest of each of its files."""
+        """For each split, the digest of each of its files."""
         paths = {
             split: [f"{self._index.folders[split]}/{file.path}" for file in files]
             for split, files in self._index.files.items()
@@ -212,7 +221,7 @@ class FolderData(ImageData):
     def _shared_images(self) -> list[str]:
         digests = self._digests
         return [
-            f"{count} of the {len(digests[there])} images of {there} are also in {here}, byte for byte"
+            f"{count} of the {len(digests[there])} images of {there} are also in {here}, byte for byte."
             for here, there in (("train", "select"), ("train", "test"), ("select", "test"))
             if (count := sum(map(set(digests[here]).__contains__, digests[there])))
         ]
@@ -231,7 +240,7 @@ class FolderData(ImageData):
             try:
                 select, test = divide(labels, names, self.select_share, self.split_seed)
             except UserError as error:
-                raise UserError(f"{root / folders['test']}: {error}") from error
+                raise UserError(f"{root / folders['test']} cannot be divided into select and test. {error}") from error
             own |= {"select": [held_out[i] for i in select], "test": [held_out[i] for i in test]}
         limited = {split: _first_of_each(own[split], self.limit_per_class) for split in get_args(Split)}
         remarks = tuple(chain.from_iterable(_found_besides(root, folder, found[folder]) for folder in apart))
@@ -240,7 +249,16 @@ class FolderData(ImageData):
 
 @dataclass(frozen=True)
 class _Index:
-    """What the disk holds: for each split the name of its folder in `root`, and its files."""
+    """What the disk holds.
+
+    Attributes:
+        root: the folder that holds the folders of the splits.
+        folders: the name of each split's folder.
+        names: of the classes.
+        outputs: of the network, for each class; or None.
+        files: of each split.
+        remarks: sentences about what is there and not used.
+    """
 
     root: Path
     folders: dict[str, str]
@@ -251,16 +269,20 @@ class _Index:
 
 
 def check_limit(limit_per_class: int | None) -> None:
-    """Raises UserError for a limit below 1."""
+    """Check the setting ``data.limit_per_class``.
+
+    Raises:
+        UserError: it is below 1.
+    """
     if limit_per_class is not None and limit_per_class < 1:
-        raise UserError(f"data.limit_per_class must be at least 1, or null for all images, not {limit_per_class}")
+        raise UserError(f"data.limit_per_class={limit_per_class} must be at least 1, or null for all images.")
 
 
 def _labelled(folder: Path, classes: list[str], found: Found) -> list[ImageFile]:
     files: list[ImageFile] = []
     for label, (name, paths) in enumerate(zip(classes, found.images, strict=True)):
         if not paths:
-            raise UserError(f"class {name!r} has no image in {folder / name}")
+            raise UserError(f"The class {name!r} has no image in {folder / name}.")
         files += [ImageFile(path, label) for path in paths]
     empty = []
     for file in files:
@@ -268,9 +290,9 @@ def _labelled(folder: Path, classes: list[str], found: Found) -> list[ImageFile]
             if os.stat(folder / file.path).st_size == 0:
                 empty.append(file.path)
         except OSError as error:  # a link to nowhere
-            raise UserError(f"the image {file.path} of {folder} cannot be opened ({error.strerror})") from error
+            raise UserError(f"The image {folder / file.path} cannot be opened ({error.strerror}).") from error
     if empty:
-        raise UserError(f"empty image files (0 bytes) in {folder}: {listing(empty)}; replace or remove them")
+        raise UserError(f"{folder} holds empty image files (0 bytes): {listing(empty)}; replace or remove them.")
     return files
 
 
@@ -292,12 +314,12 @@ def _found_besides(root: Path, folder: str, found: Found) -> list[str]:
         kinds = ", ".join(f"{suffix or 'no suffix'} {count}" for suffix, count in found.left_out.most_common(6))
         more = ", …" if len(found.left_out) > 6 else ""
         count = found.left_out.total()
-        are = "1 file in {} is no image" if count == 1 else f"{count} files in {{}} are no images"
-        remarks.append(f"{are.format(folder)} that can be read: {kinds}{more}")
+        are = "1 file in {} is not a readable image" if count == 1 else f"{count} files in {{}} are not readable images"
+        remarks.append(f"{are.format(folder)}: {kinds}{more}.")
     if loose := loose_images(root / folder):
-        remarks.append(f"{loose} {'image lies' if loose == 1 else 'images lie'} in {folder} itself, in no class folder")
+        remarks.append(f"{loose} {'image lies' if loose == 1 else 'images lie'} in {folder} outside of class folders.")
     if hidden := subfolders(root / folder, hidden=True):
-        remarks.append(f"hidden folders in {folder} are no classes: {listing(hidden)}")
+        remarks.append(f"Hidden folders in {folder} are not used as classes: {listing(hidden)}.")
     if found.not_followed:
-        remarks.append(f"read once only, though links in {folder} lead there again: {listing(found.not_followed)}")
+        remarks.append(f"Links in {folder} to folders that are read anyway are skipped: {listing(found.not_followed)}.")
     return remarks

@@ -1,4 +1,4 @@
-"""Imagenette, in the class folders that it is published in."""
+"""Imagenette, in the class folders in which it is published."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,19 +15,21 @@ ImagenetteSize = Literal["full", "320px", "160px"]
 
 
 class ImagenetteData(FolderData):
-    """Imagenette: ten easily told-apart ImageNet classes, by Jeremy Howard (fast.ai).
+    """Imagenette: ten ImageNet classes that are easy to tell apart, by Jeremy Howard (fast.ai).
+
+    It is published as ``train`` and ``val``; ``val`` is divided into *select* and *test*.
 
     Args:
-        root: where torchvision keeps or puts its `imagenette2*` folders; or a folder that holds exactly one such folder
-            of another size; or a folder that holds the folders of the splits itself.
+        root: a folder that holds the folders of the splits, or torchvision's ``imagenette2*`` folder of this size, or
+            exactly one such folder of another size; or the folder to download into.
         size: "full", "320px" (shorter side) or "160px".
-        download: fetch it into `root` through torchvision if it is not there.
+        download: fetch the data into ``root`` through torchvision if they are not there.
         batch_size, num_workers, limit_per_class, splits, select_share, split_seed, classes, outputs, white: see
-            `FolderData`. As published it has `train` and `val`, of which val is divided.
+            :class:`FolderData`.
 
     Raises:
-        UserError: unknown size; and, once the disk is read, nothing found, a failed download, a folder that is no
-            Imagenette class, or anything `FolderData.check` finds.
+        UserError: unknown size; once the disk is read, no data, a failed download, a folder that is no Imagenette
+            class, or whatever :meth:`FolderData.check` finds.
     """
 
     name = "imagenette"
@@ -50,12 +52,12 @@ class ImagenetteData(FolderData):
         limits = (limit_per_class, splits, select_share, split_seed)
         super().__init__(root, batch_size, num_workers, *limits, classes, outputs, white)
         if size not in IMAGENETTE_FOLDERS:
-            raise UserError(f"data.size={size!r} is no size of Imagenette: choose from {', '.join(IMAGENETTE_FOLDERS)}")
+            raise UserError(f"data.size={size} is no size of Imagenette; choose from {', '.join(IMAGENETTE_FOLDERS)}.")
         self.size = size
         self.download = download
 
     def prepare_data(self) -> None:
-        """Download if asked to and needed; Lightning calls this in one process only."""
+        """Download if asked to and necessary; Lightning calls this in one process only."""
         if self.download and self._existing() is None:
             fetch(
                 self.name,

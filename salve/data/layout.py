@@ -1,4 +1,4 @@
-"""Where class folders lie and what they are called: found out without torch, so that a mistake is named at once."""
+"""Where class folders lie and what they are called. Imports no torch, so that mistakes are reported at once."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,6 +10,7 @@ from salve.types import UserError
 
 IMAGENETTE_FOLDERS: dict[str, str] = {"full": "imagenette2", "320px": "imagenette2-320", "160px": "imagenette2-160"}
 
+#: WordNet id → name of Imagenette's ten classes.
 IMAGENETTE_CLASSES: dict[str, str] = {
     "n01440764": "tench",
     "n02102040": "English springer",
@@ -22,17 +23,16 @@ IMAGENETTE_CLASSES: dict[str, str] = {
     "n03445777": "golf ball",
     "n03888257": "parachute",
 }
-"""WordNet id → name, of Imagenette's ten classes."""
 
 
 class Layout(NamedTuple):
-    """What the folders say, before any image is looked at.
+    """The folders of a data set.
 
     Attributes:
-        root: the folder that holds those of the splits.
-        folders: the name of each split's folder in `root`; one that holds all held-out images stands there twice.
-        classes: the names of the C class folders. names: of each class, for people.
-        outputs: for each class the output of the network that stands for it; None where output k is class k.
+        root: the folder that holds the folders of the splits.
+        folders: the name of each split's folder in ``root``; *select* and *test* have the same one if it is divided.
+        classes: names of the C class folders. names: of the classes, for people.
+        outputs: the output of the network for each class; None if output k is class k.
     """
 
     root: Path
@@ -49,19 +49,19 @@ def read_layout(
     outputs: str | Mapping[str, int] | None = None,
     name_of: Callable[[str], str] = str,
 ) -> Layout:
-    """Look at folders alone.
+    """Find the folders of splits and classes, without looking at images.
 
     Args:
-        root: the folder that holds those of the splits. splits: their names, or None for the usual ones.
-        chosen: class folder → the name it is given, or "", of those to use; None uses all.
-        outputs: see `FolderData`. name_of: the name of a class that is given none.
+        root: the folder that holds the folders of the splits. splits: their names, or None for the usual ones.
+        chosen: class folder → its name for people, or "", of the classes to use; None uses all.
+        outputs: see :class:`FolderData`. name_of: from a class folder to the name of a class that is given none.
 
     Raises:
-        UserError: no root, a split without a folder, fewer than two classes, a class that is not in every folder,
-            classes of one name, or outputs that do not fit the classes.
+        UserError: no root, a split without a folder, fewer than two classes, a class that is missing in a split, two
+            classes of the same name, or outputs that do not fit the classes.
     """
     if not root.is_dir():
-        raise UserError(f"data.root={root} is no folder: pass one that holds train/<class>/ and val/<class>/")
+        raise UserError(f"data.root={root} is no folder; choose one that holds train/<class>/ and val/<class>/.")
     folders = split_folders(root, splits)
     classes = class_folders(root, list(dict.fromkeys(folders.values())), chosen)
     units, named = map_outputs(outputs, classes)
@@ -73,13 +73,13 @@ def read_layout(
 
 
 def find_imagenette(root: Path, size: str, splits: Mapping[str, str] | None) -> Path | None:
-    """The folder that holds the splits: `root` itself, the one of this size in it, or the only one of another size."""
+    """The folder that holds the splits, or None: ``root``, Imagenette of this size in it, or the only one in it."""
     if (root / ("train" if splits is None else splits["train"])).is_dir():
         return root
     own = root / IMAGENETTE_FOLDERS[size]
     if own.is_dir():
         return own
-    # A copy of a size of one's own; torchvision's other sizes are not what was asked for.
+    # Perhaps a copy in a size of the user's own; torchvision's other sizes are not what was asked for.
     others = [
         folder
         for folder in sorted(root.glob("imagenette2*"))
@@ -89,29 +89,33 @@ def find_imagenette(root: Path, size: str, splits: Mapping[str, str] | None) -> 
 
 
 def no_imagenette(root: Path, size: str) -> UserError:
-    """What is said where there is none."""
+    """The error for a missing Imagenette."""
     return UserError(
-        f"no Imagenette ({size}) in data.root={root}: pass data.download=true to fetch it, or as data.root a folder "
-        f"that holds train/ and val/, or one that holds {IMAGENETTE_FOLDERS[size]}/"
+        f"data.root={root} holds no Imagenette ({size}); set data.download=true to fetch it, or set data.root to a "
+        f"folder that holds train/ and val/, or {IMAGENETTE_FOLDERS[size]}/."
     )
 
 
 def imagenette_name(folder: str) -> str:
-    """The name of a class folder.
+    """The name of a class folder's class.
 
     Raises:
-        UserError: it is none of Imagenette's.
+        UserError: it is not a class of Imagenette.
     """
     if folder not in IMAGENETTE_CLASSES:
         raise UserError(
-            f"class folder {folder!r} is none of Imagenette's ({', '.join(IMAGENETTE_CLASSES)}): "
-            "use data=folder for other images"
+            f"The class folder {folder!r} is not one of Imagenette's ({', '.join(IMAGENETTE_CLASSES)}); use "
+            "data=folder for other images."
         )
     return IMAGENETTE_CLASSES[folder]
 
 
 def root_folder(root: str | Path | None) -> Path:
-    """`root` as a path with `~` expanded; raises UserError if there is none."""
+    """``root`` as a path, with ``~`` expanded.
+
+    Raises:
+        UserError: it is empty.
+    """
     if not root:
-        raise UserError("data.root is not set: pass the folder that holds the images, or is to hold them")
+        raise UserError("data.root is not set; give the folder that holds the images, or into which to download them.")
     return Path(root).expanduser()

@@ -1,7 +1,7 @@
 """Scenes of the concepts data: what is in an image, and how it is drawn.
 
-Image `i` of a split is a function of `(seed, split, i)` alone. Two random streams serve it: one for the layout
-(objects, places, colours), one for the pixels of the background, so that masks can be had without drawing.
+Image ``i`` of a split is a function of ``(seed, split, i)`` alone. It uses two random streams: one for the layout
+(objects, positions, colours), one for the pixels of the background. So masks can be made without drawing.
 """
 
 import math
@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from salve.data import shapes
 from salve.data.shapes import Field
 
+#: Raise it when the same seed gives other pixels, so that artifacts made from the old ones are not reused.
 GENERATOR_VERSION = 1
-"""Raise it whenever the same seed would give other pixels: artifacts made from the old ones then no longer match."""
 
+#: Class → the concept that defines it: in every image of the class, and in no other image.
 SCENES: dict[str, str] = {
     "harbour": "anchor",
     "observatory": "star",
@@ -28,25 +29,24 @@ SCENES: dict[str, str] = {
     "wedding": "heart",
     "circus": "ring",
 }
-"""Class → the concept that defines it: in every image of the class, and in no other."""
 
+#: Concept → P(concept | class); zero in classes that are not listed.
 SHARED: dict[str, dict[str, float]] = {
     "tower": {"harbour": 0.85, "observatory": 0.35},
     "cloud": {"storm": 0.8, "midnight": 0.45, "orchard": 0.2},
     "flag": {"circus": 0.7, "wedding": 0.35},
 }
-"""Concept → P(concept | class); zero in the classes not named."""
 
 SPURIOUS = "tag"
 SPURIOUS_CLASS = "clinic"
+#: P(tag | class) for every class but :data:`SPURIOUS_CLASS`, where it is a parameter.
 SPURIOUS_BASE_RATE = 0.05
-"""P(tag | class) for every class but `SPURIOUS_CLASS`, where it is a parameter."""
 
 CONCEPTS: tuple[str, ...] = (*SCENES.values(), *SHARED, SPURIOUS)
 CLASSES: tuple[str, ...] = tuple(SCENES)
 CLUTTER = ("streak", "bow", "blob", "shard")
 
-# Smallest and largest radius, as a share of the image's side.
+# The smallest and the largest radius, as shares of the image's side.
 _DEFINING_RADIUS = (0.14, 0.235)
 _SHARED_RADIUS = (0.15, 0.21)
 _TAG_RADIUS = (0.085, 0.1)
@@ -60,7 +60,7 @@ _NO_CONCEPT = -1
 
 @dataclass(frozen=True)
 class Layer:
-    """One drawn object. Lengths are shares of the image's side; the angle is in radians; colours are 0..1."""
+    """One drawn object; lengths are shares of the image's side, the angle is in radians, colours are 0..1."""
 
     concept: int
     shape: str
@@ -74,14 +74,14 @@ class Layer:
 
 @dataclass(frozen=True)
 class Scene:
-    """Layers from back to front before a background that runs between two colours."""
+    """Layers from back to front, on a background that blends two colours."""
 
     layers: tuple[Layer, ...]
     colours: tuple[Field, Field]
 
 
 def rates(spurious_correlation: float) -> NDArray[np.float64]:
-    """P(concept | class), `[C, K]`."""
+    """P(concept | class), ``[C, K]``."""
     table = np.zeros((len(CLASSES), len(CONCEPTS)))
     for label, scene in enumerate(CLASSES):
         table[label, CONCEPTS.index(SCENES[scene])] = 1.0
@@ -93,25 +93,25 @@ def rates(spurious_correlation: float) -> NDArray[np.float64]:
 
 
 def stream(seed: int, split: int, index: int, part: int) -> np.random.Generator:
-    """The random numbers of one image: part 0 is its layout, part 1 the pixels of its background."""
+    """The random numbers of one image: part 0 for its layout, part 1 for the pixels of its background."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, split, index, part))))
 
 
 def sample_presence(rng: np.random.Generator, class_rates: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which of the K concepts an image shows, `[K]`: the first numbers drawn from its layout stream."""
+    """Which of the K concepts an image shows, ``[K]``: the first numbers drawn from its layout stream."""
     return rng.random(class_rates.shape[0]) < class_rates
 
 
 def sample_scene(rng: np.random.Generator, class_rates: NDArray[np.float64], clutter: float) -> Scene:
-    """Choose what is in an image, where, how large and in which colour."""
+    """Choose what is in an image, where, how large, and in which colours."""
     present = np.flatnonzero(sample_presence(rng, class_rates))
     colours = _background_colours(rng)
     objects: list[Layer] = []
-    # The tag goes first, since it only fits into a corner; the others then keep clear of it.
+    # The tag comes first, because it must lie in a corner; the others then avoid it.
     for concept in sorted(map(int, present), key=lambda k: CONCEPTS[k] != SPURIOUS):
         name = CONCEPTS[concept]
         radius = rng.uniform(*_radius_range(name))
-        x, y = _corner(rng, radius) if name == SPURIOUS else _free_place(rng, radius, objects)
+        x, y = _corner(rng, radius) if name == SPURIOUS else _free_position(rng, radius, objects)
         angle = 0.0 if name == SPURIOUS else rng.uniform(-_TILT, _TILT)
         colour = _contrasting(rng, colours)
         objects.append(Layer(concept, name, x, y, radius, angle, colour, rng.uniform(-0.25, 0.25)))
@@ -122,7 +122,7 @@ def sample_scene(rng: np.random.Generator, class_rates: NDArray[np.float64], clu
 
 
 def draw(scene: Scene, rng: np.random.Generator, size: int) -> NDArray[np.uint8]:
-    """The image, `[3, size, size]`, on a background whose pixels come from `rng`."""
+    """Draw an image ``[3, size, size]``; ``rng`` gives the pixels of the background."""
     image = _background(scene.colours, rng, size)  # [3, size, size]
     for layer in scene.layers:
         rows, columns, cover = _cover(layer, size)
@@ -134,9 +134,9 @@ def draw(scene: Scene, rng: np.random.Generator, size: int) -> NDArray[np.uint8]
 
 
 def visible_mask(scene: Scene, concept: int, size: int) -> NDArray[np.bool_]:
-    """Pixels `[size, size]` of which at least half shows the concept's object, after what lies in front of it."""
+    """Pixels ``[size, size]`` of which the concept's object covers at least half that is not hidden by others."""
     mask = np.zeros((size, size), dtype=bool)
-    light = np.ones((size, size), dtype=np.float32)  # what the layers in front let through
+    light = np.ones((size, size), dtype=np.float32)  # share of each pixel that the layers in front leave visible
     for layer in reversed(scene.layers):
         rows, columns, cover = _cover(layer, size)
         if layer.concept == concept:
@@ -146,7 +146,7 @@ def visible_mask(scene: Scene, concept: int, size: int) -> NDArray[np.bool_]:
 
 
 def _cover(layer: Layer, size: int) -> tuple[slice, slice, Field]:
-    """The window `[rows, columns]` an object lies in, and the share 0..1 of each pixel that it covers."""
+    """The window (rows, columns) that holds an object, and the share 0..1 of each of its pixels that it covers."""
     reach = layer.radius * size + 1
     rows, columns = (
         slice(max(0, math.floor(centre * size - reach)), min(size, math.ceil(centre * size + reach)))
@@ -172,15 +172,15 @@ def _corner(rng: np.random.Generator, radius: float) -> tuple[float, float]:
     return (1 - radius if right else radius), (1 - radius if lower else radius)
 
 
-def _free_place(rng: np.random.Generator, radius: float, placed: list[Layer]) -> tuple[float, float]:
-    """The first of some random places that is clear of the objects already there, or else the clearest."""
-    places = radius + (1 - 2 * radius) * rng.random((_TRIES, 2))
+def _free_position(rng: np.random.Generator, radius: float, placed: list[Layer]) -> tuple[float, float]:
+    """The first of some random positions that overlaps no object; if all do, the one with the least overlap."""
+    positions = radius + (1 - 2 * radius) * rng.random((_TRIES, 2))
     clearance = np.full(_TRIES, np.inf)
     for other in placed:
-        dx, dy = places[:, 0] - other.x, places[:, 1] - other.y
+        dx, dy = positions[:, 0] - other.x, positions[:, 1] - other.y
         clearance = np.minimum(clearance, np.sqrt(dx * dx + dy * dy) - radius - other.radius)
     clear = np.flatnonzero(clearance >= 0)
-    x, y = places[clear[0] if len(clear) else int(np.argmax(clearance))]
+    x, y = positions[clear[0] if len(clear) else int(np.argmax(clearance))]
     return float(x), float(y)
 
 
@@ -191,7 +191,7 @@ def _background_colours(rng: np.random.Generator) -> tuple[Field, Field]:
 
 
 def _contrasting(rng: np.random.Generator, colours: tuple[Field, Field]) -> Field:
-    """The first of some random colours that differs enough from both, or else the one that differs most."""
+    """The first of some random colours that differs enough from both; if none does, the one that differs most."""
     candidates = rng.random((_TRIES, 3), dtype=np.float32)
     distance = np.minimum(*(np.abs(candidates - colour).max(axis=1) for colour in colours))
     enough = np.flatnonzero(distance >= _CONTRAST)
@@ -206,7 +206,7 @@ def _clutter(rng: np.random.Generator) -> Layer:
 
 
 def _background(colours: tuple[Field, Field], rng: np.random.Generator, size: int) -> Field:
-    """A run between the two colours along a random direction, roughened by one random texture; `[3, size, size]`."""
+    """A blend of two colours along a random direction, with one random texture on it; ``[3, size, size]``."""
     axis = (np.arange(size, dtype=np.float32) + np.float32(0.5)) / np.float32(size)
     u, v = axis[None, :], axis[:, None]
     ramp = np.float32(0.5) + _slanted(rng, u - np.float32(0.5), v - np.float32(0.5))
@@ -221,7 +221,7 @@ def _slanted(rng: np.random.Generator, u: Field, v: Field) -> Field:
 
 
 def _texture(rng: np.random.Generator, u: Field, v: Field) -> Field:
-    """One of four patterns with values 0..1, `[size, size]`."""
+    """One of four patterns with values 0..1, ``[size, size]``."""
     kind, frequency, phase = int(rng.integers(4)), np.float32(rng.uniform(2, 9)), np.float32(rng.random())
     if kind == 0:  # stripes
         wave = _slanted(rng, u, v) * frequency + phase
@@ -237,7 +237,7 @@ def _texture(rng: np.random.Generator, u: Field, v: Field) -> Field:
 
 
 def _stretch(grid: Field, at: Field) -> Field:
-    """The columns of `grid` interpolated linearly at fractional positions."""
+    """Interpolate the columns of ``grid`` linearly at fractional positions."""
     left = np.floor(at).astype(np.intp)
     weight = at - left.astype(np.float32)
     return grid[:, left] * (1 - weight) + grid[:, left + 1] * weight

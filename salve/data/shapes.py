@@ -1,20 +1,19 @@
 """Drawn objects as signed distance functions.
 
-A shape maps points `(x, y)` (float32 arrays of one shape, y pointing down) to the signed distance from its edge:
-negative inside, positive outside. Every shape fits into the unit disc and fills it as far as it can. Only sums,
-products, square roots and comparisons touch arrays, so the values are the same on every platform.
+A shape maps points ``(x, y)`` (float32 arrays of one shape, y pointing down) to the signed distance from its edge:
+negative inside, positive outside. Every shape fills the unit disc as far as it can. Only sums, products, square roots
+and comparisons are applied to arrays, so that values are the same on every platform.
 
 Distance functions after I. Quilez, "2D distance functions".
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 Field = NDArray[np.float32]
-Shape = Callable[[Field, Field], Field]
 Points = Sequence[tuple[float, float]]
 
 
@@ -49,7 +48,7 @@ def polygon(x: Field, y: Field, points: Points) -> Field:
 
 
 def _distance(x: Field, y: Field, start: Field, end: Field) -> Field:
-    """Distance to the nearest of S segments `start [S, 2]` → `end [S, 2]`."""
+    """Distance to the nearest of S segments ``start [S, 2]`` → ``end [S, 2]``."""
     (x0, y0), (x1, y1) = _columns(start, x), _columns(end, x)
     ex, ey = x1 - x0, y1 - y0
     px, py = x - x0, y - y0  # [S, *x.shape]
@@ -60,7 +59,7 @@ def _distance(x: Field, y: Field, start: Field, end: Field) -> Field:
 
 
 def _columns(points: Field, like: Field) -> tuple[Field, Field]:
-    """The two coordinates of S points, each shaped to broadcast against `like`."""
+    """The two coordinates of S points, each in a shape that broadcasts against ``like``."""
     shape = (len(points), *(1,) * like.ndim)
     return points[:, 0].reshape(shape), points[:, 1].reshape(shape)
 

@@ -1,4 +1,4 @@
-"""Finding the images below class folders, on disks as people have them: with links, odd names and locked folders."""
+"""Find the images below class folders, among links, odd names and locked folders."""
 
 import os
 import warnings
@@ -12,20 +12,20 @@ from PIL import Image
 
 from salve.types import UserError
 
+#: Formats that Pillow decodes itself. HEIF and, in some builds, AVIF need a plugin.
 FORMATS = {
     *("AVIF", "BMP", "DIB", "FITS", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG"),
     *("PPM", "PSD", "QOI", "SGI", "TGA", "TIFF", "WEBP", "XBM", "XPM"),
 }
-"""Pictures that Pillow decodes by itself. HEIF and, in some builds, AVIF need a plugin that registers itself."""
 
-_NO_IMAGE_ANYWAY = ("thumbs.db", "desktop.ini")  # what systems leave behind; names with a leading dot are hidden
+_NOT_COUNTED = ("thumbs.db", "desktop.ini")  # Windows leaves them behind
 
 Inode = tuple[int, int]
 
 
 @cache
 def image_suffixes() -> frozenset[str]:
-    """Lower-case suffixes, with their dot, of the formats that this Pillow reads."""
+    """Suffixes of the formats that the installed Pillow reads, in lower case, with their dot."""
     registered = Image.registered_extensions()  # loads the plugins
     readable = FORMATS & (set(Image.OPEN) | {"MPO"})  # JPEG's plugin opens MPO
     return frozenset(suffix for suffix, kind in registered.items() if kind in readable)
@@ -33,12 +33,12 @@ def image_suffixes() -> frozenset[str]:
 
 @dataclass
 class Found:
-    """What lies below the class folders of a split's folder.
+    """What lies in the class folders of a split.
 
     Attributes:
-        images: for each class, the path of every image relative to the split's folder, in POSIX form, sorted.
-        left_out: how many other files each suffix has ("" for none); hidden files are not counted.
-        not_followed: links and folders, relative like the images, that lead to what is read elsewhere.
+        images: for each class, the sorted paths of its images, relative to the split's folder, in POSIX form.
+        left_out: suffix ("" for none) → number of files that are no images; hidden ones are not counted.
+        not_followed: links and folders, relative like the images, to folders that are read anyway.
     """
 
     images: list[list[str]] = field(default_factory=list)
@@ -47,7 +47,11 @@ class Found:
 
 
 def subfolders(folder: Path, hidden: bool = False) -> list[str]:
-    """Sorted names of the folders in a folder: of those that are hidden (with a leading dot), or of the others.
+    """Sorted names of the folders in a folder.
+
+    Args:
+        folder: where to look.
+        hidden: list only hidden folders (with a leading dot); otherwise only the others.
 
     Raises:
         UserError: the folder cannot be read, or a name is not UTF-8.
@@ -56,23 +60,22 @@ def subfolders(folder: Path, hidden: bool = False) -> list[str]:
 
 
 def find_images(folder: Path, classes: Sequence[str]) -> Found:
-    """Every image in or below `folder / name`, for each class.
+    """Find every image in or below ``folder / name``, for each class ``name``.
 
-    A file is an image by its suffix; one without a suffix, by its first bytes. Hidden files and folders are passed
-    over. Links are followed, but every real folder is read once: a link to a folder in `folder`, or to one that holds
-    it, adds nothing.
+    A file is an image by its suffix or, if it has none, by its first bytes. Hidden files and folders are skipped. Links
+    are followed, but each real folder is read once; links to folders in or above ``folder`` are skipped.
 
     Raises:
-        UserError: a folder that cannot be read, a name that is not UTF-8, or one folder that is two classes.
+        UserError: a folder cannot be read, a name is not UTF-8, or two classes are the same folder.
     """
     found, claimed = Found(), dict[Inode, str]()
     root = Path(os.path.realpath(folder))
     for name in classes:
         own = _inode(folder / name)
         if own in claimed:
-            raise UserError(f"{folder / claimed[own]} and {folder / name} are one folder: a class needs its own")
+            raise UserError(f"{folder / claimed[own]} and {folder / name} are one folder; each class needs its own.")
         if root.is_relative_to(os.path.realpath(folder / name)):
-            raise UserError(f"the class folder {folder / name} leads back to a folder that holds it: remove the link")
+            raise UserError(f"The class folder {folder / name} is a link to a folder that holds it; remove the link.")
         claimed[own] = name
     for name in classes:
         images = []
@@ -80,14 +83,14 @@ def find_images(folder: Path, classes: Sequence[str]) -> Found:
             suffix = os.path.splitext(path)[1].lower()
             if suffix in image_suffixes() or (not suffix and _begins_as_image(folder / path)):
                 images.append(path)
-            elif os.path.basename(path).lower() not in _NO_IMAGE_ANYWAY:
+            elif os.path.basename(path).lower() not in _NOT_COUNTED:
                 found.left_out[suffix] += 1
         found.images.append(sorted(images))
     return found
 
 
 def loose_images(folder: Path) -> int:
-    """How many images lie in the folder itself, where no class has them."""
+    """The number of images in the folder itself, which belong to no class."""
     return sum(
         not is_folder and not name.startswith(".") and os.path.splitext(name)[1].lower() in image_suffixes()
         for name, is_folder in _entries(folder)
@@ -95,7 +98,12 @@ def loose_images(folder: Path) -> int:
 
 
 def _files(folder: Path, below: str, root: Path, claimed: dict[Inode, str], not_followed: list[str]) -> Iterator[str]:
-    """Every file in or below `folder / below` that is not hidden, relative to `folder`, whose real path is `root`."""
+    """Paths of the files in or below ``folder / below`` that are not hidden, relative to ``folder``.
+
+    Args:
+        folder: the split's folder. below: a folder in it. root: the real path of ``folder``.
+        claimed: folders that are read already; extended here. not_followed: what is skipped; extended here.
+    """
     for name, is_folder in _entries(folder / below):
         path = f"{below}/{name}"
         if name.startswith("."):
@@ -104,14 +112,15 @@ def _files(folder: Path, below: str, root: Path, claimed: dict[Inode, str], not_
             yield path
             continue
         inode = _inode(folder / path)
-        if inode in claimed or (os.path.islink(folder / path) and _shares(root, Path(os.path.realpath(folder / path)))):
+        is_link = os.path.islink(folder / path)
+        if inode in claimed or (is_link and _overlap(root, Path(os.path.realpath(folder / path)))):
             not_followed.append(path)
             continue
         claimed[inode] = path
         yield from _files(folder, path, root, claimed, not_followed)
 
 
-def _shares(root: Path, target: Path) -> bool:
+def _overlap(root: Path, target: Path) -> bool:
     """Whether one of two real folders holds the other."""
     return root.is_relative_to(target) or target.is_relative_to(root)
 
@@ -120,35 +129,35 @@ def _inode(path: Path) -> Inode:
     try:
         stat = path.stat()
     except OSError as error:
-        raise UserError(f"the folder {path} cannot be read ({error.strerror})") from error
+        raise UserError(f"The folder {path} cannot be read ({error.strerror}).") from error
     return stat.st_dev, stat.st_ino
 
 
 def _entries(folder: Path) -> list[tuple[str, bool]]:
-    """Sorted names in a folder, and whether each is a folder."""
+    """The names in a folder, sorted, and whether each is a folder."""
     try:
         with os.scandir(folder) as entries:
             found = sorted((entry.name, entry.is_dir()) for entry in entries)
     except OSError as error:
-        raise UserError(f"the folder {folder} cannot be read ({error.strerror})") from error
+        raise UserError(f"The folder {folder} cannot be read ({error.strerror}).") from error
     for name, _ in found:
         try:
             name.encode()
-        except UnicodeEncodeError:  # bytes that are no text, as the system hands them over
+        except UnicodeEncodeError:  # Python represents bytes that are not UTF-8 by surrogates
             shown = os.fsencode(name).decode(errors="backslashreplace")
-            raise UserError(f"the name '{shown}' in {folder} is not UTF-8: rename it") from None
+            raise UserError(f"The name '{shown}' in {folder} is not UTF-8; rename it.") from None
     return found
 
 
 def _begins_as_image(path: Path) -> bool:
     try:
-        if not path.is_file():  # nobody may ever write into a pipe, and a device has no end
+        if not path.is_file():  # reading a pipe may wait for ever, and a device has no end
             return False
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # said when it is read
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is checked when it is read
             with Image.open(path) as image:
                 return image.format in FORMATS
     except Image.DecompressionBombError:
         return True
-    except Exception:  # a file without a suffix may be anything, and its first bytes may break Pillow in any way
+    except Exception:  # the file may be anything, and Pillow may fail in any way
         return False

@@ -1,4 +1,4 @@
-"""How fragile a class is under an edit."""
+"""How robust each image's class is under an edit."""
 
 from salve.diagnosis.critical import critical_strength
 

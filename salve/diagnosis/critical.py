@@ -1,4 +1,4 @@
-"""Critical strengths: the α at which an image's class gives way (docs/method.md, Law 2)."""
+"""Critical strengths: the α at which an image loses its class (docs/method.md, Law 2)."""
 
 import math
 from typing import Literal, NamedTuple
@@ -13,9 +13,9 @@ from salve.types import Activations, Contribution, Labels, UserError
 Criterion = Literal["logit", "flip"]
 Method = Literal["exact", "linear"]
 
-#: Elements of the largest intermediate tensors: small enough for a processor's cache, which the many passes live on.
+#: Elements of the largest intermediate tensors: few enough to stay in a processor's cache.
 _BLOCK = 2**18
-#: Yet so many images together, or there would be no matrix product left.
+#: Images at a time, at least: matrix products of fewer rows are slow.
 _ROWS = 16
 
 
@@ -28,19 +28,18 @@ def critical_strength(
     criterion: Criterion = "flip",
     method: Method = "exact",
 ) -> Float[Tensor, " N"]:
-    """The smallest strength of suppression at which each image's class gives way.
+    """The smallest strength of suppression at which each image loses its class.
 
     With ``y_i(α) = b_i + Σ_j w_ij a_j max(0, 1 − α |c_j|)`` and ``i`` the image's label:
 
     - ``logit``: ``y_i`` reaches zero (Flovik 2025);
-    - ``flip``: ``y_i`` no longer exceeds every other class's logit, so the prediction leaves ``i``.
+    - ``flip``: ``y_i`` no longer exceeds every other class's logit, so that the prediction changes.
 
-    ``exact`` uses that ``y(α)`` is piecewise linear with breakpoints ``1/|c_j|``: between two of them it is
-    ``P − α Q`` with reversed cumulative sums ``P, Q`` over the channels in order of ``|c|``, so the first crossing
-    needs no root finder. Channels next to each other in that order are taken together, in bins: where the values at
-    a bin's two ends lie higher than the function can sag between them, it is passed over (see :class:`_Lines`). No
-    crossing is missed. ``linear`` is the published approximation ``y(0) / Σ_j w_ij a_j |c_j|``, exact while no channel
-    is closed (``α max |c| < 1``).
+    ``exact`` uses that ``y(α)`` is piecewise linear with breakpoints ``1/|c_j|``. Between two of them it is
+    ``P − α Q``, with reversed cumulative sums ``P, Q`` over the channels in order of ``|c|``, so that no root finder is
+    needed. Neighbouring channels in this order form bins. A bin is skipped if the values at both of its ends are larger
+    than the function can sag between them (see :class:`_Lines`), so that no crossing is missed. ``linear`` is the
+    published approximation ``y(0) / Σ_j w_ij a_j |c_j|``, exact while no channel is closed (``α max |c| < 1``).
 
     Args:
         weight: ``[C, M]`` and bias: ``[C]`` of the linear reader.
@@ -51,25 +50,25 @@ def critical_strength(
         method: ``exact`` or ``linear``.
 
     Returns:
-        ``[N]``: 0 where the class does not hold even without an edit, +inf where it never gives way.
+        ``[N]``: 0 for an image that does not have its class without an edit, +inf for one that never loses it.
 
     Raises:
-        UserError: unknown criterion or method, labels outside ``0 … C−1``, activations that are not finite.
+        UserError: unknown criterion or method, labels outside ``0 … C−1``, or activations that are not finite.
 
     Cost:
-        For ``flip`` three matrix products of ``2·N·M·C`` flops (two for ``linear``), for ``logit`` a few passes over
-        ``N·M`` numbers; and for ``exact`` some twenty passes over ``N·C·√M`` (``logit``: ``N·√M``) numbers, there being
-        ``√M`` bins of ``√M`` channels. Memory is bounded by blocks over images.
+        ``flip`` takes three matrix products of ``2·N·M·C`` flops (``linear``: two), ``logit`` a few passes over ``N·M``
+        numbers. ``exact`` adds about twenty passes over ``N·C·√M`` (``logit``: ``N·√M``) numbers, for ``√M`` bins of
+        ``√M`` channels. Blocks of images bound the memory.
     """
     if criterion not in ("logit", "flip"):
         raise UserError(f"criterion={criterion} is unknown; choose logit or flip.")
     if method not in ("exact", "linear"):
         raise UserError(f"method={method} is unknown; choose exact or linear.")
     if not bool(activations.isfinite().all()):
-        raise UserError("Critical strengths need finite activations; some are NaN or infinite.")
+        raise UserError("activations must be finite, but some of their values are NaN or infinite.")
     if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < len(weight)):
-        raise UserError(f"Labels must lie in 0 … {len(weight) - 1}, the classes of the reader.")
-    # Cancellation in the cumulative sums is worst where closed channels dominate: float64 inside, whatever comes in.
+        raise UserError(f"labels must lie in 0 … {len(weight) - 1}, the classes of the reader.")
+    # Always float64, because the cumulative sums may cancel, most where closed channels dominate.
     reader = _Reader(weight.double(), bias.double(), contribution.double().abs())
     solve = _first_crossing if method == "exact" else _linear_crossing
     rivals = len(weight) if criterion == "flip" else 1
@@ -82,25 +81,26 @@ def critical_strength(
 
 
 class _Reader:
-    """The reader with its channels in rising order of ``|c|``: first those that never close, the others in bins.
+    """The reader, with channels in rising order of ``|c|``: those that never close, and bins of those that close.
 
     Attributes:
         whole: ``[C, M]`` and bias: ``[C]``, as given. strength: ``[M]``, ``|c|``.
-        weight: ``[C, B, S]``, of the channels that close. size, close: ``[B, S]``, their ``|c|`` and breakpoints
-            ``1/|c|``.
-        lower, upper: ``[B]``, the range of α in which a bin's channels close; it begins where that of the next ends.
-        sag: ``[B, S]``, how far ``max(0, 1 − α |c|)`` falls below its chord over that range.
+        open, closing: channels that never close, and those that do.
+        weight: ``[C, B, S]``, of the channels that close, in ``B`` bins of ``S``.
+        size, close: ``[B, S]``, their ``|c|`` and breakpoints ``1/|c|``.
+        lower, upper: ``[B]``, the range of α in which a bin's channels close; it starts where the next bin's ends.
+        sag: ``[B, S]``, how far ``max(0, 1 − α |c|)`` falls below its chord over this range.
     """
 
     def __init__(self, weight: Float[Tensor, "C M"], bias: Float[Tensor, " C"], strength: Contribution) -> None:
         self.whole, self.bias, self.strength = weight, bias, strength
         order = strength.argsort()
-        closes = strength[order] > torch.finfo(strength.dtype).tiny  # below, 1/|c| overflows: it never closes
+        closes = strength[order] > torch.finfo(strength.dtype).tiny  # below this, 1/|c| overflows
         self.open, self.closing = order[~closes], order[closes]
-        self.side = max(1, math.isqrt(len(self.closing)))  # S, with which B and S are the same, and their sum least
+        self.side = max(1, math.isqrt(len(self.closing)))  # S; B + S is smallest if they are equal
         self.weight = self.binned(weight)
         size = strength[self.closing]
-        # Channels without a weight fill the last bin up; they close with the strongest.
+        # The last bin is filled up with channels of weight zero, which close with the strongest one.
         self.size = torch.cat([size, size[-1:].expand(-len(size) % self.side)]).view(-1, self.side)
         self.close = 1 / self.size
         self.upper = self.close[:, 0]
@@ -109,18 +109,21 @@ class _Reader:
         self.sag = self.size * (self.close - self.lower[:, None]) * ((self.upper[:, None] - self.close) / width)
 
     def binned(self, rows: Float[Tensor, "R M"]) -> Float[Tensor, "R B S"]:
-        """Rows over all channels → over the bins of those that close."""
+        """From rows over all channels to rows over the bins."""
         chosen = F.pad(rows[:, self.closing], (0, -len(self.closing) % self.side))
         return chosen.view(len(rows), chosen.shape[1] // self.side, self.side)
 
 
 class _Lines(NamedTuple):
-    """What has to stay positive, at the ends of the bins: for each image and rival (one, nought, for ``logit``).
+    """The margin ``f`` that must stay positive, at the ends of the bins.
 
-    At ``upper_b`` it is ``open_b − upper_b slope_b``, at 0 it is ``open_B``. Between the two ends of bin b it lies
-    nowhere more than ``sag_b`` below the lower one. For of its channels' ``t max(0, 1 − α s)``, ``s = |c|``, those with
-    ``t > 0`` are convex, at most ``t s (β − lower) (upper − β) / (upper − lower)`` below their chord (at the breakpoint
-    β), and the others lie above theirs; ``sag`` adds these up, with ``|w_i| + |w_m|`` in place of ``|w_i − w_m|``.
+    There is one ``f`` for each image and rival class; for ``logit``, one for each image.
+
+    At ``upper_b`` it is ``f = open_b − upper_b slope_b``; at 0 it is ``open_B``. Within bin b, ``f`` is nowhere more
+    than ``sag_b`` below the smaller of its values at the two ends. Each channel contributes ``t max(0, 1 − α s)``
+    with ``s = |c|``. If ``t > 0``, this is convex and at most ``t s (β − lower) (upper − β) / (upper − lower)`` below
+    its chord (at the breakpoint β); otherwise it lies above its chord. ``sag`` adds these bounds up, with
+    ``|w_i| + |w_m|`` as a bound of ``|w_i − w_m|``.
     """
 
     open: Float[Tensor, "B1 n R"]
@@ -129,7 +132,7 @@ class _Lines(NamedTuple):
 
 
 def _lines(reader: _Reader, activations: Activations, labels: Labels, criterion: Criterion) -> _Lines:
-    """Three matrix products for each bin, added up from the channels that close last."""
+    """Three matrix products for each bin, summed from the channels that close last."""
     closing = reader.binned(activations)
     untouched = activations[:, reader.open] @ reader.whole[:, reader.open].T + reader.bias  # [n, C]
     if criterion == "logit":
@@ -156,7 +159,7 @@ def _lines(reader: _Reader, activations: Activations, labels: Labels, criterion:
 def _first_crossing(
     reader: _Reader, activations: Activations, labels: Labels, criterion: Criterion
 ) -> Float[Tensor, " n"]:
-    """Smallest ``α ≥ 0`` at which an image's class no longer holds, else +inf."""
+    """The smallest ``α ≥ 0`` at which each image loses its class; +inf if there is none."""
     lines = _lines(reader, activations, labels, criterion)
     bins, start = len(reader.size), lines.open[-1]
     ends = torch.cat([lines.open[:-1] - reader.upper[:, None, None] * lines.slope[:-1], start[None]])
@@ -166,10 +169,10 @@ def _first_crossing(
         maybe.scatter_(2, labels[None, :, None].expand(bins, -1, -1), False)
         lost.scatter_(1, labels[:, None], False)
     found = torch.where(lost.any(dim=1), 0.0, torch.inf).to(start.dtype)
-    left = maybe.any(dim=2) & (found > 0)  # [B, n], the bins that are still to be searched
+    left = maybe.any(dim=2) & (found > 0)  # [B, n], bins still to search
     number = torch.arange(1, bins + 1, device=left.device)[:, None]
     while left.any():
-        first = (left * number).amax(dim=0) - 1  # [n], −1 where nothing is left; the last bin closes first
+        first = (left * number).amax(dim=0) - 1  # [n], −1 if no bin is left; the last bin closes first
         images = (first >= 0).nonzero()[:, 0]
         which, rivals = maybe[first[images], images].nonzero(as_tuple=True)
         image = images[which]
@@ -191,7 +194,7 @@ def _search(
     images: Tensor,
     rivals: Tensor,
 ) -> Float[Tensor, " p"]:
-    """The first crossing inside a bin, for pairs of an image and a rival ``[p]`` each; +inf where there is none."""
+    """The first crossing in a bin, for ``p`` pairs of an image and a rival; +inf if there is none."""
     weight = reader.weight[labels[images], bins]  # [p, S]
     if criterion == "flip":
         weight = weight - reader.weight[rivals, bins]
@@ -199,10 +202,10 @@ def _search(
     terms = weight * activations[images[:, None], channels]
     size, close = reader.size[bins], reader.close[bins]
     at = (bins, images, rivals)
-    # Before and after each channel: the sums over those that close later, with the bins behind.
+    # Sums over the channels that close later, before and after each channel; the later bins are included.
     open_sum = torch.cat([lines.open[at][:, None], terms], dim=1).cumsum(1)  # [p, S + 1]
     slope = torch.cat([lines.slope[at][:, None], terms * size], dim=1).cumsum(1)
-    # At a channel's own breakpoint it counts for nothing: leaving it out keeps an exact zero a zero.
+    # At its own breakpoint a channel contributes zero; leaving it out keeps an exact zero exact.
     below = open_sum[:, :-1] - close * slope[:, :-1] <= 0
     last = (below * torch.arange(1, below.shape[1] + 1, device=below.device)).amax(dim=1, keepdim=True) - 1
     segment = last.clamp_min(0)
@@ -217,7 +220,7 @@ def _search(
 def _linear_crossing(
     reader: _Reader, activations: Activations, labels: Labels, criterion: Criterion
 ) -> Float[Tensor, " n"]:
-    """The approximation ``f(0) / Σ_j terms_j strength_j``; +inf where ``f`` does not fall."""
+    """The linear approximation ``f(0) / Σ_j terms_j strength_j``; +inf if ``f`` does not fall."""
     own = labels[:, None]
     start = activations @ reader.whole.T + reader.bias  # [n, C]
     fall = activations @ (reader.whole * reader.strength).T

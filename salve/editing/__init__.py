@@ -1,7 +1,6 @@
-"""Permanent edits: the gate, edit files, what they are compared with, and the measurement of an edited network.
+"""Permanent edits: the gate, edit files, rival edits, and the evaluation of an edited network.
 
-What is imported from here is loaded when it is first asked for: ``salve-edit`` needs the arithmetic, and neither
-Lightning nor a backbone's library, which take seconds.
+Names are loaded when they are first used: ``salve-edit`` need not wait seconds for Lightning, torchvision and timm.
 """
 
 from importlib import import_module
@@ -80,7 +79,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'salve.editing' has no attribute {name!r}")
-    # Kept: the next one is found without asking again.
+    # Kept, so that Python finds it without calling this function again.
     globals()[name] = value = getattr(import_module(f"salve.editing.{_MODULES[name]}"), name)
     return value
 

@@ -1,4 +1,7 @@
-"""``salve-edit``: apply edits to a file of weights, undo them, show them. Imports nothing heavy before it must."""
+"""``salve-edit``: apply edits to a file of weights, undo them, or show them.
+
+Heavy modules are imported only where they are used, so that ``--help`` and refusals are fast.
+"""
 
 import argparse
 import os
@@ -18,17 +21,18 @@ if TYPE_CHECKING:
 _DESCRIPTION = """\
 Apply edits to a file of weights, undo them, or show them.
 
-  apply   write a copy of the weights with the edits added
-  undo    write a copy of the weights without the edits: the same bits as if they had never been applied
-  show    say what is in edit files, in a run's folder, or which edits a file of weights holds
+  apply   write a copy of the weights with the edits
+  undo    write a copy of the weights without the edits, with the same bits as if they had never been applied
+  show    print what edit files say, which edits a run has, or which edits a file of weights holds
 
-EDIT is an edit file (a run's edits/NN-class.json; the originals-….safetensors beside it belongs to it) or the folder
-of a run, of which --edit chooses. WEIGHTS is the state_dict that was studied: a .safetensors file or one of torch.save,
-also inside a checkpoint, or behind a prefix such as "module.", which stays. Without WEIGHTS the classifier of the run's
-folder is edited. OUT is a .safetensors file, in the dtypes of WEIGHTS.
+EDIT is an edit file (edits/NN-class.json of a run; it needs the originals-….safetensors beside it), or the folder of a
+run, where --edit chooses the edit. WEIGHTS is the state_dict that was studied: a .safetensors file or one that
+torch.save wrote, perhaps inside a checkpoint, or with a prefix such as "module." before all names, which is kept.
+Without WEIGHTS, the classifier of the run is edited. OUT is a .safetensors file, with the dtypes of WEIGHTS.
 
-An edit fits only the values that it was made for, whatever their dtype: float16 or bfloat16 weights fit if they are
-what was studied, not if a float32 network was rounded to them afterwards; float64 weights fit if float32 holds them.
+An edit fits only the weights that it was made for, compared in float32. float16 and bfloat16 weights fit if they were
+studied as they are, not if a float32 network was rounded to them later. float64 weights fit if they are exact in
+float32.
 """
 
 _EXAMPLES = """\
@@ -42,18 +46,18 @@ examples:
   salve-edit show  outputs/runs/quickstart/<time>
   salve-edit show  edited.safetensors
 
-Edits of one network can be applied together or one after the other and undone in any order. The gates multiply. An
-edited .safetensors file lists its edits in its metadata; where another program has dropped that list, undo all of its
-edits in one command, then apply again those that should stay.
+Edits of one network can be applied together or one after the other, and undone in any order. Their gates multiply. An
+edited .safetensors file lists its edits in its metadata. If another program has removed that list, undo all edits in
+one command, then apply again those that should stay.
 """
 
 
-#: Of a line that is printed.
+#: Letters of a printed line, at most.
 MOST_LETTERS = 2000
 
 
 class Paths(NamedTuple):
-    """What the command line names."""
+    """The paths on the command line."""
 
     edits: list[Path]
     weights: Path | None
@@ -61,7 +65,11 @@ class Paths(NamedTuple):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point; returns the exit status: 0, or 2 for what cannot be done, with one sentence on stderr."""
+    """Run the command.
+
+    Returns:
+        The exit status: 0, or 2 after an error, which is one sentence on stderr.
+    """
     return as_told(partial(_main, arguments), "salve-edit: stopped; nothing half-written is left.")
 
 
@@ -81,13 +89,13 @@ def _main(arguments: list[str] | None) -> int:
         action="append",
         default=[],
         metavar="NAME",
-        help="an edit of the run's folder, by its class or its file's name; may be given several times",
+        help="an edit of the run, by its class or the name of its file; may be given several times",
     )
     parser.add_argument(
-        "--alpha", type=strength, metavar="A", help="another strength than the file's: a number from 0, or inf"
+        "--alpha", type=strength, metavar="A", help="the strength, instead of the file's: a number from 0, or inf"
     )
-    parser.add_argument("--weights", type=Path, help="WEIGHTS, instead of by its place")
-    parser.add_argument("--out", type=Path, help="OUT, instead of by its place")
+    parser.add_argument("--weights", type=Path, help="WEIGHTS, instead of by position")
+    parser.add_argument("--out", type=Path, help="OUT, instead of by position")
     given = parser.parse_intermixed_args(arguments)
     if given.action == "show":
         if given.edit or given.weights or given.out or given.alpha is not None:
@@ -101,7 +109,7 @@ def _main(arguments: list[str] | None) -> int:
             for path in given.paths:
                 _say(_shown(path))
         else:
-            paths = _by_place(parser, given.paths, given.weights, given.out)
+            paths = _by_position(parser, given.paths, given.weights, given.out)
             more = _change(given.action, paths, given.edit, given.alpha)
             _say(f"Wrote {paths.out}{more}.")
     except (UserError, OSError) as error:
@@ -111,8 +119,10 @@ def _main(arguments: list[str] | None) -> int:
     return 0
 
 
-def _by_place(parser: argparse.ArgumentParser, paths: Sequence[Path], weights: Path | None, out: Path | None) -> Paths:
-    """Edits are .json files and folders; what follows them are the weights and the file to write."""
+def _by_position(
+    parser: argparse.ArgumentParser, paths: Sequence[Path], weights: Path | None, out: Path | None
+) -> Paths:
+    """Tell paths apart: first edits (.json files and folders), then the weights, then the file to write."""
     edits = list(paths)
     if out is None:
         if len(edits) < 2:
@@ -126,7 +136,7 @@ def _by_place(parser: argparse.ArgumentParser, paths: Sequence[Path], weights: P
 
 
 def strength(text: str) -> float:
-    """A strength on the command line; larger ones than float32 holds would be infinite without having been meant to."""
+    """Parse a strength; refuse numbers that only overflow makes infinite in float32."""
     from salve.settings import LARGEST
 
     try:
@@ -140,7 +150,7 @@ def strength(text: str) -> float:
 
 
 def _change(action: str, paths: Paths, names: Sequence[str], alpha: float | None) -> str:
-    """Apply or undo; the result is written when all is well. What is to be said of it."""
+    """Apply or undo edits and write the result; returns what to add to the message about it."""
     from salve.backbones.adapt import bare_names
     from salve.editing.edits import apply_edit_files, undo_edit_files
     from salve.editing.files import held_in, metadata_with
@@ -153,7 +163,7 @@ def _change(action: str, paths: Paths, names: Sequence[str], alpha: float | None
     held = held_in(metadata, weights)
     files = files_of(paths.edits, names, every=action == "undo" and bool(held))
     if weights.exists() and paths.out.exists() and any(paths.out.samefile(path) for path in [weights, *files]):
-        raise UserError(f"{paths.out} is one of the files that are read; give the result another name.")
+        raise UserError(f"{paths.out} is one of the input files; give another OUT.")
     if action == "undo" and held and not names:
         files = _of_held(files, paths.edits, held, weights)
     edit_files = _loaded(files, alpha)
@@ -171,15 +181,15 @@ def _change(action: str, paths: Paths, names: Sequence[str], alpha: float | None
             changed, stay = undo_edit_files(edit_files, state), []
         except UserError as error:
             raise UserError(
-                f"{str(error).rstrip('.')} (the file does not list its edits: name all of them, each with the strength "
-                "that it was applied with)."
+                f"{error} {weights} does not list its edits: name all of them, each at the strength at which it was "
+                "applied."
             ) from error
     _write(paths.out, {name: changed[bare[name]] for name in as_it_came}, metadata_with(metadata, stay))
-    return f", the plain state_dict of entry {entry}; {weights.name} has more, which is left out" if entry else ""
+    return f", the plain state_dict of entry {entry}; other entries of {weights.name} are left out" if entry else ""
 
 
 def _of_held(files: Sequence[Path], given: Sequence[Path], held: "Sequence[HeldEdit]", weights: Path) -> list[Path]:
-    """Of the files that folders led to, those whose edits the weights hold; and all files given by themselves."""
+    """Those edit files of the given folders whose edits the weights hold, and all edit files that were given."""
     from salve.editing.files import load_held
     from salve.types import UserError
 
@@ -200,12 +210,12 @@ def _loaded(files: Sequence[Path], alpha: float | None) -> "list[EditFile]":
     edit_files = load_edit_files(files)
     if len({edit_file.before for edit_file in edit_files}) > 1:
         other = next(k for k, edit_file in enumerate(edit_files) if edit_file.before != edit_files[0].before)
-        raise UserError(f"{files[0]} and {files[other]} were made for different networks; apply them apart.")
+        raise UserError(f"{files[0]} and {files[other]} were made for different networks; apply them separately.")
     return edit_files if alpha is None else [edit_file.at(alpha) for edit_file in edit_files]
 
 
 def _as_held(edit_file: "EditFile", held: "Sequence[HeldEdit]", weights: Path, exactly: bool) -> "EditFile":
-    """The edit at the strength at which the weights hold it."""
+    """The edit at the strength at which the weights hold it; with ``exactly`` only at its own strength."""
     from salve.types import UserError
 
     same = [edit for edit in held if edit.key == edit_file.key]
@@ -225,19 +235,19 @@ def _refuse_out(paths: Paths) -> None:
 
     out = paths.out
     if out.suffix != ".safetensors":
-        raise UserError(f"{out} must end in .safetensors: that is what is written.")
+        raise UserError(f"OUT must end in .safetensors, the only format that is written, but is {out}.")
     if is_originals(out.name):
-        raise UserError(f"{out} has the name of a file of originals, which edit files need; give another.")
+        raise UserError(f"{out} has the name of a file of originals, which edit files need; give another OUT.")
     if out.is_dir():
-        raise UserError(f"{out} is a folder; give the name of a file.")
+        raise UserError(f"{out} is a folder; give the name of a file as OUT.")
     if not out.parent.is_dir():
         raise UserError(f"There is no folder {out.parent} to write {out.name} into.")
     if not os.access(out.parent, os.W_OK):
-        raise UserError(f"The folder {out.parent} cannot be written to.")
+        raise UserError(f"The folder {out.parent} cannot be written to; give another OUT.")
 
 
 def _read(path: Path) -> "tuple[dict[str, Tensor], dict[str, str], str]":
-    """Tensors, metadata, and the entry of a checkpoint that they are; raises UserError."""
+    """Tensors and metadata of a file, and the entry of the checkpoint that holds them ("" if none)."""
     from salve.backbones.weights import read_tensors
     from salve.editing.files import read_safetensors
 
@@ -253,22 +263,23 @@ def _write(path: Path, state: "Mapping[str, Tensor]", metadata: Mapping[str, str
 
     from salve.artifacts import written_whole
     from salve.types import UserError
+    from salve.untrusted import reason
 
-    tensors, places = {}, set()
+    tensors, seen = {}, set()
     for name, tensor in state.items():
         tensors[name] = tensor.detach().cpu().contiguous()
-        place = tensors[name].untyped_storage().data_ptr()
-        if place in places:  # in a file of torch's, tensors may share memory, which safetensors refuses
+        address = tensors[name].untyped_storage().data_ptr()
+        if address in seen:  # tensors of a torch file may share memory, which safetensors refuses
             tensors[name] = tensors[name].clone()
-        places.add(place)
+        seen.add(address)
     with written_whole(path) as unfinished:
         try:
             unfinished.touch()
             mode = unfinished.stat().st_mode
             save_file(tensors, unfinished, metadata=dict(metadata) or None)
-            unfinished.chmod(mode)  # safetensors leaves a file that its owner alone may read
+            unfinished.chmod(mode)  # safetensors makes files that only their owner can read
         except (SafetensorError, ValueError, RuntimeError) as error:  # a full disk, or tensors it cannot hold
-            raise UserError(f"{path} could not be written: {' '.join(str(error).split())[:200]}") from error
+            raise UserError(f"{path} could not be written: {reason(error)}.") from error
 
 
 def _shown(path: Path) -> str:
@@ -315,7 +326,7 @@ def _of_system(error: OSError) -> str:
 
 
 def _say(text: str, stream: "object | None" = None) -> None:
-    """Print; what a file brought along must not steer the terminal."""
+    """Print text without control characters, since texts from files must not control the terminal."""
     from salve.untrusted import shown
 
     print("\n".join(shown(line, MOST_LETTERS) for line in text.split("\n")), file=stream or sys.stdout)  # type: ignore[arg-type]

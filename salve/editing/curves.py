@@ -1,4 +1,4 @@
-"""What a grid of strengths does to every class, on cached activations."""
+"""The effect of a grid of strengths on every class, from cached activations."""
 
 from collections.abc import Callable
 from typing import TypeAlias
@@ -10,12 +10,12 @@ from torch import Tensor
 from salve.editing.gating import Mode, edited_logits, logits_by_strength
 from salve.types import Activations, Contribution, Labels
 
-#: Logits computed at once: few enough for a processor's cache, which the passes over them live on.
+#: Logits computed at a time: few enough to stay in a processor's cache.
 _BLOCK = 2**20
-#: Of activations at least so many rows at once, however many classes there are: a product of few rows is slow.
+#: Rows of activations at a time, at least: matrix products of few rows are slow.
 _ROWS = 256
 
-#: Any edit, or what is compared with one: activations ``[n, M]`` and strengths ``[K]`` to logits ``[K, n, C]``.
+#: An edit, or something to compare with it: activations ``[n, M]`` and strengths ``[K]`` to logits ``[K, n, C]``.
 LogitsAt: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -28,7 +28,7 @@ def edit_curves(
     alphas: Float[Tensor, " K"],
     mode: Mode = "suppress",
 ) -> tuple[Float[Tensor, "K C"], Float[Tensor, "K C"]]:
-    """Accuracy and mean KL per class at every strength of the gate, all strengths in one pass.
+    """Accuracy and mean KL per class at every strength of the gate, in one pass for all strengths.
 
     Args:
         weight, bias: the linear reader. activations: ``[N, M]``. labels: ``[N]``.
@@ -53,10 +53,13 @@ def edit_accuracies(
     alphas: Float[Tensor, " K"],
     mode: Mode = "suppress",
 ) -> Float[Tensor, "K C"]:
-    """The accuracies of :func:`edit_curves` alone, in a fraction of the time where there are many classes.
+    """Only the accuracies of :func:`edit_curves`; with many classes in a fraction of the time.
 
-    Of the logits only those at one strength are there at a time, so that a block has the same number of rows however
-    many strengths there are: what is done once for a block, ``M C`` numbers, does not grow with ``K C``.
+    Only the logits at one strength are in memory at a time, so that the rows of a block do not depend on the number of
+    strengths, and fewer blocks are needed.
+
+    Returns:
+        ``[K, C]`` float64; NaN for a class without images.
     """
     classes = len(weight)
     right = torch.zeros(len(alphas), classes, dtype=torch.float64)
@@ -76,10 +79,13 @@ def edit_outcomes(
     alpha: float,
     mode: Mode = "suppress",
 ) -> tuple[Bool[Tensor, " N"], Float[Tensor, " N"]]:
-    """What one strength does to each image: whether the edited head is right, and ``KL(original ‖ edited)`` in nats.
+    """The effect of one strength on each image.
 
     Args:
         weight, bias, activations, labels, contribution, mode: see :func:`edit_curves`. alpha: the strength.
+
+    Returns:
+        Whether the edited head is right, ``[N]``, and ``KL(original ‖ edited)`` in nats, ``[N]``.
     """
     right, drift = [], []
     rows = max(_ROWS, _BLOCK // (2 * len(weight)))
@@ -99,11 +105,11 @@ def strength_curves(
     logits_at: LogitsAt,
     strengths: Float[Tensor, " K"],
 ) -> tuple[Float[Tensor, "K C"], Float[Tensor, "K C"]]:
-    """Accuracy and mean KL per class at every strength of whatever changes the logits.
+    """Accuracy and mean KL per class at every strength of any edit.
 
     Args:
-        weight, bias: the linear reader, unchanged. activations: ``[N, M]``. labels: ``[N]``.
-        logits_at: the changed logits ``[K, n, C]`` of ``n`` images, at every strength. strengths: ``[K]``.
+        weight, bias: the linear reader without edit. activations: ``[N, M]``. labels: ``[N]``.
+        logits_at: gives the edited logits ``[K, n, C]`` of ``n`` images, at every strength. strengths: ``[K]``.
 
     Returns:
         Accuracy ``[K, C]`` and ``KL(original ‖ changed)`` in nats ``[K, C]``, float64; NaN for a class without images.
@@ -123,9 +129,9 @@ def strength_curves(
 
 
 def _drift(original: Float[Tensor, "n C"], logits: Float[Tensor, "K n C"]) -> Float[Tensor, "K n"]:
-    """``KL(p ‖ softmax y) = Σ_i p_i log p_i − Σ_i p_i y_i + log Σ_i e^{y_i}`` of log-probabilities and logits ≤ 0.
+    """``KL(p ‖ softmax y) = Σ_i p_i log p_i − Σ_i p_i y_i + log Σ_i e^{y_i}``, from ``log p`` and logits ``y ≤ 0``.
 
-    What depends on the original alone is computed once for all strengths. Rounding is kept from making it negative.
+    Terms of the original are computed once for all strengths. Rounding may not make the result negative.
     """
     p = original.exp()
     cross = torch.einsum("knc,nc->kn", logits, p)

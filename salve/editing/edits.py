@@ -1,17 +1,17 @@
 """Edits as values: applied to a ``state_dict``, stacked, and undone to the same bits (docs/method.md, Control).
 
-**What an edit fits.** It is made for the network that salve studied, in float32, and fits every ``state_dict`` with the
-same names, shapes and *values in float32*: so also the float16 or bfloat16 file that salve cast to float32 to study it.
-BatchNorm's ``num_batches_tracked`` is not looked at and may be missing: an evaluated network does not read it.
+**Which weights an edit fits.** It is made for the network that salve studied, in float32. It fits every ``state_dict``
+with the same names, shapes and *values in float32*, such as the float16 or bfloat16 file that salve cast to float32 to
+study it. BatchNorm's ``num_batches_tracked`` may differ or be missing: a network in eval mode does not read it.
 
-**What comes out.** The readers' weights are scaled in float32 (float64 ones in float64) and rounded once to the dtype
-that they have in the file; every other tensor is passed on as it is. Undoing writes the originals back in that dtype.
-Float16 and bfloat16 values are float32 values, so that the bits are the same. A float64 reader fits only if float32
-holds all its values: of the others' digits an edit keeps nothing that could be given back, and they are refused. So is
-a float32 network that was rounded to half precision after it was studied, since its values are others.
+**What is written.** The readers' weights are scaled in float32 (float64 ones in float64) and rounded once to their
+dtype in the file. All other tensors stay as they are. Undoing writes back the originals in the same dtype. The bits are
+the same, because every float16 and bfloat16 value is exact in float32. Float64 readers are refused if float32 cannot
+hold their values, because undoing could not restore them. A float32 network that was rounded to half precision after it
+was studied is refused, because its values differ.
 
-**Several edits.** Their gates multiply. The weights are always computed from the originals, with the factors of each
-channel in the order of their size, so that the order of applying and undoing does not change one bit.
+**Several edits.** Their gates multiply. The weights are always computed from the originals, and the factors of each
+channel are sorted by size, so that the order of applying and undoing does not change any bit.
 """
 
 import math
@@ -29,17 +29,17 @@ from salve.untrusted import some
 
 State = dict[str, Tensor]
 
-#: What a reader's weights may be. Smaller numbers than half precision are for computing, not for keeping weights.
+#: Dtypes that the weights of a reader may have.
 _EDITED = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 @dataclass(frozen=True)
 class Edit:
-    """One latent, one strength.
+    """One latent at one strength.
 
     Attributes:
-        latent: index in the SAE. alpha: strength ≥ 0, +inf allowed for ``suppress``. mode, scale, channels, sign: see
-            :mod:`salve.editing.gating`.
+        latent: index in the SAE. alpha: strength ≥ 0, or +inf for ``suppress``.
+        mode, scale, channels, sign: see :mod:`salve.editing.gating`.
     """
 
     latent: int
@@ -52,12 +52,14 @@ class Edit:
 
 @dataclass(frozen=True, eq=False)
 class HeldEdit:
-    """What a file of edited weights says of an edit that it holds: all but what undoing needs.
+    """Edits of one network that belong together, without the original weights that undoing needs.
+
+    A file of edited weights holds such records.
 
     Attributes:
-        name: what it is meant to act on, a class or a set; may be empty. backbone: what the network is, for people.
+        name: what they act on, such as a class; may be empty. backbone: the network, for people.
         site: name of the site. readers: module paths whose input channels are scaled. sae: fingerprint of the SAE.
-        edits: what is done; their gates multiply. before: checksum of the network that it was made for.
+        edits: ``E`` edits, whose gates multiply. before: checksum of the network that they were made for.
         contributions: ``[E, M]`` float32, one row per edit.
     """
 
@@ -76,35 +78,38 @@ class HeldEdit:
 
     @property
     def weights_scaled(self) -> tuple[str, ...]:
-        """Names of the weights that it scales."""
+        """Names of the weights that are scaled."""
         return tuple(f"{reader}.weight" for reader in self.readers)
 
     @cached_property
     def key(self) -> str:
-        """Tells edits apart: the same network, site, latents and strengths have the same one."""
+        """Identifies the edits: it is the same for the same network, site, latents and strengths."""
         facts = {name: getattr(self, name) for name in ("site", "sae", "before")}
-        # JSON has no infinity that every reader takes.
+        # Standard JSON has no infinity.
         edits = [{**asdict(edit), "alpha": repr(float(edit.alpha))} for edit in self.edits]
         rows = digest_of_tensors({"contributions": self.contributions})
         return digest_of({**facts, "readers": list(self.readers), "edits": edits, "contributions": rows})[:16]
 
     def gates(self) -> Tensor:
-        """The gates of its edits, ``[E, M]``."""
+        """The gates of the edits, ``[E, M]``."""
         rows = zip(self.contributions, self.edits, strict=True)
         return torch.stack([gate(row, edit.alpha, edit.mode) for row, edit in rows])
 
     def is_same_but_for_strength(self, other: "HeldEdit") -> bool:
-        """Whether both do the same thing to the same network, at strengths that may differ."""
+        """Whether both are the same edits of the same network, perhaps at different strengths."""
         return _at_zero(self).key == _at_zero(other).key
 
 
 @dataclass(frozen=True, eq=False)
 class EditFile(HeldEdit):
-    """A permanent edit of one network, with all that applying and undoing it needs.
+    """Edits of one network, with what applying and undoing them needs.
 
     Attributes:
         weights: name → checksum of every tensor of the network (:func:`checksums`).
-        originals: name → the weights that are scaled, as they were, float32.
+        originals: name → the weights that are scaled, without edits, float32.
+
+    Raises:
+        UserError: the contributions do not fit the weights, or the edit would change nothing.
     """
 
     weights: Mapping[str, str]
@@ -120,26 +125,26 @@ class EditFile(HeldEdit):
                 raise UserError(f"The edit has {width} channels, but {name} has the shape {tuple(weight.shape)}.")
         if any(edit.alpha > 0 for edit in self.edits) == (self.before == self.after):
             raise UserError(
-                f"This edit would leave the model as it is: at the site {self.site}, the latents "
-                f"{[edit.latent for edit in self.edits]} scale no weight that is not zero."
+                f"This edit would not change the model: at the site {self.site}, all weights that the latents "
+                f"{[edit.latent for edit in self.edits]} scale are zero."
             )
 
     @cached_property
     def after(self) -> str:
-        """Checksum of the network with this edit alone, in float32."""
+        """Checksum of the network with only this edit, in float32."""
         scaled = {name: _scaled(weight, [self], name, torch.float32) for name, weight in self.originals.items()}
         return checksum({**self.weights, **checksums(scaled)})
 
     def at(self, alpha: float) -> "EditFile":
-        """The same edit at another strength.
+        """The same edits, all at another strength.
 
         Raises:
-            UserError: the strength is negative, NaN, or infinite in an enhancement.
+            UserError: the strength is negative, NaN, or infinite for ``enhance``.
         """
         return self.with_edits(tuple(replace(edit, alpha=float(alpha)) for edit in self.edits))
 
     def with_edits(self, edits: tuple[Edit, ...]) -> "EditFile":
-        """The same latents with other strengths."""
+        """The same edit file with other edits of the same latents, such as at other strengths."""
         return replace(self, edits=edits)
 
 
@@ -149,9 +154,9 @@ def _at_zero(held: HeldEdit) -> HeldEdit:
 
 
 def checksums(state: Mapping[str, Tensor]) -> dict[str, str]:
-    """Name → checksum of its shape and of its values in float32 (its bits, if they are no floating-point numbers).
+    """Name → checksum of a tensor's shape and of its values in float32 (of its bits, if it is not floating-point).
 
-    BatchNorm's counters are left out: many files lack them.
+    BatchNorm's counters are left out, because many files lack them.
     """
     found = {}
     for name, tensor in state.items():
@@ -161,69 +166,75 @@ def checksums(state: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def is_counter(name: str) -> bool:
-    """Whether a tensor counts batches, which no evaluated network reads."""
+    """Whether a tensor counts batches for BatchNorm; a network in eval mode does not read it."""
     return name.rpartition(".")[2] == "num_batches_tracked"
 
 
 def checksum(weights: Mapping[str, str]) -> str:
-    """One checksum of a whole network from those of its tensors."""
+    """One checksum of a network, from the checksums of its tensors."""
     return digest_of(dict(weights))
 
 
 def apply_edit_file(edit_file: EditFile, state: Mapping[str, Tensor], held: Sequence[HeldEdit] = ()) -> State:
-    """The edited ``state_dict``; see :func:`apply_edit_files`."""
+    """Apply one edit file; see :func:`apply_edit_files`."""
     return apply_edit_files([edit_file], state, held)
 
 
 def apply_edit_files(
     edit_files: Sequence[EditFile], state: Mapping[str, Tensor], held: Sequence[HeldEdit] = ()
 ) -> State:
-    """A new ``state_dict`` with edits added; its tensors other than the readers' weights are the ones passed in.
+    """Apply edits to weights.
 
     Args:
-        edit_files: what to add, of one network. state: its weights. held: the edits that ``state`` has already.
+        edit_files: the edits, all of one network. state: its weights. held: edits that ``state`` holds already.
+
+    Returns:
+        A new ``state_dict``; tensors other than the readers' weights are those of ``state``.
 
     Raises:
-        UserError: these are not the weights that the edits were made for, or they carry one of them already.
+        UserError: the edits were made for other weights, or ``state`` holds one of them already.
     """
     keys = [edit.key for edit in held]
     for edit_file in edit_files:
         if edit_file.key in keys:
             raise UserError(
-                f"These weights carry this edit already{_named(edit_file)}; undo it before applying it again."
+                f"These weights hold this edit already{_named(edit_file)}; undo it before applying it again."
             )
         keys.append(edit_file.key)
     problem = _difference(edit_files, state, held)
     if problem and not held and any(_difference([edit_file], state, [edit_file]) is None for edit_file in edit_files):
-        raise UserError("These weights carry this edit already; undo it before applying it again.")
+        raise UserError("These weights hold this edit already; undo it before applying it again.")
     if problem:
         raise UserError(
             f"These weights are not the ones that the edit was made for ({edit_files[0].backbone}"
-            f"{', with the edits that the file says it holds' if held else ''}): {problem}."
+            f"{', with the edits that the file lists' if held else ''}): {problem}."
         )
     return _with(edit_files, state, [*held, *edit_files])
 
 
 def undo_edit_file(edit_file: EditFile, state: Mapping[str, Tensor], held: Sequence[HeldEdit] = ()) -> State:
-    """The ``state_dict`` without one edit, bit for bit; see :func:`undo_edit_files`."""
+    """Undo one edit file; see :func:`undo_edit_files`."""
     return undo_edit_files([edit_file], state, held)
 
 
 def undo_edit_files(
     edit_files: Sequence[EditFile], state: Mapping[str, Tensor], held: Sequence[HeldEdit] = ()
 ) -> State:
-    """A new ``state_dict`` as it would be if some edits had never been applied, bit for bit.
+    """Undo edits of weights.
 
     Args:
-        edit_files: what to take away, of one network. state: its weights. held: its other edits, which stay.
+        edit_files: the edits, all of one network. state: its weights. held: other edits of ``state``, which stay.
+
+    Returns:
+        A new ``state_dict`` with the same bits as if the edits had never been applied.
 
     Raises:
-        UserError: these weights are not what the edits left.
+        UserError: ``state`` is not what applying the edits gives.
     """
     if problem := _difference(edit_files, state, [*held, *edit_files]):
         if _difference(edit_files, state, held) is None:
-            raise UserError("These weights do not hold the edit: it cannot be undone, since there is nothing to undo.")
-        raise UserError(f"These weights are not what the edit left: {problem}; it cannot be undone on them.")
+            raise UserError("These weights do not hold the edit, so there is nothing to undo.")
+        raise UserError(f"The edit cannot be undone, because these weights are not what applying it gave: {problem}.")
     return _with(edit_files, state, held)
 
 
@@ -236,7 +247,7 @@ def _originals(edit_files: Iterable[EditFile]) -> State:
 
 
 def _with(edit_files: Sequence[EditFile], state: Mapping[str, Tensor], held: Sequence[HeldEdit]) -> State:
-    """``state`` with the weights that the edit_files scale computed anew, under the gates of ``held``."""
+    """``state``, with the weights that ``edit_files`` scale computed from the originals and the gates of ``held``."""
     scaled = {
         name: _scaled(weight, held, name, state[name].dtype).to(state[name].device)
         for name, weight in _originals(edit_files).items()
@@ -245,27 +256,27 @@ def _with(edit_files: Sequence[EditFile], state: Mapping[str, Tensor], held: Seq
         if not weight.isfinite().all() and _originals(edit_files)[name].isfinite().all():
             strongest = max(edit.alpha for one in held for edit in one.edits if math.isfinite(edit.alpha))
             raise UserError(
-                f"At α = {strongest:g} the edit would make values in {name} that {_dtype(weight)} does not hold; "
-                "choose a smaller α."
+                f"At α = {strongest:g} the edit would give values in {name} that {_dtype(weight)} cannot hold; choose "
+                "a smaller α."
             )
     return {**state, **scaled}
 
 
 def _scaled(weight: Tensor, held: Sequence[HeldEdit], name: str, dtype: torch.dtype) -> Tensor:
-    """The original weight ``[out, M, ...]`` with its input channels scaled by all gates on it, in another dtype."""
+    """The original weight ``[out, M, ...]`` with its input channels scaled by all gates, as ``dtype``."""
     gates = [edit.gates() for edit in held if name in edit.weights_scaled]  # each [E, M]
     wide = weight.to(torch.promote_types(dtype, torch.float32), copy=True)
     if gates:
-        # Sorted, a channel's factors multiply to the same bits in whatever order the edits came.
+        # Sorted, so that the product has the same bits in whatever order the edits came.
         factor = torch.cat(gates).sort(dim=0).values.prod(dim=0)  # [M]
         wide *= factor.to(wide.dtype).reshape((1, -1) + (1,) * (weight.ndim - 2))
     return wide.to(dtype)
 
 
 def _difference(edit_files: Sequence[EditFile], state: Mapping[str, Tensor], held: Sequence[HeldEdit]) -> str | None:
-    """In what ``state`` is not the network that the edit_files were made for, under the gates of ``held``; None: it is.
+    """How ``state`` differs from the network of ``edit_files`` under the gates of ``held``, in words; None if not.
 
-    Of weights that other edits have scaled, and whose originals are not at hand, nothing can be said.
+    Weights that other edits have scaled, and whose originals are not at hand, cannot be compared.
     """
     weights, originals = edit_files[0].weights, _originals(edit_files)
     if any(edit.before != edit_files[0].before for edit in [*edit_files, *held]):
@@ -274,11 +285,11 @@ def _difference(edit_files: Sequence[EditFile], state: Mapping[str, Tensor], hel
         for name in originals.keys() & set(edit.weights_scaled):
             if edit.contributions.shape[1] != originals[name].shape[1]:
                 width = edit.contributions.shape[1]
-                return f"an edit that they are said to hold has {width} channels, not those of {name}"
+                return f"an edit that the file lists has {width} channels, unlike {name}"
     if missing := sorted(weights.keys() - state.keys()):
-        return f"there is no {some(missing)}"
+        return f"they lack {some(missing)}"
     if unknown := sorted(name for name in state.keys() - weights.keys() if not is_counter(name)):
-        return f"{some(unknown)} should not be there"
+        return f"they have unknown tensors, {some(unknown)}"
     differing = []
     for name, original in originals.items():
         found = state[name].detach().cpu()
@@ -286,14 +297,14 @@ def _difference(edit_files: Sequence[EditFile], state: Mapping[str, Tensor], hel
             if _same_bits(found, _scaled(original, held, name, found.dtype)):
                 if _same_bits(found, original.to(found.dtype)) and not _same_bits(found.to(original.dtype), original):
                     return (
-                        f"{name} is rounded to {_dtype(found)}; apply the edit to the float32 weights, then round what "
-                        "comes out"
+                        f"{name} is rounded to {_dtype(found)}; apply the edit to the float32 weights, then round the "
+                        "result"
                     )
                 continue
             if found.dtype == torch.float64 and _same_bits(found.float(), original):
                 return (
-                    f"{name} is float64 and has digits that float32 does not hold, which undoing could not give back; "
-                    "convert it to float32 first, as salve does to study it"
+                    f"{name} is float64 with digits that float32 cannot hold, so that undoing could not restore them; "
+                    "convert it to float32 first"
                 )
         differing.append(name)
     elsewhere = {name for edit in held for name in edit.weights_scaled}
@@ -301,15 +312,14 @@ def _difference(edit_files: Sequence[EditFile], state: Mapping[str, Tensor], hel
     differing += [name for name, found_sum in checksums(rest).items() if found_sum != weights[name]]
     if not differing:
         return None
-    alone = set(differing) <= originals.keys()
-    return (
-        f"{some(differing)} {'alone ' * alone}differ{'s' * (len(differing) == 1)}"
-        f"{', so that they seem to hold other edits, or other strengths, than are known of' * alone}"
-    )
+    differ = f"{some(differing)} differ{'s' * (len(differing) == 1)}"
+    if set(differing) <= originals.keys():
+        return f"only {differ}, so they may hold edits, or strengths, that are not listed"
+    return differ
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:
-    """Unlike ``torch.equal`` also for NaN, and −0 is not 0."""
+    """Whether two tensors have the same bits; unlike ``torch.equal``, NaN equals NaN, and −0 differs from 0."""
     bits = [tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other)]
     return one.dtype == other.dtype and one.shape == other.shape and torch.equal(*bits)
 

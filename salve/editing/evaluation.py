@@ -1,4 +1,4 @@
-"""Measuring an edited network on images, beside a frozen copy of the original (docs/method.md)."""
+"""Evaluate an edited network on images, beside a frozen copy of the original (docs/method.md)."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -13,10 +13,13 @@ from salve.metrics import PredictiveDrift
 
 
 class Confusion(Metric):
-    """Counts ``[C, C]`` of images, rows true.
+    """Confusion counts ``[C, C]``, with the true class in rows.
 
-    torchmetrics' own compares every image of a batch with all ``C²`` cells where algorithms must be deterministic:
-    half a gigabyte for a batch of 64 and a thousand classes.
+    With deterministic algorithms, torchmetrics' own compares every image of a batch with all ``C²`` cells, which takes
+    half a gigabyte for 64 images and 1,000 classes.
+
+    Args:
+        num_classes: ``C``.
     """
 
     full_state_update = False
@@ -37,12 +40,12 @@ class Confusion(Metric):
 
 
 class EditEvaluation(pl.LightningModule):
-    """Runs the original and the edited network over a test set; use with ``Trainer.test`` under any strategy.
+    """Measure the original and the edited network on a test set; use it with ``Trainer.test`` and any strategy.
 
     Args:
-        model: the original; it is copied, never changed.
+        model: the original network; it is copied.
         edited_state: the edited ``state_dict``.
-        order: ``[C]``, the network's output unit for each label ``0 … C − 1``, of all its outputs.
+        order: ``[C]``, the output unit of each class; the network may have more outputs.
     """
 
     order: Tensor
@@ -62,7 +65,7 @@ class EditEvaluation(pl.LightningModule):
     def test_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
         """Add one batch of images ``[N, 3, H, W]`` with labels ``[N]``."""
         images, labels = batch
-        if not len(labels):  # of an uneven last batch, other ranks may have rows
+        if not len(labels):  # in an uneven last batch, only other ranks may have images
             return
         logits = {name: getattr(self, name)(images)[:, self.order] for name in ("original", "edited")}
         for name, values in logits.items():
@@ -70,7 +73,7 @@ class EditEvaluation(pl.LightningModule):
         self.drift.update(logits["original"], logits["edited"], labels)
 
     def on_test_epoch_end(self) -> None:
-        """Reduce over all ranks, and log what a logger can show; the full tables come from :meth:`measures`."""
+        """Reduce over all ranks and log the accuracies; :meth:`measures` has the full tables."""
         names = ("original_confusion", "edited_confusion", "drift")
         self._measures = {name: getattr(self, name).compute().cpu() for name in names}
         for name in ("original", "edited"):
@@ -81,8 +84,10 @@ class EditEvaluation(pl.LightningModule):
             self.log(f"{name}_accuracy", accuracy, sync_dist=True)
 
     def measures(self) -> dict[str, Any]:
-        """Per-class accuracies ``[C]``, confusion counts ``[C, C]`` (rows true), mean KL per class ``[C]``.
+        """The results of ``Trainer.test``, over the images of all ranks.
 
-        Of the images of all ranks; to be asked for after ``Trainer.test``.
+        Returns:
+            ``original_accuracy`` and ``edited_accuracy`` per class ``[C]``, ``original_confusion`` and
+            ``edited_confusion`` ``[C, C]`` with the true class in rows, and ``drift``, the mean KL per class ``[C]``.
         """
         return self._measures

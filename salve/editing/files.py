@@ -1,11 +1,11 @@
-"""Edit files: an edit as a JSON record that a person can read, and the originals that all edits of a network share.
+"""Edit files: an edit as a JSON record that people can read, and the originals that all edits of a network share.
 
-``NAME.json`` says what the edit is, with its contribution vectors, so that applying needs no SAE: a few numbers per
-channel. ``originals-<checksum>.safetensors`` beside it holds the readers' weights as they were (multiplying by a gate
-cannot be undone by arithmetic) and the checksums of all of the network's tensors. It is written once for a network and
-site, however many edits of it a folder holds; the two belong together and may be moved together.
+``NAME.json`` describes the edit. It has the contribution vectors (a few numbers per channel), so that applying needs no
+SAE. ``originals-<checksum>.safetensors`` beside it holds the readers' weights without edits, because multiplying by a
+gate cannot be undone by arithmetic, and the checksums of all tensors of the network. It is written once for a network
+and site, and serves all their edits in a folder. The files belong together and must be moved together.
 
-A ``.safetensors`` file that ``salve-edit`` wrote says in its metadata, under :data:`HELD`, which edits it holds.
+The metadata of a ``.safetensors`` file that ``salve-edit`` wrote lists, under :data:`HELD`, the edits that it holds.
 """
 
 import base64
@@ -32,22 +32,27 @@ from salve.settings import LARGEST
 from salve.types import UserError
 from salve.untrusted import check_safetensors, parse_json, read_text, reason
 
-FORMAT = "salve-edit-2"
-#: The metadata of an edited network: a JSON list of the edits it holds.
+FORMAT = "salve-edit-1"
+#: Entry in the metadata of edited weights: a JSON list of their edits.
 HELD = "salve_edits"
 _SHARED = re.compile(r"originals-[0-9a-f]{12}\.safetensors")
 _CHECKSUM = re.compile(r"[0-9a-f]{32}")
-#: Letters of a text in an edit file; the name of an edit of many classes is long.
+#: Letters of a text in an edit file, at most; the name of an edit of many classes is long.
 _MOST_LETTERS = 10_000
-#: No SAE has so many latents.
+#: An index of a latent must be smaller.
 _MOST_LATENTS = 2**31
 
 
 def save_edit_file(edit_file: EditFile, path: Path) -> None:
-    """Write ``path`` (JSON) and, unless it lies there already, the file of originals beside it; each is there whole.
+    """Write an edit file and, unless it exists, the file of originals beside it.
+
+    Each file is written completely or not at all.
+
+    Args:
+        edit_file: the edit. path: where to write it, ending in ``.json``.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: a file cannot be written.
     """
     key = _key_of_originals(edit_file.weights, edit_file.originals)
     shared = path.with_name(f"originals-{key}.safetensors")
@@ -70,24 +75,24 @@ def load_edit_file(path: Path) -> EditFile:
 
 
 def load_edit_files(paths: Sequence[Path]) -> list[EditFile]:
-    """As :func:`load_edit_file`, for several files: originals that they share are read once."""
+    """As :func:`load_edit_file`, for several files; originals that they share are read once."""
     known: dict[Path, tuple[dict[str, str], dict[str, Tensor]]] = {}
     return [_edit_file(path, known) for path in paths]
 
 
 def load_held(path: Path) -> HeldEdit:
-    """What an edit file says, without its originals; raises as :func:`load_edit_file`."""
+    """Read an edit file without its originals; raises as :func:`load_edit_file`."""
     return _said(path)[0]
 
 
 def _said(path: Path) -> tuple[HeldEdit, str, str]:
-    """What an edit file says: the edit, the checksum after it, and the name of the file of originals."""
+    """Read an edit file: the edit, the checksum of the network with it, and the name of the file of originals."""
     record = _read_json(path)
     if record.get("format") != FORMAT:
-        raise UserError(f"{path} is no edit file of this version of salve.")
+        raise UserError(f"{path} is no edit file of this version of salve: its format is not {FORMAT}.")
     try:
         held, after, shared = held_from(record), _text(record, "after"), _text(record, "originals")
-        # A bare name, so that no file elsewhere is read.
+        # Only a plain name, so that no file in another folder is read.
         _expect(is_originals(shared), "originals must be the name of a file such as originals-….safetensors")
     except UserError as error:
         raise UserError(f"{path} is damaged: {error}.") from error
@@ -108,7 +113,7 @@ def _edit_file(path: Path, known: dict[Path, tuple[dict[str, str], dict[str, Ten
     except UserError as error:
         raise UserError(f"{path} is damaged: {reason(error)}.") from error
     if edit_file.after != after:
-        raise UserError(f"{path} is damaged: what it describes does not give the checksum that it names.")
+        raise UserError(f"{path} is damaged: its edit does not give the checksum that it states.")
     return edit_file
 
 
@@ -118,18 +123,18 @@ def record_of(held: HeldEdit) -> dict[str, Any]:
     return {
         **{name: getattr(held, name) for name in ("name", "backbone", "site", "sae", "before")},
         "readers": list(held.readers),
-        # JSON has no infinity.
+        # Standard JSON has no infinity.
         "edits": [{**asdict(edit), "alpha": "inf" if math.isinf(edit.alpha) else edit.alpha} for edit in held.edits],
-        # float32, little-endian, in base64: short, and every bit.
+        # float32, little-endian, in base64: short and exact.
         "contributions": [base64.b64encode(row.tobytes()).decode() for row in rows],
     }
 
 
 def held_from(record: Any) -> HeldEdit:
-    """The edit of a record, every field of it checked.
+    """Read the JSON record of an edit, and check every field.
 
     Raises:
-        UserError: a field is missing or cannot be; the message is part of a sentence.
+        UserError: a field is missing or has a wrong value; the message is part of a sentence.
     """
     _expect(isinstance(record, dict), "an edit must be a JSON object")
     readers, edits, rows = (_list(record, name) for name in ("readers", "edits", "contributions"))
@@ -147,21 +152,24 @@ def held_from(record: Any) -> HeldEdit:
 
 
 def held_in(metadata: Mapping[str, str], path: Path) -> list[HeldEdit]:
-    """The edits that a file of weights says it holds.
+    """The edits that a file of weights lists.
+
+    Args:
+        metadata: of the file. path: the file, for messages.
 
     Raises:
-        UserError: it says so in a way that cannot be read.
+        UserError: the list is damaged.
     """
     try:
         records = parse_json(metadata.get(HELD, "[]"))
         _expect(isinstance(records, list), "it must be a JSON list")
         return [held_from(record) for record in records]
     except ValueError as error:
-        raise UserError(f"{path} has a damaged list of the edits that it holds ({HELD}): {reason(error)}.") from error
+        raise UserError(f"{path} has a damaged list of its edits ({HELD} in its metadata): {reason(error)}.") from error
 
 
 def metadata_with(metadata: Mapping[str, str], held: Sequence[HeldEdit]) -> dict[str, str]:
-    """A file's metadata saying that it holds these edits, the same in whatever order they came."""
+    """Metadata that list these edits; the result does not depend on their order."""
     rest = {name: text for name, text in metadata.items() if name != HELD}
     if not held:
         return rest
@@ -170,22 +178,25 @@ def metadata_with(metadata: Mapping[str, str], held: Sequence[HeldEdit]) -> dict
 
 
 def is_originals(name: str) -> bool:
-    """Whether a file's name, without a folder, is that of a file of originals."""
+    """Whether a name, without folder, is that of a file of originals."""
     return bool(_SHARED.fullmatch(name))
 
 
 def read_safetensors(path: Path, missing: str = "") -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a file.
 
+    Args:
+        path: the file. missing: the message if there is no such file.
+
     Raises:
-        UserError: there is none, which ``missing`` says in a sentence; it cannot be read, or holds no plain tensors.
+        UserError: the file is missing, cannot be read, or holds other things than plain tensors.
     """
     check_safetensors(path, missing)
     try:
         with safe_open(path, framework="pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = dict(file.metadata() or {})
-    except Exception as error:  # SafetensorError, and almost anything for a type of numbers that torch does not have
+    except Exception as error:  # SafetensorError, or almost anything for a dtype that torch does not have
         raise UserError(f"{path} cannot be read as safetensors: {reason(error)}.") from error
     check_tensors(state, path)
     return state, metadata
@@ -212,19 +223,19 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_originals(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """The checksums of a network's tensors, and the readers' weights as they were, both checked."""
-    missing = f"There is no {path}, which holds the weights as they were: it belongs beside its edit files."
+    """Read and check the checksums of a network's tensors and its readers' weights without edits."""
+    missing = f"There is no {path}, which holds the weights without edits; it must lie beside its edit files."
     originals, metadata = read_safetensors(path, missing)
     try:
         header = parse_json(metadata.get("salve", ""))
         _expect(isinstance(header, dict) and header.get("format") == FORMAT, "it is of another version")
         weights = header.get("weights")
         _expect(isinstance(weights, dict) and bool(weights), "it has no checksums")
-        _expect(all(isinstance(s, str) and _CHECKSUM.fullmatch(s) for s in weights.values()), "a checksum is none")
+        _expect(all(isinstance(s, str) and _CHECKSUM.fullmatch(s) for s in weights.values()), "a checksum is malformed")
         _expect(all(weight.dtype == torch.float32 for weight in originals.values()), "its weights are not float32")
         _expect(checksums(originals).items() <= weights.items(), "its weights do not have their checksums")
         named = f"originals-{_key_of_originals(weights, originals)}.safetensors" == path.name
-        _expect(named, "it has not the checksum of its name")
+        _expect(named, "its checksum is not the one in its name")
         finite = all(bool(weight.isfinite().all()) for weight in originals.values())
         _expect(finite, "its weights are not finite")
     except ValueError as error:
@@ -238,7 +249,7 @@ def _key_of_originals(weights: Mapping[str, str], originals: Mapping[str, Tensor
 
 @lru_cache(maxsize=16)
 def _is_whole(path: Path, *_: int) -> bool:
-    """Whether a file of originals can be read. A folder may hold a thousand edits: it is read when it has changed."""
+    """Whether a file of originals can be read; cached by its stamp, because a folder may get a thousand edits."""
     try:
         _read_originals(path)
     except UserError:
@@ -252,6 +263,7 @@ def _stamp(path: Path) -> tuple[int, int, int]:
 
 
 def _expect(true: bool, otherwise: str) -> None:
+    """Raise a UserError whose message is part of a sentence; the caller adds the file."""
     if not true:
         raise UserError(otherwise)
 

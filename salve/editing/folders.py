@@ -1,34 +1,33 @@
 """The edit files of a run's folder, by name, and the classifier that they were made for."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from salve.integrity import check_file
 from salve.types import UserError
-from salve.untrusted import parse_json, read_text, shown
+from salve.untrusted import parse_json, read_text, shown, slug
 
-#: Of a run's folder.
+#: In the folder of a run.
 EDITS, MANIFEST = "edits", "manifest.json"
 CLASSIFIER = "model.safetensors"
-#: Names that a refusal lists.
+#: Names that a message lists, at most.
 _LISTED = 20
 
 
 def files_of(paths: Sequence[Path], names: Sequence[str], every: bool = False) -> list[Path]:
-    """The edit files that a command line names.
+    """The edit files that a command line selects.
 
     Args:
-        paths: edit files, and folders of runs. names: which edits of the folders, by class or by file's name.
-        every: without names, take all edits of a folder.
+        paths: edit files, and folders of runs. names: edits of these folders, by class or file name.
+        every: without names, select all edits of the folders.
 
     Raises:
-        UserError: an unknown name, or one that could be several edits; a folder whose edits are not chosen from.
+        UserError: a name is unknown or ambiguous, or none of a folder's edits is chosen.
     """
     folders = [path for path in paths if path.is_dir()]
     if names and not folders:
-        raise UserError("--edit chooses of the edits of a run's folder, and no folder was given.")
+        raise UserError("--edit chooses among the edits of a run, but no folder of a run was given.")
     found = [path for path in paths if not path.is_dir()]
     known = {file: name for folder in folders for file, name in edits_of(folder).items()}
     if names:
@@ -41,65 +40,64 @@ def files_of(paths: Sequence[Path], names: Sequence[str], every: bool = False) -
 
 
 def edits_of(folder: Path) -> dict[Path, str]:
-    """The edit files of a run's folder (or of the folder of edits itself), and the name in each; "" if it has none.
+    """The edit files in a run's folder, or in a folder of edits, and the name in each ("" if it has none).
 
     Raises:
         UserError: there are none.
     """
-    place = folder / EDITS if (folder / EDITS).is_dir() else folder
+    edits = folder / EDITS if (folder / EDITS).is_dir() else folder
     found = {}
-    for path in sorted(place.glob("*.json")):
+    for path in sorted(edits.glob("*.json")):
         try:
             record = parse_json(read_text(path))
-        except ValueError:  # loading it will say what is wrong
-            record = {"contributions": []} if place.name == EDITS else {}
+        except ValueError:  # reported when the file is loaded
+            record = {"contributions": []} if edits.name == EDITS else {}
         if isinstance(record, dict) and "contributions" in record:
             name = record.get("name")
             found[path] = name if isinstance(name, str) else ""
     if not found:
-        raise UserError(
-            f"{folder} holds no edit files: those of a run lie in its folder {EDITS}, once stage control ran."
-        )
+        raise UserError(f"{folder} holds no edit files; a run has them in its folder {EDITS} after the stage control.")
     return found
 
 
 def classifier_of(paths: Sequence[Path]) -> Path:
-    """The classifier's weights that the manifest of a run's folder leads to.
+    """The weights of a run's classifier.
 
     Raises:
-        UserError: no folder of a run is among the paths, or its manifest does not lead to a classifier.
+        UserError: none of the paths is the folder of a run, or its manifest does not lead to a classifier.
     """
     folders = [path for path in paths if path.is_dir()]
     if not folders:
-        raise UserError("Give the weights to edit: only a run's folder has a classifier of its own.")
+        raise UserError("Give the WEIGHTS to edit; they can be left out only with the folder of a run.")
     folder = folders[0]
     path = folder / MANIFEST
     if not path.is_file():
-        raise UserError(f"Give the weights to edit: {folder} is no folder of a finished run (it has no {MANIFEST}).")
+        raise UserError(f"Give the WEIGHTS to edit; {folder} is no folder of a finished run (it has no {MANIFEST}).")
     try:
         classifier: Any = parse_json(read_text(path))["artifacts"]["classifier"]["path"]
         weights = folder / classifier / CLASSIFIER
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"Give the weights to edit: {path} does not say where the run's classifier lies.") from error
+        raise UserError(f"Give the WEIGHTS to edit; {path} does not say where the run's classifier is.") from error
     if not weights.is_file():
-        raise UserError(f"Give the weights to edit: the run's classifier is no longer at {shown(str(weights), 500)}.")
+        raise UserError(f"Give the WEIGHTS to edit; the run's classifier is no longer at {shown(str(weights), 500)}.")
     check_file(weights)
     return weights
 
 
 def _named(name: str, known: dict[Path, str], folders: Sequence[Path]) -> Path:
-    """The one edit that a name means: as it is written in the file, else by the file's name, with or without number."""
+    """The edit of a name: as written in the file, else by the file's name, with or without its number."""
+    plain = slug(name)
     tests = (
         lambda file: known[file] == name,
         lambda file: name in (file.stem, file.name),
-        lambda file: _slug(name) in (_slug(known[file]), _slug(file.stem), _slug(file.stem.partition("-")[2])),
+        lambda file: plain and plain in (slug(known[file]), slug(file.stem), slug(file.stem.partition("-")[2])),
     )
     for test in tests:
         hits = [file for file in known if test(file)]
         if len(hits) == 1:
             return hits[0]
         if hits:
-            raise UserError(f"--edit {name} could be {' or '.join(file.stem for file in hits)}; give the file's name.")
+            raise UserError(f"--edit {name} could be {' or '.join(file.stem for file in hits)}; give one of these.")
     raise UserError(f"{folders[0]} has no edit called {name}; its edits are {_list(known)}.")
 
 
@@ -107,7 +105,3 @@ def _list(known: dict[Path, str]) -> str:
     names = [shown(name or file.stem) for file, name in known.items()]
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return ", ".join(names[:_LISTED]) + more
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

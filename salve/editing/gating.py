@@ -23,15 +23,18 @@ def contribution(
         latent: its index ``l``.
         scale: ``unit`` keeps ``c = D[:, l]``; ``max`` divides by ``max_j |c_j|``, so that α = 1 just closes the
             strongest channel.
-        channels: ``all`` keeps every channel, as published; ``aligned`` keeps only those where ``c_j`` has the sign
-            that the latent has for the class, which makes sense only where activations are not negative.
-        sign: +1 or −1, the sign of the latent's mean over the class; used by ``aligned``.
+        channels: ``all`` keeps every channel, as published; ``aligned`` keeps only channels where ``c_j`` has the sign
+            of the latent for the class, which makes sense only if activations are not negative.
+        sign: +1 or −1, the sign of the latent's mean over the class; for ``aligned``.
 
     Returns:
         ``[M]``.
+
+    Raises:
+        UserError: there is no such latent.
     """
     if not 0 <= latent < decoder.shape[1]:
-        raise UserError(f"Latent {latent} does not exist: this SAE has latents 0 to {decoder.shape[1] - 1}.")
+        raise UserError(f"Latent {latent} does not exist; this SAE has latents 0 to {decoder.shape[1] - 1}.")
     column = decoder[:, latent]
     if channels == "aligned":
         column = (sign * column).clamp_min(0)
@@ -45,19 +48,19 @@ def gates(
 ) -> Float[Tensor, "K M"]:
     """The gate at each of several strengths.
 
-    ``suppress``: ``s_j = max(0, 1 − α |c_j|)``; ``enhance``: ``s_j = 1 + α |c_j|``. Several contributions compose: the
-    gate of a set is the product of its members' gates.
+    ``suppress``: ``s_j = max(0, 1 − α |c_j|)``; ``enhance``: ``s_j = 1 + α |c_j|``. The gate of a set of latents is the
+    product of their gates.
 
     Args:
         contributions: ``[M]``, or ``[S, M]`` for a set of latents edited together.
-        alphas: ``[K]`` strengths ≥ 0; +inf closes every channel with ``c_j ≠ 0`` and is refused for ``enhance``.
+        alphas: ``[K]`` strengths ≥ 0; +inf closes every channel with ``c_j ≠ 0``, and is not allowed for ``enhance``.
         mode: ``suppress`` or ``enhance``.
 
     Returns:
         ``[K, M]``, in the dtype of the contributions.
 
     Raises:
-        UserError: a negative or NaN strength, an unknown mode, an infinite enhancement.
+        UserError: a negative or NaN strength, an unknown mode, or an infinite strength for ``enhance``.
     """
     _check(alphas, mode)
     push = _push(contributions.reshape(-1, contributions.shape[-1]), alphas)  # [S, K, M]
@@ -69,22 +72,22 @@ def _check(alphas: Tensor, mode: str) -> None:
     if mode not in ("suppress", "enhance"):
         raise UserError(f"mode={mode} is unknown; choose suppress or enhance.")
     if bool((alphas < 0).any() | alphas.isnan().any()):
-        raise UserError("An intervention strength α must not be negative or NaN.")
+        raise UserError("A strength α must not be negative or NaN.")
     if mode == "enhance" and bool(alphas.isinf().any()):
-        raise UserError("An infinite strength α can only suppress.")
+        raise UserError("A strength α may be infinite only for mode=suppress, not for enhance.")
 
 
 def _check_finite(logits: Tensor, alpha: Tensor) -> None:
-    """A gate that only closes keeps logits as large as they were; one that opens may take them beyond their dtype."""
+    """Refuse logits that overflow: enhancing may make them larger than their dtype can hold."""
     if not bool(logits.isfinite().all()):
         raise UserError(
             f"Enhanced at α = {float(alpha):g}, the logits are larger than {str(logits.dtype).removeprefix('torch.')} "
-            "holds: choose smaller strengths (edit.alpha)."
+            "can hold; choose smaller strengths in edit.alpha."
         )
 
 
 def _push(contributions: Float[Tensor, "S M"], alphas: Float[Tensor, " K"]) -> Float[Tensor, "S K M"]:
-    """``α |c_j|``. 0 · inf is NaN, yet a channel that the latent does not touch stays open at every strength."""
+    """``α |c_j|``, with 0 · inf = 0: a channel with ``c_j = 0`` stays open at every strength."""
     size = contributions.abs()[:, None]
     return torch.where(size > 0, alphas.to(size.dtype)[None, :, None] * size, torch.zeros_like(size))
 
@@ -102,12 +105,12 @@ def edited_logits(
     alphas: Float[Tensor, " K"] | Sequence[float],
     mode: Mode = "suppress",
 ) -> Float[Tensor, "K N C"]:
-    """Logits of the edited head for every strength at once: ``y(α) = (W ⊙ s(α)) a + b``.
+    """Logits of the edited head at every strength: ``y(α) = (W ⊙ s(α)) a + b``.
 
     For one latent a logit is ``P − α Q`` with ``P = Σ w_j a_j`` and ``Q = Σ w_j |c_j| a_j`` over the channels that are
-    open at α (docs/method.md, Law 2), so that the strengths share two matrix products of ``2·N·M·C`` flops: from each
-    strength to the next smaller one only the channels that open in between are added. ``N·K·C`` numbers are written.
-    The gates of a set are no straight lines: there it is ``2·N·M·K·C`` flops.
+    open at α (docs/method.md, Law 2). So all strengths share two matrix products of ``2·N·M·C`` flops: each strength
+    adds only the channels that open below the next larger one. ``N·K·C`` numbers are written. For a set of latents the
+    gates are not linear in α, which takes ``2·N·M·K·C`` flops.
 
     Args:
         weight: ``[C, M]`` and bias: ``[C]`` of the linear reader.
@@ -120,7 +123,7 @@ def edited_logits(
         ``[K, N, C]``, in the dtype of the weights.
 
     Raises:
-        UserError: as :func:`gates`; enhanced logits that are not finite.
+        UserError: as :func:`gates`, or enhanced logits overflow.
     """
     strengths = torch.as_tensor(alphas, dtype=weight.dtype, device=weight.device)
     found = activations.new_empty((len(strengths), len(activations), len(weight)), dtype=weight.dtype)
@@ -137,17 +140,17 @@ def logits_by_strength(
     alphas: Float[Tensor, " K"],
     mode: Mode = "suppress",
 ) -> Iterator[tuple[int, Tensor]]:
-    """:func:`edited_logits` one strength at a time, so that those of all need not be in memory at once.
+    """As :func:`edited_logits`, one strength at a time, to save memory.
 
     Yields:
-        The number of each strength once, in whatever order is quick, and the logits ``[N, C]`` at it.
+        The index of each strength once, in the order that is fastest, and the logits ``[N, C]`` at it.
 
     Raises:
-        UserError: as :func:`gates`.
+        UserError: as :func:`edited_logits`.
     """
     _check(alphas, mode)
     rows = contribution.to(weight.dtype).reshape(-1, weight.shape[1])  # [S, M]
-    # Two products cost as much as two strengths one by one.
+    # The two products below cost as much as two strengths one by one.
     if len(rows) > 1 or len(alphas) <= 2:
         for k, gate_ in enumerate(gates(rows, alphas, mode)):
             logits = torch.addmm(bias, activations, (weight * gate_).T)
@@ -159,14 +162,14 @@ def logits_by_strength(
     if mode == "enhance":
         level, slope = (activations @ both).split(len(weight), dim=1)  # [N, C]
         level = level + bias
-        _check_finite(torch.addcmul(level, alphas.max(), slope), alphas.max())  # the others lie between
+        _check_finite(torch.addcmul(level, alphas.max(), slope), alphas.max())  # logits at other strengths lie between
         for k, alpha in enumerate(alphas):
             yield k, torch.addcmul(level, alpha, slope)
         return
-    order = rows[0].abs().argsort()  # whatever the strength, it is the first channels of this order that are open
+    order = rows[0].abs().argsort()  # at every strength, the open channels come first in this order
     activations, both = activations[:, order], both[order]
-    counts = (_push(rows, alphas)[0] < 1).sum(dim=1)  # [K], how many
-    # What is open at an infinite strength is not touched: there Q is zero.
+    counts = (_push(rows, alphas)[0] < 1).sum(dim=1)  # [K], open channels
+    # Channels that are open at an infinite strength have c_j = 0, so that Q is zero there.
     finite = torch.where(alphas.isinf(), 0, alphas)
     total, done = torch.cat([bias, torch.zeros_like(bias)]).repeat(len(activations), 1), 0  # [N, 2C]
     for k in counts.argsort().tolist():

@@ -1,4 +1,4 @@
-"""Making edits of a network from the latents of an SAE."""
+"""Make edits of a network from latents of an SAE."""
 
 from collections.abc import Sequence
 
@@ -15,14 +15,14 @@ from salve.types import UserError
 def make_edit_file(
     model: nn.Module, site: Site, sae: SAE, edits: Sequence[Edit], backbone: str, name: str = ""
 ) -> EditFile:
-    """One edit file's worth of edits of a network, whose gates multiply; the network itself is not touched.
+    """Make one edit file of edits whose gates multiply; the network itself does not change.
 
     Args:
-        model: the network. site: where it is edited. sae: the SAE of that site. edits: what to do.
-        backbone: what the network is, for people. name: what the edit is meant to act on, such as a class.
+        model: the network. site: where it is edited. sae: the SAE of that site. edits: the edits.
+        backbone: the network, for people. name: what the edits act on, such as a class.
 
     Raises:
-        UserError: no such latent, a strength out of range, an edit that would change nothing.
+        UserError: there is no such latent, a strength is out of range, or the edit would change nothing.
     """
     return make_edit_files(model, site, sae, [(name, edits)], backbone)[0]
 
@@ -30,9 +30,10 @@ def make_edit_file(
 def make_edit_files(
     model: nn.Module, site: Site, sae: SAE, named: Sequence[tuple[str, Sequence[Edit]]], backbone: str
 ) -> list[EditFile]:
-    """As :func:`make_edit_file`, for many edits of one network, whose checksums are taken once.
+    """As :func:`make_edit_file`, for many edits of one network, with its checksums computed once.
 
     Args:
+        model, site, sae, backbone: see :func:`make_edit_file`.
         named: for each edit file its name, and the edits that belong together.
     """
     if sae.width != site.width:
@@ -41,7 +42,9 @@ def make_edit_files(
     originals = {f"{reader}.weight": state[f"{reader}.weight"].float().clone() for reader in site.readers}
     for name, weight in originals.items():
         if not torch.equal(weight.to(state[name].dtype), state[name]):
-            raise UserError(f"{name} is float64 and has digits that float32 does not hold: convert the model first.")
+            raise UserError(
+                f"{name} is float64 with digits that float32 cannot hold; convert the model to float32 first."
+            )
     weights, made_of = checksums(state), fingerprint(sae)
     before, decoder = checksum(weights), sae.decoder.detach().float().cpu()
     return [

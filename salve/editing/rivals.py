@@ -1,7 +1,7 @@
-"""The gate's rivals (docs/method.md): steering, directional ablation, a rank-one edit of the head.
+"""Rivals of the gate (docs/method.md): steering, directional ablation, and a rank-one edit of the head.
 
 Behind a linear reader each of them moves every logit along a straight line, ``y(s) = y − s v``, so that all strengths
-share one product with the activations. Strengths have no unit in common: compare them at a matched effect.
+share one product with the activations. Their strengths have different units: compare the methods at the same effect.
 """
 
 from collections.abc import Sequence
@@ -24,19 +24,19 @@ def steered_logits(
 ) -> Float[Tensor, "K N C"]:
     """Logits under steering at inference time, ``a' = a − s u`` (activation addition, Turner et al. 2023).
 
-    Behind a linear reader ``W a' + b = W a + (b − s W u)``: it is a change of the bias alone, the same shift of the
-    logits for every image, whatever the image holds. Only a reader that is not linear can tell it from one.
+    Behind a linear reader ``W a' + b = W a + (b − s W u)``: steering only changes the bias, and shifts the logits of
+    every image equally. Only behind a nonlinear reader is it more than that.
 
     Args:
         weight: ``[C, M]`` and bias: ``[C]`` of the linear reader.
         activations: ``[N, M]`` at the site.
         direction: ``u`` ``[M]``. To suppress a class it is ``sign · c``, with the decoder column ``c`` of its latent
-            (steering with an SAE's decoder: Flovik 2025) and the sign that the latent has for the class.
-        strengths: ``[K]``, finite, in the unit of the activations where ``u`` has unit norm; negative steers the
-            other way.
+            (steering with an SAE's decoder: Flovik 2025) and the sign of the latent for the class.
+        strengths: ``[K]``, finite, in the unit of the activations if ``u`` has unit norm; negative ones steer the
+            opposite way.
 
     Returns:
-        ``[K, N, C]``, in the dtype of the weights; at strength 0 the original's logits, exactly.
+        ``[K, N, C]``, in the dtype of the weights; at strength 0 exactly the original logits.
 
     Raises:
         UserError: a strength is not finite.
@@ -53,16 +53,16 @@ def ablated_logits(
 ) -> Float[Tensor, "K N C"]:
     """Logits under directional ablation, ``a' = a − t u (uᵀ a)`` with ``u`` at unit norm (Arditi et al. 2024).
 
-    The image's own share of the direction is removed, and no more of it than there is: unlike steering it stops, at
-    ``t = 1``, where ``u`` is projected out. It is the permanent edit ``W' = W (I − t u uᵀ)``.
+    It removes each image's own component along the direction: at ``t = 1``, ``u`` is projected out. It equals the
+    permanent edit ``W' = W (I − t u uᵀ)``.
 
     Args:
         weight, bias, activations: see :func:`steered_logits`.
-        direction: ``[M]`` of any length and sign; along a direction of zeros nothing is removed.
-        strengths: ``t`` ``[K]``, finite, no unit; above 1 the share is turned round, below 0 enlarged.
+        direction: ``[M]`` of any length and sign; a zero direction removes nothing.
+        strengths: ``t`` ``[K]``, finite, without unit; above 1 the component changes sign, below 0 it grows.
 
     Returns:
-        ``[K, N, C]``, in the dtype of the weights; at strength 0 the original's logits, exactly.
+        ``[K, N, C]``, in the dtype of the weights; at strength 0 exactly the original logits.
 
     Raises:
         UserError: a strength is not finite.
@@ -76,30 +76,30 @@ def rank_one_rows(
 ) -> Float[Tensor, "C M"]:
     """The row ``r_k`` of each class's rank-one edit of the head, ``W'(s) = W − s e_k r_kᵀ`` (ROME, Meng et al. 2022).
 
-    ROME takes the reader for a memory of keys and values, and stores one new pair ``(k*, v*)``. Here ``k*`` is the
-    class's mean activation and ``v*`` the logits at it with the class's own lowered by ``s``. Of all ``W'`` that store
-    it, the edit is the one which changes the outputs least,
+    ROME treats the reader as a memory of keys and values, and stores one new pair ``(k*, v*)``. Here ``k*`` is the
+    class's mean activation, and ``v*`` are the logits there, with the class's own logit lowered by ``s``. Of all ``W'``
+    that store the pair, the edit is the one that changes the outputs least,
 
-        minimise E‖(W' − W) a‖² + ρ ‖W' − W‖²  subject to  W' k* = v*,
+        minimise E‖(W' − W) a‖² + ρ ‖W' − W‖²  subject to  W' k* = v*.
 
-    whose solution ``W' = W + (v* − W k*) (C⁻¹ k*)ᵀ / (k*ᵀ C⁻¹ k*)``, with the second moment ``C = E[a aᵀ] + ρ I``, has
-    for this ``v*`` only the class's row changed: by ``−s r``, ``r = C⁻¹ k* / (k*ᵀ C⁻¹ k*)``, so that ``rᵀ k* = 1``.
+    Its solution is ``W' = W + (v* − W k*) (C⁻¹ k*)ᵀ / (k*ᵀ C⁻¹ k*)``, with the second moment ``C = E[a aᵀ] + ρ I``. For
+    this ``v*`` only the class's row changes, by ``−s r`` with ``r = C⁻¹ k* / (k*ᵀ C⁻¹ k*)``, so that ``rᵀ k* = 1``.
 
     Args:
-        activations: ``[N, M]`` of the train split; they give the keys and the second moment (not centred).
+        activations: ``[N, M]`` of the train split, for the keys and the second moment (not centred).
         labels: ``[N]``, each in ``0 … C−1``. num_classes: ``C``.
-        ridge: ``ρ`` as a share of the mean diagonal of ``E[a aᵀ]``, the mean square of a channel; no unit. It makes
-            the problem well posed where channels outnumber images or never fire.
+        ridge: ``ρ`` as a share of the mean diagonal of ``E[a aᵀ]``, the mean square of a channel; without unit. It
+            keeps the problem well posed if there are more channels than images, or channels that never fire.
 
     Returns:
         ``[C, M]``, computed in float64 and returned in the dtype of the activations, in 1 / their unit; NaN for a class
-        that has no images, or whose mean activation is zero.
+        without images, or with a mean activation of zero.
 
     Raises:
         UserError: the ridge is not positive.
     """
     if not ridge > 0:
-        raise UserError(f"The ridge of a rank-one edit must be positive, not {ridge:g}.")
+        raise UserError(f"ridge={ridge:g} of a rank-one edit must be above 0.")
     rows = activations.double()
     moment = rows.T @ rows / len(rows)  # [M, M]
     keys = class_means(rows, labels, num_classes)  # [C, M]
@@ -119,7 +119,7 @@ def rank_one_weight(
 
     Args:
         weight: ``[C, M]``. row: ``r`` ``[M]``, see :func:`rank_one_rows`. target: the class ``k``.
-        strength: ``s`` in logits, by which the class's logit at its mean activation falls.
+        strength: ``s`` in logits: how much the class's logit falls at its mean activation.
     """
     edited = weight.clone()
     edited[target] -= strength * row.to(weight.dtype)
@@ -134,14 +134,14 @@ def rank_one_logits(
     target: int,
     strengths: Float[Tensor, " K"] | Sequence[float],
 ) -> Float[Tensor, "K N C"]:
-    """Logits of the head under the rank-one edit at every strength: ``y_k − s (rᵀ a)``, the others untouched.
+    """Logits of the head under the rank-one edit at every strength: ``y_k − s (rᵀ a)``; the others do not change.
 
     Args:
         weight, bias, activations: see :func:`steered_logits`. row, target: see :func:`rank_one_weight`.
         strengths: ``[K]``, finite, in logits.
 
     Returns:
-        ``[K, N, C]``, in the dtype of the weights; at strength 0 the original's logits, exactly.
+        ``[K, N, C]``, in the dtype of the weights; at strength 0 exactly the original logits.
 
     Raises:
         UserError: a strength is not finite.
@@ -155,8 +155,8 @@ def rank_one_logits(
 def _lines(
     level: Float[Tensor, "N C"], slope: Float[Tensor, "*N C"], strengths: Float[Tensor, " K"] | Sequence[float]
 ) -> Float[Tensor, "K N C"]:
-    """``y − s v`` for every ``s``; a slope ``[C]`` is that of every image."""
+    """``y − s v`` for every ``s``; a slope ``[C]`` applies to every image."""
     given = torch.as_tensor(strengths, dtype=level.dtype, device=level.device)
     if not bool(given.isfinite().all()):
-        raise UserError("The strength of steering, ablation or a rank-one edit must be finite.")
+        raise UserError("The strengths of steering, ablation or a rank-one edit must be finite.")
     return torch.addcmul(level, given[:, None, None], slope, value=-1)

@@ -1,7 +1,7 @@
-"""Whether an edit separates its class from the others, and how sure that is.
+"""Whether an edit separates its class from the others, and how certain that is.
 
-An edit *separates* a class when it takes the class away and leaves the others as they were. All measures are of images
-on which nothing was chosen.
+An edit *separates* a class if it removes the class and leaves the others as they were. All measures are on images on
+which nothing was chosen.
 """
 
 from collections.abc import Sequence
@@ -12,20 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats  # type: ignore[import-untyped]
 
-#: Float, integer or bool arrays, or the numpy scalars that stand for arrays without axes.
+#: Arrays of float, integer or bool, or NumPy scalars.
 Numbers: TypeAlias = Any
 
-#: Shares of images differ by much more than this or not at all: 0.8 − 0.7 is a loss of 10 points, not of more.
+#: Shares of images differ by much more or not at all. So 0.8 − 0.7 counts as a loss of 10 points, not of more.
 _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What an edit may leave and cost; all are fractions.
+    """The thresholds of separation, as fractions.
 
     Attributes:
-        accuracy: the edited class must fall to it. others_mean_change: the mean absolute change of the other classes'
-            accuracy must stay below it. others_worst_loss: no other class may lose more.
+        accuracy: the edited class must fall to this accuracy or below.
+        others_mean_change: the mean absolute change of the other classes' accuracies must be smaller.
+        others_worst_loss: no other class may lose more.
     """
 
     accuracy: float = 0.05
@@ -34,20 +35,20 @@ class Limits:
 
 
 LIMITS = Limits()
-#: Of every interval.
+#: Confidence level of every interval.
 CONFIDENCE = 0.95
-#: Test sets drawn anew, with replacement within each class, for the intervals of an edit's cost.
+#: Bootstrap samples of the test set, drawn within each class, for the intervals of an edit's cost.
 RESAMPLES = 1000
 
 
 class Effect(NamedTuple):
-    """What edits do, each field ``[...]`` as the accuracies it was computed from.
+    """The effect of edits; each field has the leading axes ``[...]`` of the accuracies.
 
     Attributes:
-        before, after: mean accuracy of the edited classes; NaN where none has images.
-        mean_change: mean of the other classes' absolute changes. signed_change: their mean change, in which gains make
-            up for losses. worst_loss: the largest loss of one of them, at least 0.
-        worst: index of the class that loses most; −1 where no other class has images. All changes are then 0.
+        before, after: mean accuracy of the edited classes; NaN if none has images.
+        mean_change: mean of the other classes' absolute changes. signed_change: their mean change, in which gains
+            offset losses. worst_loss: the largest loss of any of them, at least 0.
+        worst: index of the class that loses most; −1 if no other class has images, and then all changes are 0.
     """
 
     before: Numbers
@@ -58,7 +59,7 @@ class Effect(NamedTuple):
     worst: Numbers
 
     def at(self, index: int) -> "Effect":
-        """One of them."""
+        """The effect of one edit."""
         return Effect(*(np.asarray(field)[index] for field in self))
 
 
@@ -66,8 +67,8 @@ def effect(before: Numbers, after: Numbers, own: NDArray[np.bool_]) -> Effect:
     """The effect of edits on every class's accuracy.
 
     Args:
-        before, after: accuracies ``[..., C]``; NaN for a class without images. own: ``[C]``, the classes that are
-            edited; several of a set count as one, by their mean.
+        before, after: accuracies ``[..., C]``; NaN for a class without images.
+        own: ``[C]``, which classes are edited; of several the mean counts.
     """
     before, after = np.broadcast_arrays(np.asarray(before, float), np.asarray(after, float))
     known = ~np.isnan(before.reshape(-1, len(own))[0])
@@ -87,26 +88,21 @@ def effect(before: Numbers, after: Numbers, own: NDArray[np.bool_]) -> Effect:
 
 
 def takes_away(found: Effect, limits: Limits = LIMITS) -> Numbers:
-    """Whether the class falls to the limit; one that is there without an edit shows nothing about one."""
+    """Whether the class falls to the limit; False for a class that is below it without an edit."""
     limit = limits.accuracy + _ROUNDING
     return (found.before > limit) & (found.after <= limit)
 
 
 def separated(found: Effect, limits: Limits = LIMITS) -> Numbers:
-    """Whether the class goes while the others change little in the mean of absolute values, and none loses much."""
+    """Whether the class goes, the others' accuracies change little (mean absolute change), and none loses much."""
     little = found.mean_change < limits.others_mean_change - _ROUNDING
     return takes_away(found, limits) & little & (found.worst_loss <= limits.others_worst_loss + _ROUNDING)
 
 
 def separated_as_published(found: Effect, limits: Limits = LIMITS) -> Numbers:
-    """The paper's sense: the others' *mean* accuracy changes little, so that gains may make up for losses."""
+    """As in the paper: the class goes, and the others' *mean* accuracy changes little, so that gains offset losses."""
     little = np.abs(found.signed_change) < limits.others_mean_change - _ROUNDING
     return takes_away(found, limits) & little
-
-
-def separates(before: Numbers, after: Numbers, own: NDArray[np.bool_], limits: Limits = LIMITS) -> bool:
-    """:func:`separated` of one edit: accuracies ``[C]`` before and after, and which classes are edited ``[C]``."""
-    return bool(separated(effect(before, after, own), limits))
 
 
 def wilson(successes: Numbers, count: Numbers, confidence: float = CONFIDENCE) -> tuple[Numbers, Numbers]:
@@ -133,14 +129,14 @@ def resampled_effects(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Effect:
-    """The effects that other test sets might have shown: images are drawn anew within each class, with replacement.
+    """Effects on bootstrap samples of the test set: images are drawn with replacement within each class.
 
-    The same draw serves all edits, as they were measured on the same images.
+    All edits share the same samples, because they were measured on the same images.
 
     Args:
-        labels: ``[N]`` of the test images. right_before: ``[N]``, which of them the untouched network gets right.
-        right_after: ``[T, N]``, which of them each edited network gets right. own: ``[T, C]``, the classes that each
-            edit is for. resamples: ``B``. seed: of the draw.
+        labels: ``[N]`` of the test images. right_before: ``[N]``, which of them the original network classifies right.
+        right_after: ``[T, N]``, which of them each edited network classifies right.
+        own: ``[T, C]``, which classes each edit is for. resamples: ``B``. seed: of the samples.
 
     Returns:
         Fields ``[T, B]``.
@@ -156,7 +152,7 @@ def resampled_effects(
     known = counts > 0
     found = []
     for target, right in zip(own, right_after, strict=True):
-        # Few images change: all that is computed for an edit is linear in their number.
+        # Few images change, so the work for an edit is linear in their number.
         changed = np.flatnonzero(right != right_before)
         touched = np.unique(labels[changed])
         change = np.zeros((resamples, 0))
@@ -191,9 +187,9 @@ def _by_class(
 
 
 def percentile_interval(values: Numbers, measured: Numbers, confidence: float = CONFIDENCE) -> tuple[Numbers, Numbers]:
-    """The middle of resampled values ``[..., B]``: ``(low, high)``, each ``[...]``.
+    """The percentile interval of resampled values ``[..., B]``: ``(low, high)``, each ``[...]``.
 
-    It is widened to hold the measured value: resampled absolute values are larger in the mean than measured ones.
+    It is widened to contain the measured value, because resampled absolute values are larger on average.
     """
     tail = 100 * (1 - confidence) / 2
     low, high = np.percentile(values, [tail, 100 - tail], axis=-1)
@@ -205,8 +201,11 @@ class Verdict:
     """How many of the edits separate their class.
 
     Attributes:
-        judged: edits of a class. separates: how many of them do; low, high: its interval. published: how many do in
-            the published sense.
+        judged: edits of a class. separates: how many of them separate it; low, high: the interval of that.
+        published: how many separate it in the published sense.
+
+    Raises:
+        ValueError: the numbers contradict each other.
     """
 
     judged: int
@@ -225,7 +224,7 @@ def verdict(found: Effect, resampled: Effect, of_class: Sequence[bool], reached:
 
     Args:
         found: fields ``[T]``. resampled: fields ``[T, B]``. of_class: ``[T]``, which edits are for one class.
-        reached: ``[T]``, for which a strength could be chosen; an edit without one separates nothing.
+        reached: ``[T]``, for which edits a strength could be chosen; the others separate nothing.
     """
     judged = np.asarray(of_class, bool)
     chosen = judged & np.asarray(reached, bool)

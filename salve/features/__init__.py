@@ -1,4 +1,4 @@
-"""What the latents say about the classes, the concepts and the images."""
+"""What latents stand for: classes, concepts, and kinds of images."""
 
 from salve.features.classes import ClassMeans, Kind, Selection, class_means, kinds, margins, select_latents, shares
 from salve.features.concepts import ConceptAUROC, ConceptDetectors, concept_auroc, concept_detectors

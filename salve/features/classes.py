@@ -28,7 +28,7 @@ def class_means(latents: Latents, labels: Labels, num_classes: int) -> Float[Ten
 
 
 class ClassMeans(Metric):
-    """:func:`class_means` over all batches; sums are kept in float64.
+    """:func:`class_means` over all batches, with sums in float64.
 
     Args:
         dictionary_size: ``d``. num_classes: ``C``.
@@ -49,28 +49,28 @@ class ClassMeans(Metric):
         self.images += torch.bincount(labels, minlength=len(self.images))
 
     def compute(self) -> Tensor:
-        """``[C, d]``; the row of a class without images is NaN. A single number comes without axes."""
+        """``[C, d]``; the row of a class without images is NaN. With one class and one latent, a scalar."""
         return self.total / self.images[:, None]
 
 
 def shares(means: Float[Tensor, "C d"]) -> Float[Tensor, "C d"]:
-    """``|μ_kl| / Σ_k' |μ_k'l|``: how much of a latent belongs to each class; 0 for a dead latent or an empty class."""
+    """``|μ_kl| / Σ_k' |μ_k'l|``: each class's share of a latent; 0 for a dead latent or an empty class."""
     size = means.nan_to_num(0.0).abs()
     total = size.sum(dim=0)
     return size / torch.where(total > 0, total, torch.ones_like(total))
 
 
 def kinds(means: Float[Tensor, "C d"], threshold: float = 0.5) -> list[Kind]:
-    """What each latent is, by the shares τ that classes hold of it.
+    """The kind of each latent, from the classes' shares of it.
 
-    Class-defining: exactly one class holds at least τ. Cross-class: otherwise, and two or more classes hold at least
-    τ/2 each. Dead: every class mean is zero. Diffuse: the rest.
+    Class-defining: exactly one class has a share of at least τ. Cross-class: otherwise, if two or more classes have
+    shares of at least τ/2. Dead: every class mean is zero. Diffuse: the rest.
 
     Args:
         means: ``[C, d]``. threshold: τ in (0, 1].
 
     Returns:
-        ``d`` names.
+        A kind for each of the ``d`` latents.
     """
     share = shares(means)
     owners, sharers = (share >= threshold).sum(dim=0), (share >= threshold / 2).sum(dim=0)
@@ -82,29 +82,30 @@ def kinds(means: Float[Tensor, "C d"], threshold: float = 0.5) -> list[Kind]:
 
 
 def margins(means: Float[Tensor, "C d"]) -> Float[Tensor, "C d"]:
-    """``|μ_kl| − max_{k'≠k} |μ_k'l|``: by how much class ``k`` leads on latent ``l``; with one class, ``|μ_kl|``."""
+    """``|μ_kl| − max_{k'≠k} |μ_k'l|``: how far class ``k`` leads on latent ``l``; with one class, ``|μ_kl|``."""
     size = means.nan_to_num(0.0).abs()
     if size.shape[0] == 1:
         return size
     best, second = size.topk(2, dim=0).values
-    # The leader is compared with the runner-up, everyone else with the leader; on a tie both give zero.
+    # The leader is compared with the second, all others with the leader; on a tie both are zero.
     return torch.where(size == best, size - torch.where(best == second, best, second), size - best)
 
 
 def select_latents(
     means: Float[Tensor, "C d"], by: Selection = "margin", fires: Bool[Tensor, " d"] | None = None
 ) -> Int[Tensor, " C"]:
-    """The latent through which each class is edited.
+    """Choose the latent with which each class is edited.
 
     Args:
         means: ``[C, d]``. by: ``largest`` takes the largest ``|μ_kl|`` (paper), ``margin`` the largest margin.
-        fires: which latents fire for any image; others are not chosen. None for those with a mean other than zero.
+        fires: ``[d]``, which latents fire for any image; others are not chosen. None allows all latents with a mean
+            other than zero.
 
     Returns:
         ``[C]`` latent indices; −1 for a class without images, or for which no latent fires.
     """
     size = means.nan_to_num(0.0).abs()
-    possible = size > 0  # a latent that no class has leads nowhere, and so by a margin of 0
+    possible = size > 0  # a latent with mean zero for all classes would have a margin of 0
     if fires is not None:
         possible &= fires
     score = torch.where(possible, size if by == "largest" else margins(means), -torch.inf)

@@ -1,4 +1,4 @@
-"""Which latents tell known concepts, on data that come with the truth."""
+"""Which latents detect known concepts, on data with ground truth."""
 
 from typing import NamedTuple
 
@@ -10,17 +10,17 @@ from torchmetrics.utilities import dim_zero_cat
 
 from salve.types import Latents
 
-#: Latents ranked at a time: bounds the memory to a few arrays of this width.
+#: Latents that are ranked at a time, to bound memory.
 _AT_ONCE = 1024
 
 
 class ConceptDetectors(NamedTuple):
-    """The latent that best tells each of ``K`` concepts.
+    """The latent that best detects each of ``K`` concepts.
 
     Attributes:
-        latents: ``[K]`` indices; −1 for a concept that all or none of the images show by which it was chosen.
-        signs: ``[K]``, −1 where the concept lowers a signed latent, else 1.
-        auroc: ``[K]`` of ``sign · z`` on the held-out images; NaN where there is no latent, or if all or none of those
+        latents: ``[K]`` indices; −1 for a concept that all or none of the images for choosing show.
+        signs: ``[K]``, −1 if the concept lowers a signed latent, else 1.
+        auroc: ``[K]`` of ``sign · z`` on the held-out images; NaN without a latent, or if all or none of these images
             show the concept.
     """
 
@@ -32,14 +32,14 @@ class ConceptDetectors(NamedTuple):
 def concept_auroc(latents: Latents, presence: Bool[Tensor, "N K"]) -> Float[Tensor, "K d"]:
     """Area under the ROC curve of every latent as a detector of every concept: ``P(z_with > z_without)``, ties half.
 
-    By the ranks of the latents (Mann–Whitney U), exact.
+    It is exact, from the ranks of the latents (Mann–Whitney U).
 
     Args:
         latents: ``[N, d]``. presence: ``[N, K]``, which image shows which concept.
 
     Returns:
-        ``[K, d]`` float64: 0.5 by chance, 1 when the latent is larger wherever the concept is; NaN for a concept that
-        all or none of the images show.
+        ``[K, d]`` float64: 0.5 by chance, 1 if the latent is larger for all images with the concept than without; NaN
+        for a concept that all or none of the images show.
     """
     shown = presence.T.double()
     positives = shown.sum(dim=1, keepdim=True)
@@ -49,7 +49,7 @@ def concept_auroc(latents: Latents, presence: Bool[Tensor, "N K"]) -> Float[Tens
 
 
 class ConceptAUROC(Metric):
-    """:func:`concept_auroc` over all batches; keeps every latent, since ranks are among all images.
+    """:func:`concept_auroc` over all batches; keeps all latents, because ranks are over all images.
 
     Args:
         dictionary_size: ``d``. concepts: ``K``.
@@ -84,13 +84,14 @@ def concept_detectors(
     held_out_presence: Bool[Tensor, "n K"],
     signed: bool = False,
 ) -> ConceptDetectors:
-    """Choose the best latent for each concept on some images, and judge it on others.
+    """Choose the best latent for each concept on some images, and measure it on others.
 
-    The best of many latents on the images that chose it would look better than it is.
+    On the images that chose it, the best of many latents would look better than it is.
 
     Args:
-        latents, presence: ``[N, d]`` and ``[N, K]``, to choose by. held_out_latents, held_out_presence: to judge by.
-        signed: latents take both signs (linear SAEs), so that one which the concept lowers tells it as well.
+        latents, presence: ``[N, d]`` and ``[N, K]``, for choosing.
+        held_out_latents, held_out_presence: ``[n, d]`` and ``[n, K]``, for measuring.
+        signed: latents take both signs (linear SAEs), so that a latent that the concept lowers detects it too.
     """
     auroc = concept_auroc(latents, presence)
     strength = torch.maximum(auroc, 1 - auroc) if signed else auroc
@@ -104,7 +105,7 @@ def concept_detectors(
 
 
 def _mid_ranks(values: Latents) -> Float[Tensor, "N d"]:
-    """Ranks 1 … N within each column, equal values sharing the mean of theirs."""
+    """Ranks 1 … N within each column; equal values get their mean rank."""
     columns = values.T.contiguous()
     ordered = columns.sort(dim=1).values
     below, up_to = (torch.searchsorted(ordered, columns, right=right) for right in (False, True))

@@ -1,4 +1,4 @@
-"""Whether the images for which a latent fires look alike, to an encoder of their own."""
+"""Monosemanticity: how similar the images are for which a latent fires, according to another image encoder."""
 
 from typing import NamedTuple
 
@@ -10,15 +10,16 @@ from torchmetrics import Metric
 
 from salve.types import Latents
 
-#: Below this share of all weight, what is left for pairs of different images is rounding.
+#: If pairs of different images have less than this share of the total weight, it is only rounding.
 _NO_PAIRS = 1e-12
 
 
 class _Sums(NamedTuple):
-    """What the score is computed from, in float64; all but ``smallest``, a minimum, add up over batches.
+    """Sums over images from which the score is computed, in float64.
 
-    With ``s = |z|`` and unit embeddings ``ê``: ``images``, how many; ``smallest [d]`` of ``s``; ``total = Σ s [d]``,
-    ``squares = Σ s² [d]``, ``directions = Σ ê [F]`` and ``weighted = Σ s ê [d, F]`` over images.
+    Over batches they add up, but ``smallest`` is a minimum. With ``s = |z|`` and unit embeddings ``ê``: ``images``,
+    their number; ``smallest [d]`` of ``s``; ``total = Σ s [d]``, ``squares = Σ s² [d]``, ``directions = Σ ê [F]`` and
+    ``weighted = Σ s ê [d, F]``.
     """
 
     images: Tensor
@@ -30,20 +31,20 @@ class _Sums(NamedTuple):
 
 
 def monosemanticity(latents: Latents, embeddings: Float[Tensor, "N F"]) -> Float[Tensor, " d"]:
-    """Mean cosine between the images for which a latent fires, weighted by how strongly (Pach et al. 2025).
+    """Mean cosine similarity of the images for which a latent fires, weighted by the latent (Pach et al. 2025).
 
-    ``MS_l = Σ_{n≠m} w_nl w_ml ê_n·ê_m / Σ_{n≠m} w_nl w_ml``, with unit embeddings ``ê``, and ``w_nl`` the ``|z_nl|``
-    less its smallest value over the images. The pairs are never formed: the sums are ``‖Σ_n w_n ê_n‖² − Σ_n w_n²`` and
+    ``MS_l = Σ_{n≠m} w_nl w_ml ê_n·ê_m / Σ_{n≠m} w_nl w_ml``, with unit embeddings ``ê``, and ``w_nl = |z_nl|`` minus
+    its smallest value over the images. No pairs are formed: the sums are ``‖Σ_n w_n ê_n‖² − Σ_n w_n²`` and
     ``(Σ_n w_n)² − Σ_n w_n²``.
 
     Args:
         latents: ``[N, d]``, zero where a latent does not fire.
-        embeddings: ``[N, F]`` of the same images, not zero, by another model than the one that is explained: with its
-            own activations the score is circular.
+        embeddings: ``[N, F]`` of the same images, not zero. They must come from another model than the one that is
+            explained, because with its own activations the score would be circular.
 
     Returns:
-        ``[d]`` float64, 1 when all those images look the same; NaN for a latent that sets no two images apart from the
-        rest.
+        ``[d]`` float64, 1 if all these images have the same embedding; NaN for a latent with fewer than two images of
+        weight above zero.
     """
     return _score(_sums(latents, embeddings))
 
@@ -61,7 +62,7 @@ def _sums(latents: Latents, embeddings: Float[Tensor, "N F"]) -> _Sums:
 
 
 def _score(sums: _Sums) -> Float[Tensor, " d"]:
-    # The sums are of s, whose smallest value is known only after the last batch: w = s − least.
+    # w = s − least, but the smallest value is known only after the last batch, so that the sums are of s.
     least = sums.smallest
     total = sums.total - sums.images * least
     squares = sums.squares - 2 * least * sums.total + sums.images * least.square()

@@ -1,4 +1,4 @@
-"""How much a latent is about one class, or one kind of image."""
+"""Purity and entropy: how far a latent stands for one class."""
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +14,8 @@ from salve.types import Labels, Latents, UserError
 def top_purity(latents: Latents, labels: Labels, num_classes: int, top: int = 10) -> Float[Tensor, " d"]:
     """Share of each latent's ``top`` strongest images, by ``|z_l|``, that belong to their most frequent class.
 
-    A latent that fires for fewer images is judged by those, and one that fires once is always pure: look at how often
-    it fires as well. Chance is not 0 but at least ``1 / C``. Of images that tie for the last place any may be taken.
+    If a latent fires for fewer images, only those count; one that fires once is always pure, so look at how often it
+    fires too. Chance is at least ``1 / C``, not 0. Of images that tie for the last rank, any may be taken.
 
     Args:
         latents: ``[N, d]``, zero where a latent does not fire. labels: ``[N]``. num_classes: ``C``.
@@ -29,30 +29,30 @@ def top_purity(latents: Latents, labels: Labels, num_classes: int, top: int = 10
 
 
 def label_purity(values: Float[Tensor, "top d"], labels: Int[Tensor, "top d"], num_classes: int) -> Float[Tensor, " d"]:
-    """:func:`top_purity` of images that are already chosen: their values, zero for none, and their labels."""
+    """:func:`top_purity` from the strongest images: their values (0 for no image) and their labels."""
     counts = values.new_zeros(num_classes, values.shape[1])
     counts.scatter_add_(0, labels, (values > 0).to(values.dtype))
     return counts.max(dim=0).values / counts.sum(dim=0)
 
 
 def class_entropy(latents: Latents, labels: Labels, num_classes: int) -> Float[Tensor, " d"]:
-    """Entropy of how a latent's activation is spread over the classes, ``−Σ_k p_kl ln p_kl`` in nats.
+    """Entropy of a latent's distribution over classes, ``−Σ_k p_kl ln p_kl`` in nats.
 
-    ``p_kl`` is class ``k``'s mean of ``|z_l|`` over the sum of those means: a mean, so that a class counts the same
-    however many images it has.
+    ``p_kl`` is the mean of ``|z_l|`` over class ``k``, divided by the sum of these means. Means make classes count
+    equally, however many images they have.
 
     Args:
         latents: ``[N, d]``, zero where a latent does not fire. labels: ``[N]``. num_classes: ``C``.
 
     Returns:
-        ``[d]``: 0 when one class has it all, ``ln`` of the number of classes with images when all have the same; NaN
-        for a latent that never fires.
+        ``[d]``: 0 if the latent fires for one class only, ``ln`` of the number of classes with images if all have the
+        same mean; NaN for a latent that never fires.
     """
     return entropy(class_means(latents.abs(), labels, num_classes))
 
 
 def entropy(means: Float[Tensor, "C d"]) -> Float[Tensor, " d"]:
-    """:func:`class_entropy` from the class means of ``|z|``; those of a class without images are NaN and left out."""
+    """:func:`class_entropy` from the class means of ``|z|``; NaN means, of classes without images, are ignored."""
     mass = means.nan_to_num(0.0)
     total = mass.sum(dim=0)
     spread = torch.special.entr(mass / total).sum(dim=0)
@@ -78,9 +78,9 @@ class ClassPurity(Metric):
     def __init__(self, dictionary_size: int, num_classes: int, top: int = 10, firing_threshold: float = 0.0) -> None:
         super().__init__()
         if top < 1:
-            raise UserError(f"Purity needs at least one image per latent, not top={top}.")
+            raise UserError(f"top={top} must be at least 1 image per latent.")
         self.firing_threshold = firing_threshold
-        # Value and label of the strongest images so far: in one state, since they are chosen together over the ranks.
+        # Values and labels of the strongest images, in one state, so that ranks can reduce both together.
         start = torch.zeros(top, dictionary_size, 2, dtype=torch.float64)
         self.add_state("strongest", start, dist_reduce_fx=_strongest)
         self.add_state("mass", torch.zeros(num_classes, dictionary_size, dtype=torch.float64), dist_reduce_fx="sum")
@@ -98,7 +98,7 @@ class ClassPurity(Metric):
         self.images.index_add_(0, labels, torch.ones_like(size[:, 0]))
 
     def compute(self) -> dict[str, Tensor]:
-        """``purity`` and ``entropy``, and ``purity_images``, how many images the purity rests on; each ``[d]``."""
+        """``purity``, ``purity_images`` (how many images it is computed from) and ``entropy``, each ``[d]``."""
         values, labels = self.strongest.unbind(dim=2)
         return {
             "purity": label_purity(values, labels.long(), len(self.mass)),
@@ -108,7 +108,7 @@ class ClassPurity(Metric):
 
 
 def _strongest(candidates: Float[Tensor, "parts top d 2"]) -> Float[Tensor, "top d 2"]:
-    """The strongest of several lists of (value, label) per latent."""
+    """Merge lists of (value, label) into one of the strongest, for each latent."""
     flat = candidates.flatten(0, 1)
     order = flat[..., 0].topk(candidates.shape[1], dim=0).indices
     return flat.gather(0, order[..., None].expand(-1, -1, 2))

@@ -6,6 +6,8 @@ import unicodedata
 from collections.abc import Callable
 from typing import Any
 
+from salve.untrusted import slug as slug
+
 MISSING = "–"
 NEVER = "∞"
 #: The sign after a number, with a space that does not break.
@@ -107,12 +109,6 @@ def label(text: Any, width: int = 22) -> str:
         return clean[: width - 1].rstrip() + "…"
     head = width // 2
     return clean[:head].rstrip() + "…" + clean[len(clean) - (width - 1 - head) :].lstrip()
-
-
-def slug(text: Any) -> str:
-    """Letters, digits and hyphens only: safe as a file name and in a link; may be empty."""
-    plain = unicodedata.normalize("NFKD", str(text)).encode("ascii", "ignore").decode().lower()
-    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:40].rstrip("-")
 
 
 def file_name(name: str) -> str:

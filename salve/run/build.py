@@ -47,7 +47,7 @@ def build_context(
     chosen = _preset(config.backbone, loaded.model, data.native_size)
     data.bind(chosen.preprocess)
     preprocessing = chosen.origin
-    remarks = tuple(sentence(one) for one in (*data.remarks(), loaded.remark) if one)
+    remarks = tuple(one for one in (*data.remarks(), loaded.remark) if one)
     log.info("Images: %s", preprocessing)
     for remark in remarks:
         log.warning("Caution: %s", remark)
@@ -72,11 +72,6 @@ def build_context(
 
     surroundings = (trainer_factory, device, progress, ranks, config.trainer.memory, precision)
     return StageContext(store, data, config.backbone, site.name, config.seed, *surroundings, preprocessing, remarks)
-
-
-def sentence(text: str) -> str:
-    """A remark with a capital and a full stop."""
-    return text[:1].upper() + text[1:].rstrip(".") + "."
 
 
 def check_job(config: Config) -> None:

@@ -1,8 +1,8 @@
-"""Where a latent looks, what it wants to see, and how well its maps agree with the truth."""
+"""Saliency: where a latent looks (Grad-FAM), which image excites it, and scores for its maps."""
 
 from salve.saliency.activation_max import ActivationMaximum, maximise
 from salve.saliency.grad_fam import grad_fam
-from salve.saliency.localisation import InsertionDeletion, insertion_deletion_auc, iou, overlay, pointing_game
+from salve.saliency.localisation import InsertionDeletion, insertion_deletion_auc, iou, pointing_game
 
 __all__ = [
     "ActivationMaximum",
@@ -11,6 +11,5 @@ __all__ = [
     "insertion_deletion_auc",
     "iou",
     "maximise",
-    "overlay",
     "pointing_game",
 ]

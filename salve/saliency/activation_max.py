@@ -1,4 +1,4 @@
-"""Activation maximisation: an image, drawn by gradient ascent, that excites one latent (Flovik 2025)."""
+"""Activation maximisation: images, found by gradient ascent, that excite latents (Flovik 2025)."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,12 +17,12 @@ _START_NOISE = 0.01
 
 
 class ActivationMaximum(NamedTuple):
-    """Image l was drawn for latent l; the values are its pre-activation before and after.
+    """An image for each latent, and the latent's pre-activation before and after.
 
     Attributes:
-        images: ``[L, 3, S, S]`` in 0..1, as the model's normalisation expects them.
-        start_values: ``[L]`` pre-activation ``(E (a − s) + b)_l`` of the grey noise that the drawing started from.
-        final_values: ``[L]`` that of ``images``.
+        images: ``[L, 3, S, S]`` in 0..1, before normalisation.
+        start_values: ``[L]``, the pre-activation ``(E (a − b_dec) + b)_l`` of the grey noise at the start.
+        final_values: ``[L]``, that of ``images``.
     """
 
     images: Float[Tensor, "L 3 S S"]
@@ -46,35 +46,36 @@ def maximise(
     signs: Tensor | None = None,
     seed: int = 0,
 ) -> ActivationMaximum:
-    """Draw, for each latent, an image that excites it. All are drawn together, each in its own row of one batch.
+    """Find, for each latent, an image that excites it; the images of all latents form one batch.
 
         max_x  sign_l φ_l(x) / u_l  −  λ_L2 mean(x²)  −  λ_TV ( mean|∂_h x| + mean|∂_w x| )
 
-    ``x`` is the normalised image that the model reads and ``φ_l`` the latent's *pre-activation*, which has a gradient
-    even where a ReLU or TopK latent is silent. ``u_l = ‖E_l‖ · mean‖a‖`` at the start makes φ a number of order one,
-    and the norms are means, so that one λ serves every SAE, backbone and image size.
+    ``x`` is the normalised image that the model reads. ``φ_l`` is the latent's *pre-activation*, which has a gradient
+    even where a ReLU or TopK latent is zero. Dividing by ``u_l = ‖E_l‖ · mean‖a‖`` at the start makes φ a number of
+    order one, and the penalties are means, so that one λ suits every SAE, backbone and image size.
 
-    What is known to keep such images from being noise, and no more: the image is drawn through its spectrum, each
-    frequency scaled by its inverse (Olah et al. 2017), squashed into 0..1 by a sigmoid; and every step sees it moved
-    by a few pixels at random. Adam; one forward and one backward pass of L images for each step.
+    Two measures keep the images from becoming noise. Their spectrum is optimised, with each frequency scaled by its
+    inverse (Olah et al. 2017), and squashed into 0..1 by a sigmoid. And every step shifts the images by a few pixels at
+    random. Each step of Adam takes one forward and one backward pass of L images.
 
     Args:
-        model: torchvision or timm model; run in eval mode and left as found.
-        layer: the site, by name, or ``"last"``.
-        sae: of the site's activations.
+        model: torchvision or timm model; run in eval mode and left as it was.
+        layer: name of the site, or ``"last"``.
+        sae: an SAE of the site's activations.
         latents: ``[L]`` indices into the dictionary.
-        preprocess: gives the normalisation.
+        preprocess: for its normalisation.
         size: ``S``, side of the images in pixels.
-        steps: of Adam.
-        lr: of Adam, on the spectrum.
+        steps: steps of Adam.
+        lr: learning rate of Adam, on the spectrum.
         l2: λ_L2 ≥ 0.
         tv: λ_TV ≥ 0.
-        jitter: largest shift in pixels, either way along each axis; what leaves one side comes in at the other.
-        signs: ``[L]``, +1 or −1: −1 makes the latent as negative as it can be.
-        seed: of the starting noise and the shifts; the result is determined by it.
+        jitter: largest shift in pixels, in both directions along each axis; images wrap around.
+        signs: ``[L]``, +1 or −1; −1 makes the latent as negative as possible.
+        seed: of the initial noise and the shifts; it determines the result.
 
     Raises:
-        UserError: no such site or latent, an SAE of another width, bad signs, a setting out of its range.
+        UserError: there is no such site or latent, the SAE has another width, signs are wrong, or a setting is out of
+            range.
 
     Source: Flovik 2025 (arXiv 2512.15938) for the objective; Olah et al. 2017 (Feature Visualization) for the spectrum.
     """
@@ -90,7 +91,7 @@ def maximise(
         if not setting >= least:
             raise UserError(f"{name}={setting} must be at least {least}.")
     if not lr > 0:
-        raise UserError(f"lr={lr} must be positive.")
+        raise UserError(f"lr={lr} must be above 0.")
     dtype, device = sae.encoder.dtype, sae.encoder.device
     generator = torch.Generator().manual_seed(seed)
     with torch.inference_mode(False), torch.enable_grad(), evaluating(model):
@@ -119,7 +120,7 @@ def maximise(
             shift = torch.randint(-jitter, jitter + 1, (2,), generator=generator).tolist()
             value, _activations = measure(x.roll(shift, dims=(2, 3)))
             penalty = l2 * x.square().mean(dim=(1, 2, 3)) + tv * _total_variation(x)
-            # Not .backward(): that would leave gradients in the model's weights.
+            # Not .backward(), which would leave gradients in the model's weights.
             (spectrum.grad,) = torch.autograd.grad((penalty - sign * value / unit).sum(), spectrum)
             optimiser.step()
         with torch.no_grad():
@@ -131,7 +132,7 @@ def maximise(
 def _inverse_frequency(size: int) -> Tensor:
     """Weight of each frequency of a real ``[size, size]`` image, ``[size, size // 2 + 1]``, with mean one."""
     rows, columns = torch.fft.fftfreq(size)[:, None], torch.fft.rfftfreq(size)[None, :]
-    # The mean colour has frequency zero; it weighs as much as the lowest other one.
+    # The mean colour has frequency zero; it gets the weight of the lowest other frequency.
     scale = 1 / (rows.square() + columns.square()).sqrt().clamp_min(1 / size)
     return scale / scale.mean()
 

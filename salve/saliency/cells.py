@@ -1,4 +1,4 @@
-"""Where in the image the cells of a map lie, followed through the operations that make it, and enlarging from there."""
+"""Positions of a map's cells in the image: track them through a forward pass, and enlarge maps with them."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,12 +15,12 @@ from torch.utils.weak import WeakTensorKeyDictionary
 class Cells:
     """A grid of cells: ``(i, j)`` is centred at row ``start[0] + i stride[0]``, column ``start[1] + j stride[1]``.
 
-    In pixels; whole numbers are the centres of pixels.
+    Positions are in pixels; whole numbers are centres of pixels.
 
     Attributes:
         count: rows and columns of cells.
         start: centre of the first cell along each axis, ``[N]``, or ``[1]`` if it is the same for all images.
-        stride: from one centre to the next, along each axis.
+        stride: distance of neighbouring centres, along each axis.
     """
 
     count: tuple[int, int]
@@ -29,31 +29,35 @@ class Cells:
 
 
 def even_cells(count: tuple[int, int], size: tuple[int, int]) -> Cells:
-    """Cells that divide an image of ``size`` pixels evenly, as plain bilinear enlargement takes them to."""
+    """Cells that divide an image of ``size`` pixels evenly, as plain bilinear enlargement assumes."""
     stride = (size[0] / count[0], size[1] / count[1])
     return Cells(count, (_float((stride[0] - 1) / 2), _float((stride[1] - 1) / 2)), stride)
 
 
 class CellTracker(TorchDispatchMode):
-    """Within the context, follows where the cells of every tensor computed from ``images`` ``[N, 3, H, W]`` lie.
+    """A context that tracks the cells of every tensor computed from images.
 
-    A window of ``k`` cells, ``δ`` apart, behind ``p`` cells of padding (a convolution, a pooling) makes, on each axis,
+    On each axis, a window of ``k`` cells (a convolution or pooling) with dilation ``δ``, padding ``p`` and stride ``t``
+    gives
 
-        start' = start + ((k − 1) δ / 2 − p) · stride,   stride' = stride · its stride,
+        start' = start + ((k − 1) δ / 2 − p) · stride,   stride' = stride · t,
 
-    where only the padding *before* the first cell counts; padding by itself moves the start by ``−p · stride``. These
-    are the operations as they run and not the modules, so padding worked out on the way ("same") comes out right. Any
-    other operation leaves the cells where they are.
+    where only the padding *before* the first cell counts. Padding alone moves the start by ``−p · stride``. Operations
+    are tracked as they run, not modules, so that padding computed in the forward pass ("same") is right. All other
+    operations leave the cells where they are.
 
-    What is computed from several tensors with different starts lies at their mean, weighted for each image by how much
-    each tensor varies over its positions, ``sqrt(mean_chw (x − mean_hw x)²)``. Such are residual blocks with a strided
-    convolution (``start' = start``) beside an average pooling (half a cell on): early in a training the shortcut
-    carries nearly everything, later it need not.
+    If a tensor is computed from several tensors with different starts, its start is their mean. For each image, the
+    weight of a tensor is how much it varies over positions, ``sqrt(mean_chw (x − mean_hw x)²)``. This happens in
+    residual blocks with a strided convolution (``start' = start``) beside an average pooling (half a cell further):
+    early in training almost everything passes through the shortcut, later perhaps not.
 
-    This is the middle of what a cell can see. Trained kernels may favour a side, by which it looks a little beside it.
+    The centre of a cell is the middle of its receptive field. A trained kernel may favour one side of it.
 
-    Lost are the cells behind a transposed convolution, behind a window on a tensor that was rearranged on the way,
-    and where branches of different strides meet.
+    Cells are lost behind a transposed convolution, behind a window on a tensor whose axes were rearranged, and where
+    branches of different strides meet.
+
+    Args:
+        images: ``[N, 3, H, W]``, the tensor that is passed to the model.
 
     Source: Araujo et al. 2019 (Computing receptive fields of convolutional neural networks) for the recurrence; the
     weights are ours.
@@ -67,12 +71,12 @@ class CellTracker(TorchDispatchMode):
         self._cells[images] = Cells((images.shape[2], images.shape[3]), (start, start), (1.0, 1.0))
 
     def of(self, value: Tensor) -> Cells | None:
-        """The cells of a tensor in any layout; None where they were lost."""
+        """The cells of a tensor in any layout; None if they were lost."""
         return self._cells.get(value)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         sources = [(value, cells) for value in _tensors(args) if (cells := self._cells.get(value)) is not None]
-        # Before the call, which may work in place.
+        # Before the call, which may change tensors in place.
         joined = _joined(sources, self._images) if sources else None
         result = func(*args, **(kwargs or {}))
         if sources:
@@ -87,20 +91,24 @@ class CellTracker(TorchDispatchMode):
 
 
 def enlarge(maps: Float[Tensor, "N L h w"], cells: Cells, size: tuple[int, int]) -> Float[Tensor, "N L H W"]:
-    """Bilinear interpolation of values given at the centres of cells; beyond the outermost centres the nearest value.
+    """Enlarge maps by bilinear interpolation between the centres of their cells; outside of them the nearest value.
 
-    For `even_cells` it is ``torch.nn.functional.interpolate(mode="bilinear", align_corners=False)``.
+    For :func:`even_cells` it equals ``torch.nn.functional.interpolate(mode="bilinear", align_corners=False)``.
+
+    Args:
+        maps: ``[N, L, h, w]``. cells: of the maps. size: ``H`` and ``W``.
     """
     rows, columns = (
-        _shares(*axis).to(maps)[:, None] for axis in zip(cells.count, cells.start, cells.stride, size, strict=True)
+        _interpolation_weights(*axis).to(maps)[:, None]
+        for axis in zip(cells.count, cells.start, cells.stride, size, strict=True)
     )  # [N or 1, 1, H, h], [N or 1, 1, W, w]
     return rows @ maps @ columns.mT
 
 
-def _shares(count: int, start: Tensor, stride: float, length: int) -> Tensor:
-    """Share of every cell in every pixel of one axis, ``[N or 1, length, count]``; each pixel's sum to one."""
-    place = ((torch.arange(length) - start[:, None]) / stride).clamp(0, count - 1)  # in cells
-    return (1 - (place[:, :, None] - torch.arange(count)).abs()).clamp_min(0)
+def _interpolation_weights(count: int, start: Tensor, stride: float, length: int) -> Tensor:
+    """The weight of each cell in each pixel of one axis, ``[N or 1, length, count]``; they sum to one for a pixel."""
+    position = ((torch.arange(length) - start[:, None]) / stride).clamp(0, count - 1)  # in cells
+    return (1 - (position[:, :, None] - torch.arange(count)).abs()).clamp_min(0)
 
 
 def _float(value: float) -> Tensor:
@@ -108,7 +116,7 @@ def _float(value: float) -> Tensor:
 
 
 def _joined(sources: list[tuple[Tensor, Cells]], images: int) -> Cells | None:
-    """Where that lies which is computed from all of these tensors."""
+    """The cells of a tensor that is computed from all of these tensors; None if they cannot be known."""
     first = sources[0][1]
     others = [cells for _, cells in sources[1:]]
     if any(cells.count != first.count or cells.stride != first.stride for cells in others):
@@ -128,7 +136,7 @@ def _joined(sources: list[tuple[Tensor, Cells]], images: int) -> Cells | None:
 
 
 def _spread(maps: Tensor) -> Tensor:
-    """Root mean square of what is not constant over the positions of ``[N, C, h, w]``, > 0: ``[N]``."""
+    """How much maps ``[N, C, h, w]`` vary over positions: root mean square deviation ``[N]``, > 0."""
     variance = maps.detach().float().var(dim=(2, 3), correction=0).mean(dim=1)
     return variance.sqrt().double().cpu().clamp_min(torch.finfo(torch.float32).tiny)
 
@@ -152,7 +160,7 @@ def _window(
 ) -> Cells | None:
     if source.ndim != 4 or source.shape[2:] != cells.count:
         return None
-    steps = stride or kernel  # a pooling's stride is its kernel where none is given
+    steps = stride or kernel  # the default stride of a pooling is its kernel
     starts, strides = [], []
     for axis in (0, 1):
         k, step, p, apart = (given[axis % len(given)] for given in (kernel, steps, padding, dilation))
@@ -177,7 +185,7 @@ def _convolution(
 
 
 def _max_pool(cells: Cells, made: Tensor, source: Tensor, *windows: Any) -> Cells | None:
-    return _window(cells, made, source, *windows[:4])  # without its rounding, which shows in the count
+    return _window(cells, made, source, *windows[:4])  # ceil_mode is left out: it only changes the count
 
 
 def _average_pool(cells: Cells, made: Tensor, source: Tensor, *windows: Any) -> Cells | None:
@@ -185,7 +193,7 @@ def _average_pool(cells: Cells, made: Tensor, source: Tensor, *windows: Any) -> 
 
 
 def _pad(cells: Cells, made: Tensor, source: Tensor, padding: Sequence[int], *_: object) -> Cells | None:
-    # From the last axis: before, after. A window of one cell, but for what stands before the first.
+    # The padding lists the last axis first, before and after. Only the part before matters; the window is one cell.
     before = (padding[2] if len(padding) > 2 else 0, padding[0])
     return _window(cells, made, source, (1, 1), (1, 1), before)
 

@@ -222,7 +222,7 @@ def test_an_output_folder_that_cannot_be_made_is_a_sentence(
     said = capsys.readouterr().err.strip()
     assert said.startswith("salve: ")
     assert "\n" not in said
-    assert "file is a file, where a folder should be; remove it, or choose another with output_dir=FOLDER" in said
+    assert "file is a file, but must be a folder; remove it, or choose another one with output_dir=FOLDER" in said
 
 
 # -- classes that are named in the settings

@@ -54,7 +54,7 @@ def started(module: str, *arguments: str, folder: Path) -> tuple[str, str, str]:
         ("salve.cli", ["data=folder"], "2", "data.root"),
         ("salve.cli", ["data.root=a=b"], "2", "data.root"),
         ("salve.cli", ["data=folder", "data.root=nowhere"], "2", "data.root=nowhere is no folder"),
-        ("salve.cli", ["data=imagenette"], "2", "no Imagenette (160px) in data.root=data"),
+        ("salve.cli", ["data=imagenette"], "2", "data.root=data holds no Imagenette (160px)"),
         (
             "salve.cli",
             ["backbone.name=resnet1000"],

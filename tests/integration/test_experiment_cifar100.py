@@ -76,6 +76,6 @@ def test_files_that_are_not_cifar100_end_with_a_sentence(standin: Path, tmp_path
     done = run(standin, *SMALL, "sae.epochs=11")
     (tmp_path / "sitecustomize.py").rename(standin / "sitecustomize.py")
     assert done.returncode == 2
-    assert "or a damaged one: pass data.download=true to fetch it" in done.stdout + done.stderr
+    assert "or a damaged one; set data.download=true to fetch it" in done.stdout + done.stderr
     assert done.stderr.splitlines()[-1].startswith("cifar100: the runs on ResNet-18, CIFAR-100 ended with status ")
     assert "Traceback" not in done.stdout + done.stderr

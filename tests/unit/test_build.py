@@ -72,7 +72,7 @@ def test_what_is_wrong_is_found_once_and_said_for_every_job(
             check_job(composed(f"seed={seed}", f"backbone.weights={tmp_path / 'nothing.pt'}"))
         with pytest.raises(UserError, match="train"):
             check_job(composed(f"seed={seed}", "data=folder", f"data.root={tmp_path}"))
-        with pytest.raises(UserError, match="image_size must be at least"):
+        with pytest.raises(UserError, match=r"data\.image_size=1 must be at least"):
             check_job(composed("data.image_size=1"))
     assert loads == ["resnet10t"]
 

@@ -119,7 +119,7 @@ def test_exact_equals_the_edited_head_at_every_breakpoint(criterion: str, width:
 
 
 def test_a_short_dip_between_two_breakpoints_is_found() -> None:
-    """A channel takes the class below its rival, and one that is near it in ``|c|`` brings it back."""
+    """One channel takes the class below its rival, and another with a similar ``|c|`` brings it back."""
     width = 100
     c = torch.linspace(0.2, 1.0, width, dtype=torch.float64)
     for helps in range(2, width):
@@ -135,7 +135,7 @@ def test_a_short_dip_between_two_breakpoints_is_found() -> None:
 
 
 def test_the_cases_above_are_of_every_kind() -> None:
-    """Zero, finite before and after the first channel closes, and never: the comparison means nothing without them."""
+    """0, finite before and after the first channel closes, and inf: else the comparison means nothing."""
     generator = torch.Generator().manual_seed(3)
     weight = torch.randn(4, 9, generator=generator, dtype=torch.float64)
     activations = torch.randn(400, 9, generator=generator, dtype=torch.float64)

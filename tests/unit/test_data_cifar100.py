@@ -102,11 +102,11 @@ def test_thirty_two_pixels_are_remarked_where_they_are_enlarged(root: Path) -> N
     data = Cifar100Data(root, batch_size=4)
     for size, enlarged in ((32, False), (224, True)):
         data.bind(Preprocess(size, None))
-        assert ("the images (32 × 32) are enlarged to 224 × 224" in data.remarks()) == enlarged
+        assert ("The images (32 × 32) are enlarged to 224 × 224." in data.remarks()) == enlarged
 
 
 def test_nothing_there_or_damaged_is_a_sentence(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no CIFAR-100 in data.root=.*nowhere.*data.download=true"):
+    with pytest.raises(UserError, match=r"data.root=.*nowhere holds no CIFAR-100.*data.download=true"):
         Cifar100Data(tmp_path / "nowhere", batch_size=4).check()
     (root / "cifar-100-python" / "test").write_bytes(b"damaged")
     with pytest.raises(UserError, match="or a damaged one"):
@@ -119,5 +119,5 @@ def test_download_is_asked_for_only_when_needed(root: Path, tmp_path: Path, monk
 
     monkeypatch.setattr(torchvision.datasets.CIFAR100, "download", unreachable)
     Cifar100Data(root, batch_size=4, download=True).check()
-    with pytest.raises(UserError, match=r"cifar100 could not be downloaded .*\(no network\)"):
+    with pytest.raises(UserError, match=r"The download of cifar100 into .* failed \(no network\)"):
         Cifar100Data(tmp_path / "new", batch_size=4, download=True).check()

@@ -242,12 +242,15 @@ def test_loaders() -> None:
 
 def test_remarks_on_few_images_and_on_enlarged_ones() -> None:
     data = ConceptsData(batch_size=8, train_per_class=49)
-    few = ["images of the class that has fewest: train 49; below 50 what they teach or choose is uncertain"]
+    few = [
+        "The smallest class has few images (train 49): with fewer than 50, what is trained or chosen on them is "
+        "uncertain."
+    ]
     assert data.remarks() == few
     data.bind(Preprocess(64, None))
     assert data.remarks() == few
     data.bind(Preprocess(224, 256))
-    assert data.remarks() == [*few, "the images (64 × 64) are enlarged to 224 × 224"]
+    assert data.remarks() == [*few, "The images (64 × 64) are enlarged to 224 × 224."]
 
 
 def test_fingerprint_follows_the_pixels_and_nothing_else() -> None:
@@ -277,14 +280,14 @@ def test_other_sizes_show_the_same_scene() -> None:
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
-        ({"seed": -1}, "seed must be 0 or more"),
-        ({"image_size": 16}, "image_size must be at least 32"),
-        ({"train_per_class": 0}, "train_per_class must be at least 1"),
-        ({"select_per_class": 0}, "select_per_class must be at least 1"),
-        ({"spurious_correlation": 1.5}, "spurious_correlation must be between 0 and 1, not 1.5"),
-        ({"clutter": -0.1}, "clutter must be between 0 and 1"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"num_workers": -1}, "num_workers must be 0 or more"),
+        ({"seed": -1}, "data.seed=-1 must be at least 0"),
+        ({"image_size": 16}, "data.image_size=16 must be at least 32 pixels"),
+        ({"train_per_class": 0}, "data.train_per_class=0 must be at least 1"),
+        ({"select_per_class": 0}, "data.select_per_class=0 must be at least 1"),
+        ({"spurious_correlation": 1.5}, "data.spurious_correlation=1.5 must lie between 0 and 1"),
+        ({"clutter": -0.1}, "data.clutter=-0.1 must lie between 0 and 1"),
+        ({"batch_size": 0}, "data.batch_size=0 must be at least 1"),
+        ({"num_workers": -1}, "data.num_workers=-1 must be at least 0"),
     ],
 )
 def test_values_out_of_range_are_refused(wrong: dict[str, float], sentence: str) -> None:

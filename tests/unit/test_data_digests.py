@@ -16,7 +16,7 @@ from salve.types import UserError
 
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """Names of the files that are read from here on; digests are remembered in a folder of the test's."""
+    """Names of the files that are read from now on; digests are cached in a folder of the test."""
     names: list[str] = []
     digest = files.digest_of_file
     monkeypatch.setattr(files, "digest_of_file", lambda path: names.append(path.name) or digest(path))
@@ -26,7 +26,7 @@ def read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two files that were written a day ago, as far as one can tell."""
+    """Two files whose times say that they were written a day ago."""
     folder = tmp_path / "data"
     folder.mkdir()
     for name in ("a", "b"):
@@ -62,7 +62,7 @@ def test_long_reading_is_announced_once(
     cache_folder().rename(root.parent / "elsewhere")
     for _ in range(2):
         file_digests(root, ["a", "b"])
-    assert caplog.messages == ["reading 2 images (0.0 GB) once, to find results made from these and no others"]
+    assert caplog.messages == ["Reading 2 images (0.0 GB) once, to find results that were made from them."]
 
 
 def test_changed_files_are_read_again(root: Path, read: list[str]) -> None:
@@ -86,7 +86,7 @@ def test_changed_files_are_read_again(root: Path, read: list[str]) -> None:
 def test_files_that_were_just_written_are_not_remembered(
     root: Path, read: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Clocks of file systems stand still for milliseconds: a second write may leave all times as they were."""
+    """Clocks of file systems are coarse: a second write within milliseconds may not change any time."""
     now = (root / "a").stat().st_ctime_ns + 10**9
     monkeypatch.setattr(time, "time_ns", lambda: now)
     file_digests(root, ["a"])
@@ -137,8 +137,8 @@ def test_the_memory_lies_where_users_caches_lie(tmp_path: Path, monkeypatch: pyt
 
 
 def test_files_that_cannot_be_read_are_named(root: Path, read: list[str]) -> None:
-    with pytest.raises(UserError, match=r"the image .*gone cannot be read \(No such file"):
+    with pytest.raises(UserError, match=r"The image .*gone cannot be read \(No such file"):
         file_digests(root, ["gone"])
     (root / "folder").mkdir()
-    with pytest.raises(UserError, match=r"the image .*folder cannot be read \(Is a directory"):
+    with pytest.raises(UserError, match=r"The image .*folder cannot be read \(Is a directory"):
         file_digests(root, ["folder"])

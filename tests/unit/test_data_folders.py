@@ -1,4 +1,4 @@
-"""Class folders, as people really have them."""
+"""Class folders, with links, odd names and damaged files."""
 
 import io
 import os
@@ -105,7 +105,7 @@ def test_limit_takes_the_first_of_each_class(tmp_path: Path) -> None:
         assert kept == all_files[:2] + all_files[4:6]
     assert limited.fingerprint() != folder(tmp_path).fingerprint()
     assert folder(tmp_path, limit_per_class=99).fingerprint() == folder(tmp_path).fingerprint()
-    with pytest.raises(UserError, match="limit_per_class must be at least 1"):
+    with pytest.raises(UserError, match=r"data\.limit_per_class=0 must be at least 1"):
         folder(tmp_path, limit_per_class=0)
 
 
@@ -179,7 +179,9 @@ def test_a_single_held_out_folder_is_divided(tmp_path: Path, name: str) -> None:
 def test_a_divided_folder_needs_two_images_of_each_class(tmp_path: Path) -> None:
     fill(tmp_path)
     (tmp_path / "val/dog/1.png").unlink()
-    assert "val: too few held-out images of 'dog'" in refused(folder(tmp_path))
+    assert "val cannot be divided into select and test. There are too few held-out images of 'dog'" in refused(
+        folder(tmp_path)
+    )
 
 
 def test_folders_with_other_names(tmp_path: Path) -> None:
@@ -199,7 +201,7 @@ def test_split_folders_that_are_not_there_or_not_apart_are_refused(tmp_path: Pat
     fill(tmp_path)
     sentence = refused(folder(tmp_path, splits={"train": "training", "test": "val"}))
     assert "data.splits names 'training', which is no folder" in sentence
-    assert "the folders there are 'train', 'val'" in sentence
+    assert "its folders are 'train', 'val'" in sentence
     for splits in ({"train": "train"}, {"test": "val"}, {"train": "train", "test": "val", "val": "val"}, "val"):
         with pytest.raises(UserError, match=r"such as \{train: training, test: validation\}"):
             folder(tmp_path, splits=splits)
@@ -208,7 +210,7 @@ def test_split_folders_that_are_not_there_or_not_apart_are_refused(tmp_path: Pat
         assert "are one folder" in refused(folder(tmp_path, splits={"train": "train", "test": same}))
     fill(tmp_path, select=1, test=1)
     assert "'select', 'val', 'test' beside train" in refused(folder(tmp_path))
-    with pytest.raises(UserError, match=r"data.select_share must lie between 0 and 1"):
+    with pytest.raises(UserError, match=r"data.select_share=1 must lie between 0 and 1"):
         folder(tmp_path, select_share=1)
 
 
@@ -229,25 +231,25 @@ def test_what_pillow_reads_is_read(tmp_path: Path, name: str) -> None:
 
 def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     fill(tmp_path)
-    assert [remark for remark in folder(tmp_path).remarks() if "readable" in remark or "can be read" in remark] == []
+    assert [remark for remark in folder(tmp_path).remarks() if "readable" in remark] == []
     for name in ("a.HEIC", "b.heic", "README", "c.pdf", ".hidden.heic", "Thumbs.db"):
         (tmp_path / "train/cat" / name).write_bytes(b"no picture")
     (tmp_path / "val/dog/list.txt").write_text("x")
     write(tmp_path / "train/loose.png")
     write(tmp_path / "train/.old/0.png")
     remarks = folder(tmp_path).remarks()
-    assert "4 files in train are no images that can be read: .heic 2, no suffix 1, .pdf 1" in remarks
-    assert "1 file in val is no image that can be read: .txt 1" in remarks
-    assert "1 image lies in train itself, in no class folder" in remarks
-    assert "hidden folders in train are no classes: '.old'" in remarks
+    assert "4 files in train are not readable images: .heic 2, no suffix 1, .pdf 1." in remarks
+    assert "1 file in val is not a readable image: .txt 1." in remarks
+    assert "1 image lies in train outside of class folders." in remarks
+    assert "Hidden folders in train are not used as classes: '.old'." in remarks
 
 
 def test_few_images_are_remarked(tmp_path: Path) -> None:
     many = {"train": 60, "select": 49, "test": 50, "val": 0}
-    assert folder(fill(tmp_path, **many)).remarks()[0].startswith("images of the class that has fewest: select 49;")
+    assert folder(fill(tmp_path, **many)).remarks()[0].startswith("The smallest class has few images (select 49):")
     (tmp_path / "train/cat/0.png").rename(tmp_path / "select/cat/x.png")
     (tmp_path / "train/dog/0.png").rename(tmp_path / "select/dog/x.png")
-    assert not any("fewest" in remark for remark in folder(tmp_path).remarks())
+    assert not any("few images" in remark for remark in folder(tmp_path).remarks())
 
 
 def test_images_in_two_splits_are_remarked(tmp_path: Path) -> None:
@@ -257,7 +259,7 @@ def test_images_in_two_splits_are_remarked(tmp_path: Path) -> None:
                 write(tmp_path / split / name / f"{k}.png", f"#{i}{k}0{'0' if name == 'cat' else '8'}00")
     assert not any("byte for byte" in remark for remark in folder(tmp_path).remarks())
     write(tmp_path / "test/cat/copy.png", "#000000")
-    assert "1 of the 5 images of test are also in train, byte for byte" in folder(tmp_path).remarks()
+    assert "1 of the 5 images of test are also in train, byte for byte." in folder(tmp_path).remarks()
 
 
 def test_enlarged_images_are_remarked_once_bound(tmp_path: Path) -> None:
@@ -267,7 +269,7 @@ def test_enlarged_images_are_remarked_once_bound(tmp_path: Path) -> None:
     assert not any("enlarged" in remark for remark in data.remarks())
     for size, resize, enlarged in ((16, None, False), (18, None, True), (16, 16, False), (16, 18, True)):
         data.bind(Preprocess(size, resize))
-        expected = [f"the images (median 20 × 16) are enlarged to {size} × {size}"] if enlarged else []
+        expected = [f"The images (median 20 × 16) are enlarged to {size} × {size}."] if enlarged else []
         assert [remark for remark in data.remarks() if "enlarged" in remark] == expected
 
 
@@ -279,7 +281,7 @@ def test_links_back_into_the_data_add_no_image(tmp_path: Path, target: str) -> N
     (tmp_path / "train/cat/up").symlink_to(target)
     data = folder(tmp_path)
     assert data.raw("train").files == before
-    assert "read once only, though links in train lead there again: 'cat/up'" in data.remarks()
+    assert "Links in train to folders that are read anyway are skipped: 'cat/up'." in data.remarks()
 
 
 def test_links_to_other_places_are_followed_once(tmp_path: Path) -> None:
@@ -295,7 +297,9 @@ def test_links_to_other_places_are_followed_once(tmp_path: Path) -> None:
     assert [f.path for f in data.raw("train").files if f.label == 0] == ["bird/1.png", "bird/2.png", "bird/a/0.png"]
 
 
-@pytest.mark.parametrize(("target", "words"), [("cat", "are one folder"), ("..", "leads back")])
+@pytest.mark.parametrize(
+    ("target", "words"), [("cat", "are one folder"), ("..", "is a link to a folder that holds it")]
+)
 def test_class_folders_that_are_links_to_other_classes_are_refused(tmp_path: Path, target: str, words: str) -> None:
     fill(tmp_path)
     for split in ("train", "val"):
@@ -309,13 +313,13 @@ def test_folders_that_cannot_be_read_are_named(tmp_path: Path, locked: str, monk
     (tmp_path / "train/cat/deep").mkdir()
     scandir = os.scandir
 
-    def guarded(folder: Path) -> Any:  # as root, who may run the tests, one can read everything
+    def guarded(folder: Path) -> Any:  # tests may run as root, who can read everything
         if Path(folder) == tmp_path / locked:
             raise PermissionError(13, "Permission denied", str(folder))
         return scandir(folder)
 
     monkeypatch.setattr(os, "scandir", guarded)
-    assert refused(folder(tmp_path)).endswith(f"{locked} cannot be read (Permission denied)")
+    assert refused(folder(tmp_path)).endswith(f"{locked} cannot be read (Permission denied).")
 
 
 @pytest.mark.parametrize("place", ["train", "train/cat"])
@@ -326,7 +330,7 @@ def test_names_that_are_no_text_are_refused(tmp_path: Path, place: str) -> None:
     except OSError:
         pytest.skip("this file system has UTF-8 names only")
     sentence = refused(folder(tmp_path))
-    assert f"the name 'caf\\xe9' in {tmp_path / place} is not UTF-8" in sentence
+    assert f"The name 'caf\\xe9' in {tmp_path / place} is not UTF-8" in sentence
     sentence.encode()
 
 
@@ -346,7 +350,7 @@ def test_missing_folders_are_named(tmp_path: Path) -> None:
     assert "it holds no folders" in refused(folder(tmp_path))
     (tmp_path / "train").mkdir()
     assert "has no val beside train" in refused(folder(tmp_path))
-    assert "the folders there are 'train'" in refused(folder(tmp_path))
+    assert "its folders are 'train'" in refused(folder(tmp_path))
     (tmp_path / "val").mkdir()
     assert "at least two" in refused(folder(tmp_path))
 
@@ -408,7 +412,7 @@ def test_a_damaged_file_is_named_when_it_is_read(tmp_path: Path, how: str, suffi
     data = folder(tmp_path)
     data.check()
     with pytest.raises(
-        UserError, match=r"^the image val/dog/0\.(png|jpg) cannot be read \(.+\): replace or remove it$"
+        UserError, match=r"^The image val/dog/0\.(png|jpg) cannot be read \(.+\); replace or remove it\.$"
     ):
         list(data.val_dataloader()) + list(data.test_dataloader())
 
@@ -432,27 +436,25 @@ def test_the_name_survives_loader_processes(tmp_path: Path) -> None:
 def test_images_that_are_too_large_are_sentences(tmp_path: Path, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path)  # of 20 × 16 pixels
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most)
-    says = (
-        rf"^the image train/cat/0\.png is too large: it has 320 pixels, and images are read up to {most}: .* set SALVE"
-    )
+    says = rf"^The image train/cat/0\.png is too large\. It has 320 pixels, but at most {most} are read; .* SALVE_MOST"
     with pytest.raises(UnreadableImage, match=says):
         folder(tmp_path).raw("train")[0]
     monkeypatch.setenv("SALVE_MOST_PIXELS", "320")
     folder(tmp_path).raw("train")[0]
     assert most == Image.MAX_IMAGE_PIXELS
     monkeypatch.setenv("SALVE_MOST_PIXELS", "many")
-    with pytest.raises(UnreadableImage, match="SALVE_MOST_PIXELS=many in the environment must be a number"):
+    with pytest.raises(UnreadableImage, match="environment variable SALVE_MOST_PIXELS=many must be a number"):
         folder(tmp_path).raw("train")[0]
 
 
 def test_a_header_that_claims_many_pixels_is_enough_to_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before anything is decoded: 13,000 × 13,000 pixels that a file of a few bytes claims."""
+    """A file of a few bytes that claims 13,000 × 13,000 pixels is refused before it is decoded."""
     fill(tmp_path)
     header = b"IHDR" + struct.pack(">IIBBBBB", 13_000, 13_000, 8, 6, 0, 0, 0)
     content = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
     (tmp_path / "train/cat/0.png").write_bytes(content + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", 0))
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
-    with pytest.raises(UnreadableImage, match="it has 169,000,000 pixels, and images are read up to 89,478,485"):
+    with pytest.raises(UnreadableImage, match="It has 169,000,000 pixels, but at most 89,478,485 are read"):
         folder(tmp_path).raw("train")[0]
 
 
@@ -463,7 +465,7 @@ def test_a_picture_that_is_larger_than_the_icon_that_holds_it(tmp_path: Path, mo
     entry = struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(picture.getvalue()), 22)
     (tmp_path / "train/cat/0.png").write_bytes(struct.pack("<HHH", 0, 1, 1) + entry + picture.getvalue())
     monkeypatch.setenv("SALVE_MOST_PIXELS", "1000")
-    with pytest.raises(UnreadableImage, match="it has 10,000 pixels, and images are read up to 1,000"):
+    with pytest.raises(UnreadableImage, match="It has 10,000 pixels, but at most 1,000 are read"):
         folder(tmp_path).raw("train")[0]
 
 
@@ -489,13 +491,13 @@ def test_large_images_are_converted_in_strips_to_the_same_bits(
 
 @pytest.mark.timeout(60)
 def test_pipes_and_devices_among_the_images(tmp_path: Path) -> None:
-    """One without a suffix is looked into; nobody will ever write into a pipe."""
+    """A file without a suffix is opened, but opening a pipe would wait for ever."""
     fill(tmp_path)
     os.mkfifo(tmp_path / "train/cat/pipe")
     os.symlink("/dev/zero", tmp_path / "train/cat/zeros")
     assert folder(tmp_path).classes == ("cat", "dog")
     os.mkfifo(tmp_path / "train/cat/pipe.png")
-    with pytest.raises(UserError, match=r"empty image files .*pipe\.png"):
+    with pytest.raises(UserError, match=r"holds empty image files .*pipe\.png"):
         folder(tmp_path).check()
 
 
@@ -506,12 +508,10 @@ def test_grey_values_of_unknown_white_are_named_with_the_setting(tmp_path: Path)
     with pytest.raises(UnreadableImage) as caught:
         list(folder(tmp_path).loader("train"))
     sentence = str(caught.value)
-    assert sentence.startswith(
-        "the image train/cat/0.tif would be wrong or all but black: its values go from 4000 to 4000"
-    )
-    assert "data.white, such as 4095" in sentence
+    assert sentence.startswith("The image train/cat/0.tif would look wrong or black. Its values go from 4000 to 4000")
+    assert "data.white=4095" in sentence
     image, _ = next(iter(folder(tmp_path, white=4000).loader("train")))
     place = [file.path for file in folder(tmp_path).raw("train").files].index("cat/0.tif")
     assert image[place].eq(1).all()
-    with pytest.raises(UserError, match=r"data\.white must be above 0"):
+    with pytest.raises(UserError, match=r"data\.white=0 must be above 0"):
         folder(tmp_path, white=0)

@@ -53,7 +53,7 @@ def test_all_images_are_as_likely_to_select() -> None:
 
 
 def test_classes_with_a_single_image_are_refused_by_name() -> None:
-    with pytest.raises(UserError, match=r"too few held-out images of 'bee', 'cow': .* at least two"):
+    with pytest.raises(UserError, match=r"too few held-out images of 'bee', 'cow'; .* at least two"):
         divide(np.asarray([0, 0, 1]), NAMES, 0.5, 0)
 
 

@@ -1,4 +1,4 @@
-"""Preprocessing: any picture in, what the library's own preset would give out."""
+"""Preprocessing, against the presets of the libraries themselves."""
 
 import struct
 import zlib
@@ -146,7 +146,7 @@ def test_twelve_bits_of_a_tiff_that_says_so(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_grey_values_of_unknown_white_are_refused_until_it_is_given(values: np.ndarray, dtype: type) -> None:
     image = Image.fromarray(values.astype(dtype))
-    with pytest.raises(UnknownWhite, match=r"which one is white is not known: say so with data\.white"):
+    with pytest.raises(UnknownWhite, match=r"unknown which one is white; set data\.white"):
         to_rgb(image)
     shown = np.asarray(to_rgb(image, white=float(values.max())))[:, :, 0]
     expected = (values / values.max() * 255).clip(0)
@@ -168,7 +168,7 @@ def test_sixteen_bit_colours_that_would_be_black_are_refused(tmp_path: Path) -> 
         path = tmp_path / f"{top}.png"
         write_rgb16(path, np.full((3, 4, 3), top, dtype=np.uint16))
         if refused:
-            with pytest.raises(UnknownWhite, match="16-bit colours are all but black: save it with 8 bits"):
+            with pytest.raises(UnknownWhite, match="16-bit colours are almost black; save it with 8 bits"):
                 read_rgb(path)
         else:
             assert np.asarray(read_rgb(path)).min() == 255
@@ -197,7 +197,7 @@ def test_camera_orientation_is_applied() -> None:
 
 
 def test_wrong_values_are_refused() -> None:
-    with pytest.raises(UserError, match=r"resize \(32\) must not be below preprocess.size \(64\)"):
+    with pytest.raises(UserError, match=r"resize=32 must be at least preprocess.size=64"):
         Preprocess(64, 32)
     with pytest.raises(UserError, match="bilinear or bicubic"):
         Preprocess(64, 64, "nearest")  # type: ignore[arg-type]

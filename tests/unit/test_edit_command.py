@@ -1,4 +1,4 @@
-"""``salve-edit``: files in, files out, the same bits back; refusals in one sentence that leave nothing behind."""
+"""``salve-edit``: applying, undoing to the same bits, and refusals in one sentence that write nothing."""
 
 import itertools
 import json
@@ -52,7 +52,7 @@ class _Net(nn.Module):
         return self.state
 
 
-class Place:
+class Studied:
     """A run's folder with edits, its classifier elsewhere, and a user's own copy of the weights."""
 
     def __init__(self, root: Path, dtype: torch.dtype = torch.float32) -> None:
@@ -89,8 +89,8 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
+def studied(tmp_path: Path) -> Studied:
+    return Studied(tmp_path)
 
 
 def run(*arguments: object) -> int:
@@ -99,67 +99,69 @@ def run(*arguments: object) -> int:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 def test_apply_and_undo_give_back_bits_dtypes_and_metadata(tmp_path: Path, dtype: torch.dtype) -> None:
-    place = Place(tmp_path, dtype) if dtype != torch.float64 else Place(tmp_path)
+    studied = Studied(tmp_path, dtype) if dtype != torch.float64 else Studied(tmp_path)
     if dtype == torch.float64:
-        save_file({n: t.double() for n, t in load_file(place.weights).items()}, place.weights, metadata(place.weights))
-    assert run("apply", place.files[0], place.weights, place.out("edited")) == 0
-    assert {t.dtype for t in load_file(place.out("edited")).values()} == {dtype}
-    assert bits(place.out("edited")) != bits(place.weights)
-    assert run("undo", place.files[0], place.out("edited"), place.out("restored")) == 0
-    assert bits(place.out("restored")) == bits(place.weights)
-    assert metadata(place.out("restored")) == metadata(place.weights) == {"format": "pt", "author": "me"}
+        save_file(
+            {n: t.double() for n, t in load_file(studied.weights).items()}, studied.weights, metadata(studied.weights)
+        )
+    assert run("apply", studied.files[0], studied.weights, studied.out("edited")) == 0
+    assert {t.dtype for t in load_file(studied.out("edited")).values()} == {dtype}
+    assert bits(studied.out("edited")) != bits(studied.weights)
+    assert run("undo", studied.files[0], studied.out("edited"), studied.out("restored")) == 0
+    assert bits(studied.out("restored")) == bits(studied.weights)
+    assert metadata(studied.out("restored")) == metadata(studied.weights) == {"format": "pt", "author": "me"}
 
 
-def test_edits_stack_over_several_commands_and_are_undone_apart(place: Place) -> None:
-    one, two, three = place.files[:3]
-    assert run("apply", one, two, three, place.weights, place.out("together")) == 0
-    expected = apply_edit_files(place.edit_files[:3], load_file(place.weights))
-    assert all(torch.equal(t, expected[name]) for name, t in load_file(place.out("together")).items())
+def test_edits_stack_over_several_commands_and_are_undone_apart(studied: Studied) -> None:
+    one, two, three = studied.files[:3]
+    assert run("apply", one, two, three, studied.weights, studied.out("together")) == 0
+    expected = apply_edit_files(studied.edit_files[:3], load_file(studied.weights))
+    assert all(torch.equal(t, expected[name]) for name, t in load_file(studied.out("together")).items())
     for order in itertools.permutations((one, two, three)):
-        now = place.weights
+        now = studied.weights
         for k, file in enumerate(order):
-            assert run("apply", file, now, place.out(f"step-{k}")) == 0
-            now = place.out(f"step-{k}")
-        assert bits(now) == bits(place.out("together"))
-        assert metadata(now) == metadata(place.out("together"))
+            assert run("apply", file, now, studied.out(f"step-{k}")) == 0
+            now = studied.out(f"step-{k}")
+        assert bits(now) == bits(studied.out("together"))
+        assert metadata(now) == metadata(studied.out("together"))
         for k, file in enumerate(order):
-            assert run("undo", file, now, place.out(f"back-{k}")) == 0
-            now = place.out(f"back-{k}")
+            assert run("undo", file, now, studied.out(f"back-{k}")) == 0
+            now = studied.out(f"back-{k}")
             left = order[k + 1 :]
-            assert run("apply", *left, place.weights, place.out("left")) == 0 if left else True
-            same = place.out("left") if left else place.weights
+            assert run("apply", *left, studied.weights, studied.out("left")) == 0 if left else True
+            same = studied.out("left") if left else studied.weights
             assert (bits(now), metadata(now)) == (bits(same), metadata(same))
 
 
-def test_another_strength(place: Place) -> None:
+def test_another_strength(studied: Studied) -> None:
     def scaled(alpha: str) -> torch.Tensor:
-        assert run("apply", place.files[0], "--alpha", alpha, place.weights, place.out(f"at-{alpha}")) == 0
-        return load_file(place.out(f"at-{alpha}"))["1.weight"]
+        assert run("apply", studied.files[0], "--alpha", alpha, studied.weights, studied.out(f"at-{alpha}")) == 0
+        return load_file(studied.out(f"at-{alpha}"))["1.weight"]
 
-    weight, c = load_file(place.weights)["1.weight"], place.edit_files[0].contributions[0]
+    weight, c = load_file(studied.weights)["1.weight"], studied.edit_files[0].contributions[0]
     torch.testing.assert_close(scaled("0.25"), weight * (1 - 0.25 * c.abs()))
     assert torch.equal(scaled("inf"), weight * gate(c, float("inf")))
     assert (scaled("inf") == 0).all()
-    # The file says at which strength it holds the edit: undoing needs no --alpha, and takes it.
+    # The file lists the strength of its edit, so that undoing needs no --alpha, but accepts it.
     for more in ([], ["--alpha", "0.25"]):
-        assert run("undo", place.files[0], *more, place.out("at-0.25"), place.out("back")) == 0
-        assert bits(place.out("back")) == bits(place.weights)
+        assert run("undo", studied.files[0], *more, studied.out("at-0.25"), studied.out("back")) == 0
+        assert bits(studied.out("back")) == bits(studied.weights)
 
 
 def test_a_strength_that_the_weights_do_not_hold_is_not_undone(
-    place: Place, capsys: pytest.CaptureFixture[str]
+    studied: Studied, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run("apply", place.files[0], place.weights, place.out("once"))
-    assert run("undo", place.files[0], "--alpha", "7", place.out("once"), place.out("x")) == 2
+    run("apply", studied.files[0], studied.weights, studied.out("once"))
+    assert run("undo", studied.files[0], "--alpha", "7", studied.out("once"), studied.out("x")) == 2
     assert "does not hold this edit; it holds church: suppress latent 0 at α = 0.5" in capsys.readouterr().err
-    run("apply", place.files[0], "--alpha", "0.25", place.out("once"), place.out("twice"))
-    assert run("undo", place.files[0], "--alpha", "0.25", place.out("twice"), place.out("back")) == 0
-    assert bits(place.out("back")) == bits(place.out("once"))
-    assert run("undo", place.files[0], place.out("back"), place.out("base")) == 0
-    assert bits(place.out("base")) == bits(place.weights)
+    run("apply", studied.files[0], "--alpha", "0.25", studied.out("once"), studied.out("twice"))
+    assert run("undo", studied.files[0], "--alpha", "0.25", studied.out("twice"), studied.out("back")) == 0
+    assert bits(studied.out("back")) == bits(studied.out("once"))
+    assert run("undo", studied.files[0], studied.out("back"), studied.out("base")) == 0
+    assert bits(studied.out("base")) == bits(studied.weights)
 
 
-def test_edits_of_a_runs_folder_are_chosen_by_name(place: Place) -> None:
+def test_edits_of_a_runs_folder_are_chosen_by_name(studied: Studied) -> None:
     for words, index in (
         (["church"], 0),
         (["Tench"], 1),
@@ -169,41 +171,43 @@ def test_edits_of_a_runs_folder_are_chosen_by_name(place: Place) -> None:
         (["03-gas-pump.json"], 3),
     ):
         names = [part for word in words for part in ("--edit", word)]
-        assert run("apply", place.run, *names, place.weights, place.out("named")) == 0
-        assert run("apply", place.files[index], place.weights, place.out("file")) == 0
-        assert bits(place.out("named")) == bits(place.out("file"))
-    assert run("apply", place.run, "--edit", "church", "--edit", "tench", place.weights, place.out("named")) == 0
-    assert run("apply", *place.files[:2], place.weights, place.out("file")) == 0
-    assert bits(place.out("named")) == bits(place.out("file"))
-    assert run("undo", place.run, place.out("named"), place.out("all")) == 0  # without a name: all that it holds
-    assert bits(place.out("all")) == bits(place.weights)
-    assert metadata(place.out("all")) == metadata(place.weights)
+        assert run("apply", studied.run, *names, studied.weights, studied.out("named")) == 0
+        assert run("apply", studied.files[index], studied.weights, studied.out("file")) == 0
+        assert bits(studied.out("named")) == bits(studied.out("file"))
+    assert run("apply", studied.run, "--edit", "church", "--edit", "tench", studied.weights, studied.out("named")) == 0
+    assert run("apply", *studied.files[:2], studied.weights, studied.out("file")) == 0
+    assert bits(studied.out("named")) == bits(studied.out("file"))
+    assert (
+        run("undo", studied.run, studied.out("named"), studied.out("all")) == 0
+    )  # without a name: all edits that it holds
+    assert bits(studied.out("all")) == bits(studied.weights)
+    assert metadata(studied.out("all")) == metadata(studied.weights)
 
 
 @pytest.mark.parametrize(
     ("names", "words"),
     [
         (["--edit", "harbour"], "has no edit called harbour; its edits are church, tench, gas pump, Gas-Pump."),
-        (["--edit", "gas_pump"], "could be 02-gas-pump or 03-gas-pump; give the file's name."),
+        (["--edit", "gas_pump"], "could be 02-gas-pump or 03-gas-pump; give one of these."),
         ([], "Choose one of the edits of"),
     ],
 )
 def test_a_name_that_does_not_lead_to_one_edit_lists_those_there(
-    place: Place, names: list[str], words: str, capsys: pytest.CaptureFixture[str]
+    studied: Studied, names: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("apply", place.run, *names, place.weights, place.out()) == 2
+    assert run("apply", studied.run, *names, studied.weights, studied.out()) == 2
     assert words in capsys.readouterr().err
-    assert place.left_as_it_was()
+    assert studied.left_as_it_was()
 
 
-def test_the_runs_own_classifier_is_edited_when_no_weights_are_given(place: Place) -> None:
-    assert run("apply", place.run, "--edit", "church", "--out", place.out()) == 0
-    assert run("apply", place.files[0], "--weights", place.classifier, "--out", place.out("by-path")) == 0
-    assert bits(place.out()) == bits(place.out("by-path")) != bits(place.classifier)
+def test_the_runs_own_classifier_is_edited_when_no_weights_are_given(studied: Studied) -> None:
+    assert run("apply", studied.run, "--edit", "church", "--out", studied.out()) == 0
+    assert run("apply", studied.files[0], "--weights", studied.classifier, "--out", studied.out("by-path")) == 0
+    assert bits(studied.out()) == bits(studied.out("by-path")) != bits(studied.classifier)
 
 
 def test_the_manifest_leads_to_the_classifier_from_wherever_both_are_moved(
-    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    studied: Studied, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Data:
         def fingerprint(self) -> str:
@@ -216,148 +220,150 @@ def test_the_manifest_leads_to_the_classifier_from_wherever_both_are_moved(
     monkeypatch.chdir(tmp_path)
     classifier = Artifact("classifier", "abc", Path("artifacts/classifier/abc"), "digest", reused=False)
     write_manifest(Path("runs/one"), Thing, Thing, {"classifier": classifier})  # type: ignore[arg-type]
-    record = json.loads((place.run / "manifest.json").read_text())
+    record = json.loads((studied.run / "manifest.json").read_text())
     assert record["artifacts"]["classifier"]["path"] == "../../artifacts/classifier/abc"
-    place.root.joinpath("moved").mkdir()
+    studied.root.joinpath("moved").mkdir()
     for name in ("runs", "artifacts"):
         os.rename(tmp_path / name, tmp_path / "moved" / name)
     monkeypatch.chdir("/")
-    assert run("apply", tmp_path / "moved/runs/one", "--edit", "church", "--out", place.out()) == 0
+    assert run("apply", tmp_path / "moved/runs/one", "--edit", "church", "--out", studied.out()) == 0
 
 
 @pytest.mark.parametrize(
     ("manifest", "words"),
     [
         (None, "no folder of a finished run"),
-        ("{", "does not say where the run's classifier lies"),
-        ("[]", "does not say where the run's classifier lies"),
+        ("{", "does not say where the run's classifier is"),
+        ("[]", "does not say where the run's classifier is"),
         ('{"artifacts": {"classifier": {"path": 3}}}', "does not say where"),
         ('{"artifacts": {"classifier": {"key": "abc"}}}', "does not say where"),
         ('{"artifacts": {"classifier": {"path": "gone"}}}', "is no longer at"),
     ],
 )
 def test_a_run_that_does_not_lead_to_its_classifier(
-    place: Place, manifest: str | None, words: str, capsys: pytest.CaptureFixture[str]
+    studied: Studied, manifest: str | None, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = place.run / "manifest.json"
+    path = studied.run / "manifest.json"
     path.unlink() if manifest is None else path.write_text(manifest)
-    assert run("apply", place.run, "--edit", "church", "--out", place.out()) == 2
+    assert run("apply", studied.run, "--edit", "church", "--out", studied.out()) == 2
     error = capsys.readouterr().err
-    assert error.startswith("salve-edit: Give the weights to edit")
+    assert error.startswith("salve-edit: Give the WEIGHTS to edit")
     assert words in error
-    assert not place.out().exists()
+    assert not studied.out().exists()
 
 
 @pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "module._orig_mod.", "net.encoder."])
-def test_what_stands_before_all_names_stays_there(place: Place, prefix: str) -> None:
-    own = {prefix + name: tensor for name, tensor in load_file(place.weights).items()}
-    save_file(own, place.root / "behind.safetensors", {"author": "me"})
-    assert run("apply", *place.files[:2], place.root / "behind.safetensors", place.out("edited")) == 0
-    assert run("apply", *place.files[:2], place.weights, place.out("plain")) == 0
-    assert bits(place.out("edited")) == {prefix + name: found for name, found in bits(place.out("plain")).items()}
-    assert run("undo", *place.files[:2], place.out("edited"), place.out("back")) == 0
-    assert bits(place.out("back")) == bits(place.root / "behind.safetensors")
-    assert metadata(place.out("back")) == {"author": "me"}
+def test_what_stands_before_all_names_stays_there(studied: Studied, prefix: str) -> None:
+    own = {prefix + name: tensor for name, tensor in load_file(studied.weights).items()}
+    save_file(own, studied.root / "behind.safetensors", {"author": "me"})
+    assert run("apply", *studied.files[:2], studied.root / "behind.safetensors", studied.out("edited")) == 0
+    assert run("apply", *studied.files[:2], studied.weights, studied.out("plain")) == 0
+    assert bits(studied.out("edited")) == {prefix + name: found for name, found in bits(studied.out("plain")).items()}
+    assert run("undo", *studied.files[:2], studied.out("edited"), studied.out("back")) == 0
+    assert bits(studied.out("back")) == bits(studied.root / "behind.safetensors")
+    assert metadata(studied.out("back")) == {"author": "me"}
 
 
-def test_names_behind_two_prefixes_are_not_guessed(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    own = load_file(place.weights)
+def test_names_behind_two_prefixes_are_not_guessed(studied: Studied, capsys: pytest.CaptureFixture[str]) -> None:
+    own = load_file(studied.weights)
     both = {prefix + name: tensor.clone() for name, tensor in own.items() for prefix in ("model.", "ema.")}
-    save_file(both, place.root / "both.safetensors")
-    assert run("apply", place.files[0], place.root / "both.safetensors", place.out()) == 2
-    assert "should not be there" in capsys.readouterr().err
-    # What torch.compile adds within names may make two of them one.
-    save_file({**own, "_orig_mod.0.bias": own["0.bias"].clone()}, place.root / "twice.safetensors")
-    assert run("apply", place.files[0], place.root / "twice.safetensors", place.out()) == 2
+    save_file(both, studied.root / "both.safetensors")
+    assert run("apply", studied.files[0], studied.root / "both.safetensors", studied.out()) == 2
+    assert "they have unknown tensors" in capsys.readouterr().err
+    # Without what torch.compile adds, two names may become the same.
+    save_file({**own, "_orig_mod.0.bias": own["0.bias"].clone()}, studied.root / "twice.safetensors")
+    assert run("apply", studied.files[0], studied.root / "twice.safetensors", studied.out()) == 2
     assert "hold 0.bias twice" in capsys.readouterr().err
-    assert not place.out().exists()
+    assert not studied.out().exists()
 
 
 @pytest.mark.parametrize("entry", ["state_dict", "model", "model.state_dict"])
-def test_the_weights_in_a_checkpoint(place: Place, entry: str, capsys: pytest.CaptureFixture[str]) -> None:
-    own = {f"module.{name}": tensor for name, tensor in load_file(place.weights).items()}
+def test_the_weights_in_a_checkpoint(studied: Studied, entry: str, capsys: pytest.CaptureFixture[str]) -> None:
+    own = {f"module.{name}": tensor for name, tensor in load_file(studied.weights).items()}
     content: dict[str, object] = own  # type: ignore[assignment]
     for name in reversed(entry.split(".")):
         content = {"epoch": 3, "best": np.float64(0.9), name: content}
-    torch.save(content, place.root / "own.ckpt")
-    assert run("apply", place.files[0], place.root / "own.ckpt", place.out("edited")) == 0
-    assert f"the plain state_dict of entry {entry}; own.ckpt has more, which is left out" in capsys.readouterr().out
-    assert run("apply", place.files[0], place.weights, place.out("plain")) == 0
-    assert bits(place.out("edited")) == {f"module.{name}": found for name, found in bits(place.out("plain")).items()}
-    assert run("undo", place.files[0], place.out("edited"), place.out("back")) == 0
-    assert {n: t for n, (_, t) in bits(place.out("back")).items()} == {
-        f"module.{n}": t for n, (_, t) in bits(place.weights).items()
+    torch.save(content, studied.root / "own.ckpt")
+    assert run("apply", studied.files[0], studied.root / "own.ckpt", studied.out("edited")) == 0
+    assert f"the plain state_dict of entry {entry}; other entries of own.ckpt are left out" in capsys.readouterr().out
+    assert run("apply", studied.files[0], studied.weights, studied.out("plain")) == 0
+    assert bits(studied.out("edited")) == {
+        f"module.{name}": found for name, found in bits(studied.out("plain")).items()
+    }
+    assert run("undo", studied.files[0], studied.out("edited"), studied.out("back")) == 0
+    assert {n: t for n, (_, t) in bits(studied.out("back")).items()} == {
+        f"module.{n}": t for n, (_, t) in bits(studied.weights).items()
     }
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
 def test_an_edit_whose_originals_are_damaged_is_not_applied(
-    place: Place, damage: str, capsys: pytest.CaptureFixture[str]
+    studied: Studied, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It could not be undone."""
-    (originals,) = place.files[0].parent.glob("originals-*.safetensors")
+    """Such an edit could not be undone."""
+    (originals,) = studied.files[0].parent.glob("originals-*.safetensors")
     whole = originals.read_bytes()
     if damage == "gone":
         originals.unlink()
     else:
         originals.write_bytes(whole[:-4] if damage == "cut" else whole[:-1] + bytes([whole[-1] ^ 1]))
-    assert run("apply", place.files[0], place.weights, place.out()) == 2
+    assert run("apply", studied.files[0], studied.weights, studied.out()) == 2
     assert originals.name in capsys.readouterr().err
-    assert not place.out().exists()
+    assert not studied.out().exists()
 
 
 @pytest.mark.parametrize("given", [None, {}, {"format": "pt"}, {"": "", "a\nb": "ü", "license": "x" * 5000}])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_any_metadata_comes_back(tmp_path: Path, given: dict[str, str] | None, dtype: torch.dtype) -> None:
-    place = Place(tmp_path, dtype)
-    save_file(load_file(place.weights), place.weights, given)
-    assert run("apply", place.files[0], place.weights, place.out("edited")) == 0
-    assert {name: text for name, text in metadata(place.out("edited")).items() if name != HELD} == (given or {})
-    assert run("undo", place.files[0], place.out("edited"), place.out("back")) == 0
-    assert metadata(place.out("back")) == (given or {})
-    assert bits(place.out("back")) == bits(place.weights)
+    studied = Studied(tmp_path, dtype)
+    save_file(load_file(studied.weights), studied.weights, given)
+    assert run("apply", studied.files[0], studied.weights, studied.out("edited")) == 0
+    assert {name: text for name, text in metadata(studied.out("edited")).items() if name != HELD} == (given or {})
+    assert run("undo", studied.files[0], studied.out("edited"), studied.out("back")) == 0
+    assert metadata(studied.out("back")) == (given or {})
+    assert bits(studied.out("back")) == bits(studied.weights)
 
 
-def test_tensors_that_are_not_edited_keep_whatever_type_they_have(place: Place) -> None:
+def test_tensors_that_are_not_edited_keep_whatever_type_they_have(studied: Studied) -> None:
     """A float64 buffer with digits that float32 does not hold, and counters, are passed on."""
-    own = load_file(place.weights)
+    own = load_file(studied.weights)
     own["0.running_var"] = torch.tensor([1 / 3], dtype=torch.float64)
     edit_file = make_edit_files(_Net(own), SITE, _sae(), [("church", [Edit(0, 2.0)])], "two layers")[0]
-    save_edit_file(edit_file, place.root / "own.json")
+    save_edit_file(edit_file, studied.root / "own.json")
     own["0.num_batches_tracked"] = torch.tensor(7)
-    save_file(own, place.root / "own.safetensors")
-    assert run("apply", place.root / "own.json", place.root / "own.safetensors", place.out("edited")) == 0
-    assert run("undo", place.root / "own.json", place.out("edited"), place.out("back")) == 0
-    assert bits(place.out("back")) == bits(place.root / "own.safetensors")
+    save_file(own, studied.root / "own.safetensors")
+    assert run("apply", studied.root / "own.json", studied.root / "own.safetensors", studied.out("edited")) == 0
+    assert run("undo", studied.root / "own.json", studied.out("edited"), studied.out("back")) == 0
+    assert bits(studied.out("back")) == bits(studied.root / "own.safetensors")
 
 
 def test_a_strength_that_half_precision_does_not_hold_makes_no_infinite_weights(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place = Place(tmp_path, torch.float16)
+    studied = Studied(tmp_path, torch.float16)
     model = nn.Sequential(nn.Linear(3, 6), nn.Linear(6, 4))
-    model.load_state_dict({name: t.float() for name, t in load_file(place.weights).items()})
+    model.load_state_dict({name: t.float() for name, t in load_file(studied.weights).items()})
     [edit_file] = make_edit_files(model, SITE, _sae(), [("church", [Edit(0, 1e7, "enhance")])], "two layers")
-    save_edit_file(edit_file, place.root / "up.json")
-    assert run("apply", place.root / "up.json", place.weights, place.out()) == 2
-    assert "At α = 1e+07 the edit would make values in 1.weight that float16 does not hold" in capsys.readouterr().err
-    assert not place.out().exists()
-    save_file({n: t.float() for n, t in load_file(place.weights).items()}, place.root / "wide.safetensors")
-    assert run("apply", place.root / "up.json", place.root / "wide.safetensors", place.out()) == 0
+    save_edit_file(edit_file, studied.root / "up.json")
+    assert run("apply", studied.root / "up.json", studied.weights, studied.out()) == 2
+    assert "At α = 1e+07 the edit would give values in 1.weight that float16 cannot hold" in capsys.readouterr().err
+    assert not studied.out().exists()
+    save_file({n: t.float() for n, t in load_file(studied.weights).items()}, studied.root / "wide.safetensors")
+    assert run("apply", studied.root / "up.json", studied.root / "wide.safetensors", studied.out()) == 0
 
 
-def test_weights_of_torch_and_a_lost_list_of_edits(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    own = load_file(place.weights)
-    torch.save(own, place.root / "own.pt")
-    assert run("apply", *place.files[:2], place.root / "own.pt", place.out("edited")) == 0
-    torch.save(load_file(place.out("edited")), place.root / "edited.pt")  # and the list of edits is gone
-    for words in (["undo", place.files[0]], ["apply", place.files[2]], ["apply", place.files[0]]):
-        assert run(*words, place.root / "edited.pt", place.out("x")) == 2
+def test_weights_of_torch_and_a_lost_list_of_edits(studied: Studied, capsys: pytest.CaptureFixture[str]) -> None:
+    own = load_file(studied.weights)
+    torch.save(own, studied.root / "own.pt")
+    assert run("apply", *studied.files[:2], studied.root / "own.pt", studied.out("edited")) == 0
+    torch.save(load_file(studied.out("edited")), studied.root / "edited.pt")  # and the list of edits is gone
+    for words in (["undo", studied.files[0]], ["apply", studied.files[2]], ["apply", studied.files[0]]):
+        assert run(*words, studied.root / "edited.pt", studied.out("x")) == 2
         error = capsys.readouterr().err
-        assert "1.weight alone differs, so that they seem to hold other edits" in error
+        assert "only 1.weight differs, so they may hold edits" in error
         assert ("does not list its edits: name all of them" in error) == (words[0] == "undo")
-    assert run("undo", *place.files[:2], place.root / "edited.pt", place.out("back")) == 0
-    assert bits(place.out("back")) == bits(place.weights)
+    assert run("undo", *studied.files[:2], studied.root / "edited.pt", studied.out("back")) == 0
+    assert bits(studied.out("back")) == bits(studied.weights)
 
 
 def test_tensors_that_share_memory_are_written_in_full(tmp_path: Path) -> None:
@@ -371,59 +377,59 @@ def test_tensors_that_share_memory_are_written_in_full(tmp_path: Path) -> None:
     }
 
 
-def test_refusals_come_before_anything_is_written(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    (place.root / "folder.safetensors").mkdir()
-    (place.root / "damaged.safetensors").write_bytes(place.weights.read_bytes()[:-3])
-    (place.root / "notes.txt").write_text("hello")
-    place.before |= {p: p.read_bytes() for p in (place.root / "damaged.safetensors", place.root / "notes.txt")}
-    edit, weights, out = place.files[0], place.weights, place.out()
+def test_refusals_come_before_anything_is_written(studied: Studied, capsys: pytest.CaptureFixture[str]) -> None:
+    (studied.root / "folder.safetensors").mkdir()
+    (studied.root / "damaged.safetensors").write_bytes(studied.weights.read_bytes()[:-3])
+    (studied.root / "notes.txt").write_text("hello")
+    studied.before |= {p: p.read_bytes() for p in (studied.root / "damaged.safetensors", studied.root / "notes.txt")}
+    edit, weights, out = studied.files[0], studied.weights, studied.out()
     for words, reason in (
-        (["apply", edit, weights, place.root / "x.pt"], "must end in .safetensors"),
-        (["apply", edit, weights, weights], "is one of the files that are read"),
+        (["apply", edit, weights, studied.root / "x.pt"], "must end in .safetensors"),
+        (["apply", edit, weights, weights], "is one of the input files"),
         (["apply", edit, weights, edit.parent / next(edit.parent.glob("*.safetensors")).name], "a file of originals"),
-        (["apply", edit, weights, place.root / "none" / "x.safetensors"], "There is no folder"),
-        (["apply", edit, weights, place.root / "folder.safetensors"], "is a folder"),
-        (["apply", edit, place.root / "none.safetensors", out], "There is no file of weights"),
-        (["apply", place.root / "none.json", weights, out], "There is no edit file"),
-        (["apply", edit, place.root / "damaged.safetensors", out], "cannot be read as safetensors"),
-        (["apply", edit, place.root / "notes.txt", out], "was not loaded"),
-        (["apply", "--edit", "church", edit, weights, out], "no folder was given"),
-        (["apply", edit, "--out", out], "only a run's folder has a classifier"),
-        (["apply", place.root, "--edit", "church", weights, out], "holds no edit files"),
-        (["undo", edit, weights, out], "cannot be undone"),
-        (["show", place.root / "none.json"], "There is no edit file"),
-        (["show", place.root / "none.safetensors"], "There is no file"),
-        (["show", place.root / "damaged.safetensors"], "cannot be read"),
-        (["show", place.root], "holds no edit files"),
+        (["apply", edit, weights, studied.root / "none" / "x.safetensors"], "There is no folder"),
+        (["apply", edit, weights, studied.root / "folder.safetensors"], "is a folder"),
+        (["apply", edit, studied.root / "none.safetensors", out], "There is no file of weights"),
+        (["apply", studied.root / "none.json", weights, out], "There is no edit file"),
+        (["apply", edit, studied.root / "damaged.safetensors", out], "cannot be read as safetensors"),
+        (["apply", edit, studied.root / "notes.txt", out], "was not loaded"),
+        (["apply", "--edit", "church", edit, weights, out], "no folder of a run was given"),
+        (["apply", edit, "--out", out], "can be left out only with the folder of a run"),
+        (["apply", studied.root, "--edit", "church", weights, out], "holds no edit files"),
+        (["undo", edit, weights, out], "nothing to undo"),
+        (["show", studied.root / "none.json"], "There is no edit file"),
+        (["show", studied.root / "none.safetensors"], "There is no file"),
+        (["show", studied.root / "damaged.safetensors"], "cannot be read"),
+        (["show", studied.root], "holds no edit files"),
     ):
         assert run(*words) == 2, words
         error = capsys.readouterr().err
         assert reason in error
         assert error.startswith("salve-edit: ")
         assert error.count("\n") == 1
-        assert place.left_as_it_was()
+        assert studied.left_as_it_was()
 
 
 def test_a_folder_that_cannot_be_written_to(
-    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    studied: Studied, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # root may write anywhere
-    assert run("apply", place.files[0], place.weights, place.out()) == 2
+    assert run("apply", studied.files[0], studied.weights, studied.out()) == 2
     assert "cannot be written to" in capsys.readouterr().err
-    assert place.left_as_it_was()
+    assert studied.left_as_it_was()
 
 
 def test_what_fails_while_writing_leaves_nothing_and_is_a_sentence(
-    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    studied: Studied, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(tensors: object, path: Path, metadata: object) -> None:
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr("safetensors.torch.save_file", full)
-    assert run("apply", place.files[0], place.weights, place.out()) == 2
+    assert run("apply", studied.files[0], studied.weights, studied.out()) == 2
     assert "No space left on device" in capsys.readouterr().err
-    assert place.left_as_it_was()
+    assert studied.left_as_it_was()
 
 
 @pytest.mark.parametrize(
@@ -448,31 +454,31 @@ def test_what_is_not_understood(words: list[str], reason: str, capsys: pytest.Ca
     assert reason in capsys.readouterr().err
 
 
-def test_weights_that_hold_no_edit_have_nothing_to_undo(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("undo", place.files[0], place.weights, place.out()) == 2
-    assert "do not hold the edit: it cannot be undone, since there is nothing to undo" in capsys.readouterr().err
+def test_weights_that_hold_no_edit_have_nothing_to_undo(studied: Studied, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("undo", studied.files[0], studied.weights, studied.out()) == 2
+    assert "do not hold the edit, so there is nothing to undo" in capsys.readouterr().err
 
 
-def test_what_is_written_can_be_read_by_whoever_may_read_other_files(place: Place, tmp_path: Path) -> None:
+def test_what_is_written_can_be_read_by_whoever_may_read_other_files(studied: Studied, tmp_path: Path) -> None:
     (tmp_path / "other").touch()
-    assert run("apply", place.files[0], place.weights, place.out()) == 0
-    assert Path(place.out()).stat().st_mode == (tmp_path / "other").stat().st_mode
+    assert run("apply", studied.files[0], studied.weights, studied.out()) == 0
+    assert Path(studied.out()).stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
-def test_show(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    run("apply", place.files[0], "--alpha", "inf", place.weights, place.out())
+def test_show(studied: Studied, capsys: pytest.CaptureFixture[str]) -> None:
+    run("apply", studied.files[0], "--alpha", "inf", studied.weights, studied.out())
     capsys.readouterr()
-    assert run("show", place.files[1]) == 0
+    assert run("show", studied.files[1]) == 0
     text = capsys.readouterr().out
-    for fact in ("tench", "latent 1 at α = 1.5", "pool, read by 1", "two layers", place.edit_files[1].after[:12]):
+    for fact in ("tench", "latent 1 at α = 1.5", "pool, read by 1", "two layers", studied.edit_files[1].after[:12]):
         assert fact in text
-    assert run("show", place.run) == 0
+    assert run("show", studied.run) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1:3] == [
         "  00-church.json: church: suppress latent 0 at α = 0.5",
         "  01-tench.json: tench: suppress latent 1 at α = 1.5",
     ]
-    assert run("show", place.out(), place.weights) == 0
+    assert run("show", studied.out(), studied.weights) == 0
     text = capsys.readouterr().out
     assert "holds 1 edit." in text
     assert "latent 0 at α = inf" in text
@@ -480,20 +486,20 @@ def test_show(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     assert "holds no edits." in text
 
 
-def test_a_files_text_does_not_steer_the_terminal(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    record = json.loads(place.files[0].read_text())
-    place.files[0].write_text(json.dumps({**record, "name": "\x1b[2Jchurch"}))
-    assert run("show", place.files[0]) == 0
+def test_a_files_text_does_not_steer_the_terminal(studied: Studied, capsys: pytest.CaptureFixture[str]) -> None:
+    record = json.loads(studied.files[0].read_text())
+    studied.files[0].write_text(json.dumps({**record, "name": "\x1b[2Jchurch"}))
+    assert run("show", studied.files[0]) == 0
     assert "?[2Jchurch" in capsys.readouterr().out
 
 
-def test_the_command_imports_nothing_heavy(place: Place) -> None:
+def test_the_command_imports_nothing_heavy(studied: Studied) -> None:
     """Modules, not seconds: those depend on the machine."""
     code = (
         "import sys; from salve.editing.cli import main; assert 'torch' not in sys.modules; main(sys.argv[1:]); "
         "print(*({n.partition('.')[0] for n in sys.modules} | {n for n in sys.modules if n.startswith('salve.')}))"
     )
-    arguments = ["apply", str(place.run), "--edit", "church", "--out", str(place.out())]
+    arguments = ["apply", str(studied.run), "--edit", "church", "--out", str(studied.out())]
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
     imported = set(done.stdout.split())
     assert "torch" in imported
@@ -510,7 +516,7 @@ def test_the_command_imports_nothing_heavy(place: Place) -> None:
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_command_that_is_told_to_end_leaves_nothing_half_written(
-    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int, status: int
+    studied: Studied, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int, status: int
 ) -> None:
     def told(tensors: Any, path: Path, metadata: Any) -> None:
         save_file(tensors, path, metadata)
@@ -518,7 +524,7 @@ def test_a_command_that_is_told_to_end_leaves_nothing_half_written(
 
     monkeypatch.setattr("safetensors.torch.save_file", told)
     with pytest.raises(SystemExit) as left:
-        run("apply", place.files[0], place.weights, place.out())
+        run("apply", studied.files[0], studied.weights, studied.out())
     assert left.value.code == status
     assert capsys.readouterr() == ("", "salve-edit: stopped; nothing half-written is left.\n")
-    assert place.left_as_it_was()
+    assert studied.left_as_it_was()

@@ -1,4 +1,4 @@
-"""Edit files on disk: small whatever their number, and nothing but a sentence comes out of a damaged one."""
+"""Edit files on disk: originals are stored once, and damaged files are refused in a sentence."""
 
 import base64
 import json
@@ -135,7 +135,7 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "one contribution more": (lambda r: r["contributions"].append(r["contributions"][0]), "one contribution for each"),
     "a path": (lambda r: r.update(originals=f"../{r['originals']}"), "must be the name of a file"),
     "an absolute path": (lambda r: r.update(originals="/etc/passwd"), "must be the name of a file"),
-    "other originals": (lambda r: r.update(originals="originals-0123456789ab.safetensors"), "belongs beside"),
+    "other originals": (lambda r: r.update(originals="originals-0123456789ab.safetensors"), "beside its edit files"),
 }
 
 
@@ -158,10 +158,10 @@ def test_every_field_is_checked(folder: Path, damage: str) -> None:
         (lambda t, h: t.update({"1.weight": t["1.weight"] + 1}), "do not have their checksums"),
         (lambda t, h: t.update({"1.weight": t["1.weight"].half()}), "not float32"),
         (lambda t, h: t.update({"more": t["1.weight"].clone()}), "do not have their checksums"),
-        (lambda t, h: t.clear(), "not the checksum of its name"),
+        (lambda t, h: t.clear(), "its checksum is not the one in its name"),
         (lambda t, h: h.update(weights=[]), "no checksums"),
-        (lambda t, h: h["weights"].update({"0.bias": "0" * 32}), "not the checksum of its name"),
-        (lambda t, h: h["weights"].update({"0.bias": 3}), "a checksum is none"),
+        (lambda t, h: h["weights"].update({"0.bias": "0" * 32}), "its checksum is not the one in its name"),
+        (lambda t, h: h["weights"].update({"0.bias": 3}), "a checksum is malformed"),
         (lambda t, h: h.update(format="x"), "another version"),
     ],
 )
@@ -207,7 +207,7 @@ def _value_changed(record: Any, draw: random.Random) -> None:
 
 
 def test_only_sentences_come_out_of_damaged_files(folder: Path) -> None:
-    """A seeded loop over damages of either file; what is still read must be the same edit."""
+    """Random damages of both files: an edit that is still read must be the same."""
     draw = random.Random(12)
     path, shared = folder / "00.json", originals_in(folder)
     text, binary = path.read_bytes(), shared.read_bytes()
@@ -250,4 +250,4 @@ def test_only_sentences_come_out_of_a_damaged_list_of_held_edits() -> None:
         except UserError as error:
             refused.append(str(error))
     assert len(refused) > 200
-    assert all("damaged list of the edits" in sentence for sentence in refused)
+    assert all("damaged list of its edits" in sentence for sentence in refused)

@@ -48,7 +48,7 @@ def cast(state: State, dtype: torch.dtype) -> State:
 
 
 def studied(parts: tuple[ResNet, Site, SAE], state: State) -> ResNet:
-    """What salve works on when it is given these weights: their values in float32."""
+    """The network that salve would study with these weights: their values in float32."""
     model = resnet18(num_classes=4).eval()
     model.load_state_dict(cast(state, torch.float32))
     return model
@@ -129,11 +129,11 @@ def test_digits_that_float32_does_not_hold_are_refused_rather_than_lost(parts: t
     edit_file = make_edit_file(studied(parts, own), *parts[1:], [Edit(3, 4.0)], "r")
     assert bits(undo_edit_file(edit_file, apply_edit_file(edit_file, own))) == bits(own)
     own["fc.weight"] = own["fc.weight"] * (1 + 1e-12)
-    with pytest.raises(UserError, match=r"fc\.weight is float64 and has digits that float32 does not hold"):
+    with pytest.raises(UserError, match=r"fc\.weight is float64 with digits that float32 cannot hold"):
         apply_edit_file(edit_file, own)
     model = resnet18(num_classes=4).double().eval()
     model.load_state_dict(own)
-    with pytest.raises(UserError, match="digits that float32 does not hold"):
+    with pytest.raises(UserError, match="digits that float32 cannot hold"):
         make_edit_file(model, *parts[1:], [Edit(3, 4.0)], "r")
 
 
@@ -220,7 +220,7 @@ def test_edits_at_different_sites_stack_too() -> None:
 
 
 @pytest.mark.parametrize("alpha", [2.5, math.inf])
-def test_a_saved_recipe_comes_back_the_same(parts: tuple[ResNet, Site, SAE], tmp_path: Path, alpha: float) -> None:
+def test_a_saved_edit_file_comes_back_the_same(parts: tuple[ResNet, Site, SAE], tmp_path: Path, alpha: float) -> None:
     model, site, sae = parts
     edit_file = make_edit_file(model, site, sae, [Edit(3, alpha, sign=-1)], "torchvision/resnet18", "tench")
     save_edit_file(edit_file, tmp_path / "r.json")
@@ -245,12 +245,15 @@ def test_another_strength_is_another_edit(parts: tuple[ResNet, Site, SAE]) -> No
     assert stronger.is_same_but_for_strength(edit_file)
     assert not make_edit_file(model, site, sae, [Edit(4, 4.0)], "r").is_same_but_for_strength(edit_file)
     enhancing = make_edit_file(model, site, sae, [Edit(3, 4.0, "enhance")], "r")
-    for bad, alpha, words in ((enhancing, math.inf, "can only suppress"), (edit_file, -1, "must not be negative")):
+    for bad, alpha, words in (
+        (enhancing, math.inf, "infinite only for mode=suppress"),
+        (edit_file, -1, "must not be negative"),
+    ):
         with pytest.raises(UserError, match=words):
             bad.at(alpha)
 
 
-def test_many_recipes_of_one_network_are_the_ones_made_alone_and_share_its_weights(
+def test_many_edit_files_of_one_network_are_those_made_alone_and_share_its_weights(
     parts: tuple[ResNet, Site, SAE],
 ) -> None:
     model, site, sae = parts
@@ -272,10 +275,10 @@ def test_wrong_weights_twice_applied_and_empty_edits_are_refused(parts: tuple[Re
     trained = {name: t + 1 for name, t in state.items()}
     for other, words in (
         ({**state, "fc.bias": state["fc.bias"] + 1}, "fc.bias differs"),
-        ({**state, "fc.weight": state["fc.weight"] + 1}, "fc.weight alone differs"),
-        ({**state, "fc.weight": state["fc.weight"][:2]}, "fc.weight alone differs"),
-        ({**state, "extra": state["fc.bias"]}, "extra should not be there"),
-        ({name: t for name, t in state.items() if name != "fc.bias"}, "there is no fc.bias"),
+        ({**state, "fc.weight": state["fc.weight"] + 1}, "only fc.weight differs"),
+        ({**state, "fc.weight": state["fc.weight"][:2]}, "only fc.weight differs"),
+        ({**state, "extra": state["fc.bias"]}, "they have unknown tensors, extra"),
+        ({name: t for name, t in state.items() if name != "fc.bias"}, "they lack fc.bias"),
         (trained, "and 99 more differ"),
     ):
         with pytest.raises(
@@ -284,13 +287,13 @@ def test_wrong_weights_twice_applied_and_empty_edits_are_refused(parts: tuple[Re
             apply_edit_file(edit_file, other)
     edited = apply_edit_file(edit_file, state)
     for held in ([], [edit_file]):
-        with pytest.raises(UserError, match="carry this edit already"):
+        with pytest.raises(UserError, match="hold this edit already"):
             apply_edit_file(edit_file, edited, held)
-    with pytest.raises(UserError, match="cannot be undone"):
+    with pytest.raises(UserError, match="nothing to undo"):
         undo_edit_file(edit_file, state)
     with pytest.raises(UserError, match="cannot be undone"):
         undo_edit_file(another, edited)
-    with pytest.raises(UserError, match=r"with the edits that the file says it holds\): fc.weight alone differs"):
+    with pytest.raises(UserError, match=r"with the edits that the file lists\): only fc.weight differs"):
         apply_edit_file(another, state, [edit_file])
     other_model = resnet18(num_classes=4)
     other_model.load_state_dict(trained)
@@ -300,7 +303,7 @@ def test_wrong_weights_twice_applied_and_empty_edits_are_refused(parts: tuple[Re
     empty = make_sae("linear_l1", 512, 2)
     with torch.no_grad():
         empty.decoder[:, 0] = 0
-    with pytest.raises(UserError, match="leave the model as it is"):
+    with pytest.raises(UserError, match="not change the model"):
         make_edit_file(model, site, empty, [Edit(0, 4.0)], "r")
     with pytest.raises(UserError, match="latents 0 to 15"):
         make_edit_file(model, site, sae, [Edit(16, 4.0)], "r")
@@ -308,7 +311,7 @@ def test_wrong_weights_twice_applied_and_empty_edits_are_refused(parts: tuple[Re
         make_edit_file(model, site, make_sae("linear_l1", 8, 2), [Edit(0, 4.0)], "r")
 
 
-def test_a_recipe_that_does_not_fit_itself_is_not_made(parts: tuple[ResNet, Site, SAE]) -> None:
+def test_an_edit_file_that_does_not_fit_itself_is_not_made(parts: tuple[ResNet, Site, SAE]) -> None:
     model, site, sae = parts
     good = make_edit_file(model, site, sae, [Edit(3, 4.0)], "r")
     with pytest.raises(ValueError, match="1 edits, but 2"):

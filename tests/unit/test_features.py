@@ -90,7 +90,7 @@ def test_selection_differs_where_a_latent_is_shared() -> None:
 
 
 def test_a_latent_that_never_fires_is_not_chosen() -> None:
-    """It leads by a margin of 0, and so before every latent on which another class leads."""
+    """Its margin is 0, which is larger than that of every latent on which another class leads."""
     means = torch.tensor([[5.0, 0.0, 2.0, 0.1], [4.0, 0.0, 3.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
     assert margins(means)[1].argmax() == 2
     assert margins(means[:, :2])[1].argmax() == 1
@@ -165,7 +165,7 @@ def test_purity_leaves_out_what_is_negligible() -> None:
 
 
 def test_purity_of_no_image_is_refused() -> None:
-    with pytest.raises(UserError, match="not top=0"):
+    with pytest.raises(UserError, match="top=0 must be at least 1"):
         ClassPurity(3, 2, top=0)
 
 

@@ -264,21 +264,21 @@ def test_what_lies_in_the_way_is_named(tmp_path: Path) -> None:
 
     for place in ("file/runs", "file"):
         assert said(lambda place=place: (tmp_path / place).mkdir(exist_ok=True)).startswith(
-            f"{tmp_path / 'file'} is a file, where a folder should be; remove it, or choose"
+            f"{tmp_path / 'file'} is a file, but must be a folder; remove it, or choose"
         )
     for place in ("link/runs", "link"):
         assert said(lambda place=place: (tmp_path / place).mkdir(exist_ok=True)).startswith(
-            f"{tmp_path / 'link'} is a link to nowhere (nowhere); make what it leads to available, or remove it."
+            f"{tmp_path / 'link'} is a link to nowhere (nowhere); make its target available, or remove the link."
         )
     assert said(lambda: os.open(tmp_path / "folder", os.O_RDWR)).startswith(
-        f"{tmp_path / 'folder'} is a folder, where a file should be; remove it"
+        f"{tmp_path / 'folder'} is a folder, but must be a file; remove it"
     )
     assert said(lambda: os.replace(tmp_path / "file", tmp_path / "folder")).startswith(
-        f"{tmp_path / 'folder'} is a folder, where a file should be; remove it"
+        f"{tmp_path / 'folder'} is a folder, but must be a file; remove it"
     )
     with pytest.raises(OSError) as caught:  # noqa: PT011
         FileLock(tmp_path / "folder").acquire(timeout=0)
-    assert "is a folder, where a file should be" in in_one_sentence(caught.value)
+    assert "is a folder, but must be a file" in in_one_sentence(caught.value)
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "config.yaml"])

@@ -120,7 +120,7 @@ def test_impossible_strengths_are_refused(alpha: float) -> None:
 
 
 def test_infinite_enhancement_and_unknown_modes_are_refused() -> None:
-    with pytest.raises(UserError, match="only suppress"):
+    with pytest.raises(UserError, match="infinite only for mode=suppress"):
         gate(torch.ones(2), math.inf, "enhance")
     with pytest.raises(UserError, match="suppress or enhance"):
         inspect.unwrap(gates)(torch.ones(2), torch.ones(1), "remove")
@@ -132,7 +132,7 @@ def test_enhanced_logits_beyond_float32_are_refused(latents: int, strengths: lis
     generator = torch.Generator().manual_seed(0)
     weight, bias, activations = (torch.randn(*shape, generator=generator) for shape in ((3, 5), (3,), (4, 5)))
     rows = torch.nn.functional.normalize(torch.randn(latents, 5, generator=generator))
-    with pytest.raises(UserError, match=r"Enhanced at α = 1e\+38, the logits are larger than float32 holds"):
+    with pytest.raises(UserError, match=r"Enhanced at α = 1e\+38, the logits are larger than float32 can hold"):
         edited_logits(weight, bias, 100 * activations, rows, strengths, "enhance")
     assert edited_logits(weight, bias, 100 * activations, rows, strengths, "suppress").isfinite().all()
 

@@ -26,7 +26,7 @@ from salve.editing.cli import main
 from salve.sae import load_sae, make_sae, save_sae
 from salve.types import UserError
 from tests.unit.damages import archives, cut_and_flipped, headers, of_other_types, special_files
-from tests.unit.test_edit_command import Place, bits, metadata
+from tests.unit.test_edit_command import Studied, bits, metadata
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -62,22 +62,22 @@ def said_by_command(arguments: list[object], capsys: pytest.CaptureFixture[str])
 
 
 def test_edit_files_through_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Whatever is in its place: status 2 and a sentence, and no file written; or the edit that was meant."""
-    place = Place(tmp_path)
-    file = place.files[0]
+    """With any damage: status 2, a sentence and no file written; or the right edit."""
+    studied = Studied(tmp_path)
+    file = studied.files[0]
     whole, record = file.read_bytes(), json.loads(file.read_text())
-    assert main(["apply", str(file), str(place.weights), str(place.out("good"))]) == 0
-    good = bits(place.out("good"))
+    assert main(["apply", str(file), str(studied.weights), str(studied.out("good"))]) == 0
+    good = bits(studied.out("good"))
     # What these say is for people, or does not matter where all channels are gated.
     free = {"name", "backbone", "site", "sae", "edits.0.sign"}
     refused = 0
     texts = [(name, text.encode("utf-8", "surrogatepass")) for name, text in of_other_types(record)]
     for name, content in [*cut_and_flipped(whole), *texts]:
         file.write_bytes(content)
-        if main(["apply", str(file), str(place.weights), str(place.out())]) == 0:
-            assert bits(place.out()) == good, name
+        if main(["apply", str(file), str(studied.weights), str(studied.out())]) == 0:
+            assert bits(studied.out()) == good, name
             assert name.split(" ")[0] in free or name.startswith(("bit", "goes on")), name
-            place.out().unlink()
+            studied.out().unlink()
             capsys.readouterr()
             continue
         refused += 1
@@ -85,68 +85,68 @@ def test_edit_files_through_the_command(tmp_path: Path, capsys: pytest.CaptureFi
         assert said.startswith("salve-edit: "), name
         assert said.count("\n") == 1, name
         assert len(said) < 2500, name
-        assert not place.out().exists(), name
-        assert not list(place.root.glob(".*")), name
+        assert not studied.out().exists(), name
+        assert not list(studied.root.glob(".*")), name
     assert refused > 300
 
 
 def test_what_an_edit_file_must_not_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    place = Place(tmp_path)
+    studied = Studied(tmp_path)
     (tmp_path / "special").mkdir()
     for _, path in special_files(tmp_path / "special", ".json"):
-        for words in (["apply", path, place.weights, place.out()], ["show", path]):
+        for words in (["apply", path, studied.weights, studied.out()], ["show", path]):
             if not os.path.isdir(path):
                 said_by_command(words, capsys)
-    record = json.loads(place.files[0].read_text())
-    place.files[0].write_text(json.dumps({**record, "contributions": [base64.b64encode(bytes(13 * 2**20)).decode()]}))
-    said = said_by_command(["apply", place.files[0], place.weights, place.out()], capsys)
-    assert "more than the 16,777,216 that a text may have" in said
+    record = json.loads(studied.files[0].read_text())
+    studied.files[0].write_text(json.dumps({**record, "contributions": [base64.b64encode(bytes(13 * 2**20)).decode()]}))
+    said = said_by_command(["apply", studied.files[0], studied.weights, studied.out()], capsys)
+    assert "a text may have at most 16,777,216" in said
     long = tmp_path / ("x" * 300 + ".safetensors")
-    assert "name too long" in said_by_command(["apply", place.files[1], long, place.out()], capsys)
+    assert "name too long" in said_by_command(["apply", studied.files[1], long, studied.out()], capsys)
     pointing = {**record, "originals": "originals-0123456789ab.safetensors"}
-    place.files[0].write_text(json.dumps(pointing))
-    os.mkfifo(place.files[0].with_name(pointing["originals"]))
-    assert "is a named pipe" in said_by_command(["apply", place.files[0], place.weights, place.out()], capsys)
-    assert not place.out().exists()
+    studied.files[0].write_text(json.dumps(pointing))
+    os.mkfifo(studied.files[0].with_name(pointing["originals"]))
+    assert "is a named pipe" in said_by_command(["apply", studied.files[0], studied.weights, studied.out()], capsys)
+    assert not studied.out().exists()
 
 
 def test_a_folder_of_edits_with_a_pipe_in_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    place = Place(tmp_path)
-    os.mkfifo(place.run / "edits" / "zz.json")
-    assert main(["apply", str(place.run), "--edit", "church", str(place.weights), str(place.out())]) == 0
+    studied = Studied(tmp_path)
+    os.mkfifo(studied.run / "edits" / "zz.json")
+    assert main(["apply", str(studied.run), "--edit", "church", str(studied.weights), str(studied.out())]) == 0
     capsys.readouterr()
-    assert "zz.json is a named pipe" in said_by_command(["show", place.run], capsys)
+    assert "zz.json is a named pipe" in said_by_command(["show", studied.run], capsys)
 
 
 def test_originals_and_weights_through_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    place = Place(tmp_path)
-    (originals,) = place.files[0].parent.glob("originals-*.safetensors")
-    for victim in (originals, place.weights):
+    studied = Studied(tmp_path)
+    (originals,) = studied.files[0].parent.glob("originals-*.safetensors")
+    for victim in (originals, studied.weights):
         whole = victim.read_bytes()
         for name, content in [*cut_and_flipped(whole), *headers(victim)]:
             victim.write_bytes(content)
-            status = main(["apply", str(place.files[0]), str(place.weights), str(place.out())])
+            status = main(["apply", str(studied.files[0]), str(studied.weights), str(studied.out())])
             said = capsys.readouterr().err
             if status == 0:  # a flipped bit in what the file says of itself, such as its author
                 assert name.startswith("bit"), name
-                place.out().unlink()
+                studied.out().unlink()
                 continue
             assert said.count("\n") == 1, name
             assert len(said) < 2500, name
-            assert not place.out().exists(), name
+            assert not studied.out().exists(), name
         victim.write_bytes(whole)
 
 
 def test_a_list_of_held_edits_that_does_not_fit_the_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Hostile metadata: an edit of the same network with another number of channels."""
-    place = Place(tmp_path)
-    assert main(["apply", str(place.files[0]), str(place.weights), str(place.out("edited"))]) == 0
+    studied = Studied(tmp_path)
+    assert main(["apply", str(studied.files[0]), str(studied.weights), str(studied.out("edited"))]) == 0
     capsys.readouterr()
-    [held] = json.loads(metadata(place.out("edited"))["salve_edits"])
+    [held] = json.loads(metadata(studied.out("edited"))["salve_edits"])
     held["contributions"] = [base64.b64encode(struct.pack("<9f", *range(1, 10))).decode()]
-    save_file(load_file(place.out("edited")), place.weights, {"salve_edits": json.dumps([held])})
-    said = said_by_command(["apply", place.files[1], place.weights, place.out()], capsys)
-    assert "an edit that they are said to hold has 9 channels" in said
+    save_file(load_file(studied.out("edited")), studied.weights, {"salve_edits": json.dumps([held])})
+    said = said_by_command(["apply", studied.files[1], studied.weights, studied.out()], capsys)
+    assert "an edit that the file lists has 9 channels" in said
 
 
 # -- SAEs
@@ -283,8 +283,8 @@ def test_torch_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("size", "stride", "marks", "says"),
     [
-        ((10**9,), (0,), None, "its tensors repeat the same numbers, and would take 4,000,000,000 bytes"),
-        ((4,), (1,), {"neg": True}, "a view that changes signs"),
+        ((10**9,), (0,), None, "its tensors share the same numbers, and would take 4,000,000,000 bytes"),
+        ((4,), (1,), {"neg": True}, "a view with negated values"),
         ((10**6,), (1,), None, "could not be read"),
         ((-1,), (1,), None, "could not be read"),
     ],
@@ -330,8 +330,8 @@ def test_sizes_are_looked_at_before_anything_is_read(tmp_path: Path) -> None:
 
 def test_a_bomb_ends_in_a_sentence_where_memory_is_short(tmp_path: Path) -> None:
     """Through the command, in a process that may not have more than torch itself takes and some."""
-    place = Place(tmp_path)
-    torch.save(load_file(place.weights), tmp_path / "w.pt")
+    studied = Studied(tmp_path)
+    torch.save(load_file(studied.weights), tmp_path / "w.pt")
     bomb = dict(archives(tmp_path / "w.pt", large=2**28))["compressed"]
     assert bomb.stat().st_size < 2**20
     code = """if True:
@@ -341,7 +341,7 @@ def test_a_bomb_ends_in_a_sentence_where_memory_is_short(tmp_path: Path) -> None
         resource.setrlimit(resource.RLIMIT_AS, (now + 2**27,) * 2)
         sys.exit(main(sys.argv[1:]))
     """
-    words = ["apply", str(place.files[0]), str(bomb), str(place.out())]
+    words = ["apply", str(studied.files[0]), str(bomb), str(studied.out())]
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, ""), done.stderr[-500:]
     assert "it is a compressed archive" in done.stderr

@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models import ResNet18_Weights, resnet18
 
-from salve.backbones import load_backbone, read_state_dict
+from salve.backbones import load_backbone
+from salve.backbones.weights import read_checkpoint
 from salve.types import UserError
 
 RESNET10 = {"channels": (8, 16, 24, 32)}
@@ -75,7 +76,7 @@ def test_a_file_gives_back_the_same_bits(tmp_path: Path, name: str) -> None:
 def test_half_precision_is_cast_to_float32(tmp_path: Path, half: torch.dtype, name: str) -> None:
     state = {key: value.to(half) if value.is_floating_point() else value for key, value in small().state_dict().items()}
     path = written(tmp_path / name, state)
-    read = read_state_dict(path)
+    read, _ = read_checkpoint(path)
     assert {value.dtype for value in read.values()} == {torch.float32, torch.int64}  # int64 counts batches
     model, _ = load(path)
     assert all(torch.equal(model.state_dict()[key], state[key].to(read[key].dtype)) for key in state)
@@ -173,7 +174,7 @@ def test_code_in_a_file_is_never_run(tmp_path: Path, wrap: Callable[[Any], bytes
 def test_damaged_files_are_refused_by_name(tmp_path: Path, content: bytes, name: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError) as refused:
-        read_state_dict(tmp_path / name)
+        read_checkpoint(tmp_path / name)
     assert name in one_sentence(refused)
 
 
@@ -185,7 +186,7 @@ def test_damaged_files_are_refused_by_name(tmp_path: Path, content: bytes, name:
 def test_a_file_that_is_no_state_dict_is_refused(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "w.pt")
     with pytest.raises(UserError, match="no state_dict"):
-        read_state_dict(tmp_path / "w.pt")
+        read_checkpoint(tmp_path / "w.pt")
 
 
 @pytest.mark.parametrize("weights", ["missing.safetensors", "imagnet", "."])

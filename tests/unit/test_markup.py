@@ -1,4 +1,4 @@
-"""Names of people's own, which may look like the console's markup, are shown as they are, and never raise."""
+"""Names that look like the console's markup are shown as they are, and raise nothing."""
 
 import ast
 import io

@@ -58,7 +58,7 @@ def test_weights_from_a_file_have_the_preset_of_the_model(weights: str) -> None:
 
 
 def test_weights_of_a_model_that_was_never_published_read_the_data_at_its_own_size() -> None:
-    """As ``backbone=resnet_small``, whose channels are its own: no preset is of its weights."""
+    """As ``backbone=resnet_small``, whose channels are not those of any published weights."""
     model = timm.create_model("resnet10t", num_classes=5, **RESNET10)
     chosen, origin = preset("timm", "resnet10t", FILE, model, 64, {}, RESNET10)
     assert (chosen.size, chosen.resize) == (64, None)
@@ -112,7 +112,7 @@ def test_a_size_that_the_architecture_fixes_is_said() -> None:
     with torch.device("meta"):
         model = timm.create_model("vit_small_patch14_dinov2", img_size=98, depth=1)
     assert preset("timm", "vit_small_patch14_dinov2", FILE, model, 64, {}).origin == (
-        "timm's preset of vit_small_patch14_dinov2 at the 98 pixels that it is built for: resize 98, crop 98, bicubic"
+        "timm's preset of vit_small_patch14_dinov2 at its fixed size of 98 pixels: resize 98, crop 98, bicubic"
     )
 
 
@@ -133,7 +133,7 @@ def test_overrides_change_what_they_name_and_nothing_else() -> None:
         ({"std": [0, 1, 1]}, "std"),
         ({"interpolation": "cubic"}, "bicubic"),
         ({"size": 0}, "size"),
-        ({"resize": 200}, "resize (200)"),
+        ({"resize": 200}, "resize=200"),
         ({"resize": 256, "squash": True}, "preprocess.resize=256"),
     ],
 )

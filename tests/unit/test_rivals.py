@@ -174,7 +174,7 @@ def test_impossible_strengths_and_ridges_are_refused() -> None:
         with pytest.raises(UserError, match="must be finite"):
             steered_logits(weight, bias, activations, weight[0], [1.0, strength])
     for ridge in (0.0, -1.0, math.nan):
-        with pytest.raises(UserError, match="must be positive"):
+        with pytest.raises(UserError, match="of a rank-one edit must be above 0"):
             rank_one_rows(activations, labels, 4, ridge)
 
 

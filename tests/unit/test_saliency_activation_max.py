@@ -133,11 +133,11 @@ def test_the_model_is_left_as_found() -> None:
     ("change", "message"),
     [
         ({"steps": 0}, "steps=0 must be at least 1"),
-        ({"lr": 0.0}, "lr=0.0 must be positive"),
+        ({"lr": 0.0}, "lr=0.0 must be above 0"),
         ({"tv": -1.0}, "tv=-1.0 must be at least 0"),
         ({"l2": float("nan")}, "l2=nan"),
         ({"signs": torch.tensor([2])}, r"\+1 or -1"),
-        ({"latents": [3]}, "latent 3 does not exist"),
+        ({"latents": [3]}, "Latent 3 does not exist"),
     ],
 )
 def test_bad_settings_are_refused_by_name(change: dict[str, object], message: str) -> None:

@@ -1,4 +1,4 @@
-"""Where cells lie, against receptive fields measured by gradients; enlarging, against SciPy and PyTorch."""
+"""Positions of cells against receptive fields measured by gradients; enlarging against SciPy and PyTorch."""
 
 from collections.abc import Callable, Iterable
 
@@ -14,10 +14,10 @@ from torchvision.models import VisionTransformer, resnet18
 from salve.saliency.cells import Cells, CellTracker, enlarge, even_cells
 
 
-def located(model: nn.Module, place: str, images: Tensor) -> Cells | None:
-    """The cells of the output of ``place``."""
+def located(model: nn.Module, path: str, images: Tensor) -> Cells | None:
+    """The cells of the output of ``path``."""
     tracker, found = CellTracker(images), []
-    hook = model.get_submodule(place).register_forward_hook(lambda _, __, output: found.append(tracker.of(output)))
+    hook = model.get_submodule(path).register_forward_hook(lambda _, __, output: found.append(tracker.of(output)))
     with torch.no_grad(), tracker:
         model(images)
     hook.remove()
@@ -28,7 +28,7 @@ def flatten_kernels(model: nn.Module) -> nn.Module:
     """The same network with weights that favour no side, so that what a cell sees is symmetric about its centre.
 
     Every convolution weighs all places of its kernel alike, with positive weights, so that ReLUs let all pass. Maximum
-    pooling, which would look at one place of its window, is average pooling here. Attention, which looks everywhere,
+    pooling, which would look at one position of its window, is average pooling here. Attention, which looks everywhere,
     adds nothing.
     """
     generator = torch.Generator().manual_seed(0)
@@ -47,14 +47,14 @@ def flatten_kernels(model: nn.Module) -> nn.Module:
 
 
 def centres_of_gradient(
-    model: nn.Module, place: str, size: tuple[int, int], grid: Cells, cells: Iterable[tuple[int, int]]
+    model: nn.Module, path: str, size: tuple[int, int], grid: Cells, cells: Iterable[tuple[int, int]]
 ) -> list[list[float]]:
     """Centre of mass of ``|∂ cell / ∂ pixel|`` in pixels for each cell: what it sees, with no arithmetic on strides."""
     dtype = next(model.parameters(), torch.ones((), dtype=torch.float64)).dtype
     # Faint, because a ReLU6 must let it pass.
     images = torch.full((1, 3, *size), 1e-3, dtype=dtype, requires_grad=True)
     seen: list[Tensor] = []
-    hook = model.get_submodule(place).register_forward_hook(lambda _, __, output: seen.append(output))
+    hook = model.get_submodule(path).register_forward_hook(lambda _, __, output: seen.append(output))
     model(images)
     hook.remove()
     value = seen[0]
@@ -88,7 +88,7 @@ def timm_model(name: str, **settings: object) -> Callable[[], nn.Module]:
 
 vit = {"img_size": 64, "embed_dim": 24, "depth": 2, "num_heads": 2}
 narrow = {"channels": (4, 8, 12, 16)}
-# The backbone, the place, the size, the centre of the first cell as worked out by hand, and the stride.
+# The backbone, the path, the size, the centre of the first cell as worked out by hand, and the stride.
 BACKBONES = {
     # Five times "a stride of 2, padded by 1 on both sides": each starts on the first pixel.
     "resnet18": (resnet18, "layer4", (320, 320), (0, 0), 32),
@@ -109,15 +109,15 @@ BACKBONES = {
 @pytest.mark.parametrize("name", BACKBONES)
 def test_cells_lie_where_gradients_say(name: str) -> None:
     """As worked out by hand, as tracked, and as measured."""
-    make, place, size, start, stride = BACKBONES[name]
+    make, path, size, start, stride = BACKBONES[name]
     torch.manual_seed(0)
     model = make().eval()
-    grid = located(model, place, torch.rand(1, 3, *size))
+    grid = located(model, path, torch.rand(1, 3, *size))
     assert grid is not None
     assert centres(grid, [(0, 0), (1, 2)]) == [list(start), [start[0] + stride, start[1] + 2 * stride]]
     row, column = middle(grid)
     cells = [(row, column), (row - 1, column), (row, column - 1)]
-    found = centres_of_gradient(flatten_kernels(model), place, size, grid, cells)
+    found = centres_of_gradient(flatten_kernels(model), path, size, grid, cells)
     # A hundredth of a cell, because the faint outskirts of some fields are cut off by the border of the image.
     np.testing.assert_allclose(found, centres(grid, cells), atol=0.01 * stride)
 
@@ -166,7 +166,7 @@ class TwoBranches(nn.Module):
 
 @pytest.mark.parametrize(("a", "b"), [(1, 1), (3, 1), (0.2, 2), (1, 0)])
 def test_a_sum_lies_between_its_branches(a: float, b: float) -> None:
-    """On slopes, which strides and means leave as steep as they were, what varies is what the weights let through."""
+    """On linear slopes, which strides and means keep, only the weights decide how much a tensor varies."""
     model, size = nn.Sequential(TwoBranches(a, b)).double(), (16, 24)
     rows, columns = (torch.arange(n, dtype=torch.float64) for n in size)
     flat = torch.ones(size, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Grad-FAM against the grad-cam package and against plain autograd, and the promises about the model it is given."""
+"""Grad-FAM against the grad-cam package and plain autograd; the model is left as it was."""
 
 import copy
 import importlib
@@ -22,7 +22,7 @@ CNN_LATENTS = [4, 0, 2]
 
 
 def random_sae(variant: str, width: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> SAE:
-    """An SAE in which encoder, bias and shift are all different from their initial values."""
+    """An SAE whose encoder, bias and b_dec all differ from their initial values."""
     generator = torch.Generator().manual_seed(seed)
     settings = {"k": 2} if "k" in VARIANTS[variant].takes else {}
     sae = make_sae(variant, width, DICTIONARY, generator, **settings).eval()
@@ -66,7 +66,7 @@ def by_autograd(
     sae: SAE,
     images: Tensor,
     latents: list[int],
-    place: str,
+    path: str,
     activation_of: Callable[[], Tensor],
     to_map: Callable[[Tensor], Tensor],
     start: float | None = None,
@@ -85,7 +85,7 @@ def by_autograd(
                 seen.append(output)
                 return output.clone()
 
-            hook = model.get_submodule(place).register_forward_hook(keep)
+            hook = model.get_submodule(path).register_forward_hook(keep)
             model(image[None])
             hook.remove()
             sae.encode(activation_of())[0, latent].backward()
@@ -170,7 +170,7 @@ def test_signs_ask_for_the_negated_latent() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "head", "place", "prefix", "grid"),
+    ("make", "head", "path", "prefix", "grid"),
     [
         (make_torchvision_vit, "heads.head", "encoder.layers.encoder_layer_1.ln_1", 1, (4, 4)),
         (make_timm_vit, "head", "blocks.1.norm1", 1, (4, 4)),
@@ -180,14 +180,14 @@ def test_signs_ask_for_the_negated_latent() -> None:
     ids=["torchvision", "timm", "timm-avg-registers", "timm-oblong"],
 )
 def test_vit_maps_are_what_autograd_gives(
-    make: Callable[..., nn.Module], head: str, place: str, prefix: int, grid: tuple[int, int]
+    make: Callable[..., nn.Module], head: str, path: str, prefix: int, grid: tuple[int, int]
 ) -> None:
     model = make(torch.float64)
     images = make_images(2, 8 * grid[0], 8 * grid[1], torch.float64)
     sae = random_sae("linear_l1", 32, torch.float64)
     oracle_model = copy.deepcopy(model)
     activation = ReaderInput(oracle_model.get_submodule(head))
-    oracle = by_autograd(oracle_model, sae, images, [5, 1], place, activation, tokens_to_map(prefix, *grid))
+    oracle = by_autograd(oracle_model, sae, images, [5, 1], path, activation, tokens_to_map(prefix, *grid))
     maps = grad_fam(model, "last", sae, images, torch.tensor([5, 1]))
     assert maps.max() > 0
     torch.testing.assert_close(maps, oracle, rtol=1e-8, atol=1e-12)
@@ -208,12 +208,12 @@ def test_more_latents_than_channels_need_no_more_backward_passes(variant: str, m
 
     monkeypatch.setattr(torch.autograd, "grad", counted)
     maps = grad_fam(model, "last", sae, images, latents, signs=signs)
-    assert passes[0] == width + 2  # one to probe the place, one through the SAE's activation function
+    assert passes[0] == width + 2  # one to probe the map, one through the SAE's activation function
     assert maps.max() > 0
     torch.testing.assert_close(maps, torch.cat(expected, dim=1), rtol=1e-9, atol=1e-12)
 
 
-def test_an_earlier_place_with_in_place_work_behind_it() -> None:
+def test_an_earlier_module_with_in_place_work_behind_it() -> None:
     # The residual sum adds to this batch norm's output in place, and the ReLU behind it is in place too.
     model, images = make_resnet(torch.float64), make_images(1, dtype=torch.float64)
     sae = random_sae("linear_l1", 512, torch.float64)
@@ -231,9 +231,9 @@ def test_channels_last_maps() -> None:
     images, sae = make_images(2, 32, 32, torch.float64), random_sae("linear_l1", 32, torch.float64)
     oracle_model = copy.deepcopy(model)
     activation = ReaderInput(oracle_model.head.fc)
-    for place, at in (("norm", None), ("layers.0", "layers.0")):
+    for path, at in (("norm", None), ("layers.0", "layers.0")):
         oracle = by_autograd(
-            oracle_model, sae, images, [0, 3], place, activation, lambda value: value.permute(0, 3, 1, 2)
+            oracle_model, sae, images, [0, 3], path, activation, lambda value: value.permute(0, 3, 1, 2)
         )
         maps = grad_fam(model, "last", sae, images, [0, 3], at=at)
         assert maps.max() > 0
@@ -303,7 +303,7 @@ def test_patch_tokens_after_the_last_block_are_refused(
         grad_fam(make(), "last", sae, images, [0], at=wrong)
 
 
-def test_the_same_place_is_right_when_the_model_averages_its_patches() -> None:
+def test_the_same_tokens_are_right_when_the_model_averages_its_patches() -> None:
     model, sae = make_timm_vit(global_pool="avg", class_token=False, fc_norm=False), random_sae("linear_l1", 32)
     maps = grad_fam(model, "last", sae, make_images(2, 32, 32), range(DICTIONARY), at="norm")
     assert maps.amax(dim=(2, 3)).gt(0).any()
@@ -325,7 +325,7 @@ def test_an_inactive_latent_has_a_blank_map(
 
 
 def make_pooling_resnet(dtype: torch.dtype) -> nn.Module:
-    """One whose shortcuts look elsewhere than the branches beside them, by how much depends on the image."""
+    """A network whose shortcuts have other receptive fields than their branches, depending on the image."""
     torch.manual_seed(0)
     model = timm.create_model(
         "resnet10t", channels=(8, 16, 24, 32), output_stride=8, num_classes=10, zero_init_last=False
@@ -421,12 +421,12 @@ def test_works_on_images_made_in_inference_mode() -> None:
         ({"images": torch.zeros(3, 64, 64)}, r"must be \[N, 3, H, W\]"),
         ({"images": torch.zeros(2, 1, 64, 64)}, r"must be \[N, 3, H, W\]"),
         ({"images": torch.full((1, 3, 64, 64), torch.nan)}, "NaN or infinite"),
-        ({"images": torch.zeros(1, 3, 64, 64, dtype=torch.float64)}, "same floating dtype"),
+        ({"images": torch.zeros(1, 3, 64, 64, dtype=torch.float64)}, "same floating-point dtype"),
         (
             {"latents": [0, DICTIONARY]},
-            f"latent {DICTIONARY} does not exist: the SAE has latents 0 to {DICTIONARY - 1}",
+            f"Latent {DICTIONARY} does not exist; this SAE has latents 0 to {DICTIONARY - 1}",
         ),
-        ({"latents": [-1]}, "latent -1 does not exist"),
+        ({"latents": [-1]}, "Latent -1 does not exist"),
         ({"latents": []}, "at least one latent"),
         ({"latents": torch.tensor([0.5])}, "must be integers"),
         ({"signs": torch.ones(2)}, "one sign for each"),
@@ -454,7 +454,7 @@ def test_tokens_that_are_no_grid_are_refused() -> None:
         grad_fam(make_timm_vit(), "last", random_sae("linear_l1", 32), make_images(1, 32, 32), [0], at="patch_embed")
 
 
-def test_a_place_that_does_not_run_is_refused() -> None:
+def test_a_module_that_does_not_run_is_refused() -> None:
     model = make_resnet()
     model.unused = nn.Identity()
     with pytest.raises(UserError, match="does not run in a forward pass"):

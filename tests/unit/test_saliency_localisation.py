@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from matplotlib import colormaps
 from torch import Tensor
 
-from salve.saliency import insertion_deletion_auc, iou, overlay, pointing_game
+from salve.saliency import insertion_deletion_auc, iou, pointing_game
 from salve.types import UserError
 
 
@@ -112,7 +111,7 @@ def test_insertion_and_deletion_of_one_bright_quarter() -> None:
 
 
 def test_ties_are_taken_in_random_order_which_the_seed_determines() -> None:
-    # In the order of reading, a blank map would delete the bright upper half first and look faithful.
+    # In row-major order, a blank map would delete the bright upper half first and look faithful.
     image = torch.zeros(1, 3, 32, 32)
     image[:, :, :16] = 2.0
     blank, zero = torch.zeros(1, 32, 32), torch.zeros(1)
@@ -122,18 +121,6 @@ def test_ties_are_taken_in_random_order_which_the_seed_determines() -> None:
     assert deletion.item() == pytest.approx(0.5, abs=0.03)
     assert torch.equal(deletion, again)
     assert not torch.equal(deletion, other)
-
-
-def test_overlay_colours_the_maximum_and_leaves_the_minimum() -> None:
-    images = torch.full((2, 3, 4, 4), 0.25, dtype=torch.float64)
-    maps = torch.zeros(2, 4, 4)
-    maps[0] += 5.0
-    maps[0, 1, 2] = 9.0
-    drawn = overlay(images, maps, opacity=0.6)
-    top = torch.tensor(colormaps["inferno"](1.0)[:3], dtype=torch.float64)
-    torch.testing.assert_close(drawn[0, :, 1, 2], 0.4 * 0.25 + 0.6 * top)
-    drawn[0, :, 1, 2] = 0.25
-    assert torch.equal(drawn, images)
 
 
 @pytest.mark.parametrize("score", [pointing_game, iou])
@@ -161,7 +148,3 @@ def test_other_bad_arguments_are_refused() -> None:
         insertion_deletion_auc(mean_of_first_channel, images, maps, torch.zeros(2))
     with pytest.raises(UserError, match=r"\[N, H, W\]"):
         insertion_deletion_auc(mean_of_first_channel, images, peak((1, 1), size=4), torch.zeros(1))
-    with pytest.raises(UserError, match=r"0\.\.1"):
-        overlay(images - 1, maps)
-    with pytest.raises(UserError, match=r"\[N, H, W\]"):
-        overlay(images, peak((1, 1), size=4))

@@ -1,4 +1,4 @@
-"""Sites: what they are called, who reads them, and that the activation is what the head really receives."""
+"""Sites: names, readers, and activations, which are what the head receives in a forward pass."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -215,9 +215,9 @@ def test_models_that_do_not_end_in_one_linear_layer_are_refused(build: Callable[
 @pytest.mark.parametrize(
     ("wrap", "inside"),
     [
-        (nn.DataParallel, r"DataParallel is a wrapper around a ResNet: .* model\.module\."),
-        (torch.compile, r"OptimizedModule is a wrapper around a ResNet: .* model\._orig_mod\."),
-        (AveragedModel, r"AveragedModel is a wrapper around a ResNet: .* model\.module\."),
+        (nn.DataParallel, r"DataParallel is a wrapper around a ResNet; .* model\.module\."),
+        (torch.compile, r"OptimizedModule is a wrapper around a ResNet; .* model\._orig_mod\."),
+        (AveragedModel, r"AveragedModel is a wrapper around a ResNet; .* model\.module\."),
     ],
     ids=["DataParallel", "compiled", "averaged"],
 )

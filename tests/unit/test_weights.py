@@ -19,10 +19,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer, resnet18
 
-from salve.backbones import Classifier, load_backbone, read_state_dict, read_tensors
+from salve.backbones import Classifier, load_backbone, read_tensors
 from salve.backbones.adapt import adapted
 from salve.backbones.load import Loaded
 from salve.backbones.scalars import NUMPY_SCALARS
+from salve.backbones.weights import read_checkpoint
 from salve.stages import BackboneSettings
 from salve.stages.training import quiet_lightning
 from salve.types import UserError
@@ -79,7 +80,7 @@ def test_what_stands_before_all_names_is_left_out_and_said(tmp_path: Path, prefi
     loaded = load(saved(tmp_path / "w.pt", {prefix + name: tensor for name, tensor in state.items()}))
     assert loaded.fits
     assert_same(loaded.model, state)
-    assert loaded.remark == f"{tmp_path / 'w.pt'}: its names are read without '{prefix}'."
+    assert loaded.remark == f"{tmp_path / 'w.pt'}: '{prefix}' is removed from the names of its tensors."
 
 
 @pytest.mark.parametrize(
@@ -106,7 +107,7 @@ def test_a_part_that_was_compiled(tmp_path: Path) -> None:
     model.layer2 = torch.compile(model.layer2)
     loaded = load(saved(tmp_path / "w.pt", model.state_dict()))
     assert_same(loaded.model, state)
-    assert "without '_orig_mod.'" in loaded.remark
+    assert "'_orig_mod.' is removed from the names" in loaded.remark
 
 
 def test_weights_under_their_own_names_need_no_remark(tmp_path: Path) -> None:
@@ -181,7 +182,7 @@ def test_a_checkpoint_that_lightning_writes(tmp_path: Path) -> None:
     loaded = load(path)
     assert loaded.fits
     assert_same(loaded.model, state)
-    assert loaded.remark == f"{path}: its entry state_dict is read; its names are read without 'model.'."
+    assert loaded.remark == f"{path}: its entry state_dict is read; 'model.' is removed from the names of its tensors."
 
 
 def test_several_state_dicts_under_unknown_names_are_not_chosen_from(tmp_path: Path) -> None:
@@ -196,7 +197,7 @@ class Settings:
 def test_a_checkpoint_with_objects_in_it_says_how_to_save_its_weights(tmp_path: Path) -> None:
     content = {"state_dict": small().state_dict(), "hyper_parameters": {"settings": Settings()}}
     message = refusal(saved(tmp_path / "w.ckpt", content))
-    assert all(part in message for part in ("w.ckpt", "Settings", "never unpickles", "entry state_dict"))
+    assert all(part in message for part in ("w.ckpt", "Settings", "never unpickles", "state_dict of a checkpoint"))
 
 
 @pytest.mark.parametrize("name", ["w.pt", "w.pth"])
@@ -207,7 +208,7 @@ def test_a_whole_pickled_model_says_how_to_save_its_weights(tmp_path: Path, name
 
 def test_a_scripted_model_says_how_to_save_its_weights(tmp_path: Path) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # that scripting will go; there are files of it
+        warnings.simplefilter("ignore", FutureWarning)  # scripting is deprecated, but such files exist
         torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / "w.pt")
     assert "torch.save(model.state_dict(), 'weights.pt')" in refusal(tmp_path / "w.pt")
 
@@ -222,14 +223,14 @@ def test_a_backbone_without_its_head_gets_one_that_has_to_be_trained(tmp_path: P
     assert not loaded.fits
     assert loaded.model.fc.weight.shape == (3, 32)
     assert_same(loaded.model, small(3).state_dict(), but="fc.")
-    assert loaded.remark.startswith(f"{path}: it has no head, and one of 3 has to be trained: finetune=probe")
+    assert loaded.remark.startswith(f"{path}: it has no head, and one of 3 outputs must be trained (finetune=probe")
 
 
 def test_a_head_that_is_left_out_is_said(tmp_path: Path) -> None:
     path = saved(tmp_path / "w.pt", small(11).state_dict())
     remark = load(path, 4).remark
     assert remark.startswith(
-        f"{path}: its head of 11 outputs is left out, and one of 4 has to be trained: finetune=probe"
+        f"{path}: its head of 11 outputs is left out, and one of 4 outputs must be trained (finetune=probe"
     )
 
 
@@ -240,7 +241,7 @@ def test_a_head_of_one_linear_layer_elsewhere_becomes_the_models(tmp_path: Path,
     loaded = load(saved(tmp_path / "w.pt", {f"model.{name}": tensor for name, tensor in elsewhere.items()}))
     assert loaded.fits
     assert_same(loaded.model, state)
-    assert f"its {place} is taken as the head, fc" in loaded.remark
+    assert f"its {place} is used as the head, fc" in loaded.remark
 
 
 def test_a_head_beside_the_backbone_becomes_the_models(tmp_path: Path) -> None:
@@ -258,7 +259,7 @@ def test_the_head_of_torchvisions_vit(place: str) -> None:
     found, done = adapted(other, VisionTransformer(32, 8, 1, 2, 16, 32, num_classes=5), "heads.head")
     assert found.keys() == state.keys()
     assert all(torch.equal(found[name], state[name]) for name in state)
-    assert done == [f"its {place} is taken as the head, heads.head"]
+    assert done == [f"its {place} is used as the head, heads.head"]
 
 
 @pytest.mark.parametrize(
@@ -353,13 +354,13 @@ def test_a_number_of_numpys_beside_the_weights(tmp_path: Path, number: np.generi
         for part, content in parts.items():
             archive.writestr(part, re.sub(rb"numpy\._?core\.multiarray", module, content))
     assert module in path.read_bytes()
-    assert torch.equal(read_state_dict(path)["a"], torch.ones(2))
+    assert torch.equal(read_checkpoint(path)[0]["a"], torch.ones(2))
     with torch.serialization.safe_globals(list(NUMPY_SCALARS)):
         assert torch.load(path, weights_only=True)["best"] == number.item()
 
 
 class _Sized:
-    """Pickles as a number of numpy's that claims another size than it has, or as another type."""
+    """Pickles as a NumPy number that claims another size than it has, or as another type."""
 
     def __init__(self, kind: str, content: object) -> None:
         self.kind, self.content = kind, content
@@ -374,8 +375,8 @@ def test_a_number_of_numpys_that_is_none_is_refused(tmp_path: Path, held: _Sized
     assert "numpy" in refusal(tmp_path / "w.pt")
 
 
-@pytest.mark.parametrize("read", [read_tensors, read_state_dict])
-def test_a_file_that_is_not_there(tmp_path: Path, read: Callable[[Path], State]) -> None:
+@pytest.mark.parametrize("read", [read_tensors, read_checkpoint])
+def test_a_file_that_is_not_there(tmp_path: Path, read: Callable[[Path], object]) -> None:
     with pytest.raises(UserError, match=r"no file .*nowhere\.pt"):
         read(tmp_path / "nowhere.pt")
 
@@ -416,7 +417,7 @@ def test_a_unit_that_the_head_does_not_have_is_refused(tmp_path: Path, unit: int
 def test_units_of_weights_without_a_head_are_refused(tmp_path: Path) -> None:
     state = {name: tensor for name, tensor in small().state_dict().items() if not name.startswith("fc.")}
     assert "no head" in refusal(saved(tmp_path / "w.pt", state), 3, outputs=[0, 1, 2])
-    with pytest.raises(UserError, match=r"data\.outputs .*weights=random; give imagenet or the path"):
+    with pytest.raises(UserError, match=r"data\.outputs .*weights=random; set it to imagenet or to the path"):
         load_backbone("timm", "resnet10t", "random", 3, RESNET10, [0, 1, 2])
 
 
