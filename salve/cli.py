@@ -39,7 +39,8 @@ def task(config: "DictConfig") -> None:
         end_with_owner()  # before what takes seconds to import
         from salve.sweep.jobs import make_runs
 
-        make_runs(folder.parent, config.sweep.runs, [config.data._target_])
+        callbacks = [callback["_target_"] for callback in config.callbacks.values() if callback is not None]
+        make_runs(folder.parent, config.sweep.runs, [config.data._target_, *callbacks])
         return
     try:
         settings = resolve(config)

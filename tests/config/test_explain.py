@@ -150,7 +150,19 @@ def test_choices_include_those_of_the_users_own_main_file(own: Path, monkeypatch
 
 def groups_of_ours() -> list[str]:
     return [
-        *("data", "backbone", "finetune", "sae", "edit", "trainer", "logger", "cluster", "sweep", "experiment"),
+        *(
+            "data",
+            "backbone",
+            "finetune",
+            "sae",
+            "edit",
+            "trainer",
+            "callbacks",
+            "logger",
+            "cluster",
+            "sweep",
+            "experiment",
+        ),
     ]
 
 

@@ -155,7 +155,7 @@ def test_what_is_no_class_of_images_is_not_called_though_it_is_typed(
     ],
 )
 def test_below_the_data_nothing_names_a_class(sent: Callable[[Edit], Path], salve: Salve, key: str, at: Edit) -> None:
-    assert f"{key}._target_=os.system: only data itself names a class" in refused(salve, sent(at))
+    assert f"{key}._target_=os.system: only data and callbacks name a class" in refused(salve, sent(at))
 
 
 CALL = {"_target_": "os.system", "command": "mkdir proof"}
