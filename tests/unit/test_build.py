@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from hydra import compose, initialize_config_dir
 from pytorch_lightning.loggers.logger import DummyLogger
 from rich.console import Console
 
@@ -15,23 +14,10 @@ from salve.artifacts import Store
 from salve.processes.ranks import Ranks
 from salve.run import build
 from salve.run.build import build_context, check_job
-from salve.run.explain import conf_dir
-from salve.run.schema import Config, register, resolve
+from salve.run.schema import Config
 from salve.types import UserError
 
 Compose = Callable[..., Config]
-
-
-@pytest.fixture
-def composed() -> Compose:
-    """``composed(*overrides)``: checked settings."""
-
-    def make(*overrides: str) -> Config:
-        register()
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return resolve(compose("config", list(overrides)))
-
-    return make
 
 
 @pytest.fixture
