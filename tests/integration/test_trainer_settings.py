@@ -1,4 +1,4 @@
-"""Arguments of the Trainer and callbacks do what Lightning says, on every rank, and change the keys of what they train."""
+"""Arguments of the Trainer and callbacks apply on every rank and change the key of what they train."""
 
 from pathlib import Path
 from typing import Any
