@@ -244,7 +244,7 @@ class TrainerArgument:
 
 #: The stages that train, and so take a Trainer's arguments and callbacks.
 TRAINING_STAGES = ("finetune", "discover")
-#: SAEs take their own optimiser steps, many in a batch of Lightning's, so that Lightning cannot change these.
+#: An SAE takes many optimiser steps in what Lightning counts as one batch, and Lightning cannot change those steps.
 _FINETUNE = TrainerArgument("finetune")
 _BOTH = TrainerArgument(*TRAINING_STAGES)
 

@@ -28,6 +28,7 @@ from salve.run.schema import Config
 from salve.run.target import callback_class, data_class, one_line, repr_of
 from salve.settings import TRAINING_STAGES
 from salve.stages import BackboneSettings, StageContext
+from salve.stages.training import torch_flags_kept
 from salve.types import UserError
 
 log = logging.getLogger(__name__)
@@ -48,8 +49,7 @@ def build_context(
     Raises:
         UserError: the data cannot be read, the weights do not fit, the layer is no site, or a callback cannot be made.
     """
-    # Lightning's own lines say nothing about the run. Importing it sets the level, so this has to come later.
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    additions = _additions(config)
     data = _data(config.data)
     # This copy is for its errors, remarks and preset. Stages build their own, after seeding.
     loaded = _load(config.backbone, len(data.classes), data.outputs)
@@ -65,9 +65,8 @@ def build_context(
     precision = _precision(config.trainer.precision, device)
     if config.sae.precision == "bf16" and _precision("auto", device) != "bf16-mixed":
         log.warning("sae.precision=bf16: this device does not compute in bf16, so float32 would be faster.")
-    arguments = {stage: config.trainer.arguments(stage) for stage in TRAINING_STAGES}
     if config.trainer.profiler is not None:  # Lightning logs what a profiler measured through this logger
-        logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.INFO)
+        logging.getLogger("pytorch_lightning.profilers").setLevel(logging.INFO)
     trainer_factory = TrainerFactory(
         ranks.accelerator,
         ranks.gpus,
@@ -76,8 +75,7 @@ def build_context(
         logger,
         console.is_terminal,
         not console.is_terminal,
-        arguments,
-        _callbacks(config),
+        *additions,
     )
 
     @contextmanager
@@ -98,8 +96,36 @@ def build_context(
     )
 
 
+def _additions(
+    config: Config,
+) -> tuple[dict[str, dict[str, Any]], dict[str, tuple[Callable[[], Callback], ...]]]:
+    """The user's arguments for Lightning's Trainer, and what makes the user's callbacks, both by stage.
+
+    Each callback and each Trainer is made once here, so that what they refuse is known before any work.
+
+    Raises:
+        UserError: one of them cannot be made.
+    """
+    # Lightning's own lines say nothing about the run. Importing Lightning sets the level, so this has to come later.
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    arguments = {stage: config.trainer.arguments(stage) for stage in TRAINING_STAGES}
+    callbacks = _callbacks(config)
+    make = TrainerFactory("cpu", None, 1, "32-true", None, bar=False, arguments=arguments, callbacks=callbacks)
+    for stage in TRAINING_STAGES:
+        if not arguments[stage] and not callbacks[stage]:
+            continue
+        try:
+            with torch_flags_kept():
+                make(stage, 1, [Callback()])
+        except Exception as error:  # Lightning's own, or what a callback raises
+            raise UserError(
+                f"Lightning's Trainer cannot be made for stage {stage} with these settings of trainer and callbacks "
+                f"({one_line(repr_of(error))})."
+            ) from error
+    return arguments, callbacks
+
+
 def _callbacks(config: Config) -> dict[str, tuple[Callable[[], Callback], ...]]:
-    """By stage, what makes the user's callbacks. Each is made once here, so that what it raises is known at once."""
     made: dict[str, Callable[[], Callback]] = {}
     for name, settings in config.callbacks.items():
         if settings is None:
@@ -131,7 +157,7 @@ def check_job(config: Config) -> None:
     Raises:
         UserError: see there.
     """
-    _callbacks(config)
+    _additions(config)
     plain = asdict(config)
     classes, outputs, native_size = _known(_checked_data, json.dumps(plain["data"], sort_keys=True))
     backbone = json.dumps(plain["backbone"], sort_keys=True)

@@ -116,6 +116,18 @@ def test_a_value_that_the_trainer_cannot_have_is_one_sentence(composed: Composed
         composed(override)
 
 
+@pytest.mark.parametrize(
+    "overrides", [["trainer.limit_train_batches=1.5"], [f"callbacks.{name}._target_={MONITOR}" for name in "ab"]]
+)
+def test_what_lightning_refuses_is_one_sentence_before_any_work(
+    composed: Composed, tmp_path: Path, overrides: list[str]
+) -> None:
+    config = composed(*overrides)
+    for check in (check_job, lambda one: context(one, tmp_path)):
+        with pytest.raises(UserError, match=r"^Lightning's Trainer cannot be made for stage finetune .*\.$"):
+            check(config)
+
+
 # -- callbacks
 
 
