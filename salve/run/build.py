@@ -89,9 +89,9 @@ def build_context(
             task = bars.add_task(what, total=total)
             yield lambda done: bars.update(task, advance=done)
 
-    surroundings = (trainer_factory, device, progress, ranks, config.trainer.memory, precision)
+    machinery = (trainer_factory, device, progress, ranks, config.trainer.memory, precision)
     return StageContext(
-        *(store, data, config.backbone, site.name, config.seed, *surroundings, preprocessing, remarks),
+        *(store, data, config.backbone, site.name, config.seed, *machinery, preprocessing, remarks),
         {stage: _trained_with(config, stage) for stage in TRAINING_STAGES},
     )
 

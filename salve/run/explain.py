@@ -187,18 +187,18 @@ def _folders(arguments: Sequence[str]) -> list[Path]:
             own.append(joined if equals else value)
         elif flag in ("--config-name", "-cn"):
             name = joined if equals else value
-    places = [conf_dir(), *map(Path, own)]
+    folders = [conf_dir(), *map(Path, own)]
     given = next((argument for argument in arguments if argument.startswith("hydra.searchpath=")), None)
     if given is not None:
         found: Any = OverridesParser.create().parse_override(given).value()
     else:
-        primary = next((file for place in places if (file := place / f"{name}.yaml").is_file()), None)
+        primary = next((file for folder in folders if (file := folder / f"{name}.yaml").is_file()), None)
         content = yaml.safe_load(primary.read_text(encoding="utf-8")) if primary else None
         found = ((content or {}).get("hydra") or {}).get("searchpath")
     for path in found if isinstance(found, list) else []:
         if str(path).startswith("pkg://"):
             spec = find_spec(str(path).removeprefix("pkg://").replace("/", "."))
-            places += [Path(place) for place in (spec and spec.submodule_search_locations) or []]
+            folders += [Path(folder) for folder in (spec and spec.submodule_search_locations) or []]
         else:
-            places.append(Path(str(path).removeprefix("file://")))
-    return places
+            folders.append(Path(str(path).removeprefix("file://")))
+    return folders

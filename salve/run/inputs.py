@@ -45,7 +45,7 @@ def _check_name(library: str, name: str) -> None:
     A name that the sources mention in any way, such as a deprecated one, is left to the library.
     """
     spec = find_spec(library)
-    folders = [Path(place) / "models" for place in (spec and spec.submodule_search_locations) or []]
+    folders = [Path(folder) / "models" for folder in (spec and spec.submodule_search_locations) or []]
     text = "".join(file.read_text(encoding="utf-8") for folder in folders for file in sorted(folder.rglob("*.py")))
     plain = name.split(".")[0]
     known = set(re.findall(r"^@register_model(?:\(.*\))?\n(?:@.*\n)*def (\w+)\(", text, re.MULTILINE))

@@ -65,7 +65,7 @@ def stored_settings(
                 raise UserError(f"{key} names a group; a rerun changes single settings, such as output_dir=FOLDER.")
             OmegaConf.update(config, key, value)
     except OmegaConfBaseException as error:
-        raise UserError(f"{file}: {str(error).splitlines()[0]}.") from error
+        raise UserError(f"{file}: {explain(error)}") from error
     return resolve(config)
 
 

@@ -1,7 +1,6 @@
 """Arguments of the Trainer and callbacks apply on every rank and change the key of what they train."""
 
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -42,6 +41,9 @@ def test_they_apply_to_the_training_of_their_stages_and_are_in_its_key(start: St
     assert (tmp_path / "notes" / "Classifier 0").read_text() == "4 0.5"
     assert (tmp_path / "notes" / "SparseAutoencoder 0").read_text().endswith(" None")
     assert all(keys(seen)[kind] != key for kind, key in keys(plain).items())
+    with pytest.raises(UserError, match=rf"names the class callbacks\.mine\._target_={MINE}, which is none of Lightn"):
+        RunFolder(tmp_path / "run").settings()
+    assert RunFolder(tmp_path / "run").settings([mine[0]]).callbacks["mine"]["_target_"] == MINE
 
     monitored = start(tmp_path, only, "callbacks.lr._target_=pytorch_lightning.callbacks.LearningRateMonitor",
                       "callbacks.lr._stages_=[discover]")  # fmt: skip
@@ -64,17 +66,3 @@ def test_every_rank_has_them(start: Start, tmp_path: Path) -> None:
     start(tmp_path, *VIT, "stages=[finetune]", "trainer.gradient_clip_val=0.25", *mine, *TWO)
     assert sorted(path.name for path in (tmp_path / "notes").iterdir()) == ["Classifier 0", "Classifier 1"]
     assert {path.read_text().split()[1] for path in (tmp_path / "notes").iterdir()} == {"0.25"}
-
-
-@pytest.mark.parametrize("rerun", [[], [f"callbacks.mine._target_={MINE}"]])
-def test_a_stored_run_makes_a_users_callback_only_if_it_is_named_again(
-    start: Start, tmp_path: Path, rerun: list[str]
-) -> None:
-    (tmp_path / "notes").mkdir()
-    mine: list[Any] = [f"callbacks.mine._target_={MINE}", f"callbacks.mine.folder={tmp_path}/notes"]
-    start(tmp_path, "stages=[finetune]", *mine)
-    if rerun:
-        assert RunFolder(tmp_path / "run").settings(rerun).callbacks["mine"]["_target_"] == MINE
-        return
-    with pytest.raises(UserError, match=rf"names the class callbacks\.mine\._target_={MINE}, which is none of Lightn"):
-        RunFolder(tmp_path / "run").settings()

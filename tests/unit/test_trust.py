@@ -323,6 +323,11 @@ def test_settings_that_are_none_are_one_sentence(sent: Callable[[Edit], Path], s
     refused(salve, sent(edit))
 
 
+def test_an_old_name_is_answered_with_the_new_one(sent: Callable[[Edit], Path], salve: Salve) -> None:
+    folder = sent(lambda stored: stored["sae"].update(learn_shift=True))
+    assert "sae.learn_shift is no setting; its name is sae.learn_b_dec." in refused(salve, folder)
+
+
 @pytest.mark.parametrize("content", [b"3", b"- x", b"x", b"\xff\xfe", b"a: 2026-99-99", b"{" * 2000, b"a: [", b"\0"])
 def test_a_file_that_holds_no_settings_is_one_sentence(
     sent: Callable[[Edit], Path], salve: Salve, content: bytes
