@@ -267,8 +267,8 @@ def _check_together(config: Config) -> None:
         raise UserError(f"edit.alpha must increase from 0, which is the model without an edit; it is {alphas}.")
     if beyond := [alpha for alpha in alphas if LARGEST < alpha < inf]:
         raise UserError(
-            f"edit.alpha holds {beyond[0]:g}, which float32 does not: strengths go up to {LARGEST:.2g}, and inf closes "
-            "every channel."
+            f"edit.alpha holds {beyond[0]:g}, more than float32 can hold: strengths go up to {LARGEST:.2g}, and inf "
+            "closes every channel."
         )
     if alphas[-1] == inf and "enhance" in config.edit.modes:
         raise UserError("edit.alpha holds an infinite strength, which can only suppress; set edit.modes=[suppress].")

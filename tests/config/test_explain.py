@@ -201,7 +201,7 @@ def test_the_users_own_choice_is_named_on_the_command_line(own: Path, refused: S
 
 
 def test_a_main_file_that_does_not_exist(refused: Salve) -> None:
-    assert refused("--config-name", "nothing") == "salve: there is no file nothing.yaml among the settings."
+    assert refused("--config-name", "nothing") == "salve: There is no file nothing.yaml among the settings."
 
 
 @pytest.mark.parametrize("value", [None, "0", "1"])

@@ -133,8 +133,8 @@ def composed(*overrides: str) -> Config:
 
 
 def keys(whole_run: tuple[Path, dict[str, Artifact]], config: Config) -> dict[str, str]:
-    job = build_context(config, Keys(whole_run[1]), lambda _: DummyLogger(), Console(quiet=True), Ranks("cpu"))
-    return {kind: artifact.key for kind, artifact in _run_stages(config, job).items()}
+    context = build_context(config, Keys(whole_run[1]), lambda _: DummyLogger(), Console(quiet=True), Ranks("cpu"))
+    return {kind: artifact.key for kind, artifact in _run_stages(config, context).items()}
 
 
 def leaves(settings: Mapping[str, Any], above: str = "") -> list[str]:

@@ -87,7 +87,7 @@ def test_the_data_are_read_with_the_preset_of_weights_from_a_file(
     torch.save({"state_dict": timm.create_model("test_efficientnet").state_dict()}, tmp_path / "w.pt")
     backbone = ["backbone=timm", "backbone.name=test_efficientnet", f"backbone.weights={tmp_path / 'w.pt'}"]
     config, console = composed(*backbone, "layer=last", *overrides), Console(file=io.StringIO())
-    job = build_context(config, Store(tmp_path), lambda _: DummyLogger(), console, Ranks("cpu"))
-    assert job.data.preprocess is not None
-    assert (job.data.preprocess.size, job.data.preprocess.resize) == (size, resize)
-    assert job.data.preprocess.interpolation == "bicubic"
+    context = build_context(config, Store(tmp_path), lambda _: DummyLogger(), console, Ranks("cpu"))
+    assert context.data.preprocess is not None
+    assert (context.data.preprocess.size, context.data.preprocess.resize) == (size, resize)
+    assert context.data.preprocess.interpolation == "bicubic"

@@ -116,9 +116,15 @@ def test_a_value_that_the_trainer_cannot_have_is_one_sentence(composed: Composed
         composed(override)
 
 
-@pytest.mark.parametrize(
-    "overrides", [["trainer.limit_train_batches=1.5"], [f"callbacks.{name}._target_={MONITOR}" for name in "ab"]]
-)
+#: Two callbacks whose states Lightning could not tell apart in a checkpoint.
+TWICE = [
+    f"callbacks.{name}.{setting}"
+    for name in ("a", "b")
+    for setting in ("_target_=pytorch_lightning.callbacks.EarlyStopping", "monitor=select_loss")
+]
+
+
+@pytest.mark.parametrize("overrides", [["trainer.limit_train_batches=1.5"], TWICE])
 def test_what_lightning_refuses_is_one_sentence_before_any_work(
     composed: Composed, tmp_path: Path, overrides: list[str]
 ) -> None:
