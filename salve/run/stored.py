@@ -103,7 +103,14 @@ def _refuse_untrusted(
     callbacks = stored.get("callbacks")
     for name, callback in callbacks.items() if isinstance(callbacks, dict) else ():
         if isinstance(callback, dict) and "_target_" in callback:
-            named.append((f"callbacks.{name}._target_", callback["_target_"], CALLBACKS, "none of Lightning's"))
+            named.append(
+                (
+                    f"callbacks.{name}._target_",
+                    callback["_target_"],
+                    CALLBACKS,
+                    "none of Lightning's that write no files",
+                )
+            )
     for key, target, trusted, none_of in named:
         if key not in typed and not (isinstance(target, str) and (target in trusted or target in classes)):
             raise UserError(
