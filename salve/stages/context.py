@@ -47,8 +47,8 @@ class StageContext:
         precision: of fine-tuning, as Lightning names it; part of a classifier's key.
         preprocessing: of the images, in words.
         remarks: sentences that a reader must know about data and weights.
-        trained_with: by stage, what the user adds to its training (arguments of the Trainer, callbacks); part of the key
-            of what the stage trains.
+        trained_with: by stage, what the user adds to its training: arguments of the Trainer, and callbacks. Part of the
+            key of what the stage trains.
     """
 
     store: Store
