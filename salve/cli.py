@@ -1,4 +1,4 @@
-"""``salve``: the command line, over Hydra. Nothing heavy is imported before the settings are known to be right."""
+"""``salve``: the command line, over Hydra. Torch is imported only after the settings have been checked."""
 
 import logging
 import os
@@ -14,19 +14,26 @@ from salve.ending import as_told, end_with_owner, stopped_if_told
 from salve.system import in_one_sentence, refused_by_system
 from salve.types import UserError
 
-if TYPE_CHECKING:  # else signals that come while Hydra is imported would not be heard
+if TYPE_CHECKING:  # Hydra is imported later, once signals are handled
     from omegaconf import DictConfig
 
-#: What the command says when it was told to end.
+#: What the command says after it was told to end.
 STOPPED = "salve: stopped; the same command finds what is finished, and goes on with the rest."
-#: Hydra's variable; set to 1, errors are shown with all that led to them.
+#: Hydra's variable: if it is 1, errors are shown with their traceback.
 FULL_ERROR = "HYDRA_FULL_ERROR"
-#: Variables in the environment of ranks that torchrun or SLURM has started.
+#: Variables that torchrun or SLURM sets for the ranks that it starts.
 OF_RANKS = ("TORCHELASTIC_RUN_ID", "SLURM_STEP_NUM_TASKS")
 
 
 def task(config: "DictConfig") -> None:
-    """One job of Hydra's: a run, or some runs of a sweep."""
+    """Do what Hydra calls a job: make one run, or some runs of a sweep.
+
+    Args:
+        config: the composed settings. In a sweep's job, ``sweep.runs`` holds the keys of its runs.
+
+    Raises:
+        SystemExit: with status 2, for an error that has an explanation in one sentence; the error is its cause.
+    """
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -36,10 +43,11 @@ def task(config: "DictConfig") -> None:
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     if config.sweep.runs:
-        end_with_owner()  # before what takes seconds to import
+        end_with_owner()  # before imports that take seconds
         from salve.sweep.jobs import make_runs
 
-        make_runs(folder.parent, config.sweep.runs, [config.data._target_])
+        callbacks = [callback["_target_"] for callback in config.callbacks.values() if callback is not None]
+        make_runs(folder.parent, config.sweep.runs, [config.data._target_, *callbacks])
         return
     try:
         settings = resolve(config)
@@ -55,7 +63,7 @@ def task(config: "DictConfig") -> None:
         if told is None:
             raise
         _remove_if_empty(folder)
-        # Hydra would print what goes through it as an Exception.
+        # Hydra would print a traceback for an Exception.
         raise SystemExit(2) from told
 
 
@@ -71,10 +79,10 @@ def _command() -> None:
     from salve.run.explain import SweepIncomplete, group_mistake
     from salve.run.schema import register
 
-    # Hydra's parser takes settings in one piece only: `salve sae=topk -m sae.k=2,4` would be an error.
+    # Hydra's parser wants all settings behind -m: `salve sae=topk -m sae.k=2,4` would be an error.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
     register()
-    logging.raiseExceptions = False  # a log that a full disk does not take is not worth a traceback for each line
+    logging.raiseExceptions = False  # else a full disk prints a traceback for each line of the log
     wants_all = os.environ.get(FULL_ERROR) == "1"
     try:
         with stopped_if_told(), _hydra_raises(), _joined() as leads:
@@ -117,7 +125,7 @@ def _run() -> None:
 
 
 def _tell(error: BaseException, wants_all: bool) -> None:
-    """End with a sentence, or for someone who asked for it with all that led to the error."""
+    """End the command with one sentence about an error, or with its traceback if the user asked for that."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
@@ -126,7 +134,7 @@ def _tell(error: BaseException, wants_all: bool) -> None:
     if wants_all:
         raise error
     status = 2
-    if isinstance(error, HydraException | OmegaConfBaseException):  # one of Hydra's is an OSError, too
+    if isinstance(error, HydraException | OmegaConfBaseException):  # before OSError: one of Hydra's is an OSError
         said = explain(error)
     elif isinstance(error, OSError):
         said, status = in_one_sentence(error), 1
@@ -140,7 +148,7 @@ def _tell(error: BaseException, wants_all: bool) -> None:
 
 @contextmanager
 def _hydra_raises() -> Iterator[None]:
-    """Hydra raises what it would print itself: its own words name an unknown key, but not the known ones."""
+    """Have Hydra raise its errors instead of printing them: its messages do not name the valid choices."""
     before = os.environ.get(FULL_ERROR)
     os.environ[FULL_ERROR] = "1"
     try:
@@ -153,7 +161,7 @@ def _hydra_raises() -> Iterator[None]:
 
 @contextmanager
 def _joined() -> Iterator[bool]:
-    """Of several ranks that were started from outside, one leads and the others help it; alone, a process leads."""
+    """Yield whether this process leads. Of ranks that torchrun or SLURM started, one leads and the others help it."""
     if not any(name in os.environ for name in OF_RANKS):
         yield True
         return
@@ -164,7 +172,7 @@ def _joined() -> Iterator[bool]:
 
 
 def _remove_if_empty(folder: Path) -> None:
-    """No run that was refused before any work stays behind, nor the folders that were made for it alone."""
+    """Remove the folder of a run that was refused before any work, and folders above that are empty then."""
     if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"salve.log"}:
         shutil.rmtree(folder)
         with suppress(OSError):  # not empty: there are other runs

@@ -1,41 +1,37 @@
-"""The settings of a run's parts, and the names that they may have; imports nothing that takes time.
+"""The settings of a run's parts, each with the values that it may have.
 
-A wrong setting is refused before torch is loaded, which alone takes seconds.
+The allowed values stand in the annotations of the fields (salve.values). Torch takes seconds to import, so nothing
+here imports it: a wrong setting is refused at once.
 """
 
 import math
 import os
-from dataclasses import MISSING, asdict, dataclass, field, fields
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from salve.types import UserError
+from salve.values import ABOVE_ZERO, NOT_NEGATIVE, SEED, SHARE, OneOf, Range
 from salve.variants import TRAITS, check_variant
 
-#: The largest number that float32 holds. All that is computed is; a larger setting would be infinite.
-LARGEST = 3.4028234663852886e38
-
-FinetuneMode = Literal["auto", "full", "probe", "none"]
-#: Of the products in an SAE's training.
+#: Precision of the matrix products in an SAE's training.
 Precision = Literal["float32", "bf16"]
-#: Shares of an SAE's steps in which its learning rate rises, and in which it falls to zero in the end.
+#: Shares of an SAE's steps in which its learning rate rises, and in which it falls to zero at the end.
 WARMUP, DECAY = 0.05, 0.2
-#: How a class's latent is chosen.
+#: How the latent of a class is chosen.
 Selection = Literal["largest", "margin"]
 Mode = Literal["suppress", "enhance"]
 Scale = Literal["unit", "max"]
 Channels = Literal["all", "aligned"]
 
-#: What key_settings and record of an SAE do not hold as a setting: the key_settings has the seed beside them.
-NO_SETTING = ("seed", "ensemble")
-
 
 @dataclass
 class PreprocessSettings:
-    """Overrides of a backbone's preset; None keeps what the preset says.
+    """Changes to a backbone's preset; None keeps what the preset says.
 
     Attributes:
-        size: side in pixels of the square that the backbone reads. resize: pixels of the shorter side before the crop
-            of that square. squash: true resizes to the square without a crop, false crops.
+        size: side in pixels of the square that the backbone reads.
+        resize: pixels of the shorter side before that square is cropped.
+        squash: true resizes to the square without a crop, false crops.
         interpolation: bilinear or bicubic.
         mean, std: of the three channels, on the 0..1 scale.
     """
@@ -53,19 +49,21 @@ class BackboneSettings:
     """Which backbone, with which weights.
 
     Attributes:
-        library: torchvision or timm. name: the library's name of the model. weights: random, imagenet, or a path.
+        library: torchvision or timm.
+        name: the library's name of the model.
+        weights: random, imagenet, or a path.
         args: further arguments of the library's constructor.
-        preprocess: overrides of the preset.
+        preprocess: changes to the preset.
     """
 
-    library: str
+    library: Annotated[str, OneOf("torchvision", "timm")]
     name: str
     weights: str
     args: dict[str, Any] = field(default_factory=dict)
     preprocess: PreprocessSettings = field(default_factory=PreprocessSettings)
 
     def __post_init__(self) -> None:
-        # Once, so that keys and records see the same file as what reads it.
+        # Here and only here, so that keys and records name the file that is read.
         self.weights = os.path.expanduser(self.weights)
 
 
@@ -74,70 +72,74 @@ class FinetuneSettings:
     """How the classifier is trained.
 
     Attributes:
-        mode: ``full`` trains every weight, ``probe`` the head alone on captured activations, ``none`` nothing; ``auto``
-            is ``none`` when the head came with the weights and ``full`` when it did not.
+        mode: ``full`` trains every weight, ``probe`` only the head on captured activations, ``none`` nothing. ``auto``
+            is ``none`` when the weights bring a head that fits the data, and ``full`` when they do not.
         epochs, learning_rate, weight_decay, label_smoothing, warmup: see :class:`salve.backbones.Classifier`.
-        patience: epochs without better select accuracy before it stops early; None never does.
+        patience: epochs without better select accuracy before training stops early; None never stops early.
     """
 
-    mode: str
-    epochs: int
-    learning_rate: float
-    weight_decay: float
-    label_smoothing: float
-    warmup: float
-    patience: int | None
+    mode: Annotated[str, OneOf("auto", "full", "probe", "none")]
+    epochs: Annotated[int, ABOVE_ZERO]
+    learning_rate: Annotated[float, ABOVE_ZERO]
+    weight_decay: Annotated[float, NOT_NEGATIVE]
+    label_smoothing: Annotated[float, SHARE]
+    warmup: Annotated[float, SHARE]
+    patience: Annotated[int | None, ABOVE_ZERO]
 
 
 @dataclass
 class SAESettings:
     """Which SAE, and how it is trained.
 
-    A field with a default came later than the others: keys and records name it only where it differs, so that what was
-    made before is still found.
-
     Attributes:
-        variant: one of :data:`salve.variants.TRAITS`. dictionary_size: d. sparsity: λ. k: active latents.
-        centre: subtract the mean activation first; off by default, since it spoils the published edit (docs/method.md).
-        learning_rate, batch_size: of Adam on cached activations. steps: its optimiser steps, whatever the number of
-            images.
+        variant: one of :data:`salve.variants.TRAITS`.
+        dictionary_size: the number of latents, d.
+        sparsity: λ. k: active latents.
+        centre: subtract the mean activation first. Off by default, since it spoils the published edit
+            (docs/method.md).
+        learning_rate, batch_size: of Adam on cached activations.
+        steps: optimiser steps. epochs: passes over the train images; where given, they replace ``steps``.
+        warmup, decay: shares of the steps in which the learning rate rises, and in which it falls to zero at the end.
         seed: of the initial weights and the order of rows.
         ensemble: how many SAEs of a sweep are trained together at most (see :func:`salve.stages.can_share`); 1 trains
             each alone.
-        bandwidth: of jumprelu. prefixes, base: of matryoshka.
+        bandwidth: for jumprelu. prefixes, base: for matryoshka.
         learn_b_dec: train ``b_dec``, which is subtracted before encoding and added after decoding.
-        start: ``random``, or ``data``, where decoder columns start as directions to training rows.
-        auxk: dead latents that also reconstruct the error, at most. resample: how many times dead latents begin anew,
-            evenly over the first half of the steps. 0 is off; dead: see :meth:`salve.activations.Schedule.patience`.
-        precision: ``float32`` or ``bf16``, of the products in training; weights and their moments are float32 anyway.
-        epochs: passes over the train images, which take the place of ``steps`` where they are given.
-        warmup, decay: shares of the steps in which the learning rate rises, and in which it falls to zero in the end.
+        start: ``random``, or ``data``: decoder columns start as directions to training rows.
+        auxk: how many dead latents also reconstruct the error, at most; 0 is none.
+        resample: how many times dead latents are reset, evenly over the first half of the steps; 0 is never. For when
+            a latent is dead, see :meth:`salve.activations.Schedule.patience`.
+        precision: ``float32`` or ``bf16``, of the matrix products in training; weights and their moments are float32.
     """
 
-    variant: str
-    dictionary_size: int
-    sparsity: float
+    variant: Annotated[str, OneOf(*TRAITS)]
+    dictionary_size: Annotated[int, ABOVE_ZERO]
+    sparsity: Annotated[float, NOT_NEGATIVE]
     k: int | None
     centre: bool
-    learning_rate: float
-    batch_size: int
-    steps: int
-    seed: int
-    ensemble: int
+    learning_rate: Annotated[float, ABOVE_ZERO]
+    batch_size: Annotated[int, ABOVE_ZERO]
+    steps: Annotated[int, ABOVE_ZERO]
+    seed: Annotated[int, SEED]
+    ensemble: Annotated[int, ABOVE_ZERO]
     bandwidth: float | None = None
     prefixes: list[float] = field(default_factory=list)
     base: str | None = None
     learn_b_dec: bool = False
-    start: str = "random"
-    auxk: int = 0
-    resample: int = 0
-    precision: str = "float32"
-    epochs: int | None = None
-    warmup: float = WARMUP
-    decay: float = DECAY
+    start: Annotated[str, OneOf("random", "data")] = "random"
+    auxk: Annotated[int, NOT_NEGATIVE] = 0
+    resample: Annotated[int, NOT_NEGATIVE] = 0
+    precision: Annotated[str, OneOf(*get_args(Precision))] = "float32"
+    epochs: Annotated[int | None, ABOVE_ZERO] = None
+    warmup: Annotated[float, SHARE] = WARMUP
+    decay: Annotated[float, SHARE] = DECAY
 
     def check(self) -> None:
-        """Raises UserError for settings outside their range, or that this variant does not have."""
+        """Check the settings against the variant and against each other.
+
+        Raises:
+            UserError: this variant has no such setting, or a combination is impossible.
+        """
         kind = TRAITS[self.variant]
         check_variant(self.variant, self.dictionary_size, **{name: getattr(self, name) for name in kind.takes})
         for name in ("bandwidth", "prefixes", "base"):
@@ -157,20 +159,14 @@ class SAESettings:
             )
 
     def options(self) -> dict[str, Any]:
-        """What the variant's constructor is given; what is not set is left to it."""
+        """Arguments of the variant's constructor, without those that are not set."""
         given = {name: getattr(self, name) for name in TRAITS[self.variant].takes}
         return {name: value for name, value in given.items() if value not in (None, [])}
 
     def scientific(self) -> dict[str, Any]:
-        """All that the SAE depends on, except the seed."""
-        values = asdict(self)
-        for item in fields(self):
-            fresh = item.default if item.default_factory is MISSING else item.default_factory()
-            if item.name in NO_SETTING or values[item.name] == fresh:
-                del values[item.name]
-        if self.epochs is not None:
-            del values["steps"]
-        return values
+        """All settings that the trained SAE depends on, except the seed."""
+        replaced = "epochs" if self.epochs is None else "steps"
+        return {name: value for name, value in asdict(self).items() if name not in ("seed", "ensemble", replaced)}
 
 
 @dataclass
@@ -178,36 +174,38 @@ class DiscoverSettings:
     """How latents are read.
 
     Attributes:
-        threshold: τ, the share from which a class owns a latent. select: ``margin`` or ``largest``.
+        threshold: τ, the share of a latent's class means from which a class owns it.
+        select: ``margin`` or ``largest``.
         dominant: latents listed per class.
     """
 
-    threshold: float
-    select: str
-    dominant: int
+    threshold: Annotated[float, Range(above=0, most=1)]
+    select: Annotated[str, OneOf(*get_args(Selection))]
+    dominant: Annotated[int, ABOVE_ZERO]
 
 
 @dataclass
 class ValidateSettings:
-    """How much is looked at.
+    """How many images and latents stage ``validate`` looks at.
 
     Attributes:
-        pictures: classes of which pictures are made, the first ones: their most activating images with saliency maps,
-            and maximised activations. Tables and scores have all classes.
-        top_images: most activating test images per class. localise_images: images per class scored against masks.
+        pictures: classes that get pictures, counted from the first: their most activating images with saliency maps,
+            and maximised activations. Tables and scores hold all classes.
+        top_images: most activating test images per class.
+        localise_images: images per class that are scored against masks.
         pointing_tolerance: pixels that a map's maximum may lie beside the object and still hit.
-        random_latents: other latents, drawn at random, that each class's latent is compared with.
-        faithfulness_steps: points of the insertion and deletion curves; 0 leaves them out.
-        maximisation_steps: of activation maximisation; 0 leaves it out.
+        random_latents: latents, drawn at random, that the latent of each class is compared with.
+        faithfulness_steps: points of the insertion and deletion curves; 0 leaves the curves out.
+        maximisation_steps: steps of activation maximisation; 0 leaves it out.
     """
 
-    pictures: int
-    top_images: int
-    localise_images: int
-    pointing_tolerance: int
-    random_latents: int
-    faithfulness_steps: int
-    maximisation_steps: int
+    pictures: Annotated[int, NOT_NEGATIVE]
+    top_images: Annotated[int, ABOVE_ZERO]
+    localise_images: Annotated[int, ABOVE_ZERO]
+    pointing_tolerance: Annotated[int, NOT_NEGATIVE]
+    random_latents: Annotated[int, NOT_NEGATIVE]
+    faithfulness_steps: Annotated[int, NOT_NEGATIVE]
+    maximisation_steps: Annotated[int, NOT_NEGATIVE]
 
 
 @dataclass
@@ -215,34 +213,83 @@ class EditSettings:
     """How latents are turned into edits.
 
     Attributes:
-        alpha: strengths, increasing from 0; all are measured in one pass. modes: suppress, enhance or both.
-        scale: unit or max. channels: all or aligned. sets: further edits of several latents together, each a list of
-            class names (their latents) or latent numbers.
+        alpha: strengths, increasing from 0; all are measured in one pass.
+        modes: suppress, enhance or both.
+        scale: unit or max.
+        channels: all or aligned.
+        sets: further edits of several latents together, each a list of class names (their latents) or latent numbers.
         evaluate: how many edits are also measured through the edited network, image by image.
-        by_class: also keep every class's accuracy at every strength, a table that grows with the square of the classes.
+        by_class: also keep every class's accuracy at every strength; the table grows with the square of the classes.
     """
 
     alpha: list[float]
-    modes: list[str]
-    scale: str
-    channels: str
+    modes: Annotated[list[str], OneOf(*get_args(Mode))]
+    scale: Annotated[str, OneOf(*get_args(Scale))]
+    channels: Annotated[str, OneOf(*get_args(Channels))]
     sets: list[list[Any]] = field(default_factory=list)
-    evaluate: int = 1
+    evaluate: Annotated[int, NOT_NEGATIVE] = 1
     by_class: bool = False
+
+
+class TrainerArgument:
+    """Marks a setting that is passed to Lightning's Trainer.
+
+    Args:
+        stages: the stages whose training it applies to.
+    """
+
+    def __init__(self, *stages: str) -> None:
+        self.stages = stages
+
+
+#: The stages that train, and so take a Trainer's arguments and callbacks.
+TRAINING_STAGES = ("finetune", "discover")
+#: An SAE takes many optimiser steps in what Lightning counts as one batch, and Lightning cannot change those steps.
+_FINETUNE = TrainerArgument("finetune")
+_BOTH = TrainerArgument(*TRAINING_STAGES)
 
 
 @dataclass
 class TrainerSettings:
-    """Where things run; all fields but the last are those of Lightning's Trainer.
+    """Where trainings run, and further arguments of Lightning's Trainer (docs/training.md).
 
     Attributes:
-        accelerator: auto, cpu, gpu or cuda. devices: on each node. strategy: with several devices, ``ddp_spawn`` starts
-            their ranks, ``ddp`` finds them started by torchrun or SLURM, ``auto`` is either. precision: of fine-tuning.
+        accelerator: auto, cpu, gpu or cuda.
+        devices: on each node.
+        strategy: with several devices, ``ddp_spawn`` starts their ranks, ``ddp`` expects torchrun or SLURM to have
+            started them, and ``auto`` is either.
+        precision: of fine-tuning.
         memory: GiB for the activations of a training, in each process; what does not fit is read from disk.
+
+    All other fields have the names and meanings that Lightning gives them. None leaves one at Lightning's default.
     """
 
-    accelerator: str
-    devices: int
-    strategy: str
-    precision: str
-    memory: float = math.inf
+    accelerator: Annotated[str, OneOf("auto", "cpu", "gpu", "cuda")]
+    devices: Annotated[int, ABOVE_ZERO]
+    strategy: Annotated[str, OneOf("auto", "ddp_spawn", "ddp")]
+    precision: Annotated[str, OneOf("auto", "32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true")]
+    memory: Annotated[float, ABOVE_ZERO] = math.inf
+    accumulate_grad_batches: Annotated[int | None, ABOVE_ZERO, _FINETUNE] = None
+    gradient_clip_val: Annotated[float | None, NOT_NEGATIVE, _FINETUNE] = None
+    gradient_clip_algorithm: Annotated[str | None, OneOf("norm", "value"), _FINETUNE] = None
+    # A whole number of batches or a share of them. OmegaConf cannot merge into a field of type int | float.
+    limit_train_batches: Annotated[Any, ABOVE_ZERO, _FINETUNE] = None
+    min_epochs: Annotated[int | None, ABOVE_ZERO, _FINETUNE] = None
+    min_steps: Annotated[int | None, ABOVE_ZERO, _FINETUNE] = None
+    deterministic: Annotated[Any, OneOf(True, False, "warn"), _BOTH] = None
+    benchmark: Annotated[bool | None, _BOTH] = None
+    inference_mode: Annotated[bool | None, _BOTH] = None
+    detect_anomaly: Annotated[bool | None, _BOTH] = None
+    profiler: Annotated[str | None, OneOf("simple", "advanced", "pytorch"), _BOTH] = None
+    log_every_n_steps: Annotated[int | None, ABOVE_ZERO, _BOTH] = None
+    enable_model_summary: Annotated[bool | None, _BOTH] = None
+
+    def arguments(self, stage: str) -> dict[str, Any]:
+        """The arguments of Lightning's Trainer that are set for the training of a stage."""
+        hints = get_type_hints(TrainerSettings, include_extras=True)
+        return {
+            name: getattr(self, name)
+            for name, hint in hints.items()
+            for rule in getattr(hint, "__metadata__", ())
+            if isinstance(rule, TrainerArgument) and stage in rule.stages and getattr(self, name) is not None
+        }

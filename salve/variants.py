@@ -1,7 +1,6 @@
-"""The SAE variants by name: the settings that each takes, their ranges, and what may be done for its dead latents.
+"""The SAE variants by name: the settings that each takes, their ranges, and how its dead latents can be revived.
 
-The classes that compute are in :mod:`salve.sae`; this table imports nothing that takes time, so that a wrong setting is
-refused at once.
+The classes are in :mod:`salve.sae`. This table does without torch, so that a wrong setting is refused at once.
 """
 
 import math
@@ -15,12 +14,12 @@ from salve.types import UserError
 
 @dataclass(frozen=True)
 class Traits:
-    """What is known of a variant without its class.
+    """The properties of a variant that settings are checked against.
 
     Attributes:
         takes: names of the settings that its constructor takes besides the sizes.
-        revived_by: what may be done for latents that have died: ``resample`` or ``auxk`` (salve.sae.revival).
-        checks: each is given the variant's name, the dictionary's size and the settings, and raises UserError.
+        revived_by: how dead latents can be revived: ``resample``, ``auxk`` or None (salve.sae.revival).
+        checks: functions of the variant's name, the dictionary's size and the settings that raise UserError.
     """
 
     takes: tuple[str, ...] = ()
@@ -29,7 +28,11 @@ class Traits:
 
 
 def check_variant(variant: str, dictionary_size: int, **settings: Any) -> None:
-    """Raises UserError if the size, or one of the settings that the variant takes, is missing or outside its range."""
+    """Check a dictionary's size and the settings that a variant takes.
+
+    Raises:
+        UserError: one is missing or outside its range.
+    """
     if dictionary_size < 1:
         raise UserError(f"sae.dictionary_size={dictionary_size} must be at least 1.")
     for check in TRAITS[variant].checks:

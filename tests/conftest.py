@@ -12,13 +12,16 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from beartype import BeartypeConf, beartype
 from jaxtyping import config as jaxtyping_config
 from jaxtyping import install_import_hook
+
+if TYPE_CHECKING:
+    from salve.run.schema import Config
 
 HOME = Path(__file__).parents[1] / ".pytest_cache" / "home"
 
@@ -98,6 +101,22 @@ def unchecked_shapes() -> Iterator[None]:
     jaxtyping_config.update("jaxtyping_disable", True)
     yield
     jaxtyping_config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def composed() -> "Callable[..., Config]":
+    """``composed(*overrides)``: checked settings."""
+    from hydra import compose, initialize_config_dir
+
+    from salve.run.explain import conf_dir
+    from salve.run.schema import register, resolve
+
+    def make(*overrides: str) -> "Config":
+        register()
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return resolve(compose("config", list(overrides)))
+
+    return make
 
 
 def _resnet18() -> nn.Module:

@@ -137,7 +137,7 @@ def _by_position(
 
 def strength(text: str) -> float:
     """Parse a strength; refuse numbers that only overflow makes infinite in float32."""
-    from salve.settings import LARGEST
+    from salve.values import LARGEST
 
     try:
         value = float(text)

@@ -28,9 +28,9 @@ from salve.artifacts import digest_of, save_tensors, write_record, written_whole
 from salve.backbones.weights import check_tensors
 from salve.editing.edits import Edit, EditFile, HeldEdit, checksum, checksums
 from salve.editing.gating import Channels, Mode, Scale
-from salve.settings import LARGEST
 from salve.types import UserError
 from salve.untrusted import check_safetensors, parse_json, read_text, reason
+from salve.values import LARGEST
 
 FORMAT = "salve-edit-1"
 #: Entry in the metadata of edited weights: a JSON list of their edits.

@@ -1,9 +1,9 @@
 """Lightning's Trainers, the same on every rank."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, RichProgressBar
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.loggers.logger import DummyLogger
 from pytorch_lightning.plugins import LayerSync, TorchCheckpointIO
 from pytorch_lightning.plugins.environments import ClusterEnvironment
 from pytorch_lightning.strategies import DDPStrategy
@@ -35,6 +36,8 @@ class TrainerFactory:
         local_size: ranks on a node. precision: of fine-tuning.
         logger: by the name of the stage; followers, which get a copy of this, have none.
         bar, lines: show progress as a bar, or in the log.
+        arguments, callbacks: by the name of the stage, the user's own arguments of the Trainer, and makers of the
+            user's callbacks. They apply to training and not to testing.
     """
 
     accelerator: str
@@ -44,12 +47,20 @@ class TrainerFactory:
     logger: Callable[[str], Logger] | None
     bar: bool
     lines: bool = False
+    arguments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    callbacks: Mapping[str, Sequence[Callable[[], Callback]]] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "logger": None, "bar": False, "lines": False}
 
     def __call__(self, stage: str, max_epochs: int, callbacks: list[Callback]) -> pl.Trainer:
-        """A Trainer for a stage."""
+        """Make a Trainer for a stage.
+
+        Args:
+            stage: its name.
+            max_epochs: passes over the data.
+            callbacks: what the training needs; none of them for testing.
+        """
         _, ranks = rank_and_world_size()
         here = self.local_size if ranks > 1 else 1
         plugins: list[Any] = [_Ranks(here), _Checkpoints()]
@@ -58,6 +69,11 @@ class TrainerFactory:
         shown: list[Callback] = [_Bar()] if self.bar else []
         if self.lines:
             shown.append(ProgressLines(stage, log.info))
+        own = [make() for make in self.callbacks.get(stage, ())] if callbacks else []
+        arguments = self.arguments.get(stage, {}) if callbacks else {}
+        logger: Logger | bool = self.logger(stage) if self.logger else False
+        if own and not logger:
+            logger = DummyLogger()  # some callbacks refuse to work without a logger, also on a follower
         trainer = pl.Trainer(
             accelerator=self.accelerator,
             devices=here if self.gpus is None else self.gpus[:here],
@@ -70,13 +86,12 @@ class TrainerFactory:
             # SAEs and measurements keep float32: an edit's size is compared across them.
             precision=self.precision if stage == "finetune" else "32-true",
             max_epochs=max_epochs,
-            callbacks=[*callbacks, *shown],
-            logger=self.logger(stage) if self.logger else False,
+            callbacks=[*callbacks, *own, *shown],
+            logger=logger,
             enable_checkpointing=bool(callbacks),
             enable_progress_bar=self.bar,
-            enable_model_summary=False,
-            log_every_n_steps=1_000_000,
             num_sanity_val_steps=0,
+            **{"enable_model_summary": False, "log_every_n_steps": 1_000_000, **arguments},
         )
         if not others_handle_sigterm():
             # Told to end, a training ends as everything else does (salve.ending). Lightning would note SIGTERM, end

@@ -1,22 +1,24 @@
-"""What settings may name, whoever wrote them: texts that can be written down, places, and one class."""
+"""What settings may name, whoever wrote them: UTF-8 texts, paths, the class of the data, and classes of callbacks."""
 
 import os
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from salve.settings import TRAINING_STAGES
 from salve.types import UserError
 
-#: Arguments of the libraries' constructors that say where weights come from, which ``backbone.weights`` alone says:
-#: what it names is never unpickled.
+#: Constructor arguments of timm and torchvision that load weights. They are refused: only ``backbone.weights`` says
+#: where weights come from, and what it names is never unpickled.
 SOURCES = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "weights")
 
 
 def below(key: str, name: str) -> str:
-    """A name that is used as a path under ``output_dir``, which it must not lead out of.
+    """Check a name that becomes a path below ``output_dir``, and return it.
 
     Args:
-        key: of the setting, for the message. name: its value.
+        key: the setting, for the message.
+        name: its value.
 
     Raises:
         UserError: an absolute path, or one with a part ``..``.
@@ -28,17 +30,25 @@ def below(key: str, name: str) -> str:
 
 
 def decodable(key: str, text: str) -> str:
-    """Raises UserError for a text that is not UTF-8: one can compute with it, but not write it into results."""
+    """Check that a text is UTF-8, and return it. Other texts can be computed with, but not written into results.
+
+    Args:
+        key: the setting, for the message.
+        text: its value.
+
+    Raises:
+        UserError: the text is not UTF-8.
+    """
     try:
         text.encode()
-    except UnicodeEncodeError:  # bytes that are no text, as the system hands them over
+    except UnicodeEncodeError:  # a name on disk that is not UTF-8
         shown = text.encode(errors="backslashreplace").decode()
         raise UserError(f"{key}='{shown}' is not UTF-8, and results could not be written: rename it.") from None
     return text
 
 
 def refuse_undecodable(value: Any, key: str = "") -> None:
-    """:func:`decodable` for all settings below ``key``."""
+    """Apply :func:`decodable` to all settings below ``key``."""
     if isinstance(value, dict):
         for name, part in value.items():
             refuse_undecodable(part, f"{key}.{name}".lstrip("."))
@@ -51,10 +61,14 @@ def refuse_undecodable(value: Any, key: str = "") -> None:
 
 
 def check_data(data: Any) -> None:
-    """Raises UserError if data names no class, or anything below it does: that is passed on as plain values."""
+    """Check that the data's settings name one class, and that its arguments are plain values.
+
+    Raises:
+        UserError: ``data._target_`` is missing, or an argument names a class.
+    """
     settings = asdict(data) if is_dataclass(data) else data  # type: ignore[arg-type]
     if not isinstance(settings, dict) or "_target_" not in settings:
-        raise UserError("data says nothing of data._target_, the class that reads the images.")
+        raise UserError("data._target_, the class that reads the images, is not set.")
     for name, value in settings.items():
         _refuse_class_in(value, f"data.{name}")
 
@@ -63,13 +77,47 @@ def _refuse_class_in(value: Any, key: str) -> None:
     for name, part in value.items() if isinstance(value, dict) else enumerate(value if isinstance(value, list) else ()):
         if name == "_target_":
             raise UserError(
-                f"{key}._target_={part}: only data itself names a class, and its settings are plain values."
+                f"{key}._target_={part}: only data and callbacks name a class, and its arguments are plain values."
             )
         _refuse_class_in(part, f"{key}.{name}")
 
 
+def check_callbacks(callbacks: dict[str, Any]) -> None:
+    """Check that each callback names a class, stages that train, and plain arguments; null leaves a callback out.
+
+    Raises:
+        UserError: one does not.
+    """
+    for name, settings in callbacks.items():
+        key = f"callbacks.{name}"
+        if settings is None:
+            continue
+        if not isinstance(settings, dict) or "_target_" not in settings:
+            raise UserError(
+                f"{key} names no class; set {key}._target_=package.module.Class, and its arguments beside it."
+            )
+        stages = settings.get("_stages_", list(TRAINING_STAGES))
+        if not isinstance(stages, list) or not stages or not {*map(str, stages)} <= {*TRAINING_STAGES}:
+            raise UserError(f"{key}._stages_={stages} must be a list of {' and '.join(TRAINING_STAGES)}.")
+        for argument, value in settings.items():
+            _refuse_class_in(value, f"{key}.{argument}")
+
+
+def of_stage(callbacks: dict[str, Any], stage: str) -> dict[str, dict[str, Any]]:
+    """The settings, by name, of the callbacks that apply to the training of a stage: ``_target_`` and arguments."""
+    return {
+        name: {argument: value for argument, value in settings.items() if argument != "_stages_"}
+        for name, settings in callbacks.items()
+        if settings is not None and stage in settings.get("_stages_", TRAINING_STAGES)
+    }
+
+
 def check_args(args: dict[str, Any]) -> None:
-    """Raises UserError for arguments of a network that are no plain values, or name files to load."""
+    """Check the arguments of a network.
+
+    Raises:
+        UserError: one is no plain value, or names a file to load.
+    """
     for name in SOURCES:
         if name in args:
             raise UserError(
@@ -80,25 +128,29 @@ def check_args(args: dict[str, Any]) -> None:
 
 
 def _at_home(path: str) -> str:
-    """A path whose ``~`` is the user's home: a shell leaves it in ``output_dir=~/x``, and libraries differ in it."""
+    """Expand ``~``: a shell leaves it in ``output_dir=~/x``, and not every library expands it."""
     return os.path.expanduser(path)
 
 
 def results_folder(path: str) -> str:
-    """``output_dir`` with ``~`` expanded.
+    """Expand ``~`` in ``output_dir``.
 
     Raises:
-        UserError: its whole path is not UTF-8, be it only the folder that it is relative to.
+        UserError: its absolute path is not UTF-8.
     """
     decodable("output_dir", os.path.abspath(_at_home(path)))
     return _at_home(path)
 
 
 def input_path(key: str, path: str) -> str:
-    """What is read, with ``~`` expanded; its whole path, which a run's settings are kept with, must be UTF-8.
+    """Expand ``~`` in a path to read.
+
+    Args:
+        key: the setting, for the message.
+        path: its value.
 
     Raises:
-        UserError: it is not.
+        UserError: its absolute path, which is stored with a run's settings, is not UTF-8.
     """
     path = _at_home(path)
     if path and os.path.exists(path):

@@ -1,14 +1,15 @@
-"""From settings to objects; the only place that makes what settings name."""
+"""Turn settings into objects. Classes that settings name are called here and nowhere else."""
 
 import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -22,9 +23,12 @@ from salve.data.base import ImageData
 from salve.processes.progress import counted
 from salve.processes.ranks import Ranks
 from salve.processes.trainer import TrainerFactory
+from salve.run.allowed import of_stage
 from salve.run.schema import Config
-from salve.run.target import data_class, one_line, repr_of
+from salve.run.target import callback_class, data_class, one_line, repr_of
+from salve.settings import TRAINING_STAGES
 from salve.stages import BackboneSettings, StageContext
+from salve.stages.training import torch_flags_kept
 from salve.types import UserError
 
 log = logging.getLogger(__name__)
@@ -33,15 +37,21 @@ log = logging.getLogger(__name__)
 def build_context(
     config: Config, store: Store, logger: Callable[[str], Logger], console: Console, ranks: Ranks
 ) -> StageContext:
-    """Everything the stages share, checked: data that can be read, weights that fit, a layer that is a site.
+    """Make and check what all stages share.
+
+    Args:
+        config: checked settings.
+        store: where artifacts are kept.
+        logger: makes the logger of a stage, given its name.
+        console: where progress is shown.
+        ranks: the processes that train.
 
     Raises:
-        UserError: one of these is not so.
+        UserError: the data cannot be read, the weights do not fit, the layer is no site, or a callback cannot be made.
     """
-    # Its own lines say nothing about the run. It sets this level when it is imported.
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    additions = _additions(config)
     data = _data(config.data)
-    # Built once here for its errors, remarks and preset; stages build their own, after seeding.
+    # This copy is for its errors, remarks and preset. Stages build their own, after seeding.
     loaded = _load(config.backbone, len(data.classes), data.outputs)
     site = find_site(loaded.model, config.layer)
     chosen = _preset(config.backbone, loaded.model, data.native_size)
@@ -55,8 +65,17 @@ def build_context(
     precision = _precision(config.trainer.precision, device)
     if config.sae.precision == "bf16" and _precision("auto", device) != "bf16-mixed":
         log.warning("sae.precision=bf16: this device does not compute in bf16, so float32 would be faster.")
+    if config.trainer.profiler is not None:  # Lightning logs what a profiler measured through this logger
+        logging.getLogger("pytorch_lightning.profilers").setLevel(logging.INFO)
     trainer_factory = TrainerFactory(
-        ranks.accelerator, ranks.gpus, ranks.local_size, precision, logger, console.is_terminal, not console.is_terminal
+        ranks.accelerator,
+        ranks.gpus,
+        ranks.local_size,
+        precision,
+        logger,
+        console.is_terminal,
+        not console.is_terminal,
+        *additions,
     )
 
     @contextmanager
@@ -70,16 +89,75 @@ def build_context(
             task = bars.add_task(what, total=total)
             yield lambda done: bars.update(task, advance=done)
 
-    surroundings = (trainer_factory, device, progress, ranks, config.trainer.memory, precision)
-    return StageContext(store, data, config.backbone, site.name, config.seed, *surroundings, preprocessing, remarks)
+    machinery = (trainer_factory, device, progress, ranks, config.trainer.memory, precision)
+    return StageContext(
+        *(store, data, config.backbone, site.name, config.seed, *machinery, preprocessing, remarks),
+        {stage: _trained_with(config, stage) for stage in TRAINING_STAGES},
+    )
+
+
+def _additions(
+    config: Config,
+) -> tuple[dict[str, dict[str, Any]], dict[str, tuple[Callable[[], Callback], ...]]]:
+    """The user's arguments for Lightning's Trainer, and what makes the user's callbacks, both by stage.
+
+    Each callback and each Trainer is made once here, so that what they refuse is known before any work.
+
+    Raises:
+        UserError: one of them cannot be made.
+    """
+    # Lightning's own lines say nothing about the run. Importing Lightning sets the level, so this has to come later.
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    arguments = {stage: config.trainer.arguments(stage) for stage in TRAINING_STAGES}
+    callbacks = _callbacks(config)
+    make = TrainerFactory("cpu", None, 1, "32-true", None, bar=False, arguments=arguments, callbacks=callbacks)
+    for stage in TRAINING_STAGES:
+        if not arguments[stage] and not callbacks[stage]:
+            continue
+        try:
+            with torch_flags_kept():
+                make(stage, 1, [Callback()])
+        except Exception as error:  # Lightning's own, or what a callback raises
+            raise UserError(
+                f"Lightning's Trainer cannot be made for stage {stage} with these settings of trainer and callbacks "
+                f"({one_line(repr_of(error))})."
+            ) from error
+    return arguments, callbacks
+
+
+def _callbacks(config: Config) -> dict[str, tuple[Callable[[], Callback], ...]]:
+    made: dict[str, Callable[[], Callback]] = {}
+    for name, settings in config.callbacks.items():
+        if settings is None:
+            continue
+        key, target = f"callbacks.{name}._target_", settings["_target_"]
+        arguments = {
+            argument: value for argument, value in settings.items() if argument not in ("_target_", "_stages_")
+        }
+        make = partial(callback_class(key, target), **arguments)
+        try:
+            make()
+        except Exception as error:  # the user's own constructor may raise anything
+            raise UserError(
+                f"{key}={target} cannot be made with the arguments in callbacks.{name} ({one_line(repr_of(error))})."
+            ) from error
+        made[name] = make
+    return {stage: tuple(made[name] for name in of_stage(config.callbacks, stage)) for stage in TRAINING_STAGES}
+
+
+def _trained_with(config: Config, stage: str) -> dict[str, Any]:
+    """What the user adds to the training of a stage, for its key; empty where nothing is added."""
+    added = {"trainer": config.trainer.arguments(stage), "callbacks": [*of_stage(config.callbacks, stage).values()]}
+    return {name: value for name, value in added.items() if value}
 
 
 def check_job(config: Config) -> None:
-    """What :func:`build_context` checks, without a device; quick for settings that share data and backbone with others.
+    """Check what :func:`build_context` checks, without a device. Data and backbones are looked at once for all jobs.
 
     Raises:
-        UserError: the data cannot be read, the weights do not fit, or the layer is no site.
+        UserError: see there.
     """
+    _additions(config)
     plain = asdict(config)
     classes, outputs, native_size = _known(_checked_data, json.dumps(plain["data"], sort_keys=True))
     backbone = json.dumps(plain["backbone"], sort_keys=True)
@@ -87,7 +165,7 @@ def check_job(config: Config) -> None:
 
 
 def _known(check: Callable[..., Any], *args: Any) -> Any:
-    """What a cached check found out, or raised."""
+    """Call a cached check; return what it found, or raise the error that it kept."""
     found = check(*args)
     if isinstance(found, UserError):
         raise found
@@ -96,7 +174,7 @@ def _known(check: Callable[..., Any], *args: Any) -> Any:
 
 @lru_cache(maxsize=64)
 def _checked_data(settings: str) -> tuple[int, tuple[int, ...] | None, int] | UserError:
-    """Number of classes, their outputs, and pixels; or what is wrong."""
+    """The number of classes, their outputs, and the size of the images in pixels; or what is wrong."""
     try:
         data = _data(json.loads(settings))
         return len(data.classes), data.outputs, data.native_size
@@ -108,7 +186,7 @@ def _checked_data(settings: str) -> tuple[int, tuple[int, ...] | None, int] | Us
 def _checked_model(
     settings: str, classes: int, outputs: tuple[int, ...] | None, native_size: int
 ) -> nn.Module | UserError:
-    """The backbone without its weights' values; or what is wrong."""
+    """The backbone without the values of its weights; or what is wrong."""
     backbone = BackboneSettings(**json.loads(settings))
     try:
         model = _load(backbone, classes, outputs).model
@@ -126,7 +204,7 @@ def _data(settings: Any) -> ImageData:
         data = kind(**values)
     except UserError:
         raise
-    except Exception as error:  # one's own constructor may raise anything
+    except Exception as error:  # the user's own constructor may raise anything
         raise UserError(
             f"data._target_={target} cannot be made with these settings of data ({one_line(repr_of(error))})."
         ) from error
@@ -144,14 +222,14 @@ def _preset(settings: BackboneSettings, model: nn.Module, native_size: int) -> P
 
 
 def _precision(setting: str, device: torch.device) -> str:
-    """What Lightning computes in: ``auto`` is the fastest precision that the device computes in natively."""
+    """The precision that Lightning computes in: ``auto`` is the fastest that the device computes in natively."""
     if setting == "16-mixed" and device.type == "cpu":
-        log.warning("trainer.precision=16-mixed: there is no such thing on the CPU, which takes bf16-mixed instead.")
+        log.warning("trainer.precision=16-mixed: the CPU does not have it, and takes bf16-mixed instead.")
         return "bf16-mixed"
     if setting != "auto":
         return setting
     if device.type == "cuda":
         return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
-    # Older torch cannot tell; float32 is then the safe answer.
+    # Older versions of torch cannot tell; float32 is then the safe answer.
     able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return "bf16-mixed" if able.get("avx512_bf16") or able.get("amx_bf16") else "32-true"

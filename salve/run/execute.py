@@ -1,4 +1,4 @@
-"""One run: the stages that were asked for, in order, on artifacts that are found or made."""
+"""Execute one run: its stages in order. Artifacts that are there are reused, others are made."""
 
 import logging
 from collections.abc import Callable, Collection, Sequence
@@ -50,22 +50,26 @@ def execute(
     gpus: list[int] | None = None,
     made: Collection[str] = (),
 ) -> dict[str, Artifact]:
-    """Run the stages of a configuration.
+    """Run the stages that the settings name.
 
-    What a requested stage needs is made when it is not there yet; ``report`` alone only reads what is there.
-    ``manifest.json`` is written last: a folder that has it holds a whole run.
+    What a stage needs and is not there is made first. With ``stages=[report]`` nothing is made: the report shows what
+    is there. ``manifest.json`` is written last, so a folder that has it holds a finished run.
 
     Args:
-        config: checked settings. folder: the run's folder. command: how the run was started, for the report.
-        console: where progress and the summary are shown. group: the sweep that the run belongs to.
-        gpus: the devices to use, of those that torch sees; None leaves the choice to Lightning.
-        made: keys of artifacts that were made for this run just before, and count as made by it.
+        config: checked settings.
+        folder: the run's folder.
+        command: how the run was started, for the report.
+        console: where progress and the summary are shown.
+        group: the sweep that the run belongs to.
+        gpus: indices of the GPUs to use, as torch counts them; None uses the first ones.
+        made: keys of artifacts that the same job made before, with those of other runs (:func:`train_together`). They
+            are recorded as made by this run and not as reused.
 
     Returns:
         The artifacts by kind.
 
     Raises:
-        UserError: something about the input is wrong; nothing half-written is left as a result.
+        UserError: something about the input is wrong. Nothing half-written is left as a result.
     """
     console = console or Console(markup=False, emoji=False)
     plain = asdict(config)
@@ -74,7 +78,7 @@ def execute(
     tracker = None
     with gathered(config.trainer, gpus) as ranks:
         try:
-            # The context is built and tried, and with it everything checked, before a logger opens a run of its own.
+            # Everything is checked and tried before a logger opens a run of its own, such as W&B's.
             context = build_context(config, store, lambda stage: _open(tracker).logger(stage), console, ranks)
             try_out(config, context)
             if set(config.stages) != {"report"}:
@@ -116,7 +120,7 @@ def _report(
     command: str,
     console: Console,
 ) -> None:
-    """The page and the terminal's summary."""
+    """Write the report's page, and print the summary."""
     title, facts = f"salve: {config.name}", _facts(config, context)
     remarks = (*context.remarks, *(sae_remarks(artifacts["sae"].record("sae.json")) if "sae" in artifacts else ()))
     page = report(folder, artifacts, title=title, facts=facts, config=text, commands=[command], remarks=remarks)
@@ -125,7 +129,10 @@ def _report(
 
 
 def _list(artifacts: dict[str, Artifact], metrics: dict[str, Metric], console: Console) -> None:
-    """For a run without a report: its measures (of select images where no test image measured it) and its artifacts."""
+    """Print measures and artifacts, for a run without a report.
+
+    A measure on select images is left out where the same measure on test images is known.
+    """
     known = {name: value for name, value in metrics.items() if value is not None}
     told = {name: value for name, value in known.items() if not _is_told_by_test(name, known)}
     for name, value in told.items():
@@ -139,14 +146,14 @@ def _is_told_by_test(name: str, known: Collection[str]) -> bool:
 
 
 def train_together(configs: Sequence[Config], console: Console, gpus: list[int] | None = None) -> set[str]:
-    """Train the SAEs of several runs as one batched computation; the runs find them when they are executed.
+    """Train the SAEs of several runs as one batched computation. The runs find them when they are executed.
 
     Args:
-        configs: settings that differ only in what :func:`salve.stages.can_share` allows. console, gpus: see
-            :func:`execute`.
+        configs: settings that differ only in what :func:`salve.stages.can_share` allows.
+        console, gpus: see :func:`execute`.
 
     Returns:
-        The keys of the SAEs that were made.
+        The keys of the SAEs that were made and not reused.
     """
     first = configs[0]
     store = Store(Path(first.output_dir) / "artifacts", log.info)
@@ -175,7 +182,7 @@ def _run_stages(config: Config, context: StageContext) -> dict[str, Artifact]:
         elif "report" in wanted:
             try:
                 found[kind] = stage(only_found)
-            except (NotMade, KeyError):  # not made, or something it would be made from was not
+            except (NotMade, KeyError):  # neither it nor, perhaps, what it would be made from is there
                 log.info("%s: not there, left out of the report", kind)
 
     def inputs(*kinds: str) -> list[Artifact]:
@@ -183,13 +190,13 @@ def _run_stages(config: Config, context: StageContext) -> dict[str, Artifact]:
 
     behind = bool(wanted - {"finetune", "report"})
     base = ("classifier", "activations", "sae", "features")
-    step("classifier", behind or "finetune" in wanted, lambda j: finetune(j, config.finetune))
-    step("activations", behind, lambda j: capture(j, *inputs("classifier")))
-    step("sae", behind, lambda j: train_sae(j, config.sae, *inputs(*base[:2])))
-    step("features", behind, lambda j: read_features(j, config.discover, *inputs(*base[:3])))
-    step("validate", "validate" in wanted, lambda j: validate(j, config.validate, *inputs(*base)))
-    step("control", "control" in wanted, lambda j: control(j, config.edit, *inputs(*base)))
-    step("diagnose", "diagnose" in wanted, lambda j: diagnose(j, config.edit, *inputs(*base)))
+    step("classifier", behind or "finetune" in wanted, lambda c: finetune(c, config.finetune))
+    step("activations", behind, lambda c: capture(c, *inputs("classifier")))
+    step("sae", behind, lambda c: train_sae(c, config.sae, *inputs(*base[:2])))
+    step("features", behind, lambda c: read_features(c, config.discover, *inputs(*base[:3])))
+    step("validate", "validate" in wanted, lambda c: validate(c, config.validate, *inputs(*base)))
+    step("control", "control" in wanted, lambda c: control(c, config.edit, *inputs(*base)))
+    step("diagnose", "diagnose" in wanted, lambda c: diagnose(c, config.edit, *inputs(*base)))
     if not found:
         raise UserError(
             f"There is nothing to report for these settings under {config.output_dir}; run their other stages first."

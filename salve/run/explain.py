@@ -1,9 +1,9 @@
-"""What Hydra finds wrong in the settings, in one sentence that names the valid choices."""
+"""Turn Hydra's errors about settings into one sentence that names the valid choices."""
 
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,25 +14,26 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from salve.run.refused import instead_of
 from salve.types import UserError
 
-#: What may stand before the ``=`` of an argument: a setting or a group, perhaps with Hydra's marks.
+#: What may stand before the ``=`` of an argument: a setting or a group, perhaps with Hydra's ``+``, ``++`` or ``~``.
 _KEY = re.compile(r"(\+\+?|~)?[A-Za-z_][\w./@:-]*")
 
 
 class SweepIncomplete(Exception):
-    """Some runs of a sweep failed; its summary has listed them."""
+    """Some runs of a sweep failed, and its summary has listed them."""
 
 
 def conf_dir() -> Path:
-    """The folder of configurations: inside an installed package, or at the top of the repository."""
+    """The folder of YAML files: inside an installed package, or at the top of the repository."""
     package = Path(__file__).resolve().parents[1]
     inside = package / "conf"
     return inside if inside.is_dir() else package.parent / "conf"
 
 
 def explain(error: HydraException | OmegaConfBaseException) -> str:
-    """One sentence for an error that Hydra raised while it composed the settings."""
+    """Put an error that Hydra raised while it composed the settings into one sentence."""
     cause = error.__cause__ or error
     if own := _raised_by_resolver(error):
         return own
@@ -56,8 +57,7 @@ def explain(error: HydraException | OmegaConfBaseException) -> str:
         node, key = cause.parent_node, str(cause.full_key)
         if OmegaConf.get_type(node) is dict:
             return f"{key} has no value to change; add it as +{key}=VALUE."
-        settings = ", ".join(str(name) for name in node if name != "hydra" and not str(name).startswith("_"))
-        return f"{key} is no setting; {key.rpartition('.')[0] or 'the top level'} has {settings}."
+        return no_setting(key, (str(name) for name in node))
     lines = [str(part).splitlines()[0].rstrip(".:") for part in dict.fromkeys((error, cause)) if str(part)]
     merged = re.match(r"(?s)Error merging override (.*)", str(error))
     if merged and (wanted := _wanted(str(cause), merged[1])):
@@ -69,7 +69,18 @@ def explain(error: HydraException | OmegaConfBaseException) -> str:
     return ": ".join(dict.fromkeys(lines)) + "."
 
 
-#: How OmegaConf ends its sentence on a value of another type, and what the setting takes.
+def no_setting(key: str, known: Iterable[str]) -> str:
+    """Say that a key is no setting, and what to use instead: its new name, or the settings that its group has.
+
+    Args:
+        key: the whole key.
+        known: names of the settings in its group.
+    """
+    settings = ", ".join(name for name in known if name != "hydra" and not name.startswith("_"))
+    return instead_of(key) or f"{key} is no setting; {key.rpartition('.')[0] or 'the top level'} has {settings}."
+
+
+#: How OmegaConf's message about a value of the wrong type ends, and what the setting takes.
 _TYPES = {
     "could not be converted to Integer": "a whole number",
     "could not be converted to Float": "a number",
@@ -78,7 +89,7 @@ _TYPES = {
 
 
 def _wanted(said: str, argument: str) -> str:
-    """What a setting takes, of which OmegaConf says that it was given something else; empty if it is not known."""
+    """What a setting takes, from OmegaConf's message about a value of the wrong type; empty if that is not known."""
     if "is not a ListConfig, list or tuple" in said:
         key, _, value = argument.partition("=")
         return f"a list, such as {key}=[{value}]"
@@ -86,7 +97,7 @@ def _wanted(said: str, argument: str) -> str:
 
 
 def _raised_by_resolver(error: BaseException) -> str:
-    """What a resolver of salve's own raised, which OmegaConf puts into words of its own; else empty."""
+    """The message of a UserError from one of salve's resolvers, which OmegaConf wraps; empty if there is none."""
     within: BaseException | None = error
     while within is not None:
         if isinstance(within, UserError):
@@ -96,10 +107,10 @@ def _raised_by_resolver(error: BaseException) -> str:
 
 
 def quoted(argument: str) -> str:
-    """``key=value`` as it is written in a shell, so that the value is one text, whatever its characters.
+    """Quote ``key=value`` for a shell so that Hydra reads the value as one text, whatever its characters.
 
-    Hydra's grammar gives most marks a meaning of their own; within double quotes it gives none to any but quotes, the
-    backslashes before them and ``${``. The shell then takes away what is put around all of it.
+    Most punctuation has a meaning in Hydra's grammar. Within double quotes only quotes, the backslashes before them,
+    and ``${`` do. The outer quotes are for the shell, which removes them.
     """
     key, _, value = argument.partition("=")
     value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
@@ -110,8 +121,8 @@ def quoted(argument: str) -> str:
 
 def _unreadable(argument: str) -> str:
     key, equals, value = argument.partition("=")
-    if any("\ud800" <= letter <= "\udfff" for letter in argument):  # bytes that are no text
-        return f"{argument.encode(errors='backslashreplace').decode()} is not UTF-8; settings are texts that are."
+    if any("\ud800" <= letter <= "\udfff" for letter in argument):  # bytes that are not UTF-8
+        return f"{argument.encode(errors='backslashreplace').decode()} is not UTF-8; settings must be."
     if not equals or not _KEY.fullmatch(key):
         return f"{argument} cannot be read; settings are given as key=value, and salve --help says which there are."
     if value[:1] in ("[", "{"):
@@ -124,7 +135,7 @@ def _if_text(argument: str) -> str:
 
 
 def group_mistake(arguments: Sequence[str]) -> str | None:
-    """One sentence for a group that is given a number, at which Hydra raises no error of its own."""
+    """One sentence for a group that is given a number, such as ``sae=5``; Hydra raises no error of its own for it."""
     for argument in arguments:
         group, _, name = argument.partition("=")
         if name and (conf_dir() / group).is_dir() and not name[0].isalpha():
@@ -134,17 +145,17 @@ def group_mistake(arguments: Sequence[str]) -> str | None:
 
 def _no_choice(group: str, name: str) -> str:
     if not name:  # what --config-name says
-        return f"there is no file {group}.yaml among the settings."
+        return f"There is no file {group}.yaml among the settings."
     return f"{group}={name} is no choice; {group} can be {', '.join(choices(group))}."
 
 
 def choices(group: str) -> list[str]:
-    """The files of a group by name: those of this project, and the user's own on ``hydra.searchpath``."""
+    """The files of a group, by name: salve's, and the user's own on Hydra's search path."""
     return sorted({name for folder in _folders(sys.argv[1:]) for name in _names(folder / group)})
 
 
 def groups() -> list[str]:
-    """The groups in the order of ``config.yaml``, then the user's own."""
+    """The groups in the order of ``config.yaml``, then groups that only the user has."""
     ours = yaml.safe_load((conf_dir() / "config.yaml").read_text(encoding="utf-8"))["defaults"]
     named = [group for item in ours if isinstance(item, dict) for group in item if " " not in group]
     _, *own = _folders(sys.argv[1:])
@@ -153,7 +164,12 @@ def groups() -> list[str]:
 
 
 def list_of_choices() -> str:
-    """For ``salve --help``: a line for each group with all its files."""
+    """List the groups for ``salve --help``, one a line, with their files.
+
+    Hydra's own ``$APP_CONFIG_GROUPS`` cannot be used. It ignores ``hydra.searchpath``, lists schemas such as
+    ``concepts_schema`` beside the files, and shows ``experiment=imagenette/vit`` as ``vit`` in a group
+    ``experiment/imagenette``, which cannot be chosen that way.
+    """
     return "\n".join(f"    {group:<11} {', '.join(choices(group))}" for group in groups())
 
 
@@ -162,7 +178,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def _folders(arguments: Sequence[str]) -> list[Path]:
-    """Where a command finds its files: this project's folder first, then those that its arguments or files name."""
+    """The folders in which a command finds YAML files: salve's, then those that its arguments or main file name."""
     own: list[str] = []
     name = "config"
     for option, value in zip(arguments, [*arguments[1:], ""], strict=False):
@@ -171,18 +187,18 @@ def _folders(arguments: Sequence[str]) -> list[Path]:
             own.append(joined if equals else value)
         elif flag in ("--config-name", "-cn"):
             name = joined if equals else value
-    places = [conf_dir(), *map(Path, own)]
+    folders = [conf_dir(), *map(Path, own)]
     given = next((argument for argument in arguments if argument.startswith("hydra.searchpath=")), None)
     if given is not None:
         found: Any = OverridesParser.create().parse_override(given).value()
     else:
-        primary = next((file for place in places if (file := place / f"{name}.yaml").is_file()), None)
+        primary = next((file for folder in folders if (file := folder / f"{name}.yaml").is_file()), None)
         content = yaml.safe_load(primary.read_text(encoding="utf-8")) if primary else None
         found = ((content or {}).get("hydra") or {}).get("searchpath")
     for path in found if isinstance(found, list) else []:
         if str(path).startswith("pkg://"):
             spec = find_spec(str(path).removeprefix("pkg://").replace("/", "."))
-            places += [Path(place) for place in (spec and spec.submodule_search_locations) or []]
+            folders += [Path(folder) for folder in (spec and spec.submodule_search_locations) or []]
         else:
-            places.append(Path(str(path).removeprefix("file://")))
-    return places
+            folders.append(Path(str(path).removeprefix("file://")))
+    return folders

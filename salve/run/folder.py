@@ -1,4 +1,4 @@
-"""A run's folder: what its files say about the run, and the settings it was made with."""
+"""A run's folder: the state of the run, as its files tell it, and the settings that it was made with."""
 
 import json
 import logging
@@ -23,14 +23,14 @@ from salve.run.stored import stored_settings
 from salve.system import in_one_sentence, refused_by_system
 from salve.types import Diverged, UserError
 
-#: What a sweep planned, in the folder that holds its runs.
+#: The plan of a sweep, in the folder that holds its runs.
 PLAN = "sweep.json"
 
 State = Literal["new", "running", "interrupted", "failed", "finished"]
 
 RUNNING, FAILURE = "running.json", "failure.json"
 LOG = "salve.log"
-#: Times that a folder is taken away while it is claimed, from which on it counts as one that cannot be made.
+#: How many times a folder may vanish while it is claimed, before it counts as one that cannot be made.
 MOST_VANISHED = 100
 
 
@@ -38,7 +38,7 @@ class RunFolder:
     """One run on disk.
 
     Args:
-        path: the folder; its name is the run's key in a sweep.
+        path: the folder. In a sweep its name is the run's key.
     """
 
     def __init__(self, path: Path) -> None:
@@ -46,15 +46,16 @@ class RunFolder:
 
     @property
     def lock(self) -> FileLock:
-        """Held by the process that makes the run; the operating system lets go of it when that process ends."""
+        """The lock that the process holds which makes the run. The system releases it when that process ends."""
         folder = self.path.parent / ".locks"
         folder.mkdir(parents=True, exist_ok=True)
         return FileLock(folder / f"{self.path.name}.lock")
 
     def state(self) -> State:
-        """What the files say. A run that says it is running, while nobody holds its lock, was interrupted.
+        """The state of the run.
 
-        One whose record is damaged is not finished: whoever wants it makes it again.
+        A run that says it is running, while nobody holds its lock, was interrupted. One with a damaged record is not
+        finished, and is made again.
         """
         if not self.damage() and (self.path / MANIFEST).is_file():
             return "finished"
@@ -67,14 +68,14 @@ class RunFolder:
         return "failed" if (self.path / FAILURE).is_file() else "new"
 
     def damage(self) -> str:
-        """What is wrong with the record of a finished run; empty if nothing is, or if it is not finished."""
+        """What is wrong with a finished run's record; empty if nothing is, or if the run is not finished."""
         return damage_of_run(self.path) if os.path.lexists(self.path / MANIFEST) else ""
 
     def reopen_if_damaged(self) -> str:
-        """Look at everything that a finished run left, its artifacts too, and mark it as not finished if it is damaged.
+        """Check all files and artifacts of a finished run; if one is damaged, mark the run as not finished.
 
         Returns:
-            What is wrong, in a few words; empty if nothing is, or another process is making the run.
+            What is wrong, in a few words; empty if nothing is, or if another process is making the run.
         """
         if not os.path.lexists(self.path / MANIFEST):
             return ""
@@ -94,13 +95,13 @@ class RunFolder:
         return damage
 
     def prepare(self, settings: Config) -> str:
-        """Make the folder with the settings in it, resolved, and return their text.
+        """Make the folder, write the settings into it, and return their text.
 
-        What they read is named by its whole path there, so that the run can be repeated from another folder. The key of
-        a run is that of the settings as they were given.
+        Input paths are written as absolute paths, so that the run can be repeated from another folder. The key of a run
+        is made of the settings as they were given.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        for path in self.path.rglob("*"):  # of an earlier attempt, which may have been made elsewhere
+        for path in self.path.rglob("*"):  # links of an earlier attempt may lead out of the folder
             if path.is_symlink() and not is_own(self.path, path):
                 path.unlink()
         kept = asdict(settings)
@@ -111,17 +112,17 @@ class RunFolder:
         return text
 
     def forget_failure(self) -> None:
-        """Before the next attempt."""
+        """Remove the record of a failure, before the next attempt."""
         (self.path / FAILURE).unlink(missing_ok=True)
 
     def begin(self) -> None:
-        """Say that the run is being made; call it with the lock held."""
+        """Mark the run as running. The caller holds the lock."""
         self.forget_failure()
-        (self.path / MANIFEST).unlink(missing_ok=True)  # it could vouch for what is being written over
+        (self.path / MANIFEST).unlink(missing_ok=True)  # its digests are of files that are about to change
         write_whole(self.path / RUNNING, json.dumps({"pid": os.getpid(), "host": platform.node()}))
 
     def fail(self, error: BaseException | str) -> str:
-        """Keep the reason of a failure, and return it as one line."""
+        """Write down why the run failed, and return the reason as one line."""
         first = (str(error).strip().splitlines() or [""])[0]
         known = isinstance(error, UserError | str)
         refused = None if isinstance(error, UserError | str) else refused_by_system(error, self.path)
@@ -132,12 +133,12 @@ class RunFolder:
         try:
             write_whole(self.path / FAILURE, json.dumps({"reason": reason, "kind": kind}, ensure_ascii=False))
             (self.path / RUNNING).unlink(missing_ok=True)
-        except OSError:  # a full disk, which may well be the reason
+        except OSError:  # the disk may be full, which may be why the run failed
             pass
         return reason
 
     def finish(self) -> None:
-        """Say that nobody is making the run any more."""
+        """Mark the run as no longer running."""
         (self.path / RUNNING).unlink(missing_ok=True)
 
     def reason(self) -> str:
@@ -149,7 +150,7 @@ class RunFolder:
             return f"its {FAILURE} cannot be read"
 
     def diverged(self) -> bool:
-        """Whether the last attempt failed because a training came to nonsense, as it will with the same settings."""
+        """Whether the last attempt failed because a training diverged, which the same settings will repeat."""
         path = self.path / FAILURE
         try:
             return path.is_file() and read_record(path).get("kind") == Diverged.__name__
@@ -157,7 +158,7 @@ class RunFolder:
             return False
 
     def metrics(self) -> dict[str, Any]:
-        """The measures of a finished run by name; none of one that is not finished."""
+        """The measures of a finished run by name; empty for a run that is not finished."""
         return read_record(self.path / METRICS) if self.state() == "finished" else {}
 
     def settings(
@@ -172,17 +173,17 @@ class RunFolder:
 
 
 def _whole_path(path: str) -> str:
-    """Of what is there; other words, such as ``imagenet``, are kept."""
+    """Make a path absolute if it exists; keep other words, such as ``imagenet``."""
     return str(Path(path).resolve()) if path and Path(path).exists() else path
 
 
 def swept_of(folder: Path) -> dict[str, Any]:
-    """The values of the settings that a run's sweep varies, by setting."""
+    """The values that a run has of the settings which its sweep varies, by setting."""
     return dict(planned_in(folder.parent / PLAN).get(folder.name, {}).get("swept", {}))
 
 
 def planned_in(plan: Path) -> dict[str, dict[str, Any]]:
-    """The runs that a sweep planned, by key; none where the plan is not there or damaged."""
+    """The runs that a sweep planned, by key; empty where the plan is missing or damaged."""
     try:
         runs = read_record(plan)["runs"]
         return {key: {"swept": dict(entry["swept"])} for key, entry in runs.items()}
@@ -191,19 +192,22 @@ def planned_in(plan: Path) -> dict[str, dict[str, Any]]:
 
 
 def runs_in(sweep: Path) -> list[str]:
-    """The keys of all runs whose folders lie in a sweep's."""
+    """The keys of all runs in a sweep's folder."""
     return sorted(path.parent.name for path in sweep.glob(f"*/{SETTINGS}"))
 
 
 @contextmanager
 def claimed(wanted: Path) -> Iterator[Path]:
-    """A folder that no other run has: ``wanted``, or the first of ``wanted_2``, ``wanted_3``, … that is free.
+    """Claim a folder for a run: ``wanted``, or the first of ``wanted_2``, ``wanted_3``, … that is free.
 
-    Two runs that start in the same second want the same folder. It is the one's who creates its ``config.yaml``, empty
-    until the settings are checked; the other's log, which was opened in it, goes on in the other's own folder.
+    Two runs that start in the same second want the same folder. The one that creates ``config.yaml`` in it first has
+    it; the file stays empty until the settings are checked. The other run's log moves to that run's own folder.
 
-    A run that ends in an error leaves no folder if it made nothing; of an error that is no UserError the log keeps the
-    traceback. One that is told to end is interrupted.
+    If the run ends in an error before it made anything, its folder is removed. Otherwise the log keeps the traceback,
+    except that of a UserError. A run that is told to end is marked as interrupted.
+
+    Yields:
+        The folder.
     """
     folder = _claim(wanted)
     _move_log(wanted, folder)
@@ -211,7 +215,7 @@ def claimed(wanted: Path) -> Iterator[Path]:
         yield folder
     except BaseException as error:
         refused = isinstance(error, UserError)
-        with suppress(OSError):  # a full disk, which may well be the error
+        with suppress(OSError):  # the disk may be full, which may be the error
             made = {path.name for path in folder.iterdir()} - {LOG, SETTINGS}
             if not made and (refused or not (folder / SETTINGS).stat().st_size):
                 _remove(folder)
@@ -219,7 +223,7 @@ def claimed(wanted: Path) -> Iterator[Path]:
                 with (folder / LOG).open("a", encoding="utf-8") as log:
                     traceback.print_exception(error, file=log)
             elif is_told():
-                RunFolder(folder).begin()  # the lock is nobody's, and so the run's state is "interrupted"
+                RunFolder(folder).begin()  # running, with a lock that nobody holds, means interrupted
         raise
 
 
@@ -232,7 +236,7 @@ def _claim(wanted: Path) -> Path:
             (folder / SETTINGS).touch(exist_ok=False)
         except FileExistsError:
             number += 1
-        except FileNotFoundError:  # its run was refused, and took the folder away just now; or none can be made there
+        except FileNotFoundError:  # a refused run has just removed the folder, or no folder can be made there
             vanished += 1
             if vanished > MOST_VANISHED:
                 raise
@@ -241,7 +245,7 @@ def _claim(wanted: Path) -> Path:
 
 
 def _move_log(old: Path, new: Path) -> None:
-    """Have the log's handler go on in a folder; also if it is the same one, which may have been made anew."""
+    """Move the log file to a folder. It is reopened even if that is the same one, which may have been made anew."""
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename).parent == Path(os.path.abspath(old)):
             handler.acquire()
@@ -254,7 +258,7 @@ def _move_log(old: Path, new: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Renamed first, so that whoever claims the same name meanwhile does not lose what is theirs."""
+    """Remove a folder; rename it first, in case another run claims the same name meanwhile."""
     away = folder.with_name(f".{folder.name}.{os.getpid()}")
     os.replace(folder, away)
     shutil.rmtree(away, ignore_errors=True)

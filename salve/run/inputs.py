@@ -1,4 +1,4 @@
-"""Whether what the settings name is there, before anything is loaded that takes seconds."""
+"""Check that the files, folders and models that the settings name exist, before torch is imported."""
 
 import os
 import re
@@ -24,10 +24,10 @@ from salve.types import UserError
 
 
 def check_inputs(config: Config) -> None:
-    """Look for the file of weights and, for images in folders, at the folders' names.
+    """Check the model's name, the file of weights and, for images in folders, the names of the folders.
 
     Raises:
-        UserError: what is not there, as those say it who read it later.
+        UserError: something is not there. The message is that of the code which would read it later.
     """
     settings: dict[str, Any] = asdict(config.data) if is_dataclass(config.data) else dict(config.data)  # type: ignore[arg-type]
     target = settings.get("_target_")
@@ -40,12 +40,12 @@ def check_inputs(config: Config) -> None:
 
 
 def _check_name(library: str, name: str) -> None:
-    """Refuse a name that the library's sources do not hold: to ask the library itself takes seconds.
+    """Refuse a name that is nowhere in the library's sources. Importing the library to ask it would take seconds.
 
-    What its sources name anywhere is left to the library, such as a name that it has given up.
+    A name that the sources mention in any way, such as a deprecated one, is left to the library.
     """
     spec = find_spec(library)
-    folders = [Path(place) / "models" for place in (spec and spec.submodule_search_locations) or []]
+    folders = [Path(folder) / "models" for folder in (spec and spec.submodule_search_locations) or []]
     text = "".join(file.read_text(encoding="utf-8") for folder in folders for file in sorted(folder.rglob("*.py")))
     plain = name.split(".")[0]
     known = set(re.findall(r"^@register_model(?:\(.*\))?\n(?:@.*\n)*def (\w+)\(", text, re.MULTILINE))
@@ -55,14 +55,14 @@ def _check_name(library: str, name: str) -> None:
 
 
 def no_model(library: str, name: str, known: Iterable[str]) -> UserError:
-    """What is said of a name that a library does not know."""
+    """The error for a name that a library does not know."""
     near = get_close_matches(name, sorted(known), 5)
     hint = f"; near it: {', '.join(near)}" if near else ""
     return UserError(f"backbone.name={name} is no model of {library}{hint}.")
 
 
 def no_weights(weights: str) -> UserError:
-    """What is said where there is no such file."""
+    """The error for weights that are no file."""
     return UserError(f"backbone.weights={weights} is neither random, imagenet nor a file.")
 
 
@@ -71,7 +71,7 @@ def _check_folders(settings: dict[str, Any], imagenette: bool) -> None:
     splits = None if settings.get("splits") is None else named_splits(settings["splits"])
     chosen = None if settings.get("classes") is None else chosen_classes(settings["classes"])
     outputs = settings.get("outputs")
-    if outputs == IMAGENET:  # to know ImageNet's classes takes a second and a half
+    if outputs == IMAGENET:  # loading ImageNet's classes takes a second and a half
         outputs = None
     if not imagenette:
         read_layout(root, splits, chosen, outputs)

@@ -1,4 +1,4 @@
-"""What a run made and what it was made from, as versioned W&B artifacts."""
+"""Log a run's activations, SAE and edit files as versioned W&B artifacts, with what each was made from."""
 
 import re
 from collections.abc import Mapping
@@ -7,21 +7,23 @@ from typing import Any
 from salve.artifacts import Artifact, is_own
 from salve.report.names import data_name
 
-#: What is logged: kind of artifact → its type in W&B, in the order in which one is made from the other.
+#: Kinds of artifacts that are logged, with their type in W&B. Each is made from those before it.
 TYPES = {"activations": "activations", "sae": "sae", "control": "edit_file"}
 #: The longest name that W&B takes.
 LONGEST = 128
 
 
 def log_artifacts(run: Any, artifacts: Mapping[str, Artifact], config: Mapping[str, Any]) -> None:
-    """Log what the run made as its outputs, and declare what it found as its inputs.
+    """Log artifacts that the run made as its outputs, and artifacts that it reused as its inputs.
 
-    A name says what a thing is (``sae-resnet18-avgpool-imagenette``), a version is one content of it, and the alias is
-    its key in the store. What is known about it, and what it was made from, stands in its metadata: there the line
-    from activations to SAE to edit_file is whole also where one run made them all.
+    The name says what it is (``sae-resnet18-avgpool-imagenette``), the version stands for one content, and the alias is
+    the key in the store. The metadata name what each was made from, because W&B's own graph does not show it where one
+    run made them all.
 
     Args:
-        run: an open W&B run. artifacts: by kind. config: the run's resolved settings, plain.
+        run: an open W&B run.
+        artifacts: by kind.
+        config: the run's resolved settings, plain.
     """
     import wandb
 
@@ -39,8 +41,8 @@ def log_artifacts(run: Any, artifacts: Mapping[str, Artifact], config: Mapping[s
         if kind == "sae":
             facts |= artifact.record("sae.json")
         logged = wandb.Artifact(name, type=type_, metadata=facts)
-        # Of the activations only the manifest: they are large. The store's files never change, so that they can be
-        # uploaded from where they are instead of from a copy.
+        # Activations are large, so only their records are logged. The store's files never change, so W&B can upload
+        # them from where they are, without a copy.
         for path in sorted(folder.glob("*.json") if kind == "activations" else folder.rglob("*")):
             if path.is_file() and is_own(artifact.path, path):
                 name_in_it = str(path.relative_to(folder))
@@ -53,7 +55,7 @@ def log_artifacts(run: Any, artifacts: Mapping[str, Artifact], config: Mapping[s
 
 
 def artifact_name(type_: str, *parts: str) -> str:
-    """A name that W&B takes: letters, digits, ``-``, ``_`` and ``.``, at most 128."""
+    """Join parts to a name that W&B accepts: letters, digits, ``-``, ``_`` and ``.``, at most 128 of them."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join((type_, *parts)))[:LONGEST].rstrip("-")
 
 
@@ -61,6 +63,6 @@ def _use(run: Any, logged: Any, alias: str) -> None:
     if not run.settings._offline:
         run.use_artifact(logged, aliases=["latest", alias])
         return
-    # Offline `use_artifact` refuses. This is what it does online with an artifact that W&B may not know yet; it is
-    # written to the run's file, and `wandb sync` draws the edge.
+    # Offline, `use_artifact` raises. This is what it does online with an artifact that W&B may not know yet: it is
+    # written to the run's file, and `wandb sync` declares the input.
     run._log_artifact(logged, aliases=["latest", alias], is_user_created=True, use_after_commit=True)

@@ -1,4 +1,4 @@
-"""What a run was: settings, versions, inputs."""
+"""Write ``manifest.json``, the record of a finished run: versions, inputs, artifacts and files."""
 
 import json
 import os
@@ -15,15 +15,15 @@ from salve.integrity import MANIFEST, METRICS, SETTINGS, sealed
 from salve.run.schema import Config
 from salve.stages import StageContext
 
-#: What a run leaves in its folder that can be read later: files, and the folders of the report.
+#: Files and folders in a run's folder that the manifest vouches for.
 LEAVES = (SETTINGS, METRICS, "index.html", "tables", "figures", "edits")
 PACKAGES = ("salve", "torch", "torchvision", "timm", "pytorch-lightning", "hydra-core", "torchmetrics")
 
 
 def write_manifest(folder: Path, config: Config, context: StageContext, artifacts: Mapping[str, Artifact]) -> None:
-    """Write ``manifest.json``: versions, git state, seed, digests of what went in, key, digest, path of artifacts.
+    """Write ``manifest.json``: versions, git state, seed, digests of inputs, and the key, digest and path of artifacts.
 
-    It vouches for the run's own files, which reach the disk before it, and for itself, by their digests.
+    It also holds the digests of the run's own files, which reach the disk before it, and of itself.
     """
     weights = Path(config.backbone.weights)
     record: dict[str, Any] = {
@@ -41,12 +41,12 @@ def write_manifest(folder: Path, config: Config, context: StageContext, artifact
         },
         "files": _flushed(folder),
     }
-    # The mark of a finished run: it is there as a whole or not at all.
+    # It marks a finished run, so it must be there as a whole or not at all.
     write_whole(folder / MANIFEST, json.dumps(sealed(record), indent=2) + "\n")
 
 
 def _flushed(folder: Path) -> dict[str, str]:
-    """Digests of what the run leaves, by path from its folder, once all of it is on the disk."""
+    """Flush the run's files to disk; return their digests by their path from its folder."""
     found = [path for name in LEAVES for path in (folder / name, *sorted((folder / name).rglob("*")))]
     for path in found:
         if path.exists():
@@ -56,19 +56,19 @@ def _flushed(folder: Path) -> dict[str, str]:
 
 
 def _path_from(folder: Path, path: Path) -> str:
-    """Where an artifact lies as seen from the run's folder, so that both can be moved together."""
+    """An artifact's path from the run's folder, which stays right when both are moved together."""
     return Path(os.path.relpath(path.absolute(), folder.absolute())).as_posix()
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """Commit and whether files differ from it; None where the package is not run from its repository."""
+    """The commit, and whether files differ from it; None where salve does not run from its repository."""
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", str(Path(__file__)))  # fails when git does not know this very file
+        git("ls-files", "--error-unmatch", str(Path(__file__)))  # fails if git does not track this file
         return {"commit": git("rev-parse", "HEAD"), "changed": git("status", "--porcelain", "-uno") != ""}
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -1,4 +1,4 @@
-"""``salve rerun=FOLDER``: repeat a run from the settings in its folder, and say whether the results are the same."""
+"""``salve rerun=FOLDER``: repeat a run from the settings in its folder, and compare the results."""
 
 import logging
 import os
@@ -24,19 +24,19 @@ RERUN = "rerun="
 def rerun(arguments: Sequence[str], console: Console) -> bool:
     """Repeat a run.
 
-    The folder may have been sent. What it says is computed again, from the images and weights that it names; where
-    results are written and what is sent or fetched are the caller's: ``output_dir`` and ``logger`` are those of the
-    command, or as they come, and nothing is downloaded unless the command says ``data.download=true``.
+    The folder may come from somebody else. It decides what is computed, and from which images and weights. The caller
+    decides where results go: ``output_dir`` and ``logger`` are those of the command or the defaults, and nothing is
+    downloaded unless the command says ``data.download=true``.
 
     Args:
-        arguments: ``rerun=FOLDER``, and settings to change as ``key=value``. console: where it is shown.
+        arguments: ``rerun=FOLDER``, and settings to change as ``key=value``.
+        console: where progress and the comparison are shown.
 
     Returns:
-        False if an artifact came out otherwise than before.
+        False if an artifact differs from the earlier run's.
 
     Raises:
-        UserError: no such run, one whose record is damaged, or no such setting; or see
-            :func:`salve.run.stored.stored_settings`.
+        UserError: there is no such run, or its record is damaged; or see :func:`salve.run.stored.stored_settings`.
     """
     before = RunFolder(Path(next(a for a in arguments if a.startswith(RERUN)).removeprefix(RERUN)))
     earlier = _manifest(before.path)
@@ -61,19 +61,19 @@ def rerun(arguments: Sequence[str], console: Console) -> bool:
 
 
 def _callers_own() -> dict[str, Any]:
-    """By setting, what a rerun does not take from the folder."""
+    """The settings that a rerun does not take from the folder, with their defaults."""
     usual = yaml.safe_load((conf_dir() / "config.yaml").read_text(encoding="utf-8"))
     return {"output_dir": usual["output_dir"], "logger": LoggerSettings(kind="csv"), "data.download": False}
 
 
 def _manifest(folder: Path) -> dict[str, Any] | None:
-    """Of a run that is repeated; None if it did not finish."""
+    """The manifest of the run that is repeated; None if the run did not finish."""
     if not os.path.lexists(folder / MANIFEST):
         return None
     if damage := damage_of_run(folder, (SETTINGS,)):
         raise UserError(
-            f"The run in {folder} is damaged, so that no other could be said to be the same: {damage}; remove its "
-            f"{MANIFEST} to repeat what is left of it."
+            f"The run in {folder} is damaged and cannot be compared with: {damage}; remove its {MANIFEST} to repeat "
+            "the run without a comparison."
         )
     return read_manifest(folder)
 

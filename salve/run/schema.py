@@ -1,4 +1,4 @@
-"""Types of every setting: an unknown key or a wrong type is an error before anything starts."""
+"""The schema of all settings: an unknown key or a wrong type is an error before anything starts."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -7,32 +7,34 @@ from importlib.util import find_spec
 from itertools import pairwise
 from math import inf
 from operator import attrgetter
-from typing import Any, get_args
+from typing import Annotated, Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from salve.run.allowed import below, check_args, check_data, input_path, refuse_undecodable, results_folder
-from salve.run.explain import list_of_choices
+from salve.run.allowed import (
+    below,
+    check_args,
+    check_callbacks,
+    check_data,
+    input_path,
+    of_stage,
+    refuse_undecodable,
+    results_folder,
+)
+from salve.run.explain import list_of_choices, no_setting
 from salve.settings import (
-    LARGEST,
     BackboneSettings,
-    Channels,
     DiscoverSettings,
     EditSettings,
-    FinetuneMode,
     FinetuneSettings,
-    Mode,
-    Precision,
     SAESettings,
-    Scale,
-    Selection,
     TrainerSettings,
     ValidateSettings,
 )
 from salve.types import UserError
-from salve.variants import TRAITS
+from salve.values import LARGEST, SEED, OneOf, check_values
 
 STAGES = ("finetune", "discover", "validate", "control", "diagnose", "report")
 
@@ -62,7 +64,7 @@ class FolderConfig:
     batch_size: int = MISSING
     num_workers: int = MISSING
     limit_per_class: int | None = MISSING
-    splits: Any = MISSING  # a typed mapping that is null cannot be given on the command line
+    splits: Any = MISSING  # Hydra cannot override a typed mapping that is null
     select_share: float = MISSING
     split_seed: int = MISSING
     classes: Any = MISSING
@@ -93,18 +95,27 @@ class Cifar100Config:
     download: bool = MISSING
 
 
-#: The classes of images that settings may name without being trusted, each with its settings.
+#: salve's own data classes with their settings. Stored settings may name these and no others (salve.run.stored).
 DATA: dict[str, Any] = {
     kind._target_: kind for kind in (ConceptsConfig, FolderConfig, ImagenetteConfig, Cifar100Config)
 }
+
+#: Lightning's callbacks that stored settings may name: those that write no files of their own.
+CALLBACKS = tuple(
+    f"pytorch_lightning.callbacks.{name}"
+    for name in (
+        *("DeviceStatsMonitor", "EarlyStopping", "EMAWeightAveraging", "GradientAccumulationScheduler"),
+        *("LearningRateMonitor", "ModelSummary", "RichModelSummary", "StochasticWeightAveraging"),
+    )
+)
 
 
 @dataclass
 class LoggerSettings:
     """Where metrics go: ``csv``, or ``wandb`` with its settings."""
 
-    kind: str = MISSING
-    mode: str = "online"
+    kind: Annotated[str, OneOf("csv", "wandb")] = MISSING
+    mode: Annotated[str, OneOf("online", "offline")] = "online"
     project: str = "salve"
     entity: str | None = None
     group: str | None = None
@@ -116,8 +127,9 @@ class SearchSettings:
     """A search by Optuna in place of a grid.
 
     Attributes:
-        trials: runs in all, those of earlier commands included. parallel: trials that are asked for, and run, at once.
-        objectives: each measure of a run's ``metrics.json`` that counts, and ``maximize`` or ``minimize``.
+        trials: runs in all, those of earlier commands included.
+        parallel: how many trials are proposed and run at once.
+        objectives: measures in a run's ``metrics.json``, each with ``maximize`` or ``minimize``.
     """
 
     trials: int
@@ -127,11 +139,12 @@ class SearchSettings:
 
 @dataclass
 class SweepSettings:
-    """What the runs of a sweep share.
+    """Settings of a sweep.
 
     Attributes:
-        name: the sweep's folder under ``<output_dir>/sweeps`` and its group in W&B. search: None for a grid.
-        runs: keys of the runs that a job of the sweep makes; set by the sweep itself.
+        name: the sweep's folder under ``<output_dir>/sweeps``, and its group in W&B.
+        search: None for a grid.
+        runs: keys of the runs that one job of the sweep makes; the sweep sets it.
     """
 
     name: str = MISSING
@@ -144,9 +157,9 @@ class Config:
     """All settings of a run."""
 
     name: str = MISSING
-    stages: list[str] = MISSING
+    stages: Annotated[list[str], OneOf(*STAGES)] = MISSING
     layer: str = MISSING
-    seed: int = MISSING
+    seed: Annotated[int, SEED] = MISSING
     output_dir: str = MISSING
     data: Any = MISSING
     backbone: BackboneSettings = MISSING
@@ -156,17 +169,20 @@ class Config:
     validate: ValidateSettings = MISSING
     edit: EditSettings = MISSING
     trainer: TrainerSettings = MISSING
+    callbacks: dict[str, Any] = field(default_factory=dict)
     logger: LoggerSettings = MISSING
     sweep: SweepSettings = MISSING
 
 
 def register() -> None:
-    """Make the types known to Hydra; called by the entry point, not on import."""
+    """Register the schema and salve's resolvers with Hydra. Entry points call it; importing does not."""
     OmegaConf.register_new_resolver("salve.choices", list_of_choices, replace=True)
     OmegaConf.register_new_resolver("salve.home", results_folder, replace=True)
     OmegaConf.register_new_resolver("salve.below", below, replace=True)
     store = ConfigStore.instance()
-    store.store(name="config_schema", node=Config)
+    schema = OmegaConf.structured(Config)
+    OmegaConf.set_struct(schema.callbacks, False)  # so that callbacks.NAME._target_=CLASS needs no +
+    store.store(name="config_schema", node=schema)
     sweeper = {"_target_": "hydra_plugins.salve_sweeper.SalveSweeper", "params": None}
     store.store(group="hydra/sweeper", name="salve", node=sweeper)
     for name, node in (
@@ -179,10 +195,10 @@ def register() -> None:
 
 
 def resolve(config: DictConfig) -> Config:
-    """The settings as plain typed objects, checked one by one and against each other.
+    """Turn composed settings into plain typed objects, and check them one by one and against each other.
 
     Raises:
-        UserError: a key that is no setting; a value that is missing, out of range or impossible together with another.
+        UserError: a key is no setting, or a value is missing, out of range or impossible together with another.
     """
     try:
         if missing := sorted(OmegaConf.missing_keys(config)):
@@ -195,21 +211,23 @@ def resolve(config: DictConfig) -> Config:
     refuse_undecodable(asdict(resolved))
     check_data(resolved.data)
     check_args(resolved.backbone.args)
+    check_callbacks(resolved.callbacks)
     for key in ("name", "sweep.name"):
         below(key, attrgetter(key)(resolved))
-    _check(resolved)
+    check_values(resolved)
+    _check_together(resolved)
     resolved.output_dir = results_folder(resolved.output_dir)
     for group, name in PATHS:
         change_path(getattr(resolved, group), name, partial(input_path, f"{group}.{name}"))
     return resolved
 
 
-#: Where settings may name a file or folder that is read.
+#: Settings that may name a file or folder to read, as group and name.
 PATHS = (("data", "root"), ("data", "classes"), ("data", "outputs"), ("backbone", "weights"))
 
 
 def change_path(settings: Any, name: str, change: Callable[[str], str]) -> None:
-    """Change a path in settings, if they have it: one's own data may have no root, and take theirs as a mapping."""
+    """Change a path in settings that have it; a user's own data class has a mapping, perhaps without a root."""
     before = settings.get(name) if isinstance(settings, dict) else getattr(settings, name, None)
     if isinstance(before, str):
         if isinstance(settings, dict):
@@ -219,84 +237,28 @@ def change_path(settings: Any, name: str, change: Callable[[str], str]) -> None:
 
 
 def _refuse_unknown(node: DictConfig, path: str = "") -> None:
-    """``+sae.foo=1`` puts a key even into a typed node, where it would do nothing."""
+    """Refuse a key that the schema does not have: ``+sae.foo=1`` adds one even to a typed node."""
     kind: Any = OmegaConf.get_type(node)
     known = [item.name for item in fields(kind)]
     for key in map(str, node):
         if key not in known:
-            settings = ", ".join(name for name in known if not name.startswith("_"))
-            raise UserError(f"{path}{key} is no setting; {path.rstrip('.') or 'the top level'} has {settings}.")
+            raise UserError(no_setting(f"{path}{key}", known))
         if is_dataclass(OmegaConf.get_type(node, key)):
             _refuse_unknown(node[key], f"{path}{key}.")
 
 
-CHOICES = {
-    "stages": STAGES,
-    "backbone.library": ("torchvision", "timm"),
-    "finetune.mode": get_args(FinetuneMode),
-    "sae.variant": tuple(TRAITS),
-    "sae.start": ("random", "data"),
-    "sae.precision": get_args(Precision),
-    "discover.select": get_args(Selection),
-    "edit.modes": get_args(Mode),
-    "edit.scale": get_args(Scale),
-    "edit.channels": get_args(Channels),
-    "logger.kind": ("csv", "wandb"),
-    "logger.mode": ("online", "offline"),
-    "trainer.accelerator": ("auto", "cpu", "gpu", "cuda"),
-    "trainer.strategy": ("auto", "ddp_spawn", "ddp"),
-    "trainer.precision": ("auto", "32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true"),
-}
-ABOVE_ZERO = (
-    *("sae.dictionary_size", "sae.batch_size", "sae.steps", "sae.epochs", "sae.learning_rate", "sae.ensemble"),
-    *("finetune.epochs", "finetune.learning_rate", "finetune.patience"),
-    *("discover.dominant", "discover.threshold", "validate.top_images", "validate.localise_images"),
-    *("trainer.devices", "trainer.memory"),
-)
-NOT_NEGATIVE = (
-    *(
-        "sae.sparsity",
-        "sae.auxk",
-        "sae.resample",
-        "sae.warmup",
-        "sae.decay",
-        "finetune.weight_decay",
-        "finetune.warmup",
-        "finetune.label_smoothing",
-        "edit.evaluate",
-    ),
-    *("validate.pictures", "validate.pointing_tolerance", "validate.random_latents"),
-    *("validate.faithfulness_steps", "validate.maximisation_steps"),
-)
-AT_MOST_ONE = ("discover.threshold", "sae.warmup", "sae.decay", "finetune.warmup", "finetune.label_smoothing")
-
-
-def _check(config: Config) -> None:
-    for key, choices in CHOICES.items():
-        value = attrgetter(key)(config)
-        for one in value if isinstance(value, list) else [value]:
-            if one not in choices:
-                raise UserError(f"{key} has {one}, which is none of {', '.join(choices)}.")
-        if value == []:
-            raise UserError(f"{key} is empty; choose from {', '.join(choices)}.")
-    for keys, holds, rule in (
-        (ABOVE_ZERO, lambda value: value > 0, "must be above 0"),
-        (NOT_NEGATIVE, lambda value: value >= 0, "must not be negative"),
-        ((*ABOVE_ZERO, *NOT_NEGATIVE), lambda value: value <= LARGEST, f"must be at most {LARGEST:.2g}, as float32 is"),
-        (AT_MOST_ONE, lambda value: value <= 1, "must be at most 1"),
-    ):
-        for key in keys:
-            value = attrgetter(key)(config)
-            if value is not None and not holds(value):
-                raise UserError(f"{key}={value} {rule}.")
+def _check_together(config: Config) -> None:
+    """Check settings that depend on each other."""
     if config.sae.ensemble > 1 and config.trainer.devices != 1:
         raise UserError(
             f"sae.ensemble={config.sae.ensemble} trains SAEs together on one device; it cannot go with "
             f"trainer.devices={config.trainer.devices}."
         )
-    for key in ("seed", "sae.seed"):
-        if not 0 <= attrgetter(key)(config) < 2**32:
-            raise UserError(f"{key}={attrgetter(key)(config)} must lie between 0 and 2**32 − 1.")
+    if config.sae.ensemble > 1 and (names := of_stage(config.callbacks, "discover")):
+        raise UserError(
+            f"sae.ensemble={config.sae.ensemble} trains SAEs together, where callbacks.{next(iter(names))} would see "
+            "all of them as one; set sae.ensemble=1, or give the callback _stages_: [finetune]."
+        )
     config.sae.check()
     if config.edit.by_class and find_spec("pyarrow") is None:
         raise UserError("edit.by_class=true writes a Parquet file, which needs pyarrow: pip install 'salve[parquet]'.")
@@ -305,8 +267,8 @@ def _check(config: Config) -> None:
         raise UserError(f"edit.alpha must increase from 0, which is the model without an edit; it is {alphas}.")
     if beyond := [alpha for alpha in alphas if LARGEST < alpha < inf]:
         raise UserError(
-            f"edit.alpha holds {beyond[0]:g}, which float32 does not: strengths go up to {LARGEST:.2g}, and inf closes "
-            "every channel."
+            f"edit.alpha holds {beyond[0]:g}, more than float32 can hold: strengths go up to {LARGEST:.2g}, and inf "
+            "closes every channel."
         )
     if alphas[-1] == inf and "enhance" in config.edit.modes:
         raise UserError("edit.alpha holds an infinite strength, which can only suppress; set edit.modes=[suppress].")

@@ -1,12 +1,13 @@
-"""Settings that lie in a folder, whoever wrote them: they are data, and name nothing that is then run.
+"""Read the settings in a run's folder without trusting them.
 
-A typed command may name any class of one's own, and any place to read weights from. A folder may have been sent: of
-what it names only salve's own classes are made, unless who repeats the run names the same thing again. Its texts are
-texts: what looks like one of OmegaConf's interpolations (``${oc.env:KEY}``) is not looked up.
+A command may name any class of the user's own, and any place to load a network from. A folder may come from somebody
+else. Of the classes that it names, only salve's data classes and some of Lightning's callbacks are used, unless the
+command names the same class again. Texts in it stay texts: ``${oc.env:KEY}`` is not looked up.
 """
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +18,27 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from salve.run.explain import explain
-from salve.run.schema import DATA, Config, resolve
+from salve.run.schema import CALLBACKS, DATA, Config, resolve
 from salve.types import UserError
 
-#: Values that settings may hold. YAML's references let a file of a few lines stand for more than any memory holds.
+#: How many values a file may hold: with YAML's references a few lines can stand for more than fits into memory.
 MOST_VALUES = 200_000
 
 
 def stored_settings(
     file: Path, changes: Sequence[str] = (), *, classes: Collection[str] = (), instead: Mapping[str, Any] | None = None
 ) -> Config:
-    """The settings in a file, checked as if they had just been typed.
+    """Read the settings in a file, and check them as if they had just been typed.
 
     Args:
-        file: ``config.yaml`` of a run. changes: ``key=value``, instead of what the file has.
-        classes: of images (``data._target_``), which the file may name besides salve's own and those of ``changes``.
-        instead: by setting, what counts in place of the file's value, if it has one, and before ``changes``.
+        file: ``config.yaml`` of a run.
+        changes: ``key=value`` as typed; they replace values of the file.
+        classes: values of ``_target_`` that the file may have besides salve's own and those in ``changes``.
+        instead: values by setting, which replace those of the file, and which ``changes`` replace in turn.
 
     Raises:
-        UserError: no settings, or some that this version does not know; a class, or a source of weights, that only the
-            file names; a change of no setting.
+        UserError: the file holds no settings, or unknown ones; only the file names a class, or a place to load a
+            network from; or a change names no setting.
     """
     stored = _read(file)
     try:
@@ -57,33 +59,33 @@ def stored_settings(
             if OmegaConf.select(config, key) is not None:
                 OmegaConf.update(config, key, value)
         if missing := sorted(OmegaConf.missing_keys(config)):
-            raise UserError(f"{file} says nothing of {', '.join(missing)}: another version of salve wrote it.")
+            raise UserError(f"{file} has no value for {', '.join(missing)}: another version of salve wrote it.")
         for key, value in typed.items():
             if OmegaConf.is_dict(OmegaConf.select(config, key)):
                 raise UserError(f"{key} names a group; a rerun changes single settings, such as output_dir=FOLDER.")
             OmegaConf.update(config, key, value)
     except OmegaConfBaseException as error:
-        raise UserError(f"{file}: {str(error).splitlines()[0]}.") from error
+        raise UserError(f"{file}: {explain(error)}") from error
     return resolve(config)
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """The settings as plain values, of which no text means anything else."""
+    """The file's content as plain values."""
     if not file.is_file() or not file.stat().st_size:
         raise UserError(f"{file.parent} is no folder of a run: it holds no {file.name}.")
     try:
         stored = _as_text(yaml.safe_load(file.read_text(encoding="utf-8")), [0])
     except yaml.YAMLError as error:
         raise UserError(f"{file}: {str(error).splitlines()[0]}.") from error
-    except (ValueError, RecursionError, OverflowError) as error:  # no UTF-8, no such day, a list that holds itself
+    except (ValueError, RecursionError, OverflowError) as error:  # not UTF-8, an impossible date, a list in itself
         raise UserError(f"{file} cannot be read as settings ({type(error).__name__}).") from error
     if not isinstance(stored, dict) or not isinstance(stored.get("data"), dict) or "_target_" not in stored["data"]:
-        raise UserError(f"{file} holds no settings of a run: it says nothing of data._target_.")
+        raise UserError(f"{file} holds no settings of a run: data._target_ is missing.")
     return stored
 
 
 def _as_text(value: Any, count: list[int]) -> Any:
-    """A value whose texts OmegaConf will give back as they are."""
+    """Escape the texts in a value, so that OmegaConf gives them back as they are."""
     count[0] += 1
     if count[0] > MOST_VALUES:
         raise ValueError
@@ -97,18 +99,40 @@ def _as_text(value: Any, count: list[int]) -> Any:
 def _refuse_untrusted(
     file: Path, stored: Mapping[str, Any], typed: Mapping[str, Any], classes: Collection[str]
 ) -> None:
-    target = stored["data"]["_target_"]
-    known = isinstance(target, str) and (target in DATA or target in classes)
-    if "data._target_" not in typed and not known:
-        raise UserError(
-            f"{file} names the class data._target_={target}, which is none of salve's own ({', '.join(DATA)}), and "
-            "what a folder names is not run; if you know and trust it, name it again on the command line."
-        )
+    named = [("data._target_", stored["data"]["_target_"], tuple(DATA), "none of salve's own")]
+    callbacks = stored.get("callbacks")
+    for name, callback in callbacks.items() if isinstance(callbacks, dict) else ():
+        if isinstance(callback, dict) and "_target_" in callback:
+            named.append(
+                (
+                    f"callbacks.{name}._target_",
+                    callback["_target_"],
+                    CALLBACKS,
+                    "none of Lightning's that write no files",
+                )
+            )
+    for key, target, trusted, none_of in named:
+        if key not in typed and not (isinstance(target, str) and (target in trusted or target in classes)):
+            raise UserError(
+                f"{file} names the class {key}={target}, which is {none_of} ({', '.join(trusted)}), and what a folder "
+                "names is not run; if you know and trust it, name it again on the command line."
+            )
     backbone = stored.get("backbone")
     name = backbone.get("name") if isinstance(backbone, dict) else None
-    # timm's names of a place: hf-hub:USER/MODEL, local-dir:FOLDER.
+    # timm loads from a place by such names: hf-hub:USER/MODEL, local-dir:FOLDER.
     if "backbone.name" not in typed and isinstance(name, str) and set(name) & set(":/\\"):
         raise UserError(
             f"{file} has backbone.name={name}, a place to load a network from, and what a folder names is not fetched; "
             "if you know and trust it, name it again on the command line."
         )
+
+
+def named_again(config: Config) -> dict[str, str]:
+    """The classes that a rerun of these settings must name again, by setting, since they are the user's own."""
+    data = asdict(config)["data"]["_target_"]
+    callbacks = {
+        f"callbacks.{name}._target_": callback["_target_"]
+        for name, callback in config.callbacks.items()
+        if callback is not None and callback["_target_"] not in CALLBACKS
+    }
+    return {**({} if data in DATA else {"data._target_": data}), **callbacks}

@@ -1,4 +1,4 @@
-"""The class of images that is named in the settings: imported and looked at, and never called here."""
+"""Import the classes that settings name, and check them. Nothing is called here."""
 
 from difflib import get_close_matches
 from importlib import import_module
@@ -8,21 +8,48 @@ from typing import TYPE_CHECKING, Any
 from salve.types import UserError
 
 if TYPE_CHECKING:
+    from pytorch_lightning.callbacks import Callback
+
     from salve.data.base import ImageData
 
 
 def data_class(key: str, target: Any) -> "type[ImageData]":
-    """The class that a ``_target_`` names.
+    """The data class that a ``_target_`` names; see :func:`named_class`."""
+    from salve.data.base import ImageData  # imports torch and Lightning
 
-    Args:
-        key: of the setting, for the message. target: its value, ``package.module.Class``.
+    found: type[ImageData] = named_class(key, target, ImageData, "salve.data.ImageData")
+    return found
+
+
+def callback_class(key: str, target: Any) -> "type[Callback]":
+    """The class of callbacks that a ``_target_`` names; see :func:`named_class`.
 
     Raises:
-        UserError: a module or the class is missing, an import inside a module failed, or what is found is no class of
-            images; the sentence says which.
+        UserError: also for a class of checkpoints or progress bars, which salve makes itself.
     """
-    from salve.data.base import ImageData  # torch and Lightning
+    from pytorch_lightning.callbacks import Callback, Checkpoint, ProgressBar
 
+    found: type[Callback] = named_class(key, target, Callback, "pytorch_lightning.callbacks.Callback")
+    if issubclass(found, Checkpoint):
+        raise UserError(f"{key}={target}: salve keeps the best and the last epoch itself, and resumes from them.")
+    if issubclass(found, ProgressBar):
+        raise UserError(f"{key}={target}: salve shows a bar on a terminal, and lines in a log, itself.")
+    return found
+
+
+def named_class(key: str, target: Any, base: Any, base_name: str) -> Any:
+    """Import the class that a ``_target_`` names.
+
+    Args:
+        key: the setting, for the message.
+        target: its value, ``package.module.Class``.
+        base: what the class must derive from.
+        base_name: where a user finds ``base``.
+
+    Raises:
+        UserError: a module or the class is missing, an import inside a module failed, or what is found does not derive
+            from ``base``.
+    """
     if not isinstance(target, str) or not all(part.isidentifier() for part in target.split(".")) or "." not in target:
         raise UserError(f"{key}={target} names no class; write package.module.Class.")
     module, names = _deepest_module(key, target)
@@ -37,14 +64,14 @@ def data_class(key: str, target: Any) -> "type[ImageData]":
             raise UserError(f"{key}={target}: the module {where} is there, but has no class {name}{hint}")
         found = getattr(found, name)
     if not isinstance(found, type):
-        raise UserError(f"{key}={target} is a {type(found).__name__}, and no class.")
-    if not issubclass(found, ImageData):
-        raise UserError(f"{key}={target} is a class, but does not derive from salve.data.ImageData.")
+        raise UserError(f"{key}={target} is a {type(found).__name__}, not a class.")
+    if not issubclass(found, base):
+        raise UserError(f"{key}={target} is a class, but does not derive from {base_name}.")
     return found
 
 
 def _deepest_module(key: str, target: str) -> tuple[ModuleType, list[str]]:
-    """The longest part of the path that is a module, and the rest."""
+    """Import the longest part of the path that is a module; return it with the rest of the path."""
     parts = target.split(".")
     module: ModuleType | None = None
     for depth in range(1, len(parts)):
@@ -72,10 +99,10 @@ def _failed_inside(key: str, target: str, name: str, error: Exception) -> UserEr
 
 
 def repr_of(error: BaseException) -> str:
-    """``ModuleNotFoundError: No module named 'cv2'``."""
+    """An error's type and message: ``ModuleNotFoundError: No module named 'cv2'``."""
     return f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
 def one_line(text: str) -> str:
-    """Without the line breaks that errors of libraries have."""
+    """Replace the line breaks in a library's error message, and drop its full stop."""
     return " ".join(text.split()).rstrip(".")

@@ -1,4 +1,4 @@
-"""Loggers: CSV files in the run's folder, or one W&B run per job and one for the summary of a sweep."""
+"""Loggers: CSV files in the run's folder, or a W&B run for each run and one for the summary of a sweep."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,42 +14,46 @@ from salve.run.lineage import log_artifacts
 from salve.run.schema import STAGES, LoggerSettings
 from salve.types import UserError
 
-#: Kinds with a training history, and the stage whose Trainer logs it.
+#: Kinds of artifacts that are trained, and the stage whose Trainer logs the training.
 TRAININGS = {"classifier": "finetune", "sae": "discover"}
-#: Tables worth looking at beside other runs'; each one is an artifact of its own to W&B, so not all of them.
+#: Tables that are logged, by kind. W&B keeps each as an artifact of its own, so these are the few worth comparing.
 TABLES = {
     "features": ("classes", "selected", "concepts"),
     "validate": ("localisation",),
     "control": ("summary", "curves"),
     "diagnose": ("summary",),
 }
-#: W&B shows at most so many rows of a table.
+#: The most rows of a table that W&B shows.
 MOST_ROWS = 10_000
 SUMMARY = "summary"
 
 
 def job_type_of(stages: Sequence[str]) -> str:
-    """What kind of job these stages are: ``discover``, ``control+diagnose``, or ``pipeline`` for all of them."""
+    """W&B's job type for these stages: ``discover``, ``control+diagnose``, or ``pipeline`` for all of them."""
     return "pipeline" if set(stages) == set(STAGES) else "+".join(sorted(stages, key=STAGES.index))
 
 
 def run_name(swept: Mapping[str, Any] | None) -> str:
-    """A run of a sweep, for people: ``sparsity=2 dictionary_size=64``; empty outside a sweep."""
+    """The name of a sweep's run: ``sparsity=2 dictionary_size=64``; empty outside a sweep."""
     return with_values(swept or {})
 
 
 def wandb_id(sweep: str, key: str) -> str:
-    """The id by which W&B knows a run of a sweep, the same for every attempt at it."""
+    """W&B's id of a sweep's run, the same for every attempt at it."""
     return f"{slug(sweep)}-{key}".lstrip("-")
 
 
 class Tracker:
-    """Sends what happens in a run to its logger.
+    """The logger of a run.
 
     Args:
-        settings: which logger. folder: the run's folder. config: the resolved settings, plain.
-        name: of the run. group: the sweep it belongs to, unless ``settings`` name another. job_type: see
-            :func:`job_type_of`. run_id: a W&B run of this id is continued; None starts a new one.
+        settings: which logger.
+        folder: the run's folder.
+        config: the resolved settings, plain.
+        name: the run's name.
+        group: the sweep it belongs to; ``settings.group`` takes precedence.
+        job_type: see :func:`job_type_of`.
+        run_id: the W&B run of this id is continued; None starts a new one.
 
     Raises:
         UserError: W&B cannot be started, for instance without a key.
@@ -74,21 +78,18 @@ class Tracker:
                 self._run.define_metric(f"{stage}-*", step_metric=f"{stage}-epoch")
 
     def logger(self, stage: str) -> Logger:
-        """A Lightning logger for a stage; with W&B all stages write to the one run, each under its own name.
-
-        It survives pickling: in a process that a Trainer spawns it attaches to this run, and only rank 0 logs.
-        """
+        """The Lightning logger of a stage. With W&B all stages write to one run, each with its name as a prefix."""
         if self._run is None:
             return CSVLogger(self._folder, name="logs", version=stage)
         self._claim(stage)
         return WandbLogger(experiment=self._run, prefix=stage, save_dir=str(self._folder))
 
     def log_results(self, artifacts: Mapping[str, Artifact], metrics: Mapping[str, Any]) -> None:
-        """What no Trainer has logged: curves of trainings that were found done, tables, figures, lineage, the result.
+        """Log what no Trainer has logged: curves of reused trainings, tables, figures, lineage and measures.
 
         Args:
-            artifacts: by kind; one that was not reused counts as made by this run.
-            metrics: of the run, as in ``metrics.json``; they become the W&B run's summary.
+            artifacts: by kind; those that were not reused are logged as made by this run.
+            metrics: as in ``metrics.json``; they become the W&B run's summary.
         """
         if self._run is None:
             return
@@ -111,13 +112,13 @@ class Tracker:
         self._run.summary.update({name: value for name, value in metrics.items() if value is not None})
 
     def finish(self, succeeded: bool) -> None:
-        """Close the W&B run, so that the next job of this process starts its own."""
+        """Close the W&B run, so that the next run of this process starts its own."""
         if self._run is not None:
             self._run.finish(exit_code=0 if succeeded else 1)
             self._run = None
 
     def _claim(self, stage: str) -> bool:
-        """True once per W&B run and stage: a resumed run must not get a curve twice."""
+        """True the first time for each W&B run and stage, so that a resumed run does not log a curve twice."""
         mark = self._folder / "wandb" / f"curves-of-{stage}-in-{self._run.id}"
         if mark.exists():
             return False
@@ -127,10 +128,10 @@ class Tracker:
 
 
 def check_login(settings: LoggerSettings) -> None:
-    """Find out before a sweep, and not in each of its jobs, whether W&B knows the user; on a terminal it asks.
+    """Check before a sweep that the user is logged in to W&B; on a terminal, W&B asks for the key.
 
     Raises:
-        UserError: it does not.
+        UserError: the user is not logged in.
     """
     if settings.kind != "wandb" or settings.mode != "online":
         return
@@ -149,11 +150,14 @@ def check_login(settings: LoggerSettings) -> None:
 def log_sweep_summary(
     settings: LoggerSettings, name: str, folder: Path, table: pd.DataFrame, figures: Sequence[Path]
 ) -> None:
-    """Write the summary of a sweep to its own W&B run, always the same one; nothing for another logger.
+    """Log the summary of a sweep to a W&B run of its own, the same one each time. Other loggers get nothing.
 
     Args:
-        settings: which logger. name: of the sweep. folder: where W&B keeps its files, in ``wandb/``.
-        table: one row per run. figures: PNG files; others are passed over.
+        settings: which logger.
+        name: the sweep's name.
+        folder: W&B keeps its files in ``wandb/`` below it.
+        table: one row per run.
+        figures: image files, of which the PNG files are logged.
 
     Raises:
         UserError: W&B cannot be started.
@@ -191,7 +195,7 @@ def _start(
     job_type: str,
     run_id: str | None,
 ) -> Any:
-    """A W&B run of its own, also where this process has another one open."""
+    """Start a W&B run, even where this process has another one open."""
     import wandb  # slow to import, and not needed for CSV
 
     try:
@@ -224,8 +228,8 @@ def _images(paths: Sequence[Path]) -> dict[str, Any]:
 
 
 def _by_epoch(history: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of a history with the names under which a Trainer logs them; one per epoch, also if split by rows."""
-    if "step" in history:  # an SAE's, whose epochs are parts of its steps
+    """The rows of a training's history, one per epoch, under the names that a Trainer logs."""
+    if "step" in history:  # of an SAE, whose epochs are parts of its steps
         history = history.drop(columns="step").assign(epoch=range(len(history)))
     if "split" not in history:
         return history.to_dict("records")

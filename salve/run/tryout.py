@@ -1,4 +1,4 @@
-"""Everything that can fail is tried on a few images before anything is trained."""
+"""Try everything that a run will do on a few images, before anything is trained."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -26,25 +26,27 @@ from salve.stages import StageContext
 from salve.stages.targets import refuse_signed
 from salve.types import Split, UserError
 
-#: What Lightning's names of precisions stand for: the type of the weights, or of the products alone.
+#: Lightning's precisions that convert the weights, with the type that they convert them to.
 TRUE = {"16-true": torch.float16, "bf16-true": torch.bfloat16, "64-true": torch.float64}
-#: Of the largest of several numbers, a difference that rounding alone makes.
+#: Differences below this share of the largest number are rounding errors.
 SAME = 1e-6
+#: Lightning's precisions that convert only the products, with the type that they convert them to.
 MIXED = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 
 
 def try_out(config: Config, context: StageContext) -> None:
-    """Take two images of train and one of every other split through all that the stages of a run do with images.
+    """Do with four images what the stages of a run will do: two of train, one of each other split.
 
-    They are loaded, go through the backbone to the site and the logits, and through an untrained SAE of the run's
-    variant; stage ``validate`` adds a saliency map and a step of activation maximisation, ``control`` an edit that is
-    made, applied and undone, and full fine-tuning a step of it. Torch's random state is left as it was.
+    The images are loaded and go through the backbone and an untrained SAE of the run's variant. Stage ``validate`` adds
+    a saliency map and a step of activation maximisation, ``control`` an edit that is made, applied and undone, and full
+    fine-tuning one step of training. Torch's random state is left as it was.
 
     Args:
-        config: of the run. context: built from it.
+        config: the run's settings.
+        context: built from them.
 
     Raises:
-        UserError: the first of these that fails, with the reason in brackets.
+        UserError: one of these fails; the reason stands in brackets.
     """
     stages = set(config.stages) - {"report"}
     if not stages:
@@ -66,19 +68,23 @@ def try_out(config: Config, context: StageContext) -> None:
                 _check_sets(config, context)
                 _edit(config, context, model, site, sae, activations)
         if _trains_head(config, fits) and config.finetune.mode != "probe":
-            _train(context, model, samples)  # the last: it changes the model
+            _train(context, model, samples)  # last, because it changes the model
 
 
 @dataclass(frozen=True)
 class _Samples:
-    """Images ``[4, 3, S, S]`` on the context's device, their labels, and of each the split and its number there."""
+    """Images ``[4, 3, S, S]`` on the context's device, their labels ``[4]``, and their splits and numbers in them."""
 
     images: Tensor
     labels: Tensor
     names: list[tuple[Split, int]]
 
     def check(self, rows: Tensor, what: str) -> None:
-        """Raises UserError for the first image whose row ``[n]`` is not finite."""
+        """Check that every image's row of ``[n, …]`` is finite.
+
+        Raises:
+            UserError: a row is not; it names the first such image.
+        """
         for finite, (split, number) in zip(rows.flatten(1).isfinite().all(dim=1).tolist(), self.names, strict=True):
             if not finite:
                 raise UserError(
@@ -89,7 +95,7 @@ class _Samples:
 
 @contextmanager
 def _refusing(what: str) -> Iterator[None]:
-    """Make whatever is raised one sentence: ``what``, in which {} stands for the reason."""
+    """Turn any error into a UserError with the sentence ``what``, in which {} stands for the reason."""
     try:
         yield
     except Exception as error:
@@ -119,11 +125,15 @@ def _trains_head(config: Config, fits: bool) -> bool:
 
 
 def _refuse_constant(config: Config, context: StageContext, samples: _Samples, rows: Tensor, site: Site) -> None:
-    """Raises UserError if weights that were given make the same of different images.
+    """Refuse given weights with which the network says the same of different images.
+
+    A network with random weights may begin that way, and learn.
 
     Args:
-        rows: ``[n, …]``, the logits; where a fresh head is trained on them, the activations. A whole network that
-            begins at random may begin so, and learn.
+        rows: ``[n, …]``, the logits, or the activations where a fresh head is trained on them.
+
+    Raises:
+        UserError: all rows are the same.
     """
     if not (samples.images != samples.images[:1]).any() or (
         context.backbone.weights == "random" and config.finetune.mode != "probe"
@@ -137,7 +147,7 @@ def _refuse_constant(config: Config, context: StageContext, samples: _Samples, r
 
 
 def _run(model: nn.Module, site: Site, samples: _Samples) -> tuple[Tensor, Tensor]:
-    """The site's activations ``[n, M]``, of which the head makes finite logits ``[n, outputs]``."""
+    """The site's activations ``[n, M]`` and the logits ``[n, outputs]``, both checked to be finite."""
     name, size = type(model).__name__, samples.images.shape[-1]
     own = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (0, 0))[-1]
     hint = f", such as {own}, for which it is made" if own not in (0, size) else ""
@@ -175,7 +185,7 @@ def _untrained(config: Config, site: Site, samples: _Samples, activations: Tenso
 
 
 def _look(config: Config, context: StageContext, model: nn.Module, site: Site, sae: SAE, samples: _Samples) -> None:
-    """A saliency map and a step of activation maximisation, as stage validate makes them."""
+    """Make a saliency map and a step of activation maximisation, as stage ``validate`` does."""
     preprocess = context.data.preprocess
     assert preprocess is not None, "the data are bound to the backbone before any stage runs"
     says = f"Stage validate cannot be run with this {type(model).__name__} {{}}; leave validate out of stages."
@@ -196,10 +206,13 @@ def _check_sets(config: Config, context: StageContext) -> None:
 
 
 def _edit(config: Config, context: StageContext, model: nn.Module, site: Site, sae: SAE, activations: Tensor) -> None:
-    """An edit is made, applied and undone; apply and undo prove by checksums what they leave. And the strongest one."""
+    """Make, apply and undo an edit, and compute the logits at the largest strength.
+
+    Apply and undo check by checksums that the weights changed and came back.
+    """
     reader = model.get_submodule(site.readers[0])
     assert isinstance(reader, nn.Linear)
-    if not reader.weight.any():  # as some fresh heads begin, in which no edit shows
+    if not reader.weight.any():  # some fresh heads are all zeros, which no edit changes
         nn.init.normal_(reader.weight)
     edit = Edit(0, 1.0, "suppress", config.edit.scale, config.edit.channels)  # type: ignore[arg-type]
     with _refusing(f"The weights of this {type(model).__name__} cannot be edited {{}}; leave control out of stages."):
@@ -216,7 +229,7 @@ def _edit(config: Config, context: StageContext, model: nn.Module, site: Site, s
 
 
 def _train(context: StageContext, model: nn.Module, samples: _Samples) -> None:
-    """A step of fine-tuning, in its precision, on as many images as a batch has, two at most."""
+    """Do a step of fine-tuning, in its precision, on two images, or on one if a batch has one."""
     rows = min(context.data.batch_size, sum(split == "train" for split, _ in samples.names))
     name, precision, device = type(model).__name__, context.precision, context.device.type
     images, labels = samples.images[:rows], samples.labels[:rows]
@@ -244,14 +257,14 @@ def _train(context: StageContext, model: nn.Module, samples: _Samples) -> None:
 
 @dataclass(frozen=True)
 class _Trial:
-    """Settings of which only a part, the key, matters to what is tried."""
+    """Settings that are compared by ``key`` alone: by the part of them that matters to what is tried."""
 
     key: str
     config: Config = field(compare=False)
 
 
 def try_once(config: Config) -> None:
-    """:func:`try_out` for one of a sweep's runs, on the CPU; once for all that share backbone, site, data and stages.
+    """Call :func:`try_out` on the CPU, for a run of a sweep; once for all runs with the same backbone, data and stages.
 
     Raises:
         UserError: see there.
@@ -265,7 +278,7 @@ def try_once(config: Config) -> None:
 @lru_cache(maxsize=256)
 def _tried(trial: _Trial) -> str | None:
     """What is wrong, or None."""
-    # Wherever it is planned, and whatever the runs' own machines are.
+    # The machine that plans a sweep may lack the devices that its jobs will have.
     here = replace(trial.config.trainer, accelerator="cpu", devices=1, precision="32-true")
     config = replace(trial.config, trainer=here, sae=replace(trial.config.sae, precision="float32"))
     store = Store(Path(config.output_dir) / "artifacts")

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import pytorch_lightning as pl
@@ -47,6 +47,8 @@ class StageContext:
         precision: of fine-tuning, as Lightning names it; part of a classifier's key.
         preprocessing: of the images, in words.
         remarks: sentences that a reader must know about data and weights.
+        trained_with: by stage, what the user adds to its training: arguments of the Trainer, and callbacks. Part of the
+            key of what the stage trains.
     """
 
     store: Store
@@ -62,6 +64,7 @@ class StageContext:
     precision: str = "32-true"
     preprocessing: str = ""
     remarks: tuple[str, ...] = ()
+    trained_with: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -54,6 +54,7 @@ def finetune(context: StageContext, settings: FinetuneSettings) -> Artifact:
             "precision": context.precision,
             "seed": context.seed,
             "settings": {name: value for name, value in asdict(settings).items() if name != "mode"},
+            **context.trained_with.get("finetune", {}),
         }
 
     within = None

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from salve.activations import ActivationsData, AnyRows, Captured, Schedule, WholeData
 from salve.artifacts import Artifact, write_record, write_table
 from salve.sae import SAE, Member, SAEEnsemble, SparseAutoencoder, make_sae, save_sae
-from salve.settings import NO_SETTING, Precision, SAESettings
+from salve.settings import Precision, SAESettings
 from salve.stages.context import StageContext, settings_of_key
 from salve.stages.measure import check_activations, check_sae, measure_sae
 from salve.stages.training import fit
@@ -39,7 +39,7 @@ def can_share(a: SAESettings, b: SAESettings) -> bool:
 
 def _differences(a: SAESettings, b: SAESettings) -> list[str]:
     mine, other = asdict(a), asdict(b)
-    return [name for name in mine if name not in (*VARIES, *NO_SETTING) and mine[name] != other[name]]
+    return [name for name in mine if name not in (*VARIES, "ensemble") and mine[name] != other[name]]
 
 
 def train_sae(context: StageContext, settings: SAESettings, classifier: Artifact, activations: Artifact) -> Artifact:
@@ -90,9 +90,9 @@ def train_saes(
         train_these = _train_alone if len(folders) == 1 else _train_together
         train_these(context, inputs, {folder: settings[i] for i, folder in folders.items()}, scratch)
 
+    added = {"shuffled_within": within, **context.trained_with.get("discover", {})}
     keys_settings = [
-        settings_of_key(one.scientific(), classifier, activations) | {"seed": one.seed, "shuffled_within": within}
-        for one in settings
+        settings_of_key(one.scientific(), classifier, activations) | {"seed": one.seed} | added for one in settings
     ]
     found = context.store.get_or_make_many("sae", keys_settings, make)
     if diverged := [one for one, artifact in zip(settings, found, strict=True) if artifact is None]:

@@ -3,7 +3,8 @@
 import logging
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,7 @@ def fit_on_rank(
     every = max(1, training.epochs // CHECKPOINTS)
     last = ModelCheckpoint(training.folder, filename="last", every_n_epochs=every, enable_version_counter=False)
     callbacks.append(last)
-    with quiet_lightning():
+    with quiet_lightning(), torch_flags_kept():
         trainer = make_trainer(training.stage, training.epochs, callbacks)
         trainer.fit(module, **data, ckpt_path=training.resume)
     _forget_trainer(data.get("datamodule"))
@@ -146,6 +147,21 @@ def _forget_trainer(data: pl.LightningDataModule | None) -> None:
     """Drop a DataModule's reference to its Trainer, which cannot be pickled for another rank."""
     if data is not None:
         data.trainer = None
+
+
+@contextmanager
+def torch_flags_kept() -> Iterator[None]:
+    """Restore the flags that a Trainer with ``deterministic`` or ``benchmark`` sets for the whole process."""
+    deterministic, warns = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    benchmark = torch.backends.cudnn.benchmark
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic, warn_only=warns)
+        torch.backends.cudnn.benchmark = benchmark
 
 
 class quiet_lightning(warnings.catch_warnings):

@@ -5,7 +5,6 @@ import logging
 import shlex
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -16,7 +15,7 @@ from salve.processes.ranks import joined
 from salve.run.execute import execute, train_together
 from salve.run.explain import quoted
 from salve.run.folder import RunFolder
-from salve.run.schema import DATA
+from salve.run.stored import named_again
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +25,7 @@ def make_runs(sweep: Path, keys: Sequence[str], classes: Collection[str] = ()) -
 
     Args:
         sweep: the sweep's folder. keys: names of the runs' folders in it. Several share their activations, and their
-            SAEs are trained together. classes: of images, that the command names besides salve's own.
+            SAEs are trained together. classes: that the command names besides salve's own and Lightning's.
     """
     folders = [RunFolder(sweep / key) for key in sorted(keys)]
     with joined() as leads, ExitStack() as held:
@@ -61,8 +60,7 @@ def _make(folder: RunFolder, classes: Collection[str], made: set[str]) -> None:
         config = folder.settings(classes=classes)
         # As who repeats it has to write it: a rerun takes neither of the last two from the folder.
         again = shlex.join(["salve", f"rerun={folder.path}"]) + f" {quoted(f'output_dir={config.output_dir}')}"
-        if (target := asdict(config)["data"]["_target_"]) not in DATA:
-            again += f" data._target_={target}"
+        again += "".join(f" {key}={target}" for key, target in named_again(config).items())
         with leased_gpus(config.trainer) as gpus:
             execute(config, folder.path, again, _quiet(), group=sweep, gpus=gpus, made=made)
     except Exception as error:

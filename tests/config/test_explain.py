@@ -150,7 +150,19 @@ def test_choices_include_those_of_the_users_own_main_file(own: Path, monkeypatch
 
 def groups_of_ours() -> list[str]:
     return [
-        *("data", "backbone", "finetune", "sae", "edit", "trainer", "logger", "cluster", "sweep", "experiment"),
+        *(
+            "data",
+            "backbone",
+            "finetune",
+            "sae",
+            "edit",
+            "trainer",
+            "callbacks",
+            "logger",
+            "cluster",
+            "sweep",
+            "experiment",
+        ),
     ]
 
 
@@ -189,7 +201,7 @@ def test_the_users_own_choice_is_named_on_the_command_line(own: Path, refused: S
 
 
 def test_a_main_file_that_does_not_exist(refused: Salve) -> None:
-    assert refused("--config-name", "nothing") == "salve: there is no file nothing.yaml among the settings."
+    assert refused("--config-name", "nothing") == "salve: There is no file nothing.yaml among the settings."
 
 
 @pytest.mark.parametrize("value", [None, "0", "1"])
@@ -240,8 +252,8 @@ def test_an_output_folder_that_cannot_be_made_is_a_sentence(
         ("salve.nothing.Data", "there is no module salve.nothing."),
         ("salve_test_of_targets.needs.Data", "(ModuleNotFoundError: No module named 'no_such_dependency')"),
         ("salve_test_of_targets.wrong.Data", "is there, but cannot be imported (SyntaxError: "),
-        ("salve_test_of_targets.good.number", "is a int, and no class."),
-        ("salve_test_of_targets.good.function", "is a function, and no class."),
+        ("salve_test_of_targets.good.number", "is a int, not a class."),
+        ("salve_test_of_targets.good.function", "is a function, not a class."),
         ("salve_test_of_targets.good.Other", "is a class, but does not derive from salve.data.ImageData."),
         ("Data", "names no class; write package.module.Class."),
         ("a..b", "names no class; write package.module.Class."),

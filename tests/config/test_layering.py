@@ -13,7 +13,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = (
     ("axes", "cells", "system", "timm_alone"),
     ("types", "ending"),
-    ("variants", "untrusted"),
+    ("variants", "untrusted", "values"),
     ("settings",),
     ("files",),
     ("integrity",),

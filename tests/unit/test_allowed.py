@@ -6,12 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 
 from salve.data import FolderData
-from salve.run.explain import conf_dir
 from salve.run.folder import RunFolder
-from salve.run.schema import Config, register, resolve
+from salve.run.schema import Config
 from salve.types import UserError
 
 Compose = Callable[..., Config]
@@ -19,16 +17,6 @@ Compose = Callable[..., Config]
 BAD = os.fsdecode(b"a\xff")
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are texts")
-
-
-@pytest.fixture
-def composed() -> Compose:
-    def make(*overrides: str) -> Config:
-        register()
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return resolve(compose("config", list(overrides)))
-
-    return make
 
 
 def images(root: Path, *classes: str) -> Path:

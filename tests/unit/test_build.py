@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from hydra import compose, initialize_config_dir
 from pytorch_lightning.loggers.logger import DummyLogger
 from rich.console import Console
 
@@ -15,23 +14,10 @@ from salve.artifacts import Store
 from salve.processes.ranks import Ranks
 from salve.run import build
 from salve.run.build import build_context, check_job
-from salve.run.explain import conf_dir
-from salve.run.schema import Config, register, resolve
+from salve.run.schema import Config
 from salve.types import UserError
 
 Compose = Callable[..., Config]
-
-
-@pytest.fixture
-def composed() -> Compose:
-    """``composed(*overrides)``: checked settings."""
-
-    def make(*overrides: str) -> Config:
-        register()
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return resolve(compose("config", list(overrides)))
-
-    return make
 
 
 @pytest.fixture
@@ -101,7 +87,7 @@ def test_the_data_are_read_with_the_preset_of_weights_from_a_file(
     torch.save({"state_dict": timm.create_model("test_efficientnet").state_dict()}, tmp_path / "w.pt")
     backbone = ["backbone=timm", "backbone.name=test_efficientnet", f"backbone.weights={tmp_path / 'w.pt'}"]
     config, console = composed(*backbone, "layer=last", *overrides), Console(file=io.StringIO())
-    job = build_context(config, Store(tmp_path), lambda _: DummyLogger(), console, Ranks("cpu"))
-    assert job.data.preprocess is not None
-    assert (job.data.preprocess.size, job.data.preprocess.resize) == (size, resize)
-    assert job.data.preprocess.interpolation == "bicubic"
+    context = build_context(config, Store(tmp_path), lambda _: DummyLogger(), console, Ranks("cpu"))
+    assert context.data.preprocess is not None
+    assert (context.data.preprocess.size, context.data.preprocess.resize) == (size, resize)
+    assert context.data.preprocess.interpolation == "bicubic"

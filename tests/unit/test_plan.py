@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import asdict
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -11,10 +11,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from salve.run.explain import conf_dir
-from salve.run.schema import CHOICES, Config, register, resolve
+from salve.run.schema import Config, register, resolve
 from salve.sweep.launch import jobs_of
 from salve.sweep.plan import NOT_COMPUTED, combinations, is_computed, plan, run_key
 from salve.types import UserError
+from salve.values import OneOf
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +88,14 @@ def leaves(settings: Any, above: str = "") -> Iterator[tuple[str, Any]]:
 OTHER: dict[str, Any] = {"sweep.search": None, "data.splits": {"train": "a", "test": "b"}}
 
 
+def choices(path: str) -> tuple[Any, ...]:
+    """The values that a setting may have, if its field lists them."""
+    hint: Any = Config
+    for name in path.split("."):
+        hint = get_type_hints(hint, include_extras=True).get(name) if isinstance(hint, type) else None
+    return next((rule.values for rule in getattr(hint, "__metadata__", ()) if isinstance(rule, OneOf)), ())
+
+
 def another(path: str, value: Any) -> Any:
     """A value that a setting does not have."""
     if path in OTHER:
@@ -96,7 +105,7 @@ def another(path: str, value: Any) -> Any:
     if isinstance(value, int | float):
         return value + 1
     if isinstance(value, str):
-        return next((choice for choice in CHOICES.get(path, (f"{value}x",)) if choice != value), f"{value}x")
+        return next((choice for choice in choices(path) if choice != value), f"{value}x")
     if isinstance(value, list):
         return [*value, *value, 1] if value != [] else [1]
     return {"x": 1} if value == {} else 3

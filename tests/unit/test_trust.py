@@ -155,10 +155,43 @@ def test_what_is_no_class_of_images_is_not_called_though_it_is_typed(
     ],
 )
 def test_below_the_data_nothing_names_a_class(sent: Callable[[Edit], Path], salve: Salve, key: str, at: Edit) -> None:
-    assert f"{key}._target_=os.system: only data itself names a class" in refused(salve, sent(at))
+    assert f"{key}._target_=os.system: only data and callbacks name a class" in refused(salve, sent(at))
 
 
 CALL = {"_target_": "os.system", "command": "mkdir proof"}
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        *("os.system", "builtins.exec", "sent_module.Mine", "pytorch_lightning.callbacks.ModelCheckpoint"),
+        *("pytorch_lightning.callbacks.SpikeDetection", "pytorch_lightning.callbacks.callback.Callback"),
+    ],
+)
+def test_a_callback_that_only_the_folder_names_is_neither_made_nor_imported(
+    sent: Callable[[Edit], Path], salve: Salve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    (tmp_path / "sent_module.py").write_text(f"import os; os.mkdir({str(tmp_path / 'proof')!r})")
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = sent(lambda stored: stored.update(callbacks={"x": {"_target_": target, "command": "mkdir proof"}}))
+    assert f"names the class callbacks.x._target_={target}, which is none of Lightning's" in refused(salve, folder)
+    assert "sent_module" not in sys.modules
+
+
+def test_a_callback_of_lightnings_or_one_that_is_named_again_is_made(
+    sent: Callable[[Edit], Path], salve: Salve, made: list[tuple[Config, Path]]
+) -> None:
+    callbacks = {
+        "mine": {"_target_": "my.Mine", "number": 3},
+        "lr": {"_target_": "pytorch_lightning.callbacks.LearningRateMonitor"},
+    }
+    folder = sent(lambda stored: stored.update(callbacks=callbacks))
+    assert "callbacks.mine._target_=my.Mine" in refused(salve, folder)
+    assert salve(f"rerun={folder}", "callbacks.mine._target_=my.Mine") == (0, "")
+    assert made[0][0].callbacks == callbacks
+
+
+MONITOR = "pytorch_lightning.callbacks.LearningRateMonitor"
 
 
 def images(**settings: Any) -> dict[str, Any]:
@@ -268,6 +301,11 @@ BROKEN: dict[str, Edit] = {
     "no backbone": lambda stored: stored.update(backbone=None),
     "the backbone is a text": lambda stored: stored.update(backbone="x"),
     "the name of it is a list": lambda stored: stored["backbone"].update(name=["x"]),
+    "callbacks are a list": lambda stored: stored.update(callbacks=["x"]),
+    "a callback is a text": lambda stored: stored.update(callbacks={"x": "y"}),
+    "the class of a callback is a list": lambda stored: stored.update(callbacks={"x": {"_target_": ["os.system"]}}),
+    "a callback below a callback": lambda stored: stored.update(callbacks={"x": {"_target_": MONITOR, "y": CALL}}),
+    "a Trainer's argument of another type": lambda stored: stored["trainer"].update(profiler=CALL),
     "no sae": lambda stored: stored.update(sae=None),
     "stages is a text": lambda stored: stored.update(stages="x"),
     "no stages": lambda stored: stored.update(stages=None),
@@ -283,6 +321,11 @@ BROKEN: dict[str, Edit] = {
 @pytest.mark.parametrize("edit", BROKEN.values(), ids=BROKEN)
 def test_settings_that_are_none_are_one_sentence(sent: Callable[[Edit], Path], salve: Salve, edit: Edit) -> None:
     refused(salve, sent(edit))
+
+
+def test_an_old_name_is_answered_with_the_new_one(sent: Callable[[Edit], Path], salve: Salve) -> None:
+    folder = sent(lambda stored: stored["sae"].update(learn_shift=True))
+    assert "sae.learn_shift is no setting; its name is sae.learn_b_dec." in refused(salve, folder)
 
 
 @pytest.mark.parametrize("content", [b"3", b"- x", b"x", b"\xff\xfe", b"a: 2026-99-99", b"{" * 2000, b"a: [", b"\0"])
@@ -403,6 +446,19 @@ def test_a_job_makes_the_classes_that_its_command_names(
     assert "names the class data._target_=my.Data" in RunFolder(folder).reason()
     make_runs(folder.parent, [folder.name], ["my.Data"])
     assert [config.data["_target_"] for config in runs] == ["my.Data"]
+
+
+def test_a_job_makes_the_callbacks_that_its_command_names_and_says_how_to_repeat_its_run(
+    sent: Callable[[Edit], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = sent(lambda stored: stored.update(callbacks={"x": {"_target_": "my.Mine"}, "y": {"_target_": MONITOR}}))
+    commands: list[str] = []
+    monkeypatch.setattr("salve.sweep.jobs.execute", lambda config, path, command, *_, **__: commands.append(command))
+    make_runs(folder.parent, [folder.name])
+    assert "names the class callbacks.x._target_=my.Mine" in RunFolder(folder).reason()
+    make_runs(folder.parent, [folder.name], ["my.Mine"])
+    [command] = commands
+    assert command.endswith(" callbacks.x._target_=my.Mine")
 
 
 def test_the_plan_of_a_sweep_names_no_other_folder(tmp_path: Path) -> None:

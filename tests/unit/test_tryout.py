@@ -189,7 +189,7 @@ def test_a_strength_that_makes_infinite_logits_is_refused(tmp_path: Path, monkey
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("edit.alpha=[0,1e39]", r"edit\.alpha holds 1e\+39, which float32 does not: strengths go up to 3\.4e\+38"),
+        ("edit.alpha=[0,1e39]", r"edit\.alpha holds 1e\+39, more than float32 can hold: strengths go up to 3\.4e\+38"),
         ("sae.learning_rate=1e39", r"sae\.learning_rate=1e\+39 must be at most 3\.4e\+38"),
         ("sae.sparsity=inf", r"sae\.sparsity=inf must be at most 3\.4e\+38"),
     ],
