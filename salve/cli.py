@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from salve.ending import as_told, end_with_owner, stopped_if_told
+from salve.ending import as_told, stopped_if_told
 from salve.system import in_one_sentence, refused_by_system
 from salve.types import UserError
 
@@ -26,7 +26,7 @@ OF_RANKS = ("TORCHELASTIC_RUN_ID", "SLURM_STEP_NUM_TASKS")
 
 
 def task(config: "DictConfig") -> None:
-    """One job of Hydra's: a run, or some runs of a sweep."""
+    """Make one run; what Hydra calls with the composed configuration."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -35,12 +35,6 @@ def task(config: "DictConfig") -> None:
     from salve.run.schema import resolve
 
     folder = Path(HydraConfig.get().runtime.output_dir)
-    if config.sweep.runs:
-        end_with_owner()  # before what takes seconds to import
-        from salve.sweep.jobs import make_runs
-
-        make_runs(folder.parent, config.sweep.runs, [config.data._target_])
-        return
     try:
         settings = resolve(config)
         check_inputs(settings)

@@ -131,12 +131,10 @@ class SweepSettings:
 
     Attributes:
         name: the sweep's folder under ``<output_dir>/sweeps`` and its group in W&B. search: None for a grid.
-        runs: keys of the runs that a job of the sweep makes; set by the sweep itself.
     """
 
     name: str = MISSING
     search: SearchSettings | None = None
-    runs: list[str] = field(default_factory=list)
 
 
 @dataclass

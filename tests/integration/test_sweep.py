@@ -10,20 +10,25 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import wandb
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.hydra_config import HydraConfig
 
-from salve.artifacts import DONE, read_record, read_table
+from salve.artifacts import DONE, read_record, read_table, write_record
 from salve.cli import main
 from salve.run.explain import conf_dir
 from salve.run.folder import RunFolder
 from salve.run.schema import Config, register, resolve
 from salve.stages import train
+from salve.sweep import jobs, sweeper
+from salve.sweep.plan import Run, run_key
 from tests.integration.conftest import FEW, NARROW, SMALL, quiet_logging
 
 SETTINGS = [*SMALL, *FEW, *NARROW, "stages=[discover,control,diagnose]", "edit.evaluate=0"]
@@ -94,7 +99,74 @@ def table(folder: Path, name: str = "quickstart") -> pd.DataFrame:
     return read_table(folder / "out" / "sweeps" / name / "sweep.csv")
 
 
+@dataclass
+class Seen:
+    """What a sweep composes, plans and executes.
+
+    Attributes:
+        compositions: overrides of each configuration that was composed.
+        planned, executed: settings by the key of the run.
+        together: settings of the runs whose SAEs were trained together.
+    """
+
+    compositions: list[list[str]] = field(default_factory=list)
+    planned: dict[str, Config] = field(default_factory=dict)
+    executed: dict[str, Config] = field(default_factory=dict)
+    together: list[Config] = field(default_factory=list)
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
+    """Filled by the sweeps of a test, whose runs compute nothing."""
+    seen = Seen()
+    compose_plainly, plan_plainly = ConfigLoaderImpl.load_configuration, sweeper.plan
+
+    def composing(*given: Any, overrides: list[str], **more: Any) -> Any:
+        seen.compositions.append(overrides)
+        return compose_plainly(*given, overrides=overrides, **more)
+
+    def planning(*given: Any) -> list[Run]:
+        runs = plan_plainly(*given)
+        seen.planned.update({run.key: run.config for run in runs})
+        return runs
+
+    def executing(config: Config, folder: Path, *_: Any, **__: Any) -> None:
+        seen.executed[folder.name] = config
+        write_record(folder / "metrics.json", {})
+        write_record(folder / "manifest.json", {"artifacts": {}})
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", composing)
+    monkeypatch.setattr(sweeper, "plan", planning)
+    monkeypatch.setattr(jobs, "execute", executing)
+    monkeypatch.setattr(jobs, "train_together", lambda configs, *_: seen.together.extend(configs) or set())
+    return seen
+
+
 # -- nothing twice
+
+
+@pytest.mark.parametrize("ensemble", [1, 4])
+def test_each_run_is_composed_once_and_its_job_reads_what_was_planned(salve: Salve, seen: Seen, ensemble: int) -> None:
+    extremes = ["edit.alpha=[0,1e-30,inf]", "edit.modes=[suppress]", "sae.learning_rate=1e-7"]
+    assert salve("-m", "sae.sparsity=1,2", "sae.seed=0,1", f"sae.ensemble={ensemble}", *extremes) == 0
+    # The command's own configuration has the sweep in its overrides.
+    of_runs = [overrides for overrides in seen.compositions if "sae.sparsity=1,2" not in overrides]
+    assert len(of_runs) == len(seen.planned) == 4
+    assert seen.executed == seen.planned
+    assert sorted(run_key(config) for config in seen.together) == (sorted(seen.planned) if ensemble == 4 else [])
+
+
+def test_a_job_trusts_the_classes_of_images_that_the_command_names(
+    salve: Salve, seen: Seen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_images.py").write_text("from salve.data import ConceptsData\nclass Images(ConceptsData): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert salve("-m", "data._target_=salve.data.ConceptsData,own_images.Images") == 0
+    # Settings of one's own class are stored as plain values.
+    assert {key: asdict(config) for key, config in seen.executed.items()} == {
+        key: asdict(config) for key, config in seen.planned.items()
+    }
+    assert len(seen.planned) == 2
 
 
 def test_a_sweep_makes_once_what_its_runs_share_and_later_only_what_is_new(

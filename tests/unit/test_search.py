@@ -11,8 +11,8 @@ from salve.artifacts import write_record
 from salve.run.explain import conf_dir
 from salve.run.folder import MANIFEST, METRICS, RunFolder
 from salve.run.schema import Config, SearchSettings, register, resolve
-from salve.sweep.plan import Run, run_key
-from salve.sweep.search import Combination, Search
+from salve.sweep.plan import Combination, Run, run_key
+from salve.sweep.search import Search
 from salve.types import Diverged, UserError
 
 optuna = pytest.importorskip("optuna")
@@ -40,7 +40,7 @@ class Bench:
         values = {key: value for key, value, _ in combination}
         sparsity, size = float(values["sae.sparsity"]), int(values["sae.dictionary_size"])
         config = replace(self.base, sae=replace(self.base.sae, sparsity=sparsity, dictionary_size=size))
-        return Run(run_key(config), {key: value for key, value, swept in combination if swept}, config, ())
+        return Run(run_key(config), {key: value for key, value, swept in combination if swept}, config)
 
     def make(self, runs: list[Run]) -> None:
         for run in runs:
@@ -59,7 +59,7 @@ class Bench:
     def search(self, trials: int, *overrides: str, objectives: dict[str, str] = BOTH) -> list[Run]:
         parsed = OverridesParser.create().parse_overrides(list(overrides or SPACE))
         search = Search(SearchSettings(trials, 2, objectives), parsed, self.folder, seed=0)
-        return search.go_on(self.plan_one, self.make)
+        return search.run_trials(self.plan_one, self.make)
 
     def trials(self) -> list[optuna.trial.FrozenTrial]:
         storage = optuna.storages.JournalStorage(
@@ -120,9 +120,9 @@ def test_a_run_without_the_measure_fails_its_trial_alone(bench: Bench, monkeypat
     assert [trial.state.name for trial in bench.trials()] == ["FAIL", "FAIL"]
 
 
-def test_a_study_about_something_else_is_not_gone_on_with(bench: Bench) -> None:
+def test_a_search_with_another_space_is_not_continued(bench: Bench) -> None:
     bench.search(2)
-    with pytest.raises(UserError, match=r"holds a search with other space; give this one another sweep.name"):
+    with pytest.raises(UserError, match=r"holds a search with other space; give this search another sweep.name"):
         bench.search(4, "sae.sparsity=interval(1, 2)", SPACE[1])
     with pytest.raises(UserError, match=r"other settings"):
         bench.search(4, *SPACE, "sae.epochs=3")
