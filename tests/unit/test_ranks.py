@@ -32,7 +32,7 @@ SRUN = {**SRUN, "SLURM_LOCALID": "1"}
 
 
 @pytest.mark.parametrize(
-    ("environment", "place"),
+    ("environment", "expected"),
     [
         ({}, None),
         (TORCHRUN, _OutsideRank(3, 4, 1, 2)),
@@ -45,13 +45,13 @@ SRUN = {**SRUN, "SLURM_LOCALID": "1"}
     ids=["alone", "torchrun", "one of one", "srun", "sbatch without srun", "one task", "started by a leader"],
 )
 def test_the_place_is_read_from_the_environment(
-    monkeypatch: pytest.MonkeyPatch, environment: Mapping[str, str], place: _OutsideRank | None
+    monkeypatch: pytest.MonkeyPatch, environment: Mapping[str, str], expected: _OutsideRank | None
 ) -> None:
     for name in [name for name in os.environ if name.startswith(("SLURM_", "TORCHELASTIC_"))]:
         monkeypatch.delenv(name)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert _OutsideRank.found() == place
+    assert _OutsideRank.found() == expected
 
 
 def test_ranks_that_would_run_the_whole_sweep_are_refused() -> None:
@@ -212,7 +212,7 @@ from tests.unit.test_ranks import rank_and_sum
 if __name__ == "__main__":
     with gathered(TrainerSettings("cpu", 2, "ddp_spawn", "32-true")) as ranks:
         ranks(rank_and_sum, 0.0)
-        print(ranks._team._followers[0].pid, flush=True)
+        print(ranks._followers._followers[0].pid, flush=True)
         time.sleep(60)
 """
 
