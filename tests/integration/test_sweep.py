@@ -37,14 +37,14 @@ Salve = Callable[..., int]
 
 
 def in_order(*arguments: str) -> list[str]:
-    """The later of two settings for one key, and flags in their midst."""
+    """Arguments with the later of two settings for one key, and with flags in their middle."""
     chosen = list({argument.partition("=")[0]: argument for argument in arguments if argument[0] != "-"}.values())
     return [*chosen[:1], *(argument for argument in arguments if argument[0] == "-"), *chosen[1:]]
 
 
 @pytest.fixture
 def salve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Salve]:
-    """``salve(*arguments)`` is the command in this process, with everything under ``tmp_path``; it gives the status."""
+    """``salve(*arguments)`` runs the command in this process, with results under ``tmp_path``; returns its status."""
 
     def run(*arguments: str) -> int:
         given = [] if any(a.startswith("rerun=") for a in arguments) else [*SETTINGS, f"output_dir={tmp_path}/out"]
@@ -68,7 +68,7 @@ def resolved() -> Config:
 
 
 def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """The command in a process group of its own, which can be killed as a whole."""
+    """Start the command in its own process group, which can be killed as a whole."""
     settings = in_order(*SETTINGS, f"output_dir={folder}/out", *arguments)
     command = [sys.executable, "-m", "salve.cli", *settings]
     return subprocess.Popen(
@@ -402,14 +402,14 @@ def test_a_rerun_gives_the_same_bits(salve: Salve, tmp_path: Path, capsys: pytes
         *("classifier", "activations", "sae", "features", "control", "diagnose"),
     ]
     assert all("found and not made again" in line for line in same)
-    # In another place everything is made anew, bit for bit on one CPU.
+    # In another folder everything is made again, with the same bits.
     assert salve(f"rerun={folder}", f"output_dir={tmp_path}/other/out") == 0
     lines = capsys.readouterr().out.splitlines()
     same = [line for line in lines if "the same bits" in line]
     assert len(same) == 6
     assert not any("found" in line for line in same)
     assert artifacts(tmp_path) == artifacts(tmp_path / "other")
-    # With other settings it is another result, and the status says so.
+    # Other settings give another result, and the status says so.
     assert salve(f"rerun={folder}", f"output_dir={tmp_path}/out", "sae.sparsity=1") == 1
     assert "sae: DIFFERENT" in capsys.readouterr().out
 

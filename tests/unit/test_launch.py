@@ -35,7 +35,12 @@ def runs(tmp_path: Path) -> list[Run]:
 
 
 class Launcher:
-    """Runs jobs in turn, two of them "beside each other": a deadly one takes the next, which has begun, with it."""
+    """Runs jobs in turn. A deadly job kills the next one with it, which has begun.
+
+    Args:
+        folder: the sweep's.
+        deadly: given a job's seed and how often it was launched, whether it dies.
+    """
 
     def __init__(self, folder: Path, deadly: Callable[[int, int], bool]) -> None:
         self.folder, self.deadly = folder, deadly
@@ -84,7 +89,7 @@ def test_a_job_that_always_dies_fails_and_the_others_do_not(runs: list[Run], tmp
     assert reason == "its process was killed, twice (RuntimeError: A worker process was terminated.)"
 
 
-def test_a_launcher_that_cannot_start_anything_is_said(runs: list[Run], tmp_path: Path) -> None:
+def test_a_launcher_that_cannot_start_anything_is_refused(runs: list[Run], tmp_path: Path) -> None:
     def broken(_: Sequence[Sequence[str]]) -> None:
         raise FileNotFoundError("sbatch")
 

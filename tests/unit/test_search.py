@@ -1,4 +1,4 @@
-"""A search that is stopped and started again, on made-up runs whose measures are a formula of their settings."""
+"""Searches that are stopped and continued, on runs whose measures are formulas of their settings."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +29,7 @@ def base() -> Config:
 
 
 class Bench:
-    """Plans and "makes" runs in a folder, and counts them."""
+    """Plans and makes runs in a folder, without computing, and records them."""
 
     def __init__(self, folder: Path, base: Config) -> None:
         self.folder, self.base = folder, base
@@ -73,7 +73,7 @@ def bench(tmp_path: Path, base: Config) -> Bench:
     return Bench(tmp_path, base)
 
 
-def test_a_search_goes_on_where_it_was_and_repeats_nothing(bench: Bench) -> None:
+def test_a_search_continues_where_it_was_stopped_and_repeats_nothing(bench: Bench) -> None:
     assert len(bench.search(4)) == 4
     assert len(bench.search(4)) == 0  # enough already
     first = list(bench.made)
