@@ -169,6 +169,12 @@ def test_a_job_trusts_the_classes_of_images_that_the_command_names(
     assert len(seen.planned) == 2
 
 
+def test_recipes_that_set_their_own_name_are_runs_of_one_sweep(salve: Salve, seen: Seen, tmp_path: Path) -> None:
+    assert salve("-m", "experiment=salve2025/seeds,salve2025/critical") == 0
+    assert {config.name for config in seen.executed.values()} == {"salve2025-seeds", "salve2025-critical"}
+    assert runs(tmp_path).keys() == seen.executed.keys()
+
+
 def test_a_sweep_makes_once_what_its_runs_share_and_later_only_what_is_new(
     salve: Salve, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
