@@ -23,6 +23,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from salve.artifacts import DONE, read_record, read_table, write_record
 from salve.cli import main
+from salve.integrity import sealed
 from salve.run.explain import conf_dir
 from salve.run.folder import RunFolder
 from salve.run.schema import Config, register, resolve
@@ -133,7 +134,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     def executing(config: Config, folder: Path, *_: Any, **__: Any) -> None:
         seen.executed[folder.name] = config
         write_record(folder / "metrics.json", {})
-        write_record(folder / "manifest.json", {"artifacts": {}})
+        write_record(folder / "manifest.json", sealed({"artifacts": {}, "files": {}}))
 
     monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", composing)
     monkeypatch.setattr(sweeper, "plan", planning)

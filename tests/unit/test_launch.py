@@ -12,6 +12,7 @@ from omegaconf import open_dict
 from rich.console import Console
 
 from salve.artifacts import write_record
+from salve.integrity import sealed
 from salve.run.explain import conf_dir
 from salve.run.folder import MANIFEST, METRICS, RunFolder
 from salve.run.schema import register, resolve
@@ -59,7 +60,7 @@ class Launcher:
                     RunFolder(self.folder / other).begin()
                 raise RuntimeError("A worker process was terminated.\nmore")
             write_record(folder.path / METRICS, {})
-            write_record(folder.path / MANIFEST, {"artifacts": {}})
+            write_record(folder.path / MANIFEST, sealed({"artifacts": {}, "files": {}}))
             folder.finish()
 
 

@@ -8,6 +8,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from salve.artifacts import write_record
+from salve.integrity import sealed
 from salve.run.explain import conf_dir
 from salve.run.folder import MANIFEST, METRICS, RunFolder
 from salve.run.schema import Config, SearchSettings, register, resolve
@@ -54,7 +55,7 @@ class Bench:
             self.made.append((sae.sparsity, sae.dictionary_size))
             metrics = {"select_fve": 1 - sae.sparsity / 20, "select_l0": sae.dictionary_size / sae.sparsity}
             write_record(folder.path / METRICS, metrics)
-            write_record(folder.path / MANIFEST, {"artifacts": {}})
+            write_record(folder.path / MANIFEST, sealed({"artifacts": {}, "files": {}}))
 
     def search(self, trials: int, *overrides: str, objectives: dict[str, str] = BOTH) -> list[Run]:
         parsed = OverridesParser.create().parse_overrides(list(overrides or SPACE))
