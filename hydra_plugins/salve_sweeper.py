@@ -1,4 +1,7 @@
-"""Where Hydra looks for sweepers. Other programs that use Hydra import this file too, so it imports nothing heavy."""
+"""The sweeper of ``salve -m``, in the package where Hydra looks for it.
+
+Imports nothing heavy, since other programs that use Hydra import it too.
+"""
 
 from typing import Any
 
@@ -11,16 +14,16 @@ class SalveSweeper(Sweeper):
     """``salve -m``: see :class:`salve.sweep.sweeper.Sweep`.
 
     Args:
-        params: further sweeps, by setting, as on the command line.
+        params: further sweeps by setting, with values as on the command line; a YAML in ``conf/sweep`` sets them.
     """
 
     def __init__(self, params: dict[str, str] | None = None) -> None:
         self._params = params or {}
-        self._setup: dict[str, Any] = {}
+        self._setup: dict[str, Any] = {}  # the arguments of Sweep
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """What Hydra hands over before it asks for the sweep."""
-        self._setup = {"hydra_context": hydra_context, "task_function": task_function, "config": config}
+        """Take what Hydra gives to a sweeper; the task function, which makes a single run, is not used."""
+        self._setup = {"hydra_context": hydra_context, "config": config}
 
     def sweep(self, arguments: list[str]) -> None:
         """Make every run that is not finished."""

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from salve.ending import as_told, end_with_owner, stopped_if_told
+from salve.ending import as_told, stopped_if_told
 from salve.system import in_one_sentence, refused_by_system
 from salve.types import UserError
 
@@ -26,14 +26,7 @@ OF_RANKS = ("TORCHELASTIC_RUN_ID", "SLURM_STEP_NUM_TASKS")
 
 
 def task(config: "DictConfig") -> None:
-    """Do what Hydra calls a job: make one run, or some runs of a sweep.
-
-    Args:
-        config: the composed settings. In a sweep's job, ``sweep.runs`` holds the keys of its runs.
-
-    Raises:
-        SystemExit: with status 2, for an error that has an explanation in one sentence; the error is its cause.
-    """
+    """Make one run; what Hydra calls with the composed configuration."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -42,13 +35,6 @@ def task(config: "DictConfig") -> None:
     from salve.run.schema import resolve
 
     folder = Path(HydraConfig.get().runtime.output_dir)
-    if config.sweep.runs:
-        end_with_owner()  # before imports that take seconds
-        from salve.sweep.jobs import make_runs
-
-        callbacks = [callback["_target_"] for callback in config.callbacks.values() if callback is not None]
-        make_runs(folder.parent, config.sweep.runs, [config.data._target_, *callbacks])
-        return
     try:
         settings = resolve(config)
         check_inputs(settings)

@@ -1,10 +1,10 @@
-"""How a command ends that is told to end: by Ctrl-C, by ``kill``, with its terminal, or with what started it.
+"""End a command that is told to end: by Ctrl-C, by ``kill``, with its terminal, or with the process that started it.
 
-The first signal raises :class:`Stopped` wherever the command is, so that what must be put in order is. Nothing that is
-kept depends on it, since whatever is written survives a kill. So a second signal ends the command at once, and so does
-the clock if the command has not ended after ``PATIENCE`` seconds, whatever has become of the exception meanwhile.
+The first signal raises :class:`Stopped` wherever the command is, so that ``finally`` blocks run. No result depends on
+them, since all files are written so that they survive a kill. A second signal therefore ends the command at once, and
+so does a timer, ``PATIENCE`` seconds after the first.
 
-Imports nothing that takes time: a signal may come while everything else is being imported.
+Imports nothing heavy: a signal may come while other modules are being imported.
 """
 
 import _thread
@@ -21,29 +21,29 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-#: Seconds that a command has to put things in order. SLURM kills after 30, and Docker after 10.
+#: Seconds that a command has to end in after a signal. SLURM kills after 30, and Docker after 10.
 PATIENCE = 9.0
-#: Seconds between two looks at whether the process that this one belongs to is still there.
+#: Seconds between two looks at whether the owner of this process still runs.
 LOOK = 0.5
-#: Variable in the environment of what a command starts: the process that it is to end with.
+#: Variable in the environment of a process that ends with its owner: the id of the owner's process.
 OWNER = "SALVE_ENDS_WITH"
-#: Signals that tell a command to end. Windows has no SIGHUP.
+#: The signals that tell a command to end. Windows has no SIGHUP.
 TOLD_BY = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if name in signal.Signals.__members__)
 
 
 class Stopped(BaseException):
     """The process was told to end.
 
-    No Exception, so that nothing takes it for a run that failed; and no KeyboardInterrupt, which Lightning takes for
-    the wish to end in its own way.
+    It is not an Exception, so that nobody takes it for a run that failed, and not a KeyboardInterrupt, which Lightning
+    handles in its own way.
     """
 
 
 class _End:
-    """What a process knows of its end.
+    """The state of a process that may be told to end.
 
     Args:
-        farewell: the sentence to end with.
+        farewell: the last sentence that the process says.
     """
 
     def __init__(self, farewell: str) -> None:
@@ -54,14 +54,14 @@ class _End:
 
     def hear(self, number: int, _: Any) -> None:
         """Handle a signal."""
-        if os.getpid() != self._pid:  # forked from the command, such as a process that loads images
+        if os.getpid() != self._pid:  # a fork of the command, such as a process that loads images
             os._exit(128 + number)
         if self.over:
             return
         if self.told is not None:
             self.leave()
         self.told = number
-        # Not threading.Thread: what the signal has interrupted may hold one of its locks.
+        # Not threading.Thread: the code that the signal interrupted may hold one of its locks.
         _thread.start_new_thread(self._wait_and_leave, ())
         raise Stopped
 
@@ -76,35 +76,36 @@ class _End:
             if self.farewell:
                 os.write(2, f"{self.farewell}\n".encode())
             if os.isatty(1):
-                os.write(1, b"\x1b[?25h")  # a bar of progress has hidden the cursor
+                os.write(1, b"\x1b[?25h")  # show the cursor, which a progress bar has hidden
         os._exit(128 + (self.told or 0))
 
 
-#: Of this process. Signals come to processes, so it cannot belong to anything smaller.
+#: The state of this process; global, as signals are.
 _end: _End | None = None
 
 
 def as_told(command: Callable[[], T], farewell: str) -> T:
-    """Do all that a command does; told to end, it ends with 128 + the signal's number, and says a sentence.
+    """Run a command. If it is told to end, it ends with a sentence, and with 128 + the signal's number as its status.
 
-    A signal that was ignored when the command started (``nohup``) still is. Within another command, and in a thread
-    that is not the main one, signals are left as they are.
+    Signals that are ignored when the command starts (``nohup``) stay ignored. A command within another one, or in a
+    thread other than the main one, handles no signals.
 
     Args:
-        command: does it. farewell: the sentence.
+        command: does the work.
+        farewell: the sentence.
 
     Returns:
         What the command returned.
 
     Raises:
-        SystemExit: in place of whatever came out of the command, if it had been told to end.
+        SystemExit: the command was told to end; replaces what it raised.
     """
     global _end
     if _end is not None:
         return command()
     end = _end = _End(farewell)
     before: dict[int, Any] = {}
-    # A function instead of a context: between the end of a block and its context's there is room for a signal.
+    # A function, not a context manager: a signal could come between the end of a block and that of its context.
     try:
         try:
             if threading.current_thread() is threading.main_thread():
@@ -134,25 +135,25 @@ def as_told(command: Callable[[], T], farewell: str) -> T:
 
 
 def _end_without_a_word(numbers: Sequence[int]) -> None:
-    """While Python puts itself away, which takes a second, Ctrl-C would be a traceback of that."""
+    """Let signals end the process silently while Python exits, which takes a second."""
     for number in numbers:
         signal.signal(number, signal.SIG_DFL)
 
 
 def is_told() -> bool:
-    """Whether this process was told to end."""
+    """Whether this process has been told to end."""
     return _end is not None and _end.told is not None
 
 
 def stop_if_told() -> None:
-    """Raise :class:`Stopped` again if this process was told to end: on its way it may have become an error."""
+    """Raise :class:`Stopped` if this process has been told to end; call it where an error may have replaced it."""
     if is_told():
         raise Stopped
 
 
 @contextmanager
 def stopped_if_told() -> Iterator[None]:
-    """Whatever comes out of this after the process was told to end is :class:`Stopped`."""
+    """Replace any exception by :class:`Stopped` if this process has been told to end."""
     try:
         yield
     except BaseException:
@@ -161,13 +162,13 @@ def stopped_if_told() -> Iterator[None]:
 
 
 def keep_silent() -> None:
-    """Have this process say nothing at its end, since another one does."""
+    """End without the sentence of :func:`as_told`, because another process says it."""
     if _end is not None:
         _end.farewell = ""
 
 
 def others_handle_sigterm() -> bool:
-    """Whether SIGTERM is neither ours nor the system's here, such as in a job of SLURM, where submitit handles it."""
+    """Whether other code handles SIGTERM in this process, as submitit does in a job of SLURM."""
     handler = signal.getsignal(signal.SIGTERM)
     ours = _end is not None and handler == _end.hear
     return not ours and handler not in (signal.SIG_DFL, signal.SIG_IGN)
@@ -175,7 +176,11 @@ def others_handle_sigterm() -> bool:
 
 @contextmanager
 def owning(ends: bool = True) -> Iterator[None]:
-    """What is started within ends with this process, if it calls :func:`end_with_owner`; or with none at all."""
+    """Make this process the owner of the processes that are started in here.
+
+    Args:
+        ends: whether they end with their owner, if they call :func:`end_with_owner`. If not, they have no owner.
+    """
     before = os.environ.pop(OWNER, None)
     if ends:
         os.environ[OWNER] = str(os.getpid())
@@ -188,9 +193,9 @@ def owning(ends: bool = True) -> Iterator[None]:
 
 
 def end_with_owner() -> None:
-    """From now on this process ends when the one does whose :func:`owning` it was started in, however that ends.
+    """From now on, end this process when its owner ends (see :func:`owning`).
 
-    Ctrl-C reaches both. Unless this process is a command itself, it leaves it to the other one.
+    Ctrl-C reaches both processes. This one ignores it and leaves it to its owner, unless it is a command itself.
     """
     owner = int(os.environ.get(OWNER, "0"))
     if owner in (0, os.getpid()) or os.name != "posix":
@@ -201,7 +206,11 @@ def end_with_owner() -> None:
 
 
 def end_with(owner: int) -> None:
-    """From now on this process ends when another does, by its number; once for each."""
+    """From now on, end this process when another one ends. Further calls for the same process do nothing.
+
+    Args:
+        owner: the other process's id.
+    """
     name = f"ends with {owner}"
     if all(thread.name != name for thread in threading.enumerate()):
         threading.Thread(target=_watch, args=(owner,), name=name, daemon=True).start()
@@ -222,16 +231,19 @@ def _runs(process: int) -> bool:
     try:
         os.kill(process, 0)
         with open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as file:
-            # It has ended, but what had started it has not asked for its status yet.
+            # A zombie has ended, but its parent has not asked for its status yet.
             return file.read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:  # no Linux
+    except FileNotFoundError:  # no /proc: not Linux
         return True
     except OSError:
         return False
 
 
 def run_child(command: Sequence[str]) -> int:
-    """Run a command of this project as a child, which ends with this process; its exit status.
+    """Run a command of this project as a child process that ends with this one.
+
+    Returns:
+        Its exit status.
 
     Raises:
         Stopped: this process, or the child, was told to end.
@@ -242,12 +254,12 @@ def run_child(command: Sequence[str]) -> int:
         status = child.wait()
     except BaseException:
         try:
-            child.wait(1)  # Ctrl-C has told the child, too
+            child.wait(1)  # Ctrl-C reaches the child, too
         except subprocess.TimeoutExpired:
             child.terminate()
-            child.wait()  # it takes no longer than this process may
+            child.wait()  # for at most PATIENCE seconds
         if child.returncode > 128:
-            keep_silent()  # the child has said it
+            keep_silent()  # the child has said the sentence
         raise
     number = status - 128 if status > 128 else -status
     if _end is not None and number in TOLD_BY:

@@ -1,1 +1,1 @@
-"""The processes of a run: ranks that train together, the GPUs they use, and Lightning's Trainer on each."""
+"""The processes of a run: the ranks of a training, the GPUs that they use, and Lightning's Trainer on each rank."""

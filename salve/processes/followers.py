@@ -1,4 +1,8 @@
-"""The processes of a team: how a leader hands out pieces of work, and what its followers do."""
+"""Followers: the ranks that help a leader with pieces of work.
+
+The leader and its followers meet in a ``torch.distributed`` store. For each piece of work the leader writes an order
+there; all ranks then form a process group, in which the leader sends the function and its arguments.
+"""
 
 import os
 import signal
@@ -21,12 +25,19 @@ from salve.types import UserError
 
 T = TypeVar("T")
 
-#: Seconds between two looks for work, and seconds that the leader waits at most for its followers to take their leave.
-_POLL, _LEAVE = 0.05, 30
+#: Seconds between two looks for an order.
+_POLL = 0.05
+#: Seconds that the leader waits for its followers to read that they are dismissed.
+_LEAVE = 30
 
 
 class Followers:
-    """The leader's side of a number of ranks."""
+    """The followers of this process, as their leader sees them.
+
+    Args:
+        store: reached by all ranks.
+        size: the number of ranks, the leader included.
+    """
 
     def __init__(self, store: distributed.Store, size: int) -> None:
         self.size = size
@@ -39,14 +50,28 @@ class Followers:
         return self._orders
 
     def lead(self, accelerator: str, local_size: int, work: Callable[..., T], args: tuple[Any, ...]) -> T:
-        """Do a piece of work with the followers."""
+        """Do a piece of work on all ranks.
+
+        Args:
+            accelerator: ``cpu`` or ``cuda``.
+            local_size: the number of ranks on a node.
+            work: a function of a module.
+            args: its arguments, which can be pickled.
+
+        Returns:
+            The leader's result.
+
+        Raises:
+            UserError: raised by ``work``, on any rank.
+            RuntimeError: another error on a follower, or a follower that has ended.
+        """
         number = self._order(f"{accelerator} {local_size}")
         try:
             return _together(self._store, number, 0, self.size, accelerator, local_size, (work, args))
         except UserError:
             raise
         except Exception as error:
-            # What a follower met comes first: the leader then only sees that it has gone.
+            # The leader's own error may only be that a follower has gone; the follower's says why.
             if self._store.check([f"error/{number}"]):
                 kind, _, sentence = self._store.get(f"error/{number}").decode().partition(" ")
                 raise (UserError if kind == "UserError" else RuntimeError)(sentence) from error
@@ -55,15 +80,15 @@ class Followers:
             raise
 
     def _ended(self, within: float = 0) -> list[int]:
-        """Exit statuses of followers that are known to have ended."""
+        """Exit statuses of followers that have ended, after waiting for one for some seconds."""
         return []
 
     def dismiss(self, failed: bool) -> None:
-        """Let the followers end, with status 1 if the leader failed."""
+        """End the followers, with status 1 if the leader failed."""
         self._order("failed" if failed else "done")
-        # The store may end with this process, and a follower that has not read its order would take that for a crash.
-        # Looked at again and again: a signal cannot interrupt the store's own waiting. Followers that were told to end
-        # together with this process do not answer.
+        # The store may end with this process, which a follower that has not read its order would take for a crash.
+        # The loop polls, because a signal cannot interrupt the store's own waiting. It ends when this process is told
+        # to end, since the followers then are told too, and do not answer.
         left, until = [f"left/{rank}" for rank in range(1, self.size)], time.monotonic() + _LEAVE
         with suppress(distributed.DistError):
             while not (is_told() or self._store.check(left)) and time.monotonic() < until:
@@ -71,7 +96,11 @@ class Followers:
 
 
 class StartedFollowers(Followers):
-    """Ranks on this machine that the leader starts itself, when it first needs them."""
+    """Followers on this machine, which the leader starts with its first piece of work.
+
+    Args:
+        size: the number of ranks, the leader included.
+    """
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -79,7 +108,7 @@ class StartedFollowers(Followers):
         self._followers: list[Any] = []
 
     def lead(self, accelerator: str, local_size: int, work: Callable[..., T], args: tuple[Any, ...]) -> T:
-        if self._ended():  # killed, by a system that is out of memory for one
+        if self._ended():  # killed, for example when memory runs out
             self.dismiss(failed=True)
         if not self._followers:
             self._start()
@@ -88,7 +117,7 @@ class StartedFollowers(Followers):
     def _start(self) -> None:
         store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self._store = store
-        # A follower whose leader is killed ends; torch would print a page about the lost connection first.
+        # Else torch prints a page about the lost connection when a leader is killed.
         quiet = {"TORCH_CPP_LOG_LEVEL": "FATAL", **os.environ}
         before = dict(os.environ)
         os.environ.update(quiet)
@@ -118,15 +147,15 @@ class StartedFollowers(Followers):
             self._order("failed" if failed else "done")
         for process in self._followers:
             process.join(0 if failed else 30)
-            if process.is_alive():  # waits for a rank that has failed
+            if process.is_alive():  # it waits for a rank that has failed
                 process.kill()
                 process.join()
         self._followers, self._orders = [], 0
 
 
 def _started(port: int, rank: int, size: int) -> None:
-    """What a process that the leader started does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the leader decides
+    """Follow the leader that started this process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes, and the leader handles it
     threading.Thread(target=_end_with_parent, daemon=True).start()
     store = distributed.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
     store.set(f"here/{rank}", "")
@@ -141,7 +170,11 @@ def _end_with_parent() -> None:
 
 
 def follow(store: distributed.Store, rank: int, size: int) -> None:
-    """Do pieces of work until dismissed. The leader says what is to be said, so this rank is silent."""
+    """Do pieces of work until the leader dismisses this rank, silently: the leader prints all messages.
+
+    Raises:
+        SystemExit: with status 1 if the leader failed, or is gone.
+    """
     keep_silent()
     rank_zero_only.rank = rank  # type: ignore[attr-defined]
     warnings.simplefilter("ignore")
@@ -179,14 +212,23 @@ def _together(
     local_size: int,
     piece: tuple[Callable[..., T], tuple[Any, ...]] | None = None,
 ) -> T:
-    """This rank's part of a piece of work, which followers receive from the leader."""
+    """Do this rank's part of a piece of work, in a process group of all ranks.
+
+    Args:
+        store: see :class:`Followers`.
+        number: of the piece.
+        rank: of this process.
+        size: the number of ranks.
+        accelerator, local_size: see :meth:`Followers.lead`.
+        piece: the function and its arguments on the leader; None on followers, which receive them.
+    """
     backend = "nccl" if accelerator == "cuda" else "gloo"
     store = distributed.PrefixStore(f"work/{number}", store)
     distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:
         with _sharing_cores(local_size):
             box: list[Any] = [piece]
-            # NCCL moves tensors of the GPU only.
+            # NCCL sends tensors on GPUs only.
             objects = distributed.group.WORLD if backend == "gloo" else distributed.new_group(backend="gloo")
             distributed.broadcast_object_list(box, group=objects)  # type: ignore[arg-type]
             work, args = box[0]
@@ -197,11 +239,11 @@ def _together(
 
 @contextmanager
 def _sharing_cores(ranks: int) -> Iterator[None]:
-    """The processes of a node share its cores, unless OMP_NUM_THREADS says how many each may use."""
+    """Give each rank of a node an equal share of its threads, unless OMP_NUM_THREADS is set."""
     threads, given = torch.get_num_threads(), "OMP_NUM_THREADS" in os.environ
     if not given:
         torch.set_num_threads(max(1, threads // ranks))
-        os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # or Lightning sets its own, for good
+        os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # else Lightning sets it, for good
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Which device a run computes on, and one GPU for each of the runs that share a machine."""
+"""Choose the device of a run, and give runs that share a machine different GPUs."""
 
 import getpass
 import tempfile
@@ -13,15 +13,15 @@ from filelock import FileLock, Timeout
 from salve.settings import TrainerSettings
 from salve.types import UserError
 
-#: Seconds between two looks for free GPUs.
+#: Seconds between two attempts to lease GPUs.
 _POLL = 0.5
 
 
 def accelerator_of(settings: TrainerSettings) -> str:
-    """``cpu`` or ``cuda``.
+    """The accelerator of a run: ``cpu`` or ``cuda``.
 
     Raises:
-        UserError: a GPU is wanted and there is none, or more are than there are.
+        UserError: the settings want a GPU, or several, and there are not so many.
     """
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if settings.accelerator == "cpu" or (settings.accelerator == "auto" and not found):
@@ -38,15 +38,15 @@ def accelerator_of(settings: TrainerSettings) -> str:
 
 @contextmanager
 def leased_gpus(settings: TrainerSettings) -> Iterator[list[int] | None]:
-    """GPUs that no other run of this user on this machine has leased; waits until there are as many as wanted.
+    """Lease as many GPUs as a run wants; wait until other runs of this user on this machine leave so many free.
 
-    The system gives a lease back when its process ends, however it ends.
+    The operating system ends a lease when its process ends.
 
     Yields:
-        Their indices; None where there is nothing to choose from: on the CPU, and beside a single GPU.
+        The indices of the GPUs; None on the CPU, and on a machine with one GPU, which all runs share.
 
     Raises:
-        UserError: there are not so many.
+        UserError: the machine has too few GPUs.
     """
     if accelerator_of(settings) == "cpu" or torch.cuda.device_count() == 1:
         yield None
@@ -58,11 +58,15 @@ def leased_gpus(settings: TrainerSettings) -> Iterator[list[int] | None]:
 
 @contextmanager
 def lease(names: Sequence[str], count: int, folder: Path) -> Iterator[list[int]]:
-    """Hold the locks of ``count`` of the named things; yields their indices.
+    """Lock ``count`` of several devices; wait until so many are free.
 
     Args:
-        names: names that every process gives to the same thing. count: how many, at most ``len(names)``.
-        folder: where the locks lie.
+        names: of the devices, the same in every process.
+        count: at most ``len(names)``.
+        folder: of the lock files.
+
+    Yields:
+        The indices of the locked devices in ``names``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     while True:
@@ -78,5 +82,5 @@ def lease(names: Sequence[str], count: int, folder: Path) -> Iterator[list[int]]
             if len(taken) == count:
                 yield taken
                 return
-        # All or none are held while waiting: two jobs that want two GPUs each would otherwise wait for each other.
+        # No lock is held while waiting: two jobs that want two GPUs each could hold one each for ever.
         time.sleep(_POLL)

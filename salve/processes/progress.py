@@ -1,4 +1,4 @@
-"""How far the work is, as lines: for logs and pipes, where a bar that is drawn over and over shows nothing."""
+"""Show progress as lines, for logs and pipes, where a progress bar cannot be redrawn."""
 
 import math
 import time
@@ -8,21 +8,22 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
-#: Seconds from line to line: at least, however fast it goes; at most, however slowly.
+#: Seconds between two lines: at least SOON, and at most about LATE.
 SOON, LATE = 10.0, 30.0
-#: The share of the work after which a line is due, unless it is too soon.
+#: The share of the work after which the next line is due, once SOON has passed.
 PART = 0.1
-#: What an epoch's line says of the model, of what its module logs.
+#: Measures that a line shows after an epoch, by the name under which they are logged.
 SHOWN = {"select_accuracy": "select accuracy", "fve": "variance explained"}
 
 Say = Callable[[str], None]
 
 
 class Pace:
-    """When the next line is due.
+    """Decides when the next line is due.
 
     Args:
-        share: of the work that is done at the beginning, 0 to 1. clock: seconds that pass.
+        share: the share of the work that is done at the start, 0 to 1.
+        clock: returns seconds.
     """
 
     def __init__(self, share: float = 0.0, clock: Callable[[], float] = time.monotonic) -> None:
@@ -31,7 +32,7 @@ class Pace:
         self._when = clock()
 
     def due(self, share: float) -> bool:
-        """Whether to say now that this share is done; if so, the next line counts from here."""
+        """Whether a line is due now that this share is done; if so, the time to the next line starts here."""
         waited = self._clock() - self._when
         if waited < SOON or (share - self._said < PART - 1e-9 and waited < LATE):
             return False
@@ -39,12 +40,12 @@ class Pace:
         return True
 
     def late(self) -> bool:
-        """Whether nothing was said for so long that a line is due in the middle of things."""
+        """Whether LATE seconds have passed since the last line."""
         return self._clock() - self._when >= LATE
 
 
 def counted(what: str, total: int, say: Say) -> Callable[[int], None]:
-    """``advance(n)``, which counts to ``total`` and now and then says how far it is: "capturing: 1,200 of 4,000"."""
+    """Return ``advance(n)``, which counts to ``total`` and says lines such as "capturing: 1,200 of 4,000"."""
     pace, done = Pace(), 0
 
     def advance(count: int) -> None:
@@ -57,10 +58,11 @@ def counted(what: str, total: int, say: Say) -> Callable[[int], None]:
 
 
 class ProgressLines(Callback):
-    """A line for about every tenth of a training, with what its last epoch came to.
+    """Lightning callback: a line for about every tenth of a training, with the measures of its last epoch.
 
     Args:
-        stage: what is trained, for people. say: given each line.
+        stage: ``finetune`` or ``discover``; begins each line.
+        say: called with each line.
     """
 
     def __init__(self, stage: str, say: Say) -> None:
@@ -68,21 +70,21 @@ class ProgressLines(Callback):
         self._pace = Pace()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin to count, where a training that is gone on with left off."""
+        """Start counting; a resumed training starts at its epoch."""
         self._pace = Pace(self._share(trainer, trainer.current_epoch))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Within a long epoch."""
+        """Say a line within a long epoch."""
         batches = trainer.num_training_batches
-        within = (batch_idx + 1) / batches  # 0 where nobody knows how many there are
+        within = (batch_idx + 1) / batches  # 0 if the number of batches is unknown, and so infinite
         if within < 1 and self._pace.late() and self._pace.due(self._share(trainer, trainer.current_epoch + within)):
             of = f" of {batches:,}" if math.isfinite(batches) else ""
             self._say(f"{self._epoch(trainer)}, batch {batch_idx + 1:,}{of}")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """After the epoch's validation."""
+        """Say a line with the epoch's measures; its validation is over."""
         if self._pace.due(self._share(trainer, trainer.current_epoch + 1)):
             measured = [
                 f", {title} {100 * float(trainer.callback_metrics[name]):.1f} %"
@@ -92,7 +94,7 @@ class ProgressLines(Callback):
             self._say(self._epoch(trainer) + "".join(measured))
 
     def _epoch(self, trainer: pl.Trainer) -> str:
-        # Of an SAE Lightning's epochs are equal parts of its steps.
+        # For an SAE, an epoch of Lightning is an equal part of its steps.
         unit = "epoch" if self._stage == "finetune" else "part"
         return f"{self._stage}: {unit} {trainer.current_epoch + 1} of {trainer.max_epochs}"
 

@@ -1,8 +1,8 @@
-"""Several processes for one training: a leader that runs everything, and followers that help it to train and measure.
+"""Ranks: several processes that do one training, a leader and its followers.
 
-The leader is the ordinary process. Only it sees settings, stages, artifacts and loggers. It hands pieces of work (a
-function and its arguments) to the followers, and all ranks do them together in a process group that lasts as long as
-the piece. Followers come from outside (torchrun, tasks of a SLURM step), or the leader starts them itself.
+The leader runs everything: it alone reads settings, runs stages, writes artifacts and logs. For training and for
+measuring it sends pieces of work (a function and its arguments) to its followers, and all ranks do each piece together
+in a process group. Followers are started from outside, by torchrun or as the tasks of a SLURM step, or by the leader.
 """
 
 import os
@@ -24,65 +24,76 @@ from salve.types import UserError
 
 T = TypeVar("T")
 
-#: Seconds until all ranks must have come up.
+#: Seconds within which all ranks must start.
 _MEET = 600
-#: Set in the leader, and so in what it starts: the process that is the rank which the environment describes.
+#: Variable in the environment of a leader and of its children: the leader's process id. A child inherits the variables
+#: that describe the leader's rank, and must not take itself for that rank.
 _TAKEN = "SALVE_RANK_PROCESS"
 
 
 class Ranks:
-    """Does pieces of work on one process or several.
+    """Do pieces of work on one process or several: ``ranks(work, *args)``.
 
     Args:
-        team: the ranks; None for this process alone. accelerator: ``cpu`` or ``cuda``. local_size: ranks on a node.
+        accelerator: ``cpu`` or ``cuda``.
+        local_size: the number of ranks on a node.
         gpus: indices of a node's GPUs that may be used; None for the first ones.
+        followers: the other ranks; None if there are none.
     """
 
     def __init__(
-        self, accelerator: str, local_size: int = 1, gpus: list[int] | None = None, team: Followers | None = None
+        self, accelerator: str, local_size: int = 1, gpus: list[int] | None = None, followers: Followers | None = None
     ) -> None:
         self.accelerator, self.local_size, self.gpus = accelerator, local_size, gpus
-        self._team = team
+        self._followers = followers
 
     @property
     def several(self) -> bool:
-        """Whether there is more than this process."""
-        return self._team is not None
+        """Whether there are other ranks."""
+        return self._followers is not None
 
     def __call__(self, work: Callable[..., T], *args: Any) -> T:
-        """``work(*args)`` on every rank at once, with the leader's result.
+        """Call ``work(*args)`` on every rank at once.
 
         Args:
-            work: a function of a module. args: anything that can be pickled; followers get copies.
+            work: a function of a module.
+            args: anything that can be pickled; followers get copies.
+
+        Returns:
+            The leader's result.
 
         Raises:
-            UserError: raised by ``work``, on whichever rank.
+            UserError: raised by ``work``, on any rank.
         """
-        return work(*args) if self._team is None else self._team.lead(self.accelerator, self.local_size, work, args)
+        if self._followers is None:
+            return work(*args)
+        return self._followers.lead(self.accelerator, self.local_size, work, args)
 
 
 @contextmanager
 def joined() -> Iterator[bool]:
-    """True in an ordinary process and in the leader; in a follower, False once the leader has dismissed it.
+    """Enter as leader or as follower, if this process is one of several ranks that were started from outside.
 
-    Wrap whatever a process does in it: a follower that was started from outside does its part in here. Nested calls
-    answer True.
+    A follower does all its work in here. Wrap everything that a process does in this context; nested ones do nothing.
+
+    Yields:
+        True in the leader, and in a process that is no such rank; False in a follower that the leader has dismissed.
 
     Raises:
         SystemExit: with status 1, in a follower whose leader failed.
-        UserError: ranks were started from outside, but not all came up, or they are not numbered node by node.
+        UserError: not all ranks started, or they are not numbered node by node.
     """
-    place = None if _outside.get() else _OutsideRank.found()
-    if place is not None and TorchElasticEnvironment.detect():
-        end_with(os.getppid())  # torchrun's process, which tells its ranks to end unless it is killed
-    if place is None:
+    outside = None if _outside.get() else _OutsideRank.found()
+    if outside is not None and TorchElasticEnvironment.detect():
+        end_with(os.getppid())  # torchrun: it tells its ranks to end, unless it is killed
+    if outside is None:
         yield True
-    elif place.rank:
-        follow(place.meet(), place.rank, place.size)
+    elif outside.rank:
+        follow(outside.meet(), outside.rank, outside.size)
         yield False
     else:
-        team = Followers(place.meet(), place.size)
-        reset = _outside.set((place, team))
+        followers = Followers(outside.meet(), outside.size)
+        reset = _outside.set((outside, followers))
         os.environ[_TAKEN] = str(os.getpid())
         failed = True
         try:
@@ -91,30 +102,31 @@ def joined() -> Iterator[bool]:
         finally:
             del os.environ[_TAKEN]
             _outside.reset(reset)
-            team.dismiss(failed)
+            followers.dismiss(failed)
 
 
 @contextmanager
 def gathered(settings: TrainerSettings, gpus: list[int] | None = None) -> Iterator[Ranks]:
-    """The ranks that these settings ask for; followers start with the first piece of work and end with the context.
+    """The ranks of a run. Followers start with the first piece of work, and end with this context.
 
     Args:
-        settings: of the run. gpus: which of this machine's GPUs it may use; None for the first ones.
+        settings: of the run's trainer.
+        gpus: indices of this machine's GPUs that the run may use; None for the first ones.
 
     Raises:
         UserError: there are no such ranks or GPUs.
     """
-    outside = _outside.get()
-    check_ranks(settings, from_outside=outside is not None)
+    led = _outside.get()
+    check_ranks(settings, from_outside=led is not None)
     accelerator = accelerator_of(settings)
-    if outside is not None:
-        place, team = outside
-        if settings.devices != place.local_size:
+    if led is not None:
+        outside, followers = led
+        if settings.devices != outside.local_size:
             raise UserError(
-                f"trainer.devices={settings.devices}, but {place.local_size} ranks were started on each node; "
-                f"set trainer.devices={place.local_size}."
+                f"trainer.devices={settings.devices}, but {outside.local_size} ranks were started on each node; "
+                f"set trainer.devices={outside.local_size}."
             )
-        yield Ranks(accelerator, settings.devices, team=team)
+        yield Ranks(accelerator, settings.devices, followers=followers)
     elif settings.devices == 1:
         yield Ranks(accelerator, gpus=gpus)
     else:
@@ -128,25 +140,31 @@ def gathered(settings: TrainerSettings, gpus: list[int] | None = None) -> Iterat
 
 
 def check_ranks(settings: TrainerSettings, from_outside: bool = False) -> None:
-    """Refuse what would start ranks by running the whole command again; starts nothing.
+    """Refuse settings with which Lightning would start ranks by running the whole command again.
 
     Args:
-        settings: of a run. from_outside: whether torchrun or SLURM will have started its ranks.
+        settings: of a run's trainer.
+        from_outside: whether torchrun or SLURM starts its ranks.
 
     Raises:
-        UserError: ``trainer.strategy=ddp`` with several devices, and nobody starts them.
+        UserError: ``trainer.strategy=ddp`` with several devices, and ranks that are not started from outside.
     """
     if settings.strategy == "ddp" and settings.devices > 1 and not from_outside:
         raise UserError(
             "trainer.strategy=ddp would start each rank by running the whole command again, a sweep and all; "
-            "use trainer=ddp (strategy ddp_spawn), which starts them for the training alone, or start them yourself: "
+            "use trainer=ddp (strategy ddp_spawn), which starts them for the training alone, or start them with: "
             f"torchrun --nproc-per-node={settings.devices} -m salve.cli …, or cluster=slurm."
         )
 
 
 @dataclass(frozen=True)
 class _OutsideRank:
-    """Where in a job that was started from outside this process stands."""
+    """This process among ranks that torchrun or SLURM started.
+
+    Attributes:
+        rank, size: its rank, and the number of ranks.
+        local_rank, local_size: the same on its node.
+    """
 
     rank: int
     size: int
@@ -155,21 +173,21 @@ class _OutsideRank:
 
     @staticmethod
     def found() -> "_OutsideRank | None":
-        """From the environment; None if there is no other rank."""
+        """What the environment says; None if there is no other rank."""
         env = os.environ
         if env.get(_TAKEN, str(os.getpid())) != str(os.getpid()):
-            return None  # started by a leader, whose environment this is
+            return None  # a child of a leader
         if TorchElasticEnvironment.detect():
-            place = _OutsideRank(*(int(env[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
-        elif "SLURM_STEP_NUM_TASKS" in env:  # set by srun only: a batch script's own process is no task
+            found = _OutsideRank(*(int(env[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
+        elif "SLURM_STEP_NUM_TASKS" in env:  # set by srun, and not in a batch script, which is no task
             size, nodes = int(env["SLURM_STEP_NUM_TASKS"]), int(env.get("SLURM_STEP_NUM_NODES", "1"))
-            place = _OutsideRank(int(env["SLURM_PROCID"]), size, int(env["SLURM_LOCALID"]), size // nodes)
+            found = _OutsideRank(int(env["SLURM_PROCID"]), size, int(env["SLURM_LOCALID"]), size // nodes)
         else:
             return None
-        return place if place.size > 1 else None
+        return found if found.size > 1 else None
 
     def meet(self) -> distributed.Store:
-        """The store that all ranks reach.
+        """Wait for all ranks, and return the store that they share.
 
         Raises:
             UserError: see :func:`joined`.
@@ -192,7 +210,7 @@ class _OutsideRank:
                 store.wait([f"here/{rank}" for rank in range(self.size)], timedelta(seconds=_MEET))
             except distributed.DistStoreError:
                 raise UserError(
-                    f"{self.size} ranks were started, but not all came up within {_MEET // 60} minutes."
+                    f"{self.size} ranks were announced, but not all of them started within {_MEET // 60} minutes."
                 ) from None
             wanted = [f"{rank % self.local_size} {self.local_size}".encode() for rank in range(self.size)]
             if [store.get(f"here/{rank}") for rank in range(self.size)] != wanted:
@@ -202,4 +220,5 @@ class _OutsideRank:
         return store
 
 
+#: In a leader whose ranks were started from outside: its own rank, and its followers.
 _outside: ContextVar[tuple[_OutsideRank, Followers] | None] = ContextVar("_outside", default=None)

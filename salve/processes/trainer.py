@@ -1,4 +1,4 @@
-"""Lightning's Trainers, the same on every rank."""
+"""Make Lightning's Trainer, the same on every rank."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -29,15 +29,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainerFactory:
-    """Makes Trainers: within a process group one of its ranks, elsewhere one for this process alone.
+    """Makes Trainers: for the ranks of the process group that it is called in, or for this process alone.
 
     Attributes:
-        accelerator: ``cpu`` or ``cuda``. gpus: indices of a node's GPUs that may be used; None for the first ones.
-        local_size: ranks on a node. precision: of fine-tuning.
-        logger: by the name of the stage; followers, which get a copy of this, have none.
-        bar, lines: show progress as a bar, or in the log.
-        arguments, callbacks: by the name of the stage, the user's own arguments of the Trainer, and makers of the
-            user's callbacks. They apply to training and not to testing.
+        accelerator: ``cpu`` or ``cuda``.
+        gpus: indices of a node's GPUs that may be used; None for the first ones.
+        local_size: the number of ranks on a node.
+        precision: of fine-tuning.
+        logger: makes the logger of a stage, by name. Followers get a copy of this factory without it.
+        bar: whether to show a progress bar.
+        lines: whether to log lines of progress.
+        arguments: the user's own arguments of the Trainer, by the name of the stage; for training, not for testing.
+        callbacks: likewise makers of the user's callbacks.
     """
 
     accelerator: str
@@ -54,12 +57,12 @@ class TrainerFactory:
         return {**self.__dict__, "logger": None, "bar": False, "lines": False}
 
     def __call__(self, stage: str, max_epochs: int, callbacks: list[Callback]) -> pl.Trainer:
-        """Make a Trainer for a stage.
+        """Make the Trainer of a stage.
 
         Args:
-            stage: its name.
+            stage: ``finetune`` or ``discover``.
             max_epochs: passes over the data.
-            callbacks: what the training needs; none of them for testing.
+            callbacks: what the training needs; none for testing. Lightning saves checkpoints only if there are some.
         """
         _, ranks = rank_and_world_size()
         here = self.local_size if ranks > 1 else 1
@@ -78,12 +81,12 @@ class TrainerFactory:
             accelerator=self.accelerator,
             devices=here if self.gpus is None else self.gpus[:here],
             num_nodes=ranks // here,
-            # A static graph may have parameters that no output depends on, as some timm models do.
+            # A static graph, because some timm models have parameters that no output depends on.
             strategy=DDPStrategy(static_graph=True) if ranks > 1 else "auto",
             plugins=plugins,
-            # The batches of salve.distributed know about ranks; Lightning's sampler would repeat rows.
+            # salve.distributed splits batches over ranks; Lightning's sampler would repeat rows.
             use_distributed_sampler=False,
-            # SAEs and measurements keep float32: an edit's size is compared across them.
+            # SAEs and measurements stay in float32, since sizes of edits are compared across them.
             precision=self.precision if stage == "finetune" else "32-true",
             max_epochs=max_epochs,
             callbacks=[*callbacks, *own, *shown],
@@ -94,14 +97,14 @@ class TrainerFactory:
             **{"enable_model_summary": False, "log_every_n_steps": 1_000_000, **arguments},
         )
         if not others_handle_sigterm():
-            # Told to end, a training ends as everything else does (salve.ending). Lightning would note SIGTERM, end
-            # after the batch with status 0, and under several ranks wait in its handler for those that compute.
+            # salve.ending handles signals. On SIGTERM, Lightning would end after the batch, with status 0, and with
+            # several ranks its handler would wait for ranks that are still computing.
             trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         return trainer
 
 
 class _Ranks(ClusterEnvironment):
-    """Tells Lightning which rank this is, and keeps it from asking SLURM's or torchrun's variables."""
+    """Tells Lightning which rank this is, so that it does not read the variables of SLURM or torchrun."""
 
     def __init__(self, local_size: int) -> None:
         super().__init__()
@@ -113,7 +116,7 @@ class _Ranks(ClusterEnvironment):
 
     @property
     def main_address(self) -> str:
-        return "127.0.0.1"  # never asked for: the process group is there before a Trainer is
+        return "127.0.0.1"  # not used: the process group exists before a Trainer does
 
     @property
     def main_port(self) -> int:
@@ -143,10 +146,10 @@ class _Ranks(ClusterEnvironment):
 
 
 class _Checkpoints(TorchCheckpointIO):
-    """A checkpoint is there as a whole or not at all, also after a kill or on a full disk."""
+    """Writes a checkpoint whole or not at all, even if the process is killed or the disk is full."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        # Lightning's own goes through the system's folder for temporary files, from where it may have to copy.
+        # Lightning writes to the system's temporary folder first, which may be on another disk.
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".unfinished")
@@ -154,7 +157,7 @@ class _Checkpoints(TorchCheckpointIO):
             with unfinished.open("wb") as file:
                 torch.save(checkpoint, file)
             keep(unfinished, path)
-        except (RuntimeError, OSError) as error:  # torch's own, over the system's reason, such as a full disk
+        except (RuntimeError, OSError) as error:  # torch raises RuntimeError from the system's error
             if (refused := refused_by_system(error, path)) is None:
                 raise
             raise refused from error
@@ -163,23 +166,23 @@ class _Checkpoints(TorchCheckpointIO):
                 unfinished.unlink()
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = True) -> Any:
-        # Some versions of Lightning would unpickle anything.
+        # Whatever Lightning asks for: nothing is unpickled but tensors and plain values.
         return torch.load(path, map_location or "cpu", weights_only=True)
 
 
 class _SharedBatchNorm(LayerSync):
-    """BatchNorm over the rows of all ranks; timm's own BatchNorm keeps the activation that it contains."""
+    """Makes BatchNorm use the rows of all ranks. timm's function keeps the activation inside timm's BatchNorm."""
 
     def apply(self, model: nn.Module) -> nn.Module:
         synchronised: nn.Module = timm.layers.convert_sync_batchnorm(model)
         return synchronised
 
     def revert(self, model: nn.Module) -> nn.Module:
-        return model  # has the same state_dict, which is all that is read
+        return model  # its state_dict is the same, and nothing else is read
 
 
 class _Bar(RichProgressBar):
-    """Lightning's bar without the logger's folder, which it shows as a version number."""
+    """Lightning's progress bar without ``v_num``, the logger's version."""
 
     def get_metrics(self, *args: Any) -> dict[str, Any]:
         return {name: value for name, value in super().get_metrics(*args).items() if name != "v_num"}

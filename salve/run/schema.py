@@ -144,12 +144,10 @@ class SweepSettings:
     Attributes:
         name: the sweep's folder under ``<output_dir>/sweeps``, and its group in W&B.
         search: None for a grid.
-        runs: keys of the runs that one job of the sweep makes; the sweep sets it.
     """
 
     name: str = MISSING
     search: SearchSettings | None = None
-    runs: list[str] = field(default_factory=list)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""A sweep in one table and its standard pictures; reads nothing but the sweep's folder."""
+"""Sweeps: plan and make their runs (``salve -m``), and sum them up (``salve-sweep``)."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ __all__ = ["SweepSummary", "print_summary", "summarise_sweep"]
 
 
 def __getattr__(name: str) -> Any:
-    # `salve-sweep --help` and whoever wants the names alone need neither matplotlib nor pandas, which take seconds.
+    # Imported on first use, because matplotlib and pandas take seconds and `salve-sweep --help` needs neither.
     if name not in _MODULES:
         raise AttributeError(f"module '{__name__}' has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

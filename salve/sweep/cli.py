@@ -1,4 +1,4 @@
-"""``salve-sweep``: a sweep in one table, with its standard pictures."""
+"""``salve-sweep``: sum up a sweep in one table, with its standard figures."""
 
 import argparse
 import sys
@@ -19,18 +19,18 @@ written into FOLDER:
                        measures of the edits against λ (…-k for TopK SAEs),
                        mean and standard deviation over seeds; selectivity on
                        select images, α_flip on test images
-What runs are compared by, so that one may be chosen, is measured on select
-images: the columns select_… of sweep.csv. The columns of the same names without
-select_ are of test images: report them of the run that was chosen.
-Each picture is a PNG and an SVG. One whose axes do not vary, or whose stage
-did not run, is left out, and salve-sweep says so.
+Choose a run by measures on select images: the columns select_… of sweep.csv.
+The columns of the same names without select_ are measured on test images:
+report them for the run that you have chosen.
+Each figure is a PNG and an SVG. salve-sweep leaves out, and names, a figure
+whose axes do not vary or whose stage did not run.
 
-The folder may be moved or copied: nothing outside it is read, unless
---stability asks for the SAEs. It compares the dictionaries of runs that
-differ in nothing but sae.seed, and writes
+The folder may be moved or copied: nothing outside it is read, except the SAEs
+with --stability. It compares the dictionaries of runs that differ in sae.seed
+alone, and writes
   stability.csv        one row per pair of such runs: mean cosine of matched
-                       latents, share of latents that both have, and both for
-                       random directions
+                       latents, share of latents that both have, and the same
+                       two numbers for random directions
 
 example:
   salve -m sae.sparsity=1,2,5 seed=0,1,2 sweep.name=lambda
@@ -39,15 +39,15 @@ example:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
+    """Run the command; return its exit status."""
     return as_told(partial(_main, arguments), "salve-sweep: stopped; the same command writes everything anew.")
 
 
 def _main(arguments: list[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="salve-sweep",
-        description="Gather the finished runs of a sweep into one table, print it, draw the standard pictures, and "
-        "say which runs are missing and why. Run it at any time, also while the sweep runs.",
+        description="Gather the finished runs of a sweep into one table, print it, draw the standard figures, and "
+        "say which runs are missing and why. You can run it while the sweep runs.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -56,10 +56,10 @@ def _main(arguments: list[str] | None) -> int:
     parser.add_argument(
         "--artifacts",
         type=Path,
-        help="where --stability finds the SAEs, if the sweep was moved: <output_dir>/artifacts",
+        help="<output_dir>/artifacts, where --stability finds the SAEs; needed if the sweep was moved",
     )
     given = parser.parse_args(arguments)
-    # Only now, since what draws and counts takes seconds.
+    # Imported here because they take seconds.
     from rich.console import Console
 
     from salve.sweep.summary import print_summary, summarise_sweep

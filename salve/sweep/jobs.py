@@ -1,4 +1,4 @@
-"""What a job of a sweep does, wherever a launcher has put it: make some of the sweep's runs."""
+"""A job of a sweep: make its runs, from the settings in their folders."""
 
 import io
 import logging
@@ -21,48 +21,50 @@ log = logging.getLogger(__name__)
 
 
 def make_runs(sweep: Path, keys: Sequence[str], classes: Collection[str] = ()) -> None:
-    """Make runs of a sweep from the settings in their folders; one that fails does not stop the others.
+    """Make runs of a sweep. A run that fails does not stop the others.
 
     Args:
-        sweep: the sweep's folder. keys: names of the runs' folders in it. Several share their activations, and their
-            SAEs are trained together. classes: that the command names besides salve's own and Lightning's.
+        sweep: the sweep's folder.
+        keys: of the runs. If there are several, they share their activations, and their SAEs are trained together.
+        classes: that the sweep's command names; a run's settings may name these besides salve's and Lightning's own.
     """
     folders = [RunFolder(sweep / key) for key in sorted(keys)]
     with joined() as leads, ExitStack() as held:
         if not leads:
             return
-        for folder in folders:  # in order, so that two jobs that want the same never wait for each other
+        for folder in folders:  # in the same order in every job, so that no two jobs wait for each other
             held.enter_context(folder.lock)
         missing = [folder for folder in folders if folder.state() != "finished"]
         for folder in missing:
             folder.begin()
-        made = _share(missing, classes) if len(missing) > 1 else set()
+        made = _train_saes(missing, classes) if len(missing) > 1 else set()
         for folder in missing:
-            _make(folder, classes, made)
+            _make_run(folder, classes, made)
 
 
-def _share(folders: Sequence[RunFolder], classes: Collection[str]) -> set[str]:
-    """What the runs have in common, and their SAEs at once, which each run finds later; the keys of the SAEs."""
+def _train_saes(folders: Sequence[RunFolder], classes: Collection[str]) -> set[str]:
+    """Train the SAEs of several runs together, each of which later finds its own; return the keys of the SAEs."""
     try:
         configs = [folder.settings(classes=classes) for folder in folders]
         with leased_gpus(configs[0].trainer) as gpus:
-            return train_together(configs, _quiet(), gpus)
+            return train_together(configs, _hidden(), gpus)
     except Exception:
         stop_if_told()
-        # Each run meets the reason again by itself, and only those fail that it concerns.
+        # Each run meets the error again by itself, so that only those fail that it concerns.
         log.exception("The SAEs could not be trained together; each run trains its own.")
         return set()
 
 
-def _make(folder: RunFolder, classes: Collection[str], made: set[str]) -> None:
+def _make_run(folder: RunFolder, classes: Collection[str], made: set[str]) -> None:
     sweep = folder.path.parent.name
     try:
         config = folder.settings(classes=classes)
-        # As who repeats it has to write it: a rerun takes neither of the last two from the folder.
-        again = shlex.join(["salve", f"rerun={folder.path}"]) + f" {quoted(f'output_dir={config.output_dir}')}"
-        again += "".join(f" {key}={target}" for key, target in named_again(config).items())
+        # The command that repeats the run. It names output_dir and classes of one's own, which a rerun does not take
+        # from the folder.
+        command = shlex.join(["salve", f"rerun={folder.path}"]) + f" {quoted(f'output_dir={config.output_dir}')}"
+        command += "".join(f" {key}={target}" for key, target in named_again(config).items())
         with leased_gpus(config.trainer) as gpus:
-            execute(config, folder.path, again, _quiet(), group=sweep, gpus=gpus, made=made)
+            execute(config, folder.path, command, _hidden(), group=sweep, gpus=gpus, made=made)
     except Exception as error:
         stop_if_told()
         log.exception("%s failed", folder.path.name)
@@ -71,6 +73,6 @@ def _make(folder: RunFolder, classes: Collection[str], made: set[str]) -> None:
         folder.finish()
 
 
-def _quiet() -> Console:
-    """What a run would show on the terminal: jobs run beside each other, and the sweep shows their progress."""
+def _hidden() -> Console:
+    """A console that shows nothing: jobs run side by side, and the sweep's command shows the progress of all."""
     return Console(file=io.StringIO(), markup=False, emoji=False)

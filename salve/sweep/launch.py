@@ -1,4 +1,4 @@
-"""Having runs made by a launcher of Hydra's, whatever happens to its jobs."""
+"""Submit runs to a Hydra launcher, and resubmit those whose job died."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -19,16 +19,19 @@ from salve.types import UserError
 #: Seconds between two looks at the runs' folders.
 LOOK = 1.0
 
+#: Starts jobs, each given as the keys of its runs. Returns when all have ended; raises if the launcher stops early.
 Launch = Callable[[Sequence[Sequence[str]]], Any]
 
+Job = list[Run]
 
-def jobs_of(runs: Sequence[Run]) -> list[list[Run]]:
-    """Which runs go into one job: alone, or up to ``sae.ensemble`` that differ only in what an ensemble can vary."""
-    groups: dict[str, list[list[Run]]] = {}
+
+def jobs_of(runs: Sequence[Run]) -> list[Job]:
+    """Group runs into jobs: one run each, or up to ``sae.ensemble`` runs whose SAEs can be trained together."""
+    groups: dict[str, list[Job]] = {}
     for run in runs:
-        rest = {name: value for name, value in asdict(run.config).items() if name != "sae"}
-        jobs = groups.setdefault(digest_of(rest), [])
         sae = run.config.sae
+        others = {name: value for name, value in asdict(run.config).items() if name != "sae"}
+        jobs = groups.setdefault(digest_of(others), [])
         fitting = (job for job in jobs if len(job) < sae.ensemble and can_share(job[0].config.sae, sae))
         if (job := next(fitting, None)) is not None:
             job.append(run)
@@ -37,63 +40,71 @@ def jobs_of(runs: Sequence[Run]) -> list[list[Run]]:
     return [job for jobs in groups.values() for job in jobs]
 
 
-def make(runs: Sequence[Run], sweep: Path, launch: Launch, console: Console) -> None:
-    """Have all runs made; afterwards each one's folder says what became of it.
+def submit(runs: Sequence[Run], sweep: Path, launch: Launch, console: Console) -> None:
+    """Submit runs and wait for them; afterwards each run's folder says how it ended.
 
-    A job that is killed may take others with it, or the launcher's patience. What had not begun is then launched
-    again, and what was being made when it happened is tried once more, alone.
+    A job that is killed may take other jobs with it, or make the launcher give up. Jobs that had not begun are then
+    launched again. Jobs that had begun are launched once more, each alone, since one of them may be the cause.
 
     Args:
-        runs: none of them finished. sweep: the sweep's folder. launch: given each job's overrides, returns when all
-            jobs have ended, or raises. console: where progress is shown.
+        runs: runs that are not finished.
+        sweep: the sweep's folder.
+        launch: starts jobs.
+        console: where progress is shown.
 
     Raises:
-        UserError: the launcher failed twice in a row with nothing to show for it.
+        UserError: the launcher failed twice in a row before any job began.
     """
-    queue, suspects, idle = jobs_of(runs), list[list[Run]](), False
-    with _watched(runs, sweep, console):
-        while queue:
-            try:
-                launch([_overrides(job) for job in queue])
-                break
-            except Exception as error:
-                stop_if_told()
-                left = [job for job in queue if _states(job, sweep) & {"new", "running", "interrupted"}]
-                dead = [job for job in left if "interrupted" in _states(job, sweep)]
-                if idle and not dead and len(left) == len(queue):
-                    raise UserError(f"The launcher gave up: {_first_line(error)}") from error
-                idle = not dead and len(left) == len(queue)
-                queue = [job for job in left if job not in dead]
-                suspects += dead
-                again = len(queue) + len(suspects)
-                console.print(
-                    f"The launcher stopped early ({_first_line(error)}); jobs launched again: {again}.", markup=False
-                )
-        for job in suspects:
-            try:
-                launch([_overrides(job)])
-            except Exception as error:
-                stop_if_told()
-                reason = f"its process was killed, twice ({_first_line(error)})"
-                for run in job:
-                    if run.folder(sweep).state() == "interrupted":
-                        run.folder(sweep).fail(reason)
+    with _reported(runs, sweep, console):
+        for job in _launch_together(jobs_of(runs), sweep, launch, console):
+            _launch_alone(job, sweep, launch)
 
 
-def _overrides(job: Sequence[Run]) -> list[str]:
-    """What composes a job: its first run's settings, whose folder keeps the log, and the runs that it makes."""
-    # Quoted: 445090e72263 is a key, but Hydra would read a number.
-    keys = [f"'{run.key}'" for run in job]
-    return [
-        *job[0].overrides,
-        f"sweep.runs=[{','.join(keys)}]",
-        f"hydra.sweep.subdir={keys[0]}",
-        # Into the run's own log only: jobs beside each other would mix their lines on the terminal.
-        "hydra.job_logging.root.handlers=[file]",
-    ]
+def _launch_together(jobs: list[Job], sweep: Path, launch: Launch, console: Console) -> list[Job]:
+    """Launch jobs, and those that have not begun again each time that the launcher stops early.
+
+    Returns:
+        The jobs that were being made when the launcher stopped.
+    """
+    died: list[Job] = []
+    failed_in_vain = False
+    while jobs:
+        try:
+            launch([_keys(job) for job in jobs])
+            break
+        except Exception as error:
+            stop_if_told()
+            left = [job for job in jobs if _states(job, sweep) & {"new", "running", "interrupted"}]
+            begun = [job for job in left if "interrupted" in _states(job, sweep)]
+            in_vain = not begun and len(left) == len(jobs)
+            if in_vain and failed_in_vain:
+                raise UserError(f"The launcher gave up: {_first_line(error)}") from error
+            failed_in_vain = in_vain
+            died += begun
+            jobs = [job for job in left if job not in begun]
+            console.print(
+                f"The launcher stopped early ({_first_line(error)}); jobs launched again: {len(jobs) + len(died)}.",
+                markup=False,
+            )
+    return died
 
 
-def _states(job: Sequence[Run], sweep: Path) -> set[str]:
+def _launch_alone(job: Job, sweep: Path, launch: Launch) -> None:
+    """Launch a job whose process died; if it dies again, mark its runs as failed."""
+    try:
+        launch([_keys(job)])
+    except Exception as error:
+        stop_if_told()
+        for run in job:
+            if run.folder(sweep).state() == "interrupted":
+                run.folder(sweep).fail(f"its process was killed, twice ({_first_line(error)})")
+
+
+def _keys(job: Job) -> list[str]:
+    return [run.key for run in job]
+
+
+def _states(job: Job, sweep: Path) -> set[str]:
     return {run.folder(sweep).state() for run in job}
 
 
@@ -102,8 +113,8 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _watched(runs: Sequence[Run], sweep: Path, console: Console) -> Iterator[None]:
-    """Say of every run when it has ended, and show how far the sweep is; the folders are all that is looked at."""
+def _reported(runs: Sequence[Run], sweep: Path, console: Console) -> Iterator[None]:
+    """Print a line for each run that ends, and show the progress of the sweep. Reads nothing but the runs' folders."""
     ended: set[str] = set()
     over = threading.Event()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -139,7 +150,7 @@ def _watched(runs: Sequence[Run], sweep: Path, console: Console) -> Iterator[Non
 
 
 def _headline(metrics: dict[str, Any]) -> str:
-    """The select split's measures, by which runs are compared."""
+    """The measures of a finished run that the terminal shows, all on the select split."""
     shown = (("select_fve", "FVE"), ("select_l0", "L0"), ("select_separating", "separating"))
     found = "  ".join(f"{name} {metrics[key]:.3g}" for key, name in shown if metrics.get(key) is not None)
     return f"on select: {found}" if found else ""

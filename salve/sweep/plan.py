@@ -1,4 +1,4 @@
-"""What a sweep is going to do: each of its runs, checked, and named after what it computes."""
+"""Plan a sweep: compose and check each of its runs, and name each after what it computes."""
 
 import itertools
 import json
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -21,9 +21,9 @@ from salve.run.inputs import check_inputs
 from salve.run.schema import Config, resolve
 from salve.types import UserError
 
-#: Settings and groups that a run's key does not depend on, each with the reason why the results do not either. Of a
-#: trainer, its precision and its memory are left: another precision is other arithmetic, and what does not fit into
-#: memory is shuffled in another order. Devices only round sums in another order, as other processors do.
+#: Settings and groups that a run's key leaves out, each with the reason why they do not change the results. Of the
+#: trainer's settings the key keeps two: precision changes the arithmetic, and memory decides in which order rows are
+#: shuffled. The number of devices changes only the order in which sums are rounded, as another processor does.
 NOT_COMPUTED = {
     "name": "names folders",
     "output_dir": "says where results lie",
@@ -34,12 +34,29 @@ NOT_COMPUTED = {
     "sweep": "groups runs",
     "cluster": "says where runs are made",
     "hydra": "says how runs are started",
-    "data.num_workers": "what is random about an image depends on its number, not on who loads it",
+    "data.num_workers": "the random numbers for an image depend on its index, not on the worker that loads it",
     "data.download": "brings the same images",
-    "sae.ensemble": "an SAE of an ensemble is trained on the rows it would be trained on alone",
+    "sae.ensemble": "each SAE of an ensemble is trained on the rows that it would be trained on alone",
 }
 
 ALL_SITES = "all"
+
+
+class Argument(NamedTuple):
+    """One setting of a combination.
+
+    Attributes:
+        key: the setting, or group, as on the command line.
+        value: its value, as on the command line.
+        swept: whether the sweep varies it.
+    """
+
+    key: str
+    value: str
+    swept: bool
+
+
+Combination = Sequence[Argument]
 
 
 @dataclass(frozen=True)
@@ -47,45 +64,44 @@ class Run:
     """One run of a sweep.
 
     Attributes:
-        key: hash of everything its results depend on, and the name of its folder.
-        swept: values of the settings that the sweep varies. config: all settings, checked.
-        overrides: what composes these settings.
+        key: hash of everything that its results depend on; the name of its folder.
+        swept: the values of the settings that the sweep varies.
+        config: all settings, checked.
     """
 
     key: str
     swept: dict[str, Any]
     config: Config
-    overrides: tuple[str, ...]
 
     def folder(self, sweep: Path) -> RunFolder:
-        """Where the run is kept."""
+        """The run's folder in that of the sweep."""
         return RunFolder(sweep / self.key)
 
     @property
     def label(self) -> str:
-        """The swept values, for people."""
+        """The swept values, as text for the terminal."""
         return label_of(self.swept)
 
 
 def label_of(swept: dict[str, Any]) -> str:
-    """``sae.sparsity=2 seed=0``."""
+    """Swept values as text: ``sae.sparsity=2 seed=0``."""
     return " ".join(f"{key}={value}" for key, value in swept.items()) or "as configured"
 
 
 def run_key(config: Config) -> str:
-    """12 hex digits that two runs share exactly if they compute the same."""
+    """The key of a run: 12 hex digits, the same for two runs exactly if they compute the same."""
     settings = {**asdict(config), "sae": {**config.sae.scientific(), "seed": config.sae.seed}}
     return digest_of({"revision": REVISION, "settings": _computed(settings)})[:12]
 
 
 def is_computed(key: str) -> bool:
-    """Whether results depend on a setting: ``sae.k`` or ``group/part``."""
+    """Whether results depend on a setting, written ``sae.k`` or ``group/part``."""
     path = key.lstrip("+").replace("/", ".")
     return not any(path == idle or path.startswith(f"{idle}.") for idle in NOT_COMPUTED)
 
 
 def _computed(settings: dict[str, Any], above: str = "") -> dict[str, Any]:
-    """Settings without those that results do not depend on."""
+    """The settings that results depend on."""
     return {
         name: _computed(value, f"{above}{name}.") if isinstance(value, dict) else value
         for name, value in settings.items()
@@ -93,67 +109,61 @@ def _computed(settings: dict[str, Any], above: str = "") -> dict[str, Any]:
     }
 
 
-def combinations(overrides: Sequence[Override]) -> list[list[tuple[str, str, bool]]]:
-    """Every combination of swept values, as ``(key, value, swept)`` in the order of the command line.
+def combinations(overrides: Sequence[Override]) -> list[Combination]:
+    """Every combination of swept values, in the order of the command line.
 
     Raises:
         UserError: a setting is swept that does not change what is computed, or over an interval.
     """
-    axes: dict[str, list[tuple[str, str, bool]]] = {}
+    axes: dict[str, list[Argument]] = {}
     for override in overrides:
         key = override.get_key_element()
         if not override.is_sweep_override():
-            axes[key] = [(key, override.get_value_element_as_str(), False)]
+            axes[key] = [Argument(key, override.get_value_element_as_str(), False)]
             continue
         refuse_idle_axis(key)
         if not override.is_discrete_sweep():
-            raise UserError(f"{key} is given as an interval, of which only a search (sweep=optuna) can take values.")
-        axes[key] = [(key, value, True) for value in override.sweep_string_iterator()]
+            raise UserError(f"{key} is given as an interval, which only a search (sweep=optuna) can draw values from.")
+        axes[key] = [Argument(key, value, True) for value in override.sweep_string_iterator()]
     return [list(combination) for combination in itertools.product(*axes.values())]
 
 
 def refuse_idle_axis(key: str) -> None:
-    """Raises UserError for a setting that cannot be swept."""
+    """Raise UserError for a setting that cannot be swept, because it does not change what is computed."""
     if not is_computed(key) or key == "trainer":
         raise UserError(f"{key} cannot be swept: it says how or where runs are made, not what they compute.")
 
 
 def plan(
-    combined: Iterable[Sequence[tuple[str, str, bool]]],
+    combined: Iterable[Combination],
     compose: Callable[[list[str]], DictConfig],
     *checks: Callable[[Config], None],
 ) -> list[Run]:
-    """Compose and check every combination.
+    """Compose each combination, once, and check it.
 
     Args:
-        combined: see :func:`combinations`. compose: composes the settings from overrides.
-        checks: each raises UserError for settings that do not fit each other, the data or the weights. All combinations
-            pass one before any is given to the next, which may take longer.
+        combined: see :func:`combinations`.
+        compose: composes a configuration from overrides.
+        checks: each raises UserError for settings that do not fit each other, the data or the weights. A check begins
+            when all combinations have passed the one before it; slow checks come last.
 
     Returns:
         The runs, each key once.
 
     Raises:
-        UserError: some combinations are impossible; the message lists them all, each with its reason.
+        UserError: some combinations are impossible; the message lists all of them with their reasons.
     """
     refusals = _Refusals()
-    settled: list[tuple[DictConfig, Config, tuple[str, ...], dict[str, str]]] = []
+    composed: list[tuple[Config, dict[str, Any]]] = []
     total = 0
     for total, combination in enumerate(combined, start=1):  # noqa: B007
-        overrides = tuple(f"{key}={value}" for key, value, _ in combination)
-        swept = {key: value for key, value, is_swept in combination if is_swept}
-        with refusals.of(label_of(swept)):
-            config = compose(list(overrides))
-            with open_dict(config):
-                config.pop("hydra", None)
-            settings = resolve(config)
-            check_inputs(settings)
-            settled.append((config, settings, overrides, swept))
+        with refusals.of(label_of({given.key: given.value for given in combination if given.swept})):
+            composed.append(_compose_one(combination, compose))
     refusals.end(total)
     runs: dict[str, Run] = {}
-    for config, settings, overrides, swept in settled:
+    for config, swept in composed:
         with refusals.of(label_of(swept)):
-            for run in _expand(config, settings, overrides, swept):
+            for run in _runs_of(config, swept):
                 runs.setdefault(run.key, run)
     refusals.end(total)
     for check in checks:
@@ -171,51 +181,53 @@ class _Refusals:
         self._lines: list[str] = []
 
     @contextmanager
-    def of(self, what: str) -> Iterator[None]:
-        """Keep what is raised about a combination."""
+    def of(self, label: str) -> Iterator[None]:
+        """Catch what is raised about the combination with this label."""
         try:
             yield
         except (HydraException, OmegaConfBaseException) as error:
-            self._lines.append(f"{what}: {explain(error)}")
+            self._lines.append(f"{label}: {explain(error)}")
         except UserError as error:
-            self._lines.append(f"{what}: {error}")
+            self._lines.append(f"{label}: {error}")
 
     def end(self, total: int) -> None:
-        """Raises UserError with all reasons, if there are any."""
+        """Raise UserError with all reasons, if there are any."""
         if self._lines:
             lines = "\n".join(f"  {line}" for line in self._lines)
             raise UserError(f"{len(self._lines)} of {total} combinations cannot be run, so none was started:\n{lines}")
 
 
+def _compose_one(combination: Combination, compose: Callable[[list[str]], DictConfig]) -> tuple[Config, dict[str, Any]]:
+    """The checked settings of a combination, and its swept values with their types."""
+    composed = compose([f"{given.key}={given.value}" for given in combination])
+    with open_dict(composed):
+        composed.pop("hydra", None)
+    config = resolve(composed)
+    check_inputs(config)
+    return config, {given.key: _value(composed, given) for given in combination if given.swept}
+
+
+def _value(config: DictConfig, given: Argument) -> Any:
+    """The value of a swept setting; for a group, the name of the chosen file."""
+    value = OmegaConf.select(config, given.key.lstrip("+"))
+    if value is None or OmegaConf.is_dict(value):
+        return given.value
+    return OmegaConf.to_object(value) if OmegaConf.is_list(value) else value
+
+
+def _runs_of(config: Config, swept: dict[str, Any]) -> list[Run]:
+    """One run, or with ``layer=all`` one run per site of the backbone."""
+    if config.layer != ALL_SITES:
+        return [Run(run_key(config), swept, config)]
+    backbone = config.backbone
+    layers = _site_names(backbone.library, backbone.name, json.dumps(backbone.args, sort_keys=True))
+    configs = [replace(config, layer=layer) for layer in layers]
+    return [Run(run_key(one), {**swept, "layer": one.layer}, one) for one in configs]
+
+
 @lru_cache(maxsize=64)
 def _site_names(library: str, name: str, args: str) -> list[str]:
-    """The sites of a backbone, whose further arguments are JSON."""
-    from salve.backbones import load_backbone, sites  # only now, since it takes seconds
+    """The sites of a backbone; ``args`` are its further arguments, as JSON."""
+    from salve.backbones import load_backbone, sites  # imported here because it takes seconds
 
     return list(sites(load_backbone(library, name, "random", 2, json.loads(args)).model))
-
-
-def _expand(config: DictConfig, first: Config, overrides: tuple[str, ...], swept: dict[str, Any]) -> list[Run]:
-    """One run, or with ``layer=all`` one per site of the backbone."""
-    layers = [first.layer]
-    if first.layer == ALL_SITES:
-        backbone = first.backbone
-        layers = _site_names(backbone.library, backbone.name, json.dumps(backbone.args, sort_keys=True))
-    runs = []
-    for layer in layers:
-        one = replace(first, layer=layer)
-        values = {key: _value(config, key, text) for key, text in swept.items()}
-        chosen = overrides
-        if first.layer == ALL_SITES:
-            values["layer"] = layer
-            chosen = (*(text for text in overrides if not text.startswith("layer=")), f"layer={layer}")
-        runs.append(Run(run_key(one), values, one, chosen))
-    return runs
-
-
-def _value(config: DictConfig, key: str, text: str) -> Any:
-    """The value that a swept setting has; of a group, the name of the chosen file."""
-    value = OmegaConf.select(config, key.lstrip("+"))
-    if value is None or OmegaConf.is_dict(value):
-        return text
-    return OmegaConf.to_object(value) if OmegaConf.is_list(value) else value

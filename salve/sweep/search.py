@@ -1,7 +1,7 @@
-"""A search for good settings by Optuna, which is asked for trials and told what became of them.
+"""Search for good settings with Optuna: ask it for trials, run them, and tell it their results.
 
-Hydra's own Optuna plugin needs an Optuna older than 3, runs its number of trials anew at every start, and leaves the
-trials open that were being run when it was killed; so Optuna's ask-and-tell is driven here, over the same launchers.
+Hydra's own Optuna plugin is not used: it needs an Optuna below 3, starts from the first trial at every command, and
+never finishes the trials that were running when it was killed.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,15 +12,15 @@ from typing import Any
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
 from salve.run.schema import SearchSettings
-from salve.sweep.plan import Run, is_computed, refuse_idle_axis
+from salve.sweep.plan import Argument, Combination, Run, is_computed, refuse_idle_axis
 from salve.types import UserError
 
 JOURNAL = "optuna.journal"
-#: Proposals in a row that were made before, from which on the space counts as exhausted.
+#: The space counts as exhausted after this many proposals in a row that were made before.
 REPEATS = 100
 
-#: Numbers of ``metrics.json`` that a search may go by (:func:`salve.report.metrics.run_metrics`), of the select and the
-#: train split. A search chooses, and what the test split shows is there to report on the choice.
+#: The measures (:func:`salve.report.metrics.run_metrics`) that may be objectives. All are of the select or the train
+#: split: a search chooses, and the test split is there to report on the choice.
 MEASURES = (
     *("select_fve", "select_cosine", "select_l0", "select_downstream_accuracy", "select_downstream_kl"),
     *("select_kl_recovered_from_mean", "select_kl_recovered_from_zero"),
@@ -29,18 +29,19 @@ MEASURES = (
     "alpha_used_median",
 )
 
-Combination = list[tuple[str, str, bool]]
-
 
 class Search:
-    """Proposes runs until there are as many trials as wanted, those of earlier commands included.
+    """A search in a sweep's folder, which a later command continues.
 
     Args:
-        settings: trials and objectives. overrides: of the command; those that are sweeps span the space.
-        sweep: the sweep's folder, which also holds the study. seed: of the proposals.
+        settings: the number of trials, and the objectives.
+        overrides: of the command; those that are sweeps span the space.
+        sweep: the sweep's folder; the study is kept there.
+        seed: of Optuna's sampler.
 
     Raises:
-        UserError: no Optuna, nothing to vary, or a study in the folder that is about something else.
+        UserError: Optuna is not installed, nothing varies, or the study in the folder has another space, other
+            settings or other objectives.
     """
 
     def __init__(self, settings: SearchSettings, overrides: Sequence[Override], sweep: Path, seed: int) -> None:
@@ -54,7 +55,7 @@ class Search:
         self._settings, self._sweep, self._seed = settings, sweep, seed
         swept = [override for override in overrides if override.is_sweep_override()]
         self._fixed = [
-            (override.get_key_element(), override.get_value_element_as_str())
+            Argument(override.get_key_element(), override.get_value_element_as_str(), False)
             for override in overrides
             if not override.is_sweep_override()
         ]
@@ -78,53 +79,54 @@ class Search:
             )
         except (ValueError, KeyError) as error:
             raise UserError(
-                f"{journal} cannot be read as the study of a search; remove it and give the same command again, which "
-                "finds the runs that are finished."
+                f"{journal} cannot be read as the study of a search; remove it and give the same command again: runs "
+                "that are finished are found."
             ) from error
         about = {
             "space": {key: repr(distribution) for key, distribution in self._space.items()},
-            "settings": [f"{k}={v}" for k, v in self._fixed if is_computed(k) and k != "trainer"],
+            "settings": [f"{k}={v}" for k, v, _ in self._fixed if is_computed(k) and k != "trainer"],
             "objectives": self._settings.objectives,
         }
         before = study.user_attrs.get("about", about)
         if different := [name for name in about if about[name] != before[name]]:
             raise UserError(
-                f"{journal} holds a search with other {' and '.join(different)}; give this one another sweep.name, or "
-                "repeat the earlier command to go on with it."
+                f"{journal} holds a search with other {' and '.join(different)}; give this search another sweep.name, "
+                "or repeat the earlier command to continue that one."
             )
         study.set_user_attr("about", about)
         return study
 
     def _trials(self, *states: Any) -> list[Any]:
-        """Trials in these states, without proposals that were turned down."""
+        """Trials in these states, without proposals that repeat an earlier one."""
         found = self._study.get_trials(deepcopy=False, states=states)
         return [trial for trial in found if not trial.user_attrs.get("repeats")]
 
     @property
     def done(self) -> int:
-        """Trials that have ended."""
+        """The number of trials that have ended."""
         return len(self._trials(self._states.COMPLETE, self._states.FAIL))
 
-    def go_on(self, plan_one: Callable[[Combination], Run], make: Callable[[list[Run]], None]) -> list[Run]:
-        """Run what is missing.
+    def run_trials(self, plan_one: Callable[[Combination], Run], make: Callable[[list[Run]], None]) -> list[Run]:
+        """Run trials until there are as many as wanted, those of earlier commands included.
 
         Args:
-            plan_one: checks a combination and names its run. make: has runs made that are not finished.
+            plan_one: composes and checks a combination.
+            make: makes runs, save those that are finished.
 
         Returns:
-            The runs of this command; their folders say what became of them.
+            The runs of this command; their folders say how they ended.
 
         Raises:
-            UserError: no trial of a batch can be run; the message is the first one's reason.
+            UserError: no trial of a batch can be run; the message gives the reason of the first.
         """
         runs: list[Run] = []
         while batch := self._batch():
             planned: dict[int, Run] = {}
             impossible: list[str] = []
             for number, params in batch.items():
-                axes = [(key, _text(params[key]), True) for key in self._space]
+                drawn = [Argument(key, _text(params[key]), True) for key in self._space]
                 try:
-                    planned[number] = plan_one([*((key, value, False) for key, value in self._fixed), *axes])
+                    planned[number] = plan_one([*self._fixed, *drawn])
                 except UserError as error:
                     impossible.append(str(error))
                     self._study.tell(number, state=self._states.FAIL, skip_if_finished=True)
@@ -137,7 +139,7 @@ class Search:
         return runs
 
     def _batch(self) -> dict[int, dict[str, Any]]:
-        """The next trials by number: first those that an earlier command left open, then new ones."""
+        """The next trials, as parameters by number: first those that an earlier command left open, then new ones."""
         wanted = self._settings.trials - self.done
         open_trials = self._trials(self._states.RUNNING)
         batch = {trial.number: trial.params for trial in open_trials if trial.params.keys() == self._space.keys()}
@@ -145,7 +147,7 @@ class Search:
         known = [trial.params for trial in ended] + list(batch.values())
         repeats = 0
         while len(batch) < min(self._settings.parallel, wanted) and repeats < REPEATS:
-            # Another seed for each, or a search that goes on would draw again what it began with.
+            # Each proposal has a seed of its own, or a continued search would repeat its first proposals.
             count = len(self._study.get_trials(deepcopy=False))
             self._study.sampler = self._sampler(seed=(self._seed * 100_003 + count) % 2**32)
             trial = self._study.ask(self._space)
@@ -165,13 +167,13 @@ class Search:
         if all(isinstance(value, int | float) and isfinite(value) for value in values):
             self._study.tell(number, values, skip_if_finished=True)
         elif run.folder(self._sweep).diverged() and (worst := self._worst()):
-            # Told as failed, Optuna would learn nothing, and propose what lies beside it again.
+            # The worst values so far keep Optuna away from here; it learns nothing from a failed trial.
             self._study.tell(number, worst, skip_if_finished=True)
-        else:  # failed, or without a value; Optuna learns nothing from it
+        else:
             self._study.tell(number, state=self._states.FAIL, skip_if_finished=True)
 
     def _worst(self) -> list[float]:
-        """The worst that each objective has come to so far; empty if nothing has."""
+        """The worst value of each objective so far; empty if no trial has any."""
         measured = [trial.values for trial in self._trials(self._states.COMPLETE)]
         worst = {"maximize": min, "minimize": max}
         directions = self._settings.objectives.values()
@@ -184,7 +186,7 @@ def _check(settings: SearchSettings) -> None:
     for name, direction in settings.objectives.items():
         if f"select_{name}" in MEASURES:
             raise UserError(
-                f"sweep.search.objectives: {name} is measured on test images, which report and must not choose; use "
+                f"sweep.search.objectives: {name} is measured on test images, by which nothing may be chosen; use "
                 f"select_{name}."
             )
         if name not in MEASURES:
@@ -199,12 +201,12 @@ def _check(settings: SearchSettings) -> None:
 
 
 def _text(value: Any) -> str:
-    """A value of Optuna's as it is written on the command line."""
+    """A value that Optuna drew, as on the command line."""
     return value if isinstance(value, str) else repr(value)
 
 
 def _distribution(override: Override, optuna: Any) -> Any:
-    """What Optuna draws from, for one swept setting."""
+    """The distribution that Optuna draws a swept setting from."""
     key, value = override.get_key_element(), override.value()
     refuse_idle_axis(key)
     distributions = optuna.distributions

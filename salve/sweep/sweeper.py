@@ -1,6 +1,6 @@
-"""``salve -m``: Hydra's sweeper of this project, which plans, skips what is finished, and survives its jobs.
+"""``salve -m``: plan a sweep, skip the runs that are finished, and make the others.
 
-Nothing heavy is imported before the settings of all runs are known to be right.
+Nothing heavy is imported before the settings of all runs are checked.
 """
 
 import json
@@ -8,11 +8,11 @@ import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.plugins import Plugins
-from hydra.types import HydraContext, TaskFunction
+from hydra.core.override_parser.types import Override
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import track
@@ -22,39 +22,39 @@ from salve.ending import owning
 from salve.run.explain import SweepIncomplete
 from salve.run.folder import PLAN, RunFolder, planned_in, runs_in
 from salve.run.schema import Config, SearchSettings
-from salve.sweep.plan import Run, combinations, plan, refuse_idle_axis
+from salve.run.stored import named_again
+from salve.sweep.handover import launcher_of_runs
+from salve.sweep.plan import Combination, Run, combinations, plan, refuse_idle_axis
 from salve.sweep.search import Search
 
 
 class Sweep:
-    """Grids and searches over one folder of runs, in which each run is named after what it computes.
+    """A grid or a search, in one folder of runs.
 
     Args:
-        hydra_context, task_function, config: what Hydra gives a sweeper.
+        hydra_context: what Hydra gives to a sweeper: its config loader and callbacks.
+        config: the configuration of the command, in which swept settings have not been varied yet.
     """
 
-    def __init__(self, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self._loader = hydra_context.config_loader
+    def __init__(self, hydra_context: HydraContext, config: DictConfig) -> None:
+        self._hydra_context = hydra_context
         self._config = config
-        self._launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
-        )
         self._launched = 0
 
     def make_all(self, arguments: Sequence[str]) -> None:
         """Make every run that is not finished.
 
         Args:
-            arguments: overrides, among them the sweeps; of two for one key the later counts.
+            arguments: overrides, among them the sweeps. Of two overrides for one key the later counts.
 
         Raises:
-            UserError: something about the whole sweep is impossible; nothing was started.
+            UserError: the sweep is impossible as a whole; nothing was started.
             SweepIncomplete: some runs failed.
         """
         console = Console(markup=False, emoji=False)
         folder = Path(self._config.hydra.sweep.dir)
-        overrides = OverridesParser.create(config_loader=self._loader).parse_overrides(list(arguments))
-        overrides = list({override.get_key_element(): override for override in overrides}.values())
+        parser = OverridesParser.create(config_loader=self._hydra_context.config_loader)
+        overrides = list({one.get_key_element(): one for one in parser.parse_overrides(list(arguments))}.values())
         for override in overrides:
             if override.is_sweep_override():
                 refuse_idle_axis(override.get_key_element())
@@ -68,21 +68,25 @@ class Sweep:
             runs = self._search(settings, overrides, folder, console)
         self._end(runs, folder, console)
 
-    def _search(self, settings: SearchSettings, overrides: Sequence[Any], folder: Path, console: Console) -> list[Run]:
+    def _search(
+        self, settings: SearchSettings, overrides: Sequence[Override], folder: Path, console: Console
+    ) -> list[Run]:
         search = Search(settings, overrides, folder, self._config.seed)
         console.print(f"{search.done} of {settings.trials} trials are done: {folder}", soft_wrap=True, markup=False)
-        return search.go_on(lambda combination: self._plan([combination])[0], lambda r: self._make(r, folder, console))
+        return search.run_trials(
+            lambda combination: self._plan([combination])[0], lambda r: self._make(r, folder, console)
+        )
 
-    def _plan(self, combined: Sequence[Sequence[tuple[str, str, bool]]]) -> list[Run]:
+    def _plan(self, combined: Sequence[Combination]) -> list[Run]:
         def compose(overrides: list[str]) -> DictConfig:
-            return self._loader.load_sweep_config(self._config, overrides)
+            return self._hydra_context.config_loader.load_sweep_config(self._config, overrides)
 
         shown = track(combined, "checking", transient=True, disable=len(combined) < 20)
         return plan(shown, compose, self._check)
 
     def _check(self, config: Config) -> None:
         from salve.processes.ranks import check_ranks
-        from salve.run.build import check_job  # only now, since it takes seconds
+        from salve.run.build import check_job  # imported here because it takes seconds
         from salve.run.tryout import try_once
 
         check_job(config)
@@ -95,7 +99,7 @@ class Sweep:
 
     def _make(self, runs: Sequence[Run], folder: Path, console: Console) -> None:
         from salve.run.tracking import check_login
-        from salve.sweep.launch import make
+        from salve.sweep.launch import submit
 
         for run in runs:
             if damage := run.folder(folder).reopen_if_damaged():
@@ -104,6 +108,8 @@ class Sweep:
         missing = [run for run in runs if states[run.key] != "finished"]
         if missing:
             check_login(missing[0].config.logger)
+            classes = {name for run in missing for name in named_again(run.config).values()}
+            launcher = launcher_of_runs(self._hydra_context, self._config, classes)
         before = {state: sum(found == state for found in states.values()) for state in ("failed", "interrupted")}
         again = ", ".join(f"{count} {state} before" for state, count in before.items() if count)
         found = len(runs) - len(missing)
@@ -117,32 +123,33 @@ class Sweep:
             return
         for run in missing:
             run.folder(folder).prepare(run.config)
-        make(missing, folder, self._launch, console)
+        submit(missing, folder, lambda jobs: self._launch(launcher, jobs), console)
 
-    def _launch(self, jobs: Sequence[Sequence[str]]) -> None:
+    def _launch(self, launcher: Launcher, jobs: Sequence[Sequence[str]]) -> None:
         watching: AbstractContextManager[None] = nullcontext()
         if self._on_slurm:
-            from salve.sweep.slurm import watched_queue  # submitit is an extra
+            from salve.sweep.slurm import watched_queue  # imported here because submitit is an extra
 
             watching = watched_queue()
         try:
-            # Jobs on this machine end with the sweep; SLURM's go on.
+            # Jobs on this machine end when the sweep ends; those of SLURM go on.
             with watching, owning(not self._on_slurm):
-                self._launcher.launch(jobs, initial_job_idx=self._launched)
+                launcher.launch(jobs, initial_job_idx=self._launched)
         except SystemExit as told:
             if "BasicLauncher" in self._config.hydra.launcher._target_:
                 raise
-            raise RuntimeError("A job's process was told to end.") from told  # not this one; joblib passes it on
+            # It was the job's process that was told to end, not this one; joblib passes the exception on.
+            raise RuntimeError("A job's process was told to end.") from told
         self._launched += len(jobs)
 
     @staticmethod
     def _keep_plan(runs: Sequence[Run], folder: Path, console: Console) -> None:
-        """Add runs to what was planned in this folder before; a plan that is damaged is written anew."""
+        """Add runs to the plan in this folder; a damaged plan is written anew."""
         path = folder / PLAN
         with RunFolder(path).lock:
             planned = planned_in(path)
             if not planned and os.path.lexists(path):
-                # What the runs of other commands varied is in their settings.
+                # Which settings other commands varied is lost; the values are in the runs' settings.
                 planned = {key: {"swept": {}} for key in runs_in(folder)}
                 console.print(f"{path} cannot be read, and is written anew.", soft_wrap=True, markup=False)
             planned |= {run.key: {"swept": run.swept} for run in runs}
@@ -157,6 +164,6 @@ class Sweep:
         print_summary(summary, console)
         if runs:
             log_sweep_summary(runs[0].config.logger, folder.name, folder, summary.table, summary.figures)
-        ends = sum(run.folder(folder).state() != "finished" for run in runs)
-        if ends:
-            raise SweepIncomplete(f"{ends} of {len(runs)} runs did not finish; the same command tries them again.")
+        open_runs = sum(run.folder(folder).state() != "finished" for run in runs)
+        if open_runs:
+            raise SweepIncomplete(f"{open_runs} of {len(runs)} runs did not finish; the same command tries them again.")

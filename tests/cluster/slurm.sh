@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Runs a command on a SLURM of one node, which is brought up for it and torn down after it:
+# Start a SLURM of one node, run a command on it, and stop it:
 #
 #     tests/cluster/slurm.sh COMMAND…      exits with COMMAND's status
 #
-# COMMAND finds sbatch, srun and so on in its PATH, and SLURM_CONF set. Needs root; slurm-wlm and munge are
-# installed by apt if they are missing. Everything else lies in a temporary folder, which is kept if the bring-up fails.
+# COMMAND finds sbatch, srun and so on in its PATH, and SLURM_CONF set. Needs root. Installs slurm-wlm and munge by apt if
+# they are missing. All files lie in a temporary folder, which is kept if SLURM does not start.
 set -euo pipefail
 
 [ $# -gt 0 ] || { sed -n '2,7s/^# \?//p' "$0"; exit 2; }
@@ -15,7 +15,7 @@ if ! { command -v slurmctld && command -v slurmd && command -v sbatch && command
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge >/dev/null
 fi
 
-# Of an allocation that this may itself run in: jobs would inherit its sizes, and sbatch its settings.
+# If this script runs in a SLURM job itself, jobs and sbatch would inherit that job's settings.
 unset "${!SLURM_@}" "${!SBATCH_@}" "${!SRUN_@}" "${!SALLOC_@}" "${!SUBMITIT_@}"
 
 folder=$(mktemp -d "${TMPDIR:-/tmp}/salve-slurm.XXXXXX")
@@ -31,7 +31,7 @@ down() {
         scancel --quiet --user="$(id -un)" 2>/dev/null || true
         for _ in $(seq 100); do [ -z "$(squeue --noheader 2>/dev/null)" ] && break; sleep 0.1; done
     fi
-    # In the order of their dependence: the controller says goodbye through munge.
+    # munge last: the controller needs it to stop.
     for pid in "${daemons[@]}"; do
         kill "$pid" 2>/dev/null || true
         wait "$pid" 2>/dev/null || true
@@ -61,13 +61,13 @@ SlurmdPidFile=$folder/slurmd.pid
 SlurmctldLogFile=$folder/slurmctld.log
 SlurmdLogFile=$folder/slurmd.log
 MailProg=/bin/true
-# Containers often have no cgroups of their own; processes are then found by their parents.
+# Find the processes of a job by their parents: containers often have no cgroups.
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
-# Four cores and 4 GB, whatever the machine has: the tests want jobs side by side, and they may take turns.
+# Four cores and 4 GB, whatever the machine has, because the tests need jobs that run side by side.
 SlurmdParameters=config_overrides
 ReturnToService=2
 JobRequeue=1
@@ -78,7 +78,7 @@ CONF
 mkdir "$folder/state" "$folder/spool"
 (umask 077 && head -c 256 /dev/urandom >"$folder/munge.key")
 
-# In sessions of their own: a Ctrl-C meant for COMMAND must not reach the daemons before the teardown does.
+# Daemons have their own sessions, so that a Ctrl-C for COMMAND does not reach them.
 setsid munged --foreground --force --socket="$folder/munge.socket" --key-file="$folder/munge.key" --seed-file="$folder/munge.seed" \
     --pid-file="$folder/munged.pid" --log-file="$folder/munged.log" >/dev/null 2>&1 &
 munged=$!

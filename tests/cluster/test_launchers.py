@@ -1,4 +1,4 @@
-"""Every launcher on this machine: one run of a sweep succeeds, the other fails, and each is reported as what it is."""
+"""The launchers for one machine: of two runs of a sweep one succeeds, one fails, and both are reported."""
 
 import json
 import os

@@ -23,7 +23,7 @@ pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs salve
 
 SETTINGS = [*SMALL, *FEW, *NARROW, "stages=[discover,control,diagnose]", "edit.evaluate=0"]
 ON_SLURM = ["cluster=slurm", "hydra.launcher.cpus_per_task=1"]
-#: Long enough to be caught in the middle.
+
 #: Tens of thousands of small steps, so that there is time to interrupt them.
 LONG = "sae.epochs=16000"
 
@@ -34,7 +34,7 @@ def slurm(*command: str) -> str:
 
 @contextmanager
 def sweeping(folder: Path, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
-    """The command, with results under ``folder`` and one thread, as jobs have; neither it nor they outlive the test."""
+    """Run the command, with results under ``folder`` and one thread, as in its jobs; then kill it and its jobs."""
     given = {argument.partition("=")[0]: argument for argument in [*SETTINGS, f"output_dir={folder}/out", *arguments]}
     with (folder / "console.txt").open("a") as console:
         command = [sys.executable, "-m", "salve.cli", "-m", *given.values()]
@@ -49,7 +49,7 @@ def sweeping(folder: Path, *arguments: str) -> Iterator["subprocess.Popen[str]"]
 
 
 def finish(process: "subprocess.Popen[str]", folder: Path, status: int = 0) -> str:
-    """Wait for the command; what it showed."""
+    """Wait for the command; return its output."""
     process.wait(timeout=250)
     shown = (folder / "console.txt").read_text()
     assert process.returncode == status, shown
@@ -57,7 +57,7 @@ def finish(process: "subprocess.Popen[str]", folder: Path, status: int = 0) -> s
 
 
 def until(answer: Callable[[], object], process: "subprocess.Popen[str]", seconds: float = 120) -> None:
-    """Wait for an answer that is true, as long as the command runs."""
+    """Wait until ``answer`` is true, while the command runs."""
     end = time.monotonic() + seconds
     while not answer():
         assert process.poll() is None, "the command has ended"
@@ -72,7 +72,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def made(folder: Path) -> Counter[str]:
-    """How often the runs' logs say that an artifact is being made, by ``kind key``."""
+    """How often the logs of the runs say that an artifact is being made, by ``kind key``."""
     lines = [line for log in folder.glob("out/sweeps/*/*/salve.log") for line in log.read_text().splitlines()]
     return Counter(line.split("  ")[1].removesuffix(": making") for line in lines if line.endswith(": making"))
 
@@ -85,7 +85,7 @@ def job_of(pid: int) -> str:
 
 
 def trained(folder: Path) -> dict[str, int]:
-    """Parts of its training (Lightning's epochs) that are behind each SAE which is in training, by its key."""
+    """Finished epochs (of Lightning) of each SAE in training, by its key."""
     found = {}
     for path in folder.glob("out/artifacts/unfinished/sae-*/scratch/checkpoints/last.ckpt"):
         try:
@@ -105,7 +105,7 @@ def job_that_trains(folder: Path, sae: str) -> str:
 
 @pytest.fixture(scope="module")
 def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sweep, without SLURM and undisturbed."""
+    """The same sweep without SLURM and without interruption."""
     folder = tmp_path_factory.mktemp("calm")
     with sweeping(folder, "sae.sparsity=2,5", LONG, "cluster=local") as process:
         finish(process, folder)
@@ -116,7 +116,7 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "interrupt",
     [
         pytest.param(["scontrol", "requeue"], id="preempted"),
-        # What SLURM sends some time before a job's is up.
+        # SLURM sends this signal some time before a job runs out of time.
         pytest.param(["scancel", "--signal=USR2"], id="out of time"),
     ],
 )
@@ -129,7 +129,7 @@ def test_a_requeued_job_goes_on_as_if_nothing_had_been(tmp_path: Path, calm: Pat
         until(lambda: slurm("squeue", "--noheader", "--format=%T", f"--jobs={job}") == "PENDING", process)
         stopped = trained(tmp_path)[sae]
         assert before <= stopped < PARTS
-        # SLURM would leave it two minutes of rest.
+        # Else SLURM would wait two minutes.
         slurm("scontrol", "update", f"JobId={job}", "StartTime=now")
         seen = [stopped]
         while sae in (now := trained(tmp_path)) or len(set(seen)) == 1:

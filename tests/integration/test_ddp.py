@@ -1,4 +1,4 @@
-"""Two processes do what one does: training, measuring, resuming; and batches that do not divide by two."""
+"""Two processes give the results of one, in training, measuring and resuming, also with odd batches."""
 
 import logging
 import os
@@ -53,7 +53,7 @@ def runs(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 
 def assert_same(one: Artifact, two: Artifact, *files: str) -> None:
-    """Tensors and tables of two artifacts agree to what float32 sums in another order may differ by."""
+    """Compare tensors and tables of two artifacts, up to the rounding of float32 sums in another order."""
     for file in files:
         if file.endswith(".safetensors"):
             ours, theirs = one.tensors(file), two.tensors(file)
@@ -93,7 +93,7 @@ def test_a_training_of_two_goes_on_from_its_last_epoch(
             start(tmp_path, *arguments)
     assert not list((tmp_path / "store" / "artifacts").glob("classifier/*"))
     assert list((tmp_path / "store").rglob("last.ckpt"))
-    # No trace of the kill, to the bit.
+    # The same bits as without the kill.
     assert start(tmp_path, *arguments)["sae"].digest == runs("probe", True)["sae"].digest
 
 

@@ -1,4 +1,4 @@
-"""The real command, told to end: at every stage, with everything that it has started, and what is there afterwards."""
+"""The command told to end, at every stage: its status, the processes that it started, and what it leaves."""
 
 import os
 import shutil
@@ -42,13 +42,13 @@ MOMENTS = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where all the interrupted runs have their results: each goes on where the one before was interrupted."""
+    """The results of all interrupted runs: each continues where the one before was interrupted."""
     return tmp_path_factory.mktemp("interrupted")
 
 
 @pytest.fixture
 def salve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
-    """``salve(*arguments)`` is the command in this process; it gives the status."""
+    """``salve(*arguments)`` runs the command in this process; returns its status."""
 
     def run(*arguments: str) -> int:
         monkeypatch.setattr(sys, "argv", ["salve", *arguments])
@@ -116,7 +116,7 @@ def test_a_sweep_that_is_told_to_end_does_not_go_on_with_the_next_run(
     assert not (tmp_path / "out").exists()
     with monkeypatch.context() as patch:
         signal_at(patch, "salve.sae.SparseAutoencoder.training_step", 3, signal.SIGTERM)
-        # What a library may make of an exception that it does not know.
+        # A library may replace an exception that it does not know.
         plain = execute_module.train_sae
 
         def broken(*given: object) -> object:
@@ -134,11 +134,11 @@ def test_a_sweep_that_is_told_to_end_does_not_go_on_with_the_next_run(
     assert "2 to make (1 interrupted before)" in capsys.readouterr().out
 
 
-# -- processes of their own
+# -- commands in their own processes
 
 
 def descendants(process: int) -> set[int]:
-    """The processes that this one has started, and those that they have."""
+    """All processes that a process has started, directly or not."""
     parents = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):

@@ -10,20 +10,26 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import wandb
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.hydra_config import HydraConfig
 
-from salve.artifacts import DONE, read_record, read_table
+from salve.artifacts import DONE, read_record, read_table, write_record
 from salve.cli import main
+from salve.integrity import sealed
 from salve.run.explain import conf_dir
 from salve.run.folder import RunFolder
 from salve.run.schema import Config, register, resolve
 from salve.stages import train
+from salve.sweep import jobs, sweeper
+from salve.sweep.plan import Run, run_key
 from tests.integration.conftest import FEW, NARROW, SMALL, quiet_logging
 
 SETTINGS = [*SMALL, *FEW, *NARROW, "stages=[discover,control,diagnose]", "edit.evaluate=0"]
@@ -32,14 +38,14 @@ Salve = Callable[..., int]
 
 
 def in_order(*arguments: str) -> list[str]:
-    """The later of two settings for one key, and flags in their midst."""
+    """Arguments with the later of two settings for one key, and with flags in their middle."""
     chosen = list({argument.partition("=")[0]: argument for argument in arguments if argument[0] != "-"}.values())
     return [*chosen[:1], *(argument for argument in arguments if argument[0] == "-"), *chosen[1:]]
 
 
 @pytest.fixture
 def salve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Salve]:
-    """``salve(*arguments)`` is the command in this process, with everything under ``tmp_path``; it gives the status."""
+    """``salve(*arguments)`` runs the command in this process, with results under ``tmp_path``; returns its status."""
 
     def run(*arguments: str) -> int:
         given = [] if any(a.startswith("rerun=") for a in arguments) else [*SETTINGS, f"output_dir={tmp_path}/out"]
@@ -63,7 +69,7 @@ def resolved() -> Config:
 
 
 def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """The command in a process group of its own, which can be killed as a whole."""
+    """Start the command in its own process group, which can be killed as a whole."""
     settings = in_order(*SETTINGS, f"output_dir={folder}/out", *arguments)
     command = [sys.executable, "-m", "salve.cli", *settings]
     return subprocess.Popen(
@@ -94,7 +100,80 @@ def table(folder: Path, name: str = "quickstart") -> pd.DataFrame:
     return read_table(folder / "out" / "sweeps" / name / "sweep.csv")
 
 
+@dataclass
+class Seen:
+    """What a sweep composes, plans and executes.
+
+    Attributes:
+        compositions: overrides of each configuration that was composed.
+        planned, executed: settings by the key of the run.
+        together: settings of the runs whose SAEs were trained together.
+    """
+
+    compositions: list[list[str]] = field(default_factory=list)
+    planned: dict[str, Config] = field(default_factory=dict)
+    executed: dict[str, Config] = field(default_factory=dict)
+    together: list[Config] = field(default_factory=list)
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
+    """Filled by the sweeps of a test, whose runs compute nothing."""
+    seen = Seen()
+    compose_plainly, plan_plainly = ConfigLoaderImpl.load_configuration, sweeper.plan
+
+    def composing(*given: Any, overrides: list[str], **more: Any) -> Any:
+        seen.compositions.append(overrides)
+        return compose_plainly(*given, overrides=overrides, **more)
+
+    def planning(*given: Any) -> list[Run]:
+        runs = plan_plainly(*given)
+        seen.planned.update({run.key: run.config for run in runs})
+        return runs
+
+    def executing(config: Config, folder: Path, *_: Any, **__: Any) -> None:
+        seen.executed[folder.name] = config
+        write_record(folder / "metrics.json", {})
+        write_record(folder / "manifest.json", sealed({"artifacts": {}, "files": {}}))
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", composing)
+    monkeypatch.setattr(sweeper, "plan", planning)
+    monkeypatch.setattr(jobs, "execute", executing)
+    monkeypatch.setattr(jobs, "train_together", lambda configs, *_: seen.together.extend(configs) or set())
+    return seen
+
+
 # -- nothing twice
+
+
+@pytest.mark.parametrize("ensemble", [1, 4])
+def test_each_run_is_composed_once_and_its_job_reads_what_was_planned(salve: Salve, seen: Seen, ensemble: int) -> None:
+    extremes = ["edit.alpha=[0,1e-30,inf]", "edit.modes=[suppress]", "sae.learning_rate=1e-7"]
+    assert salve("-m", "sae.sparsity=1,2", "sae.seed=0,1", f"sae.ensemble={ensemble}", *extremes) == 0
+    # The command's own configuration has the sweep in its overrides.
+    of_runs = [overrides for overrides in seen.compositions if "sae.sparsity=1,2" not in overrides]
+    assert len(of_runs) == len(seen.planned) == 4
+    assert seen.executed == seen.planned
+    assert sorted(run_key(config) for config in seen.together) == (sorted(seen.planned) if ensemble == 4 else [])
+
+
+def test_a_job_trusts_the_classes_of_images_that_the_command_names(
+    salve: Salve, seen: Seen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_images.py").write_text("from salve.data import ConceptsData\nclass Images(ConceptsData): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert salve("-m", "data._target_=salve.data.ConceptsData,own_images.Images") == 0
+    # Settings of one's own class are stored as plain values.
+    assert {key: asdict(config) for key, config in seen.executed.items()} == {
+        key: asdict(config) for key, config in seen.planned.items()
+    }
+    assert len(seen.planned) == 2
+
+
+def test_recipes_that_set_their_own_name_are_runs_of_one_sweep(salve: Salve, seen: Seen, tmp_path: Path) -> None:
+    assert salve("-m", "experiment=salve2025/seeds,salve2025/critical") == 0
+    assert {config.name for config in seen.executed.values()} == {"salve2025-seeds", "salve2025-critical"}
+    assert runs(tmp_path).keys() == seen.executed.keys()
 
 
 def test_a_sweep_makes_once_what_its_runs_share_and_later_only_what_is_new(
@@ -330,14 +409,14 @@ def test_a_rerun_gives_the_same_bits(salve: Salve, tmp_path: Path, capsys: pytes
         *("classifier", "activations", "sae", "features", "control", "diagnose"),
     ]
     assert all("found and not made again" in line for line in same)
-    # In another place everything is made anew, bit for bit on one CPU.
+    # In another folder everything is made again, with the same bits.
     assert salve(f"rerun={folder}", f"output_dir={tmp_path}/other/out") == 0
     lines = capsys.readouterr().out.splitlines()
     same = [line for line in lines if "the same bits" in line]
     assert len(same) == 6
     assert not any("found" in line for line in same)
     assert artifacts(tmp_path) == artifacts(tmp_path / "other")
-    # With other settings it is another result, and the status says so.
+    # Other settings give another result, and the status says so.
     assert salve(f"rerun={folder}", f"output_dir={tmp_path}/out", "sae.sparsity=1") == 1
     assert "sae: DIFFERENT" in capsys.readouterr().out
 

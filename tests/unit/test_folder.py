@@ -237,7 +237,7 @@ def test_a_plan_that_is_damaged_is_written_anew_with_all_runs_that_are_there(fin
     sweep, said = finished.path.parent, io.StringIO()
     (sweep / "sweep.json").write_text(content)
     assert swept_of(finished.path) == {}
-    run = Run("bbbb", {"seed": 1}, None, ())  # type: ignore[arg-type]
+    run = Run("bbbb", {"seed": 1}, None)  # type: ignore[arg-type]
     Sweep._keep_plan([run], sweep, Console(file=said))
     plan = {"aaaa": {"swept": {}}, "bbbb": {"swept": {"seed": 1}}}
     assert json.loads((sweep / "sweep.json").read_text()) == {"name": "sweep", "runs": plan}

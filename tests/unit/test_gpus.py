@@ -1,4 +1,4 @@
-"""One GPU for each run, with names that stand for GPUs."""
+"""Each run leases its own GPU; names stand for GPUs."""
 
 import subprocess
 import sys

@@ -1,18 +1,23 @@
-"""Recovery from launchers whose jobs are killed, with a launcher that does it on purpose."""
+"""What a launcher is given, and recovery when its jobs are killed, with a launcher that kills jobs on purpose."""
 
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import open_dict
 from rich.console import Console
 
 from salve.artifacts import write_record
+from salve.integrity import sealed
 from salve.run.explain import conf_dir
 from salve.run.folder import MANIFEST, METRICS, RunFolder
 from salve.run.schema import register, resolve
-from salve.sweep.launch import _overrides, make
+from salve.sweep.handover import JobConfigs
+from salve.sweep.launch import submit
 from salve.sweep.plan import Run, run_key
 from salve.types import UserError
 
@@ -25,22 +30,27 @@ def runs(tmp_path: Path) -> list[Run]:
     found = []
     for seed in range(5):
         one = replace(config, seed=seed)
-        found.append(Run(run_key(one), {"seed": seed}, one, (f"seed={seed}",)))
+        found.append(Run(run_key(one), {"seed": seed}, one))
         RunFolder(tmp_path / found[-1].key).prepare(one)
     return found
 
 
 class Launcher:
-    """Runs jobs in turn, two of them "beside each other": a deadly one takes the next, which has begun, with it."""
+    """Runs jobs in turn. A deadly job kills the next one with it, which has begun.
+
+    Args:
+        folder: the sweep's.
+        deadly: given a job's seed and how often it was launched, whether it dies.
+    """
 
     def __init__(self, folder: Path, deadly: Callable[[int, int], bool]) -> None:
         self.folder, self.deadly = folder, deadly
-        self.launched: list[list[int]] = []
+        self.launched: list[list[int]] = []  # seeds
 
     def __call__(self, jobs: Sequence[Sequence[str]]) -> None:
-        seeds = [int(next(text for text in job if text.startswith("seed=")).partition("=")[2]) for job in jobs]
+        keys = [key for (key,) in jobs]
+        seeds = [RunFolder(self.folder / key).settings().seed for key in keys]
         self.launched.append(seeds)
-        keys = [next(text for text in job if text.startswith("sweep.runs=")).partition("=")[2][2:-2] for job in jobs]
         times = sum(seeds[0] in batch for batch in self.launched)
         for position, (seed, key) in enumerate(zip(seeds, keys, strict=True)):
             folder = RunFolder(self.folder / key)
@@ -50,7 +60,7 @@ class Launcher:
                     RunFolder(self.folder / other).begin()
                 raise RuntimeError("A worker process was terminated.\nmore")
             write_record(folder.path / METRICS, {})
-            write_record(folder.path / MANIFEST, {"artifacts": {}})
+            write_record(folder.path / MANIFEST, sealed({"artifacts": {}, "files": {}}))
             folder.finish()
 
 
@@ -68,24 +78,24 @@ def test_a_job_that_dies_once_is_made_alone_in_the_end(runs: list[Run], tmp_path
         return False
 
     launcher = Launcher(tmp_path, deadly)
-    make(runs, tmp_path, launcher, Console(quiet=True))
+    submit(runs, tmp_path, launcher, Console(quiet=True))
     assert states(runs, tmp_path) == ["finished"] * 5
     assert launcher.launched == [[0, 1, 2, 3, 4], [3, 4], [1], [2]]
 
 
 def test_a_job_that_always_dies_fails_and_the_others_do_not(runs: list[Run], tmp_path: Path) -> None:
-    make(runs, tmp_path, Launcher(tmp_path, lambda seed, _: seed == 1), Console(quiet=True))
+    submit(runs, tmp_path, Launcher(tmp_path, lambda seed, _: seed == 1), Console(quiet=True))
     assert states(runs, tmp_path) == ["finished", "failed", "finished", "finished", "finished"]
     reason = runs[1].folder(tmp_path).reason()
     assert reason == "its process was killed, twice (RuntimeError: A worker process was terminated.)"
 
 
-def test_a_launcher_that_cannot_start_anything_is_said(runs: list[Run], tmp_path: Path) -> None:
+def test_a_launcher_that_cannot_start_anything_is_refused(runs: list[Run], tmp_path: Path) -> None:
     def broken(_: Sequence[Sequence[str]]) -> None:
         raise FileNotFoundError("sbatch")
 
     with pytest.raises(UserError, match=r"^The launcher gave up: FileNotFoundError: sbatch$"):
-        make(runs, tmp_path, broken, Console(quiet=True))
+        submit(runs, tmp_path, broken, Console(quiet=True))
     assert states(runs, tmp_path) == ["new"] * 5
 
 
@@ -98,7 +108,7 @@ def test_a_process_that_dies_between_two_jobs_stops_nothing(runs: list[Run], tmp
             raise RuntimeError("A worker process was terminated.")
         launcher(jobs)
 
-    make(runs, tmp_path, dies_first, Console(quiet=True))
+    submit(runs, tmp_path, dies_first, Console(quiet=True))
     assert states(runs, tmp_path) == ["finished"] * 5
 
 
@@ -114,9 +124,14 @@ def test_a_run_whose_lock_is_held_is_running_and_one_that_only_says_so_was_inter
 
 
 @pytest.mark.parametrize("key", ["445090e72263", "012345678901", "123456789012", "5b95e43e0b33"])
-def test_a_key_that_looks_like_a_number_arrives_as_it_is(runs: list[Run], key: str) -> None:
-    job = [replace(runs[0], key=key), runs[1]]
+def test_a_job_gets_its_keys_as_they_are_though_a_command_line_would_read_numbers(runs: list[Run], key: str) -> None:
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = compose("config", overrides=_overrides(job), return_hydra_config=True)
-    assert config.sweep.runs == [key, runs[1].key]
+        master = compose("config", return_hydra_config=True)
+    HydraConfig.instance().set_config(master)  # makes hydra's part of the configuration read-only
+    config = pickle.loads(pickle.dumps(JobConfigs())).load_sweep_config(master, [key, runs[1].key])
+    assert config.hydra.overrides.task == [key, runs[1].key]
     assert config.hydra.sweep.subdir == key
+    assert config.hydra.sweep.dir == master.hydra.sweep.dir
+    assert master.hydra.overrides.task == []
+    with open_dict(config):
+        config.hydra.job.num = 3  # as launchers do

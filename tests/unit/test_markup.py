@@ -18,7 +18,7 @@ from salve.run import execute, rerun
 from salve.run.explain import conf_dir
 from salve.run.schema import register, resolve
 from salve.sweep import print_summary, summarise_sweep
-from salve.sweep.launch import make
+from salve.sweep.launch import submit
 from salve.sweep.plan import Run
 
 ROOT = Path(__file__).parents[2]
@@ -81,7 +81,7 @@ def test_a_run_that_fails_with_a_hostile_reason_does_not_end_the_sweep(tmp_path:
     register()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = resolve(compose("config"))
-    runs = [Run(key, {"sae.variant": name}, config, ()) for key in ("abc", "def")]
+    runs = [Run(key, {"sae.variant": name}, config) for key in ("abc", "def")]
     reasons: list[str] = []
 
     def launch(jobs: object) -> None:
@@ -91,7 +91,7 @@ def test_a_run_that_fails_with_a_hostile_reason_does_not_end_the_sweep(tmp_path:
         raise RuntimeError(f"the launcher said {name}")
 
     console = terminal()
-    make(runs, tmp_path, launch, console)
+    submit(runs, tmp_path, launch, console)
     assert reasons == [f"RuntimeError: it said {name}"] * 2
     assert shown_by(console).count(f"sae.variant={name}  failed: RuntimeError: it said {name}") == 2
     assert f"the launcher said {name}" in shown_by(console)

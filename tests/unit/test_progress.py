@@ -1,4 +1,4 @@
-"""Progress as lines: often enough to see that something happens, and not so often that they flood a log."""
+"""Lines of progress: often enough to follow, and not so often that they flood a log."""
 
 import logging
 
@@ -14,7 +14,7 @@ from salve.processes.trainer import TrainerFactory
 
 
 class Clock:
-    """Time that passes when it is told to."""
+    """A clock that the tests set."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -24,7 +24,7 @@ class Clock:
 
 
 def said_at(seconds_per_step: float, steps: int) -> list[int]:
-    """The steps, of so many, after which a line is due."""
+    """The steps after which a line is due."""
     clock = Clock()
     pace = Pace(clock=clock)
     due = []
@@ -35,7 +35,7 @@ def said_at(seconds_per_step: float, steps: int) -> list[int]:
     return due
 
 
-def test_what_is_over_soon_says_nothing() -> None:
+def test_short_work_says_nothing() -> None:
     assert said_at(seconds_per_step=0.009, steps=1000) == []
 
 
@@ -47,13 +47,13 @@ def test_not_more_often_than_every_ten_seconds_though_tenths_pass_faster() -> No
     assert said_at(seconds_per_step=0.03, steps=1000) == [334, 668]  # of 30 s
 
 
-def test_at_least_every_half_minute_of_what_takes_long() -> None:
+def test_long_work_says_a_line_every_half_minute() -> None:
     due = said_at(seconds_per_step=2.0, steps=810)  # 27 minutes
     assert due == list(range(15, 811, 15))
     assert len(due) == 27 * 60 / LATE
 
 
-def test_what_is_gone_on_with_counts_from_there() -> None:
+def test_resumed_work_counts_from_there() -> None:
     clock = Clock()
     pace = Pace(0.5, clock)
     clock.now += SOON
@@ -76,7 +76,7 @@ def test_counting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Learner(pl.LightningModule):
-    """Learns nothing; an epoch's validation takes as long as the test wants."""
+    """Learns nothing; the test sets how long the validation of an epoch takes."""
 
     def __init__(self, clock: Clock, per_batch: float) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Which ranks there are, who is refused, and pieces of work that fail."""
+"""Ranks: how they are found and refused, and pieces of work that fail."""
 
 import multiprocessing
 import os
@@ -32,7 +32,7 @@ SRUN = {**SRUN, "SLURM_LOCALID": "1"}
 
 
 @pytest.mark.parametrize(
-    ("environment", "place"),
+    ("environment", "expected"),
     [
         ({}, None),
         (TORCHRUN, _OutsideRank(3, 4, 1, 2)),
@@ -44,14 +44,14 @@ SRUN = {**SRUN, "SLURM_LOCALID": "1"}
     ],
     ids=["alone", "torchrun", "one of one", "srun", "sbatch without srun", "one task", "started by a leader"],
 )
-def test_the_place_is_read_from_the_environment(
-    monkeypatch: pytest.MonkeyPatch, environment: Mapping[str, str], place: _OutsideRank | None
+def test_a_rank_is_read_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, environment: Mapping[str, str], expected: _OutsideRank | None
 ) -> None:
     for name in [name for name in os.environ if name.startswith(("SLURM_", "TORCHELASTIC_"))]:
         monkeypatch.delenv(name)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert _OutsideRank.found() == place
+    assert _OutsideRank.found() == expected
 
 
 def test_ranks_that_would_run_the_whole_sweep_are_refused() -> None:
@@ -75,7 +75,7 @@ def test_more_gpus_than_there_are_are_refused(monkeypatch: pytest.MonkeyPatch) -
         assert (ranks.accelerator, ranks.gpus, ranks.several) == ("cuda", [4, 5], True)
 
 
-# -- pieces of work, as two processes do them
+# -- pieces of work on two processes
 
 
 def rank_and_sum(number: float) -> tuple[int, float]:
@@ -118,7 +118,7 @@ def threads() -> int:
 
 @pytest.fixture(scope="module")
 def two() -> Iterator[Ranks]:
-    """Two processes, which stay for all tests here: a piece that fails leaves them able to do the next."""
+    """Two processes, shared by the tests of this module: after a piece that fails they can do the next one."""
     with gathered(TWO) as ranks:
         yield ranks
     assert not multiprocessing.active_children()
@@ -136,7 +136,7 @@ def test_the_average_of_shares_is_the_gradient_of_the_whole_batch(two: Ranks, si
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_an_error_on_any_rank_is_the_leaders(two: Ranks, rank: int) -> None:
+def test_an_error_on_any_rank_is_raised_by_the_leader(two: Ranks, rank: int) -> None:
     with pytest.raises(UserError, match=r"^the image 7 is damaged$"):
         two(fail, rank, UserError, "the image 7 is damaged")
     with pytest.raises(RuntimeError, match="out of memory"):
@@ -212,7 +212,7 @@ from tests.unit.test_ranks import rank_and_sum
 if __name__ == "__main__":
     with gathered(TrainerSettings("cpu", 2, "ddp_spawn", "32-true")) as ranks:
         ranks(rank_and_sum, 0.0)
-        print(ranks._team._followers[0].pid, flush=True)
+        print(ranks._followers._followers[0].pid, flush=True)
         time.sleep(60)
 """
 

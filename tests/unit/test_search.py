@@ -1,4 +1,4 @@
-"""A search that is stopped and started again, on made-up runs whose measures are a formula of their settings."""
+"""Searches that are stopped and continued, on runs whose measures are formulas of their settings."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,11 +8,12 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from salve.artifacts import write_record
+from salve.integrity import sealed
 from salve.run.explain import conf_dir
 from salve.run.folder import MANIFEST, METRICS, RunFolder
 from salve.run.schema import Config, SearchSettings, register, resolve
-from salve.sweep.plan import Run, run_key
-from salve.sweep.search import Combination, Search
+from salve.sweep.plan import Combination, Run, run_key
+from salve.sweep.search import Search
 from salve.types import Diverged, UserError
 
 optuna = pytest.importorskip("optuna")
@@ -29,7 +30,7 @@ def base() -> Config:
 
 
 class Bench:
-    """Plans and "makes" runs in a folder, and counts them."""
+    """Plans and makes runs in a folder, without computing, and records them."""
 
     def __init__(self, folder: Path, base: Config) -> None:
         self.folder, self.base = folder, base
@@ -40,7 +41,7 @@ class Bench:
         values = {key: value for key, value, _ in combination}
         sparsity, size = float(values["sae.sparsity"]), int(values["sae.dictionary_size"])
         config = replace(self.base, sae=replace(self.base.sae, sparsity=sparsity, dictionary_size=size))
-        return Run(run_key(config), {key: value for key, value, swept in combination if swept}, config, ())
+        return Run(run_key(config), {key: value for key, value, swept in combination if swept}, config)
 
     def make(self, runs: list[Run]) -> None:
         for run in runs:
@@ -54,12 +55,12 @@ class Bench:
             self.made.append((sae.sparsity, sae.dictionary_size))
             metrics = {"select_fve": 1 - sae.sparsity / 20, "select_l0": sae.dictionary_size / sae.sparsity}
             write_record(folder.path / METRICS, metrics)
-            write_record(folder.path / MANIFEST, {"artifacts": {}})
+            write_record(folder.path / MANIFEST, sealed({"artifacts": {}, "files": {}}))
 
     def search(self, trials: int, *overrides: str, objectives: dict[str, str] = BOTH) -> list[Run]:
         parsed = OverridesParser.create().parse_overrides(list(overrides or SPACE))
         search = Search(SearchSettings(trials, 2, objectives), parsed, self.folder, seed=0)
-        return search.go_on(self.plan_one, self.make)
+        return search.run_trials(self.plan_one, self.make)
 
     def trials(self) -> list[optuna.trial.FrozenTrial]:
         storage = optuna.storages.JournalStorage(
@@ -73,7 +74,7 @@ def bench(tmp_path: Path, base: Config) -> Bench:
     return Bench(tmp_path, base)
 
 
-def test_a_search_goes_on_where_it_was_and_repeats_nothing(bench: Bench) -> None:
+def test_a_search_continues_where_it_was_stopped_and_repeats_nothing(bench: Bench) -> None:
     assert len(bench.search(4)) == 4
     assert len(bench.search(4)) == 0  # enough already
     first = list(bench.made)
@@ -120,9 +121,9 @@ def test_a_run_without_the_measure_fails_its_trial_alone(bench: Bench, monkeypat
     assert [trial.state.name for trial in bench.trials()] == ["FAIL", "FAIL"]
 
 
-def test_a_study_about_something_else_is_not_gone_on_with(bench: Bench) -> None:
+def test_a_search_with_another_space_is_not_continued(bench: Bench) -> None:
     bench.search(2)
-    with pytest.raises(UserError, match=r"holds a search with other space; give this one another sweep.name"):
+    with pytest.raises(UserError, match=r"holds a search with other space; give this search another sweep.name"):
         bench.search(4, "sae.sparsity=interval(1, 2)", SPACE[1])
     with pytest.raises(UserError, match=r"other settings"):
         bench.search(4, *SPACE, "sae.epochs=3")
