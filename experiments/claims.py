@@ -8,6 +8,8 @@ from typing import Literal, NamedTuple
 
 import yaml
 
+from experiments.compare import WORDS
+
 Verdict = Literal["holds", "holds partly", "does not hold", "not measured"]
 FILE = Path(__file__).parent / "salve2025" / "claims.yaml"
 
@@ -64,14 +66,14 @@ class Measured(NamedTuple):
 
 
 def load_claims(path: Path = FILE) -> dict[str, Claim]:
-    """The claims by id, in their order.
+    """The claims by id, in their order; ``{level}``, ``{mean}`` and ``{loss}`` in them are limits of what separates.
 
     Raises:
         ValueError: one does not say what is expected.
     """
     read = yaml.safe_load(path.read_text(encoding="utf-8"))
     return {
-        f"{experiment}.{name}": Claim(f"{experiment}.{name}", **fields)
+        f"{experiment}.{name}": Claim(f"{experiment}.{name}", **fields | {"measure": fields["measure"].format(**WORDS)})
         for experiment, claims in read.items()
         for name, fields in claims.items()
     }

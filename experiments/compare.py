@@ -10,14 +10,23 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from numpy import ndarray
 from scipy import stats  # type: ignore[import-untyped]
+from torch import Tensor
 
 from salve.editing.verdict import CONFIDENCE, LIMITS, effect
 
 #: Accuracy to which an edit has to take its class.
 LEVEL = LIMITS.accuracy
+#: The limits of an edit that separates, for captions and claims.
+LEVEL_TEXT = f"{100 * LEVEL:g} %"
+WORDS = {
+    "level": LEVEL_TEXT,
+    "mean": f"{100 * LIMITS.others_mean_change:g} points",
+    "loss": f"{100 * LIMITS.others_worst_loss:g}",
+}
 
 
 class MatchedEdit(NamedTuple):
@@ -94,6 +103,18 @@ def matched_edit(
         alphas: strengths, increasing from 0. select, test: accuracy of every class at each, by split.
     """
     return edit_at(alphas, test, own, strength_to(alphas, select[:, own]))
+
+
+def margins(logits: Float[Tensor, "N C"], labels: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
+    """By how much each image's own class leads, ``y_own − max_{m≠own} y_m``: positive where the prediction is right."""
+    rest = logits.scatter(1, labels[:, None], -math.inf).amax(dim=1)
+    return logits.gather(1, labels[:, None])[:, 0] - rest
+
+
+def random_directions(classes: int, width: int, seed: int) -> Float[Tensor, "C M"]:
+    """Directions drawn evenly from the unit sphere ``[C, M]``, the norm of a decoder's columns."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.nn.functional.normalize(torch.randn(classes, width, generator=generator), dim=1)
 
 
 class Interval(NamedTuple):

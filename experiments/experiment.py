@@ -54,6 +54,22 @@ class Findings:
     tables: Mapping[str, pd.DataFrame]
     measured: Sequence[Measured] = ()
 
+    @classmethod
+    def together(cls, parts: Sequence["Findings"]) -> "Findings":
+        """What was found on several testbeds; tables of one name become one."""
+        names = dict.fromkeys(name for part in parts for name in part.tables)
+        return cls(
+            "\n\n".join(part.paragraph for part in parts),
+            {name: picture for part in parts for name, picture in part.pictures.items()},
+            {name: joined([part.tables[name] for part in parts if name in part.tables]) for name in names},
+            [one for part in parts for one in part.measured],
+        )
+
+
+def joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Tables under each other."""
+    return pd.concat(tables, ignore_index=True)
+
 
 @dataclass(frozen=True)
 class Experiment:

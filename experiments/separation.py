@@ -5,26 +5,23 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from experiments.compare import WORDS
 from experiments.runs import SAERun
-from salve.editing.verdict import CONFIDENCE, LIMITS
+from salve.editing.verdict import CONFIDENCE
 from salve.report.text import plural
 
-_LEVEL, _MEAN, _LOSS = (
-    f"{100 * limit:g}" for limit in (LIMITS.accuracy, LIMITS.others_mean_change, LIMITS.others_worst_loss)
-)
 #: When an edit separates its class, for captions.
 STRICTLY = (
-    f"at the strength chosen on select images, the class is at {_LEVEL} % of the test images or "
-    f"less, the others' accuracy changes by less than {_MEAN} points in the mean of absolute values, and no other "
-    f"class loses more than {_LOSS}"
-)
+    "at the strength chosen on select images, the class is at {level} of the test images or less, the others' accuracy "
+    "changes by less than {mean} in the mean of absolute values, and no other class loses more than {loss}"
+).format(**WORDS)
 #: The column of what the paper counts as such.
 PUBLISHED = "in the published sense"
 #: What that is.
 AS_PUBLISHED = (
-    f"the class is at {_LEVEL} % or less, and the others' mean accuracy changes by less than "
-    f"{_MEAN} points, where gains make up for losses and one class may lose all"
-)
+    "the class is at {level} or less, and the others' mean accuracy changes by less than {mean}, where gains make up "
+    "for losses and one class may lose all"
+).format(**WORDS)
 
 
 class Separation(NamedTuple):

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from experiments.compare import matched_edit
+from experiments.compare import matched_edit, random_directions
 from salve.editing.curves import edit_curves
 from salve.types import Activations, Labels
 
@@ -29,12 +29,6 @@ def alignment(columns: Float[Tensor, "C M"], directions: Float[Tensor, "C M"]) -
     The gate acts by ``|c|``, so the signs do not count. 1: the edit closes channels as the class direction would.
     """
     return torch.nn.functional.cosine_similarity(columns.abs(), directions.abs(), dim=1)
-
-
-def random_directions(classes: int, width: int, seed: int) -> Float[Tensor, "C M"]:
-    """Directions drawn evenly from the unit sphere ``[C, M]``, the norm of a decoder's columns."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.nn.functional.normalize(torch.randn(classes, width, generator=generator), dim=1)
 
 
 def reference_edits(

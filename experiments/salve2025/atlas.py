@@ -47,8 +47,9 @@ def classes_table(study: Study) -> pd.DataFrame:
     run = study.runs[0]
     latents = run.sae.encode(study.test.activations)
     scores = run.found.table("validate", "localisation.csv").set_index("class")
-    made = run.found.table("validate", "maximisation.csv")
-    made = made.set_index("class")["final_value"] if len(made) else pd.Series(dtype=float)
+    made = pd.Series(dtype=float)
+    if "maximisation.csv" in run.found.files("validate"):
+        made = run.found.table("validate", "maximisation.csv").set_index("class")["final_value"]
     rows = []
     for own, (name, chosen) in enumerate(run.selected.iterrows()):
         if pd.isna(chosen["latent"]):
@@ -71,8 +72,10 @@ def atlas_figure(study: Study) -> Figure:
     """A row per class: its dominant latents in words, the image that maximises the first, exciting images, Grad-FAM."""
     run = study.runs[0]
     dominant = run.found.table("features", "dominant.csv")
-    seen = run.found.tensors("validate", "saliency.safetensors")
-    made = run.found.tensors("validate", "maximisation.safetensors").get("images")
+    seen = {name: tensor.numpy() for name, tensor in run.found.tensors("validate", "saliency.safetensors").items()}
+    made = None
+    if "maximisation.safetensors" in run.found.files("validate"):
+        made = run.found.tensors("validate", "maximisation.safetensors")["images"].numpy()
     top = run.found.table("validate", "top.csv").set_index(["class", "rank"])["label"]
     names = [name for name in study.classes if pd.notna(run.selected.loc[name, "latent"])][:ROWS]
     text, gap = 1.6, 0.04
@@ -125,7 +128,7 @@ def means_figure(study: Study) -> Figure:
     """Heat map of class means: classes by the latents that any of them lists."""
     run = study.runs[0]
     dominant = run.found.table("features", "dominant.csv")
-    means: Float[ndarray, "C d"] = run.found.tensors("features", "class_means.safetensors")["class_means"]
+    means: Float[ndarray, "C d"] = run.found.tensors("features", "class_means.safetensors")["class_means"].numpy()
     kinds = run.found.table("features", "latents.csv").set_index("latent")["kind"]
     columns = shown_latents(dominant, LISTED if len(study.classes) <= ROWS else 1)
     shown = means[:, columns]
@@ -149,41 +152,30 @@ def means_figure(study: Study) -> Figure:
 
 def analyse(studies: Sequence[Study]) -> Findings:
     """See the module."""
-    pictures, tables, paragraphs, measured = {}, [], [], []
-    for study in studies:
-        name, table = study.testbed.name, classes_table(study)
-        tables.append(table)
-        pictures[f"atlas-{name}"] = Picture(
-            atlas_figure(study),
-            f"{study.testbed.title}: each class's {LISTED} dominant latents (number and sign, share of the latent's "
-            "class means, kind); the image that maximises the first one; the test images that excite it most, framed "
-            "in red where they are of another class; and Grad-FAM of it on them.",
-        )
-        pictures[f"means-{name}"] = Picture(
-            means_figure(study),
-            f"{study.testbed.title}: class means of the latents that any class lists; a dot marks the latent by which "
-            "a class is edited.",
-        )
-        paragraphs.append(_paragraph(study, table))
-        measured += _measured(study, table)
-    kinds = pd.concat([_kinds(study) for study in studies], ignore_index=True)
-    return Findings(
-        "\n\n".join(paragraphs),
-        pictures,
-        {"classes": pd.concat(tables, ignore_index=True), "latents": kinds, "dominant": _dominant(studies)},
-        measured,
+    return Findings.together([_analyse(study) for study in studies])
+
+
+def _analyse(study: Study) -> Findings:
+    name, table, run = study.testbed.name, classes_table(study), study.runs[0]
+    atlas = (
+        f"{study.testbed.title}: each class's {LISTED} dominant latents (number and sign, share of the latent's class "
+        "means, kind); the image that maximises the first one; the test images that excite it most, framed in red "
+        "where they are of another class; and Grad-FAM of it on them."
     )
-
-
-def _kinds(study: Study) -> pd.DataFrame:
-    return study.runs[0].found.table("features", "latents.csv").assign(testbed=study.testbed.name)
-
-
-def _dominant(studies: Sequence[Study]) -> pd.DataFrame:
-    parts = [
-        study.runs[0].found.table("features", "dominant.csv").assign(testbed=study.testbed.name) for study in studies
-    ]
-    return pd.concat(parts, ignore_index=True)
+    means = (
+        f"{study.testbed.title}: class means of the latents that any class lists; a dot marks the latent by which a "
+        "class is edited."
+    )
+    pictures = {
+        f"atlas-{name}": Picture(atlas_figure(study), atlas),
+        f"means-{name}": Picture(means_figure(study), means),
+    }
+    tables = {
+        "classes": table,
+        "latents": run.found.table("features", "latents.csv").assign(testbed=name),
+        "dominant": run.found.table("features", "dominant.csv").assign(testbed=name),
+    }
+    return Findings(_paragraph(study, table), pictures, tables, _measured(study, table))
 
 
 def faithful(table: pd.DataFrame) -> pd.Series:
@@ -211,7 +203,7 @@ def _measured(study: Study, table: pd.DataFrame) -> list[Measured]:
 
 
 def _paragraph(study: Study, table: pd.DataFrame) -> str:
-    kinds = _kinds(study)["kind"].value_counts()
+    kinds = study.runs[0].found.table("features", "latents.csv")["kind"].value_counts()
     counts = ", ".join(f"{kinds.get(kind, 0)} {kind}" for kind in ("class-defining", "cross-class", "diffuse", "dead"))
     said = (
         f"{study.testbed.title}: of the {kinds.sum()} latents of one SAE {counts}. The {MOST} test images that excite "

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from salve.report.inputs import Artifacts, column
-from salve.report.tables import class_summary, headline, mean_of_known
+from salve.report.tables import class_summary, column, headline, mean_of_known
 from salve.report.text import yes_no
+from salve.results import Artifacts
 
 #: What stands in ``metrics.json`` a second time, measured on select, so that something may be chosen by it.
 SELECT = "select_"

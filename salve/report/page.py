@@ -11,7 +11,6 @@ from markupsafe import Markup, escape
 
 from salve.artifacts import write_table, write_whole
 from salve.report.blocks import MOST_ROWS, Cell, FigureFolder, Section, TableBlock
-from salve.report.inputs import Artifacts, records
 from salve.report.remarks import own_remarks
 from salve.report.sections.control import (
     CHANGE,
@@ -25,9 +24,10 @@ from salve.report.sections.control import (
 from salve.report.sections.diagnose import diagnose
 from salve.report.sections.discover import classifier, discover
 from salve.report.sections.validate import validation
-from salve.report.tables import Headline, class_summary, failing_first, headline
+from salve.report.tables import Headline, class_summary, failing_first, headline, records
 from salve.report.terms import Linker, subscripts, terms_of
 from salve.report.text import MISSING, count_of, file_name, latent_name, number, percent, plural, slug
+from salve.results import Artifacts
 
 #: The summary of the classes, which no stage writes.
 CLASSES_CSV = "class-by-class.csv"

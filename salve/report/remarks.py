@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from salve.report.inputs import Artifacts, column
-from salve.report.tables import overall_accuracy
+from salve.report.tables import column, overall_accuracy
 from salve.report.text import count_of, label, number, percent, plural
+from salve.results import Artifacts
 
 #: A classifier that is right on fewer test images is called weak.
 WEAK = 0.8

@@ -10,10 +10,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from salve.report.inputs import Artifacts, records
 from salve.report.remarks import own_remarks
-from salve.report.tables import Headline, class_summary, failing_first, headline
+from salve.report.tables import Headline, class_summary, failing_first, headline, records
 from salve.report.text import MISSING, PERCENT, count_of, label, latent_name, number, percent, plural, points, yes_no
+from salve.results import Artifacts
 
 #: Classes in the table; a thousand lines would push all else off the screen.
 MOST_ROWS = 100

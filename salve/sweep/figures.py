@@ -13,7 +13,6 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from salve.report.inputs import column
 from salve.report.names import short_names, value_text
 from salve.report.style import (
     BLACK,
@@ -31,6 +30,7 @@ from salve.report.style import (
     percent_axis,
     styled,
 )
+from salve.report.tables import column
 from salve.report.text import NEVER, label
 
 COLOURS = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, BLACK)

@@ -12,8 +12,8 @@ import pandas as pd
 import torch
 
 from experiments.claims import Measured
-from experiments.compare import CONFIDENCE, LEVEL
-from experiments.experiment import Experiment, Findings, Picture
+from experiments.compare import CONFIDENCE, LEVEL_TEXT
+from experiments.experiment import Experiment, Findings, Picture, joined
 from experiments.runs import SAERun, Study
 from experiments.salve2025.baselines.figure import baselines_figure
 from experiments.salve2025.baselines.methods import (
@@ -56,10 +56,10 @@ def analyse(studies: Sequence[Study]) -> Findings:
         paragraphs.append(f"{testbed.title}: {paragraph(summary, found)}")
         measured += measured_of(testbed.name, summary)
     images = " and ".join(f"{len(study.test.labels)} of {study.testbed.title}" for study in studies)
-    together = pd.concat(edits, ignore_index=True)
+    together = joined(edits)
     caption = (
         "What it costs the other classes to take one class away, on test images, each method at the strength that "
-        f"leaves {100 * LEVEL:.0f} % of the class's select images (at the right: for how many classes there is one, "
+        f"leaves {LEVEL_TEXT} of the class's select images (at the right: for how many classes there is one, "
         "and what it leaves of their test images). Selectivity: what the class loses less the mean absolute change of "
         "the others; 0 for a class that no strength takes there. Second column: the gate's less the method's. KL: of "
         "the others' predictions from those without the edit. Large markers: mean over classes and SAEs, with "
@@ -69,7 +69,7 @@ def analyse(studies: Sequence[Study]) -> Findings:
     return Findings(
         "\n\n".join([*paragraphs, WHY]),
         {"baselines": Picture(baselines_figure(together), caption)},
-        {"edits": together, "methods": pd.concat(summaries, ignore_index=True)},
+        {"edits": together, "methods": joined(summaries)},
         measured,
     )
 
@@ -130,7 +130,7 @@ def paragraph(summary: pd.DataFrame, edits: pd.DataFrame) -> str:
         f"the others change by {_points(bias['drift'])}, {_points(bias['lost'])} of them lost.",
         f"Along random directions gate, steering and ablation have {_points(chance.min())} to {_points(chance.max())} "
         f"points, and take {random['reached'].min():.1f} to {random['reached'].max():.1f} classes to "
-        f"{100 * LEVEL:.0f} % of their select images.",
+        f"{LEVEL_TEXT} of their select images.",
         f"The others' predictions move least under {IN_WORDS.get(kl.idxmin(), kl.idxmin())} (KL {kl.min():.3f} nats; "
         f"gate {gate['kl']:.3f}).",
         f"The strength that select chooses for directional ablation does no more than project the latent's direction "

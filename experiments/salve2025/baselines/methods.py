@@ -15,8 +15,7 @@ from numpy import ndarray
 from torch import Tensor
 from torch.nn import functional as F
 
-from experiments.compare import CONFIDENCE, LEVEL, Interval, edit_at, strength_to, t_interval
-from experiments.sae_variants.references import random_directions
+from experiments.compare import CONFIDENCE, LEVEL, Interval, edit_at, random_directions, strength_to, t_interval
 from salve.editing import ablated_logits, edited_logits, rank_one_logits, rank_one_rows, steered_logits, strength_curves
 from salve.editing.curves import LogitsAt
 from salve.types import Activations, Labels
@@ -79,14 +78,9 @@ def methods(reader: Reader) -> list[Method]:
     weight, bias = reader.weight, reader.bias
     rows = rank_one_rows(*reader.train, len(weight))
 
-    def gate(_: int, direction: Tensor) -> LogitsAt:
-        return lambda block, strengths: edited_logits(weight, bias, block, direction, strengths)
-
-    def steer(_: int, direction: Tensor) -> LogitsAt:
-        return lambda block, strengths: steered_logits(weight, bias, block, direction, strengths)
-
-    def ablate(_: int, direction: Tensor) -> LogitsAt:
-        return lambda block, strengths: ablated_logits(weight, bias, block, direction, strengths)
+    def along(logits: Callable[..., Tensor]) -> Callable[[int, Tensor], LogitsAt]:
+        """A method that follows a direction, whichever class it is of."""
+        return lambda _, direction: lambda block, strengths: logits(weight, bias, block, direction, strengths)
 
     def rank_one(k: int, _: Tensor) -> LogitsAt | None:
         if bool(rows[k].isnan().any()):
@@ -100,9 +94,9 @@ def methods(reader: Reader) -> list[Method]:
         )
 
     return [
-        Method(GATE, True, gate),
-        Method(STEERING, True, steer),
-        Method(ABLATION, True, ablate),
+        Method(GATE, True, along(edited_logits)),
+        Method(STEERING, True, along(steered_logits)),
+        Method(ABLATION, True, along(ablated_logits)),
         Method(RANK_ONE, False, rank_one),
         Method(BIAS, False, lower_bias),
     ]

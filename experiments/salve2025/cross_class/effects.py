@@ -12,7 +12,7 @@ from torch import Tensor
 
 from experiments.compare import strength_to
 from salve.features import kinds, shares
-from salve.types import Activations, Contribution, Labels
+from salve.types import Activations, Contribution
 
 #: Strengths at which every latent is tried.
 ALPHAS = (0, 0.5, 1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 18, 20, 24, 28, 32, 40, 50, 60, 80, 100)
@@ -55,12 +55,6 @@ def counting(means: Float[Tensor, "C d"], threshold: float) -> tuple[list[str], 
         else:
             found.append(kind)
     return found, depends
-
-
-def own_margins(logits: Float[Tensor, "N C"], labels: Labels) -> Float[Tensor, " N"]:
-    """By how much each image's own class leads, ``y_own − max_{m≠own} y_m``: positive where the prediction is right."""
-    rest = logits.scatter(1, labels[:, None], -math.inf).amax(dim=1)
-    return logits.gather(1, labels[:, None])[:, 0] - rest
 
 
 def first_crossing(

@@ -10,8 +10,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
 
-from salve.report.inputs import column
 from salve.report.style import BLUE, GREY, SKY, VERMILLION, WIDTH, grid_axis, new_figure, percent_axis, styled
+from salve.report.tables import column
 from salve.report.text import label, number
 
 MAX_PANELS = 24

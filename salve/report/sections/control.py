@@ -8,8 +8,7 @@ import pandas as pd
 
 from salve.report.blocks import MOST_ROWS, Block, Cell, FigureBlock, FigureFolder, Prose, Section, TableBlock, numbers
 from salve.report.figures import control as figures
-from salve.report.inputs import Artifacts, records
-from salve.report.tables import failing_first
+from salve.report.tables import class_names, failing_first, records
 from salve.report.text import (
     is_missing,
     label,
@@ -23,6 +22,7 @@ from salve.report.text import (
     yes_no,
 )
 from salve.report.verdict import Verdict
+from salve.results import Artifacts
 
 FOLD_ROWS = 25
 #: |Δ| that no line break takes apart.
@@ -201,7 +201,7 @@ def _edit_table(edits: Sequence[Mapping[str, Any]]) -> TableBlock:
 def _confusion(
     artifacts: Artifacts, figure_folder: FigureFolder, edits: Sequence[Mapping[str, Any]]
 ) -> list[FigureBlock]:
-    counts, classes = artifacts.table("control", "confusion.csv"), artifacts.classes()
+    counts, classes = artifacts.table("control", "confusion.csv"), class_names(artifacts)
     if not {"target", "true", "predicted", "images"} <= set(counts.columns) or not classes:
         return []
     targets = [name for name in dict.fromkeys(counts["target"]) if name]

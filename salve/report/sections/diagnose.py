@@ -4,8 +4,9 @@ import pandas as pd
 
 from salve.report.blocks import Block, Cell, FigureFolder, Prose, Section, TableBlock
 from salve.report.figures import diagnose as figures
-from salve.report.inputs import Artifacts, records
+from salve.report.tables import class_names, records
 from salve.report.text import PERCENT, latent_name, number, percent, yes_no
+from salve.results import Artifacts
 
 FOLD_ROWS = 25
 
@@ -25,7 +26,9 @@ def diagnose(artifacts: Artifacts, figure_folder: FigureFolder) -> Section:
         )
     if len(images) and "class" in images:
         right = images[[yes_no(value) == "yes" for value in images["correct"]]] if "correct" in images else images
-        order = [name for name in artifacts.classes() if name in set(images["class"])] or sorted(set(images["class"]))
+        order = [name for name in class_names(artifacts) if name in set(images["class"])] or sorted(
+            set(images["class"])
+        )
         shown = figures.MAX_ROWS
         blocks += figure_folder.figure(
             figures.strength_distributions(right, order),

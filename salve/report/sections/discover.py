@@ -10,9 +10,9 @@ from salve.metrics import ALMOST_DEAD, DENSE
 from salve.report.blocks import Block, Cell, FigureBlock, FigureFolder, Prose, Section, TableBlock, numbers
 from salve.report.figures import discover as figures
 from salve.report.figures import training
-from salve.report.inputs import Artifacts, column, records
-from salve.report.tables import overall_accuracy
+from salve.report.tables import chosen_latents, class_names, column, overall_accuracy, records
 from salve.report.text import count_of, is_missing, latent_name, number, percent, plural, slug
+from salve.results import Artifacts
 
 MAX_RANKS = 6
 #: A probe reads activations that were captured once, of images as they are.
@@ -136,10 +136,10 @@ def _latent_use(artifacts: Artifacts, figure_folder: FigureFolder) -> list[Figur
 
 def _class_means(artifacts: Artifacts, figure_folder: FigureFolder) -> list[FigureBlock]:
     means = artifacts.tensors("features", "class_means.safetensors").get("class_means")
-    classes = artifacts.classes()
+    classes = class_names(artifacts)
     if means is None or len(means) != len(classes):
         return []
-    chosen = artifacts.selected()
+    chosen = chosen_latents(artifacts)
     latents = [chosen.get(name, {}).get("latent") for name in classes]
     picks = [None if is_missing(latent) else int(float(str(latent))) for latent in latents]
     shown = figures.MAX_ROWS
@@ -195,12 +195,12 @@ def _dominant_cell(row: Mapping[str, Any] | None) -> Cell:
 
 def _purity_table(artifacts: Artifacts) -> list[Block]:
     """How much each class's chosen latent is about one class."""
-    latents, classes = artifacts.table("features", "latents.csv"), artifacts.classes()
+    latents, classes = artifacts.table("features", "latents.csv"), class_names(artifacts)
     if not {"latent", "purity"} <= set(latents.columns):
         return []
     by_number = {int(row["latent"]): row for row in records(latents)}
     rows = []
-    for name, chosen in artifacts.selected().items():
+    for name, chosen in chosen_latents(artifacts).items():
         found = {} if is_missing(chosen.get("latent")) else by_number.get(int(float(chosen["latent"])), {})
         images = "" if is_missing(found.get("purity")) else f"of {plural(int(found['purity_images']), 'image')}"
         rows.append(
