@@ -1,4 +1,4 @@
-"""What the figures of experiments share, besides :mod:`salve.report.style`."""
+"""What the figures of experiments share beyond :mod:`salve.report.style`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from salve.report.style import new_figure, percent_axis, save_figure, styled
 from salve.report.text import label
 
-#: Inches: the text width of a page in print. Text of 8 points and more stays readable there.
+#: The text width of a printed page, in inches.
 PRINT_WIDTH = 7.2
 
 

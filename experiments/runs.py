@@ -1,4 +1,4 @@
-"""An experiment's runs on a testbed: made by ``salve``, or found, and opened for reading."""
+"""Make an experiment's runs on a testbed with ``salve``, or find them, and open them."""
 
 import shlex
 import sys
@@ -29,7 +29,7 @@ from salve.sae import SAE
 from salve.stages import StageContext
 from salve.types import Split, UserError
 
-#: What chooses a strength, and what reports what it does.
+#: The split that chooses a strength, and the one that reports its effect.
 SPLITS: tuple[Split, Split] = ("select", "test")
 
 
@@ -39,7 +39,7 @@ def sweep_name(config: str, testbed: Testbed, setup: Setup) -> str:
 
 
 def command(config: str, testbed: Testbed, setup: Setup, quick: Sequence[str]) -> list[str]:
-    """What makes an experiment's runs on a testbed, as arguments of ``salve``.
+    """The arguments of ``salve`` that make an experiment's runs on a testbed.
 
     Args:
         config: the experiment's recipe under ``conf/experiment``. quick: its settings for ``--quick``.
@@ -57,13 +57,13 @@ def command(config: str, testbed: Testbed, setup: Setup, quick: Sequence[str]) -
 
 
 def make(config: str, testbed: Testbed, setup: Setup, quick: Sequence[str]) -> str:
-    """Make the runs that are not there yet, in a process of their own.
+    """Make the missing runs, in another process.
 
     Returns:
         The command, as one would type it.
 
     Raises:
-        UserError: some runs were not made; ``salve`` has said which and why.
+        UserError: some runs could not be made; ``salve`` has printed which and why.
     """
     arguments = command(config, testbed, setup, quick)
     # Finished runs are found again by their keys; a new plan asks for no run of other settings that were once planned.
@@ -168,7 +168,7 @@ class Suppressed(NamedTuple):
 
 
 def suppressed(run: SAERun, classes: Sequence[str]) -> Iterator[Suppressed]:
-    """The classes that have a latent in an SAE, each while that is suppressed."""
+    """Each class that has a latent in an SAE, while that latent is suppressed."""
     for own, name in enumerate(classes):
         if pd.notna(run.selected["latent"][name]):
             (alphas, select), (_, test) = (run.curves(split, "suppress", name) for split in SPLITS)
@@ -179,10 +179,10 @@ def suppressed(run: SAERun, classes: Sequence[str]) -> Iterator[Suppressed]:
 
 @dataclass(frozen=True)
 class Study:
-    """A testbed with an experiment's finished runs on it, which share the classifier and its activations.
+    """An experiment's finished runs on a testbed, which share a classifier and its activations.
 
     Attributes:
-        runs: by the seed of their SAE. context: gives images, the network and everything else that stages use.
+        runs: in the order of their SAEs' seeds. context: images, the network, and what else stages use.
     """
 
     testbed: Testbed

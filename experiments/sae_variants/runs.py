@@ -1,4 +1,4 @@
-"""Which runs the comparison consists of, how they are started, and what they found."""
+"""The runs of the comparison: which there are, how to start them, and what they found."""
 
 import math
 import sys
@@ -19,7 +19,7 @@ from salve.types import Split, UserError
 
 
 class Family(NamedTuple):
-    """Variants that one setting makes sparse, its values, and what else they are trained with."""
+    """Variants that are made sparse by the same setting, its values, and their further settings."""
 
     variants: tuple[str, ...]
     knob: str
@@ -54,12 +54,12 @@ PRICED, BUDGETED = ("linear_l1", "relu_l1", "gated", "jumprelu"), ("topk", "batc
 FULL = Plan(
     (
         Family(PRICED, "sae.sparsity", (0.5, 1, 2, 3, 5, 10, 20)),
-        # Their papers train them with AuxK, without which most of their latents die here.
+        # Their papers train them with AuxK. Without it most of their latents die here.
         Family(BUDGETED, "sae.k", (1, 2, 3, 4, 8, 20), ("sae.auxk=32",)),
     ),
     seeds=(0, 1, 2, 3, 4),
 )
-#: Everything on few images and hardly trained, to see that it works; its numbers mean nothing.
+#: Few images and little training, to see that everything works; the numbers mean nothing.
 QUICK = Plan(
     (Family(PRICED, "sae.sparsity", (1, 5)), Family(BUDGETED, "sae.k", (2, 4), ("sae.auxk=8",))),
     seeds=(0, 1),
@@ -72,11 +72,11 @@ QUICK_DATA = {
 }
 EXPERIMENTS = {"concepts": "beyond/sae_variants", "imagenette": "beyond/sae_variants_imagenette"}
 
-#: Measures of the run itself that are compared.
+#: Metrics of a run that are compared.
 MEASURES = (
     *("fve", "l0", "dead_fraction", "downstream_accuracy", "concept_auroc"),
     *("separating", "separating_published"),
-    # By which runs are matched, or chosen.
+    # Runs are matched or chosen by these.
     *("select_fve", "select_l0"),
 )
 
@@ -91,7 +91,7 @@ def sweep_name(data: str, plan: Plan) -> str:
 
 
 def commands(data: str, plan: Plan, output_dir: Path, settings: Sequence[str]) -> Iterator[list[str]]:
-    """One sweep per family. What is finished is not made again."""
+    """One sweep per family; finished runs are not made again."""
     quick = QUICK_DATA[data] if plan is QUICK else ()
     for family in plan.families:
         yield [
@@ -105,10 +105,10 @@ def commands(data: str, plan: Plan, output_dir: Path, settings: Sequence[str]) -
 
 
 def make(data: str, plan: Plan, output_dir: Path, settings: Sequence[str]) -> None:
-    """Make a data set's runs, each family in a process of its own.
+    """Make a data set's runs, each family in its own process.
 
     Raises:
-        UserError: some runs were not made; the sweep has said which and why.
+        UserError: some runs could not be made; the sweep has printed which and why.
     """
     for command in commands(data, plan, output_dir, settings):
         status = run_child(command)
@@ -135,7 +135,7 @@ def collect(data: str, plan: Plan, output_dir: Path) -> Found:
     """Read the runs of a data set.
 
     Raises:
-        UserError: a planned run is missing, or is there more than once, with other settings.
+        UserError: a planned run is missing, or there are two of it that differ in other settings.
     """
     planned = _planned(open_sweep(output_dir / "sweeps" / sweep_name(data, plan), output_dir / "artifacts"), plan)
     first = next(iter(planned.values())).found
@@ -160,7 +160,7 @@ def collect(data: str, plan: Plan, output_dir: Path) -> Found:
 
 
 def over_classes(edits: pd.DataFrame) -> dict[str, float]:
-    """A run's edits in few numbers; classes without a selectivity (no images) do not count."""
+    """Means of a run's edits over the classes; those without images do not count."""
     table = edits[edits["selectivity"].notna()]
     means = {name: float(table[name].mean()) for name in MEANS}
     return {**means, "reached": int(table["reached"].sum()), "classes": len(table)}

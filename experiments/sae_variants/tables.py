@@ -14,7 +14,7 @@ COMPARED = (
     *("selectivity", "alignment", "reached", "after", "drift", "worst_loss"),
     *("fve", "l0", "downstream_accuracy", "concept_auroc", "separating", "separating_published"),
 )
-#: The default SAE, and for the L0 that its latents, which are never zero, do not come down to, the next of its kind.
+#: The default SAE; and the next of its kind, for an L0 that the default's latents, which are never zero, do not reach.
 BASELINES = ("linear_l1", "relu_l1")
 
 

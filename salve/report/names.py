@@ -1,4 +1,4 @@
-"""Settings and their values as people read them: in tables, figures and names of runs."""
+"""Write settings and their values for people: in tables, figures and names of runs."""
 
 import json
 from collections.abc import Iterable, Mapping

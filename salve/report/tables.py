@@ -1,4 +1,4 @@
-"""The per-class summary: one table of numbers behind the terminal's summary and the page's."""
+"""The per-class summary behind the terminal's table and the page's."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -89,7 +89,7 @@ def class_summary(artifacts: Artifacts) -> pd.DataFrame:
 
 
 def failing_first(rows: Sequence[Row], most: int) -> list[Row]:
-    """Rows as they come; where there are more than can be shown, first those that do not separate."""
+    """Rows in their order; if there are more than ``most``, those that do not separate come first."""
     if len(rows) <= most:
         return list(rows)
     return sorted(rows, key=lambda row: yes_no(row.get("separates")) != "no")

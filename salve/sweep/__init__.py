@@ -1,4 +1,4 @@
-"""A sweep in one table and its standard pictures; reads nothing but the sweep's folder."""
+"""Plan sweeps, launch their runs, and summarise what came of them."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ __all__ = ["SweepSummary", "print_summary", "summarise_sweep"]
 
 
 def __getattr__(name: str) -> Any:
-    # `salve-sweep --help` and whoever wants the names alone need neither matplotlib nor pandas, which take seconds.
+    # matplotlib and pandas take seconds to import, and `salve-sweep --help` needs neither.
     if name not in _MODULES:
         raise AttributeError(f"module '{__name__}' has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

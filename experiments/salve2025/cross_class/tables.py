@@ -86,7 +86,7 @@ def sae_table(readings: Sequence[Reading], cases: Sequence[Case]) -> pd.DataFram
 
 
 def latent_table(readings: Sequence[Reading]) -> pd.DataFrame:
-    """One row per latent in use: ``kind``, ``owners``, ``alpha``: strength at which the first of them is at ``LEVEL`` on
+    """One row per latent in use: ``kind``, ``owners``, ``alpha``: strength at which the first is at ``LEVEL`` on
     select (inf if none is); ``fallen``, ``risen``: classes that have then lost ``FALL``, gained ``RISE`` or more on
     test; NaN if none gets there."""
     rows = []

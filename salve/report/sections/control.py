@@ -118,8 +118,8 @@ def _panel_note(row: Mapping[str, Any], mode: str) -> tuple[str, bool]:
 def _how_to_read(mode: str, verdict: Verdict | None) -> str:
     if mode == "enhance":
         return (
-            "Enhancing: the edited class (orange) should hold or rise. Where the others (blue) fall, images of theirs "
-            "are being pulled into it."
+            "Enhancing: the edited class (orange) should hold or rise. Where the others (blue) fall, their images "
+            "are now taken for it."
         )
     dotted = f" The dotted line is at {percent(verdict.accuracy, 0)}." if verdict else ""
     return (

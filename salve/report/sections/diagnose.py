@@ -20,7 +20,7 @@ def diagnose(artifacts: Artifacts, figure_folder: FigureFolder) -> Section:
             Prose(
                 "The critical strength is the smallest α at which suppressing the class's latent breaks one image: "
                 "α_logit when the class logit reaches zero, α_flip when the prediction leaves the class. A low "
-                "value means that the class hangs on this one latent; ∞ means that no strength breaks the image, "
+                "value means that the class depends on this one latent; ∞ means that no strength breaks the image, "
                 "because other channels carry it."
             )
         )
@@ -44,9 +44,9 @@ def diagnose(artifacts: Artifacts, figure_folder: FigureFolder) -> Section:
             figures.agreement_scatter(right),
             "diagnose-agreement",
             "Scatter plots of approximated and of empirical critical strengths against the exact ones.",
-            "Each dot is a correctly classified image. The linear approximation is exact on the line and holds as "
-            "long as no channel is closed; the value found by running the grid of edits can only be the grid's "
-            "next α above the exact one, so it forms steps on or just above the line.",
+            "Each dot is a correctly classified image. The linear approximation is exact (on the line) until a channel "
+            "closes. The empirical value is the first α of the grid at or above the exact one, so it forms steps on or "
+            "just above the line.",
             "diagnose-images.csv",
         )
     if len(summary) and "class" in summary:

@@ -1,4 +1,4 @@
-"""The classifier, the sparse autoencoder, and what its latents mean for the classes."""
+"""The classifier, the SAE, and what its latents mean for the classes."""
 
 import math
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from salve.report.text import count_of, is_missing, latent_name, number, percent
 from salve.results import Artifacts
 
 MAX_RANKS = 6
-#: A probe reads activations that were captured once, of images as they are.
+#: A probe is trained on captured activations of unaugmented images, so only full fine-tuning says this.
 AUGMENTED = {"full": " Train images are augmented, so they can score below select images."}
 FOLD_ROWS = 25
 
@@ -160,7 +160,7 @@ def _latent_tables(artifacts: Artifacts) -> list[Block]:
     dominant, latents = artifacts.table("features", "dominant.csv"), artifacts.table("features", "latents.csv")
     if len(latents) and "kind" in latents:
         counts = latents["kind"].value_counts()
-        # A linear latent that never fires has small class means still, so that this is not how many are dead.
+        # A linear latent that never fires still has small class means: this is not the number of dead latents.
         order = {kind: kind for kind in ("class-defining", "cross-class", "diffuse")} | {
             "dead": "zero in the mean of every class"
         }
