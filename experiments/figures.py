@@ -14,18 +14,20 @@ from salve.report.text import label
 PRINT_WIDTH = 7.2
 
 
-def class_panels(names: Sequence[str], x: str, y: str, above: float = 0.75) -> tuple[Figure, list[Axes]]:
+def class_panels(
+    names: Sequence[str], x: str, y: str, above: float = 0.75, row: float = 1.5
+) -> tuple[Figure, list[Axes]]:
     """A figure with a small panel per class, whose y axis is a share.
 
     Args:
-        names: of the classes. x, y: what all axes show. above: inches that titles and legend take.
+        names: of the classes. x, y: what all axes show. above: inches for the legend. row: inches for a row.
 
     Returns:
         The figure, and a panel for each name.
     """
     columns = max(1, min(5, len(names)))
     rows = -(-len(names) // columns)
-    figure = new_figure(PRINT_WIDTH, above + 1.5 * rows)
+    figure = new_figure(PRINT_WIDTH, above + row * rows)
     grid = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten())
     for axes, name in zip(grid, names, strict=False):
         axes.set_title(label(name), fontsize=8.5)

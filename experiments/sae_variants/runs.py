@@ -61,7 +61,7 @@ FULL = Plan(
 )
 #: Few images and little training, to see that everything works; the numbers mean nothing.
 QUICK = Plan(
-    (Family(PRICED, "sae.sparsity", (1, 5)), Family(BUDGETED, "sae.k", (2, 4), ("sae.auxk=8",))),
+    (Family(PRICED, "sae.sparsity", (0.1, 1)), Family(BUDGETED, "sae.k", (2, 4), ("sae.auxk=8",))),
     seeds=(0, 1),
     name="-quick",
     settings=("sae.dictionary_size=32", "sae.epochs=3", "edit.alpha=[0,1,2,5,10,20,50]", "sae.learning_rate=0.01"),

@@ -103,7 +103,7 @@ def _template(link: Linker) -> jinja2.Template:
 
 
 def page_environment(*folders: Path) -> jinja2.Environment:
-    """An environment that finds templates in the report's folder and in others; their pages may include ``page.css``."""
+    """Finds templates in the report's folder and in others; their pages may include ``page.css``."""
     loader = jinja2.FileSystemLoader([Path(__file__).parent, *folders], encoding="utf-8")
     return jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True

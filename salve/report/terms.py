@@ -39,8 +39,8 @@ def terms_of(verdict: Verdict | None) -> list[Term]:
             "latent",
             "latent",
             r"\blatents?\b",
-            "One of these directions, and the number that says how much of it is in an image; (+) or (−) is its sign for "
-            "its class.",
+            "One of these directions, and the number that says how much of it is in an image; (+) or (−) is its sign "
+            "for its class.",
         ),
         Term(
             "fve",

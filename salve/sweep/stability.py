@@ -1,4 +1,4 @@
-"""How alike the dictionaries are that a sweep's seeds have found."""
+"""Compare the dictionaries that the SAEs of different seeds in a sweep learned."""
 
 import json
 from collections import defaultdict
@@ -27,17 +27,17 @@ from salve.types import UserError
 
 TABLE = "stability.csv"
 
-#: Measures of a pair, and beside each its value by chance.
+#: Measures of a pair, each with its value by chance beside it.
 MEASURES = ("matched_cosine", "shared_fraction")
 
 
 @dataclass(frozen=True)
 class _Dictionary:
-    """What one run's SAE has found.
+    """What one run's SAE learned.
 
     Attributes:
-        key: of the SAE. activations: digest of what it was trained on. decoder: ``[M, d']``, of the latents that fire.
-        signed: they take both signs.
+        key: of the SAE. activations: digest of what it was trained on. decoder: of the latents that fire ``[M, d']``.
+        signed: latents take both signs.
     """
 
     key: str
@@ -47,17 +47,17 @@ class _Dictionary:
 
 
 def compare_seeds(summary: SweepSummary) -> Path:
-    """Compare every two runs of a sweep that differ in nothing but seeds, and write ``stability.csv`` beside its table.
+    """Compare every two runs that differ in nothing but seeds, and write ``stability.csv`` beside the sweep's table.
 
-    Latents that never fire on the train split are left out. Runs with classifiers of their own are not compared, since
-    the channels of their activations mean different things: it takes a sweep over ``sae.seed``.
+    Latents that never fire on the train split are left out. Runs are compared only if they share their activations (as
+    in a sweep over ``sae.seed``): channels of different classifiers mean different things.
 
     Args:
         summary: of the sweep.
 
     Returns:
-        The file, with one row per pair: the settings that vary, other than seeds; ``run_a``, ``run_b``; ``latents_a``,
-        ``latents_b``, that fire; ``matched_cosine`` and ``shared_fraction`` (:func:`salve.metrics.stability`), each
+        The file, with one row per pair: the settings that vary, except seeds; ``run_a``, ``run_b``; ``latents_a``,
+        ``latents_b``: how many fire; ``matched_cosine`` and ``shared_fraction`` (:func:`salve.metrics.stability`), each
         with ``random_…`` beside it, by :func:`salve.metrics.random_stability`; ``flipped_fraction``.
 
     Raises:
@@ -81,8 +81,8 @@ def compare_seeds(summary: SweepSummary) -> Path:
     ]
     if not rows:
         raise UserError(
-            f"{folder} has no two finished runs that differ in sae.seed alone and share their activations, so that "
-            "there are no dictionaries to compare."
+            f"{folder} has no two finished runs that differ in sae.seed alone and share their activations: there are "
+            "no dictionaries to compare."
         )
     try:
         with written_whole(folder / TABLE) as unfinished:
@@ -113,10 +113,10 @@ def _compare(a: _Dictionary, b: _Dictionary) -> dict[str, float | int]:
 
 
 def print_stability(path: Path, console: Console) -> None:
-    """Show the means over the pairs of each configuration, chance in brackets, and where the table is.
+    """Print means over the pairs of each configuration, with chance in brackets, and where the table is.
 
     Args:
-        path: what :func:`compare_seeds` wrote.
+        path: the table of :func:`compare_seeds`.
     """
     pairs = read_table(path)
     settings = list(pairs.columns[: pairs.columns.get_loc("run_a")])

@@ -1,4 +1,4 @@
-"""The summary of a sweep: its table on disk and on the terminal, its pictures, and what is missing."""
+"""Summarise a sweep: its table on disk and on the terminal, its pictures, and what is missing."""
 
 import os
 from collections import Counter
@@ -28,18 +28,18 @@ from salve.system import refused_by_system
 
 TABLE = "sweep.csv"
 FIGURES = "figures"
-#: Characters of a run's key that the terminal shows where they tell the runs apart.
+#: Characters of a run's key that the terminal shows, if they tell the runs apart.
 SHORT_KEY = 6
 
 
 @dataclass(frozen=True)
 class SweepSummary:
-    """What came of a sweep so far.
+    """What a sweep has found so far.
 
     Attributes:
         sweep: its runs. varying: the settings that tell the finished ones apart. csv: where the table is.
-        figures: PNG files, each with an SVG beside it. left_out: by name of a standard picture that there is none of,
-            why.
+        figures: PNG files, each with an SVG beside it. left_out: by
+            name, why a standard picture was not drawn.
     """
 
     sweep: Sweep
@@ -55,7 +55,7 @@ class SweepSummary:
 
 
 def summarise_sweep(folder: Path, artifacts: Path | None = None) -> SweepSummary:
-    """Gather a sweep's finished runs, and write ``sweep.csv`` and ``figures/*.png`` and ``*.svg`` into its folder.
+    """Gather a sweep's finished runs; write ``sweep.csv``, ``figures/*.png`` and ``*.svg`` into its folder.
 
     Args:
         folder: of the sweep; nothing outside of it is read, so it may have been moved.
@@ -100,7 +100,7 @@ def _follows(table: pd.DataFrame, name: str, known: list[str]) -> bool:
 
 
 def _draw(folder: Path, table: pd.DataFrame, names: list[str]) -> tuple[list[Path], dict[str, str]]:
-    """Draw what can be drawn; a picture of an earlier state of the sweep goes, even if none takes its place."""
+    """Draw the pictures that can be drawn, and remove those of an earlier state of the sweep."""
     used = set(knob_of(table))
     drawn, left_out = [], {}
     for title, (knob, draw) in _pictures(table, names).items():
@@ -122,7 +122,7 @@ def _draw(folder: Path, table: pd.DataFrame, names: list[str]) -> tuple[list[Pat
 
 
 def _pictures(table: pd.DataFrame, names: list[str]) -> dict[str, tuple[str, Callable[[], Figure | str]]]:
-    """By file name, the setting on the horizontal axis (if it is one), and what draws the picture."""
+    """By file name, the setting on the horizontal axis ("" if none), and the function that draws the picture."""
     pictures: dict[str, tuple[str, Callable[[], Figure | str]]] = {
         "fve-l0": ("", partial(fve_against_l0, table, names))
     }
@@ -133,7 +133,7 @@ def _pictures(table: pd.DataFrame, names: list[str]) -> dict[str, tuple[str, Cal
 
 
 def print_summary(summary: SweepSummary, console: Console) -> None:
-    """Show the table, what is missing and why, and where the files are."""
+    """Print the table, what is missing and why, and where the files are."""
     if len(summary.table):
         console.print(_terminal_table(summary))
         console.print(Text(_chosen(summary)))
@@ -157,7 +157,7 @@ def print_summary(summary: SweepSummary, console: Console) -> None:
 
 
 def _terminal_table(summary: SweepSummary) -> Table:
-    """One row per finished run: what tells it apart, and the main measures that are known."""
+    """One row per finished run: the settings that tell it apart, and the main measures."""
     table = summary.table
     keys = _keys(table)
     names = short_names(summary.varying)
@@ -178,13 +178,13 @@ def _terminal_table(summary: SweepSummary) -> Table:
 
 
 def _keys(table: pd.DataFrame) -> pd.Series:
-    """The runs' keys, shortened where they still tell the runs apart."""
+    """The runs' keys, shortened if that still tells the runs apart."""
     shortened = table["run"].str[:SHORT_KEY]
     return shortened if shortened.is_unique else table["run"]
 
 
 def _chosen(summary: SweepSummary) -> str:
-    """What test images say of the run that select images prefer: of that one alone, since they must not choose."""
+    """What test images say of the run that select images prefer; of that run alone, since test must not choose."""
     table = summary.table
     value = column(table, SELECTIVITY.column)
     if not value.notna().any():
@@ -210,7 +210,7 @@ def _chosen(summary: SweepSummary) -> str:
 
 
 def _heading(name: str) -> str:
-    """A long name in two lines, so that its column stays narrow."""
+    """A long name in two lines, for a narrow column."""
     head, underscore, tail = name.rpartition("_") if len(name) > 8 else ("", "", name)
     return f"{head}{underscore}\n{tail}" if head else tail
 

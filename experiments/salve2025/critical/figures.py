@@ -50,7 +50,7 @@ def distributions(shares: pd.DataFrame, order: Sequence[str]) -> Figure:
     """
     shown = [order[k] for k in np.unique(np.linspace(0, len(order) - 1, min(MOST, len(order))).round().astype(int))]
     x, y = "strength α of suppression (logarithmic)", "images that have given way"
-    figure, panels = class_panels(shown, x, y, above=1.0)
+    figure, panels = class_panels(shown, x, y, above=1.0, row=1.45)
     positive = shares[shares["alpha"] > 0]
     spread = positive.groupby("alpha")[list(LINES)].mean()
     low = float(spread.index[(spread > 0.03).any(axis=1)].min())
