@@ -1,4 +1,4 @@
-"""The feature atlas: each class's dominant latents, what excites them, where they look, and how classes share them."""
+"""The feature atlas: each class's dominant latents, what excites them, where they look, which classes share them."""
 
 import sys
 from collections.abc import Sequence
@@ -19,9 +19,9 @@ from salve.report.figures.validate import overlay
 from salve.report.style import BLACK, BLUE, GREY, VERMILLION, new_figure, styled
 from salve.report.text import label
 
-#: Images that excite a class's latent most, of which the share of that class is taken.
+#: How many of the images that excite a latent most are counted by class.
 MOST = 20
-#: Latents listed for each class, and classes on a figure: there is no page for a hundred.
+#: Latents listed for each class, and classes on a figure.
 LISTED, ROWS = 3, 12
 #: Pairs of an image and its overlay in a row.
 PAIRS = 3
@@ -31,17 +31,17 @@ COLOURS = {"class-defining": BLUE, "cross-class": VERMILLION, "diffuse": GREY, "
 def own_share(
     latents: Float[Tensor, "N d"], labels: Int[Tensor, " N"], chosen: int, sign: int, own: int, most: int = MOST
 ) -> float:
-    """Share of class ``own`` among the images that excite a latent most, in the sense of its sign."""
+    """Share of class ``own`` among the images that excite a latent most; a negative sign turns the order round."""
     top = (sign * latents[:, chosen]).topk(min(most, len(latents))).indices
     return float((labels[top] == own).double().mean())
 
 
 def classes_table(study: Study) -> pd.DataFrame:
-    """One row per class that has a latent: what was chosen, how pure it is, and the scores of stage ``validate``.
+    """One row per class that has a latent: the latent, how pure it is, and the scores of stage ``validate``.
 
     Columns: ``testbed``, ``class``, ``latent``, ``sign``, ``share``, ``kind``; ``own_share`` (:func:`own_share`) and
-    ``expected_share``, of the class among all test images; ``maximised`` over ``strongest``: the latent's value for the
-    made image and for the most exciting test image, in the sense of its sign; ``insertion``, ``deletion`` and those of
+    ``expected_share``: of the class among all test images; ``maximised``, ``strongest``: the latent's value, times its
+    sign, for the maximised image and for the most exciting test image; ``insertion``, ``deletion`` and those of
     a random map, and where the data have masks ``pointing`` and ``iou`` with a random latent's.
     """
     run = study.runs[0]
@@ -69,7 +69,7 @@ def classes_table(study: Study) -> pd.DataFrame:
 
 @styled
 def atlas_figure(study: Study) -> Figure:
-    """A row per class: its dominant latents in words, the image that maximises the first, exciting images, Grad-FAM."""
+    """A row per class: its dominant latents in words, the image that maximises the first, top images, Grad-FAM."""
     run = study.runs[0]
     dominant = run.found.table("features", "dominant.csv")
     seen = {name: tensor.numpy() for name, tensor in run.found.tensors("validate", "saliency.safetensors").items()}
@@ -119,7 +119,7 @@ def _words(axes: Axes, name: str, dominant: pd.DataFrame) -> None:
 
 
 def shown_latents(dominant: pd.DataFrame, listed: int = LISTED) -> list[int]:
-    """The latents that any class lists, each once, class by class in the order of the table."""
+    """The latents that any class lists, each once, in the order of the table."""
     return list(dict.fromkeys(dominant[dominant["rank"] <= listed]["latent"].astype(int)))
 
 
@@ -179,7 +179,7 @@ def _analyse(study: Study) -> Findings:
 
 
 def faithful(table: pd.DataFrame) -> pd.Series:
-    """Whether a class's maps beat a random one both ways: more of the latent sooner put in, and sooner taken away."""
+    """Whether a class's maps beat random ones by insertion and by deletion."""
     return (table["insertion"] > table["random_insertion"]) & (table["deletion"] < table["random_deletion"])
 
 

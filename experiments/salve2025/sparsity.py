@@ -1,4 +1,4 @@
-"""Sparsity λ and dictionary size d: what the SAE explains, how many latents fire, and how clean its edits are."""
+"""Sparsity λ and dictionary size d: variance explained, latents that fire, and how clean the edits are."""
 
 import sys
 from collections.abc import Sequence
@@ -30,15 +30,15 @@ from salve.report.style import (
 )
 from salve.report.text import number
 
-#: λ and d that SAEs have unless something else is asked for (conf/sae/linear_l1.yaml).
+#: The default λ and d (conf/sae/linear_l1.yaml).
 DEFAULT = (5.0, 256)
-#: Share of the classes that separate where a setting's edits are called clean.
+#: A setting's edits are called clean if this share of the classes separates.
 CLEAN = 0.9
-#: Selectivity that a setting may lack of the best one's and still be close to it.
+#: A setting is close to the best if its selectivity is at most this much lower.
 CLOSE = 0.05
-#: Of the SAE itself, as metrics of a run.
+#: Measures of the SAE, which are metrics of its run.
 MEASURES = ("fve", "l0", "dead_fraction", "downstream_accuracy", "test_accuracy", "select_fve")
-#: Of its edits.
+#: Measures of its edits.
 OF_EDITS = (
     *("share", "reached", "separating", "separating_published", "selectivity", "select_selectivity"),
     *("drift", "after", "alpha"),
@@ -163,7 +163,7 @@ def grid_figure(study: Study, settings: pd.DataFrame) -> Figure:
 
 
 def _line(axes: Axes, mine: pd.DataFrame, measure: str, shift: float, look: tuple[str, str]) -> None:
-    """One dictionary size; moved a little sideways, so that intervals do not hide each other."""
+    """The line of one dictionary size, moved a little sideways so that intervals do not hide each other."""
     colour, marker = look
     at = mine["sparsity"].to_numpy(float) * 1.05**shift
     half = np.nan_to_num(mine[f"{measure}_half"].to_numpy(float))
@@ -199,7 +199,7 @@ def _is_default(settings: pd.DataFrame) -> pd.Series:
 
 
 def length_of(study: Study) -> str:
-    """For how long the SAEs were trained."""
+    """How long the SAEs were trained."""
     settings = study.runs[0].settings
     epochs = settings.get("sae.epochs")
     return f"{settings['sae.steps']} steps" if epochs is None else f"{epochs} epochs"
@@ -210,12 +210,12 @@ def _name(setting: pd.Series) -> str:
 
 
 def best_of(settings: pd.DataFrame) -> pd.Series:
-    """The setting whose edits are the most selective on select; what it has on test was not chosen."""
+    """The setting with the most selective edits on select, which chooses."""
     return settings.loc[settings["select_selectivity"].idxmax()]
 
 
 def _close(settings: pd.DataFrame) -> pd.Series:
-    """Those that come close on test to the setting that select has chosen."""
+    """The settings that come close on test to the one that select chose."""
     return settings["selectivity"] >= best_of(settings)["selectivity"] - CLOSE
 
 

@@ -1,4 +1,4 @@
-"""What each method takes and what it harms, at a matched effect."""
+"""The figure: what each method takes and what it harms, at a matched effect."""
 
 import numpy as np
 import pandas as pd
@@ -18,8 +18,8 @@ LOOKS = {
     "none": (ORANGE, "D", "in the head, no SAE"),
     "random": (GREY, "s", "along a random direction"),
 }
-#: By measure, the name of its axis, the factor from its own unit to the axis's, and, for what is never negative, where
-#: a linear axis turns into a logarithmic one.
+#: By measure: the name of its axis, the factor to the axis's unit, and, for a measure that is never negative, where the
+#: axis turns from linear to logarithmic.
 PANELS = {
     "selectivity": ("selectivity\n(points)", 100, None),
     "ahead": ("gate ahead by\n(points)", 100, None),

@@ -20,11 +20,11 @@ from salve.editing import ablated_logits, edited_logits, rank_one_logits, rank_o
 from salve.editing.curves import LogitsAt
 from salve.types import Activations, Labels
 
-#: Strengths that are tried first: 0, then six to each factor of ten. Units differ by method, so they span all of them.
+#: Strengths that are tried first: 0, then six per factor of ten. They span the units of all methods.
 COARSE = np.concatenate([[0.0], np.geomspace(1e-3, 1e5, 49)])
-#: Strengths that are tried between the two of these where the class falls to ``LEVEL``.
+#: Strengths that are then tried between the two where the class falls to ``LEVEL``.
 FINE = 33
-#: What is compared, besides how many classes there is a strength for.
+#: What is compared, besides the number of classes reached.
 MEASURES = ("selectivity", "after", "drift", "lost", "worst_loss", "kl")
 
 GATE, STEERING, ABLATION = "gate", "steering", "directional ablation"
@@ -32,7 +32,7 @@ RANK_ONE, BIAS = "rank-one edit", "class bias"
 
 
 class Reader(NamedTuple):
-    """What an edit of the last site sees of a classifier.
+    """All that an edit of the last site needs of a classifier.
 
     Attributes:
         weight: ``[C, M]``. bias: ``[C]``. train, select, test: activations ``[N, M]`` with labels ``[N]``. train fits
@@ -103,8 +103,7 @@ def methods(reader: Reader) -> list[Method]:
 
 
 def at_matched_effect(reader: Reader, logits_at: LogitsAt | None, own: int) -> dict[str, float]:
-    """An edit of class ``own`` on test, at the strength that takes its select accuracy to ``LEVEL``; None leaves all as
-    it is.
+    """An edit of class ``own`` on test, at the strength that takes its select accuracy to ``LEVEL``; None is no edit.
 
     Returns:
         The fields of ``MatchedEdit`` (``alpha`` is the strength, in the method's own unit), and means over the other

@@ -1,4 +1,4 @@
-"""What a hundred classes share, in words, figures and numbers."""
+"""The findings about a hundred classes: words, figures and numbers."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What the classes of a testbed share, read from its finished runs."""
+"""Read from finished runs what the classes of a testbed share."""
 
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,7 +1,7 @@
-"""Critical strengths: the α at which an image's class gives way; as published, exact, and in the edited network.
+"""Critical strengths: the α at which an image loses its class, approximate, exact, and in the edited network.
 
 ``α_logit`` is where the class's logit reaches zero (the paper's), ``α_flip`` where the prediction leaves the class. The
-approximation ``y(0) / Σ_j w_ij a_j |c_j|`` has every channel fall for ever, where a channel that is closed stays at 0.
+approximation ``y(0) / Σ_j w_ij a_j |c_j|`` lets every channel fall for ever, but a closed channel stays at 0.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from experiments.salve2025.critical.network import STEP, tried
 from experiments.salve2025.critical.rows import METHODS, classes_of, rows_of, shares_of, solved
 from salve.report.text import percent, plural
 
-#: The numerical and the exact solution are the same up to this part.
+#: Relative difference up to which the numerical and the exact solution agree.
 SAME = 1e-6
 
 

@@ -20,13 +20,16 @@ from salve.report.style import new_figure, styled
 from salve.report.text import label
 from salve.saliency import grad_fam
 
-#: Of each class.
+#: Images of each class.
 IMAGES = 3
 
 
 class Strip(NamedTuple):
-    """Images of one class: ``images`` are their places in test, ``sign`` is the latent's in which the maps look; they
-    are the class's strongest, or those that it has ``gained``."""
+    """Images of one class: the strongest, or those that it ``gained``.
+
+    Attributes:
+        images: their indices in test. sign: of the latent, for the maps.
+    """
 
     title: str
     colour: str

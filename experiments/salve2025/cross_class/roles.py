@@ -1,4 +1,4 @@
-"""The latents that several classes depend on, found in every SAE, and what each class does when they are suppressed."""
+"""Find the latents that several classes depend on, and what each class does when they are suppressed."""
 
 import math
 from collections.abc import Iterator
@@ -53,7 +53,7 @@ def change_by_class(before: Tensor, after: Tensor, labels: Tensor, classes: int)
 
 
 class Backing(NamedTuple):
-    """Whether a class has something to fall back on: its accuracy when its own latent is suppressed halfway.
+    """Whether a class can rely on another latent: its accuracy when its own latent is suppressed halfway.
 
     Attributes:
         own: the class's largest latent other than the shared one; −1 if there is none. alpha: the strength at which

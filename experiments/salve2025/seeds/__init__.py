@@ -1,4 +1,4 @@
-"""SAEs that differ in their seed alone, on one classifier: how unlike the bases are, and how alike the edits."""
+"""SAEs that differ in their seed alone, on one classifier: how different their bases are, how similar their edits."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The figures: how unlike the bases and how alike the edits are, and every SAE's edit curves."""
+"""Figures: how different the bases and how similar the edits are, and every SAE's curves."""
 
 import math
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ from salve.report.style import (
 )
 from salve.report.text import label, number
 
-#: Share of the images' strengths that the panel of two seeds reaches up to; a few are thousands.
+#: Quantile of the images' strengths at which the panel of two seeds ends; a few strengths are in the thousands.
 SEEN = 0.998
 
 
@@ -138,7 +138,7 @@ def _dots(axes: Axes, values: Sequence[ndarray], intervals: Sequence[Interval], 
 
 
 def _ticks(axes: Axes, values: Float[ndarray, "C S"], shift: float) -> None:
-    """A grey mark per class for what the values are to be compared with: the mean over SAEs."""
+    """A grey mark per class at the mean over SAEs of what the values are compared with."""
     for row, each in enumerate(values):
         known = each[~np.isnan(each)]
         if len(known):

@@ -1,4 +1,4 @@
-"""How alike what SAEs have found is, and what they do: pure functions, and the tables of a study."""
+"""How similar SAEs of different seeds are, and their edits: pure functions, and the tables of a study."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -16,9 +16,9 @@ from experiments.compare import CONFIDENCE, Interval, margins
 from experiments.runs import SAERun, Study, suppressed
 from salve.metrics import match_columns, random_stability
 
-#: Cosine from which two latents are taken for the same (:func:`salve.metrics.stability`).
+#: Two latents with this cosine or more count as the same (:func:`salve.metrics.stability`).
 SAME = 0.7
-#: Cosine from which a latent is taken for a copy of another one in the same SAE.
+#: A latent with this cosine or more counts as a copy of another one in the same SAE.
 COPY = 0.9
 
 
