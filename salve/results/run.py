@@ -196,10 +196,11 @@ class Run:
             UserError: the run is not finished.
         """
         self._require_finished()
-        made = self._manifest["artifacts"]
-        if self._store is not None:
-            return {kind: self._store / kind / str(entry["key"]) for kind, entry in made.items()}
-        return {kind: (self.folder / str(entry["path"])).resolve() for kind, entry in made.items() if "path" in entry}
+        where = "path" if self._store is None else "key"
+        made = {kind: entry[where] for kind, entry in self._manifest["artifacts"].items() if entry.get(where)}
+        if self._store is None:
+            return {kind: (self.folder / str(path)).resolve() for kind, path in made.items()}
+        return {kind: self._store / kind / str(key) for kind, key in made.items()}
 
     def artifact(self, kind: str) -> Artifact:
         """One artifact, checked when it is first asked for.
@@ -215,14 +216,14 @@ class Run:
                     "artifacts=<output_dir>/artifacts."
                 )
             check_artifact(folder)
-            key, digest = self._manifest["artifacts"][kind]["key"], read_record(folder / DONE)["digest"]
-            self._checked[kind] = Artifact(kind, key, folder, digest, reused=True)
+            key = str(self._manifest["artifacts"][kind].get("key", folder.name))
+            self._checked[kind] = Artifact(kind, key, folder, read_record(folder / DONE)["digest"], reused=True)
         return self._checked[kind]
 
     def digest(self, kind: str) -> str:
         """The digest of an artifact's content, as the run's manifest has it."""
         self._folder(kind)
-        return str(self._manifest["artifacts"][kind]["digest"])
+        return str(self._manifest["artifacts"][kind].get("digest", ""))
 
     def _folder(self, kind: str) -> Path:
         if kind not in self.artifacts:
