@@ -15,7 +15,7 @@ from salve.report.tables import Headline, class_summary, failing_first, headline
 from salve.report.text import MISSING, PERCENT, count_of, label, latent_name, number, percent, plural, points, yes_no
 from salve.results import Artifacts
 
-#: Classes in the table; a thousand lines would push all else off the screen.
+#: Classes in the table: a thousand lines would push everything else off the screen.
 MOST_ROWS = 100
 
 

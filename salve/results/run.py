@@ -77,7 +77,7 @@ class Run:
     def __init__(
         self, folder: Path, artifacts: Path | str | None = None, swept: Mapping[str, Any] | None = None
     ) -> None:
-        self.folder, self.key = folder, folder.name
+        self.folder, self.key = folder, Path(os.path.abspath(folder)).name
         self._store = None if artifacts is None else Path(artifacts)
         self._swept = swept
         self._checked: dict[str, Artifact] = {}

@@ -93,7 +93,7 @@ def strength_curves(
 
 
 def matrix_classes(counts: pd.DataFrame, targets: Sequence[str], classes: Sequence[str]) -> list[str]:
-    """The classes that confusion matrices show: all of them, or where they are too many those that edits touch.
+    """The classes that confusion matrices show: all of them, or if they are too many, those that edits touch.
 
     Args:
         counts: columns target, true, predicted, images. targets: the edits that are drawn. classes: all names.

@@ -25,7 +25,7 @@ from salve.report.verdict import Verdict
 from salve.results import Artifacts
 
 FOLD_ROWS = 25
-#: |Δ| that no line break takes apart.
+#: |Δ| without a line break in it.
 CHANGE = "|\u2060Δ\u2060|"
 INTERVALS = "95\u00a0% intervals (Wilson for the accuracy, else resampled test images)."
 
@@ -37,7 +37,7 @@ def accuracy_cell(row: Mapping[str, Any]) -> Cell:
 
 
 def change_cell(row: Mapping[str, Any], name: str, of: Any = "") -> Cell:
-    """A change of the other classes in points, with its interval and the class that it is the change of."""
+    """A change of the other classes in points, with its interval and the name of the class that changes."""
 
     def write(value: Any) -> str:
         return points(value, signed=False)
@@ -48,7 +48,7 @@ def change_cell(row: Mapping[str, Any], name: str, of: Any = "") -> Cell:
 
 
 def strength_cell(row: Mapping[str, Any]) -> Cell:
-    """The chosen strength; where none takes the class away, the one that was used instead."""
+    """The chosen strength; if none takes the class away, also the one that was used instead."""
     alpha, used = row.get("alpha"), row.get("alpha_used")
     none = not is_missing(alpha) and math.isinf(float(alpha or 0.0)) and not is_missing(used)
     return Cell(number(alpha), "num", f"used: {number(used)}" if none else "")
@@ -97,7 +97,7 @@ def control(artifacts: Artifacts, figure_folder: FigureFolder) -> Section:
 
 
 def panel_order(edits: Sequence[Mapping[str, Any]], drawn: Sequence[str]) -> list[str]:
-    """Targets in the order of the panels: as they come, or first those that fail where not all can be shown."""
+    """Targets in the order of the panels; if not all fit, those that fail come first."""
     verdict = {str(row["target"]): row for row in edits}
     known = set(drawn)
     rows = [row for name, row in verdict.items() if name in known]

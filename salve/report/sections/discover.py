@@ -21,7 +21,7 @@ FOLD_ROWS = 25
 
 
 def classifier(artifacts: Artifacts, figure_folder: FigureFolder) -> Section:
-    """What was trained and how well it does before anything is changed."""
+    """The classifier before any edit."""
     record = artifacts.record("classifier", "classifier.json")
     history, classes = artifacts.table("classifier", "history.csv"), artifacts.table("features", "classes.csv")
     blocks: list[Block] = []
@@ -194,7 +194,7 @@ def _dominant_cell(row: Mapping[str, Any] | None) -> Cell:
 
 
 def _purity_table(artifacts: Artifacts) -> list[Block]:
-    """How much each class's chosen latent is about one class."""
+    """How pure each class's chosen latent is."""
     latents, classes = artifacts.table("features", "latents.csv"), class_names(artifacts)
     if not {"latent", "purity"} <= set(latents.columns):
         return []
@@ -223,7 +223,7 @@ def _purity_table(artifacts: Artifacts) -> list[Block]:
 
 
 def _concept_table(artifacts: Artifacts) -> list[Block]:
-    """Which latent tells each concept, where the data know."""
+    """The latent that best tells each concept, if the data have concepts."""
     table = artifacts.table("features", "concepts.csv")
     if "auroc" not in table:
         return []

@@ -58,7 +58,7 @@ def validation(artifacts: Artifacts, figure_folder: FigureFolder) -> Section:
 def _strips(
     artifacts: Artifacts, figure_folder: FigureFolder, localisation: pd.DataFrame
 ) -> tuple[list[StripBlock], int]:
-    """A strip for each class that has pictures and a latent, and how many classes have pictures."""
+    """A strip for each class with pictures and a latent, and the number of classes with pictures."""
     saliency = artifacts.tensors("validate", "saliency.safetensors", first=MAX_STRIPS)
     excited = artifacts.tensors("validate", "maximisation.safetensors", first=MAX_STRIPS)
     maximised = excited.get("images", np.zeros((0,), np.uint8))
