@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,16 @@ class Findings:
             {name: joined([part.tables[name] for part in parts if name in part.tables]) for name in names},
             [one for part in parts for one in part.measured],
         )
+
+
+def per_testbed(analyse: Callable[[Study], Findings]) -> Callable[[Sequence[Study]], Findings]:
+    """Analyse each testbed by itself, and put the findings together."""
+
+    @wraps(analyse)
+    def all_of_them(studies: Sequence[Study]) -> Findings:
+        return Findings.together([analyse(study) for study in studies])
+
+    return all_of_them
 
 
 def joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:

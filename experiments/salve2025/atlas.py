@@ -1,7 +1,6 @@
 """The feature atlas: each class's dominant latents, what excites them, where they look, which classes share them."""
 
 import sys
-from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,7 +11,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from experiments.claims import Measured
-from experiments.experiment import Experiment, Findings, Picture, main
+from experiments.experiment import Experiment, Findings, Picture, main, per_testbed
 from experiments.figures import PRINT_WIDTH
 from experiments.runs import Study
 from salve.report.figures.validate import overlay
@@ -150,12 +149,9 @@ def means_figure(study: Study) -> Figure:
     return figure
 
 
-def analyse(studies: Sequence[Study]) -> Findings:
+@per_testbed
+def analyse(study: Study) -> Findings:
     """See the module."""
-    return Findings.together([_analyse(study) for study in studies])
-
-
-def _analyse(study: Study) -> Findings:
     name, table, run = study.testbed.name, classes_table(study), study.runs[0]
     atlas = (
         f"{study.testbed.title}: each class's {LISTED} dominant latents (number and sign, share of the latent's class "

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from experiments.claims import Measured
 from experiments.compare import LEVEL_TEXT, t_interval
-from experiments.experiment import Experiment, Findings, Picture, main
+from experiments.experiment import Experiment, Findings, Picture, main, per_testbed
 from experiments.figures import PRINT_WIDTH
 from experiments.runs import SAERun, Study, suppressed
 from experiments.separation import STRICTLY
@@ -175,12 +175,9 @@ def _line(axes: Axes, mine: pd.DataFrame, measure: str, shift: float, look: tupl
     axes.plot(at[default], values, "o", color=BLACK, markersize=8, markerfacecolor="none")
 
 
-def analyse(studies: Sequence[Study]) -> Findings:
+@per_testbed
+def analyse(study: Study) -> Findings:
     """See the module."""
-    return Findings.together([_analyse(study) for study in studies])
-
-
-def _analyse(study: Study) -> Findings:
     runs = runs_of(study)
     settings = settings_of(runs)
     caption = (

@@ -1,7 +1,6 @@
 """Suppression and enhancement: accuracy of every class while one class's latent is turned down or up."""
 
 import sys
-from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from experiments.claims import Measured
 from experiments.compare import LEVEL_TEXT
-from experiments.experiment import Experiment, Findings, Picture, joined, main
+from experiments.experiment import Experiment, Findings, Picture, joined, main, per_testbed
 from experiments.figures import class_panels
 from experiments.runs import SAERun, Study, Suppressed, suppressed
 from experiments.separation import separation
@@ -104,12 +103,9 @@ def _line(axes: Axes, alphas: Curves, accuracy: Curves, colour: str, images: int
     axes.plot(alphas, mean, color=colour, linewidth=1.4)
 
 
-def analyse(studies: Sequence[Study]) -> Findings:
+@per_testbed
+def analyse(study: Study) -> Findings:
     """See the module."""
-    return Findings.together([_analyse(study) for study in studies])
-
-
-def _analyse(study: Study) -> Findings:
     testbed, edits = study.testbed, edits_of(study)
     pictures = {}
     for mode, verb in MODES.items():

@@ -1,7 +1,6 @@
 """SAEs that differ in their seed alone, on one classifier: how different their bases are, how similar their edits."""
 
 import math
-from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
@@ -9,7 +8,7 @@ import pandas as pd
 
 from experiments.claims import Measured
 from experiments.compare import LEVEL_TEXT
-from experiments.experiment import Experiment, Findings, Picture
+from experiments.experiment import Experiment, Findings, Picture, per_testbed
 from experiments.runs import Study
 from experiments.salve2025.seeds.figures import curves_figure, stability_figure
 from experiments.salve2025.seeds.measures import (
@@ -26,12 +25,9 @@ from experiments.salve2025.seeds.measures import (
 from experiments.separation import separation
 
 
-def analyse(studies: Sequence[Study]) -> Findings:
+@per_testbed
+def analyse(study: Study) -> Findings:
     """See the module."""
-    return Findings.together([_analyse(study) for study in studies])
-
-
-def _analyse(study: Study) -> Findings:
     testbed, edits = study.testbed, edits_of(study)
     if len(study.runs) < 2:
         return Findings(f"{testbed.title}: one SAE only, with which nothing can be compared.", {}, {"edits": edits})
