@@ -32,6 +32,7 @@ from experiments.separation import PUBLISHED, STRICTLY, separation
 from experiments.testbeds import TESTBEDS, Setup, add_setup, quoted, setup_of
 from salve.artifacts import _seal, read_record, read_table, write_record
 from salve.editing.verdict import LIMITS
+from salve.integrity import sealed
 from salve.results import open_run
 from salve.run.explain import conf_dir
 from salve.types import UserError
@@ -473,7 +474,7 @@ def a_run(tmp_path: Path, classes: list[str]) -> SAERun:
         kind: {"key": key, "path": f"../artifacts/{kind}/{key}"}
         for kind, key in (("classifier", "c"), ("control", "d"))
     }
-    write_record(run / "manifest.json", {"artifacts": made})
+    write_record(run / "manifest.json", sealed({"artifacts": made, "files": {}}))
     return SAERun(open_run(run))
 
 

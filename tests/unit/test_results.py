@@ -15,6 +15,7 @@ from filelock import FileLock
 
 import salve
 from salve.artifacts import _seal, save_tensors, write_record, write_table
+from salve.integrity import sealed
 from salve.sae import make_sae, save_sae
 from salve.types import UserError
 
@@ -50,7 +51,7 @@ def finished(folder: Path, settings: dict[str, Any] = SETTINGS, **metrics: float
             _seal(path, {})
     write_record(folder / "metrics.json", metrics)
     made = {kind: {"key": key, "digest": key, "path": f"../artifacts/{kind}/{key}"} for kind, key in kinds.items()}
-    write_record(folder / "manifest.json", {"artifacts": made})
+    write_record(folder / "manifest.json", sealed({"artifacts": made, "files": {}}))
     return folder
 
 
