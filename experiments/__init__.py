@@ -1,1 +1,1 @@
-"""One module for each published figure or table."""
+"""The paper's experiments: one module per figure or table."""

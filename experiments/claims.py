@@ -1,4 +1,4 @@
-"""What is claimed, what we measured, and whether it holds."""
+"""Claims, what we measured for them, and whether they hold."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import yaml
+
+from experiments.compare import WORDS
 
 Verdict = Literal["holds", "holds partly", "does not hold", "not measured"]
 FILE = Path(__file__).parent / "salve2025" / "claims.yaml"
@@ -17,9 +19,9 @@ class Claim:
     """An expected direction.
 
     Attributes:
-        id: ``<experiment>.<name>``. claim: in words. measure: what the number is that decides.
-        at_least, at_most: from (up to) which value it holds; one of them is given.
-        partly: from (up to) which value it holds partly; the same as the other where there is no middle.
+        id: ``<experiment>.<name>``. claim: in words. measure: the number that decides, in words.
+        at_least, at_most: the limit to hold; one of them is given.
+        partly: the limit to hold partly; equal to the other if there is nothing between.
     """
 
     id: str
@@ -43,7 +45,7 @@ class Claim:
         return self.id.split(".")[0]
 
     def verdict(self, value: float) -> Verdict:
-        """What a measured value says; NaN says nothing."""
+        """Whether the claim holds at a measured value; NaN is not measured."""
         if math.isnan(value):
             return "not measured"
         if self.at_least is not None:
@@ -53,8 +55,12 @@ class Claim:
 
 
 class Measured(NamedTuple):
-    """What an experiment found on a testbed for a claim: the number that decides, and the finding in words; of classes
-    that separate also how many do in the published sense, which decides nothing."""
+    """What an experiment found for a claim on a testbed.
+
+    Attributes:
+        value: the number that decides. text: the finding in words. published: the same in the published sense of
+            separating, which decides nothing.
+    """
 
     claim: str
     testbed: str
@@ -64,21 +70,21 @@ class Measured(NamedTuple):
 
 
 def load_claims(path: Path = FILE) -> dict[str, Claim]:
-    """The claims by id, in their order.
+    """The claims by id, in their order; ``{level}``, ``{mean}`` and ``{loss}`` in them are limits of what separates.
 
     Raises:
-        ValueError: one does not say what is expected.
+        ValueError: a claim contradicts itself.
     """
     read = yaml.safe_load(path.read_text(encoding="utf-8"))
     return {
-        f"{experiment}.{name}": Claim(f"{experiment}.{name}", **fields)
+        f"{experiment}.{name}": Claim(f"{experiment}.{name}", **fields | {"measure": fields["measure"].format(**WORDS)})
         for experiment, claims in read.items()
         for name, fields in claims.items()
     }
 
 
 def together(verdicts: Iterable[Verdict]) -> Verdict:
-    """One verdict over several testbeds: it holds where it holds on all that were measured."""
+    """One verdict over several testbeds: a claim holds if it holds on all that were measured."""
     found = {verdict for verdict in verdicts if verdict != "not measured"}
     if not found:
         return "not measured"
@@ -86,7 +92,7 @@ def together(verdicts: Iterable[Verdict]) -> Verdict:
 
 
 class Row(NamedTuple):
-    """A claim with what was measured for it, by the testbeds' names."""
+    """A claim with what was measured for it, by testbed."""
 
     claim: Claim
     verdict: Verdict
@@ -97,11 +103,10 @@ class Row(NamedTuple):
 
 
 def judged(claims: Mapping[str, Claim], measured: Sequence[Measured]) -> list[Row]:
-    """All claims in their order, with what was measured for them.
+    """All claims in their order, each with what was measured for it.
 
     Raises:
-        KeyError: something was measured for a claim that there is not. ValueError: a claim was measured twice on a
-            testbed.
+        KeyError: an unknown claim was measured. ValueError: a claim was measured twice on a testbed.
     """
     found: dict[str, dict[str, Measured]] = {}
     for one in measured:

@@ -1,8 +1,8 @@
-"""Edits at a matched effect, and how sure a comparison is: pure functions on tables.
+"""Compare edits at a matched effect: pure functions on tables.
 
-Strengths α have no unit in common between SAEs, backbones or methods. So edits are compared where the edited class has
-fallen to the same accuracy. The select split says at which strength that is, and the test split what the edit takes and
-costs there: a strength that is chosen where it looks good looks better there than it is.
+Strengths α of different SAEs, backbones and methods have no common unit. So edits are compared where the edited class
+has fallen to the same accuracy. The select split says at which strength that is; the test split says what the edit
+takes and costs there. Measured on the images that chose it, a strength would look better than it is.
 """
 
 import math
@@ -10,28 +10,37 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from numpy import ndarray
 from scipy import stats  # type: ignore[import-untyped]
+from torch import Tensor
 
 from salve.editing.verdict import CONFIDENCE, LIMITS, effect
 
 #: Accuracy to which an edit has to take its class.
 LEVEL = LIMITS.accuracy
+#: The limits of an edit that separates, for captions and claims.
+LEVEL_TEXT = f"{100 * LEVEL:g} %"
+WORDS = {
+    "level": LEVEL_TEXT,
+    "mean": f"{100 * LIMITS.others_mean_change:g} points",
+    "loss": f"{100 * LIMITS.others_worst_loss:g}",
+}
 
 
 class MatchedEdit(NamedTuple):
-    """One class's edit, measured on one split at a strength that another split has chosen.
+    """One class's edit, measured on one split at the strength that another split chose.
 
     Attributes:
-        reached: there is a strength that takes the class to ``LEVEL`` where strengths are chosen. alpha: the strength
-            (inf if there is none).
+        reached: some strength takes the class to ``LEVEL`` on the images that choose. alpha: the smallest such
+            strength (inf if there is none).
         before, after: the class's accuracy without the edit and with it; ``after`` is ``LEVEL`` only about, and NaN if
             not reached.
         drop: ``before − after``. drift: mean absolute change of the other classes' accuracy; NaN if not reached.
             worst_loss: the largest loss of one of them, at least 0; NaN if not reached.
-        selectivity: ``drop − drift``; 0 if not reached, since an edit that cannot be had takes and harms nothing. NaN
-            for a class that says nothing of an edit: on one of the splits it has no images, or is at ``LEVEL`` without.
+        selectivity: ``drop − drift``; 0 if not reached: an edit that does not exist takes and harms nothing. NaN for a
+            class that has no images on one of the splits, or is at ``LEVEL`` there without an edit.
     """
 
     reached: bool
@@ -45,13 +54,13 @@ class MatchedEdit(NamedTuple):
 
 
 def strength_to(alphas: Float[ndarray, " K"], accuracy: Float[ndarray, " K"], level: float = LEVEL) -> float:
-    """The smallest strength at which a class's accuracy is at a level or below, linear between those of the grid.
+    """The smallest strength at which a class's accuracy is at most a level, linear between strengths of the grid.
 
     Args:
         alphas: strengths, increasing from 0. accuracy: of the class at each, on the images that choose.
 
     Returns:
-        ``inf`` if none is; NaN for a class that is there without an edit, or that has no images.
+        ``inf`` if there is none; NaN for a class that is at the level without an edit, or that has no images.
     """
     if not accuracy[0] > level:
         return math.nan
@@ -64,16 +73,16 @@ def strength_to(alphas: Float[ndarray, " K"], accuracy: Float[ndarray, " K"], le
 
 
 def accuracy_at(alphas: Float[ndarray, " K"], accuracy: Float[ndarray, "K C"], alpha: float) -> Float[ndarray, " C"]:
-    """Accuracy of every class at a strength within the grid, linear between those of the grid."""
+    """Accuracy of every class at a strength, linear between strengths of the grid."""
     return np.array([np.interp(alpha, alphas, column) for column in accuracy.T])
 
 
 def edit_at(alphas: Float[ndarray, " K"], accuracy: Float[ndarray, "K C"], own: int, alpha: float) -> MatchedEdit:
-    """The edit of class ``own`` at a strength, as the images show it that report.
+    """The edit of class ``own`` at a strength, on the images that report.
 
     Args:
         alphas: strengths, increasing from 0. accuracy: of every class at each; NaN for a class without images.
-        own: the class that is edited. alpha: what :func:`strength_to` has found on other images.
+        own: the class that is edited. alpha: from :func:`strength_to` on other images.
     """
     before = float(accuracy[0, own])
     if math.isnan(alpha) or not before > LEVEL:
@@ -94,6 +103,18 @@ def matched_edit(
         alphas: strengths, increasing from 0. select, test: accuracy of every class at each, by split.
     """
     return edit_at(alphas, test, own, strength_to(alphas, select[:, own]))
+
+
+def margins(logits: Float[Tensor, "N C"], labels: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
+    """By how much each image's own class leads, ``y_own − max_{m≠own} y_m``: positive where the prediction is right."""
+    rest = logits.scatter(1, labels[:, None], -math.inf).amax(dim=1)
+    return logits.gather(1, labels[:, None])[:, 0] - rest
+
+
+def random_directions(classes: int, width: int, seed: int) -> Float[Tensor, "C M"]:
+    """Directions drawn evenly from the unit sphere ``[C, M]``, the norm of a decoder's columns."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.nn.functional.normalize(torch.randn(classes, width, generator=generator), dim=1)
 
 
 class Interval(NamedTuple):

@@ -1,4 +1,4 @@
-"""One experiment: its runs are made or found, read, and turned into figures, tables and findings."""
+"""One experiment: make or find its runs, and turn them into figures, tables and findings."""
 
 import argparse
 import os
@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,32 @@ class Findings:
     tables: Mapping[str, pd.DataFrame]
     measured: Sequence[Measured] = ()
 
+    @classmethod
+    def together(cls, parts: Sequence["Findings"]) -> "Findings":
+        """What was found on several testbeds; tables of one name become one."""
+        names = dict.fromkeys(name for part in parts for name in part.tables)
+        return cls(
+            "\n\n".join(part.paragraph for part in parts),
+            {name: picture for part in parts for name, picture in part.pictures.items()},
+            {name: joined([part.tables[name] for part in parts if name in part.tables]) for name in names},
+            [one for part in parts for one in part.measured],
+        )
+
+
+def per_testbed(analyse: Callable[[Study], Findings]) -> Callable[[Sequence[Study]], Findings]:
+    """Analyse each testbed by itself, and put the findings together."""
+
+    @wraps(analyse)
+    def all_of_them(studies: Sequence[Study]) -> Findings:
+        return Findings.together([analyse(study) for study in studies])
+
+    return all_of_them
+
+
+def joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Tables under each other."""
+    return pd.concat(tables, ignore_index=True)
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -61,9 +87,8 @@ class Experiment:
 
     Attributes:
         name: of its module and its recipe, ``conf/experiment/salve2025/<name>.yaml``. title: for people.
-        testbeds: where it is run, unless the command line says otherwise. beside: and where else, for comparison, if
-            that can be run here.
-        analyse: the finished runs on each testbed → what they show. quick: settings for ``--quick``.
+        testbeds: where it runs by default. beside: further testbeds to compare with, where they can run here.
+        analyse: from the finished runs on each testbed to what they show. quick: settings for ``--quick``.
     """
 
     name: str
@@ -79,25 +104,25 @@ class Experiment:
         return f"salve2025/{self.name}"
 
     def testbeds_here(self, on: Sequence[str] | None, setup: Setup) -> tuple[list[Testbed], list[Testbed]]:
-        """Where it can be run, and where it cannot, of the testbeds that were asked for, or else of its own."""
+        """The testbeds ``on`` (None: its own) that it can run on here, and those that it cannot."""
         wanted = [TESTBEDS[name] for name in dict.fromkeys(on or (*self.testbeds, *self.beside))]
         here = [testbed for testbed in wanted if not setup.lacks(testbed)]
         out = [testbed for testbed in wanted if setup.lacks(testbed)]
         if not on and not any(testbed.name in self.testbeds for testbed in here):
-            return [], out  # nothing to compare with what is beside
+            return [], out  # those beside it would have nothing to be compared with
         return here, out
 
 
 def paper_folder(setup: Setup) -> Path:
-    """Where figures and findings go."""
+    """The folder of figures and findings."""
     return setup.output_dir / ("paper-quick" if setup.quick else "paper")
 
 
 def carry_out(experiment: Experiment, testbeds: Sequence[Testbed], setup: Setup) -> bool:
-    """Make what is missing, and write an experiment's folder; False if it is there already, from the same settings.
+    """Make missing runs and write an experiment's folder; False if it is there already, from the same settings.
 
     Raises:
-        UserError: some of what the testbeds need is not here, or some runs could not be made.
+        UserError: this machine lacks what a testbed needs, or some runs could not be made.
     """
     for testbed in testbeds:
         if missing := setup.lacks(testbed):
@@ -128,7 +153,7 @@ def carry_out(experiment: Experiment, testbeds: Sequence[Testbed], setup: Setup)
 
 
 def findings_in(folder: Path) -> dict[str, Any]:
-    """The record of what an experiment found; empty where there is none, or it cannot be read."""
+    """The record of what an experiment found; empty if there is none that can be read."""
     try:
         return read_record(folder / FINDINGS)
     except (OSError, ValueError):
@@ -136,8 +161,8 @@ def findings_in(folder: Path) -> dict[str, Any]:
 
 
 def _write(final: Path, found: Findings, record: dict[str, Any], began: float) -> None:
-    """A folder that is there as a whole or not at all."""
-    judged(load_claims(), found.measured)  # a claim that there is not would be an error
+    """Write an experiment's folder, as a whole or not at all."""
+    judged(load_claims(), found.measured)  # refuses an unknown claim before anything is written
     unfinished = final.with_name(f".{final.name}.{os.getpid()}")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
@@ -168,7 +193,7 @@ def _facts(study: Study) -> dict[str, Any]:
 
 
 def _digest(experiment: Experiment, testbeds: Sequence[Testbed], setup: Setup) -> str:
-    """What an experiment's findings depend on: settings, recipes and code."""
+    """A digest of what findings depend on: settings, recipes and code."""
     here = Path(__file__).parent
     loaded = {Path(file) for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))}
     sources = sorted(path for path in loaded if here in path.parents)
@@ -202,7 +227,7 @@ def _main(experiment: Experiment, arguments: list[str] | None) -> int:
     default = " ".join([*experiment.testbeds, *(f"[{name}]" for name in experiment.beside)])
     parser = argparse.ArgumentParser(
         prog=f"python -m experiments.salve2025.{experiment.name}",
-        description=f"{experiment.title}: make its runs, or find them, and write figures, tables and findings into "
+        description=f"{experiment.title}: make or find its runs, and write figures, tables and findings into "
         f"<output-dir>/paper/{experiment.name}.",
     )
     parser.add_argument("--on", nargs="+", choices=list(TESTBEDS), metavar="TESTBED",

@@ -1,4 +1,4 @@
-"""The page of the paper's figures: claims, what was measured, whether they hold; and every figure with its numbers."""
+"""The page of the paper: claims, what was measured, whether they hold, and every figure with its numbers."""
 
 import re
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ class NotRun(NamedTuple):
 
 
 def write_page(folder: Path, experiments: Sequence[Experiment], missing: Sequence[NotRun]) -> Path:
-    """Write ``index.html``, ``claims.csv`` and ``claims.md`` from the findings that are in a folder.
+    """Write ``index.html``, ``claims.csv`` and ``claims.md`` from the findings in a folder.
 
     Args:
         experiments: in the page's order; one without findings is left out. missing: what was not run.
@@ -43,7 +43,7 @@ def write_page(folder: Path, experiments: Sequence[Experiment], missing: Sequenc
     folder.mkdir(parents=True, exist_ok=True)
     found = {one.name: record for one in experiments if (record := findings_in(folder / one.name))}
     claims = load_claims()
-    # Findings may be older than the claims and testbeds that there are now.
+    # Findings may name claims and testbeds that have been removed since.
     measured = [Measured(**one) for record in found.values() for one in record["measured"] if one["claim"] in claims]
     testbeds = [name for name in TESTBEDS if any(one["name"] == name for r in found.values() for one in r["testbeds"])]
     rows = judged(claims, [one for one in measured if one.testbed in testbeds])
@@ -68,7 +68,7 @@ def _machine(machine: dict[str, Any]) -> str:
 
 
 def command_of(experiment: str) -> str:
-    """What to type for one experiment."""
+    """The command that runs one experiment."""
     return f"python -m experiments.salve2025.{experiment}"
 
 
@@ -98,7 +98,7 @@ def claims_table(rows: Sequence[Row], found: dict[str, dict[str, Any]]) -> pd.Da
 
 
 def published(rows: Sequence[Row]) -> dict[str, str]:
-    """By claim, what was found in the published sense, testbed by testbed; only claims about separating have it."""
+    """By claim about separating, what was found in the published sense on each testbed."""
     found = {
         row.claim.id: "; ".join(
             f"{TESTBEDS[name].title}: {one.published}" for name, one in row.measured.items() if one.published
@@ -109,8 +109,7 @@ def published(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def claims_markdown(rows: Sequence[Row], testbeds: Sequence[str]) -> str:
-    """The table for a README: a row per claim, a column per testbed that something was measured on, and one for what
-    separates in the published sense."""
+    """The table in Markdown: a row per claim, a column per testbed, and one for the published sense of separating."""
     beside = published(rows)
     shown = [name for name in testbeds if any(name in row.measured for row in rows)]
     heads = [
@@ -133,5 +132,5 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Text that stays in its cell, and means there what it says."""
+    """Text for a cell of a Markdown table."""
     return " ".join(re.sub(r"([|<\\])", r"\\\1", text).split())

@@ -1,4 +1,4 @@
-"""``python -m experiments.reproduce``: the paper's figures and claims, as far as this machine can make them."""
+"""``python -m experiments.reproduce``: make the paper's figures and judge its claims, as far as this machine can."""
 
 import argparse
 import sys
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from salve.ending import as_told, run_child
 from salve.types import UserError
 
-if TYPE_CHECKING:  # they take seconds, and a signal that comes meanwhile must be heard
+if TYPE_CHECKING:  # they take seconds, during which a signal would not be handled
     from rich.console import Console
 
     from experiments.experiment import Experiment
@@ -22,7 +22,7 @@ written into <output-dir>/paper:
   claims.csv, claims.md    the table
   <experiment>/            figures (PDF, SVG, PNG), their numbers (CSV), findings.json
 
-Each experiment runs in a process of its own; what is done is not done again. SETTING
+Each experiment runs in its own process, and finished work is not done again. SETTING
 is any of salve's, such as trainer=cpu or cluster=joblib. Without Imagenette:
   python -m experiments.reproduce --on scenes
 """
@@ -61,7 +61,7 @@ def _main(arguments: list[str] | None) -> int:
 
 
 def reproduce(setup: "Setup", only: Sequence[str], on: Sequence[str] | None, console: "Console") -> list[str]:
-    """Run experiments one after the other, and write the page of everything that is there.
+    """Run experiments one after the other, and write the page of all findings.
 
     Args:
         only: names of experiments. on: names of testbeds; None for each experiment's own.
@@ -100,7 +100,7 @@ def reproduce(setup: "Setup", only: Sequence[str], on: Sequence[str] | None, con
 
 
 def _command(experiment: "Experiment", testbeds: "Sequence[Testbed]", setup: "Setup") -> list[str]:
-    """The same setup, for the experiment's own process."""
+    """The command of an experiment with the same setup."""
     options = ["--on", *(testbed.name for testbed in testbeds), "--output-dir", str(setup.output_dir)]
     for name, folder in setup.folders.items():
         options += [f"--{name}", folder]

@@ -1,4 +1,4 @@
-"""An experiment's runs on a testbed: made by ``salve``, or found, and opened for reading."""
+"""Make an experiment's runs on a testbed with ``salve``, or find them, and open them."""
 
 import shlex
 import sys
@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,21 +15,21 @@ from pytorch_lightning.loggers.logger import DummyLogger
 from rich.console import Console
 from torch import Tensor
 
+from experiments.compare import MatchedEdit, edit_at, strength_to
 from experiments.testbeds import Setup, Testbed, quoted
 from salve.activations import Captured
-from salve.artifacts import Artifact, Store
+from salve.artifacts import Store
 from salve.ending import run_child
-from salve.integrity import check_artifact, read_manifest
 from salve.processes.ranks import gathered
-from salve.report.inputs import Artifacts
+from salve.results import Run, open_sweep
+from salve.results.run import PLAN
 from salve.run.build import build_context
-from salve.run.folder import PLAN, RunFolder
+from salve.run.folder import RunFolder
 from salve.sae import SAE
 from salve.stages import StageContext
-from salve.sweep.read import SweptRun, read_sweep
 from salve.types import Split, UserError
 
-#: What chooses a strength, and what reports what it does.
+#: The split that chooses a strength, and the one that reports its effect.
 SPLITS: tuple[Split, Split] = ("select", "test")
 
 
@@ -40,7 +39,7 @@ def sweep_name(config: str, testbed: Testbed, setup: Setup) -> str:
 
 
 def command(config: str, testbed: Testbed, setup: Setup, quick: Sequence[str]) -> list[str]:
-    """What makes an experiment's runs on a testbed, as arguments of ``salve``.
+    """The arguments of ``salve`` that make an experiment's runs on a testbed.
 
     Args:
         config: the experiment's recipe under ``conf/experiment``. quick: its settings for ``--quick``.
@@ -58,16 +57,16 @@ def command(config: str, testbed: Testbed, setup: Setup, quick: Sequence[str]) -
 
 
 def make(config: str, testbed: Testbed, setup: Setup, quick: Sequence[str]) -> str:
-    """Make the runs that are not there yet, in a process of their own.
+    """Make the missing runs, in another process.
 
     Returns:
         The command, as one would type it.
 
     Raises:
-        UserError: some runs were not made; ``salve`` has said which and why.
+        UserError: some runs could not be made; ``salve`` has printed which and why.
     """
     arguments = command(config, testbed, setup, quick)
-    # Runs are found by what they compute. The plan is made anew: what it once had with other settings is not asked for.
+    # Finished runs are found again by their keys; a new plan asks for no run of other settings that were once planned.
     (setup.output_dir / "sweeps" / sweep_name(config, testbed, setup) / PLAN).unlink(missing_ok=True)
     typed = "salve " + shlex.join(arguments)
     status = run_child([sys.executable, "-m", "salve.cli", *arguments])
@@ -76,40 +75,49 @@ def make(config: str, testbed: Testbed, setup: Setup, quick: Sequence[str]) -> s
     return typed
 
 
+Values = NDArray[np.float64]
+
+
 @dataclass(frozen=True)
 class SAERun:
-    """One SAE's run.
+    """A finished run, read as the experiments need it: one SAE, and the edits through its latents.
 
     Attributes:
-        seed: of the SAE. settings, metrics: by dotted name. found: tables, tensors and records of its stages.
+        found: the run, with its tables, tensors and records.
     """
 
-    context: StageContext
-    seed: int
-    settings: dict[str, Any]
-    metrics: dict[str, Any]
-    artifacts: dict[str, Artifact]
+    found: Run
 
-    @cached_property
-    def found(self) -> Artifacts:
-        return Artifacts({kind: artifact.path for kind, artifact in self.artifacts.items()})
+    @property
+    def seed(self) -> int:
+        """The SAE's seed."""
+        return int(self.settings["sae.seed"])
 
-    @cached_property
+    @property
+    def settings(self) -> dict[str, Any]:
+        """By dotted name."""
+        return self.found.flat_settings
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        return self.found.metrics
+
+    @property
     def sae(self) -> SAE:
         """Its SAE, on the CPU."""
-        return self.context.sae(self.artifacts["sae"], self.artifacts["activations"]).requires_grad_(False)
+        return self.found.sae
 
     @cached_property
     def selected(self) -> pd.DataFrame:
         """By class, the latent chosen for its edits: ``latent``, ``sign``, ``share``, ``kind``, …; NaN for a class
         without one."""
-        return self.found.table("features", "selected.csv").set_index("class").reindex(list(self.context.classes))
+        return self.found.table("features", "selected.csv").set_index("class").reindex(self.found.classes)
 
     @cached_property
     def verdicts(self) -> pd.DataFrame:
         """By class, the edit that stage ``control`` kept: ``alpha_used``, chosen on select, and on test
         ``accuracy_after``, ``separates``, ``separates_published``, …; NaN and False for a class without a latent."""
-        table = self.found.table("control", "summary.csv").set_index("target").reindex(list(self.context.classes))
+        table = self.found.table("control", "summary.csv").set_index("target").reindex(self.found.classes)
         for sense in ("separates", "separates_published"):
             table[sense] = table[sense].eq(True)
         return table
@@ -122,38 +130,59 @@ class SAERun:
 
     @cached_property
     def _by_target(self) -> dict[Any, pd.DataFrame]:
-        """By split, mode and target; a hundred classes make a large table, which is read once."""
-        return curves_by_target(self.artifacts["control"].path)
+        """The curves of every class by split, mode and target."""
+        if "curves.parquet" not in self.found.files("control"):
+            raise UserError(
+                f"The run {self.found.folder} holds no curves of every class; make its run again with "
+                "edit.by_class=true."
+            )
+        return dict(list(self.found.table("control", "curves.parquet").groupby(["split", "mode", "target"])))
 
-    def curves(self, split: Split, mode: str, target: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Strengths ``[K]`` and the accuracy of every class at each ``[K, C]``, of a target of stage ``control``."""
-        return wide(self._by_target[split, mode, target], self.context.classes)
+    def curves(self, split: Split, mode: str, target: str) -> tuple[Values, Values]:
+        """Strengths ``[K]`` and the accuracy of every class at each ``[K, C]``, of a target of stage ``control``.
+
+        Raises:
+            UserError: the run kept no such curves.
+        """
+        rows = self._by_target[split, mode, target]
+        table = rows.pivot_table("accuracy", "alpha", "class", dropna=False)[self.found.classes].sort_index()
+        return table.index.to_numpy(float), table.to_numpy(float)
 
 
-def curves_by_target(control: Path) -> dict[Any, pd.DataFrame]:
-    """The curves of every class that stage ``control`` has written, by split, mode and target.
+class Suppressed(NamedTuple):
+    """A class while its latent is suppressed.
 
-    Raises:
-        UserError: it was not asked for them.
+    Attributes:
+        own: index of the class. name: of the class. alphas: strengths ``[K]``. select, test: accuracy of every class at
+            each, by split ``[K, C]``.
+        edit: its edit on test, at the strength where select has it at ``LEVEL``. on_select: the same on select.
     """
-    file = control / "curves.parquet"
-    if not file.is_file():
-        raise UserError(f"{control} holds no curves of every class; make its run again with edit.by_class=true.")
-    return dict(list(pd.read_parquet(file).groupby(["split", "mode", "target"])))
+
+    own: int
+    name: str
+    alphas: Values
+    select: Values
+    test: Values
+    edit: MatchedEdit
+    on_select: MatchedEdit
 
 
-def wide(rows: pd.DataFrame, classes: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """One target's curves as strengths ``[K]`` and accuracies ``[K, C]``."""
-    table = rows.pivot_table("accuracy", "alpha", "class", dropna=False)[list(classes)].sort_index()
-    return table.index.to_numpy(float), table.to_numpy(float)
+def suppressed(run: SAERun, classes: Sequence[str]) -> Iterator[Suppressed]:
+    """Each class that has a latent in an SAE, while that latent is suppressed."""
+    for own, name in enumerate(classes):
+        if pd.notna(run.selected["latent"][name]):
+            (alphas, select), (_, test) = (run.curves(split, "suppress", name) for split in SPLITS)
+            alpha = strength_to(alphas, select[:, own])
+            on_test, on_select = (edit_at(alphas, accuracy, own, alpha) for accuracy in (test, select))
+            yield Suppressed(own, name, alphas, select, test, on_test, on_select)
 
 
 @dataclass(frozen=True)
 class Study:
-    """A testbed with an experiment's finished runs on it, which share the classifier and its activations.
+    """An experiment's finished runs on a testbed, which share a classifier and its activations.
 
     Attributes:
-        runs: by the seed of their SAE. context: gives images, the network and everything else that stages use.
+        runs: in the order of their SAEs' seeds. context: images, the network, and what else stages use.
     """
 
     testbed: Testbed
@@ -167,27 +196,22 @@ class Study:
     @cached_property
     def head(self) -> tuple[Tensor, Tensor]:
         """Weight ``[C, M]`` and bias ``[C]`` of the reader."""
-        return self.context.head(self.runs[0].artifacts["classifier"])
+        return self.context.head(self.runs[0].found.artifact("classifier"))
 
     @cached_property
     def train(self) -> Captured:
         """Activations ``[N, M]`` and labels of the train split."""
-        return self.context.activations(self.runs[0].artifacts["activations"], "train")
+        return self.runs[0].found.activations("train")
 
     @cached_property
     def select(self) -> Captured:
         """Activations ``[N, M]`` and labels of the select split, which chooses."""
-        return self.context.activations(self.runs[0].artifacts["activations"], "select")
+        return self.runs[0].found.activations("select")
 
     @cached_property
     def test(self) -> Captured:
         """Activations ``[N, M]`` and labels of the test split, which reports."""
-        return self.context.activations(self.runs[0].artifacts["activations"], "test")
-
-    @property
-    def nonnegative(self) -> bool:
-        """Whether the site's activations are never negative."""
-        return bool(self.runs[0].artifacts["activations"].record("activations.json")["nonnegative"])
+        return self.runs[0].found.activations("test")
 
 
 @contextmanager
@@ -195,29 +219,20 @@ def opened(config: str, testbed: Testbed, setup: Setup) -> Iterator[Study]:
     """The finished runs of an experiment on a testbed.
 
     Raises:
-        UserError: there are none, some are not finished, or they do not share a classifier.
+        UserError: there are none, some are not finished or damaged, or they do not share a classifier.
     """
-    folder = setup.output_dir / "sweeps" / sweep_name(config, testbed, setup)
-    planned = read_sweep(folder)
-    if unfinished := [run for run in planned if run.state != "finished"]:
-        raise UserError(f"{len(unfinished)} of {len(planned)} runs in {folder} are not finished; make them again.")
-    settings = RunFolder(folder / planned[0].key).settings([f"output_dir={quoted(setup.output_dir)}"])
     store = Store(setup.output_dir / "artifacts", lambda _: None)
+    sweep = open_sweep(setup.output_dir / "sweeps" / sweep_name(config, testbed, setup), store.root)
+    if sweep.unfinished:
+        raise UserError(
+            f"{len(sweep.unfinished)} of {len(sweep)} runs in {sweep.folder} are not finished; make them again."
+        )
+    for run in sweep:
+        for kind in run.artifacts:
+            run.artifact(kind)  # checked before hours of work, not when it is first read
+    if len({run.artifact("activations").key for run in sweep}) > 1:
+        raise UserError(f"The runs in {sweep.folder} do not share a classifier; choose an empty --output-dir.")
+    settings = RunFolder(sweep[0].folder).settings([f"output_dir={quoted(setup.output_dir)}"])
     with gathered(settings.trainer) as ranks:
         context = build_context(settings, store, lambda _: DummyLogger(), Console(markup=False, emoji=False), ranks)
-        runs = sorted((_open(context, folder, run) for run in planned), key=lambda run: run.seed)
-        if len({run.artifacts["activations"].key for run in runs}) > 1:
-            raise UserError(f"The runs in {folder} do not share a classifier; choose an empty --output-dir.")
-        yield Study(testbed, context, tuple(runs))
-
-
-def _open(context: StageContext, sweep: Path, run: SweptRun) -> SAERun:
-    made = read_manifest(sweep / run.key)["artifacts"]
-    root = context.store.root
-    for kind, entry in made.items():
-        check_artifact(root / kind / entry["key"])
-    artifacts = {
-        kind: Artifact(kind, entry["key"], root / kind / entry["key"], entry["digest"], reused=True)
-        for kind, entry in made.items()
-    }
-    return SAERun(context, int(run.settings["sae.seed"]), dict(run.settings), dict(run.metrics), artifacts)
+        yield Study(testbed, context, tuple(sorted(map(SAERun, sweep), key=lambda run: run.seed)))

@@ -1,30 +1,27 @@
-"""How many classes separate: strictly, which decides, and in the published sense, which is shown beside it."""
+"""How many classes separate, strictly and in the published sense; the strict count decides."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import pandas as pd
 
+from experiments.compare import WORDS
 from experiments.runs import SAERun
-from salve.editing.verdict import CONFIDENCE, LIMITS
+from salve.editing.verdict import CONFIDENCE
 from salve.report.text import plural
 
-_LEVEL, _MEAN, _LOSS = (
-    f"{100 * limit:g}" for limit in (LIMITS.accuracy, LIMITS.others_mean_change, LIMITS.others_worst_loss)
-)
 #: When an edit separates its class, for captions.
 STRICTLY = (
-    f"at the strength chosen on select images, the class is at {_LEVEL} % of the test images or "
-    f"less, the others' accuracy changes by less than {_MEAN} points in the mean of absolute values, and no other "
-    f"class loses more than {_LOSS}"
-)
-#: The column of what the paper counts as such.
+    "at the strength chosen on select images, the class is at {level} of the test images or less, the others' accuracy "
+    "changes by less than {mean} in the mean of absolute values, and no other class loses more than {loss}"
+).format(**WORDS)
+#: The heading of the weaker count.
 PUBLISHED = "in the published sense"
-#: What that is.
+#: What it means.
 AS_PUBLISHED = (
-    f"the class is at {_LEVEL} % or less, and the others' mean accuracy changes by less than "
-    f"{_MEAN} points, where gains make up for losses and one class may lose all"
-)
+    "the class is at {level} or less, and the others' mean accuracy changes by less than {mean}, where gains make up "
+    "for losses and one class may lose all"
+).format(**WORDS)
 
 
 class Separation(NamedTuple):
@@ -42,9 +39,9 @@ class Separation(NamedTuple):
 
 
 def separation(runs: Sequence[SAERun], classes: int) -> Separation:
-    """Count over all ``classes``; one without a latent does not separate.
+    """Count over all ``classes``; a class without a latent does not separate.
 
-    The interval over images is the mean of those of the SAEs, which are measured on the same images.
+    The interval over images is the mean of the SAEs' intervals, which are all from the same images.
     """
     strict, published = (
         pd.Series([int(run.verdicts[sense].sum()) for run in runs]) for sense in ("separates", "separates_published")

@@ -1,4 +1,4 @@
-"""Where an experiment is run: a classifier and its images, and what a machine needs to have of them."""
+"""What experiments run on: testbeds, and what this machine has of them."""
 
 import argparse
 import os
@@ -13,11 +13,11 @@ from salve.types import UserError
 
 @dataclass(frozen=True)
 class Testbed:
-    """A classifier with its data, as a recipe under ``conf/experiment``.
+    """A classifier and its data.
 
     Attributes:
-        name: on the command line. title: in figures. config: the recipe; empty for the quickstart's own settings.
-        data: which folder of images it needs. weights: which file of weights it takes, instead of a download.
+        name: on the command line. title: in figures. config: under ``conf/experiment``; empty for the quickstart.
+        data: name of the images it needs. weights: name of the weights file it takes in place of a download.
         quick: settings that make it small, for ``--quick``.
     """
 
@@ -47,11 +47,11 @@ TESTBEDS = {
 
 @dataclass(frozen=True)
 class Setup:
-    """What this machine has, and where results go.
+    """The data and weights that this machine has, and where results go.
 
     Attributes:
-        output_dir: of runs, artifacts and figures. folders: of images, by data set. weights: files, by name.
-        download: whether what is missing may be fetched. quick: small runs, whose numbers mean little.
+        output_dir: for runs, artifacts and figures. folders: of images, by data set. weights: files, by name.
+        download: fetch missing images and weights. quick: make small runs, whose numbers mean little.
         settings: any of salve's, for all runs.
     """
 
@@ -63,7 +63,7 @@ class Setup:
     settings: tuple[str, ...] = ()
 
     def lacks(self, testbed: Testbed) -> str:
-        """What is missing to run on a testbed, and how to give it; empty if nothing is."""
+        """What this machine lacks to run on a testbed, and how to give it; empty if nothing."""
         if testbed.data and not self.download:
             folder = self.folders.get(testbed.data)
             if not folder:
@@ -76,7 +76,7 @@ class Setup:
         return f"there is no file {file}" if file and not Path(file).is_file() else ""
 
     def overrides(self, testbed: Testbed) -> list[str]:
-        """What ``salve`` has to be told to run on a testbed."""
+        """Settings that point ``salve`` to a testbed's images and weights."""
         found = list(testbed.quick if self.quick else ())
         if testbed.data in self.folders:
             found.append(f"data.root={quoted(self.folders[testbed.data])}")
@@ -88,7 +88,7 @@ class Setup:
 
 
 def quoted(text: object) -> str:
-    """A value as Hydra's command line wants it: in quotes where it holds what would mean something there."""
+    """A value for Hydra's command line, in quotes if it holds characters that mean something there."""
     value = str(text)
     if re.fullmatch(r"[\w./~+:@%-]+", value):
         return value
@@ -101,7 +101,7 @@ FLAGS = ("--download", "--quick")
 
 
 def add_setup(parser: argparse.ArgumentParser) -> None:
-    """The options that :func:`setup_of` reads."""
+    """Add the options that :func:`setup_of` reads."""
     parser.add_argument("settings", nargs="*", metavar="SETTING", help="any of salve's, as key=value, for all runs")
     parser.add_argument("--imagenette", metavar="FOLDER", help="holds train/ and val/ (else $SALVE_IMAGENETTE)")
     parser.add_argument("--cifar100", metavar="FOLDER", help="holds cifar-100-python/ (else $SALVE_CIFAR100)")
@@ -117,7 +117,7 @@ def add_setup(parser: argparse.ArgumentParser) -> None:
 
 
 def parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """What is given to a command with :func:`add_setup`'s options; a setting may also end a list of names."""
+    """Parse a command line with :func:`add_setup`'s options, in which settings may stand anywhere."""
     given, settings, before = list[str](), list[str](), ""
     left = list(sys.argv[1:] if arguments is None else arguments)
     while left and (one := left.pop(0)) != "--":
@@ -128,10 +128,10 @@ def parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> 
 
 
 def setup_of(given: argparse.Namespace) -> Setup:
-    """What the command line and the environment say.
+    """The setup that the command line and the environment describe.
 
     Raises:
-        UserError: weights of an unknown name, or a setting that is none.
+        UserError: weights of an unknown name, or a setting that is not ``key=value``.
     """
     names = [testbed.weights for testbed in TESTBEDS.values() if testbed.weights]
     weights = {name: os.environ[f"SALVE_{name.upper()}"] for name in names if os.environ.get(f"SALVE_{name.upper()}")}

@@ -6,8 +6,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import pandas as pd
-
+from experiments.experiment import joined
 from experiments.figures import save
 from experiments.sae_variants.compare import Target
 from experiments.sae_variants.figure import NAME, comparison_figure
@@ -76,17 +75,15 @@ def compare(given: argparse.Namespace) -> None:
     for data in given.data:
         make(data, plan, given.output_dir, [*(where if data == "imagenette" else []), *given.settings])
     found = [collect(data, plan, given.output_dir) for data in given.data]
-    runs = pd.concat([one.runs for one in found], ignore_index=True)
-    references = reference_summary(pd.concat([one.references for one in found]))
-    table = summary(runs, TARGETS)
+    tables = {name: joined([getattr(one, name) for one in found]) for name in ("runs", "edits", "references")}
+    tables["summary"] = summary(tables["runs"], TARGETS)
+    references = reference_summary(tables["references"])
     folder = given.output_dir / "experiments" / f"sae_variants{plan.name}"
     folder.mkdir(parents=True, exist_ok=True)
-    write_table(folder / "runs.csv", runs)
-    write_table(folder / "edits.csv", pd.concat([one.edits for one in found], ignore_index=True))
-    write_table(folder / "references.csv", pd.concat([one.references for one in found], ignore_index=True))
-    write_table(folder / "summary.csv", table)
-    (folder / "summary.md").write_text(markdown(table, references), encoding="utf-8")
-    save(comparison_figure(runs, table, references), folder, NAME)
+    for name, table in tables.items():
+        write_table(folder / f"{name}.csv", table)
+    (folder / "summary.md").write_text(markdown(tables["summary"], references), encoding="utf-8")
+    save(comparison_figure(tables["runs"], tables["summary"], references), folder, NAME)
     print(f"Tables and figure: {folder}")
 
 

@@ -1,5 +1,4 @@
-"""SAEs at a matched sparsity: λ and k have no unit in common between variants, so they are compared where they have the
-same L0 or the same FVE."""
+"""Compare SAEs at a matched sparsity: where they have the same L0 or FVE, since λ and k have no common unit."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ def at_target(x: Float[ndarray, " n"], values: Float[ndarray, "n m"], target: fl
     """Values where ``x`` is ``target``, linear between the two neighbours by ``x``.
 
     Returns:
-        ``[m]``; NaN where the target lies outside of what ``x`` covers, since nothing is extrapolated.
+        ``[m]``; NaN if the target lies outside of the range of ``x``: nothing is extrapolated.
     """
     known = ~np.isnan(x)
     x, values = x[known], values[known]
@@ -29,8 +28,7 @@ def at_target(x: Float[ndarray, " n"], values: Float[ndarray, "n m"], target: fl
 
 
 class Target(NamedTuple):
-    """What is made equal on select: ``l0`` or ``fve`` at a value, or ``best`` (no value), each variant's own best
-    setting there."""
+    """What SAEs have in common on select: ``l0`` or ``fve`` at a value; or ``best``, each variant's best setting."""
 
     by: str
     value: float = math.nan
@@ -44,9 +42,9 @@ class Target(NamedTuple):
 def matched(runs: pd.DataFrame, target: Target, measures: Sequence[str]) -> pd.DataFrame:
     """Each SAE seed of each variant at a target.
 
-    Settings are matched and chosen by what select says of them; the measures are of test. For ``best``, the setting of
-    a seed is the one at which the variant's *other* seeds have the highest mean selectivity on select, so that an SAE
-    is judged neither on the images nor by the luck that chose it.
+    Select matches and chooses settings; the measures are of test. For ``best``, a seed takes the setting at which the
+    variant's *other* seeds have the highest mean selectivity on select, so an SAE is judged neither on the images that
+    chose its setting nor by its own luck.
 
     Args:
         runs: one row per run, with ``variant``, ``knob`` (λ or k), ``seed``, ``select_l0``, ``select_fve``,
@@ -117,7 +115,7 @@ def compared(runs: pd.DataFrame, target: Target, measures: Sequence[str], baseli
 
 
 def _out_of_reach(runs: pd.DataFrame, target: Target, reaching: int) -> str:
-    """What a variant's settings cover, from the seed that starts highest to the one that ends lowest."""
+    """The range that all seeds of a variant cover, in words."""
     if target.by == "best":
         return "no class to edit"
     ends = runs.groupby("seed")[f"select_{target.by}"].agg(["min", "max"])

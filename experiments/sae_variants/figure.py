@@ -40,10 +40,10 @@ LOOKS = {
 TITLES = {"concepts": "Drawn scenes, small ResNet", "imagenette": "Imagenette, ResNet-18"}
 #: How the references' lines are drawn.
 DASHES = {ORACLE: (0, (5, 2)), RANDOM: (0, (1, 1.5))}
-#: The targets of the right-hand panels and their markers, which all data sets have; the table has the others.
+#: The targets of the right-hand panels, with their markers; the table has more.
 SHOWN = {"own best": "o", "FVE = 0.85": "s", "L0 = 8": "^"}
 FIGURE_WIDTH = 1.2 * WIDTH
-#: Settings that explain less are beyond use, and left to the table.
+#: Settings that explain less are in the table only.
 LEAST_FVE = 0.2
 
 

@@ -1,4 +1,4 @@
-"""What edits without an SAE reach: random directions, which any claim must beat, and the classes' own directions."""
+"""Edits without an SAE: along random directions, and along the classes' own directions."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from experiments.compare import matched_edit
+from experiments.compare import matched_edit, random_directions
 from salve.editing.curves import edit_curves
 from salve.types import Activations, Labels
 
@@ -24,17 +24,11 @@ def class_directions(weight: Float[Tensor, "C M"], activations: Activations, lab
 
 
 def alignment(columns: Float[Tensor, "C M"], directions: Float[Tensor, "C M"]) -> Float[Tensor, " C"]:
-    """How well the gate of each class's latent covers its class: the cosine of ``|c_k|`` and ``|direction_k|``, 0 … 1.
+    """How well the gate of each class's latent covers the class: the cosine of ``|c_k|`` and ``|direction_k|``, 0 … 1.
 
-    The gate acts by ``|c|``, so the signs do not count. 1: the edit closes channels as the class direction would.
+    The gate acts by ``|c|``, so signs do not count. At 1 the edit closes channels as the class direction would.
     """
     return torch.nn.functional.cosine_similarity(columns.abs(), directions.abs(), dim=1)
-
-
-def random_directions(classes: int, width: int, seed: int) -> Float[Tensor, "C M"]:
-    """Directions drawn evenly from the unit sphere ``[C, M]``, the norm of a decoder's columns."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.nn.functional.normalize(torch.randn(classes, width, generator=generator), dim=1)
 
 
 def reference_edits(

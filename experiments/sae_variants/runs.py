@@ -1,4 +1,4 @@
-"""Which runs the comparison consists of, how they are started, and what they found."""
+"""The runs of the comparison: which there are, how to start them, and what they found."""
 
 import math
 import sys
@@ -10,20 +10,16 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from experiments.compare import MatchedEdit, edit_at, strength_to
-from experiments.runs import SPLITS, curves_by_target, wide
+from experiments.compare import MatchedEdit
+from experiments.runs import SAERun, suppressed
 from experiments.sae_variants.references import alignment, class_directions, reference_edits
-from salve.activations import load_captured
-from salve.artifacts import load_tensors, read_record, read_table
 from salve.ending import run_child
-from salve.integrity import check_artifact, read_manifest
-from salve.sae import load_sae
-from salve.sweep.read import SweptRun, read_sweep
+from salve.results import Sweep, open_sweep
 from salve.types import Split, UserError
 
 
 class Family(NamedTuple):
-    """Variants that one setting makes sparse, its values, and what else they are trained with."""
+    """Variants that are made sparse by the same setting, its values, and their further settings."""
 
     variants: tuple[str, ...]
     knob: str
@@ -58,14 +54,14 @@ PRICED, BUDGETED = ("linear_l1", "relu_l1", "gated", "jumprelu"), ("topk", "batc
 FULL = Plan(
     (
         Family(PRICED, "sae.sparsity", (0.5, 1, 2, 3, 5, 10, 20)),
-        # Their papers train them with AuxK, without which most of their latents die here.
+        # Their papers train them with AuxK. Without it most of their latents die here.
         Family(BUDGETED, "sae.k", (1, 2, 3, 4, 8, 20), ("sae.auxk=32",)),
     ),
     seeds=(0, 1, 2, 3, 4),
 )
-#: Everything on few images and hardly trained, to see that it works; its numbers mean nothing.
+#: Few images and little training, to see that everything works; the numbers mean nothing.
 QUICK = Plan(
-    (Family(PRICED, "sae.sparsity", (1, 5)), Family(BUDGETED, "sae.k", (2, 4), ("sae.auxk=8",))),
+    (Family(PRICED, "sae.sparsity", (0.1, 1)), Family(BUDGETED, "sae.k", (2, 4), ("sae.auxk=8",))),
     seeds=(0, 1),
     name="-quick",
     settings=("sae.dictionary_size=32", "sae.epochs=3", "edit.alpha=[0,1,2,5,10,20,50]", "sae.learning_rate=0.01"),
@@ -76,11 +72,11 @@ QUICK_DATA = {
 }
 EXPERIMENTS = {"concepts": "beyond/sae_variants", "imagenette": "beyond/sae_variants_imagenette"}
 
-#: Measures of the run itself that are compared.
+#: Metrics of a run that are compared.
 MEASURES = (
     *("fve", "l0", "dead_fraction", "downstream_accuracy", "concept_auroc"),
     *("separating", "separating_published"),
-    # By which runs are matched, or chosen.
+    # Runs are matched or chosen by these.
     *("select_fve", "select_l0"),
 )
 
@@ -95,7 +91,7 @@ def sweep_name(data: str, plan: Plan) -> str:
 
 
 def commands(data: str, plan: Plan, output_dir: Path, settings: Sequence[str]) -> Iterator[list[str]]:
-    """One sweep per family. What is finished is not made again."""
+    """One sweep per family; finished runs are not made again."""
     quick = QUICK_DATA[data] if plan is QUICK else ()
     for family in plan.families:
         yield [
@@ -109,10 +105,10 @@ def commands(data: str, plan: Plan, output_dir: Path, settings: Sequence[str]) -
 
 
 def make(data: str, plan: Plan, output_dir: Path, settings: Sequence[str]) -> None:
-    """Make a data set's runs, each family in a process of its own.
+    """Make a data set's runs, each family in its own process.
 
     Raises:
-        UserError: some runs were not made; the sweep has said which and why.
+        UserError: some runs could not be made; the sweep has printed which and why.
     """
     for command in commands(data, plan, output_dir, settings):
         status = run_child(command)
@@ -139,39 +135,42 @@ def collect(data: str, plan: Plan, output_dir: Path) -> Found:
     """Read the runs of a data set.
 
     Raises:
-        UserError: a planned run is missing, or is there more than once, with other settings.
+        UserError: a planned run is missing, or there are two of it that differ in other settings.
     """
-    folder = output_dir / "sweeps" / sweep_name(data, plan)
-    planned = _planned(read_sweep(folder), plan, folder)
-    testbed = _Testbed.of(output_dir, folder, next(iter(planned.values())))
+    planned = _planned(open_sweep(output_dir / "sweeps" / sweep_name(data, plan), output_dir / "artifacts"), plan)
+    first = next(iter(planned.values())).found
+    tensors = first.tensors("classifier", "model.safetensors")
+    # ``fc`` is the last layer of the ResNets of both experiments.
+    weight, bias = tensors["fc.weight"].float(), tensors["fc.bias"].float()
+    captured = [first.activations(split) for split in get_args(Split)]
+    train, select, test = ((split.activations, split.labels) for split in captured)
+    own = class_directions(weight, *train)
     rows, edits = [], []
     for (variant, knob, seed), run in planned.items():
-        found = {"data": data, "variant": variant, "knob": knob, "seed": seed, "run": run.key}
-        classes = _edits(_artifact(output_dir, folder, run, "control"), testbed.classes)
-        classes["alignment"] = testbed.alignment(
-            _artifact(output_dir, folder, run, "sae"), _artifact(output_dir, folder, run, "features")
-        )
+        found = {"data": data, "variant": variant, "knob": knob, "seed": seed, "run": run.found.key}
+        classes = _edits(run).assign(alignment=_alignment(run, own))
         edits.append(classes.assign(**found))
-        rows.append({**found, **{name: run.metrics.get(name) for name in MEASURES}, **over_classes(classes)})
+        measures = {name: run.metrics.get(name) for name in MEASURES}
+        rows.append({**found, **measures, **over_classes(classes)})
     runs = pd.DataFrame(rows)
     runs[list(MEASURES)] = runs[list(MEASURES)].astype(float)
-    references = testbed.references(plan.seeds).assign(data=data)
-    return Found(runs, pd.concat(edits, ignore_index=True), references)
+    alphas = torch.tensor(first.flat_settings["edit.alpha"], dtype=torch.float32)
+    references = reference_edits(weight, bias, train, select, test, alphas, first.classes, plan.seeds)
+    return Found(runs, pd.concat(edits, ignore_index=True), references.assign(data=data))
 
 
 def over_classes(edits: pd.DataFrame) -> dict[str, float]:
-    """A run's edits in few numbers; classes without a selectivity (no images) do not count."""
+    """Means of a run's edits over the classes; those without images do not count."""
     table = edits[edits["selectivity"].notna()]
     means = {name: float(table[name].mean()) for name in MEANS}
     return {**means, "reached": int(table["reached"].sum()), "classes": len(table)}
 
 
-def _planned(found: Sequence[SweptRun], plan: Plan, folder: Path) -> dict[tuple[str, float, int], SweptRun]:
+def _planned(sweep: Sweep, plan: Plan) -> dict[tuple[str, float, int], SAERun]:
+    """By variant, knob and seed, the runs of a plan, in its order."""
     knobs = {variant: family for family in plan.families for variant in family.variants}
-    wanted: dict[tuple[str, float, int], SweptRun] = {}
-    for run in found:
-        if run.state != "finished":
-            continue
+    wanted: dict[tuple[str, float, int], SAERun] = {}
+    for run in map(SAERun, sweep.finished):
         variant = run.settings["sae.variant"]
         if variant not in knobs:
             continue
@@ -179,8 +178,8 @@ def _planned(found: Sequence[SweptRun], plan: Plan, folder: Path) -> dict[tuple[
         if key[1] in knobs[variant].values and key[2] in plan.seeds:
             if key in wanted:
                 raise UserError(
-                    f"{folder} holds two runs of {variant}, {knobs[variant].knob}={key[1]:g}, sae.seed={key[2]}, which "
-                    "differ in other settings or in the version of salve; choose an empty --output-dir."
+                    f"{sweep.folder} holds two runs of {variant}, {knobs[variant].knob}={key[1]:g}, sae.seed={key[2]}, "
+                    "which differ in other settings or in the version of salve; choose an empty --output-dir."
                 )
             wanted[key] = run
     order = [
@@ -191,72 +190,26 @@ def _planned(found: Sequence[SweptRun], plan: Plan, folder: Path) -> dict[tuple[
         for seed in plan.seeds
     ]
     if missing := [key for key in order if key not in wanted]:
-        raise UserError(f"{folder} lacks {len(missing)} of {len(order)} runs, such as {missing[0]}.")
+        raise UserError(f"{sweep.folder} lacks {len(missing)} of {len(order)} runs, such as {missing[0]}.")
     return {key: wanted[key] for key in order}
 
 
-def _artifact(output_dir: Path, sweep: Path, run: SweptRun, kind: str) -> Path:
-    folder = output_dir / "artifacts" / kind / read_manifest(sweep / run.key)["artifacts"][kind]["key"]
-    check_artifact(folder)
-    return folder
-
-
-def _edits(control: Path, classes: Sequence[str]) -> pd.DataFrame:
+def _edits(run: SAERun) -> pd.DataFrame:
     """Each class's edit on test at the strength that select has chosen, and its selectivity on select itself.
 
-    A class that has no latent has no curve, and no strength reaches it.
+    No strength reaches a class that has no latent.
     """
-    curves = curves_by_target(control)
     none = MatchedEdit(False, math.inf, math.nan, math.nan, 0.0, math.nan, math.nan, 0.0)
-    rows = []
-    for own, name in enumerate(classes):
-        on_test, on_select = none, none
-        if ("select", "suppress", name) in curves:
-            (alphas, select), (_, test) = (wide(curves[split, "suppress", name], classes) for split in SPLITS)
-            alpha = strength_to(alphas, select[:, own])
-            on_test, on_select = (edit_at(alphas, accuracy, own, alpha) for accuracy in (test, select))
-        rows.append({"class": name, **on_test._asdict(), "select_selectivity": on_select.selectivity})
-    return pd.DataFrame(rows)
+    classes = run.found.classes
+    found = {one.name: (one.edit, one.on_select) for one in suppressed(run, classes)}
+    pairs = [(name, *found.get(name, (none, none))) for name in classes]
+    return pd.DataFrame(
+        [{"class": name, **edit._asdict(), "select_selectivity": chose.selectivity} for name, edit, chose in pairs]
+    )
 
 
-class _Testbed(NamedTuple):
-    """What all runs on a data set share: the classes, the linear reader, activations with labels, and strengths."""
-
-    classes: list[str]
-    weight: Tensor
-    bias: Tensor
-    train: tuple[Tensor, Tensor]
-    select: tuple[Tensor, Tensor]
-    test: tuple[Tensor, Tensor]
-    alphas: Tensor
-
-    @classmethod
-    def of(cls, output_dir: Path, sweep: Path, run: SweptRun) -> "_Testbed":
-        classifier = _artifact(output_dir, sweep, run, "classifier")
-        # ``fc`` is the last layer of the ResNets of both experiments.
-        tensors = load_tensors(classifier / "model.safetensors")
-        captured = _artifact(output_dir, sweep, run, "activations")
-        train, select, test = (load_captured(captured, split) for split in get_args(Split))
-        return cls(
-            [str(name) for name in read_record(classifier / "classifier.json")["classes"]],
-            tensors["fc.weight"].float(),
-            tensors["fc.bias"].float(),
-            (train.activations, train.labels),
-            (select.activations, select.labels),
-            (test.activations, test.labels),
-            torch.tensor(run.settings["edit.alpha"], dtype=torch.float32),
-        )
-
-    def alignment(self, sae: Path, features: Path) -> list[float]:
-        """See :func:`references.alignment`; NaN for a class without a latent."""
-        decoder = load_sae(sae / "sae.safetensors").decoder.detach()  # [M, d]
-        chosen = read_table(features / "selected.csv").set_index("class")["latent"].reindex(self.classes)
-        latents = torch.tensor(chosen.fillna(-1).to_numpy(int))
-        found = alignment(decoder[:, latents.clamp_min(0)].T, class_directions(self.weight, *self.train))
-        return torch.where(latents >= 0, found, torch.nan).tolist()
-
-    def references(self, seeds: Sequence[int]) -> pd.DataFrame:
-        """See :func:`reference_edits`."""
-        return reference_edits(
-            self.weight, self.bias, self.train, self.select, self.test, self.alphas, self.classes, seeds
-        )
+def _alignment(run: SAERun, directions: Tensor) -> list[float]:
+    """See :func:`references.alignment`; NaN for a class without a latent."""
+    latents = torch.tensor(run.selected["latent"].fillna(-1).to_numpy(int))
+    found = alignment(run.sae.decoder[:, latents.clamp_min(0)].T, directions)
+    return torch.where(latents >= 0, found, torch.nan).tolist()

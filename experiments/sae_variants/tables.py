@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from experiments.compare import t_interval
+from experiments.compare import LEVEL_TEXT, t_interval
 from experiments.sae_variants.compare import Target, compared
 from experiments.separation import PUBLISHED
 from salve.report.text import MISSING, is_missing, points
@@ -14,7 +14,7 @@ COMPARED = (
     *("selectivity", "alignment", "reached", "after", "drift", "worst_loss"),
     *("fve", "l0", "downstream_accuracy", "concept_auroc", "separating", "separating_published"),
 )
-#: The default SAE, and for the L0 that its latents, which are never zero, do not come down to, the next of its kind.
+#: The default SAE; and the next of its kind, for an L0 that the default's latents, which are never zero, do not reach.
 BASELINES = ("linear_l1", "relu_l1")
 
 
@@ -54,7 +54,7 @@ def markdown(table: pd.DataFrame, references: pd.DataFrame) -> str:
         recovery = rows["concept_auroc"].notna().any()
         heads = ["at", "SAE", "FVE", "L0", "downstream accuracy %"]
         heads += ["concept AUROC"] if recovery else []
-        heads += ["alignment", "classes at 5 % on select", "left of them on test %", "classes that separate"]
+        heads += ["alignment", f"classes at {LEVEL_TEXT} on select", "left of them on test %", "classes that separate"]
         heads += [PUBLISHED, "others' mean change", "selectivity", "difference"]
         lines += [f"### {data}", "", _row(heads), _row(["---"] * len(heads))]
         for record in rows.to_dict("records"):
@@ -83,12 +83,11 @@ def markdown(table: pd.DataFrame, references: pd.DataFrame) -> str:
             lines.append(_row(cells))
         lines.append("")
         for record in references[references["data"] == data].to_dict("records"):
-            said = (
-                f"{_interval(record, 'reached', 1)} classes at 5 % on select, {_points(record, 'after')} % left of them"
-            )
+            reached, left = _interval(record, "reached", 1), _points(record, "after")
             lines.append(
-                f"{record['reference']}: selectivity {_points(record, 'selectivity')}; {said} on test, others' mean "
-                f"change {_points(record, 'drift')}.  "
+                f"{record['reference']}: selectivity {_points(record, 'selectivity')}; {reached} classes at "
+                f"{LEVEL_TEXT} on select, {left} % left of them on test, others' mean change "
+                f"{_points(record, 'drift')}.  "
             )
         lines.append("")
     return "\n".join(lines)

@@ -1,7 +1,6 @@
-"""The feature atlas: each class's dominant latents, what excites them, where they look, and how classes share them."""
+"""The feature atlas: each class's dominant latents, what excites them, where they look, which classes share them."""
 
 import sys
-from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,16 +11,16 @@ from numpy import ndarray
 from torch import Tensor
 
 from experiments.claims import Measured
-from experiments.experiment import Experiment, Findings, Picture, main
+from experiments.experiment import Experiment, Findings, Picture, main, per_testbed
 from experiments.figures import PRINT_WIDTH
 from experiments.runs import Study
 from salve.report.figures.validate import overlay
 from salve.report.style import BLACK, BLUE, GREY, VERMILLION, new_figure, styled
 from salve.report.text import label
 
-#: Images that excite a class's latent most, of which the share of that class is taken.
+#: How many of the images that excite a latent most are counted by class.
 MOST = 20
-#: Latents listed for each class, and classes on a figure: there is no page for a hundred.
+#: Latents listed for each class, and classes on a figure.
 LISTED, ROWS = 3, 12
 #: Pairs of an image and its overlay in a row.
 PAIRS = 3
@@ -31,24 +30,25 @@ COLOURS = {"class-defining": BLUE, "cross-class": VERMILLION, "diffuse": GREY, "
 def own_share(
     latents: Float[Tensor, "N d"], labels: Int[Tensor, " N"], chosen: int, sign: int, own: int, most: int = MOST
 ) -> float:
-    """Share of class ``own`` among the images that excite a latent most, in the sense of its sign."""
+    """Share of class ``own`` among the images that excite a latent most; a negative sign turns the order round."""
     top = (sign * latents[:, chosen]).topk(min(most, len(latents))).indices
     return float((labels[top] == own).double().mean())
 
 
 def classes_table(study: Study) -> pd.DataFrame:
-    """One row per class that has a latent: what was chosen, how pure it is, and the scores of stage ``validate``.
+    """One row per class that has a latent: the latent, how pure it is, and the scores of stage ``validate``.
 
     Columns: ``testbed``, ``class``, ``latent``, ``sign``, ``share``, ``kind``; ``own_share`` (:func:`own_share`) and
-    ``expected_share``, of the class among all test images; ``maximised`` over ``strongest``: the latent's value for the
-    made image and for the most exciting test image, in the sense of its sign; ``insertion``, ``deletion`` and those of
+    ``expected_share``: of the class among all test images; ``maximised``, ``strongest``: the latent's value, times its
+    sign, for the maximised image and for the most exciting test image; ``insertion``, ``deletion`` and those of
     a random map, and where the data have masks ``pointing`` and ``iou`` with a random latent's.
     """
     run = study.runs[0]
     latents = run.sae.encode(study.test.activations)
     scores = run.found.table("validate", "localisation.csv").set_index("class")
-    made = run.found.table("validate", "maximisation.csv")
-    made = made.set_index("class")["final_value"] if len(made) else pd.Series(dtype=float)
+    made = pd.Series(dtype=float)
+    if "maximisation.csv" in run.found.files("validate"):
+        made = run.found.table("validate", "maximisation.csv").set_index("class")["final_value"]
     rows = []
     for own, (name, chosen) in enumerate(run.selected.iterrows()):
         if pd.isna(chosen["latent"]):
@@ -68,11 +68,13 @@ def classes_table(study: Study) -> pd.DataFrame:
 
 @styled
 def atlas_figure(study: Study) -> Figure:
-    """A row per class: its dominant latents in words, the image that maximises the first, exciting images, Grad-FAM."""
+    """A row per class: its dominant latents in words, the image that maximises the first, top images, Grad-FAM."""
     run = study.runs[0]
     dominant = run.found.table("features", "dominant.csv")
-    seen = run.found.tensors("validate", "saliency.safetensors")
-    made = run.found.tensors("validate", "maximisation.safetensors").get("images")
+    seen = {name: tensor.numpy() for name, tensor in run.found.tensors("validate", "saliency.safetensors").items()}
+    made = None
+    if "maximisation.safetensors" in run.found.files("validate"):
+        made = run.found.tensors("validate", "maximisation.safetensors")["images"].numpy()
     top = run.found.table("validate", "top.csv").set_index(["class", "rank"])["label"]
     names = [name for name in study.classes if pd.notna(run.selected.loc[name, "latent"])][:ROWS]
     text, gap = 1.6, 0.04
@@ -116,7 +118,7 @@ def _words(axes: Axes, name: str, dominant: pd.DataFrame) -> None:
 
 
 def shown_latents(dominant: pd.DataFrame, listed: int = LISTED) -> list[int]:
-    """The latents that any class lists, each once, class by class in the order of the table."""
+    """The latents that any class lists, each once, in the order of the table."""
     return list(dict.fromkeys(dominant[dominant["rank"] <= listed]["latent"].astype(int)))
 
 
@@ -125,7 +127,7 @@ def means_figure(study: Study) -> Figure:
     """Heat map of class means: classes by the latents that any of them lists."""
     run = study.runs[0]
     dominant = run.found.table("features", "dominant.csv")
-    means: Float[ndarray, "C d"] = run.found.tensors("features", "class_means.safetensors")["class_means"]
+    means: Float[ndarray, "C d"] = run.found.tensors("features", "class_means.safetensors")["class_means"].numpy()
     kinds = run.found.table("features", "latents.csv").set_index("latent")["kind"]
     columns = shown_latents(dominant, LISTED if len(study.classes) <= ROWS else 1)
     shown = means[:, columns]
@@ -147,47 +149,33 @@ def means_figure(study: Study) -> Figure:
     return figure
 
 
-def analyse(studies: Sequence[Study]) -> Findings:
+@per_testbed
+def analyse(study: Study) -> Findings:
     """See the module."""
-    pictures, tables, paragraphs, measured = {}, [], [], []
-    for study in studies:
-        name, table = study.testbed.name, classes_table(study)
-        tables.append(table)
-        pictures[f"atlas-{name}"] = Picture(
-            atlas_figure(study),
-            f"{study.testbed.title}: each class's {LISTED} dominant latents (number and sign, share of the latent's "
-            "class means, kind); the image that maximises the first one; the test images that excite it most, framed "
-            "in red where they are of another class; and Grad-FAM of it on them.",
-        )
-        pictures[f"means-{name}"] = Picture(
-            means_figure(study),
-            f"{study.testbed.title}: class means of the latents that any class lists; a dot marks the latent by which "
-            "a class is edited.",
-        )
-        paragraphs.append(_paragraph(study, table))
-        measured += _measured(study, table)
-    kinds = pd.concat([_kinds(study) for study in studies], ignore_index=True)
-    return Findings(
-        "\n\n".join(paragraphs),
-        pictures,
-        {"classes": pd.concat(tables, ignore_index=True), "latents": kinds, "dominant": _dominant(studies)},
-        measured,
+    name, table, run = study.testbed.name, classes_table(study), study.runs[0]
+    atlas = (
+        f"{study.testbed.title}: each class's {LISTED} dominant latents (number and sign, share of the latent's class "
+        "means, kind); the image that maximises the first one; the test images that excite it most, framed in red "
+        "where they are of another class; and Grad-FAM of it on them."
     )
-
-
-def _kinds(study: Study) -> pd.DataFrame:
-    return study.runs[0].found.table("features", "latents.csv").assign(testbed=study.testbed.name)
-
-
-def _dominant(studies: Sequence[Study]) -> pd.DataFrame:
-    parts = [
-        study.runs[0].found.table("features", "dominant.csv").assign(testbed=study.testbed.name) for study in studies
-    ]
-    return pd.concat(parts, ignore_index=True)
+    means = (
+        f"{study.testbed.title}: class means of the latents that any class lists; a dot marks the latent by which a "
+        "class is edited."
+    )
+    pictures = {
+        f"atlas-{name}": Picture(atlas_figure(study), atlas),
+        f"means-{name}": Picture(means_figure(study), means),
+    }
+    tables = {
+        "classes": table,
+        "latents": run.found.table("features", "latents.csv").assign(testbed=name),
+        "dominant": run.found.table("features", "dominant.csv").assign(testbed=name),
+    }
+    return Findings(_paragraph(study, table), pictures, tables, _measured(study, table))
 
 
 def faithful(table: pd.DataFrame) -> pd.Series:
-    """Whether a class's maps beat a random one both ways: more of the latent sooner put in, and sooner taken away."""
+    """Whether a class's maps beat random ones by insertion and by deletion."""
     return (table["insertion"] > table["random_insertion"]) & (table["deletion"] < table["random_deletion"])
 
 
@@ -211,7 +199,7 @@ def _measured(study: Study, table: pd.DataFrame) -> list[Measured]:
 
 
 def _paragraph(study: Study, table: pd.DataFrame) -> str:
-    kinds = _kinds(study)["kind"].value_counts()
+    kinds = study.runs[0].found.table("features", "latents.csv")["kind"].value_counts()
     counts = ", ".join(f"{kinds.get(kind, 0)} {kind}" for kind in ("class-defining", "cross-class", "diffuse", "dead"))
     said = (
         f"{study.testbed.title}: of the {kinds.sum()} latents of one SAE {counts}. The {MOST} test images that excite "

@@ -1,4 +1,4 @@
-"""Sparsity λ and dictionary size d: what the SAE explains, how many latents fire, and how clean its edits are."""
+"""Sparsity λ and dictionary size d: variance explained, latents that fire, and how clean the edits are."""
 
 import sys
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from experiments.claims import Measured
-from experiments.compare import edit_at, strength_to, t_interval
-from experiments.experiment import Experiment, Findings, Picture, main
+from experiments.compare import LEVEL_TEXT, t_interval
+from experiments.experiment import Experiment, Findings, Picture, main, per_testbed
 from experiments.figures import PRINT_WIDTH
-from experiments.runs import SPLITS, SAERun, Study
+from experiments.runs import SAERun, Study, suppressed
 from experiments.separation import STRICTLY
 from salve.report.style import (
     BLACK,
@@ -30,15 +30,15 @@ from salve.report.style import (
 )
 from salve.report.text import number
 
-#: λ and d that SAEs have unless something else is asked for (conf/sae/linear_l1.yaml).
+#: The default λ and d (conf/sae/linear_l1.yaml).
 DEFAULT = (5.0, 256)
-#: Share of the classes that separate where a setting's edits are called clean.
+#: A setting's edits are called clean if this share of the classes separates.
 CLEAN = 0.9
-#: Selectivity that a setting may lack of the best one's and still be close to it.
+#: A setting is close to the best if its selectivity is at most this much lower.
 CLOSE = 0.05
-#: Of the SAE itself, as metrics of a run.
+#: Measures of the SAE, which are metrics of its run.
 MEASURES = ("fve", "l0", "dead_fraction", "downstream_accuracy", "test_accuracy", "select_fve")
-#: Of its edits.
+#: Measures of its edits.
 OF_EDITS = (
     *("share", "reached", "separating", "separating_published", "selectivity", "select_selectivity"),
     *("drift", "after", "alpha"),
@@ -60,7 +60,7 @@ def runs_of(study: Study) -> pd.DataFrame:
 
     Columns: ``testbed``, ``sparsity`` (λ), ``size`` (d), ``seed``; ``MEASURES``; and over the classes, of which one
     without a latent has a share, a drop and a selectivity of 0: ``share``, mean share of its latent that a class holds;
-    ``reached``, share of classes that some strength takes to 5 % on select; ``separating`` and
+    ``reached``, share of classes that some strength takes to ``LEVEL`` on select; ``separating`` and
     ``separating_published``, that separate, strictly and in the published sense; mean ``selectivity`` on test at that
     strength, and on select (``select_selectivity``), by which settings are chosen; of those reached mean ``drift`` and
     ``after``, the accuracy left, and median ``alpha``.
@@ -69,33 +69,30 @@ def runs_of(study: Study) -> pd.DataFrame:
 
 
 def _row(study: Study, run: SAERun) -> dict[str, object]:
-    there = run.selected["latent"].notna()
-    edits, chose = {}, {}
-    for own, name in enumerate(study.classes):
-        if there[name]:
-            (alphas, select), (_, test) = (run.curves(split, "suppress", name) for split in SPLITS)
-            alpha = strength_to(alphas, select[:, own])
-            edits[name], chose[name] = (edit_at(alphas, accuracy, own, alpha) for accuracy in (test, select))
-    # A class that is at 5 % without an edit says nothing about one.
-    judged = {name: edit for name, edit in edits.items() if not np.isnan(edit.selectivity)}
-    count = len(judged) + int((~there).sum())
-    chosen_by = [edit.selectivity for edit in chose.values() if not np.isnan(edit.selectivity)]
-    by_select = len(chosen_by) + int((~there).sum())
-    reached = [edit for edit in judged.values() if edit.reached]
+    without = int(run.selected["latent"].isna().sum())
+    edits = list(suppressed(run, study.classes))
+    # A class that is at the level without an edit says nothing about one.
+    judged = [one for one in edits if not np.isnan(one.edit.selectivity)]
+    chosen_by = [one.on_select.selectivity for one in edits if not np.isnan(one.on_select.selectivity)]
+    reached = [one.edit for one in judged if one.edit.reached]
 
-    def share(sense: str) -> float:
-        return float(run.verdicts.loc[list(judged), sense].sum()) / count if count else np.nan
+    def mean(values: Sequence[float], known: int = len(judged)) -> float:
+        """Over all classes, with 0 for those without a latent."""
+        return sum(values) / (known + without) if known + without else np.nan
+
+    def separating(sense: str) -> float:
+        return mean([float(run.verdicts.loc[[one.name for one in judged], sense].sum())])
 
     return {
         **{"testbed": study.testbed.name, "seed": run.seed},
         **{"sparsity": float(run.settings["sae.sparsity"]), "size": int(run.settings["sae.dictionary_size"])},
         **{name: _float(run.metrics.get(name)) for name in MEASURES},
         "share": float(run.selected["share"].fillna(0).mean()),
-        "reached": len(reached) / count if count else np.nan,
-        "separating": share("separates"),
-        "separating_published": share("separates_published"),
-        "selectivity": sum(edit.selectivity for edit in judged.values()) / count if count else np.nan,
-        "select_selectivity": sum(chosen_by) / by_select if by_select else np.nan,
+        "reached": mean([len(reached)]),
+        "separating": separating("separates"),
+        "separating_published": separating("separates_published"),
+        "selectivity": mean([one.edit.selectivity for one in judged]),
+        "select_selectivity": mean(chosen_by, len(chosen_by)),
         "drift": float(np.mean([edit.drift for edit in reached])) if reached else np.nan,
         "after": float(np.mean([edit.after for edit in reached])) if reached else np.nan,
         "alpha": float(np.median([edit.alpha for edit in reached])) if reached else np.nan,
@@ -120,17 +117,11 @@ def settings_of(runs: pd.DataFrame) -> pd.DataFrame:
 
 def falling(runs: pd.DataFrame) -> float:
     """Share of the steps from one λ to the next, at the same d and seed, in which both L0 and FVE fall."""
-    steps = [
-        bool(after["l0"] < before["l0"] and after["fve"] < before["fve"])
-        for _, same in runs.groupby(["size", "seed"])
-        for before, after in zip(*_neighbours(same.sort_values("sparsity")), strict=True)
-    ]
+    steps: list[bool] = []
+    for _, same in runs.sort_values("sparsity").groupby(["size", "seed"]):
+        step = same[["l0", "fve"]].diff().iloc[1:]
+        steps += (step < 0).all(axis=1).tolist()
     return float(np.mean(steps)) if steps else np.nan
-
-
-def _neighbours(table: pd.DataFrame) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
-    rows = [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
-    return rows[:-1], rows[1:]
 
 
 @styled
@@ -141,13 +132,8 @@ def grid_figure(study: Study, settings: pd.DataFrame) -> Figure:
     sizes = sorted(settings["size"].unique())
     for axes, (measure, title, unit, is_share) in zip(grid.flatten(), PANELS, strict=True):
         for place, size in enumerate(sizes):
-            _line(
-                axes,
-                settings[settings["size"] == size],
-                measure,
-                place - (len(sizes) - 1) / 2,
-                LOOKS[place % len(LOOKS)],
-            )
+            shift, look = place - (len(sizes) - 1) / 2, LOOKS[place % len(LOOKS)]
+            _line(axes, settings[settings["size"] == size], measure, shift, look)
         axes.set_title(title)
         axes.set_ylabel(unit, fontsize=8)
         if is_share:
@@ -177,45 +163,40 @@ def grid_figure(study: Study, settings: pd.DataFrame) -> Figure:
 
 
 def _line(axes: Axes, mine: pd.DataFrame, measure: str, shift: float, look: tuple[str, str]) -> None:
-    """One dictionary size; moved a little sideways, so that intervals do not hide each other."""
+    """The line of one dictionary size, moved a little sideways so that intervals do not hide each other."""
     colour, marker = look
     at = mine["sparsity"].to_numpy(float) * 1.05**shift
     half = np.nan_to_num(mine[f"{measure}_half"].to_numpy(float))
     axes.errorbar(
         at, mine[measure], yerr=half, color=colour, marker=marker, markersize=3.5, linewidth=1.2, elinewidth=0.9
     )
-    default = ((mine["sparsity"] == DEFAULT[0]) & (mine["size"] == DEFAULT[1])).to_numpy()
-    axes.plot(
-        at[default], mine[measure].to_numpy(float)[default], "o", color=BLACK, markersize=8, markerfacecolor="none"
-    )
+    default = _is_default(mine).to_numpy()
+    values = mine[measure].to_numpy(float)[default]
+    axes.plot(at[default], values, "o", color=BLACK, markersize=8, markerfacecolor="none")
 
 
-def analyse(studies: Sequence[Study]) -> Findings:
+@per_testbed
+def analyse(study: Study) -> Findings:
     """See the module."""
-    pictures, paragraphs, measured, tables, grids = {}, [], [], [], []
-    for study in studies:
-        runs = runs_of(study)
-        settings = settings_of(runs)
-        tables.append(runs)
-        grids.append(settings.assign(testbed=study.testbed.name))
-        caption = (
-            f"{study.testbed.title}: SAEs of other sparsity λ and size d, trained for {length_of(study)}; mean "
-            f"of {settings['seeds'].max()} seeds with its 95 % interval, on {len(study.test.labels)} test images. "
-            f"Selective: edits at the strength that leaves the class 5 % of its select images. Clean: {STRICTLY}."
-        )
-        pictures[f"grid-{study.testbed.name}"] = Picture(grid_figure(study, settings), caption)
-        paragraphs.append(_paragraph(study, settings))
-        measured += _measured(study, runs, settings)
-    together = {"runs": pd.concat(tables, ignore_index=True), "settings": pd.concat(grids, ignore_index=True)}
-    return Findings("\n\n".join(paragraphs), pictures, together, measured)
+    runs = runs_of(study)
+    settings = settings_of(runs)
+    caption = (
+        f"{study.testbed.title}: SAEs of other sparsity λ and size d, trained for {length_of(study)}; mean "
+        f"of {settings['seeds'].max()} seeds with its 95 % interval, on {len(study.test.labels)} test images. "
+        f"Selective: edits at the strength that leaves the class {LEVEL_TEXT} of its select images. Clean: "
+        f"{STRICTLY}."
+    )
+    pictures = {f"grid-{study.testbed.name}": Picture(grid_figure(study, settings), caption)}
+    tables = {"runs": runs, "settings": settings.assign(testbed=study.testbed.name)}
+    return Findings(_paragraph(study, settings), pictures, tables, _measured(study, runs, settings))
 
 
-def _default(settings: pd.DataFrame) -> pd.DataFrame:
-    return settings[(settings["sparsity"] == DEFAULT[0]) & (settings["size"] == DEFAULT[1])]
+def _is_default(settings: pd.DataFrame) -> pd.Series:
+    return (settings["sparsity"] == DEFAULT[0]) & (settings["size"] == DEFAULT[1])
 
 
 def length_of(study: Study) -> str:
-    """For how long the SAEs were trained."""
+    """How long the SAEs were trained."""
     settings = study.runs[0].settings
     epochs = settings.get("sae.epochs")
     return f"{settings['sae.steps']} steps" if epochs is None else f"{epochs} epochs"
@@ -226,12 +207,12 @@ def _name(setting: pd.Series) -> str:
 
 
 def best_of(settings: pd.DataFrame) -> pd.Series:
-    """The setting whose edits are the most selective on select; what it has on test was not chosen."""
+    """The setting with the most selective edits on select, which chooses."""
     return settings.loc[settings["select_selectivity"].idxmax()]
 
 
 def _close(settings: pd.DataFrame) -> pd.Series:
-    """Those that come close on test to the setting that select has chosen."""
+    """The settings that come close on test to the one that select chose."""
     return settings["selectivity"] >= best_of(settings)["selectivity"] - CLOSE
 
 
@@ -252,7 +233,7 @@ def _measured(study: Study, runs: pd.DataFrame, settings: pd.DataFrame) -> list[
     text += f"; {_close(settings).sum()} have a selectivity within {100 * CLOSE:.0f} points of the one chosen"
     published = f"{(settings['separating_published'] >= CLEAN).sum()} of {len(settings)} settings"
     found.append(Measured("sparsity.plateau", testbed, float(clean.mean()), text, published))
-    if len(default := _default(settings)):
+    if len(default := settings[_is_default(settings)]):
         best = best_of(settings)
         gap = float(best["selectivity"] - default["selectivity"].iloc[0])
         side = "below" if gap >= 0 else "above"
@@ -275,7 +256,7 @@ def _paragraph(study: Study, settings: pd.DataFrame) -> str:
         f"{fit['fve']:.2f}, has a selectivity of {100 * fit['selectivity']:.1f}, and a class holds "
         f"{100 * fit['share']:.0f} % of its latent there against {100 * best['share']:.0f} % at the cleanest."
     )
-    if len(default := _default(settings)):
+    if len(default := settings[_is_default(settings)]):
         [row] = default.to_dict("records")
         text += (
             f" The default's λ and d, trained for {length_of(study)} like the others, have a selectivity of "

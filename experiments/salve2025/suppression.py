@@ -1,7 +1,6 @@
 """Suppression and enhancement: accuracy of every class while one class's latent is turned down or up."""
 
 import sys
-from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,16 +11,16 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from experiments.claims import Measured
-from experiments.compare import LEVEL, matched_edit
-from experiments.experiment import Experiment, Findings, Picture, main
-from experiments.figures import PRINT_WIDTH
-from experiments.runs import SPLITS, Study
+from experiments.compare import LEVEL_TEXT
+from experiments.experiment import Experiment, Findings, Picture, joined, main, per_testbed
+from experiments.figures import class_panels
+from experiments.runs import SAERun, Study, Suppressed, suppressed
 from experiments.separation import separation
 from salve.editing.verdict import wilson
-from salve.report.style import BLUE, GREY, ORANGE, SKY, grid_axis, new_figure, percent_axis, styled
-from salve.report.text import label
+from salve.report.style import BLUE, GREY, ORANGE, SKY, grid_axis, styled
 
 CHURCH, GOLF_BALL = "church", "golf ball"
+MODES = {"suppress": "suppressed", "enhance": "enhanced"}
 
 Curves = NDArray[np.float64]
 
@@ -47,34 +46,26 @@ def edits_of(study: Study) -> pd.DataFrame:
     ``separates_published``: of the edit that is kept; ``enhance_alpha``: the first strength of the grid from ``alpha``
     on, ``enhance_own``: the class's change when enhanced by it, ``enhance_worst``: the largest loss of any class.
     """
-    rows = []
-    for run in study.runs:
-        for own, name in enumerate(study.classes):
-            chosen = run.selected.loc[name]
-            if pd.isna(chosen["latent"]):
-                continue
-            (alphas, select), (_, test) = (run.curves(split, "suppress", name) for split in SPLITS)
-            edit = matched_edit(alphas, select, test, own)
-            # A class without select images has no strength of its own: the first of the grid, which is no edit.
-            lowest = int(np.nan_to_num(select[:, own]).argmin())
-            kept = run.verdicts.loc[name]
-            row = {
-                **{"testbed": study.testbed.name, "seed": run.seed, "class": name},
-                **{"latent": int(chosen["latent"]), "sign": int(chosen["sign"]), "kind": chosen["kind"]},
-                **edit._asdict(),
-                **{"lowest_alpha": float(alphas[lowest]), "lowest": float(test[lowest, own])},
-                **{"kept_alpha": float(kept["alpha_used"]), "kept_after": float(kept["accuracy_after"])},
-                **{sense: bool(kept[sense]) for sense in ("separates", "separates_published")},
-            }
-            strengths, up = run.curves("test", "enhance", name)
-            at = int(np.searchsorted(strengths, edit.alpha)) if edit.reached else len(strengths) - 1
-            row |= {
-                "enhance_alpha": float(strengths[at]),
-                "enhance_own": float(up[at, own] - up[0, own]),
-                "enhance_worst": float(np.nanmax(up[0] - up[at])),
-            }
-            rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame([_edit_row(study, run, one) for run in study.runs for one in suppressed(run, study.classes)])
+
+
+def _edit_row(study: Study, run: SAERun, one: Suppressed) -> dict[str, object]:
+    chosen, kept = run.selected.loc[one.name], run.verdicts.loc[one.name]
+    # A class without select images has no strength of its own: the first of the grid, which is no edit.
+    lowest = int(np.nan_to_num(one.select[:, one.own]).argmin())
+    strengths, up = run.curves("test", "enhance", one.name)
+    at = int(np.searchsorted(strengths, one.edit.alpha)) if one.edit.reached else len(strengths) - 1
+    return {
+        **{"testbed": study.testbed.name, "seed": run.seed, "class": one.name},
+        **{"latent": int(chosen["latent"]), "sign": int(chosen["sign"]), "kind": chosen["kind"]},
+        **one.edit._asdict(),
+        **{"lowest_alpha": float(one.alphas[lowest]), "lowest": float(one.test[lowest, one.own])},
+        **{"kept_alpha": float(kept["alpha_used"]), "kept_after": float(kept["accuracy_after"])},
+        **{sense: bool(kept[sense]) for sense in ("separates", "separates_published")},
+        "enhance_alpha": float(strengths[at]),
+        "enhance_own": float(up[at, one.own] - up[0, one.own]),
+        "enhance_worst": float(np.nanmax(up[0] - up[at])),
+    }
 
 
 @styled
@@ -82,24 +73,15 @@ def curves_figure(study: Study, mode: str) -> Figure:
     """A panel per edited class: its own accuracy, the mean of the others with bands over images and SAEs, and each."""
     alphas, curves = curves_of(study, mode)
     images = np.bincount(study.test.labels.numpy(), minlength=len(study.classes))
-    columns = min(5, len(curves))
-    rows = -(-len(curves) // columns)
-    figure = new_figure(PRINT_WIDTH, 0.75 + 1.5 * rows)
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
-    for axes, (name, accuracy) in zip(grid, curves.items(), strict=False):
+    strength = f"strength α of {'suppression' if mode == 'suppress' else 'enhancement'}"
+    figure, panels = class_panels(list(curves), strength, "accuracy")
+    for axes, (name, accuracy) in zip(panels, curves.items(), strict=True):
         own = study.classes.index(name)
         others = np.delete(accuracy, own, axis=2)  # [S, K, C − 1]
         axes.plot(alphas, others.mean(axis=0), color=SKY, linewidth=0.5, alpha=0.8)
         _line(axes, alphas, accuracy[:, :, own], ORANGE, int(images[own]))
         _line(axes, alphas, np.nanmean(others, axis=2), BLUE, int(images.sum() - images[own]))
-        axes.set_title(label(name), fontsize=8.5)
-        axes.set_ylim(-0.03, 1.03)
-        percent_axis(axes.yaxis)
         grid_axis(axes, alphas)
-    for axes in grid[len(curves) :]:
-        axes.axis("off")
-    figure.supxlabel(f"strength α of {'suppression' if mode == 'suppress' else 'enhancement'}", fontsize=9)
-    figure.supylabel("accuracy", fontsize=9)
     handles = [
         Line2D([], [], color=ORANGE, label="the class"),
         Line2D([], [], color=BLUE, label="mean of the others"),
@@ -121,28 +103,19 @@ def _line(axes: Axes, alphas: Curves, accuracy: Curves, colour: str, images: int
     axes.plot(alphas, mean, color=colour, linewidth=1.4)
 
 
-def analyse(studies: Sequence[Study]) -> Findings:
+@per_testbed
+def analyse(study: Study) -> Findings:
     """See the module."""
-    pictures, paragraphs, measured, tables, curves = {}, [], [], [], []
-    for study in studies:
-        testbed = study.testbed
-        edits = edits_of(study)
-        tables.append(edits)
-        for mode, verb in (("suppress", "suppressed"), ("enhance", "enhanced")):
-            caption = (
-                f"{testbed.title}: accuracy while one class's latent is {verb} in the weights, a panel per class; mean "
-                f"of {len(study.runs)} SAEs, on {len(study.test.labels)} test images."
-            )
-            pictures[f"{mode}-{testbed.name}"] = Picture(curves_figure(study, mode), caption)
-            curves.append(_table(study, mode))
-        paragraphs.append(_paragraph(study, edits))
-        measured += _measured(study, edits)
-    return Findings(
-        "\n\n".join(paragraphs),
-        pictures,
-        {"edits": pd.concat(tables, ignore_index=True), "curves": pd.concat(curves, ignore_index=True)},
-        measured,
-    )
+    testbed, edits = study.testbed, edits_of(study)
+    pictures = {}
+    for mode, verb in MODES.items():
+        caption = (
+            f"{testbed.title}: accuracy while one class's latent is {verb} in the weights, a panel per class; mean "
+            f"of {len(study.runs)} SAEs, on {len(study.test.labels)} test images."
+        )
+        pictures[f"{mode}-{testbed.name}"] = Picture(curves_figure(study, mode), caption)
+    tables = {"edits": edits, "curves": joined([_table(study, mode) for mode in MODES])}
+    return Findings(_paragraph(study, edits), pictures, tables, _measured(study, edits))
 
 
 def _table(study: Study, mode: str) -> pd.DataFrame:
@@ -166,7 +139,7 @@ def _measured(study: Study, edits: pd.DataFrame) -> list[Measured]:
         left = 100 * church["after"].mean()
         text = (
             f"{100 * worst:.1f} % in the worst SAE, where select has it lowest; others change by {drift:.1f} points "
-            f"where select has it at {100 * LEVEL:.0f} % and test at {left:.1f} %"
+            f"where select has it at {LEVEL_TEXT} and test at {left:.1f} %"
         )
         found.append(Measured("suppression.church", testbed, worst, text))
     ball = edits[edits["class"].str.lower() == GOLF_BALL]
@@ -184,7 +157,7 @@ def _paragraph(study: Study, edits: pd.DataFrame) -> str:
     own, worst = 100 * up["enhance_own"], 100 * up["enhance_worst"]
     return (
         f"{study.testbed.title}: for {len(reached)} of {len(edits)} edits ({len(study.classes)} classes, "
-        f"{len(study.runs)} SAEs) there is a strength that takes the class to {100 * LEVEL:.0f} % of its select "
+        f"{len(study.runs)} SAEs) there is a strength that takes the class to {LEVEL_TEXT} of its select "
         f"images, the median {reached['alpha'].median():.1f}. It leaves {100 * reached['after'].mean():.1f} % of the "
         f"test images (from {100 * reached['after'].min():.1f} to {100 * reached['after'].max():.1f} %); there the "
         f"others change by {100 * reached['drift'].mean():.1f} points in the mean of absolute values, and the one that "

@@ -13,7 +13,7 @@ __all__ = ["summary_table", "write_report"]
 
 
 def __getattr__(name: str) -> Any:
-    # `salve-sweep --help` and whoever wants the names alone need neither matplotlib nor pandas, which take seconds.
+    # matplotlib and pandas take seconds to import, and `salve-sweep --help` needs neither.
     if name not in _MODULES:
         raise AttributeError(f"module '{__name__}' has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

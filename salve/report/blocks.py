@@ -1,4 +1,4 @@
-"""What a page is made of; the template turns it into HTML and escapes every text."""
+"""The parts of a page. The template turns them into HTML and escapes every text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class TableBlock:
-    """A table with a caption; ``csv`` is the file it can be had from; ``folded`` hides it until it is opened.
+    """A table with a caption; ``csv`` is the file with its numbers; ``folded`` hides it until it is opened.
 
     The page shows the first ``MOST_ROWS`` rows, so that it stays small with many classes.
     """
@@ -47,7 +47,7 @@ class TableBlock:
 
     @property
     def left_out(self) -> str:
-        """What is said of the other rows; "" where there are none."""
+        """A note that there are more rows; "" if there are none."""
         more = len(self.rows) - len(self.shown)
         return f"{count_of(len(self.shown))} of {plural(len(self.rows), 'row')} are shown." if more else ""
 
@@ -89,7 +89,7 @@ Block = TableBlock | FigureBlock | StripBlock | Prose
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: what is shown and how to read it, then its blocks; without blocks, the stage to run."""
+    """A part of the page with its blocks; without any, it names the stage to run."""
 
     id: str
     title: str
@@ -99,12 +99,12 @@ class Section:
 
 @dataclass(frozen=True)
 class FigureFolder:
-    """Writes figures into a folder and answers with their blocks."""
+    """Writes figures into a folder and returns their blocks."""
 
     folder: Path
 
     def figure(self, figure: Figure | None, name: str, alt: str, caption: str = "", csv: str = "") -> list[FigureBlock]:
-        """Save a figure under ``name`` (a slug); an empty list where there is none."""
+        """Save a figure under ``name`` (a slug); an empty list for None."""
         if figure is None:
             return []
         return [FigureBlock(name, alt, save_figure(figure, self.folder, name), caption, csv)]

@@ -1,4 +1,4 @@
-"""One number per question about a run: what ``metrics.json`` holds and a sweep is compared by."""
+"""The numbers of a run: what ``metrics.json`` holds and sweeps compare."""
 
 import math
 from collections.abc import Mapping
@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from salve.report.inputs import Artifacts, column
-from salve.report.tables import class_summary, headline, mean_of_known
+from salve.report.tables import class_summary, column, headline, mean_of_known
 from salve.report.text import yes_no
+from salve.results import Artifacts
 
-#: What stands in ``metrics.json`` a second time, measured on select, so that something may be chosen by it.
+#: Prefix of the same numbers measured on select images, by which something may be chosen.
 SELECT = "select_"
 
 Metric = float | int | None
@@ -30,7 +30,7 @@ def run_metrics(paths: Mapping[str, Path]) -> dict[str, Metric]:
             wrote; kinds that are missing leave their numbers out.
 
     Returns:
-        Plain numbers. None is a number that is not finite, since JSON has no word for it.
+        Plain numbers. None stands for a number that is not finite, which JSON cannot hold.
 
         Of test images, which report, unless said otherwise:
 

@@ -1,4 +1,4 @@
-"""Settings and their values as people read them: in tables, figures and names of runs."""
+"""Write settings and their values for people: in tables, figures and names of runs."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -39,8 +39,3 @@ def with_values(values: Mapping[str, Any], separator: str = " ") -> str:
     """``sparsity=2 dictionary_size=64``."""
     names = short_names(values)
     return separator.join(f"{names[key]}={value_text(value)}" for key, value in values.items())
-
-
-def data_name(config: Mapping[str, Any]) -> str:
-    """Which data a resolved configuration names: ``salve.data.ConceptsData`` → ``concepts``."""
-    return str(config["data"]["_target_"]).rpartition(".")[2].removesuffix("Data").lower()

@@ -1,4 +1,4 @@
-"""The report of one run: a page that is read from top to bottom, its figures and its tables."""
+"""Write the report of one run: a page with its figures and tables."""
 
 import math
 import shutil
@@ -11,7 +11,6 @@ from markupsafe import Markup, escape
 
 from salve.artifacts import write_table, write_whole
 from salve.report.blocks import MOST_ROWS, Cell, FigureFolder, Section, TableBlock
-from salve.report.inputs import Artifacts, records
 from salve.report.remarks import own_remarks
 from salve.report.sections.control import (
     CHANGE,
@@ -25,11 +24,12 @@ from salve.report.sections.control import (
 from salve.report.sections.diagnose import diagnose
 from salve.report.sections.discover import classifier, discover
 from salve.report.sections.validate import validation
-from salve.report.tables import Headline, class_summary, failing_first, headline
+from salve.report.tables import Headline, class_summary, failing_first, headline, records
 from salve.report.terms import Linker, subscripts, terms_of
 from salve.report.text import MISSING, count_of, file_name, latent_name, number, percent, plural, slug
+from salve.results import Artifacts
 
-#: The summary of the classes, which no stage writes.
+#: The table with one row per class, which the report writes.
 CLASSES_CSV = "class-by-class.csv"
 
 
@@ -43,22 +43,22 @@ def write_report(
     commands: Sequence[str],
     remarks: Sequence[str] = (),
 ) -> Path:
-    """Write ``index.html`` with its figures, tables and edit_files into a folder that can be moved as a whole.
+    """Write ``index.html`` with its figures, tables and edit files into a folder that can be moved as a whole.
 
     Args:
         out: folder to write into; made if it is not there.
         title: heading of the page.
-        facts: names and values shown at the top, in their order; among them, how images were preprocessed.
+        facts: names and values shown at the top, in their order.
         config: resolved configuration as YAML, shown at the end.
         artifacts: kind ("classifier", "activations", "sae", "features", "validate", "control", "diagnose") → the
-            folder that the stage wrote. A part whose artifacts are missing says which stage to run.
-        commands: what to type to get this run again.
-        remarks: sentences about data, network and SAE without which a reader would trust the wrong thing; they stand
-            before all results, with what :func:`salve.report.remarks.own_remarks` adds.
+            folder that the stage wrote. A section without its artifacts says which stage to run.
+        commands: what to type to repeat this run.
+        remarks: cautions about data, network and SAE. They stand before all results, with those of
+            :func:`salve.report.remarks.own_remarks`.
 
     Returns:
         Path of ``index.html``. Beside it: ``tables/<kind>-<table>.csv`` (byte-equal copies) and
-        ``tables/class-by-class.csv``, ``figures/*.png`` and ``*.svg``, ``edits/*`` (copies of the edits' edit_files).
+        ``tables/class-by-class.csv``, ``figures/*.png`` and ``*.svg``, ``edits/*`` (copies of the edit files).
         The same input gives the same bytes.
     """
     found = Artifacts(artifacts)
@@ -103,7 +103,7 @@ def _template(link: Linker) -> jinja2.Template:
 
 
 def page_environment(*folders: Path) -> jinja2.Environment:
-    """Templates of the report, and of other folders: their pages may include ``page.css``."""
+    """Finds templates in the report's folder and in others; their pages may include ``page.css``."""
     loader = jinja2.FileSystemLoader([Path(__file__).parent, *folders], encoding="utf-8")
     return jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -123,14 +123,14 @@ def _copy_edit_files(artifacts: Artifacts, out: Path) -> list[str]:
     for _, path in artifacts.files("edits/*"):
         if path.suffix in (".json", ".safetensors"):
             (out / "edits").mkdir(exist_ok=True)
-            # An edit names the file that it shares with others: a safe name must stay as it is.
+            # An edit file names the weights file that it shares with others, so a safe name must stay as it is.
             names.append(file_name(path.name))
             shutil.copyfile(path, out / "edits" / names[-1])
     return names
 
 
 def statement(artifacts: Artifacts, main: Headline) -> str:
-    """What was run and what came out, in a few sentences."""
+    """What was run and what came of it, in a few sentences."""
     record = artifacts.record("classifier", "classifier.json")
     site = artifacts.record("activations", "activations.json").get("site")
     if not main.classes:

@@ -1,20 +1,20 @@
-"""What keeps a reader from trusting the wrong number; shown before any result."""
+"""Cautions about what was measured, shown before any result."""
 
 from collections.abc import Sequence
 
-from salve.report.inputs import Artifacts, column
-from salve.report.tables import overall_accuracy
+from salve.report.tables import column, overall_accuracy
 from salve.report.text import count_of, label, number, percent, plural
+from salve.results import Artifacts
 
-#: A classifier that is right on fewer test images is called weak.
+#: Below this accuracy on test images a classifier is called weak.
 WEAK = 0.8
-#: Test images of a class, below which one image moves its accuracy by more than 2 points.
+#: With fewer test images, one image moves the accuracy of its class by more than 2 points.
 FEW_IMAGES = 50
 NAMED = 5
 
 
 def remarks_on(accuracy: float | None, classes: Sequence[str], images: Sequence[int]) -> list[str]:
-    """Sentences about what was measured, whatever data and network it was.
+    """Cautions in sentences, for any data and network.
 
     Args:
         accuracy: of the untouched classifier on all test images [fraction]; None where it is not known.

@@ -77,10 +77,10 @@ def save_figure(figure: Figure, folder: Path, name: str) -> tuple[int, int]:
         Width and height in CSS pixels (96 per inch).
     """
     with warnings.catch_warnings():
-        # A class name in a script that the font lacks is drawn as boxes; the page itself shows it right.
+        # The font lacks some scripts and draws boxes for them; the page itself shows such class names right.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         warnings.filterwarnings("ignore", message="Matplotlib currently does not support .* natively")
-        # Canvas by canvas instead of ``savefig``, which lays the figure out anew for every file and draws it twice.
+        # One canvas per format: ``savefig`` lays the figure out again for every file and draws it twice.
         FigureCanvasAgg(figure).print_png(
             folder / f"{name}.png", metadata={"Software": None}, pil_kwargs={"compress_level": 4}
         )
@@ -91,7 +91,7 @@ def save_figure(figure: Figure, folder: Path, name: str) -> tuple[int, int]:
 
 
 class _Percent(PercentFormatter):
-    """Ticks written as every other percentage is; see :func:`salve.report.text.percent`."""
+    """Writes ticks as :func:`salve.report.text.percent` writes numbers."""
 
     def format_pct(self, x: float, display_range: float) -> str:
         return with_minus(super().format_pct(x, display_range))

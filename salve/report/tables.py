@@ -1,4 +1,4 @@
-"""The per-class summary: one table of numbers behind the terminal's summary and the page's."""
+"""The per-class summary behind the terminal's table and the page's."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
-from salve.report.inputs import Artifacts, column
 from salve.report.text import MISSING, is_missing, number, yes_no
 from salve.report.verdict import Verdict
+from salve.results import Artifacts
 
 #: By artifact and table: the column that names the class, and what the summary takes from it.
 SOURCES = (
@@ -33,6 +33,35 @@ TEXTS = ("class", "kind", "worst_class", "separates", "reason")
 Row = TypeVar("Row", bound=Mapping[str, Any])
 
 
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """A table's rows by column name."""
+    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
+
+
+def column(frame: pd.DataFrame, name: str) -> pd.Series:
+    """A column as floats; all NaN where the table has none."""
+    if name not in frame:
+        return pd.Series(np.nan, index=frame.index, dtype=float)
+    return pd.to_numeric(frame[name], errors="coerce").astype(float)
+
+
+def class_names(artifacts: Artifacts) -> list[str]:
+    """Class names in the classifier's order; where there is no classifier, in the order that tables give them."""
+    if names := artifacts.record("classifier", "classifier.json").get("classes"):
+        return [str(name) for name in names]
+    for kind, table in (("features", "selected.csv"), ("features", "classes.csv"), ("diagnose", "summary.csv")):
+        frame = artifacts.table(kind, table)
+        if "class" in frame and len(frame):
+            return list(dict.fromkeys(frame["class"]))
+    return []
+
+
+def chosen_latents(artifacts: Artifacts) -> dict[str, dict[str, Any]]:
+    """By class, the row of the latent chosen for its edits."""
+    table = artifacts.table("features", "selected.csv")
+    return {row["class"]: row for row in records(table)} if "class" in table else {}
+
+
 def class_summary(artifacts: Artifacts) -> pd.DataFrame:
     """One row per class with the numbers that the stages found, missing where a stage has not run.
 
@@ -40,7 +69,7 @@ def class_summary(artifacts: Artifacts) -> pd.DataFrame:
         Columns ``SUMMARY_COLUMNS``: accuracies and changes are fractions of test images, ``alpha`` is the strength that
         select images chose (inf if none takes the class away), ``separates`` is text ("True", "False" or "").
     """
-    rows = pd.DataFrame({"class": artifacts.classes()})
+    rows = pd.DataFrame({"class": class_names(artifacts)})
     for kind, name, key, columns in SOURCES:
         table = artifacts.table(kind, name)
         if key not in table:
@@ -60,7 +89,7 @@ def class_summary(artifacts: Artifacts) -> pd.DataFrame:
 
 
 def failing_first(rows: Sequence[Row], most: int) -> list[Row]:
-    """Rows as they come; where there are more than can be shown, first those that do not separate."""
+    """Rows in their order; if there are more than ``most``, those that do not separate come first."""
     if len(rows) <= most:
         return list(rows)
     return sorted(rows, key=lambda row: yes_no(row.get("separates")) != "no")

@@ -10,21 +10,21 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from salve.report.inputs import Artifacts, records
 from salve.report.remarks import own_remarks
-from salve.report.tables import Headline, class_summary, failing_first, headline
+from salve.report.tables import Headline, class_summary, failing_first, headline, records
 from salve.report.text import MISSING, PERCENT, count_of, label, latent_name, number, percent, plural, points, yes_no
+from salve.results import Artifacts
 
-#: Classes in the table; a thousand lines would push all else off the screen.
+#: Classes in the table: a thousand lines would push everything else off the screen.
 MOST_ROWS = 100
 
 
 def summary_table(artifacts: Mapping[str, Path], remarks: Sequence[str] = ()) -> Group:
-    """The run's summary for the terminal: what to beware of, then one row per class and a footer with the main result.
+    """The run's summary for the terminal: cautions, then one row per class and a footer with the main result.
 
     Args:
         artifacts: stage kind → folder; columns of stages that have not run show "–".
-        remarks: sentences about data, network and SAE that a reader must know first; the report adds its own.
+        remarks: cautions about data, network and SAE; the report adds its own.
 
     Returns:
         The remarks and a rich table, all of test images: accuracy, the class's latent with its sign and kind, the
@@ -40,7 +40,7 @@ def summary_table(artifacts: Mapping[str, Path], remarks: Sequence[str] = ()) ->
 
 
 def class_table(rows: pd.DataFrame, main: Headline) -> Table:
-    """The table of :func:`summary_table`, from ``class_summary``'s rows and their headline."""
+    """The table of :func:`summary_table`, from the rows of ``class_summary`` and their headline."""
     table = Table(box=box.SIMPLE_HEAD, show_footer=True, pad_edge=False, padding=0)
     table.title, table.title_justify = "SALVE, class by class", "left"
     defining = int((rows["kind"] == "class-defining").sum())

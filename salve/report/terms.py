@@ -1,4 +1,4 @@
-"""The words that a reader of the page must know, each explained in one sentence, and the links that lead there."""
+"""The page's glossary: each word in one sentence, and the links to it."""
 
 import re
 from typing import NamedTuple
@@ -39,8 +39,8 @@ def terms_of(verdict: Verdict | None) -> list[Term]:
             "latent",
             "latent",
             r"\blatents?\b",
-            "One of these directions, with the number that says how much of it is in an image; (+) or (−) is the sign "
-            "that it has for its class.",
+            "One of these directions, and the number that says how much of it is in an image; (+) or (−) is its sign "
+            "for its class.",
         ),
         Term(
             "fve",
@@ -49,7 +49,7 @@ def terms_of(verdict: Verdict | None) -> list[Term]:
             "Fraction of variance explained: how much of the activations' variation the SAE reproduces; "
             f"100{PERCENT} is all.",
         ),
-        Term("l0", "L0", r"\bL0\b", "How many latents are active for one image, in the mean; few is sparse."),
+        Term("l0", "L0", r"\bL0\b", "How many latents are active per image, on average; fewer is sparser."),
         Term(
             "alpha",
             "α",
@@ -85,7 +85,7 @@ def terms_of(verdict: Verdict | None) -> list[Term]:
 
 
 class Linker:
-    """Makes text into HTML; the first time that a term comes up on a page, it is a link to the glossary."""
+    """Turns text into HTML, where the first mention of each term links to the glossary."""
 
     def __init__(self, terms: list[Term]) -> None:
         self._waiting = {term.id: term.pattern for term in terms}

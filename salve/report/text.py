@@ -1,4 +1,4 @@
-"""How numbers and names are written, the same in the terminal, in tables and in figures."""
+"""Write numbers and names the same way in the terminal, in tables and in figures."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""How many classes separate, as stage ``control`` judged it, in the words of terminal and page."""
+"""How many classes separate, in the words of terminal and page."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -18,17 +18,14 @@ from filelock import FileLock, Timeout
 from salve.artifacts import is_own, read_record, write_whole
 from salve.ending import is_told
 from salve.integrity import MANIFEST, METRICS, SETTINGS, artifacts_of_run, check_artifact, damage_of_run
+from salve.results.run import FAILURE, PLAN, RUNNING
 from salve.run.schema import PATHS, Config, change_path
 from salve.run.stored import stored_settings
 from salve.system import in_one_sentence, refused_by_system
 from salve.types import Diverged, UserError
 
-#: The plan of a sweep, in the folder that holds its runs.
-PLAN = "sweep.json"
-
 State = Literal["new", "running", "interrupted", "failed", "finished"]
 
-RUNNING, FAILURE = "running.json", "failure.json"
 LOG = "salve.log"
 #: How many times a folder may vanish while it is claimed, before it counts as one that cannot be made.
 MOST_VANISHED = 100

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from salve.artifacts import Artifact, is_own
-from salve.report.names import data_name
+from salve.results.run import data_name
 
 #: Kinds of artifacts that are logged, with their type in W&B. Each is made from those before it.
 TYPES = {"activations": "activations", "sae": "sae", "control": "edit_file"}

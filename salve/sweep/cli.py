@@ -66,13 +66,12 @@ def _main(arguments: list[str] | None) -> int:
 
     console = Console(markup=False, emoji=False)
     try:
-        summary = summarise_sweep(given.folder)
+        summary = summarise_sweep(given.folder, given.artifacts)
         print_summary(summary, console)
         if given.stability or given.artifacts:
             from salve.sweep.stability import compare_seeds, print_stability
 
-            artifacts = given.artifacts or given.folder.resolve().parent.parent / "artifacts"
-            print_stability(compare_seeds(summary, artifacts), console)
+            print_stability(compare_seeds(summary), console)
     except UserError as error:
         print(f"salve-sweep: {error}", file=sys.stderr)
         return 2

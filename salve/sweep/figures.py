@@ -1,4 +1,4 @@
-"""The standard pictures of a sweep: tables in, matplotlib figures out; nothing is read or written here."""
+"""The standard pictures of a sweep: from tables to matplotlib figures; nothing is read or written here."""
 
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,6 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from salve.report.inputs import column
 from salve.report.names import short_names, value_text
 from salve.report.style import (
     BLACK,
@@ -31,6 +30,7 @@ from salve.report.style import (
     percent_axis,
     styled,
 )
+from salve.report.tables import column
 from salve.report.text import NEVER, label
 
 COLOURS = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, BLACK)
@@ -41,7 +41,7 @@ MAX_PANELS = 12
 MAX_NAMED_POINTS = 30
 ACROSS = 3
 
-#: What the activations are: runs that differ in it are compared side by side, not in one panel.
+#: What the activations depend on: runs that differ in it get a panel each.
 PANEL_SETTINGS = ("backbone.name", "layer", "data")
 #: The setting that makes latents sparse, and its name on an axis.
 KNOBS = {"sae.sparsity": "λ, weight of the L1 penalty", "sae.k": "k, latents that may fire per image"}
@@ -49,7 +49,7 @@ KNOBS = {"sae.sparsity": "λ, weight of the L1 penalty", "sae.k": "k, latents th
 
 @dataclass(frozen=True)
 class Axis:
-    """A measure on the vertical axis: its column, its label, what it means, and the factor to the label's unit."""
+    """A measure on the vertical axis: its column, its label, its meaning, and the factor to the label's unit."""
 
     column: str
     label: str
@@ -57,7 +57,7 @@ class Axis:
     factor: float = 1.0
 
 
-#: What settings are chosen by is drawn on select images; the table has test's numbers beside them.
+#: Settings are chosen by these, so they are drawn on select images; the table also has those of test images.
 ON_SELECT = "on select images, which may choose"
 FVE, L0 = "select_fve", "select_l0"
 SELECTIVITY = Axis(
@@ -74,12 +74,12 @@ ALPHA_FLIP = Axis(
 
 
 def is_seed(name: str) -> bool:
-    """Whether a setting is a seed, over which results are averaged."""
+    """Whether a setting is a seed; results are averaged over seeds."""
     return name.split(".")[-1] == "seed"
 
 
 def knob_of(table: pd.DataFrame) -> pd.Series:
-    """By run, which of ``KNOBS`` acts in it: k in the SAEs that have one, else λ."""
+    """By run, which of ``KNOBS`` makes its SAE sparse: k if it has one, else λ."""
     return pd.Series(np.where(column(table, "sae.k").notna(), "sae.k", "sae.sparsity"), index=table.index)
 
 
@@ -210,7 +210,7 @@ def against_knob(table: pd.DataFrame, varying: Sequence[str], knob: str, measure
 
 
 class _Layout:
-    """Panels for what the activations are, and in each a line for every other difference."""
+    """A panel for each kind of activations, and in it a line for every other difference."""
 
     def __init__(self, points: pd.DataFrame, settings: Sequence[str]) -> None:
         self._short = short_names(settings)
@@ -264,7 +264,7 @@ class _Layout:
                 yield line, style
 
     def explain(self, figure: Figure, x_label: str, note: str, spread: bool) -> None:
-        """The legend of the lines, and under the horizontal axis what else one has to know to read the figure."""
+        """Add the legend of the lines, and notes for the reader under the horizontal axis."""
         notes = [note, "bars: ± standard deviation over seeds" if spread else ""]
         notes += [f"{self._hidden} more lines are in the table" if self._hidden else ""]
         notes += [f"{self._hidden_panels} more panels are in the table" if self._hidden_panels else ""]

@@ -1,4 +1,4 @@
-"""How alike the dictionaries are that a sweep's seeds have found."""
+"""Compare the dictionaries that the SAEs of different seeds in a sweep learned."""
 
 import json
 from collections import defaultdict
@@ -16,30 +16,28 @@ from rich.text import Text
 from torch import Tensor
 
 from salve.artifacts import read_table, write_table, written_whole
-from salve.integrity import check_artifact, read_manifest
 from salve.metrics import random_stability, stability
 from salve.report.names import short_names, value_text
 from salve.report.text import number, percent
-from salve.sae import load_sae
+from salve.results import Run
 from salve.sweep.figures import is_seed
-from salve.sweep.read import SweptRun
 from salve.sweep.summary import SweepSummary
 from salve.system import refused_by_system
 from salve.types import UserError
 
 TABLE = "stability.csv"
 
-#: Measures of a pair, and beside each its value by chance.
+#: Measures of a pair, each with its value by chance beside it.
 MEASURES = ("matched_cosine", "shared_fraction")
 
 
 @dataclass(frozen=True)
 class _Dictionary:
-    """What one run's SAE has found.
+    """What one run's SAE learned.
 
     Attributes:
-        key: of the SAE. activations: digest of what it was trained on. decoder: ``[M, d']``, of the latents that fire.
-        signed: they take both signs.
+        key: of the SAE. activations: digest of what it was trained on. decoder: of the latents that fire ``[M, d']``.
+        signed: latents take both signs.
     """
 
     key: str
@@ -48,18 +46,18 @@ class _Dictionary:
     signed: bool
 
 
-def compare_seeds(summary: SweepSummary, artifacts: Path) -> Path:
-    """Compare every two runs of a sweep that differ in nothing but seeds, and write ``stability.csv`` beside its table.
+def compare_seeds(summary: SweepSummary) -> Path:
+    """Compare every two runs that differ in nothing but seeds, and write ``stability.csv`` beside the sweep's table.
 
-    Latents that never fire on the train split are left out. Runs with classifiers of their own are not compared, since
-    the channels of their activations mean different things: it takes a sweep over ``sae.seed``.
+    Latents that never fire on the train split are left out. Runs are compared only if they share their activations (as
+    in a sweep over ``sae.seed``): channels of different classifiers mean different things.
 
     Args:
-        summary: of the sweep. artifacts: the folder that holds its runs' SAEs.
+        summary: of the sweep.
 
     Returns:
-        The file, with one row per pair: the settings that vary, other than seeds; ``run_a``, ``run_b``; ``latents_a``,
-        ``latents_b``, that fire; ``matched_cosine`` and ``shared_fraction`` (:func:`salve.metrics.stability`), each
+        The file, with one row per pair: the settings that vary, except seeds; ``run_a``, ``run_b``; ``latents_a``,
+        ``latents_b``: how many fire; ``matched_cosine`` and ``shared_fraction`` (:func:`salve.metrics.stability`), each
         with ``random_…`` beside it, by :func:`salve.metrics.random_stability`; ``flipped_fraction``.
 
     Raises:
@@ -67,15 +65,14 @@ def compare_seeds(summary: SweepSummary, artifacts: Path) -> Path:
     """
     folder = summary.csv.parent
     settings = [name for name in summary.varying if not is_seed(name)]
-    alike: dict[str, list[tuple[SweptRun, _Dictionary]]] = defaultdict(list)
-    for run in summary.in_state("finished"):
-        made = read_manifest(folder / run.key)["artifacts"]
-        if {"activations", "sae", "features"} <= made.keys():
-            found = _read(artifacts, made)
-            fixed = {name: value for name, value in run.settings.items() if not is_seed(name)}
+    alike: dict[str, list[tuple[Run, _Dictionary]]] = defaultdict(list)
+    for run in summary.sweep.finished:
+        if {"activations", "sae", "features"} <= run.artifacts.keys():
+            found = _read(run)
+            fixed = {name: value for name, value in run.flat_settings.items() if not is_seed(name)}
             alike[json.dumps([found.activations, fixed], sort_keys=True)].append((run, found))
     rows = [
-        {name: value_text(run_a.settings.get(name)) for name in settings}
+        {name: value_text(run_a.flat_settings.get(name)) for name in settings}
         | {"run_a": run_a.key, "run_b": run_b.key}
         | _compare(a, b)
         for group in alike.values()
@@ -84,8 +81,8 @@ def compare_seeds(summary: SweepSummary, artifacts: Path) -> Path:
     ]
     if not rows:
         raise UserError(
-            f"{folder} has no two finished runs that differ in sae.seed alone and share their activations, so that "
-            "there are no dictionaries to compare."
+            f"{folder} has no two finished runs that differ in sae.seed alone and share their activations: there are "
+            "no dictionaries to compare."
         )
     try:
         with written_whole(folder / TABLE) as unfinished:
@@ -95,16 +92,14 @@ def compare_seeds(summary: SweepSummary, artifacts: Path) -> Path:
     return folder / TABLE
 
 
-def _read(artifacts: Path, made: dict[str, dict[str, str]]) -> _Dictionary:
-    keys = {kind: made[kind]["key"] for kind in ("sae", "features")}
-    latents = artifacts / "features" / keys["features"] / "latents.csv"
-    if not latents.is_file():
-        raise UserError(f"{latents} is not there; say where the artifacts are: --artifacts <output_dir>/artifacts.")
-    for kind, key in keys.items():
-        check_artifact(artifacts / kind / key)
-    sae = load_sae(artifacts / "sae" / keys["sae"] / "sae.safetensors")
-    fires = torch.from_numpy(read_table(latents)["frequency"].to_numpy(copy=True)) > 0
-    return _Dictionary(keys["sae"], made["activations"]["digest"], sae.decoder[:, fires], sae.signed)
+def _read(run: Run) -> _Dictionary:
+    for kind in ("sae", "features"):
+        if not run.artifacts[kind].is_dir():
+            raise UserError(
+                f"{run.artifacts[kind]} is not there; say where the artifacts are: --artifacts <output_dir>/artifacts."
+            )
+    fires = torch.from_numpy(run.table("features", "latents.csv")["frequency"].to_numpy(copy=True)) > 0
+    return _Dictionary(run.artifact("sae").key, run.digest("activations"), run.sae.decoder[:, fires], run.sae.signed)
 
 
 def _compare(a: _Dictionary, b: _Dictionary) -> dict[str, float | int]:
@@ -118,10 +113,10 @@ def _compare(a: _Dictionary, b: _Dictionary) -> dict[str, float | int]:
 
 
 def print_stability(path: Path, console: Console) -> None:
-    """Show the means over the pairs of each configuration, chance in brackets, and where the table is.
+    """Print means over the pairs of each configuration, with chance in brackets, and where the table is.
 
     Args:
-        path: what :func:`compare_seeds` wrote.
+        path: the table of :func:`compare_seeds`.
     """
     pairs = read_table(path)
     settings = list(pairs.columns[: pairs.columns.get_loc("run_a")])

@@ -1,4 +1,4 @@
-"""The summary of a sweep: its table on disk and on the terminal, its pictures, and what is missing."""
+"""Summarise a sweep: its table on disk and on the terminal, its pictures, and what is missing."""
 
 import os
 from collections import Counter
@@ -16,78 +16,91 @@ from rich.table import Table
 from rich.text import Text
 
 from salve.artifacts import write_table, written_whole
-from salve.report.inputs import column
 from salve.report.metrics import SELECT
 from salve.report.names import short_names, value_text, with_values
 from salve.report.style import save_figure
+from salve.report.tables import column
 from salve.report.text import MISSING, NEVER, is_missing, number, percent, plural, points, span
+from salve.results import Sweep, open_sweep
+from salve.results.sweep import CORE, varies
 from salve.sweep.figures import ALPHA_FLIP, FVE, KNOBS, L0, SELECTIVITY, against_knob, fve_against_l0, knob_of
-from salve.sweep.read import SweptRun, read_sweep, tidy_table, varying
 from salve.system import refused_by_system
 
 TABLE = "sweep.csv"
 FIGURES = "figures"
-#: Characters of a run's key that the terminal shows where they tell the runs apart.
+#: Characters of a run's key that the terminal shows, if they tell the runs apart.
 SHORT_KEY = 6
 
 
 @dataclass(frozen=True)
 class SweepSummary:
-    """What came of a sweep so far.
+    """What a sweep has found so far.
 
     Attributes:
-        name: of its folder. runs: all that were planned. table: one row per finished run. varying: the settings that
-            tell them apart. csv: where the table is. figures: PNG files, each with an SVG beside it.
-        left_out: by name of a standard picture that there is none of, why.
+        sweep: its runs. varying: the settings that tell the finished ones apart. csv: where the table is.
+        figures: PNG files, each with an SVG beside it. left_out: by
+            name, why a standard picture was not drawn.
     """
 
-    name: str
-    runs: tuple[SweptRun, ...]
-    table: pd.DataFrame
+    sweep: Sweep
     varying: tuple[str, ...]
     csv: Path
     figures: tuple[Path, ...]
     left_out: dict[str, str]
 
-    def __post_init__(self) -> None:
-        if len(self.table) != len(self.in_state("finished")):
-            raise ValueError("The table has not one row per finished run.")
-
-    def in_state(self, state: str) -> list[SweptRun]:
-        """The planned runs that are finished, failed, running, interrupted or not begun."""
-        return [run for run in self.runs if run.state == state]
-
     @property
-    def missing(self) -> list[SweptRun]:
-        """The planned runs that are not finished."""
-        return [run for run in self.runs if run.state != "finished"]
+    def table(self) -> pd.DataFrame:
+        """One row per finished run."""
+        return self.sweep.table
 
 
-def summarise_sweep(folder: Path) -> SweepSummary:
-    """Gather a sweep's finished runs, and write ``sweep.csv`` and ``figures/*.png`` and ``*.svg`` into its folder.
+def summarise_sweep(folder: Path, artifacts: Path | None = None) -> SweepSummary:
+    """Gather a sweep's finished runs; write ``sweep.csv``, ``figures/*.png`` and ``*.svg`` into its folder.
 
     Args:
-        folder: of the sweep; nothing outside it is read, so it may have been moved.
+        folder: of the sweep; nothing outside of it is read, so it may have been moved.
+        artifacts: where the summary's runs find their artifacts, if it was; see :func:`salve.open_sweep`.
 
     Raises:
         UserError: the folder holds no sweep. OSError: it cannot be written into.
     """
-    runs = read_sweep(folder)
-    table = tidy_table(runs)
-    names = varying(table, runs)
+    sweep = open_sweep(folder, artifacts)
+    names = varying(sweep)
     try:
         with written_whole(folder / TABLE) as unfinished:
-            write_table(unfinished, table)
-        figures, left_out = _draw(folder / FIGURES, table, names)
+            write_table(unfinished, sweep.table)
+        figures, left_out = _draw(folder / FIGURES, sweep.table, names)
     except OSError as error:
         raise refused_by_system(error, folder) or error from None
-    return SweepSummary(
-        folder.resolve().name, tuple(runs), table, tuple(names), folder / TABLE, tuple(figures), left_out
-    )
+    return SweepSummary(sweep, tuple(names), folder / TABLE, tuple(figures), left_out)
+
+
+def varying(sweep: Sweep) -> list[str]:
+    """The settings that tell finished runs apart: those that were swept, and others that do not follow from them."""
+    table = sweep.table
+    settings = [name for name in table if name not in {"run", *(m for run in sweep.finished for m in run.metrics)}]
+    values: dict[str, set[str]] = {}
+    for run in sweep:
+        for name, value in run.swept.items():
+            values.setdefault(name, set()).add(value_text(value))
+    axes = [name for name, found in values.items() if len(found) > 1]
+    kept: list[str] = []
+    for axis in axes:  # of a group, such as backbone=…, the main settings in it
+        of_group = [name for name in settings if name in CORE and name.startswith(f"{axis}.") and varies(table[name])]
+        kept += [axis] if axis in settings else [name for name in of_group if name not in kept]
+    for name in settings:
+        if name not in kept and varies(table[name]) and not _follows(table, name, kept):
+            kept.append(name)
+    return [name for name in settings if name in kept]
+
+
+def _follows(table: pd.DataFrame, name: str, known: list[str]) -> bool:
+    """Whether the runs' values of one setting are fixed by those of others."""
+    return bool(known) and len(table[known].drop_duplicates()) == len(table[[*known, name]].drop_duplicates())
 
 
 def _draw(folder: Path, table: pd.DataFrame, names: list[str]) -> tuple[list[Path], dict[str, str]]:
-    """Draw what can be drawn; a picture of an earlier state of the sweep goes, even if none takes its place."""
+    """Draw the pictures that can be drawn, and remove those of an earlier state of the sweep."""
     used = set(knob_of(table))
     drawn, left_out = [], {}
     for title, (knob, draw) in _pictures(table, names).items():
@@ -109,7 +122,7 @@ def _draw(folder: Path, table: pd.DataFrame, names: list[str]) -> tuple[list[Pat
 
 
 def _pictures(table: pd.DataFrame, names: list[str]) -> dict[str, tuple[str, Callable[[], Figure | str]]]:
-    """By file name, the setting on the horizontal axis (if it is one), and what draws the picture."""
+    """By file name, the setting on the horizontal axis ("" if none), and the function that draws the picture."""
     pictures: dict[str, tuple[str, Callable[[], Figure | str]]] = {
         "fve-l0": ("", partial(fve_against_l0, table, names))
     }
@@ -120,21 +133,22 @@ def _pictures(table: pd.DataFrame, names: list[str]) -> dict[str, tuple[str, Cal
 
 
 def print_summary(summary: SweepSummary, console: Console) -> None:
-    """Show the table, what is missing and why, and where the files are."""
+    """Print the table, what is missing and why, and where the files are."""
     if len(summary.table):
         console.print(_terminal_table(summary))
         console.print(Text(_chosen(summary)))
-    counts = Counter(run.state for run in summary.runs)
+    sweep = summary.sweep
+    counts = Counter(run.state for run in sweep)
     others = [
         f"{counts[state]} {state}" for state in ("failed", "running", "interrupted", "not begun") if counts[state]
     ]
-    line = f"{counts['finished']} of {plural(len(summary.runs), 'planned run')} finished"
+    line = f"{counts['finished']} of {plural(len(sweep), 'planned run')} finished"
     console.print("; ".join([line, *others]) + ".", highlight=False, markup=False)
-    for run in summary.missing:
+    for run in sweep.unfinished:
         what = with_values(run.swept) or "as configured"
         reason = f": {run.reason}" if run.reason else ""
         console.print(Text(f"  {run.state}  {run.key}  {what}{reason}"), soft_wrap=True)
-    if summary.missing:
+    if sweep.unfinished:
         console.print("The command that started the sweep finishes what is missing.")
     lines = [f"Table: {summary.csv}", *(f"Figure: {path}" for path in summary.figures)]
     lines += [f"No figure {name}: {reason}." for name, reason in summary.left_out.items()]
@@ -143,12 +157,12 @@ def print_summary(summary: SweepSummary, console: Console) -> None:
 
 
 def _terminal_table(summary: SweepSummary) -> Table:
-    """One row per finished run: what tells it apart, and the main measures that are known."""
+    """One row per finished run: the settings that tell it apart, and the main measures."""
     table = summary.table
     keys = _keys(table)
     names = short_names(summary.varying)
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    shown.title, shown.title_justify = Text(f"Sweep {summary.name}", style="table.title"), "left"
+    shown.title, shown.title_justify = Text(f"Sweep {summary.sweep.name}", style="table.title"), "left"
     columns: list[tuple[str, list[str]]] = [("run", list(keys))]
     columns += [(_heading(names[name]), [value_text(value) for value in table[name]]) for name in summary.varying]
     columns += [(title, texts) for title, texts in _measures(table) if any(text != MISSING for text in texts)]
@@ -164,13 +178,13 @@ def _terminal_table(summary: SweepSummary) -> Table:
 
 
 def _keys(table: pd.DataFrame) -> pd.Series:
-    """The runs' keys, shortened where they still tell the runs apart."""
+    """The runs' keys, shortened if that still tells the runs apart."""
     shortened = table["run"].str[:SHORT_KEY]
     return shortened if shortened.is_unique else table["run"]
 
 
 def _chosen(summary: SweepSummary) -> str:
-    """What test images say of the run that select images prefer: of that one alone, since they must not choose."""
+    """What test images say of the run that select images prefer; of that run alone, since test must not choose."""
     table = summary.table
     value = column(table, SELECTIVITY.column)
     if not value.notna().any():
@@ -196,7 +210,7 @@ def _chosen(summary: SweepSummary) -> str:
 
 
 def _heading(name: str) -> str:
-    """A long name in two lines, so that its column stays narrow."""
+    """A long name in two lines, for a narrow column."""
     head, underscore, tail = name.rpartition("_") if len(name) > 8 else ("", "", name)
     return f"{head}{underscore}\n{tail}" if head else tail
 

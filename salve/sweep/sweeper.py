@@ -19,8 +19,9 @@ from rich.progress import track
 
 from salve.artifacts import write_whole
 from salve.ending import owning
+from salve.results.run import PLAN
 from salve.run.explain import SweepIncomplete
-from salve.run.folder import PLAN, RunFolder, planned_in, runs_in
+from salve.run.folder import RunFolder, planned_in, runs_in
 from salve.run.schema import Config, SearchSettings
 from salve.run.stored import named_again
 from salve.sweep.handover import launcher_of_runs

@@ -24,6 +24,7 @@ FLOORS = (
     ("features", "saliency"),
     ("editing",),
     ("diagnosis",),
+    ("results",),
     ("report",),
     ("stages", "processes"),
     ("run",),
@@ -58,6 +59,8 @@ def imported(path: Path, package: Path = PACKAGE) -> Iterator[tuple[int, tuple[s
 def upward_imports(package: Path) -> list[str]:
     found = []
     for path in sorted(package.rglob("*.py")):
+        if path == package / "__init__.py":  # the house's door, which names what is inside
+            continue
         room = (*name_of(path, package), "")[1]
         for line, parts in imported(path, package):
             if parts[0] != package.name or len(parts) == 1 or parts[1].startswith("__"):

@@ -52,13 +52,16 @@ class Found:
     """Tables and tensors by name, empty where there is none."""
 
     def __init__(self, files: dict[str, Any]) -> None:
-        self.files = files
+        self._files = files
 
     def table(self, _: str, name: str) -> pd.DataFrame:
-        return self.files.get(name, pd.DataFrame())
+        return self._files.get(name, pd.DataFrame())
 
     def tensors(self, _: str, name: str) -> dict[str, Any]:
-        return self.files.get(name, {})
+        return {key: torch.from_numpy(values) for key, values in self._files[name].items()}
+
+    def files(self, _: str) -> list[str]:
+        return list(self._files)
 
 
 def a_study(activations: Tensor, maximised: bool = True) -> Any:

@@ -183,7 +183,7 @@ class OneRun:
 
     def tensors(self, kind: str, name: str) -> dict[str, Any]:
         assert (kind, name) == ("features", "class_means.safetensors")
-        return {"class_means": self._means}
+        return {"class_means": torch.from_numpy(self._means)}
 
     def table(self, kind: str, name: str) -> pd.DataFrame:
         names = list(self._curves)

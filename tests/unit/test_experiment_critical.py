@@ -203,8 +203,7 @@ def a_study(signed: bool, seeds: int, without: str = "") -> Any:
                 settings={"edit.scale": "unit", "edit.channels": "all", "edit.alpha": ALPHAS},
                 selected=pd.DataFrame({"latent": latents, "sign": 1.0}, index=CLASSES),
                 sae=SimpleNamespace(decoder=decoder),
-                found=SimpleNamespace(table=partial(_table, pd.concat(tables))),
-                artifacts={"classifier": None},
+                found=SimpleNamespace(table=partial(_table, pd.concat(tables)), artifact=lambda _: None),
             )
         )
     test = SimpleNamespace(activations=activations, labels=labels)

@@ -11,7 +11,7 @@ import torch
 from scipy import interpolate, optimize, stats
 
 from experiments.claims import judged, load_claims
-from experiments.compare import LEVEL, accuracy_at, strength_to
+from experiments.compare import LEVEL, accuracy_at, margins, strength_to
 from experiments.salve2025 import cross_class
 from experiments.salve2025.cross_class import images
 from experiments.salve2025.cross_class.effects import (
@@ -19,7 +19,6 @@ from experiments.salve2025.cross_class.effects import (
     counting,
     first_crossing,
     gated_logits,
-    own_margins,
     weights,
 )
 from experiments.salve2025.cross_class.images import images_figure, strips_of
@@ -51,8 +50,8 @@ def test_margins_are_those_of_a_loop() -> None:
         float(row[own]) - max(float(row[m]) for m in range(4) if m != own)
         for row, own in zip(logits, labels.tolist(), strict=True)
     ]
-    assert own_margins(logits, labels).tolist() == pytest.approx(expected)
-    assert torch.equal(own_margins(logits, labels) > 0, logits.argmax(dim=1) == labels)
+    assert margins(logits, labels).tolist() == pytest.approx(expected)
+    assert torch.equal(margins(logits, labels) > 0, logits.argmax(dim=1) == labels)
 
 
 def test_a_gate_on_the_activations_is_one_on_the_weights() -> None:
@@ -146,7 +145,7 @@ def split(seed: int, empty: int | None = None) -> Any:
 def study_of(seeds: tuple[int, ...] = (0,), names: list[str] = CLASSES, **more: Any) -> Any:
     train = split(0)
     means = torch.stack([train.activations[train.labels == k].mean(dim=0) for k in range(4)])
-    found = SimpleNamespace(tensors=lambda *_: {"class_means": means.numpy()})
+    found = SimpleNamespace(tensors=lambda *_: {"class_means": means})
     sae = SimpleNamespace(decoder=SCALE * torch.eye(4), encode=lambda activations: activations)
     settings = {"sae.dictionary_size": 4, "sae.sparsity": 5.0, "discover.threshold": 0.5}
     runs = tuple(SimpleNamespace(seed=seed, settings=settings, found=found, sae=sae) for seed in seeds)

@@ -16,7 +16,15 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from scipy import interpolate, optimize, stats
 from scipy.spatial import distance
 
-from experiments.compare import LEVEL, accuracy_at, edit_at, matched_edit, strength_to, t_interval
+from experiments.compare import (
+    LEVEL,
+    accuracy_at,
+    edit_at,
+    matched_edit,
+    random_directions,
+    strength_to,
+    t_interval,
+)
 from experiments.figures import save
 from experiments.sae_variants.__main__ import TARGETS, main
 from experiments.sae_variants.compare import Target, at_target, compared, matched
@@ -26,7 +34,6 @@ from experiments.sae_variants.references import (
     RANDOM,
     alignment,
     class_directions,
-    random_directions,
     reference_edits,
 )
 from experiments.sae_variants.runs import EXPERIMENTS, FULL, QUICK, Family, Plan, collect, commands, sweep_name
@@ -367,7 +374,7 @@ class Outputs:
         select = {"select_fve": 0.5 + 0.1 * k, "select_l0": float(k)}
         write_record(run / "metrics.json", {"fve": 0.5 + 0.1 * k, "l0": float(k), **select})
         keys = {"control": key, "classifier": "c", "activations": "a", "sae": "s", "features": "f"}
-        made = {kind: {"key": value} for kind, value in keys.items()}
+        made = {kind: {"key": value, "path": f"../../../artifacts/{kind}/{value}"} for kind, value in keys.items()}
         write_record(run / "manifest.json", sealed({"artifacts": made, "files": {}}))
         self.planned[key] = {"swept": {"sae.seed": seed}}
         write_record(self.sweep / "sweep.json", {"name": "s", "runs": self.planned})

@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -29,8 +30,10 @@ from experiments.page import NotRun, claims_markdown, claims_table, write_page
 from experiments.runs import SAERun, command
 from experiments.separation import PUBLISHED, STRICTLY, separation
 from experiments.testbeds import TESTBEDS, Setup, add_setup, quoted, setup_of
-from salve.artifacts import Artifact, read_record, read_table
+from salve.artifacts import _seal, read_record, read_table, write_record
 from salve.editing.verdict import LIMITS
+from salve.integrity import sealed
+from salve.results import open_run
 from salve.run.explain import conf_dir
 from salve.types import UserError
 
@@ -455,8 +458,24 @@ def test_whoever_reads_every_classs_curve_has_it_written(recipe: str) -> None:
 
 
 def a_run(tmp_path: Path, classes: list[str]) -> SAERun:
-    artifact = Artifact("control", "key", tmp_path, "", reused=True)
-    return SAERun(SimpleNamespace(classes=classes), 0, {}, {}, {"control": artifact})  # type: ignore[arg-type]
+    """A finished run that left what lies in a folder as its artifact ``control``."""
+    artifacts = tmp_path / "artifacts"
+    (artifacts / "classifier" / "c").mkdir(parents=True)
+    write_record(artifacts / "classifier" / "c" / "classifier.json", {"classes": classes})
+    shutil.copytree(tmp_path, artifacts / "control" / "d", ignore=shutil.ignore_patterns("artifacts", "run"))
+    for folder in artifacts.glob("*/*"):
+        _seal(folder, {})
+    run = tmp_path / "run"
+    run.mkdir()
+    settings = {"data": {"_target_": "salve.data.ConceptsData"}, "sae": {"seed": 0}}
+    (run / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    write_record(run / "metrics.json", {})
+    made = {
+        kind: {"key": key, "path": f"../artifacts/{kind}/{key}"}
+        for kind, key in (("classifier", "c"), ("control", "d"))
+    }
+    write_record(run / "manifest.json", sealed({"artifacts": made, "files": {}}))
+    return SAERun(open_run(run))
 
 
 def test_curves_are_read_by_split(tmp_path: Path) -> None:
@@ -468,11 +487,12 @@ def test_curves_are_read_by_split(tmp_path: Path) -> None:
         for name, accuracy in (("b", first + second + alpha), ("a", first + 1), ("c", math.nan))
     ]
     pd.DataFrame(rows).to_parquet(tmp_path / "curves.parquet", index=False)
-    alphas, accuracy = a_run(tmp_path, ["a", "b", "c"]).curves("test", "enhance", "b")
+    run = a_run(tmp_path, ["a", "b", "c"])
+    alphas, accuracy = run.curves("test", "enhance", "b")
     assert alphas.tolist() == [0, 2]
     assert accuracy[:, :2].tolist() == [[11, 15], [11, 17]]
     assert np.isnan(accuracy[:, 2]).all()
-    assert a_run(tmp_path, ["a", "b", "c"]).curves("select", "suppress", "b")[1][:, 1].tolist() == [0, 2]
+    assert run.curves("select", "suppress", "b")[1][:, 1].tolist() == [0, 2]
 
 
 def test_a_run_without_every_classs_curve_says_how_to_get_it(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from experiments.catalogue import EXPERIMENTS
 from experiments.claims import load_claims
+from experiments.compare import WORDS
 from experiments.page import SIGNS
 
 ROOT = Path(__file__).parents[2]
@@ -19,6 +20,16 @@ def test_the_results_show_the_table_that_was_written() -> None:
     table = (ROOT / "docs" / "paper" / "claims.md").read_text(encoding="utf-8")
     assert len(table.splitlines()) == 2 + len(CLAIMS)
     assert table in results
+
+
+@pytest.mark.parametrize("page", ["results.md", "sae_variants.md"])
+def test_the_pages_name_the_limits_of_an_edit_that_separates(page: str) -> None:
+    text = " ".join((ROOT / "docs" / page).read_text(encoding="utf-8").split())
+    wanted = ["to {level} accuracy or less", "less than {mean} in the mean", "loses more than {loss}."]
+    if page == "sae_variants.md":
+        wanted = ["fallen to {level} of its select images"]
+    for words in wanted:
+        assert words.format(**WORDS) in text
 
 
 @pytest.mark.parametrize("row", MEASURED.to_dict("records"), ids=lambda row: f"{row['id']}-{row['testbed']}")

@@ -26,13 +26,13 @@ from salve.report import style, summary_table, write_report
 from salve.report.figures.control import confusion_matrix, matrix_classes
 from salve.report.figures.discover import class_mean_heat_map, heat_map_columns, latent_use
 from salve.report.figures.validate import overlay
-from salve.report.inputs import Artifacts
 from salve.report.page import _copy_edit_files
 from salve.report.remarks import remarks_on
 from salve.report.sections.control import panel_order
 from salve.report.tables import class_summary, headline
 from salve.report.terms import Linker, terms_of
 from salve.report.text import label, number, percent, plural, points, slug, span, times
+from salve.results import Artifacts
 
 KINDS = ("classifier", "activations", "sae", "features", "validate", "control", "diagnose")
 CLASSES = (

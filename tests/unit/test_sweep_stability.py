@@ -39,7 +39,8 @@ class Trained:
         for kind in ("sae", "features"):
             (self.artifacts / kind / key / DONE).unlink(missing_ok=True)
             _seal(self.artifacts / kind / key, {})
-        made = {"activations": {"key": on, "digest": on}, **{kind: {"key": key} for kind in ("sae", "features")}}
+        made = {"activations": {"key": on, "digest": on, "path": f"../../../artifacts/activations/{on}"}}
+        made |= {kind: {"key": key, "path": f"../../../artifacts/{kind}/{key}"} for kind in ("sae", "features")}
         write_record(self.sweep.folder / run / "manifest.json", sealed({"artifacts": made, "files": {}}))
         return run
 

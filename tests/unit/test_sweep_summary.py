@@ -23,7 +23,8 @@ from rich.console import Console
 from salve.artifacts import write_record, write_table
 from salve.integrity import sealed
 from salve.report.metrics import run_metrics
-from salve.report.names import data_name, short_names, with_values
+from salve.report.names import short_names, with_values
+from salve.results.run import data_name
 from salve.sweep import SweepSummary, print_summary, summarise_sweep
 from salve.sweep.cli import main
 from salve.sweep.figures import ALPHA_FLIP, SELECTIVITY, against_knob, averaged, fve_against_l0, pareto_front
@@ -179,7 +180,7 @@ def test_it_says_what_is_missing_and_why(tmp_path: Path) -> None:
     write_record(sweep.folder / unreadable / "manifest.json", sealed({"artifacts": {}, "files": files}))
     with FileLock(sweep.folder / ".locks" / f"{running}.lock"):
         summary = summarise_sweep(sweep.folder)
-    states = {run.key: run.state for run in summary.runs}
+    states = {run.key: run.state for run in summary.sweep}
     assert [states[key] for key in (failed, running, killed, fresh)] == [
         "failed",
         "running",

@@ -1,18 +1,19 @@
 """The permanent gate against steering and a rank-one edit of the head, at a matched effect.
 
-Every method takes a class to ``LEVEL`` by a strength of its own, and is judged by what the other classes lose there. A
-further method is one more entry of :func:`experiments.salve2025.baselines.methods.methods`.
+Every method takes a class to ``LEVEL`` at a strength of its own, and is judged by what the other classes lose there. To
+add a method, add an entry to :func:`experiments.salve2025.baselines.methods.methods`.
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 import torch
 
 from experiments.claims import Measured
-from experiments.compare import CONFIDENCE, LEVEL
+from experiments.compare import CONFIDENCE, LEVEL_TEXT
 from experiments.experiment import Experiment, Findings, Picture
 from experiments.runs import SAERun, Study
 from experiments.salve2025.baselines.figure import baselines_figure
@@ -31,7 +32,7 @@ from salve.report.text import plural, points
 
 
 def chosen_by(run: SAERun) -> Chosen:
-    """The columns and signs of the latents that an SAE has for the classes; zero for a class without one."""
+    """Columns and signs of the latents that an SAE has for the classes; sign 0 for a class without one."""
     latents = torch.tensor(run.selected["latent"].fillna(0).to_numpy(int))
     signs = torch.tensor(run.selected["sign"].where(run.selected["latent"].notna(), 0).to_numpy(int))
     return Chosen(run.sae.decoder.detach()[:, latents].T, signs)
@@ -46,35 +47,30 @@ def edits_of(study: Study) -> pd.DataFrame:
 
 def analyse(studies: Sequence[Study]) -> Findings:
     """See the module."""
-    edits, summaries, paragraphs, measured = [], [], [], []
-    for study in studies:
-        testbed = study.testbed
-        found = edits_of(study)
-        summary = summarise(found)
-        edits.append(found.assign(testbed=testbed.title))
-        summaries.append(summary.assign(testbed=testbed.title))
-        paragraphs.append(f"{testbed.title}: {paragraph(summary, found)}")
-        measured += measured_of(testbed.name, summary)
+    found = Findings.together([_analyse(study) for study in studies])
     images = " and ".join(f"{len(study.test.labels)} of {study.testbed.title}" for study in studies)
-    together = pd.concat(edits, ignore_index=True)
     caption = (
         "What it costs the other classes to take one class away, on test images, each method at the strength that "
-        f"leaves {100 * LEVEL:.0f} % of the class's select images (at the right: for how many classes there is one, "
+        f"leaves {LEVEL_TEXT} of the class's select images (at the right: for how many classes there is one, "
         "and what it leaves of their test images). Selectivity: what the class loses less the mean absolute change of "
         "the others; 0 for a class that no strength takes there. Second column: the gate's less the method's. KL: of "
         "the others' predictions from those without the edit. Large markers: mean over classes and SAEs, with "
         f"{100 * CONFIDENCE:.0f} % intervals over SAEs that end where an axis does (of differences: paired, and for "
         f"all methods together; the head's edits need no SAE). Dots: classes. Test images: {images}."
     )
-    return Findings(
-        "\n\n".join([*paragraphs, WHY]),
-        {"baselines": Picture(baselines_figure(together), caption)},
-        {"edits": together, "methods": pd.concat(summaries, ignore_index=True)},
-        measured,
-    )
+    picture = Picture(baselines_figure(found.tables["edits"]), caption)
+    return replace(found, paragraph=f"{found.paragraph}\n\n{WHY}", pictures={"baselines": picture})
 
 
-#: What holds whatever the numbers are.
+def _analyse(study: Study) -> Findings:
+    testbed, edits = study.testbed, edits_of(study)
+    summary = summarise(edits)
+    tables = {"edits": edits.assign(testbed=testbed.title), "methods": summary.assign(testbed=testbed.title)}
+    words = f"{testbed.title}: {paragraph(summary, edits)}"
+    return Findings(words, {}, tables, measured_of(testbed.name, summary))
+
+
+#: What the comparison can show, whatever the numbers are.
 WHY = (
     "What this can show: where only the class's own logit falls, as with its bias, no right answer for another class "
     "can be lost; what changes there is gain. So behind a linear head no edit of the representation loses fewer images "
@@ -85,7 +81,7 @@ WHY = (
 
 
 def measured_of(testbed: str, summary: pd.DataFrame) -> list[Measured]:
-    """The numbers that decide: how far the gate is ahead, and by how much the least of the directed beats chance."""
+    """The numbers that decide: how far the gate is ahead of rivals, and the latent's direction of random ones."""
     rows = summary[summary["direction"] != "random"].set_index("method")
     found = []
     for claim, rival in (("steering", STEERING), ("rank_one", RANK_ONE)):
@@ -130,7 +126,7 @@ def paragraph(summary: pd.DataFrame, edits: pd.DataFrame) -> str:
         f"the others change by {_points(bias['drift'])}, {_points(bias['lost'])} of them lost.",
         f"Along random directions gate, steering and ablation have {_points(chance.min())} to {_points(chance.max())} "
         f"points, and take {random['reached'].min():.1f} to {random['reached'].max():.1f} classes to "
-        f"{100 * LEVEL:.0f} % of their select images.",
+        f"{LEVEL_TEXT} of their select images.",
         f"The others' predictions move least under {IN_WORDS.get(kl.idxmin(), kl.idxmin())} (KL {kl.min():.3f} nats; "
         f"gate {gate['kl']:.3f}).",
         f"The strength that select chooses for directional ablation does no more than project the latent's direction "
@@ -139,14 +135,14 @@ def paragraph(summary: pd.DataFrame, edits: pd.DataFrame) -> str:
     return " ".join(sentences)
 
 
-#: Of the gate and a rival: what their difference in selectivity says, with its interval.
+#: What the difference in selectivity between the gate and a rival says, with its interval.
 VERDICTS = {
     "more": "more selective than",
     "less": "less selective than",
     "same": "not told apart from",
     "single": "compared by one SAE, hence without an interval, with",
 }
-#: Methods inside a sentence, where that is not their name.
+#: Names of methods inside a sentence, where they differ.
 IN_WORDS = {RANK_ONE: "the rank-one edit", BIAS: "a lower bias of the class"}
 
 

@@ -1,4 +1,4 @@
-"""What each method takes and what it harms, at a matched effect."""
+"""The figure: what each method takes and what it harms, at a matched effect."""
 
 import numpy as np
 import pandas as pd
@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from experiments.compare import LEVEL
+from experiments.compare import LEVEL_TEXT
 from experiments.figures import PRINT_WIDTH
 from experiments.salve2025.baselines.methods import GATE, summarise
 from salve.report.style import BLACK, BLUE, GREY, ORANGE, grid_axis, new_figure, styled
@@ -18,8 +18,8 @@ LOOKS = {
     "none": (ORANGE, "D", "in the head, no SAE"),
     "random": (GREY, "s", "along a random direction"),
 }
-#: By measure, the name of its axis, the factor from its own unit to the axis's, and, for what is never negative, where
-#: a linear axis turns into a logarithmic one.
+#: By measure: the name of its axis, the factor to the axis's unit, and, for a measure that is never negative, where the
+#: axis turns from linear to logarithmic.
 PANELS = {
     "selectivity": ("selectivity\n(points)", 100, None),
     "ahead": ("gate ahead by\n(points)", 100, None),
@@ -65,9 +65,7 @@ def baselines_figure(edits: pd.DataFrame) -> Figure:
             axes.set_ylim(len(lines) - 0.5, -0.5)
             axes.grid(visible=False, axis="y")
         row[0].set_title(testbed)
-        row[-1].text(
-            1.06, 1.03, f"{100 * LEVEL:.0f} % on select:\nleft on test", transform=row[-1].transAxes, fontsize=7.5
-        )
+        row[-1].text(1.06, 1.03, f"{LEVEL_TEXT} on select:\nleft on test", transform=row[-1].transAxes, fontsize=7.5)
         row[list(PANELS).index("ahead")].axvline(0, color=GREY, linewidth=0.9, zorder=0)
     for at, (measure, (name, unit, linear)) in enumerate(PANELS.items()):
         grid[-1][at].set_xlabel(name)

@@ -15,17 +15,16 @@ from numpy import ndarray
 from torch import Tensor
 from torch.nn import functional as F
 
-from experiments.compare import CONFIDENCE, LEVEL, Interval, edit_at, strength_to, t_interval
-from experiments.sae_variants.references import random_directions
+from experiments.compare import CONFIDENCE, LEVEL, Interval, edit_at, random_directions, strength_to, t_interval
 from salve.editing import ablated_logits, edited_logits, rank_one_logits, rank_one_rows, steered_logits, strength_curves
 from salve.editing.curves import LogitsAt
 from salve.types import Activations, Labels
 
-#: Strengths that are tried first: 0, then six to each factor of ten. Units differ by method, so they span all of them.
+#: Strengths that are tried first: 0, then six per factor of ten. They span the units of all methods.
 COARSE = np.concatenate([[0.0], np.geomspace(1e-3, 1e5, 49)])
-#: Strengths that are tried between the two of these where the class falls to ``LEVEL``.
+#: Strengths that are then tried between the two where the class falls to ``LEVEL``.
 FINE = 33
-#: What is compared, besides how many classes there is a strength for.
+#: What is compared, besides the number of classes reached.
 MEASURES = ("selectivity", "after", "drift", "lost", "worst_loss", "kl")
 
 GATE, STEERING, ABLATION = "gate", "steering", "directional ablation"
@@ -33,7 +32,7 @@ RANK_ONE, BIAS = "rank-one edit", "class bias"
 
 
 class Reader(NamedTuple):
-    """What an edit of the last site sees of a classifier.
+    """All that an edit of the last site needs of a classifier.
 
     Attributes:
         weight: ``[C, M]``. bias: ``[C]``. train, select, test: activations ``[N, M]`` with labels ``[N]``. train fits
@@ -79,14 +78,9 @@ def methods(reader: Reader) -> list[Method]:
     weight, bias = reader.weight, reader.bias
     rows = rank_one_rows(*reader.train, len(weight))
 
-    def gate(_: int, direction: Tensor) -> LogitsAt:
-        return lambda block, strengths: edited_logits(weight, bias, block, direction, strengths)
-
-    def steer(_: int, direction: Tensor) -> LogitsAt:
-        return lambda block, strengths: steered_logits(weight, bias, block, direction, strengths)
-
-    def ablate(_: int, direction: Tensor) -> LogitsAt:
-        return lambda block, strengths: ablated_logits(weight, bias, block, direction, strengths)
+    def along(logits: Callable[..., Tensor]) -> Callable[[int, Tensor], LogitsAt]:
+        """A method that follows a direction, whichever class it is of."""
+        return lambda _, direction: lambda block, strengths: logits(weight, bias, block, direction, strengths)
 
     def rank_one(k: int, _: Tensor) -> LogitsAt | None:
         if bool(rows[k].isnan().any()):
@@ -100,17 +94,16 @@ def methods(reader: Reader) -> list[Method]:
         )
 
     return [
-        Method(GATE, True, gate),
-        Method(STEERING, True, steer),
-        Method(ABLATION, True, ablate),
+        Method(GATE, True, along(edited_logits)),
+        Method(STEERING, True, along(steered_logits)),
+        Method(ABLATION, True, along(ablated_logits)),
         Method(RANK_ONE, False, rank_one),
         Method(BIAS, False, lower_bias),
     ]
 
 
 def at_matched_effect(reader: Reader, logits_at: LogitsAt | None, own: int) -> dict[str, float]:
-    """An edit of class ``own`` on test, at the strength that takes its select accuracy to ``LEVEL``; None leaves all as
-    it is.
+    """An edit of class ``own`` on test, at the strength that takes its select accuracy to ``LEVEL``; None is no edit.
 
     Returns:
         The fields of ``MatchedEdit`` (``alpha`` is the strength, in the method's own unit), and means over the other

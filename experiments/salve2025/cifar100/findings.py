@@ -1,12 +1,11 @@
-"""What a hundred classes share, in words, figures and numbers."""
+"""The findings about a hundred classes: words, figures and numbers."""
 
 import math
 from collections.abc import Sequence
 
-import pandas as pd
-
 from experiments.claims import Measured
-from experiments.experiment import Findings, Picture
+from experiments.compare import LEVEL_TEXT
+from experiments.experiment import Findings, Picture, joined
 from experiments.runs import Study
 from experiments.salve2025.cifar100.figures import classes_figure, drift_figure, sharing_figure
 from experiments.salve2025.cifar100.survey import Survey, survey
@@ -28,9 +27,9 @@ def analyse(studies: Sequence[Study]) -> Findings:
     if fewer := _fewer(surveys):
         paragraphs.append(_comparison(_many(surveys), fewer))
     tables = {
-        "summary": pd.concat([one.summary for one in surveys], ignore_index=True),
-        "classes": pd.concat([one.table for one in surveys], ignore_index=True),
-        "pairs": pd.concat([one.pairs for one in surveys], ignore_index=True),
+        "summary": joined([one.summary for one in surveys]),
+        "classes": joined([one.table for one in surveys]),
+        "pairs": joined([one.pairs for one in surveys]),
     }
     return Findings("\n\n".join(paragraphs), pictures, tables, _measured(surveys))
 
@@ -48,21 +47,19 @@ def _fewer(surveys: Sequence[Survey]) -> Survey | None:
 
 def _measured(surveys: Sequence[Survey]) -> list[Measured]:
     """For the claims, which are about CIFAR-100 alone."""
-    found = []
-    for one in surveys:
-        if one.testbed.name != MANY:
-            continue
-        found.append(
-            Measured(f"{MANY}.separates", MANY, one.separates.share, one.separates.text, one.separates.published)
-        )
-        fewer, share = _fewer(surveys), one.summary["with_companion"].mean()
-        beside, compared = math.nan, "no testbed with fewer classes beside it"
-        if fewer:
-            beside = fewer.summary["with_companion"].mean()
-            compared = f"{percent(beside, 0)} with {len(fewer.classes)} ({fewer.testbed.title})"
-        text = f"{percent(share, 0)} of {len(one.classes)} classes share their latent; {compared}"
-        found.append(Measured(f"{MANY}.sharing", MANY, float(share - beside), text))
-    return found
+    one = next((one for one in surveys if one.testbed.name == MANY), None)
+    if one is None:
+        return []
+    counted, share, fewer = one.separates, one.summary["with_companion"].mean(), _fewer(surveys)
+    beside, compared = math.nan, "no testbed with fewer classes beside it"
+    if fewer:
+        beside = fewer.summary["with_companion"].mean()
+        compared = f"{percent(beside, 0)} with {len(fewer.classes)} ({fewer.testbed.title})"
+    text = f"{percent(share, 0)} of {len(one.classes)} classes share their latent; {compared}"
+    return [
+        Measured(f"{MANY}.separates", MANY, counted.share, counted.text, counted.published),
+        Measured(f"{MANY}.sharing", MANY, float(share - beside), text),
+    ]
 
 
 def _paragraph(one: Survey) -> str:
@@ -70,9 +67,9 @@ def _paragraph(one: Survey) -> str:
     text = (
         f"{one.testbed.title}: {one.separates.text} separate, with {mean['dictionary_size']:.0f} latents; in the "
         f"published sense {one.separates.published}. For {percent(mean['reached'], 0)} of the edits there is a "
-        f"strength that takes the class to 5 % of its select images. It leaves {percent(mean['after'])} of the test "
-        f"images; there the others change by {points(mean['drift'], signed=False)} points in the mean of absolute "
-        f"values, the one that loses most loses {points(mean['worst_loss'], signed=False)}, and "
+        f"strength that takes the class to {LEVEL_TEXT} of its select images. It leaves {percent(mean['after'])} of "
+        f"the test images; there the others change by {points(mean['drift'], signed=False)} points in the mean of "
+        f"absolute values, the one that loses most loses {points(mean['worst_loss'], signed=False)}, and "
         f"{number(mean['falls'], 2)} other classes lose half of their accuracy or more. "
         f"{percent(mean['with_companion'], 0)} of the classes have a companion, which is a class at least half as "
         f"strong on the latent they are edited through ({number(mean['companions'], 2)} companions in the mean); "
@@ -116,10 +113,10 @@ def _sharing_caption(surveys: Sequence[Survey]) -> str:
 
 def _classes_caption(one: Survey) -> str:
     text = (
-        f"{one.testbed.title}, {one.images} test images: each class edited through its latent, where it is at 5 % of "
-        "its select images; the most harmful edits first. Left: what the class that loses most loses (its name at the "
-        "right), and the mean absolute change of all others. Right: companions, which are classes at least half as "
-        f"strong on the latent. Dots: mean of {plural(len(one.summary), 'SAE')}, bars: their range."
+        f"{one.testbed.title}, {one.images} test images: each class edited through its latent, where it is at "
+        f"{LEVEL_TEXT} of its select images; the most harmful edits first. Left: what the class that loses most loses "
+        "(its name at the right), and the mean absolute change of all others. Right: companions, which are classes at "
+        f"least half as strong on the latent. Dots: mean of {plural(len(one.summary), 'SAE')}, bars: their range."
     )
     return text + (" Bold: of the same superclass." if one.groups else "")
 
@@ -127,7 +124,7 @@ def _classes_caption(one: Survey) -> str:
 def _drift_caption(one: Survey) -> str:
     order = ", by superclass" if one.groups else ""
     return (
-        f"{one.testbed.title}, {one.images} test images: what editing a class (row) to 5 % of its select images does "
-        f"to every other class (column){order}; mean of {plural(len(one.summary), 'SAE')}. Grey: the class itself, and "
-        "edits that do not take their class there."
+        f"{one.testbed.title}, {one.images} test images: what editing a class (row) to {LEVEL_TEXT} of its select "
+        f"images does to every other class (column){order}; mean of {plural(len(one.summary), 'SAE')}. Grey: the class "
+        "itself, and edits that do not take their class there."
     )

@@ -1,6 +1,6 @@
 """How much classes share: latents, and the harm that one class's edit does to others. Pure functions on arrays.
 
-Nothing here grows with the number of classes by itself, as a share of the sum over all classes does: a latent's small
+None of these measures grows with the number of classes by itself. A share of the sum over all classes would: the small
 means of a hundred classes add up to more than those of ten.
 """
 

@@ -1,4 +1,4 @@
-"""What the classes of a testbed share, read from its finished runs."""
+"""Read from finished runs what the classes of a testbed share."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Bool, Float
 from numpy import ndarray
 
-from experiments.runs import SPLITS, SAERun, Study
+from experiments.experiment import joined
+from experiments.runs import SAERun, Study, suppressed
 from experiments.salve2025.cifar100 import measures
 from experiments.separation import Separation, separation
 from experiments.testbeds import Testbed
@@ -65,14 +66,9 @@ class Survey:
             pairs = ~np.eye(len(self.classes), dtype=bool)
             row = {
                 **{"testbed": self.testbed.name, "seed": seed, "classes": len(own)},
-                **{sense: own[sense].mean() for sense in ("separates", "separates_published")},
-                **{"reached": own["reached"].mean(), "alpha": reached["alpha"].median()},
-                **{
-                    "after": reached["after"].mean(),
-                    "drift": reached["drift"].mean(),
-                    "worst_loss": reached["worst_loss"].mean(),
-                },
-                "falls": reached["falls"].mean(),
+                **{name: own[name].mean() for name in ("separates", "separates_published", "reached")},
+                "alpha": reached["alpha"].median(),
+                **{name: reached[name].mean() for name in ("after", "drift", "worst_loss", "falls")},
                 "with_companion": (own["companions"] > 0).mean(),
                 "companions": own["companions"].mean(),
                 "not_alone": (own["chosen_by"] > 1).mean(),
@@ -120,7 +116,7 @@ def survey(study: Study) -> Survey:
         study.classes,
         groups,
         len(study.test.labels),
-        pd.concat([one["rows"] for one in found], ignore_index=True).assign(testbed=study.testbed.name),
+        joined([one["rows"] for one in found]).assign(testbed=study.testbed.name),
         separation(study.runs, len(study.classes)),
         **{name: np.stack([one[name] for one in found]) for name in ("change", "overlap", "companion", "falls")},
         usage=pd.DataFrame([one["usage"] for one in found]),
@@ -131,16 +127,13 @@ def _read(run: SAERun, classes: list[str], groups: tuple[str, ...] | None) -> di
     """One SAE's rows, matrices ``[C, C]``, and what its latents are."""
     selected = run.selected
     latents = selected["latent"].fillna(-1).astype(int).to_numpy()
-    means = run.found.tensors("features", "class_means.safetensors")["class_means"]
+    means = run.found.tensors("features", "class_means.safetensors")["class_means"].numpy()
     effects: dict[int, measures.Effect] = {}
     before = np.full(len(classes), np.nan)
-    for own in np.flatnonzero(latents >= 0).tolist():
-        (alphas, select), (_, test) = (run.curves(split, "suppress", classes[own]) for split in SPLITS)
-        effects[own] = measures.effect(alphas, select, test, own)
-        before = test[0]
-    change = np.stack(
-        [effects[k].change if k in effects else np.full(len(classes), np.nan) for k in range(len(classes))]
-    )
+    change = np.full((len(classes), len(classes)), np.nan)
+    for one in suppressed(run, classes):
+        effects[one.own] = measures.effect(one.alphas, one.select, one.test, one.own)
+        before, change[one.own] = one.test[0], effects[one.own].change
     dominant = run.found.table("features", "dominant.csv")
     has = np.zeros((len(classes), means.shape[1]), dtype=bool)
     has[[classes.index(name) for name in dominant["class"]], dominant["latent"]] = True

@@ -1,7 +1,7 @@
-"""Critical strengths: the α at which an image's class gives way; as published, exact, and in the edited network.
+"""Critical strengths: the α at which an image loses its class, approximate, exact, and in the edited network.
 
 ``α_logit`` is where the class's logit reaches zero (the paper's), ``α_flip`` where the prediction leaves the class. The
-approximation ``y(0) / Σ_j w_ij a_j |c_j|`` has every channel fall for ever, where a channel that is closed stays at 0.
+approximation ``y(0) / Σ_j w_ij a_j |c_j|`` lets every channel fall for ever, but a closed channel stays at 0.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.claims import Measured
-from experiments.experiment import Experiment, Findings, Picture
+from experiments.experiment import Experiment, Findings, Picture, joined
 from experiments.runs import Study
 from experiments.salve2025.critical.figures import approximation, distributions, logit_and_flip
 from experiments.salve2025.critical.measures import SCAN, agreement, concordance, median_of
@@ -19,7 +19,7 @@ from experiments.salve2025.critical.network import STEP, tried
 from experiments.salve2025.critical.rows import METHODS, classes_of, rows_of, shares_of, solved
 from salve.report.text import percent, plural
 
-#: The numerical and the exact solution are the same up to this part.
+#: Relative difference up to which the numerical and the exact solution agree.
 SAME = 1e-6
 
 
@@ -41,14 +41,12 @@ class Testbed(NamedTuple):
 def testbed_of(study: Study) -> Testbed:
     """Read the runs, and try some images in the network."""
     tables = [rows_of(study, run) for run in study.runs]
-    images = pd.concat(tables, ignore_index=True)
+    images = joined(tables)
     images = images[images["correct"]]
     first = solved(study, study.runs[0], tables[0][tables[0]["correct"]])
     shares = [shares_of(study, run, table) for run, table in zip(study.runs, tables, strict=True)]
     network = tried(study, study.runs[0], tables[0]).assign(testbed=study.testbed.name, seed=study.runs[0].seed)
-    return Testbed(
-        study, images, first, pd.concat(shares, ignore_index=True), classes_of(images), agreements_of(images), network
-    )
+    return Testbed(study, images, first, joined(shares), classes_of(images), agreements_of(images), network)
 
 
 def agreements_of(images: pd.DataFrame) -> pd.DataFrame:
@@ -78,7 +76,7 @@ def analyse(studies: Sequence[Study]) -> Findings:
         )
         pictures[f"distributions-{testbed.name}"] = Picture(distributions(one.shares, _order(one.classes)), caption)
     testbeds = [study.testbed for study in studies]
-    first = pd.concat([one.first for one in found], ignore_index=True)
+    first = joined([one.first for one in found])
     seeds = ", ".join(dict.fromkeys(str(study.runs[0].seed) for study in studies))
     of = f"Rightly classified test images, SAE {seeds}"
     caption = (
@@ -93,8 +91,9 @@ def analyse(studies: Sequence[Study]) -> Findings:
         "the class, both exact; infinite ones lie along the top and right edges."
     )
     pictures["logit_flip"] = Picture(logit_and_flip(first, testbeds), caption)
-    tables = {name: pd.concat([getattr(one, name) for one in found], ignore_index=True)
-              for name in ("shares", "classes", "agreements", "network")}  # fmt: skip
+    tables = {
+        name: joined([getattr(one, name) for one in found]) for name in ("shares", "classes", "agreements", "network")
+    }
     return Findings(
         "\n\n".join(_paragraph(one) for one in found),
         pictures,

@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, MaxNLocator
 from numpy.typing import NDArray
 
-from experiments.figures import PRINT_WIDTH
+from experiments.figures import PRINT_WIDTH, class_panels
 from experiments.testbeds import Testbed
 from salve.report.style import (
     BLACK,
@@ -27,7 +27,7 @@ from salve.report.style import (
     percent_axis,
     styled,
 )
-from salve.report.text import count_of, label
+from salve.report.text import count_of
 
 Values = NDArray[np.float64]
 
@@ -49,16 +49,14 @@ def distributions(shares: pd.DataFrame, order: Sequence[str]) -> Figure:
         shares: as :func:`experiments.salve2025.critical.rows.shares_of` gives them. order: of the panels.
     """
     shown = [order[k] for k in np.unique(np.linspace(0, len(order) - 1, min(MOST, len(order))).round().astype(int))]
-    columns = min(5, len(shown))
-    height = -(-len(shown) // columns)
-    figure = new_figure(PRINT_WIDTH, 1.0 + 1.45 * height)
-    grid = figure.subplots(height, columns, sharex=True, sharey=True, squeeze=False).flatten()
+    x, y = "strength α of suppression (logarithmic)", "images that have given way"
+    figure, panels = class_panels(shown, x, y, above=1.0, row=1.45)
     positive = shares[shares["alpha"] > 0]
     spread = positive.groupby("alpha")[list(LINES)].mean()
     low = float(spread.index[(spread > 0.03).any(axis=1)].min())
     limits = (0.8 * (low if np.isfinite(low) else 0.1), float(shares["alpha"].max()))
     ticks = [m * 10.0**e for e in range(-3, 6) for m in (1, 3) if limits[0] <= m * 10.0**e <= 0.7 * limits[1]]
-    for axes, name in zip(grid, shown, strict=False):
+    for axes, name in zip(panels, shown, strict=True):
         rows = positive[positive["class"] == name]
         for column, (colour, style) in LINES.items():
             wide = rows.pivot_table(column, "alpha", "seed").to_numpy()
@@ -67,15 +65,8 @@ def distributions(shares: pd.DataFrame, order: Sequence[str]) -> Figure:
             axes.plot(alphas, wide.mean(axis=1), color=colour, linestyle=style, linewidth=1.3)
         dots = rows.groupby("alpha")["predicted"].mean().reset_index().to_numpy()
         axes.plot(*_thinned(dots[dots[:, 0] >= limits[0]]).T, "o", color=BLACK, markersize=2.2, markeredgewidth=0)
-        axes.set_title(label(name), fontsize=8.5)
-        axes.set_ylim(-0.03, 1.03)
-        percent_axis(axes.yaxis)
         log_axis(axes, "x", limits)
         axes.xaxis.set_major_locator(FixedLocator(ticks))
-    for axes in grid[len(shown) :]:
-        axes.axis("off")
-    figure.supxlabel("strength α of suppression (logarithmic)", fontsize=9)
-    figure.supylabel("images that have given way", fontsize=9)
     saes = shares["seed"].nunique()
     handles = [
         Line2D([], [], color=BLUE, label="α_flip, exact"),

@@ -1,4 +1,4 @@
-"""Critical strengths compared: how the approximation errs and why, a numerical solution, distributions."""
+"""Compare critical strengths: errors of the approximation and their reasons, a numerical solution, distributions."""
 
 from typing import NamedTuple
 
@@ -13,9 +13,9 @@ from torch import Tensor
 from salve.diagnosis.critical import Criterion
 from salve.editing import gates
 
-#: The approximation counts as a bound of what it exceeds by no more than this part: that much is rounding.
+#: The approximation still counts as a lower bound if it is larger by this part, which is rounding.
 ROUNDING = 1e-6
-#: Strengths that the numerical solution tries before it bisects. Beyond the last it takes a class to hold for ever.
+#: Strengths that the numerical solution tries before it bisects. A class that holds at the last counts as infinite.
 SCAN = torch.from_numpy(np.geomspace(1e-2, 1e4, 400))
 _HALVINGS = 60
 
@@ -174,7 +174,7 @@ def given_way(strengths: ArrayLike, alphas: ArrayLike) -> Float[ndarray, " K"]:
 
 
 def median_of(strengths: ArrayLike) -> float:
-    """The lower median, which infinite values leave a value that there is; NaN for none."""
+    """The lower median, which is an observed value even if some are infinite; NaN for no values."""
     known = np.asarray(strengths, dtype=float)
     return float(np.quantile(known, 0.5, method="lower")) if len(known) else float("nan")
 

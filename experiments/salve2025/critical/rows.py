@@ -1,4 +1,4 @@
-"""Tables of critical strengths, read from an SAE's runs."""
+"""Tables of critical strengths, from an SAE's runs."""
 
 import pandas as pd
 import torch

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pandas as pd
 
 from experiments.claims import Measured
+from experiments.compare import LEVEL_TEXT
 from experiments.experiment import Experiment, Findings, Picture
 from experiments.runs import Study
 from experiments.salve2025.cross_class.figure import counts_figure, roles_figure
@@ -26,49 +28,51 @@ from salve.report.text import plural
 
 def analyse(studies: Sequence[Study]) -> Findings:
     """See the module."""
-    paragraphs, measured = [], []
-    pictures: dict[str, Picture] = {}
-    tables: dict[str, list[pd.DataFrame]] = {
-        name: [] for name in ("saes", "latents", "classes", "curves", "images", "tower")
-    }
-    for study in studies:
-        readings, cases = cases_of(study)
-        saes, latents = sae_table(readings, cases), latent_table(readings)
-        classes, tower = class_table(cases), tower_table(study, readings, cases)
-        shown = telling(cases)
-        if shown:
-            pictures |= _pictures(study, shown, tables["images"])
-        tables["saes"].append(saes)
-        tables["latents"].append(latents)
-        tables["classes"].append(classes)
-        tables["curves"].append(curve_table(shown))
-        tables["tower"].append(tower)
-        paragraphs.append(" ".join([_shared_text(study, saes, latents), *_roles_text(classes), *_tower_text(tower)]))
-        measured += _measured(study, saes, latents, tower)
-    found = {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items() if parts}
+    found = Findings.together([_analyse(study) for study in studies])
     caption = (
         "Left: latents of each SAE (dots; bars: means) that two classes hold by share (τ/2 each), of these those that "
         "count for both (no smaller than the class's average latent), and of these those under which no other class "
         f"falls. Right: share of latents under which two or more classes lose {100 * FALL:.0f} points or more where "
-        "the first of their classes is at 5 %, by kind; mean and 95 % interval over SAEs. Strengths "
-        "are chosen on select images, changes are those of test images."
+        f"the first of their classes is at {LEVEL_TEXT}, by kind; mean and 95 % interval over SAEs. Strengths are "
+        "chosen on select images, changes are those of test images."
     )
-    pictures = {"counts": Picture(counts_figure(found["saes"], found["latents"]), caption), **pictures}
+    counts = Picture(counts_figure(found.tables["saes"], found.tables["latents"]), caption)
+    tables = {name: table for name, table in found.tables.items() if len(table)}
+    return replace(found, pictures={"counts": counts, **found.pictures}, tables=tables)
+
+
+def _analyse(study: Study) -> Findings:
+    readings, cases = cases_of(study)
+    saes, latents = sae_table(readings, cases), latent_table(readings)
+    classes, tower = class_table(cases), tower_table(study, readings, cases)
+    shown = telling(cases)
+    pictures, images = _pictures(study, shown) if shown else ({}, pd.DataFrame())
     return Findings(
-        "\n\n".join(paragraphs), pictures, {name: table for name, table in found.items() if len(table)}, measured
+        " ".join([_shared_text(study, saes, latents), *_roles_text(classes), *_tower_text(tower)]),
+        pictures,
+        {
+            "saes": saes,
+            "latents": latents,
+            "classes": classes,
+            "curves": curve_table(shown),
+            "images": images,
+            "tower": tower,
+        },
+        _measured(study, saes, latents, tower),
     )
 
 
-def _pictures(study: Study, shown: Sequence[Case], images: list[pd.DataFrame]) -> dict[str, Picture]:
+def _pictures(study: Study, shown: Sequence[Case]) -> tuple[dict[str, Picture], pd.DataFrame]:
+    """The figures of a testbed's most telling shared latents, and a table of the images in them."""
     title, testbed = study.testbed.title, study.testbed.name
-    figure, table = images_figure(study, shown)
-    images.append(table)
+    figure, images = images_figure(study, shown)
     chosen = f"{plural(len(shown), 'shared latent')}, chosen on select images"
     roles = (
         f"{title}: {chosen}. Left: class means with 95 % intervals; hatched: classes that depend on the latent. "
-        f"Middle: change of accuracy on {len(study.test.labels)} test images where the first of these classes is at 5 "
-        "% of its select images, with 95 % intervals; the black tick is the mean change when another class's own "
-        "latents are suppressed as far. Right: accuracy by strength; dotted: the strength of the middle panel."
+        f"Middle: change of accuracy on {len(study.test.labels)} test images where the first of these classes is at "
+        f"{LEVEL_TEXT} of its select images, with 95 % intervals; the black tick is the mean change when another "
+        "class's own latents are suppressed as far. Right: accuracy by strength; dotted: the strength of the middle "
+        "panel."
     )
     look = (
         f"{title}: where the same latents look (Grad-FAM; bright is where the latent's value comes from, each map by "
@@ -76,10 +80,11 @@ def _pictures(study: Study, shown: Sequence[Case], images: list[pd.DataFrame]) -
         "class that rises: images that it gains, which were taken for a class that depends on the latent; where their "
         "value is near zero, the edit reaches them through the channels that it closes, not through the latent."
     )
-    return {
+    pictures = {
         f"roles-{testbed}": Picture(roles_figure(study, shown), roles),
         f"images-{testbed}": Picture(figure, look),
     }
+    return pictures, images
 
 
 def _main(saes: pd.DataFrame) -> pd.DataFrame:
@@ -97,8 +102,8 @@ def _shared_text(study: Study, saes: pd.DataFrame, latents: pd.DataFrame) -> str
     text = (
         f"{study.testbed.title}: in the sparsest SAEs ({_setting(main)}; {len(main)} of {len(saes)}) "
         f"{main['by_share'].mean():.1f} latents per SAE are cross-class by share, {main['shared'].mean():.1f} of them "
-        f"also count for both classes and take one of them to 5 % of its select images, and {main['clean'].mean():.1f} "
-        "do so without dragging along a class that does not depend on them."
+        f"also count for both classes and take one of them to {LEVEL_TEXT} of its select images, and "
+        f"{main['clean'].mean():.1f} do so without dragging along a class that does not depend on them."
     )
     others = saes.drop(main.index)
     if len(others):
@@ -153,8 +158,9 @@ def _tower_text(tower: pd.DataFrame) -> list[str]:
         f"The paper's own case: church and gas pump both depend on a latent in {(tower['depend'] > 0).sum()} of "
         f"{len(tower)} SAEs, and show the paper's pattern in {(tower['tower'] > 0).sum()} (the largest share that both "
         f"hold of one latent is {100 * tower['nearest_share'].max():.0f} %, in the mean over SAEs "
-        f"{100 * tower['nearest_share'].mean():.0f} %). By effect alone (gas pump falls, church changes by less than 3 "
-        f"points, chain saw gains 3 or more) {tower['by_effect'].sum()} latents look like it."
+        f"{100 * tower['nearest_share'].mean():.0f} %). By effect alone (gas pump falls, church changes by less than "
+        f"{100 * RISE:.0f} points, chain saw gains {100 * RISE:.0f} or more) {tower['by_effect'].sum()} latents look "
+        "like it."
     )
     if alone := int(tower["by_effect_defining"].sum()):
         text += (

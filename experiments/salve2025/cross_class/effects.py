@@ -1,4 +1,4 @@
-"""What turning a latent down does to every class, and which classes a latent counts for: pure functions.
+"""Which classes a latent counts for, and what suppressing it does to every class: pure functions.
 
 Axes: ``N`` images, ``M`` width, ``d`` latents, ``C`` classes, ``K`` strengths.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from experiments.compare import strength_to
 from salve.features import kinds, shares
-from salve.types import Activations, Contribution, Labels
+from salve.types import Activations, Contribution
 
 #: Strengths at which every latent is tried.
 ALPHAS = (0, 0.5, 1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 18, 20, 24, 28, 32, 40, 50, 60, 80, 100)
@@ -21,7 +21,7 @@ ALPHAS = (0, 0.5, 1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 18, 20, 24, 28, 32, 40, 5
 def weights(means: Float[Tensor, "C d"]) -> Float[Tensor, "C d"]:
     """How much a latent counts for a class, as a multiple of the class's average latent: ``|μ_kl| / mean_l |μ_kl|``.
 
-    A share says nothing of size: it is as large for a latent that hardly ever leaves zero. From 1 on a latent counts.
+    A share says nothing of size: it may be large for a latent that hardly ever leaves zero. A latent counts from 1 on.
 
     Returns:
         ``[C, d]``; 0 for a class without images or with nothing but zeros.
@@ -55,12 +55,6 @@ def counting(means: Float[Tensor, "C d"], threshold: float) -> tuple[list[str], 
         else:
             found.append(kind)
     return found, depends
-
-
-def own_margins(logits: Float[Tensor, "N C"], labels: Labels) -> Float[Tensor, " N"]:
-    """By how much each image's own class leads, ``y_own − max_{m≠own} y_m``: positive where the prediction is right."""
-    rest = logits.scatter(1, labels[:, None], -math.inf).amax(dim=1)
-    return logits.gather(1, labels[:, None])[:, 0] - rest
 
 
 def first_crossing(

@@ -1,4 +1,4 @@
-"""The figures of numbers: how many latents are shared, and what the classes do when one is suppressed."""
+"""Figures: how many latents are shared, and what the classes do when one is suppressed."""
 
 import math
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ from salve.report.text import label
 
 COLOURS = {FALLS: VERMILLION, REDUNDANT: BLUE, STAYS: SKY, RISES: GREEN, DRAGGED: PURPLE, NONE: GREY}
 MARKS = {FALLS: "v", REDUNDANT: "s", STAYS: "D", RISES: "^", DRAGGED: "X", NONE: "o"}
-#: Classes that a panel has room for; those that depend or change most.
+#: Classes in a panel: those that depend on the latent or change most.
 MOST_CLASSES = 12
 KINDS = {"class-defining": BLUE, "cross-class": ORANGE, "diffuse": GREY}
 

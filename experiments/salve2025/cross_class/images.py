@@ -20,13 +20,16 @@ from salve.report.style import new_figure, styled
 from salve.report.text import label
 from salve.saliency import grad_fam
 
-#: Of each class.
+#: Images of each class.
 IMAGES = 3
 
 
 class Strip(NamedTuple):
-    """Images of one class: ``images`` are their places in test, ``sign`` is the latent's in which the maps look; they
-    are the class's strongest, or those that it has ``gained``."""
+    """Images of one class: the strongest, or those that it ``gained``.
+
+    Attributes:
+        images: their indices in test. sign: of the latent, for the maps.
+    """
 
     title: str
     colour: str
@@ -65,7 +68,7 @@ def maps_of(case: Case, strip: Strip) -> tuple[NDArray[np.uint8], NDArray[np.flo
     """Images ``[n, 3, S, S]``, their Grad-FAM maps ``[n, S, S]`` of the latent, and its values."""
     study, run = case.reading.study, case.reading.run
     context, dataset = study.context, study.context.data.dataset("test")
-    model, site = context.model(run.artifacts["classifier"])
+    model, site = context.model(run.found.artifact("classifier"))
     pictures = torch.stack([dataset[i][0] for i in strip.images])
     sae = run.sae.to(context.device)
     maps = grad_fam(model, site.name, sae, pictures.to(context.device), [case.shared.latent],
@@ -107,16 +110,7 @@ def images_figure(study: Study, cases: Sequence[Case]) -> tuple[Figure, pd.DataF
                 figure.text((left + (column + 0.5) * cell) / PRINT_WIDTH, (top - 0.40 - 2 * cell) / height, note,
                             fontsize=7, ha="center", va="top")  # fmt: skip
                 own, after = int(study.test.labels[index]), int(case.roles.after[index])
-                rows.append(
-                    {
-                        **{
-                            "testbed": study.testbed.name,
-                            "latent": case.title,
-                            "image": index,
-                            "value": values[column],
-                        },
-                        **{"class": study.classes[own], "before": before, "after": study.classes[after]},
-                        **{"sign": strip.sign, "map_maximum": float(maps[column].max())},
-                    }
-                )
+                row = {"testbed": study.testbed.name, "latent": case.title, "image": index, "value": values[column]}
+                row |= {"class": study.classes[own], "before": before, "after": study.classes[after]}
+                rows.append(row | {"sign": strip.sign, "map_maximum": float(maps[column].max())})
     return figure, pd.DataFrame(rows)

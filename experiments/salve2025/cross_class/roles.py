@@ -1,4 +1,4 @@
-"""The latents that several classes depend on, found in every SAE, and what each class does when they are suppressed."""
+"""Find the latents that several classes depend on, and what each class does when they are suppressed."""
 
 import math
 from collections.abc import Iterator
@@ -12,23 +12,23 @@ from numpy.typing import NDArray
 from scipy import stats  # type: ignore[import-untyped]
 from torch import Tensor
 
-from experiments.compare import CONFIDENCE, LEVEL, accuracy_at, strength_to
+from experiments.compare import CONFIDENCE, LEVEL, accuracy_at, margins, strength_to
 from experiments.runs import SPLITS, SAERun, Study
 from experiments.salve2025.cross_class.effects import (
     ALPHAS,
     counting,
     first_crossing,
     gated_logits,
-    own_margins,
     weights,
 )
 from salve.activations import Captured
 from salve.editing import gate
 from salve.editing.curves import edit_curves
+from salve.editing.verdict import LIMITS
 from salve.types import Split
 
-#: A class falls if it loses so much of its accuracy, and rises from so much on.
-FALL, RISE = 0.1, 0.03
+#: Losses and gains of accuracy from which on a class falls and rises.
+FALL, RISE = LIMITS.others_worst_loss, LIMITS.others_mean_change
 FALLS, REDUNDANT, STAYS, RISES, DRAGGED, NONE = "falls", "redundant", "stays", "rises", "dragged", ""
 
 
@@ -53,7 +53,7 @@ def change_by_class(before: Tensor, after: Tensor, labels: Tensor, classes: int)
 
 
 class Backing(NamedTuple):
-    """Whether a class has something to fall back on: its accuracy when its own latent is suppressed halfway.
+    """Whether a class can rely on another latent: its accuracy when its own latent is suppressed halfway.
 
     Attributes:
         own: the class's largest latent other than the shared one; −1 if there is none. alpha: the strength at which
@@ -146,7 +146,7 @@ class Reading:
 
     @classmethod
     def of(cls, study: Study, run: SAERun) -> "Reading":
-        means = torch.from_numpy(run.found.tensors("features", "class_means.safetensors")["class_means"])
+        means = run.found.tensors("features", "class_means.safetensors")["class_means"]
         return cls(study, run, means, *counting(means, float(run.settings["discover.threshold"])))
 
     @property
@@ -242,7 +242,7 @@ class Reading:
         first = gated_logits(weight, bias, activations, torch.ones(weight.shape[1]))
         last = gated_logits(weight, bias, activations, gate(self.column(shared.latent), shared.alpha))
         before, after = first.argmax(dim=1), last.argmax(dim=1)
-        gain = own_margins(last, labels) - own_margins(first, labels)
+        gain = margins(last, labels) - margins(first, labels)
         nothing = torch.zeros_like(gain)
         accuracy = change_by_class(nothing, (before == labels).float(), labels, classes).mean
         right = change_by_class((before == labels).float(), (after == labels).float(), labels, classes)

@@ -63,7 +63,7 @@ def sae_table(readings: Sequence[Reading], cases: Sequence[Case]) -> pd.DataFram
 
     Columns: ``testbed``, ``dictionary_size``, ``sparsity``, ``seed``; ``in_use``: latents that count for some class;
     ``by_share``: cross-class by their shares alone; ``shared``: those that count for two classes and take one of them
-    to 5 % on select; ``clean``: of these, those that drag no other class along on test; ``falls_redundant``,
+    to ``LEVEL`` on select; ``clean``: of these, those that drag no other class along on test; ``falls_redundant``,
     ``falls_rises``: of the clean ones, those with a class that falls and one that is redundant (rises).
     """
     rows = []
@@ -86,7 +86,7 @@ def sae_table(readings: Sequence[Reading], cases: Sequence[Case]) -> pd.DataFram
 
 
 def latent_table(readings: Sequence[Reading]) -> pd.DataFrame:
-    """One row per latent in use: ``kind``, ``owners``, the strength ``alpha`` at which the first of them is at 5 % on
+    """One row per latent in use: ``kind``, ``owners``, ``alpha``: strength at which the first is at ``LEVEL`` on
     select (inf if none is); ``fallen``, ``risen``: classes that have then lost ``FALL``, gained ``RISE`` or more on
     test; NaN if none gets there."""
     rows = []
@@ -94,16 +94,12 @@ def latent_table(readings: Sequence[Reading]) -> pd.DataFrame:
         for latent in one.in_use:
             names = [one.study.classes[k] for k in one.owners(latent)]
             alpha = one.alphas[latent]
-            change = one.changes(latent) if math.isfinite(alpha) else None
-            fallen, risen = (
-                (math.nan, math.nan) if change is None else ((change <= -FALL).sum(), (change >= RISE).sum())
-            )
-            rows.append(
-                {
-                    **{**_where(one), "latent": latent, "kind": one.kinds[latent], "owners": "; ".join(names)},
-                    **{"alpha": alpha, "fallen": float(fallen), "risen": float(risen)},
-                }
-            )
+            row = {**_where(one), "latent": latent, "kind": one.kinds[latent], "owners": "; ".join(names)}
+            row |= {"alpha": alpha, "fallen": math.nan, "risen": math.nan}
+            if math.isfinite(alpha):
+                change = one.changes(latent)
+                row |= {"fallen": float((change <= -FALL).sum()), "risen": float((change >= RISE).sum())}
+            rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -164,8 +160,10 @@ def curve_table(cases: Sequence[Case]) -> pd.DataFrame:
 def _where(one: Reading) -> dict[str, object]:
     size, sparsity = one.setting
     return {
-        **{"testbed": one.study.testbed.name, "dictionary_size": size},
-        **{"sparsity": sparsity, "seed": one.run.seed},
+        "testbed": one.study.testbed.name,
+        "dictionary_size": size,
+        "sparsity": sparsity,
+        "seed": one.run.seed,
     }
 
 
@@ -175,7 +173,7 @@ def tower_table(study: Study, readings: Sequence[Reading], cases: Sequence[Case]
     Columns: ``depend``: latents on which church and gas pump both depend; ``tower``: of these, those under which gas
     pump falls, church is redundant or stays, and chain saw rises; ``nearest`` latent in use, by ``nearest_share``, the
     smaller of the two classes' shares; ``by_effect``: latents in use under which gas pump loses ``FALL`` or more,
-    church changes by less than 3 points and chain saw gains 3 or more; ``by_effect_defining``: of these, those that
+    church changes by less than ``RISE`` and chain saw gains it or more; ``by_effect_defining``: of these, those that
     define gas pump.
     """
     names = [name.lower() for name in study.classes]
@@ -197,7 +195,7 @@ def tower_table(study: Study, readings: Sequence[Reading], cases: Sequence[Case]
         alike = []
         for latent in one.in_use:
             change = one.changes(latent) if math.isfinite(one.alphas[latent]) else np.zeros(len(names))
-            if change[pump] <= -FALL and abs(change[church]) < 0.03 and change[saw] >= 0.03:
+            if change[pump] <= -FALL and abs(change[church]) < RISE and change[saw] >= RISE:
                 alike.append(one.kinds[latent] == "class-defining" and one.owners(latent) == [pump])
         rows.append(
             {

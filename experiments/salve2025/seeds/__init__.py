@@ -1,14 +1,14 @@
-"""SAEs that differ in their seed alone, on one classifier: how unlike the bases are, and how alike the edits."""
+"""SAEs that differ in their seed alone, on one classifier: how different their bases are, how similar their edits."""
 
 import math
-from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
 
 from experiments.claims import Measured
-from experiments.experiment import Experiment, Findings, Picture
+from experiments.compare import LEVEL_TEXT
+from experiments.experiment import Experiment, Findings, Picture, per_testbed
 from experiments.runs import Study
 from experiments.salve2025.seeds.figures import curves_figure, stability_figure
 from experiments.salve2025.seeds.measures import (
@@ -25,33 +25,34 @@ from experiments.salve2025.seeds.measures import (
 from experiments.separation import separation
 
 
-def analyse(studies: Sequence[Study]) -> Findings:
+@per_testbed
+def analyse(study: Study) -> Findings:
     """See the module."""
-    pictures, paragraphs, measured = {}, [], []
-    tables: dict[str, list[pd.DataFrame]] = {name: [] for name in ("edits", "pairs", "bases", "within", "images")}
-    for study in studies:
-        testbed, edits = study.testbed, edits_of(study)
-        tables["edits"].append(edits)
-        if len(study.runs) < 2:
-            paragraphs.append(f"{testbed.title}: one SAE only, with which nothing can be compared.")
-            continue
-        found = stability_of(study, edits)
-        where = f"{testbed.title}, {len(study.runs)} SAEs that differ in their seed alone"
-        pictures[f"stability-{testbed.name}"] = Picture(stability_figure(study, found, edits), _caption(where))
-        pictures[f"curves-{testbed.name}"] = Picture(
-            curves_figure(study, edits),
-            f"{where}: accuracy while one class's latent is suppressed in the weights, a panel per class and a line "
-            f"per SAE, on {len(study.test.labels)} test images. The strength that leaves 5 % of the select images: "
-            "mean over SAEs and its 95 % interval.",
-        )
-        tables["pairs"].append(_pairs_table(study, found))
-        tables["bases"].append(_bases_table(study, found))
-        tables["within"].append(_within_table(study, found))
-        tables["images"].append(found.strengths.assign(testbed=testbed.name))
-        paragraphs.append(_paragraph(study, found, edits))
-        measured += _measured(study, found, edits)
-    written = {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items() if parts}
-    return Findings("\n\n".join(paragraphs), pictures, written, measured)
+    testbed, edits = study.testbed, edits_of(study)
+    if len(study.runs) < 2:
+        return Findings(f"{testbed.title}: one SAE only, with which nothing can be compared.", {}, {"edits": edits})
+    found = stability_of(study, edits)
+    where = f"{testbed.title}, {len(study.runs)} SAEs that differ in their seed alone"
+    curves = (
+        f"{where}: accuracy while one class's latent is suppressed in the weights, a panel per class and a line per "
+        f"SAE, on {len(study.test.labels)} test images. The strength that leaves {LEVEL_TEXT} of the select images: "
+        "mean over SAEs and its 95 % interval."
+    )
+    return Findings(
+        _paragraph(study, found, edits),
+        {
+            f"stability-{testbed.name}": Picture(stability_figure(study, found, edits), _caption(where)),
+            f"curves-{testbed.name}": Picture(curves_figure(study, edits), curves),
+        },
+        {
+            "edits": edits,
+            "pairs": _pairs_table(study, found),
+            "bases": _bases_table(study, found),
+            "within": _within_table(study, found),
+            "images": found.strengths.assign(testbed=testbed.name),
+        },
+        _measured(study, found, edits),
+    )
 
 
 def _caption(where: str) -> str:
@@ -61,10 +62,10 @@ def _caption(where: str) -> str:
         "these gate by, |c|; and of each latent and the one nearest to it in the same SAE. Images: the strength that "
         "flips each correctly classified test image under two of the SAEs (the highest 0.2 % lie outside). Below, by "
         "class: pale dots are pairs of SAEs (first, last) or SAEs, beside them the mean and its 95 % interval "
-        "(jackknife over SAEs, or Student's). The strength is the one that leaves 5 % of the class's select images, "
-        "the selectivity what it does on test images. Grey marks say what to compare with: the cosine of a class's "
-        "latent with those of other classes in the same SAE (upper mark) and of their gates (lower mark); the rank "
-        "correlation of α with the unedited margin."
+        f"(jackknife over SAEs, or Student's). The strength is the one that leaves {LEVEL_TEXT} of the class's select "
+        "images, the selectivity what it does on test images. Grey marks say what to compare with: the cosine of a "
+        "class's latent with those of other classes in the same SAE (upper mark) and of their gates (lower mark); the "
+        "rank correlation of α with the unedited margin."
     )
 
 
@@ -117,33 +118,19 @@ def _measured(study: Study, found: Stability, edits: pd.DataFrame) -> list[Measu
         int((edits.groupby("class")[sense].sum() == seeds).sum()) for sense in ("separates", "separates_published")
     )
     strengths = edits.groupby("class")["alpha"].apply(variation)
-    results = [
-        (
-            "separates",
-            always / classes,
-            f"{always} of {classes} classes under all {seeds} SAEs; {counted.share * classes:.1f} in the mean "
-            f"({counted.span})",
-        ),
-        (
-            "strength",
-            float(strengths.median()),
-            f"it varies by {_percent(strengths.median())} in the median of the classes{_most(strengths)}",
-        ),
-        (
-            "direction",
-            mean_of_known(over_pairs(table).mean for table in found.alike.direction),
-            f"|cosine| {_mean(found.alike.direction)}; with another class's latent "
-            f"{mean_of_known(found.alike.direction_apart.flatten()):.2f}",
-        ),
-        (
-            "ranks",
-            mean_of_known(over_pairs(table).mean for table in found.ranks),
-            f"{_mean(found.ranks)} (classes {_range(found.ranks)}); of the classes' medians "
-            f"{_interval(found.median_ranks)}",
-        ),
+    mean = counted.share * classes
+    several = f"{always} of {classes} classes under all {seeds} SAEs; {mean:.1f} in the mean ({counted.span})"
+    varies = f"it varies by {_percent(strengths.median())} in the median of the classes{_most(strengths)}"
+    apart = mean_of_known(found.alike.direction_apart.flatten())
+    alike = f"|cosine| {_mean(found.alike.direction)}; with another class's latent {apart:.2f}"
+    order = f"{_mean(found.ranks)} (classes {_range(found.ranks)}); of the classes' medians"
+    as_published = f"{published} of {classes} classes under all {seeds} SAEs"
+    return [
+        Measured("seeds.separates", testbed, always / classes, several, as_published),
+        Measured("seeds.strength", testbed, float(strengths.median()), varies),
+        Measured("seeds.direction", testbed, _mean_over_pairs(found.alike.direction), alike),
+        Measured("seeds.ranks", testbed, _mean_over_pairs(found.ranks), f"{order} {_interval(found.median_ranks)}"),
     ]
-    first, *rest = (Measured(f"seeds.{name}", testbed, value, text) for name, value, text in results)
-    return [first._replace(published=f"{published} of {classes} classes under all {seeds} SAEs"), *rest]
 
 
 def _percent(value: float) -> str:
@@ -157,8 +144,12 @@ def _most(varies: pd.Series) -> str:
     return f" (most for {known.idxmax()}: {_percent(known.max())})" if len(known) else ""
 
 
+def _mean_over_pairs(tables: np.ndarray) -> float:
+    return mean_of_known(over_pairs(table).mean for table in tables)
+
+
 def _mean(tables: np.ndarray) -> str:
-    return f"{mean_of_known(over_pairs(table).mean for table in tables):.2f}"
+    return f"{_mean_over_pairs(tables):.2f}"
 
 
 def _range(tables: np.ndarray) -> str:
@@ -184,11 +175,11 @@ def _paragraph(study: Study, found: Stability, edits: pd.DataFrame) -> str:
         f"{_bases(study, alike)} The two latents chosen for a class have {_mean(alike.direction)} "
         f"({_range(alike.direction)} by class), what they gate by, |c|, {_mean(alike.gate)} (gates of two classes: "
         f"{mean_of_known(alike.gate_apart.flatten()):.2f}), and the matching pairs them in {_percent(paired)} of the "
-        f"cases. For {edits['reached'].sum()} of {len(edits)} edits there is a strength that takes the class to 5 % of "
-        f"its select images; it leaves {100 * edits['after'].mean():.1f} % of the test images in the mean, and varies "
-        f"over the seeds by {_percent(varies.median())} in the median of the classes{_most(varies)}; the strength that "
-        f"flips the median image of a class by {_percent(middle.median())}{_most(middle)}. The selectivity of a class "
-        f"spans {100 * spread.median():.1f} points over the seeds in the median"
+        f"cases. For {edits['reached'].sum()} of {len(edits)} edits there is a strength that takes the class to "
+        f"{LEVEL_TEXT} of its select images; it leaves {100 * edits['after'].mean():.1f} % of the test images in the "
+        f"mean, and varies over the seeds by {_percent(varies.median())} in the median of the classes{_most(varies)}; "
+        f"the strength that flips the median image of a class by {_percent(middle.median())}{_most(middle)}. The "
+        f"selectivity of a class spans {100 * spread.median():.1f} points over the seeds in the median"
         + (f", most for {spread.idxmax()} ({100 * spread.max():.1f})" if len(spread) else "")
         + f". The order in which a class's images flip agrees between seeds with a rank correlation of "
         f"{_mean(found.ranks)} ({_range(found.ranks)} by class), that of the classes' medians with "

@@ -1,4 +1,4 @@
-"""The figures: how unlike the bases and how alike the edits are, and every SAE's edit curves."""
+"""Figures: how different the bases and how similar the edits are, and every SAE's curves."""
 
 import math
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy import ndarray
 
-from experiments.compare import Interval, t_interval
-from experiments.figures import PRINT_WIDTH
+from experiments.compare import LEVEL_TEXT, Interval, t_interval
+from experiments.figures import PRINT_WIDTH, class_panels
 from experiments.runs import Study
 from experiments.salve2025.seeds.measures import Likeness, Stability, over_pairs
 from salve.report.style import (
@@ -31,7 +31,7 @@ from salve.report.style import (
 )
 from salve.report.text import label, number
 
-#: Share of the images' strengths that the panel of two seeds reaches up to; a few are thousands.
+#: Quantile of the images' strengths at which the panel of two seeds ends; a few strengths are in the thousands.
 SEEN = 0.998
 
 
@@ -64,7 +64,12 @@ def stability_figure(study: Study, found: Stability, edits: pd.DataFrame) -> Fig
     for axes, title, below in zip(
         spots,
         ("Latent of the class", "Strength", "Selectivity", "Order of images"),
-        ("|cosine| of two seeds", "α that leaves 5 % (select)", "own drop − others' change", "rank correlation of α"),
+        (
+            "|cosine| of two seeds",
+            f"α that leaves {LEVEL_TEXT} (select)",
+            "own drop − others' change",
+            "rank correlation of α",
+        ),
         strict=True,
     ):
         axes.set_title(title)
@@ -133,7 +138,7 @@ def _dots(axes: Axes, values: Sequence[ndarray], intervals: Sequence[Interval], 
 
 
 def _ticks(axes: Axes, values: Float[ndarray, "C S"], shift: float) -> None:
-    """A grey mark per class for what the values are to be compared with: the mean over SAEs."""
+    """A grey mark per class at the mean over SAEs of what the values are compared with."""
     for row, each in enumerate(values):
         known = each[~np.isnan(each)]
         if len(known):
@@ -144,34 +149,23 @@ def _ticks(axes: Axes, values: Float[ndarray, "C S"], shift: float) -> None:
 def curves_figure(study: Study, edits: pd.DataFrame) -> Figure:
     """A panel per class: under every SAE the class's accuracy and the mean of the others' while it is suppressed."""
     names = [name for name in study.classes if name in set(edits["class"])]
-    columns = max(1, min(5, len(names)))
-    rows = -(-len(names) // columns)
-    figure = new_figure(PRINT_WIDTH, 0.75 + 1.5 * rows)
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
-    for axes, name in zip(grid, names, strict=False):
+    figure, panels = class_panels(names, "strength α of suppression", "accuracy")
+    for axes, name in zip(panels, names, strict=True):
         own = study.classes.index(name)
         mine = edits[edits["class"] == name]
         for run in study.runs:
-            if run.seed not in set(mine["seed"]):
-                continue
-            alphas, accuracy = run.curves("test", "suppress", name)
-            axes.plot(
-                alphas, np.nanmean(np.delete(accuracy, own, axis=1), axis=1), color=BLUE, linewidth=0.7, alpha=0.5
-            )
-            axes.plot(alphas, accuracy[:, own], color=ORANGE, linewidth=0.7, alpha=0.6)
+            if run.seed in set(mine["seed"]):
+                alphas, accuracy = run.curves("test", "suppress", name)
+                others = np.nanmean(np.delete(accuracy, own, axis=1), axis=1)
+                axes.plot(alphas, others, color=BLUE, linewidth=0.7, alpha=0.5)
+                axes.plot(alphas, accuracy[:, own], color=ORANGE, linewidth=0.7, alpha=0.6)
         reached = mine[mine["reached"]]
         mean, half, count = t_interval(reached["alpha"].to_numpy(float))
         if count:
             text = f"{number(mean, 2)} ± {number(half, 1)}" if count > 1 else number(mean, 2)
-            axes.text(0.05, 0.2, f"5 % (select) at α\n{text}", transform=axes.transAxes, va="center", fontsize=7)
-        axes.set_title(label(name), fontsize=8.5)
-        axes.set_ylim(-0.03, 1.03)
-        percent_axis(axes.yaxis)
+            text = f"{LEVEL_TEXT} (select) at α\n{text}"
+            axes.text(0.05, 0.2, text, transform=axes.transAxes, va="center", fontsize=7)
         grid_axis(axes, alphas)
-    for axes in grid[len(names) :]:
-        axes.axis("off")
-    figure.supxlabel("strength α of suppression", fontsize=9)
-    figure.supylabel("accuracy", fontsize=9)
     handles = [
         Line2D([], [], color=ORANGE, label="the class, a line per SAE"),
         Line2D([], [], color=BLUE, label="mean of the others, a line per SAE"),

@@ -1,4 +1,4 @@
-"""How alike what SAEs have found is, and what they do: pure functions, and the tables of a study."""
+"""How similar SAEs of different seeds are, and their edits: pure functions, and the tables of a study."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -12,13 +12,13 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from scipy import stats  # type: ignore[import-untyped]
 
-from experiments.compare import CONFIDENCE, Interval, matched_edit
-from experiments.runs import SPLITS, SAERun, Study
+from experiments.compare import CONFIDENCE, Interval, margins
+from experiments.runs import SAERun, Study, suppressed
 from salve.metrics import match_columns, random_stability
 
-#: Cosine from which two latents are taken for the same (:func:`salve.metrics.stability`).
+#: Two latents with this cosine or more count as the same (:func:`salve.metrics.stability`).
 SAME = 0.7
-#: Cosine from which a latent is taken for a copy of another one in the same SAE.
+#: A latent with this cosine or more counts as a copy of another one in the same SAE.
 COPY = 0.9
 
 
@@ -161,7 +161,7 @@ def decoders_of(study: Study) -> tuple[Float[ndarray, "S M d"], Int[ndarray, "S 
 
 
 def edits_of(study: Study) -> pd.DataFrame:
-    """One row per SAE and class that has a latent: its edit, on test at the strength where select has the class at 5 %.
+    """One row per SAE and class that has a latent: its edit on test, where select has the class at ``LEVEL``.
 
     Columns: ``testbed``, ``seed``, ``class``, ``latent``, ``sign``; the fields of
     :class:`experiments.compare.MatchedEdit`; ``separates``, ``separates_published``: whether the edit that stage
@@ -170,19 +170,16 @@ def edits_of(study: Study) -> pd.DataFrame:
     rows = []
     for run in study.runs:
         flips = run.found.table("diagnose", "summary.csv").set_index("class")["alpha_flip_median"]
-        for own, name in enumerate(study.classes):
-            if pd.isna(run.selected["latent"][name]):
-                continue
-            (alphas, select), (_, test) = (run.curves(split, "suppress", name) for split in SPLITS)
-            rows.append(
-                {
-                    **{"testbed": study.testbed.name, "seed": run.seed, "class": name},
-                    **{key: int(run.selected[key][name]) for key in ("latent", "sign")},
-                    **matched_edit(alphas, select, test, own)._asdict(),
-                    **{sense: bool(run.verdicts.loc[name, sense]) for sense in ("separates", "separates_published")},
-                    "alpha_flip": float(flips[name]),
-                }
-            )
+        rows += [
+            {
+                **{"testbed": study.testbed.name, "seed": run.seed, "class": one.name},
+                **{key: int(run.selected[key][one.name]) for key in ("latent", "sign")},
+                **one.edit._asdict(),
+                **{sense: bool(run.verdicts.loc[one.name, sense]) for sense in ("separates", "separates_published")},
+                "alpha_flip": float(flips[one.name]),
+            }
+            for one in suppressed(run, study.classes)
+        ]
     return pd.DataFrame(rows)
 
 
@@ -199,9 +196,7 @@ def strengths_of(study: Study) -> pd.DataFrame:
     images = torch.tensor(table.index.get_level_values("image").to_numpy(int))
     weight, bias = study.head
     logits = study.test.activations[images] @ weight.T + bias
-    own = study.test.labels[images][:, None]
-    rival = logits.scatter(1, own, -math.inf).max(dim=1).values
-    table.insert(0, "margin", (logits.gather(1, own)[:, 0] - rival).numpy())
+    table.insert(0, "margin", margins(logits, study.test.labels[images]).numpy())
     return table.reset_index()
 
 

@@ -10,8 +10,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
 
-from salve.report.inputs import column
 from salve.report.style import BLUE, GREY, SKY, VERMILLION, WIDTH, grid_axis, new_figure, percent_axis, styled
+from salve.report.tables import column
 from salve.report.text import label, number
 
 MAX_PANELS = 24
@@ -93,7 +93,7 @@ def strength_curves(
 
 
 def matrix_classes(counts: pd.DataFrame, targets: Sequence[str], classes: Sequence[str]) -> list[str]:
-    """The classes that confusion matrices show: all of them, or where they are too many those that edits touch.
+    """The classes that confusion matrices show: all of them, or if they are too many, those that edits touch.
 
     Args:
         counts: columns target, true, predicted, images. targets: the edits that are drawn. classes: all names.

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from salve.report.inputs import column
 from salve.report.style import BLACK, BLUE, GREEN, GREY, PURPLE, WIDTH, log_axis, log_range, new_figure, styled
+from salve.report.tables import column
 from salve.report.text import count_of, label, percent
 
 MAX_ROWS = 100

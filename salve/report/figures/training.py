@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from salve.report.inputs import column
 from salve.report.style import BLUE, GREEN, GREY, ORANGE, PURPLE, WIDTH, new_figure, percent_axis, styled
+from salve.report.tables import column
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from salve.report.inputs import column
 from salve.report.style import BLACK, BLUE, GREY, VERMILLION, WIDTH, new_figure, percent_axis, styled
+from salve.report.tables import column
 from salve.report.text import label
 
 MAX_IMAGES = 8

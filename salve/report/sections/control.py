@@ -8,8 +8,7 @@ import pandas as pd
 
 from salve.report.blocks import MOST_ROWS, Block, Cell, FigureBlock, FigureFolder, Prose, Section, TableBlock, numbers
 from salve.report.figures import control as figures
-from salve.report.inputs import Artifacts, records
-from salve.report.tables import failing_first
+from salve.report.tables import class_names, failing_first, records
 from salve.report.text import (
     is_missing,
     label,
@@ -23,9 +22,10 @@ from salve.report.text import (
     yes_no,
 )
 from salve.report.verdict import Verdict
+from salve.results import Artifacts
 
 FOLD_ROWS = 25
-#: |Δ| that no line break takes apart.
+#: |Δ| without a line break in it.
 CHANGE = "|\u2060Δ\u2060|"
 INTERVALS = "95\u00a0% intervals (Wilson for the accuracy, else resampled test images)."
 
@@ -37,7 +37,7 @@ def accuracy_cell(row: Mapping[str, Any]) -> Cell:
 
 
 def change_cell(row: Mapping[str, Any], name: str, of: Any = "") -> Cell:
-    """A change of the other classes in points, with its interval and the class that it is the change of."""
+    """A change of the other classes in points, with its interval and the name of the class that changes."""
 
     def write(value: Any) -> str:
         return points(value, signed=False)
@@ -48,7 +48,7 @@ def change_cell(row: Mapping[str, Any], name: str, of: Any = "") -> Cell:
 
 
 def strength_cell(row: Mapping[str, Any]) -> Cell:
-    """The chosen strength; where none takes the class away, the one that was used instead."""
+    """The chosen strength; if none takes the class away, also the one that was used instead."""
     alpha, used = row.get("alpha"), row.get("alpha_used")
     none = not is_missing(alpha) and math.isinf(float(alpha or 0.0)) and not is_missing(used)
     return Cell(number(alpha), "num", f"used: {number(used)}" if none else "")
@@ -97,7 +97,7 @@ def control(artifacts: Artifacts, figure_folder: FigureFolder) -> Section:
 
 
 def panel_order(edits: Sequence[Mapping[str, Any]], drawn: Sequence[str]) -> list[str]:
-    """Targets in the order of the panels: as they come, or first those that fail where not all can be shown."""
+    """Targets in the order of the panels; if not all fit, those that fail come first."""
     verdict = {str(row["target"]): row for row in edits}
     known = set(drawn)
     rows = [row for name, row in verdict.items() if name in known]
@@ -118,8 +118,8 @@ def _panel_note(row: Mapping[str, Any], mode: str) -> tuple[str, bool]:
 def _how_to_read(mode: str, verdict: Verdict | None) -> str:
     if mode == "enhance":
         return (
-            "Enhancing: the edited class (orange) should hold or rise. Where the others (blue) fall, images of theirs "
-            "are being pulled into it."
+            "Enhancing: the edited class (orange) should hold or rise. Where the others (blue) fall, their images "
+            "are now taken for it."
         )
     dotted = f" The dotted line is at {percent(verdict.accuracy, 0)}." if verdict else ""
     return (
@@ -201,7 +201,7 @@ def _edit_table(edits: Sequence[Mapping[str, Any]]) -> TableBlock:
 def _confusion(
     artifacts: Artifacts, figure_folder: FigureFolder, edits: Sequence[Mapping[str, Any]]
 ) -> list[FigureBlock]:
-    counts, classes = artifacts.table("control", "confusion.csv"), artifacts.classes()
+    counts, classes = artifacts.table("control", "confusion.csv"), class_names(artifacts)
     if not {"target", "true", "predicted", "images"} <= set(counts.columns) or not classes:
         return []
     targets = [name for name in dict.fromkeys(counts["target"]) if name]

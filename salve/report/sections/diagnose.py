@@ -4,8 +4,9 @@ import pandas as pd
 
 from salve.report.blocks import Block, Cell, FigureFolder, Prose, Section, TableBlock
 from salve.report.figures import diagnose as figures
-from salve.report.inputs import Artifacts, records
+from salve.report.tables import class_names, records
 from salve.report.text import PERCENT, latent_name, number, percent, yes_no
+from salve.results import Artifacts
 
 FOLD_ROWS = 25
 
@@ -19,13 +20,15 @@ def diagnose(artifacts: Artifacts, figure_folder: FigureFolder) -> Section:
             Prose(
                 "The critical strength is the smallest α at which suppressing the class's latent breaks one image: "
                 "α_logit when the class logit reaches zero, α_flip when the prediction leaves the class. A low "
-                "value means that the class hangs on this one latent; ∞ means that no strength breaks the image, "
+                "value means that the class depends on this one latent; ∞ means that no strength breaks the image, "
                 "because other channels carry it."
             )
         )
     if len(images) and "class" in images:
         right = images[[yes_no(value) == "yes" for value in images["correct"]]] if "correct" in images else images
-        order = [name for name in artifacts.classes() if name in set(images["class"])] or sorted(set(images["class"]))
+        order = [name for name in class_names(artifacts) if name in set(images["class"])] or sorted(
+            set(images["class"])
+        )
         shown = figures.MAX_ROWS
         blocks += figure_folder.figure(
             figures.strength_distributions(right, order),
@@ -41,9 +44,9 @@ def diagnose(artifacts: Artifacts, figure_folder: FigureFolder) -> Section:
             figures.agreement_scatter(right),
             "diagnose-agreement",
             "Scatter plots of approximated and of empirical critical strengths against the exact ones.",
-            "Each dot is a correctly classified image. The linear approximation is exact on the line and holds as "
-            "long as no channel is closed; the value found by running the grid of edits can only be the grid's "
-            "next α above the exact one, so it forms steps on or just above the line.",
+            "Each dot is a correctly classified image. The linear approximation is exact (on the line) until a channel "
+            "closes. The empirical value is the first α of the grid at or above the exact one, so it forms steps on or "
+            "just above the line.",
             "diagnose-images.csv",
         )
     if len(summary) and "class" in summary:

@@ -1,4 +1,4 @@
-"""The classifier, the sparse autoencoder, and what its latents mean for the classes."""
+"""The classifier, the SAE, and what its latents mean for the classes."""
 
 import math
 from collections.abc import Mapping
@@ -10,18 +10,18 @@ from salve.metrics import ALMOST_DEAD, DENSE
 from salve.report.blocks import Block, Cell, FigureBlock, FigureFolder, Prose, Section, TableBlock, numbers
 from salve.report.figures import discover as figures
 from salve.report.figures import training
-from salve.report.inputs import Artifacts, column, records
-from salve.report.tables import overall_accuracy
+from salve.report.tables import chosen_latents, class_names, column, overall_accuracy, records
 from salve.report.text import count_of, is_missing, latent_name, number, percent, plural, slug
+from salve.results import Artifacts
 
 MAX_RANKS = 6
-#: A probe reads activations that were captured once, of images as they are.
+#: A probe is trained on captured activations of unaugmented images, so only full fine-tuning says this.
 AUGMENTED = {"full": " Train images are augmented, so they can score below select images."}
 FOLD_ROWS = 25
 
 
 def classifier(artifacts: Artifacts, figure_folder: FigureFolder) -> Section:
-    """What was trained and how well it does before anything is changed."""
+    """The classifier before any edit."""
     record = artifacts.record("classifier", "classifier.json")
     history, classes = artifacts.table("classifier", "history.csv"), artifacts.table("features", "classes.csv")
     blocks: list[Block] = []
@@ -136,10 +136,10 @@ def _latent_use(artifacts: Artifacts, figure_folder: FigureFolder) -> list[Figur
 
 def _class_means(artifacts: Artifacts, figure_folder: FigureFolder) -> list[FigureBlock]:
     means = artifacts.tensors("features", "class_means.safetensors").get("class_means")
-    classes = artifacts.classes()
+    classes = class_names(artifacts)
     if means is None or len(means) != len(classes):
         return []
-    chosen = artifacts.selected()
+    chosen = chosen_latents(artifacts)
     latents = [chosen.get(name, {}).get("latent") for name in classes]
     picks = [None if is_missing(latent) else int(float(str(latent))) for latent in latents]
     shown = figures.MAX_ROWS
@@ -160,7 +160,7 @@ def _latent_tables(artifacts: Artifacts) -> list[Block]:
     dominant, latents = artifacts.table("features", "dominant.csv"), artifacts.table("features", "latents.csv")
     if len(latents) and "kind" in latents:
         counts = latents["kind"].value_counts()
-        # A linear latent that never fires has small class means still, so that this is not how many are dead.
+        # A linear latent that never fires still has small class means: this is not the number of dead latents.
         order = {kind: kind for kind in ("class-defining", "cross-class", "diffuse")} | {
             "dead": "zero in the mean of every class"
         }
@@ -194,13 +194,13 @@ def _dominant_cell(row: Mapping[str, Any] | None) -> Cell:
 
 
 def _purity_table(artifacts: Artifacts) -> list[Block]:
-    """How much each class's chosen latent is about one class."""
-    latents, classes = artifacts.table("features", "latents.csv"), artifacts.classes()
+    """How pure each class's chosen latent is."""
+    latents, classes = artifacts.table("features", "latents.csv"), class_names(artifacts)
     if not {"latent", "purity"} <= set(latents.columns):
         return []
     by_number = {int(row["latent"]): row for row in records(latents)}
     rows = []
-    for name, chosen in artifacts.selected().items():
+    for name, chosen in chosen_latents(artifacts).items():
         found = {} if is_missing(chosen.get("latent")) else by_number.get(int(float(chosen["latent"])), {})
         images = "" if is_missing(found.get("purity")) else f"of {plural(int(found['purity_images']), 'image')}"
         rows.append(
@@ -223,7 +223,7 @@ def _purity_table(artifacts: Artifacts) -> list[Block]:
 
 
 def _concept_table(artifacts: Artifacts) -> list[Block]:
-    """Which latent tells each concept, where the data know."""
+    """The latent that best tells each concept, if the data have concepts."""
     table = artifacts.table("features", "concepts.csv")
     if "auroc" not in table:
         return []

@@ -9,8 +9,9 @@ import pandas as pd
 
 from salve.report.blocks import Block, FigureFolder, Prose, Section, StripBlock
 from salve.report.figures import validate as figures
-from salve.report.inputs import Artifacts, records
+from salve.report.tables import chosen_latents, class_names, records
 from salve.report.text import is_missing, label, latent_name, number, percent, plural, slug, times
+from salve.results import Artifacts
 
 MAX_STRIPS = 24
 
@@ -47,7 +48,7 @@ def validation(artifacts: Artifacts, figure_folder: FigureFolder) -> Section:
             "validate-localisation.csv",
         )
     blocks += strips
-    more = len(artifacts.classes()) - pictured
+    more = len(class_names(artifacts)) - pictured
     if strips and more > 0:
         first = "The first class is" if pictured == 1 else f"The first {pictured} classes are"
         blocks.append(Prose(f"{first} shown; {plural(more, 'class')} more in the tables."))
@@ -57,15 +58,15 @@ def validation(artifacts: Artifacts, figure_folder: FigureFolder) -> Section:
 def _strips(
     artifacts: Artifacts, figure_folder: FigureFolder, localisation: pd.DataFrame
 ) -> tuple[list[StripBlock], int]:
-    """A strip for each class that has pictures and a latent, and how many classes have pictures."""
+    """A strip for each class with pictures and a latent, and the number of classes with pictures."""
     saliency = artifacts.tensors("validate", "saliency.safetensors", first=MAX_STRIPS)
     excited = artifacts.tensors("validate", "maximisation.safetensors", first=MAX_STRIPS)
     maximised = excited.get("images", np.zeros((0,), np.uint8))
     images, maps = saliency.get("images", np.zeros((0,), np.uint8)), saliency.get("maps")
     selected, top = artifacts.table("features", "selected.csv"), artifacts.table("validate", "top.csv")
-    names = list(selected["class"]) if "class" in selected else artifacts.classes()
+    names = list(selected["class"]) if "class" in selected else class_names(artifacts)
     located = {} if "class" not in localisation else {row["class"]: row for row in records(localisation)}
-    chosen, blocks = artifacts.selected(), []
+    chosen, blocks = chosen_latents(artifacts), []
     pictured = min(MAX_STRIPS, max(len(images), len(maximised)))
     for i, name in enumerate(names[:pictured]):
         latent, sign = chosen.get(name, {}).get("latent"), chosen.get(name, {}).get("sign")

@@ -1,21 +1,25 @@
-"""Reads what earlier stages left, forgiving of what is not there; what a link leads to elsewhere is not there."""
+"""Read a run's artifacts while some are still missing, as the report does."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
 from safetensors import safe_open
 
 from salve.artifacts import is_own, read_record, read_table
 
+if TYPE_CHECKING:  # they take seconds
+    import numpy as np
+    import pandas as pd
+
 
 class Artifacts:
-    """Tables, tensors and records by stage kind and file name; what is missing is empty, never an error.
+    """A run's artifacts for the report, which may be written before all stages have run.
+
+    What is not there is empty, never an error; nor is what a link leads to outside of its artifact.
 
     Args:
-        folders: kind (``"classifier"``, ``"sae"``, ...) to the folder that the stage wrote.
+        folders: kind (``"classifier"``, ``"sae"``, …) to the folder that the stage wrote.
     """
 
     def __init__(self, folders: Mapping[str, Path]) -> None:
@@ -28,17 +32,19 @@ class Artifacts:
         path = self.folders[kind] / name if kind in self.folders else None
         return path if path is not None and path.is_file() and is_own(self.folders[kind], path) else None
 
-    def table(self, kind: str, name: str) -> pd.DataFrame:
+    def table(self, kind: str, name: str) -> "pd.DataFrame":
         """A table with text columns as ``str`` ("" where empty); no rows and no columns where there is no file."""
+        import pandas as pd
+
         path = self._file(kind, name)
         if path is None:
             return pd.DataFrame()
         try:
-            return read_table(path)
+            return table_in(path)
         except pd.errors.EmptyDataError:
             return pd.DataFrame()
 
-    def tensors(self, kind: str, name: str, first: int | None = None) -> dict[str, np.ndarray]:
+    def tensors(self, kind: str, name: str, first: int | None = None) -> "dict[str, np.ndarray]":
         """Named arrays of a safetensors file, of each only its ``first`` rows; empty where there is no file."""
         path = self._file(kind, name)
         if path is None:
@@ -66,30 +72,11 @@ class Artifacts:
             if path.is_file() and is_own(self.folders[kind], path)
         ]
 
-    def classes(self) -> list[str]:
-        """Class names in the classifier's order; where there is no classifier, in the order tables give them."""
-        names = self.record("classifier", "classifier.json").get("classes")
-        if names:
-            return [str(name) for name in names]
-        for kind, table in (("features", "selected.csv"), ("features", "classes.csv"), ("diagnose", "summary.csv")):
-            frame = self.table(kind, table)
-            if "class" in frame and len(frame):
-                return list(dict.fromkeys(frame["class"]))
-        return []
 
-    def selected(self) -> dict[str, dict[str, Any]]:
-        """By class, the row of the latent chosen for its edits."""
-        table = self.table("features", "selected.csv")
-        return {row["class"]: row for row in records(table)} if "class" in table else {}
+def table_in(path: Path) -> "pd.DataFrame":
+    """A table in a CSV or Parquet file."""
+    if path.suffix == ".parquet":
+        import pandas as pd
 
-
-def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """A table's rows by column name."""
-    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
-
-
-def column(frame: pd.DataFrame, name: str) -> pd.Series:
-    """A column as floats; all NaN where the table has none."""
-    if name not in frame:
-        return pd.Series(np.nan, index=frame.index, dtype=float)
-    return pd.to_numeric(frame[name], errors="coerce").astype(float)
+        return pd.read_parquet(path)
+    return read_table(path)
