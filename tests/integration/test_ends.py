@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from salve.artifacts import DONE, Artifact, read_record
 from salve.cli import STOPPED, main
 from salve.run import execute as execute_module
 from salve.run.folder import RunFolder
+from tests.integration.commands import Command
 from tests.integration.conftest import FEW, NARROW, SMALL, quiet_logging
 from tests.unit.test_ending import is_gone
 
@@ -149,7 +149,7 @@ def descendants(process: int) -> set[int]:
     return found
 
 
-def training(folder: Path, process: "subprocess.Popen[str]", trainings: int) -> None:
+def training(folder: Path, process: Command, trainings: int) -> None:
     """Wait until so many trainings of SAEs of a command have checkpoints."""
     end = time.monotonic() + 200
     while len(list(folder.glob("out/artifacts/unfinished/sae-*/scratch/checkpoints/last.ckpt"))) < trainings:
@@ -187,20 +187,17 @@ def test_a_command_ends_with_all_that_it_has_started(
     for kind in ("classifier", "activations"):
         one = whole_run[1][kind]
         shutil.copytree(one.path, tmp_path / "out" / "artifacts" / kind / one.key)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "salve.cli", *SETTINGS, *LONG, f"output_dir={tmp_path}/out", *arguments],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = Command("salve.cli", [*SETTINGS, *LONG, f"output_dir={tmp_path}/out", *arguments], tmp_path)
     try:
         training(tmp_path, process, 2 if sweeps else 1)
         others = descendants(process.pid)
         assert others
         os.killpg(process.pid, number) if to_all else process.send_signal(number)
-        _, said = process.communicate(timeout=30)  # whoever lives has the other end of the pipe
-        assert all(is_gone(other) for other in others)
+        _, said = process.communicate(timeout=30)
+        end = time.monotonic() + 30
+        while not all(is_gone(other) for other in others):
+            assert time.monotonic() < end
+            time.sleep(0.01)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -5,7 +5,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from salve.run.explain import conf_dir
 from salve.run.folder import RunFolder
 from salve.run.schema import Config, register, resolve
 from salve.stages import train
+from tests.integration.commands import Command
 from tests.integration.conftest import FEW, NARROW, SMALL, quiet_logging
 
 SETTINGS = [*SMALL, *FEW, *NARROW, "stages=[discover,control,diagnose]", "edit.evaluate=0"]
@@ -62,13 +62,9 @@ def resolved() -> Config:
         return resolve(compose("config"))
 
 
-def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+def started(folder: Path, *arguments: str) -> Command:
     """The command in a process group of its own, which can be killed as a whole."""
-    settings = in_order(*SETTINGS, f"output_dir={folder}/out", *arguments)
-    command = [sys.executable, "-m", "salve.cli", *settings]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+    return Command("salve.cli", in_order(*SETTINGS, f"output_dir={folder}/out", *arguments), folder)
 
 
 def artifacts(folder: Path) -> dict[str, str]:
@@ -168,7 +164,7 @@ def test_an_ensemble_is_the_same_sweep(salve: Salve, tmp_path: Path) -> None:
 def test_processes_that_start_at_the_same_moment_make_once_what_they_share(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     sweep = started(tmp_path, "-m", "cluster=joblib", "hydra.launcher.n_jobs=3", "sae.sparsity=1,2,3")
-    said, _ = sweep.communicate(timeout=280)
+    said = "".join(sweep.communicate())
     assert sweep.returncode == 0, said
     assert (count(tmp_path, "classifier"), count(tmp_path, "activations"), count(tmp_path, "sae")) == (1, 1, 3)
     manifests = [read_record(path / "manifest.json")["artifacts"] for path in runs(tmp_path).values()]
@@ -237,7 +233,7 @@ def test_a_sweep_killed_at_random_moments_ends_as_if_it_had_not_been(salve: Salv
             os.killpg(job.pid, signal.SIGKILL)
         job.communicate()
     job = started(tmp_path, *sweep)
-    said, _ = job.communicate(timeout=200)
+    said = "".join(job.communicate())
     assert job.returncode == 0, said
     assert killed
     assert artifacts(tmp_path) == artifacts(tmp_path / "whole")
@@ -255,7 +251,7 @@ def test_a_killed_job_is_made_again_by_the_same_command(tmp_path: Path) -> None:
             os.kill(killed, signal.SIGKILL)
             break
         time.sleep(0.05)
-    said, _ = sweep.communicate(timeout=280)
+    said = "".join(sweep.communicate())
     assert killed is not None
     assert killed != sweep.pid
     assert sweep.returncode == 0, said
