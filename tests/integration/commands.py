@@ -1,8 +1,8 @@
 """Commands that start at once: forks of one process that has imported what they need.
 
-To import torch and Lightning takes seconds of CPU, which a test that starts a command many times would pay each time. A
-fork is what ``python -m salve.cli`` is after its imports: a process with its own session, arguments, environment, output,
-children and end.
+To import torch and Lightning takes seconds of CPU, and a test that starts a command six times would pay for each. A
+fork is what ``python -m salve.cli`` is after its imports: a process with its own session, arguments, environment,
+output, children and end.
 """
 
 import atexit
@@ -140,7 +140,7 @@ def _serve() -> tuple[str, list[str]]:
 
 
 if __name__ == "__main__":
-    import matplotlib.pyplot
+    import matplotlib.pyplot  # noqa: F401
     import optuna  # noqa: F401
     import wandb  # noqa: F401
 

@@ -3,23 +3,20 @@
 import os
 import shutil
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from pkgutil import resolve_name
 
 import pytest
-from hydra.core.hydra_config import HydraConfig
 
 from salve.artifacts import DONE, Artifact, read_record
-from salve.cli import STOPPED, main
+from salve.cli import STOPPED
 from salve.run import execute as execute_module
 from salve.run.folder import RunFolder
 from tests.integration.commands import Command
-from tests.integration.conftest import FEW, NARROW, SMALL, quiet_logging
+from tests.integration.conftest import FEW, NARROW, SMALL, Salve
 from tests.unit.test_ending import is_gone
 
 SETTINGS = [*SMALL, *FEW, *NARROW]
@@ -46,28 +43,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("interrupted")
 
 
-@pytest.fixture
-def salve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
-    """``salve(*arguments)`` is the command in this process; it gives the status."""
-
-    def run(*arguments: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["salve", *arguments])
-        try:
-            main()
-        except SystemExit as left:
-            return int(left.code or 0)
-        finally:
-            HydraConfig.instance().cfg = None
-        return 0
-
-    with quiet_logging():
-        yield run
-
-
 def signal_at(monkeypatch: pytest.MonkeyPatch, name: str, call: int, number: signal.Signals) -> None:
     """Send this process a signal at a call of a function."""
-    place, _, attribute = name.rpartition(".")
-    owner, plain, calls = resolve_name(place), resolve_name(name), count(1)
+    where, _, attribute = name.rpartition(".")
+    owner, plain, calls = resolve_name(where), resolve_name(name), count(1)
 
     def told(*args: object, **kwargs: object) -> object:
         if next(calls) == call:
@@ -79,7 +58,7 @@ def signal_at(monkeypatch: pytest.MonkeyPatch, name: str, call: int, number: sig
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_run_that_is_told_to_end(
-    salve: Callable[..., int],
+    salve: Salve,
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -97,7 +76,7 @@ def test_a_run_that_is_told_to_end(
 
 
 def test_after_all_these_the_same_command_ends_as_if_nothing_had_been(
-    salve: Callable[..., int], folder: Path, whole_run: tuple[Path, dict[str, Artifact]]
+    salve: Salve, folder: Path, whole_run: tuple[Path, dict[str, Artifact]]
 ) -> None:
     assert not list((folder / "out").rglob("manifest.json"))
     assert salve(*SETTINGS, f"output_dir={folder}/out") == 0
@@ -107,7 +86,7 @@ def test_after_all_these_the_same_command_ends_as_if_nothing_had_been(
 
 
 def test_a_sweep_that_is_told_to_end_does_not_go_on_with_the_next_run(
-    salve: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    salve: Salve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["-m", *SETTINGS, f"output_dir={tmp_path}/out", "stages=[discover]", "sae.sparsity=1,2"]
     with monkeypatch.context() as patch:

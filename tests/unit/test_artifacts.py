@@ -273,6 +273,13 @@ def test_a_killed_process_leaves_nothing_that_is_found_and_the_next_one_complete
     assert store.get_or_make("thing", {"a": 1}, finish).file("whole.txt").read_text() == "epoch 3"
 
 
+def forks() -> "multiprocessing.context.ForkServerContext":
+    """Processes are forks of one that has imported this module, which takes seconds."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
 def _want(root: Path, answers: "multiprocessing.Queue[tuple[str, bool]]") -> None:
     def make(folder: Path, _: Path) -> None:
         with (root / "calls").open("a") as calls:
@@ -285,7 +292,7 @@ def _want(root: Path, answers: "multiprocessing.Queue[tuple[str, bool]]") -> Non
 
 
 def test_processes_that_want_the_same_artifact_make_it_once(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = forks()
     answers: multiprocessing.Queue[tuple[str, bool]] = context.Queue()
     processes = [context.Process(target=_want, args=(tmp_path, answers)) for _ in range(4)]
     for process in processes:
@@ -600,7 +607,7 @@ def _want_several(root: Path, wanted: list[int], answers: "multiprocessing.Queue
 
 
 def test_processes_whose_groups_overlap_make_each_once_and_never_wait_for_each_other(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = forks()
     answers: multiprocessing.Queue[list[tuple[int, str]]] = context.Queue()
     groups = [[0, 1, 2, 3], [5, 4, 3, 2], [3, 0, 5], [1]]
     processes = [context.Process(target=_want_several, args=(tmp_path, group, answers)) for group in groups]

@@ -206,12 +206,12 @@ def test_batchnorm_over_ranks_keeps_the_activations_inside_timms(tiny: Callable[
 
 LEADER = """
 import time
+from salve.distributed import rank_and_world_size
 from salve.processes.ranks import gathered
 from salve.settings import TrainerSettings
-from tests.unit.test_ranks import rank_and_sum
 if __name__ == "__main__":
     with gathered(TrainerSettings("cpu", 2, "ddp_spawn", "32-true")) as ranks:
-        ranks(rank_and_sum, 0.0)
+        assert ranks(rank_and_world_size) == (0, 2)
         print(ranks._team._followers[0].pid, flush=True)
         time.sleep(60)
 """
