@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
-from scipy import stats  # type: ignore[import-untyped]
+from scipy import stats
 
 from salve.editing.verdict import CONFIDENCE, LIMITS, effect
 

@@ -412,7 +412,7 @@ def test_help_teaches() -> None:
     """The one test through a process of its own: the command as a user has it."""
     done = subprocess.run([sys.executable, "-m", "salve.cli", "--help"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    listed = {}
+    listed: dict[str, set[str]] = {}
     for path in CONF.rglob("*/*.yaml"):
         group, _, name = path.relative_to(CONF).with_suffix("").as_posix().partition("/")
         listed.setdefault(group, set()).add(name)

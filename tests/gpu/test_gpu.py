@@ -55,7 +55,7 @@ def _full_float32() -> Any:
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
-def classifier() -> torch.nn.Module:
+def classifier() -> Any:
     torch.manual_seed(0)
     return timm.create_model("resnet10t", num_classes=CLASSES, channels=CHANNELS, output_stride=8).eval()
 
@@ -146,7 +146,7 @@ def test_every_stage_runs(whole_run: dict[str, Artifact]) -> None:
 
 def test_the_exported_network_is_what_was_measured(whole_run: dict[str, Artifact]) -> None:
     """Plain timm on the CPU captures the same activations, and is right as often."""
-    model = timm.create_model("resnet10t", num_classes=10, channels=list(CHANNELS), output_stride=8).eval()
+    model: Any = timm.create_model("resnet10t", num_classes=10, channels=list(CHANNELS), output_stride=8).eval()
     model.load_state_dict(load_file(whole_run["classifier"].file("model.safetensors")), strict=True)
     data = ConceptsData(20, image_size=32, train_per_class=8, select_per_class=4, test_per_class=4)
     data.bind(Preprocess(32, None))
@@ -305,7 +305,8 @@ def test_critical_strengths_are_the_cpus_and_the_class_holds_up_to_them(criterio
     labels = (rows @ weight.T + bias).argmax(dim=1)
     given = (weight, bias, rows, contribution, labels)
     expected = critical_strength(*given, criterion)
-    found = critical_strength(*(tensor.to(DEVICE) for tensor in given), criterion)
+    a, b, c, d, e = (tensor.to(DEVICE) for tensor in given)
+    found = critical_strength(a, b, c, d, e, criterion)
     assert found.device.type == ON
     torch.testing.assert_close(found.cpu(), expected, rtol=1e-4, atol=1e-6)
     assert (expected.isfinite() & (expected > 0)).sum() > 20
@@ -319,8 +320,9 @@ def test_critical_strengths_are_the_cpus_and_the_class_holds_up_to_them(criterio
 
 @pytest.mark.parametrize("mode", ["suppress", "enhance"])
 def test_edited_logits_are_the_cpus(mode: Any) -> None:
-    given = drawn(CLASSES, WIDTH), drawn(CLASSES), drawn(50, WIDTH, seed=1).relu(), drawn(WIDTH, seed=2)
     alphas = torch.tensor([0.0, 0.5, 2.0, 10.0])
-    expected = edited_logits(*given, alphas, mode)
-    found = edited_logits(*(tensor.to(DEVICE) for tensor in given), alphas.to(DEVICE), mode)
+    given = drawn(CLASSES, WIDTH), drawn(CLASSES), drawn(50, WIDTH, seed=1).relu(), drawn(WIDTH, seed=2), alphas
+    expected = edited_logits(*given, mode)
+    weight, bias, rows, contribution, strengths = (tensor.to(DEVICE) for tensor in given)
+    found = edited_logits(weight, bias, rows, contribution, strengths, mode)
     torch.testing.assert_close(found.cpu(), expected, rtol=1e-4, atol=1e-5)

@@ -37,7 +37,7 @@ class Command:
         name = uuid4().hex
         self._out, self._err, self._end = (folder / f".{name}-{kind}" for kind in ("out", "err", "end"))
         order = {
-            **{"module": module, "arguments": arguments, "folder": str(Path.cwd())},
+            **{"module": module, "arguments": arguments, "folder": str(ROOT)},
             **{"out": str(self._out), "err": str(self._err), "end": str(self._end)},
             "environment": {**os.environ, **(environment or {})},
         }

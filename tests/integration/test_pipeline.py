@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -24,9 +25,9 @@ KINDS = ("classifier", "activations", "sae", "features", "validate", "control", 
 Run = tuple[Path, dict[str, Artifact]]
 
 
-def plain_model(artifacts: dict[str, Artifact]) -> torch.nn.Module:
+def plain_model(artifacts: dict[str, Artifact]) -> Any:
     """A model built by timm alone, with the exported weights."""
-    model = timm.create_model("resnet10t", num_classes=10, channels=[8, 16, 24, 32], output_stride=8)
+    model: Any = timm.create_model("resnet10t", num_classes=10, channels=[8, 16, 24, 32], output_stride=8)
     model.load_state_dict(load_file(artifacts["classifier"].file("model.safetensors")), strict=True)
     return model.eval()
 

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -175,7 +176,7 @@ def test_a_full_disk_fails_the_run_and_leaves_nothing_half_written(
     save = train.save_sae
     full = [True]
 
-    def disk(path: Path, *arguments: object) -> None:
+    def disk(path: Path, *arguments: Any) -> None:
         if full:
             path.write_bytes(b"the first bytes of")
             full.clear()

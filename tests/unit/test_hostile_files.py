@@ -14,6 +14,7 @@ import sys
 import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def sentence_of(read: Callable[[], object]) -> str | None:
 
 
 def all_refused(what: Iterable[tuple[str, Any]], read: Callable[[Any], object]) -> None:
-    accepted = [name for name, content in what if sentence_of(lambda content=content: read(content)) is None]
+    accepted = [name for name, content in what if sentence_of(partial(read, content)) is None]
     assert accepted == []
 
 
@@ -240,7 +241,7 @@ def rebuilt(size: tuple[int, ...], stride: tuple[int, ...], marks: dict[str, boo
                 *more,
             )
 
-    class Pickler(pickle._Pickler):  # type: ignore[name-defined,misc]
+    class Pickler(pickle._Pickler):
         def persistent_id(self, value: object) -> Any:
             return ("storage", torch.FloatStorage, "0", "cpu", 4) if isinstance(value, Storage) else None
 
@@ -272,7 +273,7 @@ def test_torch_files(tmp_path: Path) -> None:
         return read_tensors(path)
 
     for name, content in cut_and_flipped(whole, flips=60):
-        said = sentence_of(lambda content=content: read(content))
+        said = sentence_of(partial(read, content))
         assert said is not None or name.startswith(("bit", "goes on")), name
     torch_file(path)
     all_refused(archives(path), read_tensors)
@@ -321,7 +322,7 @@ def test_sizes_are_looked_at_before_anything_is_read(tmp_path: Path) -> None:
     tracemalloc.start()
     try:
         for bomb in bombs:
-            assert sentence_of(lambda bomb=bomb: read_tensors(bomb)) is not None
+            assert sentence_of(partial(read_tensors, bomb)) is not None
         assert "its header claims 94,371,840 bytes" in (sentence_of(lambda: load_sae(header)) or "")
         assert tracemalloc.get_traced_memory()[1] < 8 * 2**20
     finally:

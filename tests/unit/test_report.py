@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib as mpl
@@ -79,7 +80,7 @@ class Run:
         return {kind: self.root / kind for kind in KINDS}
 
     def _finetune(self) -> None:
-        record = {"backbone": "resnet18", "mode": "full"}
+        record: dict[str, Any] = {"backbone": "resnet18", "mode": "full"}
         record |= {"train_images": 9469, "classes": list(self.classes)}
         write_record(self.root / "classifier" / "classifier.json", record | {"parameters": 11_181_642})
         write_record(
@@ -273,12 +274,12 @@ class Run:
         folder = self.root / "control"
         write_table(folder / "curves.csv", pd.concat(curves, ignore_index=True) if curves else pd.DataFrame())
         write_table(folder / "summary.csv", pd.DataFrame(summary))
-        columns = ["target", "alpha", "class", "accuracy_original", "accuracy_edited", "accuracy_cached"]
-        write_table(folder / "evaluation.csv", pd.DataFrame(evaluation, columns=columns))
+        evaluated = ["target", "alpha", "class", "accuracy_original", "accuracy_edited", "accuracy_cached"]
+        write_table(folder / "evaluation.csv", pd.DataFrame(evaluation, columns=evaluated))
         before = [("", name, name, self.images - 1) for name in self.classes]
         before += [("", name, "other output", 1) for name in self.classes]
-        columns = ["target", "true", "predicted", "images"]
-        counts = pd.DataFrame([*before, *confusion], columns=columns)
+        counted = ["target", "true", "predicted", "images"]
+        counts = pd.DataFrame([*before, *confusion], columns=counted)
         write_table(folder / "confusion.csv", counts[counts["images"] > 0])
         record: dict[str, object] = {"judged": len(summary), "separates": self.separates, "confidence": 0.95}
         record |= {"separates_low": max(0, self.separates - 2), "separates_high": min(len(summary), self.separates + 1)}
@@ -546,6 +547,8 @@ def test_latent_use_counts_every_latent_that_fires_and_every_size() -> None:
     counts, edges = np.array([[3, 10, 0, 5, 2], [0, 10, 0, 0, 0]]), np.array([0.01, 0.1, 0.2, 1.0])
     figure = latent_use(frequency, counts, edges)
     assert figure is not None
+    often: Any
+    large: Any
     often, large = figure.axes
     bars = [(bar.get_x(), bar.get_x() + bar.get_width(), bar.get_height()) for bar in often.patches]
     assert sum(height for *_, height in bars) == 6
@@ -563,7 +566,10 @@ def test_latent_use_of_latents_that_never_fire_or_are_all_tiny() -> None:
     assert latent_use(np.zeros(2), counts, edges) is None
     assert latent_use(np.full(2, np.nan), counts, edges) is None
     counts[:, 0] = 7
-    tiny, none = latent_use(np.ones(2), counts, edges), latent_use(np.ones(1), np.zeros((0, 0)), np.zeros(0))
+    tiny, none = (
+        latent_use(np.ones(2), counts, edges),
+        latent_use(np.ones(1), np.zeros((0, 0), dtype=np.int64), np.zeros(0)),
+    )
     assert tiny is not None
     assert none is not None
     assert (len(tiny.axes), len(none.axes)) == (1, 1)
@@ -780,7 +786,7 @@ def test_a_hundred_classes_stay_legible(tmp_path: Path) -> None:
     labels = figure.axes[0].get_yticklabels()
     assert [text.get_text() for text in labels] == list(classes)
     height_per_row = 72 * figure.get_figheight() / 100
-    assert labels[0].get_fontsize() < height_per_row
+    assert float(labels[0].get_fontsize()) < height_per_row
     assert figure.get_figwidth() <= 10
     rows = class_summary(Artifacts(run.folders))
     assert len(rows) == 100

@@ -150,9 +150,7 @@ def test_a_start_from_data_points_from_the_mean_to_rows(rows: int) -> None:
     assert sae.decoder.isfinite().all()
 
 
-def train(
-    variant: str, activations: Tensor, size: int, sparsity: float, epochs: int, **settings: Any
-) -> torch.nn.Module:
+def train(variant: str, activations: Tensor, size: int, sparsity: float, epochs: int, **settings: Any) -> Any:
     pl.seed_everything(0, verbose=False)
     sae = make_sae(variant, activations.shape[1], size, torch.Generator().manual_seed(0), **settings)
     module = SparseAutoencoder(sae, sparsity, 3e-3, head=lambda a: a)

@@ -1,6 +1,5 @@
 """How rows reach a training, and what its precision changes."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -165,7 +164,7 @@ def planted() -> Tensor:
 
 
 @pytest.fixture
-def casts(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.dtype]]:
+def casts(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
     """The types of the pre-activations that are computed."""
     seen: list[torch.dtype] = []
     plain = SAE.pre_activations

@@ -290,7 +290,7 @@ def jobs(folder: Path) -> tuple[StageContext, StageContext, Any, Any]:
         context.progress,
         context.ranks,
     )
-    return replace(stored, memory=6000 * WIDTH * 4 / 3 / 2**30), stored, *inputs
+    return replace(stored, memory=6000 * WIDTH * 4 / 3 / 2**30), stored, inputs[0], inputs[1]
 
 
 #: Fewer latents than there are features, so that they must keep to what all rows have in common.
