@@ -68,7 +68,6 @@ gpu-check: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),install)  ## tests and ben
 gpu-wheels: install  ## wheels that a GPU machine without a network may lack, in outputs/gpu_wheels
 	$(BIN)/python benchmarks/gpu_check.py carry outputs/gpu_wheels
 
-lint: install
 lint: install  ## format, lint and types of the package, the experiments, the tests and the benchmarks
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

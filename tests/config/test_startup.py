@@ -79,6 +79,7 @@ def started(module: str, *arguments: str, folder: Path) -> tuple[str, str, str]:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
+@pytest.mark.slow
 def test_what_computes_nothing_loads_nothing_heavy(
     tmp_path: Path, module: str, arguments: list[str], status: str, named: str
 ) -> None:
@@ -88,6 +89,7 @@ def test_what_computes_nothing_loads_nothing_heavy(
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+@pytest.mark.slow
 def test_a_run_that_does_not_log_to_wandb_does_not_load_it(tmp_path: Path) -> None:
     """Its folders for temporary files stay behind where a process is killed."""
     few = ["data.train_per_class=4", "data.select_per_class=2", "data.test_per_class=2", "data.image_size=32"]

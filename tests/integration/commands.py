@@ -136,6 +136,9 @@ def _serve() -> tuple[str, list[str]]:
             os.environ.clear()
             os.environ.update(order["environment"])
             os.chdir(order["folder"])
+            for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep):  # as a new interpreter does
+                if folder and (Path(folder) / "sitecustomize.py").is_file():
+                    runpy.run_path(str(Path(folder) / "sitecustomize.py"))
             return order["module"], order["arguments"]
 
 

@@ -44,6 +44,14 @@ FEW = [
 NARROW = ["backbone.args.channels=[8,16,24,32]"]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is in this folder trains and measures, which takes seconds."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.slow)
+
+
 @contextmanager
 def quiet_logging() -> Iterator[None]:
     """Hydra sets up logging for a process of its own; this gives back the handlers and the level."""

@@ -146,12 +146,11 @@ JOBLIB = ["-m", "cluster=joblib", "hydra.launcher.n_jobs=2", "sae.sparsity=1,2"]
 @pytest.mark.parametrize(
     ("arguments", "number", "to_all"),
     [
-        (TWO_RANKS, signal.SIGTERM, False),
-        (JOBLIB, signal.SIGTERM, False),
-        (JOBLIB, signal.SIGINT, True),  # as a terminal does
-        (JOBLIB, signal.SIGKILL, False),
+        pytest.param(TWO_RANKS, signal.SIGTERM, False, id="two ranks"),
+        pytest.param(JOBLIB, signal.SIGTERM, False, id="joblib", marks=pytest.mark.cluster),
+        pytest.param(JOBLIB, signal.SIGINT, True, id="joblib Ctrl-C", marks=pytest.mark.cluster),  # as a terminal does
+        pytest.param(JOBLIB, signal.SIGKILL, False, id="joblib killed", marks=pytest.mark.cluster),
     ],
-    ids=["two ranks", "joblib", "joblib Ctrl-C", "joblib killed"],
 )
 def test_a_command_ends_with_all_that_it_has_started(
     tmp_path: Path,

@@ -219,6 +219,7 @@ def test_a_sweep_killed_at_random_moments_ends_as_if_it_had_not_been(salve: Salv
     assert not list(tmp_path.glob("out/artifacts/unfinished/*/*"))
 
 
+@pytest.mark.cluster
 def test_jobs_that_start_together_make_once_what_they_share_and_a_killed_one_is_made_again(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     joblib = ["-m", "cluster=joblib", "hydra.launcher.n_jobs=2"]

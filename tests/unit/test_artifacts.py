@@ -41,6 +41,7 @@ from salve.artifacts import (
     write_table,
 )
 from salve.types import UserError
+from tests.forks import forks
 
 KEY_SETTINGS = {"weights": "abc", "sae": {"k": 2, "sparsity": 0.5}}
 
@@ -244,6 +245,7 @@ import sys, time
 from pathlib import Path
 from salve import artifacts
 from salve.artifacts import Store
+from tests.forks import forks
 
 def make(folder, scratch):
     (folder / "half.txt").write_text("half")
@@ -274,13 +276,6 @@ def test_a_killed_process_leaves_nothing_that_is_found_and_the_next_one_complete
     assert store.get_or_make("thing", {"a": 1}, finish).file("whole.txt").read_text() == "epoch 3"
 
 
-def forks() -> "multiprocessing.context.ForkServerContext":
-    """Processes are forks of one that has imported this module, which takes seconds."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
-
-
 def _want(root: Path, answers: "multiprocessing.Queue[tuple[str, bool]]") -> None:
     def make(folder: Path, _: Path) -> None:
         with (root / "calls").open("a") as calls:
@@ -292,6 +287,7 @@ def _want(root: Path, answers: "multiprocessing.Queue[tuple[str, bool]]") -> Non
     answers.put((artifact.digest, artifact.reused))
 
 
+@pytest.mark.slow
 def test_processes_that_want_the_same_artifact_make_it_once(tmp_path: Path) -> None:
     context = forks()
     answers: multiprocessing.Queue[tuple[str, bool]] = context.Queue()
@@ -617,6 +613,7 @@ def _want_several(root: Path, wanted: list[int], answers: "multiprocessing.Queue
     answers.put([(seed, artifact.file("index.txt").read_text()) for seed, artifact in zip(wanted, found, strict=True)])
 
 
+@pytest.mark.slow
 def test_processes_whose_groups_overlap_make_each_once_and_never_wait_for_each_other(tmp_path: Path) -> None:
     context = forks()
     answers: multiprocessing.Queue[list[tuple[int, str]]] = context.Queue()

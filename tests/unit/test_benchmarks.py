@@ -131,6 +131,7 @@ def test_a_library_imports_what_its_training_never_calls(
     assert not hasattr(names["nosuchlogger"], "__version__")
 
 
+@pytest.mark.slow
 def test_a_contender_answers_its_orders(local: dict[str, ModuleType], tmp_path: Path) -> None:
     file = tmp_path / "rows.safetensors"
     save_file({"train": torch.randn(256, 8), "held_out": torch.randn(20, 8)}, file)
@@ -426,6 +427,7 @@ def wheel(folder: Path, name: str, requires: str = "") -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_an_environment_has_its_own_packages_and_this_one_s_torch(local: dict[str, ModuleType], tmp_path: Path) -> None:
     peer = wheel(tmp_path, "somepeer", requires="torch")
     make = local["environments"].environment

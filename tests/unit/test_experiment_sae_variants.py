@@ -270,6 +270,7 @@ KNOBS = ("sae.sparsity", "sae.k")
 
 
 @pytest.mark.parametrize("data", EXPERIMENTS)
+@pytest.mark.slow
 def test_every_variant_composes(data: str, tmp_path: Path) -> None:
     for folder in ("train/n01440764", "train/n02102040", "val/n01440764", "val/n02102040"):
         (tmp_path / folder).mkdir(parents=True)

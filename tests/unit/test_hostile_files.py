@@ -119,6 +119,7 @@ def test_a_folder_of_edits_with_a_pipe_in_it(tmp_path: Path, capsys: pytest.Capt
     assert "zz.json is a named pipe" in said_by_command(["show", studied.run], capsys)
 
 
+@pytest.mark.slow
 def test_originals_and_weights_through_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     studied = Studied(tmp_path)
     (originals,) = studied.files[0].parent.glob("originals-*.safetensors")
@@ -329,6 +330,7 @@ def test_sizes_are_looked_at_before_anything_is_read(tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_a_bomb_ends_in_a_sentence_where_memory_is_short(tmp_path: Path) -> None:
     """Through the command, in a process that may not have more than torch itself takes and some."""
     studied = Studied(tmp_path)

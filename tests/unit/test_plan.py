@@ -204,6 +204,7 @@ def test_all_layers_are_the_sites_of_the_backbone(composed: Callable[[list[str]]
         (["sae.epochs=3,4", "sae.sparsity=1,2", "sae.ensemble=32"], [2, 2]),
     ],
 )
+@pytest.mark.slow
 def test_runs_that_share_activations_share_a_job(
     composed: Callable[[list[str]], DictConfig], arguments: list[str], sizes: list[int]
 ) -> None:

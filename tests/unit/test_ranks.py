@@ -217,6 +217,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_followers_end_with_a_leader_that_is_killed(tmp_path: Path) -> None:
     (tmp_path / "lead.py").write_text(LEADER)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}

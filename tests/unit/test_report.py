@@ -459,6 +459,7 @@ def ten_page(ten: Run) -> Page:
     return Page(path)
 
 
+@pytest.mark.slow
 def test_page_names_every_class_and_every_file_it_refers_to_exists(ten: Run, ten_page: Page) -> None:
     for name in ten.classes:
         assert name in ten_page.cells
@@ -609,6 +610,7 @@ def test_what_a_link_leads_to_elsewhere_is_not_in_the_report(tmp_path: Path) -> 
     assert (tmp_path / "out" / "tables" / "control-summary.csv").is_file()
 
 
+@pytest.mark.slow
 def test_one_class_and_the_same_bytes_from_the_same_input(tmp_path: Path) -> None:
     run = Run(tmp_path, CLASSES[:1], images=8, size=16, top=2, failing=())
     once, twice = tmp_path / "once", tmp_path / "twice"
@@ -633,6 +635,7 @@ NASTY = (
 )
 
 
+@pytest.mark.slow
 def test_hostile_class_names_are_shown_and_harmless(tmp_path: Path) -> None:
     run = Run(tmp_path / "run", NASTY, truth=False, images=6, size=16, top=1)
     page = Page(write(tmp_path / "out", run.folders, title="<script>alert(2)</script>"))
@@ -745,6 +748,7 @@ def test_ground_truth_columns_are_left_out_where_there_are_none(tmp_path: Path) 
         (2, {"flips": "constant"}),
     ],
 )
+@pytest.mark.slow
 def test_degenerate_runs_make_a_whole_page(tmp_path: Path, classes: int, options: dict[str, object]) -> None:
     run = Run(tmp_path / "run", CLASSES[:classes], images=7, size=16, top=1, **options)  # type: ignore[arg-type]
     page = Page(write(tmp_path / "out", run.folders))
@@ -822,6 +826,7 @@ def test_overlay_is_brightest_at_the_peak_and_grey_where_the_map_is_zero() -> No
     assert (overlay(image, np.zeros((8, 8))) == grey).all()
 
 
+@pytest.mark.slow
 def test_what_a_reader_must_know_comes_before_the_results(tmp_path: Path) -> None:
     run = Run(tmp_path / "run", CLASSES[:3], images=4, size=16, top=1)
     table = run.table("features", "classes.csv").assign(test_accuracy=[0.9, 0.4, 0.26], test_images=[60, 4, 0])
@@ -903,6 +908,7 @@ def test_files_that_edits_share_keep_their_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_figures")
+@pytest.mark.slow
 def test_a_thousand_classes_make_a_small_page(tmp_path: Path) -> None:
     classes = tuple(f"class {i:04d}" for i in range(1000))
     run = Run(tmp_path / "run", classes[:3], images=4, size=16, top=1, failing=(2,))

@@ -171,6 +171,7 @@ def train(variant: str, activations: Tensor, size: int, sparsity: float, epochs:
         ("jumprelu", 0.5, {}),
     ],
 )
+@pytest.mark.slow
 def test_a_planted_dictionary_is_recovered(variant: str, sparsity: float, settings: dict[str, Any]) -> None:
     generator = torch.Generator().manual_seed(0)
     width, atoms, images = 24, 16, 4096

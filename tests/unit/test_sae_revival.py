@@ -187,6 +187,7 @@ def train(sae: SAE, rows: Tensor, epochs: int, sparsity: float, **revival: Any) 
         ("matryoshka", {"k": 2}, 0.0, {"auxk": 6}),
     ],
 )
+@pytest.mark.slow
 def test_the_dead_come_back(
     variant: str, settings: dict[str, int], sparsity: float, revival: dict[str, int], planted: Tensor
 ) -> None:

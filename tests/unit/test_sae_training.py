@@ -186,6 +186,7 @@ def fve(sae: SAE, rows: Tensor) -> float:
 @pytest.mark.parametrize(
     ("variant", "size", "sparsity", "settings"), [*SAES, ("matryoshka", SPARSE_RATIO * 2, 0.0, {"k": 2})]
 )
+@pytest.mark.slow
 def test_bf16_trains_float32_weights_to_what_float32_does(
     variant: str, size: int, sparsity: float, settings: dict[str, Any], planted: Tensor, casts: list[torch.dtype]
 ) -> None:
