@@ -245,7 +245,6 @@ import sys, time
 from pathlib import Path
 from salve import artifacts
 from salve.artifacts import Store
-from tests.forks import forks
 
 def make(folder, scratch):
     (folder / "half.txt").write_text("half")
@@ -473,8 +472,9 @@ def test_several_made_in_one_go_are_what_each_is_alone(tmp_path: Path) -> None:
 
 def made_of(store: Store, keys_settings: Sequence[Mapping[str, Any]], make: Callable[..., None]) -> list[Artifact]:
     """Several artifacts, none of which is missing."""
-    found = store.get_or_make_many("thing", keys_settings, make)
-    return [artifact for artifact in found if artifact is not None and len(found) == len(keys_settings)]
+    found = [one for one in store.get_or_make_many("thing", keys_settings, make) if one is not None]
+    assert len(found) == len(keys_settings)
+    return found
 
 
 def write_this(text: str, folder: Path, _: Path) -> None:

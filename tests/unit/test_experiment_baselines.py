@@ -340,7 +340,7 @@ def test_latents_are_read_from_a_run() -> None:
 
 
 @pytest.mark.parametrize("latents", [[1, 2, 3], [1, math.nan, 3]])
-def test_findings_of_two_grounds(latents: list[float]) -> None:
+def test_findings_of_two_testbeds(latents: list[float]) -> None:
     given = reader()
     signs = [1, math.nan if math.isnan(latents[1]) else -1, 1]
     runs = (a_run(0, latents, signs), a_run(3, [1, 2, 3], [1, -1, 1]))

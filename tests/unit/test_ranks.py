@@ -44,7 +44,7 @@ SRUN = {**SRUN, "SLURM_LOCALID": "1"}
     ],
     ids=["alone", "torchrun", "one of one", "srun", "sbatch without srun", "one task", "started by a leader"],
 )
-def test_the_place_is_read_from_the_environment(
+def test_the_rank_is_read_from_the_environment(
     monkeypatch: pytest.MonkeyPatch, environment: Mapping[str, str], place: _OutsideRank | None
 ) -> None:
     for name in [name for name in os.environ if name.startswith(("SLURM_", "TORCHELASTIC_"))]:

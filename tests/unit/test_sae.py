@@ -124,7 +124,7 @@ def test_an_sae_of_something_else_is_refused(tmp_path) -> None:  # type: ignore[
         load_sae(bare, backbone="resnet18")
 
 
-def test_an_sae_with_a_learned_shift_is_a_plain_one_when_it_is_loaded(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_an_sae_with_a_learned_b_dec_is_a_plain_one_when_it_is_loaded(tmp_path) -> None:  # type: ignore[no-untyped-def]
     sae = example("relu_l1").eval()
     sae.learn_b_dec()
     assert "b_dec" in dict(sae.named_parameters())

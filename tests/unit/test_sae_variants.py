@@ -306,7 +306,7 @@ def test_at_the_edges_losses_and_gradients_are_finite(variant: str, rows: int, s
 
 
 @pytest.mark.parametrize("variant", [variant for variant in ALL if variant != "linear_l1"])
-def test_with_all_latents_dead_what_is_left_is_the_shift(variant: str) -> None:
+def test_with_all_latents_dead_only_b_dec_is_left(variant: str) -> None:
     sae, rows = example(variant), drawn(5, 6)
     with torch.no_grad():
         sae.bias.fill_(-100)
