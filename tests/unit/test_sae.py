@@ -174,7 +174,7 @@ def train(variant: str, activations: Tensor, size: int, sparsity: float, epochs:
 @pytest.mark.slow
 def test_a_planted_dictionary_is_recovered(variant: str, sparsity: float, settings: dict[str, Any]) -> None:
     generator = torch.Generator().manual_seed(0)
-    width, atoms, images = 24, 16, 4096
+    width, atoms, images = 24, 16, 2048
     planted = torch.randn(width, atoms, generator=generator)
     planted /= planted.norm(dim=0)
     which = torch.rand(images, atoms, generator=generator).topk(2, dim=1).indices
