@@ -67,7 +67,7 @@ def make_timm_vit(dtype: torch.dtype = torch.float32, **settings: Any) -> Any:
         "num_heads": 2,
         "num_classes": 10,
     }
-    return timm.create_model("vit_tiny_patch16_224", **small).eval().to(dtype)
+    return timm.create_model("vit_tiny_patch16_224", **{**small, **settings}).eval().to(dtype)
 
 
 def by_autograd(
