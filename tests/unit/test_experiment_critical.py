@@ -254,6 +254,7 @@ def _margins(study: Any, vector: Tensor, image: int) -> Callable[[float], float]
     return margin
 
 
+@pytest.mark.slow
 def test_one_sae_and_a_class_without_a_latent_will_do() -> None:
     found = analyse([a_study(signed=False, seeds=1, without="tench"), a_study(signed=True, seeds=1)])
     assert "tench" not in found.tables["classes"]["class"].iloc[:2].tolist()

@@ -438,6 +438,7 @@ def test_two_runs_for_one_place_are_an_error(outputs: Outputs) -> None:
         collect("concepts", SMALL, outputs.folder)
 
 
+@pytest.mark.slow
 def test_table_and_figure_show_what_the_runs_found(outputs: Outputs, tmp_path: Path) -> None:
     outputs.add_all()
     found = collect("concepts", SMALL, outputs.folder)

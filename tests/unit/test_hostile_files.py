@@ -159,6 +159,7 @@ def sae_file(path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_sae_files(tmp_path: Path) -> None:
     path = sae_file(tmp_path / "sae.safetensors")
     whole = path.read_bytes()

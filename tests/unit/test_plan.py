@@ -150,6 +150,7 @@ def test_what_changes_nothing_is_a_setting_and_has_a_reason(composed: Callable[[
     assert all(len(reason.split()) > 1 for reason in NOT_COMPUTED.values())
 
 
+@pytest.mark.slow
 def test_all_that_is_impossible_is_said_at_once(composed: Callable[[list[str]], DictConfig]) -> None:
     """First all that the settings tell by themselves, which is quick; then all that takes a look at data."""
 

@@ -144,6 +144,7 @@ def test_an_error_on_any_rank_is_the_leaders(two: Ranks, rank: int) -> None:
     assert two(rank_and_sum, 0.0) == (0, 1.0)
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_killed_is_named_and_replaced(two: Ranks) -> None:
     with pytest.raises(RuntimeError, match="status -9"):
         two(die, 1)

@@ -473,12 +473,14 @@ def test_page_names_every_class_and_every_file_it_refers_to_exists(ten: Run, ten
     assert all(ten_page.alts)
 
 
+@pytest.mark.slow
 def test_page_loads_nothing_from_outside_and_runs_nothing(ten_page: Page) -> None:
     assert not ten_page.tags & {"script", "link", "iframe", "object", "embed", "base"}
     assert not [link for link in ten_page.links if ":" in link or link.startswith("/")]
     assert not re.search(r"url\(|@import", ten_page.source)
 
 
+@pytest.mark.slow
 def test_page_says_what_came_out(ten: Run, ten_page: Page) -> None:
     summary = ten.table("control", "summary.csv")
     flips = ten.table("diagnose", "summary.csv")["alpha_flip_median"]
@@ -500,6 +502,7 @@ def test_page_says_what_came_out(ten: Run, ten_page: Page) -> None:
     assert f"{100 * located['pointing'].mean():.0f} % of images" in top
 
 
+@pytest.mark.slow
 def test_page_tables_hold_the_numbers_of_the_csv_files(ten: Run, ten_page: Page) -> None:
     cells = {cell.replace("\u00a0", " ").replace("\u2009", "") for cell in ten_page.cells}
     for row in ten.table("control", "summary.csv").to_dict("records"):
@@ -514,6 +517,7 @@ def test_page_tables_hold_the_numbers_of_the_csv_files(ten: Run, ten_page: Page)
         assert f"{row['correct']} of {row['images']}" in cells
 
 
+@pytest.mark.slow
 def test_page_measures_the_autoencoder_and_its_latents(ten: Run, ten_page: Page) -> None:
     text, cells = ten_page.text.replace("\u00a0", " "), [cell.replace("\u00a0", " ") for cell in ten_page.cells]
     assert "mean cosine of 0.936" in text
@@ -576,6 +580,7 @@ def test_latent_use_of_latents_that_never_fire_or_are_all_tiny() -> None:
     assert (len(tiny.axes), len(none.axes)) == (1, 1)
 
 
+@pytest.mark.slow
 def test_tables_are_byte_equal_copies(ten: Run, ten_page: Page) -> None:
     copied = {path.name: path.read_bytes() for path in (ten.root / "out" / "tables").iterdir()}
     originals = {f"{kind}-{path.name}": path.read_bytes() for kind in KINDS for path in (ten.root / kind).glob("*.csv")}
@@ -588,6 +593,7 @@ def test_tables_are_byte_equal_copies(ten: Run, ten_page: Page) -> None:
     ).read_bytes()
 
 
+@pytest.mark.slow
 def test_what_a_link_leads_to_elsewhere_is_not_in_the_report(tmp_path: Path) -> None:
     (tmp_path / "secret.csv").write_text("class\nthe secret")
     (tmp_path / "secret.json").write_text('{"latent": "the secret"}')
@@ -871,6 +877,7 @@ def test_only_a_training_of_all_weights_augments(tmp_path: Path) -> None:
     assert said == {"full": True, "probe": False}
 
 
+@pytest.mark.slow
 def test_insertion_and_deletion_are_ratios_and_losses_have_no_sign(ten_page: Page) -> None:
     text = ten_page.sentences
     assert "Insertion 2.60× random map 1.10×" in text
@@ -881,6 +888,7 @@ def test_insertion_and_deletion_are_ratios_and_losses_have_no_sign(ten_page: Pag
         assert word not in text
 
 
+@pytest.mark.slow
 def test_every_term_is_explained_and_linked_where_it_is_first_used(ten_page: Page) -> None:
     linked = re.findall(r'<a class="term" href="#term-([a-z0-9-]+)">', ten_page.source)
     assert len(linked) == len(set(linked))

@@ -108,6 +108,7 @@ BACKBONES = {
 
 
 @pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.slow
 def test_cells_lie_where_gradients_say(name: str) -> None:
     """As worked out by hand, as tracked, and as measured."""
     make, path, size, start, stride = BACKBONES[name]

@@ -224,6 +224,7 @@ def test_models_that_do_not_end_in_one_linear_layer_are_refused(build: Callable[
     ],
     ids=["DataParallel", "compiled", "averaged"],
 )
+@pytest.mark.slow
 def test_wrapped_models_say_where_the_plain_one_is(
     tiny: Tiny, wrap: Callable[[nn.Module], nn.Module], inside: str
 ) -> None:

@@ -98,6 +98,7 @@ def compiled_within(model: nn.Module) -> nn.Module:
     ],
     ids=["DataParallel", "compiled", "both", "both, the other way"],
 )
+@pytest.mark.slow
 def test_the_libraries_own_wrappers(tmp_path: Path, wrap: Callable[[nn.Module], nn.Module]) -> None:
     state = {name: tensor.clone() for name, tensor in small().state_dict().items()}
     wrapped = wrap(small()).state_dict()
@@ -387,6 +388,7 @@ def test_a_file_that_is_not_there(tmp_path: Path, read: Callable[[Path], object]
         read(tmp_path / "nowhere.pt")
 
 
+@pytest.mark.slow
 def test_reading_a_file_imports_no_models() -> None:
     code = (
         "import sys; from salve.backbones.weights import read_tensors; "
