@@ -1,7 +1,9 @@
-.PHONY: help install quickstart paper test test-lowest test-slurm gpu-check gpu-wheels lint check clean
+.PHONY: help install launchers quickstart paper test test-quick coverage test-lowest test-slurm gpu-check gpu-wheels lint check clean
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Each process computes on one core: as many processes as there are cores, and no more memory than four need.
+PYTEST := -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -16,14 +18,26 @@ help:  ## say what there is
 
 install: .venv/.installed  ## make .venv and install the package with everything its tests need
 
+launchers: install  ## install submitit and Ray too, where pip finds them: without them their tests are skipped
+	@for extra in slurm ray; do \
+	    $(BIN)/python -m pip install --quiet --editable ".[$$extra]" \
+	        || echo "pip does not find all of salve[$$extra] here, so tests of that launcher are skipped."; \
+	done
+
 quickstart: install  ## understand and change a small classifier, in three minutes
 	$(BIN)/salve
 
 paper: install  ## the paper's figures and claims, with what this machine has (PAPER=--help)
 	$(BIN)/python -m experiments.reproduce $(PAPER)
 
-test: install  ## the whole test suite
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+test: install  ## the whole test suite; six minutes on two cores
+	$(BIN)/python $(PYTEST)
+
+test-quick: install  ## what is not marked slow, gpu or cluster; one minute on two cores
+	$(BIN)/python $(PYTEST) -m "not slow and not gpu and not cluster"
+
+coverage: install  ## the whole suite, and the share of lines that it runs
+	$(BIN)/python $(PYTEST) --cov --cov-report=term
 
 # The oldest Python that is supported, where there is one.
 LOWEST_PYTHON ?= $(shell python3.10 -c 'import sys; print(sys.executable)' 2>/dev/null || echo $(PYTHON))
@@ -37,7 +51,7 @@ LOWEST_TESTS ?= tests
 	touch $@
 
 test-lowest: .venv-lowest/.installed  ## the suite with the lowest versions that are allowed (LOWEST_TESTS=… for a part of it)
-	.venv-lowest/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(LOWEST_TESTS)
+	.venv-lowest/bin/python $(PYTEST) $(LOWEST_TESTS)
 
 test-slurm: install  ## sweeps on a real SLURM of one node, brought up for it (Debian or Ubuntu, as root)
 	$(BIN)/python -m pip install --quiet --editable '.[slurm]'
@@ -54,7 +68,7 @@ gpu-check: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),install)  ## tests and ben
 gpu-wheels: install  ## wheels that a GPU machine without a network may lack, in outputs/gpu_wheels
 	$(BIN)/python benchmarks/gpu_check.py carry outputs/gpu_wheels
 
-lint: install
+lint: install  ## format, lint and types of the package, the experiments, the tests and the benchmarks
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -59,7 +60,7 @@ def write_weights(
 ) -> nn.Module:
     """Write a network with random features and a head fitted to the training images by ridge regression."""
     torch.manual_seed(0)
-    model = timm.create_model("resnet10t", num_classes=classes, channels=channels, output_stride=8).eval()
+    model: Any = timm.create_model("resnet10t", num_classes=classes, channels=channels, output_stride=8).eval()
     pixels = torch.from_numpy(pixels_of(classes, images, 0)).permute(0, 3, 1, 2) / 255
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     head, model.fc = model.get_submodule("fc"), nn.Identity()

@@ -103,7 +103,7 @@ class Bench:
         return torch.stack([torch.from_numpy(one) for one in maps], dim=1)
 
     def captum(self, images: Tensor, latents: int, enlarged: bool = True) -> Tensor:
-        from captum.attr import LayerAttribution, LayerGradCam  # type: ignore[import-not-found]
+        from captum.attr import LayerAttribution, LayerGradCam
 
         cam = LayerGradCam(self.as_classes, self.layer)
         maps = [cam.attribute(images, target=latent, relu_attributions=True) for latent in range(latents)]

@@ -1,8 +1,8 @@
 """What every test runs under: shapes checked at run time, no network, nothing in the user's home, nothing left behind.
 
-The functions on tensors say their shapes in their annotations; here, and only here, jaxtyping and beartype hold every
-call to them. A test that gives a function what its annotations forbid, to see it refused, asks for the fixture
-``unchecked_shapes``.
+The functions on tensors say their shapes in their annotations; here, and only here, jaxtyping and beartype check every
+call against them. A test that gives a function what its annotations forbid, to see it refused, asks for the fixture
+``unchecked_shapes``. Where beartype is not installed, the tests run unchecked, and the report's first lines say so.
 """
 
 import logging
@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from beartype import BeartypeConf, beartype
 from jaxtyping import config as jaxtyping_config
 from jaxtyping import install_import_hook
 
@@ -50,12 +49,22 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 PURE = ("salve.metrics", "salve.sae", "salve.features", "salve.saliency", "salve.editing", "salve.diagnosis")
-#: As type checkers have it, an int will do for a float.
-checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
-install_import_hook(PURE, f"{__name__}.checked")
+try:
+    from beartype import BeartypeConf, beartype
+except ImportError:  # as on a machine that has PyTorch and pytest, and little else
+    CHECKED = False
+else:
+    CHECKED = True
+    #: As type checkers have it, an int will do for a float.
+    checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
+    install_import_hook(PURE, f"{__name__}.checked")
 
 import torch  # noqa: E402  (after the environment is set)
 from torch import nn  # noqa: E402
+
+
+def pytest_report_header() -> str:
+    return "shapes of tensors: checked" if CHECKED else "shapes of tensors: NOT checked, as beartype is not installed"
 
 
 @pytest.fixture(autouse=True)

@@ -57,7 +57,7 @@ def match_columns(first: Float[Tensor, "M d"], second: Float[Tensor, "M e"], sig
         UserError: dictionaries of different widths, or that are not finite.
     """
     # Imported here, since everything imports salve.metrics and scipy.optimize is slow to import.
-    from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
+    from scipy.optimize import linear_sum_assignment
 
     cosine = cosines(first, second)
     rows, columns = linear_sum_assignment((cosine.abs() if signed else cosine).cpu().numpy(), maximize=True)

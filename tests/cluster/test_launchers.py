@@ -1,13 +1,11 @@
 """The launchers for one machine: of two runs of a sweep one succeeds, one fails, and both are reported."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.integration.commands import Command
 from tests.integration.conftest import FEW, NARROW, SMALL
 
 
@@ -18,15 +16,10 @@ def test_a_run_that_raises_does_not_stop_its_neighbour(tmp_path: Path, cluster: 
     pytest.importorskip(f"hydra_plugins.hydra_{plugin}_launcher", reason=f"the extra for cluster={cluster} is missing")
     settings = [*SMALL, *FEW, *NARROW, "stages=[discover,control,diagnose]", "edit.evaluate=0"]
     sweep = [f"output_dir={tmp_path}/out", f"cluster={cluster}", "sae.learning_rate=0.003,1e30"]
-    done = subprocess.run(
-        [sys.executable, "-m", "salve.cli", "-m", *settings, *sweep],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert done.stderr.splitlines()[-1].startswith("salve: 1 of 2 runs did not finish")
+    process = Command("salve.cli", ["-m", *settings, *sweep], tmp_path)
+    out, errors = process.communicate()
+    assert process.returncode == 1, out + errors
+    assert errors.splitlines()[-1].startswith("salve: 1 of 2 runs did not finish")
     (bad,) = tmp_path.glob("out/sweeps/*/*/failure.json")
     assert "diverged" in json.loads(bad.read_text())["reason"]
     (good,) = tmp_path.glob("out/sweeps/*/*/manifest.json")

@@ -23,7 +23,6 @@ pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs salve
 
 SETTINGS = [*SMALL, *FEW, *NARROW, "stages=[discover,control,diagnose]", "edit.evaluate=0"]
 ON_SLURM = ["cluster=slurm", "hydra.launcher.cpus_per_task=1"]
-
 #: Tens of thousands of small steps, so that there is time to interrupt them.
 LONG = "sae.epochs=16000"
 

@@ -110,6 +110,7 @@ def test_there_are_files_of_every_kind() -> None:
 
 
 @pytest.mark.parametrize("file", FILES)
+@pytest.mark.slow
 def test_every_file_composes_and_its_values_arrive(file: str) -> None:
     found = leaves(asdict(chosen(file)))
     content = {key: value for key, value in read(file).items() if key not in ("defaults", "hydra")}
@@ -128,6 +129,7 @@ def test_every_file_composes_and_its_values_arrive(file: str) -> None:
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if file.startswith("experiment/")])
+@pytest.mark.slow
 def test_an_experiment_chooses_what_it_names(file: str) -> None:
     _, _, name = file.partition("/")
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -408,11 +410,12 @@ def test_a_wrong_argument_is_answered_with_what_would_be_right(
     assert all(part in last for part in named)
 
 
+@pytest.mark.slow
 def test_help_teaches() -> None:
     """The one test through a process of its own: the command as a user has it."""
     done = subprocess.run([sys.executable, "-m", "salve.cli", "--help"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    listed = {}
+    listed: dict[str, set[str]] = {}
     for path in CONF.rglob("*/*.yaml"):
         group, _, name = path.relative_to(CONF).with_suffix("").as_posix().partition("/")
         listed.setdefault(group, set()).add(name)

@@ -1,15 +1,21 @@
 """A whole run, small enough for a test, and the means to start others like it."""
 
 import logging
+import os
+import pickle
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 
 from salve.artifacts import Artifact
+from salve.cli import main
 from salve.run.execute import execute
 from salve.run.explain import conf_dir
 from salve.run.schema import register, resolve
@@ -36,6 +42,14 @@ FEW = [
     "data.batch_size=20",
 ]
 NARROW = ["backbone.args.channels=[8,16,24,32]"]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is in this folder trains and measures, which takes seconds."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.slow)
 
 
 @contextmanager
@@ -74,6 +88,34 @@ def start() -> Start:
 
 @pytest.fixture(scope="session")
 def whole_run(start: Start, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Artifact]]:
-    """One run of all stages; read only."""
-    folder = tmp_path_factory.mktemp("whole")
-    return folder, start(folder)
+    """One run of all stages, made once for all processes that run tests; read only."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    folder, made = root / "whole", root / "whole.pickle"
+    with FileLock(root / "whole.lock"):
+        if not made.exists():
+            folder.mkdir()
+            made.write_bytes(pickle.dumps(start(folder)))
+    return folder, pickle.loads(made.read_bytes())
+
+
+Salve = Callable[..., int]
+
+
+@pytest.fixture
+def salve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Salve]:
+    """``salve(*arguments)`` is the command in this process; it gives the status."""
+
+    def run(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["salve", *arguments])
+        try:
+            main()
+        except SystemExit as left:
+            return int(left.code or 0)
+        finally:
+            HydraConfig.instance().cfg = None
+        return 0
+
+    with quiet_logging():
+        yield run

@@ -83,7 +83,8 @@ def scripted(folder: Path) -> list[dict[str, float]]:
     training = Training(
         "finetune", 0, folder, resumable(folder, "x"), len(Scripted.accuracies), "select_accuracy", None
     )
-    batches = torch.utils.data.DataLoader(torch.zeros(1, 1))
+    rows: Any = torch.zeros(1, 1)
+    batches = torch.utils.data.DataLoader[Any](rows)
     data = {"train_dataloaders": batches, "val_dataloaders": batches}
     return fit_on_rank(TrainerFactory("cpu", None, 1, "32-true", None, False), training, Scripted(), data)
 

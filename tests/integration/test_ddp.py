@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import torch
 
 from salve.artifacts import Artifact
 from salve.types import UserError
+from tests.integration.commands import Command
 from tests.integration.conftest import FEW, SMALL, Start
 from tests.integration.test_resume import Killed, die_after
 
@@ -143,7 +145,19 @@ def test_torchrun_makes_one_run_of_its_ranks(tmp_path: Path, runs: Runs) -> None
 
 
 def test_followers_end_with_a_leader_that_refuses(tmp_path: Path) -> None:
-    done = torchrun(tmp_path, "trainer.devices=3")
-    assert done.returncode == 1  # torchrun's own
-    assert done.stderr.count("salve: trainer.devices=3, but 2 ranks were started on each node") == 1
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = [*SMALL, *FEW, f"output_dir={tmp_path / 'store'}", f"hydra.run.dir={tmp_path / 'run'}"]
+    # As torchrun would start them, but with the status of each.
+    common = {"TORCHELASTIC_RUN_ID": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    leader, follower = (
+        Command("salve.cli", [*settings, "trainer.devices=3"], tmp_path, common | {"RANK": rank, "LOCAL_RANK": rank})
+        for rank in ("0", "1")
+    )
+    _, said = leader.communicate()
+    assert said == "salve: trainer.devices=3, but 2 ranks were started on each node; set trainer.devices=2.\n"
+    assert (leader.returncode, follower.wait()) == (2, 1)
+    assert follower.communicate() == ("", "")
     assert not (tmp_path / "store").exists()

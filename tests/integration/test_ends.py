@@ -3,23 +3,20 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from pkgutil import resolve_name
 
 import pytest
-from hydra.core.hydra_config import HydraConfig
 
 from salve.artifacts import DONE, Artifact, read_record
-from salve.cli import STOPPED, main
+from salve.cli import STOPPED
 from salve.run import execute as execute_module
 from salve.run.folder import RunFolder
-from tests.integration.conftest import FEW, NARROW, SMALL, quiet_logging
+from tests.integration.commands import Command
+from tests.integration.conftest import FEW, NARROW, SMALL, Salve
 from tests.unit.test_ending import is_gone
 
 SETTINGS = [*SMALL, *FEW, *NARROW]
@@ -46,28 +43,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("interrupted")
 
 
-@pytest.fixture
-def salve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
-    """``salve(*arguments)`` runs the command in this process; returns its status."""
-
-    def run(*arguments: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["salve", *arguments])
-        try:
-            main()
-        except SystemExit as left:
-            return int(left.code or 0)
-        finally:
-            HydraConfig.instance().cfg = None
-        return 0
-
-    with quiet_logging():
-        yield run
-
-
 def signal_at(monkeypatch: pytest.MonkeyPatch, name: str, call: int, number: signal.Signals) -> None:
     """Send this process a signal at a call of a function."""
-    place, _, attribute = name.rpartition(".")
-    owner, plain, calls = resolve_name(place), resolve_name(name), count(1)
+    where, _, attribute = name.rpartition(".")
+    owner, plain, calls = resolve_name(where), resolve_name(name), count(1)
 
     def told(*args: object, **kwargs: object) -> object:
         if next(calls) == call:
@@ -79,7 +58,7 @@ def signal_at(monkeypatch: pytest.MonkeyPatch, name: str, call: int, number: sig
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_run_that_is_told_to_end(
-    salve: Callable[..., int],
+    salve: Salve,
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -97,7 +76,7 @@ def test_a_run_that_is_told_to_end(
 
 
 def test_after_all_these_the_same_command_ends_as_if_nothing_had_been(
-    salve: Callable[..., int], folder: Path, whole_run: tuple[Path, dict[str, Artifact]]
+    salve: Salve, folder: Path, whole_run: tuple[Path, dict[str, Artifact]]
 ) -> None:
     assert not list((folder / "out").rglob("manifest.json"))
     assert salve(*SETTINGS, f"output_dir={folder}/out") == 0
@@ -107,7 +86,7 @@ def test_after_all_these_the_same_command_ends_as_if_nothing_had_been(
 
 
 def test_a_sweep_that_is_told_to_end_does_not_go_on_with_the_next_run(
-    salve: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    salve: Salve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["-m", *SETTINGS, f"output_dir={tmp_path}/out", "stages=[discover]", "sae.sparsity=1,2"]
     with monkeypatch.context() as patch:
@@ -149,7 +128,7 @@ def descendants(process: int) -> set[int]:
     return found
 
 
-def training(folder: Path, process: "subprocess.Popen[str]", trainings: int) -> None:
+def training(folder: Path, process: Command, trainings: int) -> None:
     """Wait until so many trainings of SAEs of a command have checkpoints."""
     end = time.monotonic() + 200
     while len(list(folder.glob("out/artifacts/unfinished/sae-*/scratch/checkpoints/last.ckpt"))) < trainings:
@@ -167,12 +146,11 @@ JOBLIB = ["-m", "cluster=joblib", "hydra.launcher.n_jobs=2", "sae.sparsity=1,2"]
 @pytest.mark.parametrize(
     ("arguments", "number", "to_all"),
     [
-        (TWO_RANKS, signal.SIGTERM, False),
-        (JOBLIB, signal.SIGTERM, False),
-        (JOBLIB, signal.SIGINT, True),  # as a terminal does
-        (JOBLIB, signal.SIGKILL, False),
+        pytest.param(TWO_RANKS, signal.SIGTERM, False, id="two ranks"),
+        pytest.param(JOBLIB, signal.SIGTERM, False, id="joblib", marks=pytest.mark.cluster),
+        pytest.param(JOBLIB, signal.SIGINT, True, id="joblib Ctrl-C", marks=pytest.mark.cluster),  # as a terminal does
+        pytest.param(JOBLIB, signal.SIGKILL, False, id="joblib killed", marks=pytest.mark.cluster),
     ],
-    ids=["two ranks", "joblib", "joblib Ctrl-C", "joblib killed"],
 )
 def test_a_command_ends_with_all_that_it_has_started(
     tmp_path: Path,
@@ -187,20 +165,17 @@ def test_a_command_ends_with_all_that_it_has_started(
     for kind in ("classifier", "activations"):
         one = whole_run[1][kind]
         shutil.copytree(one.path, tmp_path / "out" / "artifacts" / kind / one.key)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "salve.cli", *SETTINGS, *LONG, f"output_dir={tmp_path}/out", *arguments],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = Command("salve.cli", [*SETTINGS, *LONG, f"output_dir={tmp_path}/out", *arguments], tmp_path)
     try:
         training(tmp_path, process, 2 if sweeps else 1)
         others = descendants(process.pid)
         assert others
         os.killpg(process.pid, number) if to_all else process.send_signal(number)
-        _, said = process.communicate(timeout=30)  # whoever lives has the other end of the pipe
-        assert all(is_gone(other) for other in others)
+        _, said = process.communicate(timeout=30)
+        end = time.monotonic() + 30
+        while not all(is_gone(other) for other in others):
+            assert time.monotonic() < end
+            time.sleep(0.01)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -1,17 +1,15 @@
 """The CIFAR-100 experiment as a user starts it, on a stand-in in the data's own format."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from experiments.salve2025.cifar100.survey import KINDS
 from salve.artifacts import read_record, read_table
+from tests.integration.commands import ROOT, Command
 from tests.integration.standin import CLASSES, GROUPS, write_standin, write_weights
 
-ROOT = Path(__file__).parents[2]
 SMALL = [
     "trainer=cpu",
     "backbone.preprocess.size=32",
@@ -23,16 +21,15 @@ SMALL = [
 ]
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command, in processes for which the stand-in's checksums are CIFAR-100's."""
+def run(folder: Path, *arguments: str) -> tuple[int, str, str]:
+    """The command, whose own commands take the stand-in's checksums for CIFAR-100's: status, output, errors."""
     paths = os.pathsep.join(map(str, (folder, ROOT)))
-    place = ["--cifar100", str(folder), "--weights", f"cifar100={folder / 'weights.safetensors'}"]
-    place += ["--output-dir", str(folder / "out")]
-    return subprocess.run(
-        [sys.executable, "-m", "experiments.salve2025.cifar100", *place, *arguments],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": paths, "SALVE_IMAGENETTE": ""},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    given = ["--cifar100", str(folder), "--weights", f"cifar100={folder / 'weights.safetensors'}"]
+    given += ["--output-dir", str(folder / "out"), *arguments]
+    environment = {"PYTHONPATH": paths, "SALVE_IMAGENETTE": ""}
+    process = Command("experiments.salve2025.cifar100", given, folder, environment)
+    out, errors = process.communicate()
+    return process.wait(), out, errors
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +42,8 @@ def standin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_hundred_classes_from_images_to_findings(standin: Path) -> None:
-    done = run(standin, *SMALL)
-    assert done.returncode == 0, done.stdout + done.stderr
+    status, out, errors = run(standin, *SMALL)
+    assert status == 0, out + errors
     folder = standin / "out" / "paper" / "cifar100"
     record = read_record(folder / "findings.json")
     (testbed,) = record["testbeds"]  # no Imagenette to compare with is no reason to fail
@@ -73,9 +70,9 @@ def test_a_hundred_classes_from_images_to_findings(standin: Path) -> None:
 def test_files_that_are_not_cifar100_end_with_a_sentence(standin: Path, tmp_path: Path) -> None:
     """Without the stand-in's checksums they are damaged ones."""
     (standin / "sitecustomize.py").rename(tmp_path / "sitecustomize.py")
-    done = run(standin, *SMALL, "sae.epochs=11")
+    status, out, errors = run(standin, *SMALL, "sae.epochs=11")
     (tmp_path / "sitecustomize.py").rename(standin / "sitecustomize.py")
-    assert done.returncode == 2
-    assert "or a damaged one; set data.download=true to fetch it" in done.stdout + done.stderr
-    assert done.stderr.splitlines()[-1].startswith("cifar100: the runs on ResNet-18, CIFAR-100 ended with status ")
-    assert "Traceback" not in done.stdout + done.stderr
+    assert status == 2
+    assert "or a damaged one; set data.download=true to fetch it" in out + errors
+    assert errors.splitlines()[-1].startswith("cifar100: the runs on ResNet-18, CIFAR-100 ended with status ")
+    assert "Traceback" not in out + errors

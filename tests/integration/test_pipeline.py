@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -18,14 +19,15 @@ from salve.data import ConceptsData, Preprocess
 from salve.editing import apply_edit_file, load_edit_file, undo_edit_file
 from salve.sae import load_sae
 from salve.types import UserError
+from tests.integration.conftest import Start
 
 KINDS = ("classifier", "activations", "sae", "features", "validate", "control", "diagnose")
 Run = tuple[Path, dict[str, Artifact]]
 
 
-def plain_model(artifacts: dict[str, Artifact]) -> torch.nn.Module:
+def plain_model(artifacts: dict[str, Artifact]) -> Any:
     """A model built by timm alone, with the exported weights."""
-    model = timm.create_model("resnet10t", num_classes=10, channels=[8, 16, 24, 32], output_stride=8)
+    model: Any = timm.create_model("resnet10t", num_classes=10, channels=[8, 16, 24, 32], output_stride=8)
     model.load_state_dict(load_file(artifacts["classifier"].file("model.safetensors")), strict=True)
     return model.eval()
 
@@ -97,7 +99,7 @@ def test_the_fast_path_agrees_with_the_edited_network(whole_run: Run) -> None:
         assert (curve["others_lowest"], curve["others_highest"]) == (min(others), max(others))
 
 
-def test_recipes_undo_to_the_exported_bits(whole_run: Run) -> None:
+def test_edit_files_undo_to_the_exported_bits(whole_run: Run) -> None:
     _, artifacts = whole_run
     state = load_file(artifacts["classifier"].file("model.safetensors"))
     for path in sorted(artifacts["control"].file("edits").glob("*.json")):
@@ -126,16 +128,18 @@ def test_localisation_has_its_control_beside_it(whole_run: Run) -> None:
     assert table["pointing"].between(0, 1).all()
 
 
-def test_a_second_run_makes_nothing(whole_run: Run, start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+def test_a_second_run_makes_nothing(
+    whole_run: Run, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, artifacts = whole_run
     shutil.copytree(folder / "store", tmp_path / "store")
     for name in ("fit", "test"):
         monkeypatch.setattr(pl.Trainer, name, lambda *_, **__: pytest.fail("something was computed again"))
-    again = start(tmp_path)
+    again = start(tmp_path, "stages=[finetune,discover,validate,control,diagnose]")  # of a report: below
     assert all(again[kind].reused and again[kind].digest == artifacts[kind].digest for kind in KINDS)
 
 
-def test_another_sae_reuses_what_does_not_depend_on_it(whole_run: Run, start, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_another_sae_reuses_what_does_not_depend_on_it(whole_run: Run, start: Start, tmp_path: Path) -> None:
     folder, _ = whole_run
     shutil.copytree(folder / "store", tmp_path / "store")
     found = start(
@@ -160,7 +164,9 @@ def test_another_sae_reuses_what_does_not_depend_on_it(whole_run: Run, start, tm
     assert len(list(found["control"].file("edits").glob("*.json"))) == 11
 
 
-def test_report_alone_only_reads(whole_run: Run, start, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_report_alone_only_reads(whole_run: Run, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("fit", "test"):
+        monkeypatch.setattr(pl.Trainer, name, lambda *_, **__: pytest.fail("something was computed"))
     with pytest.raises(UserError, match="nothing to report"):
         start(tmp_path, "stages=[report]")
     assert not list((tmp_path / "store").rglob("*.safetensors"))
@@ -172,7 +178,7 @@ def test_report_alone_only_reads(whole_run: Run, start, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "index.html").is_file()
 
 
-def test_same_seed_same_bits_other_seed_other_bits(whole_run: Run, start, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_same_seed_same_bits_other_seed_other_bits(whole_run: Run, start: Start, tmp_path: Path) -> None:
     _, artifacts = whole_run
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
@@ -182,7 +188,7 @@ def test_same_seed_same_bits_other_seed_other_bits(whole_run: Run, start, tmp_pa
     assert other["classifier"].digest != artifacts["classifier"].digest
 
 
-def test_probe_trains_the_head_alone_and_captures_once(whole_run: Run, start, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_probe_trains_the_head_alone_and_captures_once(whole_run: Run, start: Start, tmp_path: Path) -> None:
     _, artifacts = whole_run
     weights = artifacts["classifier"].file("model.safetensors")
     found = start(tmp_path, "finetune=probe", "finetune.epochs=3", f"backbone.weights={weights}", "stages=[discover]")
@@ -194,7 +200,7 @@ def test_probe_trains_the_head_alone_and_captures_once(whole_run: Run, start, tm
     assert changed == {"fc.weight", "fc.bias"}
 
 
-def test_weights_that_fit_are_taken_as_they_are(whole_run: Run, start, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_weights_that_fit_are_taken_as_they_are(whole_run: Run, start: Start, tmp_path: Path) -> None:
     _, artifacts = whole_run
     weights = artifacts["classifier"].file("model.safetensors")
     found = start(tmp_path, f"backbone.weights={weights}", "stages=[finetune]")
@@ -202,20 +208,20 @@ def test_weights_that_fit_are_taken_as_they_are(whole_run: Run, start, tmp_path:
     assert found["classifier"].file("model.safetensors").read_bytes() == weights.read_bytes()
 
 
-def test_aligned_edits_are_refused_where_activations_are_signed(start, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_aligned_edits_are_refused_where_activations_are_signed(start: Start, tmp_path: Path) -> None:
     backbone = ["backbone=timm", "backbone.name=test_vit", "backbone.weights=random", "+backbone.args.img_size=32"]
     with pytest.raises(UserError, match=r"activations that are never negative.*cls"):
         start(tmp_path, *backbone, "edit.channels=aligned", "stages=[control]", "finetune.epochs=1")
 
 
-def test_a_set_that_names_nothing_is_refused(whole_run: Run, start, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_set_that_names_nothing_is_refused(whole_run: Run, start: Start, tmp_path: Path) -> None:
     folder, _ = whole_run
     shutil.copytree(folder / "store", tmp_path / "store")
     with pytest.raises(UserError, match="neither a class"):
         start(tmp_path, "stages=[control]", "edit.sets=[[castle]]")
 
 
-def test_a_vit_goes_through_every_stage(start, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_vit_goes_through_every_stage(start: Start, tmp_path: Path) -> None:
     backbone = ["backbone=timm", "backbone.name=test_vit", "backbone.weights=random", "+backbone.args.img_size=32"]
     found = start(tmp_path, *backbone, "finetune.epochs=1", "edit.modes=[suppress]")
     assert tuple(found) == KINDS

@@ -1,13 +1,10 @@
 """The paper's experiments as a user starts them: one of them, tiny, in processes of their own."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 from salve.artifacts import read_record, read_table
+from tests.integration.commands import ROOT, Command
 
-ROOT = Path(__file__).parents[2]
 TINY = [
     *("trainer=cpu", "data.train_per_class=8", "data.select_per_class=4", "data.test_per_class=4"),
     *("data.image_size=32", "data.batch_size=20"),
@@ -17,15 +14,11 @@ TINY = [
 
 
 def reproduce(folder: Path) -> str:
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "experiments.reproduce", "--quick", "--on", "scenes", "--only", "suppression"),
-            *("--output-dir", str(folder), *TINY),
-        ],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    arguments = ["--quick", "--on", "scenes", "--only", "suppression", "--output-dir", str(folder), *TINY]
+    process = Command("experiments.reproduce", arguments, folder, {"PYTHONPATH": str(ROOT)})
+    out, errors = process.communicate()
+    assert process.returncode == 0, out + errors
+    return out
 
 
 def test_one_experiment_and_its_page(tmp_path: Path) -> None:

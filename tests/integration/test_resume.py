@@ -1,8 +1,6 @@
 """Killed runs continue: between stages, within a training, and after SIGKILL of the real command."""
 
-import os
 import signal
-import subprocess
 import sys
 import time
 from importlib import import_module
@@ -13,6 +11,7 @@ import pytorch_lightning as pl
 
 from salve.artifacts import DONE
 from salve.stages import training
+from tests.integration.commands import Command
 from tests.integration.conftest import FEW, NARROW, SMALL, Start
 
 
@@ -103,12 +102,8 @@ def test_a_capture_goes_on_from_its_last_shard(start: Start, tmp_path: Path, mon
 
 
 def test_sigkill_leaves_nothing_half_written_and_the_same_command_finishes(tmp_path: Path) -> None:
-    command = [
-        *(sys.executable, "-m", "salve.cli", *SMALL, *FEW, *NARROW, f"output_dir={tmp_path / 'store'}"),
-        *("finetune.epochs=12", "stages=[finetune]"),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    settings = [*SMALL, *FEW, *NARROW, f"output_dir={tmp_path / 'store'}", "finetune.epochs=12", "stages=[finetune]"]
+    process = Command("salve.cli", settings, tmp_path)
     deadline = time.monotonic() + 120
     while not list((tmp_path / "store").rglob("last.ckpt")):
         assert process.poll() is None, "it ended before it could be killed"
@@ -118,7 +113,7 @@ def test_sigkill_leaves_nothing_half_written_and_the_same_command_finishes(tmp_p
     process.wait()
     artifacts = tmp_path / "store" / "artifacts"
     assert not list(artifacts.rglob(DONE))
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr
+    again = Command("salve.cli", settings, tmp_path)
+    assert again.wait() == 0, again.communicate()
     assert len(list(artifacts.rglob(DONE))) == 1
     assert not [path for path in (artifacts / "unfinished").iterdir() if path.is_dir()]

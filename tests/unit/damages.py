@@ -68,7 +68,8 @@ def headers(path: Path) -> Iterator[tuple[str, bytes]]:
     """A safetensors file whose header lies."""
     content = path.read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
-    header, data = json.loads(content[8 : 8 + length]), content[8 + length :]
+    header: dict[str, Any] = json.loads(content[8 : 8 + length])
+    data = content[8 + length :]
 
     def made(header: Any, claimed: int | None = None) -> bytes:
         text = (header if isinstance(header, str) else json.dumps(header)).encode()
@@ -78,7 +79,7 @@ def headers(path: Path) -> Iterator[tuple[str, bytes]]:
         yield f"a header of {claimed} bytes", made(header, claimed)
     name = next(key for key in header if key != "__metadata__")
     start, end = header[name]["data_offsets"]
-    for what, change in {
+    changes: dict[str, dict[str, Any]] = {
         "dtype unknown": {"dtype": "F7"},
         "dtype of another size": {"dtype": "F64"},
         "dtype that is no text": {"dtype": 3},
@@ -93,11 +94,13 @@ def headers(path: Path) -> Iterator[tuple[str, bytes]]:
         "negative offsets": {"data_offsets": [-4, end]},
         "offsets beyond": {"data_offsets": [10**15, 10**15 + end - start]},
         "no offsets": {"data_offsets": []},
-    }.items():
+    }
+    for what, change in changes.items():
         yield what, made({**header, name: {**header[name], **change}})
     yield "a tensor's name of a megabyte", made({**header, "a." * 500_000: header[name]})
     many = {f"{number}": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for number in range(50_000)}
     yield "very many tensors", made({**many, **header})
+    metadata: Any
     for metadata in (3, [], {"a": 3}, {"a": {"b": "c"}}):
         yield f"metadata {metadata}", made({**header, "__metadata__": metadata})
     yield "no object", made("[]")

@@ -51,6 +51,7 @@ def test_the_code_that_is_shown_runs(page: str) -> None:
     assert names["gate"].shape == (512,)
 
 
+@pytest.mark.slow
 def test_importing_salve_imports_nothing_heavy() -> None:
     code = "import sys, salve; assert 'torch' not in sys.modules; salve.editing.gate; assert 'torch' in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

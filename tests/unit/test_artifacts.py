@@ -11,8 +11,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from salve.artifacts import (
     write_table,
 )
 from salve.types import UserError
+from tests.forks import forks
 
 KEY_SETTINGS = {"weights": "abc", "sae": {"k": 2, "sparsity": 0.5}}
 
@@ -284,8 +286,9 @@ def _want(root: Path, answers: "multiprocessing.Queue[tuple[str, bool]]") -> Non
     answers.put((artifact.digest, artifact.reused))
 
 
+@pytest.mark.slow
 def test_processes_that_want_the_same_artifact_make_it_once(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = forks()
     answers: multiprocessing.Queue[tuple[str, bool]] = context.Queue()
     processes = [context.Process(target=_want, args=(tmp_path, answers)) for _ in range(4)]
     for process in processes:
@@ -352,14 +355,14 @@ def test_what_is_damaged_is_named_and_set_aside_and_made_again(
 
 def test_of_several_only_the_damaged_are_made_again(tmp_path: Path) -> None:
     store, calls = Store(tmp_path), list[list[int]]()
-    made = store.get_or_make_many("thing", MEMBERS, write_indices)
+    made = made_of(store, MEMBERS, write_indices)
     made[2].file("index.txt").write_text("3")
 
     def make(folders: Mapping[int, Path], scratch: Path) -> None:
         calls.append(sorted(folders))
         write_indices(folders, scratch)
 
-    again = store.get_or_make_many("thing", MEMBERS, make)
+    again = made_of(store, MEMBERS, make)
     assert calls == [[2]]
     assert [one.digest for one in again] == [one.digest for one in made]
 
@@ -451,13 +454,13 @@ def test_several_made_in_one_go_are_what_each_is_alone(tmp_path: Path) -> None:
         write_indices(folders, scratch)
 
     together, alone = Store(tmp_path / "together"), Store(tmp_path / "alone")
-    first = together.get_or_make_many("thing", [MEMBERS[2], MEMBERS[0]], make)
-    found = together.get_or_make_many("thing", MEMBERS, make)
+    first = made_of(together, [MEMBERS[2], MEMBERS[0]], make)
+    found = made_of(together, MEMBERS, make)
     assert calls == [[0, 1], [1, 3]]
-    assert [artifact.reused for artifact in found if artifact] == [True, False, True, False]
+    assert [artifact.reused for artifact in found] == [True, False, True, False]
     assert (found[0], found[2]) == (replace(first[1], reused=True), replace(first[0], reused=True))
     for i, (text, key_settings) in enumerate(zip(["1", "1", "0", "3"], MEMBERS, strict=True)):
-        same = alone.get_or_make("thing", key_settings, lambda folder, _, text=text: write_text(folder, text))
+        same = alone.get_or_make("thing", key_settings, partial(write_this, text))
         assert (same.key, same.digest) == (found[i].key, found[i].digest)
         names = [sorted(path.name for path in artifact.path.iterdir()) for artifact in (same, found[i])]
         assert names == [[DONE, "index.txt", "key.json"]] * 2
@@ -467,12 +470,23 @@ def test_several_made_in_one_go_are_what_each_is_alone(tmp_path: Path) -> None:
         together.only_found().get_or_make_many("thing", [MEMBERS[0], {"seed": 9}], refuse_all)
 
 
+def made_of(store: Store, keys_settings: Sequence[Mapping[str, Any]], make: Callable[..., None]) -> list[Artifact]:
+    """Several artifacts, none of which is missing."""
+    found = [one for one in store.get_or_make_many("thing", keys_settings, make) if one is not None]
+    assert len(found) == len(keys_settings)
+    return found
+
+
+def write_this(text: str, folder: Path, _: Path) -> None:
+    write_text(folder, text)
+
+
 def write_text(folder: Path, text: str) -> None:
     (folder / "index.txt").write_text(text)
 
 
 def test_a_key_given_twice_is_made_once(tmp_path: Path) -> None:
-    a, b, c = Store(tmp_path).get_or_make_many("thing", [MEMBERS[0], MEMBERS[1], dict(MEMBERS[0])], write_indices)
+    a, b, c = made_of(Store(tmp_path), [MEMBERS[0], MEMBERS[1], dict(MEMBERS[0])], write_indices)
     assert a == c
     assert a.key != b.key
     assert Store(tmp_path).get_or_make_many("thing", [], refuse_all) == []
@@ -544,7 +558,7 @@ def test_scratch_goes_before_results_are_in_their_places(
         scratches.append(scratch)
         write_indices(folders, scratch)
 
-    def dies(path: Path, **options: bool) -> None:
+    def dies(path: Path, **options: Any) -> None:
         if path in scratches:
             raise KeyboardInterrupt
         plain(path, **options)
@@ -595,12 +609,13 @@ def _want_several(root: Path, wanted: list[int], answers: "multiprocessing.Queue
         time.sleep(0.5)  # long enough for the others to arrive
 
     keys_settings = [{"seed": seed} for seed in wanted]
-    found = Store(root / "store").get_or_make_many("thing", keys_settings, make)
+    found = made_of(Store(root / "store"), keys_settings, make)
     answers.put([(seed, artifact.file("index.txt").read_text()) for seed, artifact in zip(wanted, found, strict=True)])
 
 
+@pytest.mark.slow
 def test_processes_whose_groups_overlap_make_each_once_and_never_wait_for_each_other(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = forks()
     answers: multiprocessing.Queue[list[tuple[int, str]]] = context.Queue()
     groups = [[0, 1, 2, 3], [5, 4, 3, 2], [3, 0, 5], [1]]
     processes = [context.Process(target=_want_several, args=(tmp_path, group, answers)) for group in groups]
@@ -758,13 +773,17 @@ def test_an_artifact_reads_its_tensors(tmp_path: Path) -> None:
     assert made.tensors("t.safetensors")["a"].tolist() == [0, 1, 2]
 
 
+def write_a(text: str, folder: Path, _: Path) -> None:
+    (folder / "a").write_text(text)
+
+
 def test_results_of_an_older_revision_are_not_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(tmp_path)
-    store.get_or_make("table", {"x": 1}, lambda folder, _: (folder / "a").write_text("old"))
+    store.get_or_make("table", {"x": 1}, partial(write_a, "old"))
     assert store.find("table", {"x": 1}) is not None
     monkeypatch.setattr("salve.artifacts.REVISION", artifacts.REVISION + 1)
     assert store.find("table", {"x": 1}) is None
-    made = store.get_or_make("table", {"x": 1}, lambda folder, _: (folder / "a").write_text("new"))
+    made = store.get_or_make("table", {"x": 1}, partial(write_a, "new"))
     assert made.file("a").read_text() == "new"
 
 

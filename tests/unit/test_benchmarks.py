@@ -85,9 +85,11 @@ def test_the_trainer_makes_exactly_the_steps_that_were_ordered(local: dict[str, 
     contender, salve = local["contender"], local["train_salve"]
     rows = contender.Rows(torch.randn(64, 8), torch.randn(5, 8))
 
-    class Orders(contender.Line):  # type: ignore[name-defined]
+    class Orders(contender.Line):
         def __init__(self, *orders: dict[str, Any]) -> None:
-            self.orders, self.steps, self.said = list(orders), [], []
+            self.orders = list(orders)
+            self.steps: list[int] = []
+            self.said: list[dict[str, Any]] = []
 
         def receive(self) -> dict[str, Any]:
             return self.orders.pop(0)
@@ -99,7 +101,8 @@ def test_the_trainer_makes_exactly_the_steps_that_were_ordered(local: dict[str, 
             self.said.append(what)
 
     made = []
-    train, look = [{"train": 3}, {"train": 4}, {"measure": True}], {"look": True}
+    train: list[dict[str, Any]] = [{"train": 3}, {"train": 4}, {"measure": True}]
+    look = {"look": True}
     for kind_of, orders in ((salve.Trained, train), (salve.Looped, [look, train[0], look, train[1], look, train[2]])):
         line, one = Orders(*orders), kind_of(cell(local, kind=kind), rows)
         line.look = one.look
@@ -128,6 +131,7 @@ def test_a_library_imports_what_its_training_never_calls(
     assert not hasattr(names["nosuchlogger"], "__version__")
 
 
+@pytest.mark.slow
 def test_a_contender_answers_its_orders(local: dict[str, ModuleType], tmp_path: Path) -> None:
     file = tmp_path / "rows.safetensors"
     save_file({"train": torch.randn(256, 8), "held_out": torch.randn(20, 8)}, file)
@@ -423,6 +427,7 @@ def wheel(folder: Path, name: str, requires: str = "") -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_an_environment_has_its_own_packages_and_this_one_s_torch(local: dict[str, ModuleType], tmp_path: Path) -> None:
     peer = wheel(tmp_path, "somepeer", requires="torch")
     make = local["environments"].environment

@@ -50,6 +50,7 @@ def test_the_jobs_of_a_sweep_share_what_is_checked_and_need_no_gpu(
     assert loads == ["resnet10t", "resnet18"]
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_found_once_and_said_for_every_job(
     composed: Compose, loads: list[str], tmp_path: Path
 ) -> None:

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -20,7 +21,7 @@ from salve.types import Labels, Split, UserError
 
 CPU = torch.device("cpu")
 PREPROCESS = Preprocess(size=16, resize=None, mean=(0, 0, 0), std=(0.25, 0.25, 0.25))
-COUNTS = {"train": 11, "select": 3, "test": 5}
+COUNTS: dict[Split, int] = {"train": 11, "select": 3, "test": 5}
 
 
 class Noise(ImageData):
@@ -28,7 +29,7 @@ class Noise(ImageData):
 
     name = "noise"
 
-    def __init__(self, counts: dict[str, int] = COUNTS, white: int | None = None, seed: int = 0) -> None:
+    def __init__(self, counts: dict[Split, int] = COUNTS, white: int | None = None, seed: int = 0) -> None:
         super().__init__(batch_size=2)
         self.seed = seed
         self.items: dict[str, list[tuple[Tensor, int]]] = {}
@@ -60,7 +61,7 @@ def no_progress(_: str, __: int) -> Iterator[Callable[[int], None]]:
     yield lambda _: None
 
 
-def small(seed: int = 0, classes: int = 4) -> nn.Module:
+def small(seed: int = 0, classes: int = 4) -> Any:
     torch.manual_seed(seed)
     return timm.create_model("resnet10t", num_classes=classes, channels=(8, 16, 24, 32)).eval()
 
@@ -80,11 +81,16 @@ def run(store: Store, model: nn.Module, data: ImageData | None = None, progress:
     return captured(store, model, find_site(model, "last"), data or Noise(), CPU, progress)
 
 
+def in_order(data: ImageData, split: Split) -> list[tuple[Tensor, int]]:
+    images: Any = data.dataset(split)
+    return list(images)
+
+
 @torch.no_grad()
 def plain_loop(model: nn.Module, data: ImageData, split: Split) -> Tensor:
     """Image by image, without shards or batches."""
     site = find_site(model, "last")
-    return torch.cat([site_activations(model, site, image[None]) for image, _ in data.dataset(split)])
+    return torch.cat([site_activations(model, site, image[None]) for image, _ in in_order(data, split)])
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 11, 2048])

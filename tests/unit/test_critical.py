@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from salve.editing import edited_logits
 from salve.types import UserError
 
 
-def margin(alpha: float, weight: Tensor, bias: Tensor, a: Tensor, c: Tensor, own: int, criterion: str) -> float:
+def margin(alpha: float, weight: Tensor, bias: Tensor, a: Tensor, c: Tensor, own: int, criterion: Any) -> float:
     """The definition, channel by channel: what has to stay positive for the class to hold."""
     size = c.abs()
     factor = torch.tensor([1.0 if s == 0 else max(0.0, 1 - alpha * float(s)) for s in size], dtype=torch.float64)
@@ -22,7 +23,7 @@ def margin(alpha: float, weight: Tensor, bias: Tensor, a: Tensor, c: Tensor, own
     return float(logits[own] - torch.cat([logits[:own], logits[own + 1 :]]).max())
 
 
-def by_bisection(weight: Tensor, bias: Tensor, a: Tensor, c: Tensor, own: int, criterion: str) -> float:
+def by_bisection(weight: Tensor, bias: Tensor, a: Tensor, c: Tensor, own: int, criterion: Any) -> float:
     """First crossing, by a fine scan for the first sign change and bisection inside it."""
 
     def value(alpha: float) -> float:
@@ -51,7 +52,7 @@ def by_bisection(weight: Tensor, bias: Tensor, a: Tensor, c: Tensor, own: int, c
 
 @pytest.mark.parametrize("criterion", ["logit", "flip"])
 @pytest.mark.parametrize("seed", range(12))
-def test_exact_equals_bisection(criterion: str, seed: int) -> None:
+def test_exact_equals_bisection(criterion: Any, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -77,7 +78,7 @@ def test_exact_equals_bisection(criterion: str, seed: int) -> None:
 
 
 def at_every_breakpoint(
-    weight: Tensor, bias: Tensor, activations: Tensor, c: Tensor, labels: Tensor, criterion: str
+    weight: Tensor, bias: Tensor, activations: Tensor, c: Tensor, labels: Tensor, criterion: Any
 ) -> tuple[Tensor, Tensor]:
     """First crossings ``[N]`` from the edited head's logits at every breakpoint, and whether the class comes back."""
     alphas = torch.cat([torch.zeros(1), (1 / c.abs()[c != 0]).sort().values])
@@ -99,7 +100,7 @@ def at_every_breakpoint(
 
 @pytest.mark.parametrize("criterion", ["logit", "flip"])
 @pytest.mark.parametrize("width", [1, 2, 61, 256])
-def test_exact_equals_the_edited_head_at_every_breakpoint(criterion: str, width: int) -> None:
+def test_exact_equals_the_edited_head_at_every_breakpoint(criterion: Any, width: int) -> None:
     generator = torch.Generator().manual_seed(width)
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)

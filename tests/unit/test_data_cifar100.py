@@ -50,7 +50,7 @@ def test_images_labels_and_names(root: Path) -> None:
     for split in ("select", "test"):  # the test set, divided
         assert data.labels(split).bincount().tolist() == [2, 2, 2]
         for place, index in enumerate(data.raw(split).indices.tolist()):
-            image, label = data.dataset(split)[place]  # type: ignore[misc]
+            image, label = data.dataset(split)[place]
             expected = torch.from_numpy(np.asarray(theirs[index][0]).copy()).permute(2, 0, 1) / 255
             torch.testing.assert_close(image, expected)
             assert label == data.labels(split)[place] == theirs[index][1]
@@ -90,7 +90,7 @@ def test_limit_and_fingerprint(root: Path, tmp_path: Path) -> None:
     data, limited = Cifar100Data(root, batch_size=4), Cifar100Data(root, batch_size=4, limit_per_class=2)
     assert limited.labels("train").tolist() == [0, 1, 2] * 2
     assert limited.labels("test").bincount().tolist() == [2, 2, 2]
-    others = [Cifar100Data(root, batch_size=4, **o) for o in ({"split_seed": 1}, {"select_share": 0.3})]  # type: ignore[arg-type]
+    others = [Cifar100Data(root, batch_size=4, **o) for o in ({"split_seed": 1}, {"select_share": 0.3})]
     assert others[1].labels("select").bincount().tolist() == [1, 1, 1]
     assert len({d.fingerprint() for d in (data, limited, *others)}) == 4
     assert Cifar100Data(root, batch_size=9, limit_per_class=99).fingerprint() == data.fingerprint()

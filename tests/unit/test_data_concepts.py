@@ -2,6 +2,7 @@
 
 import math
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from salve.data import scenes, shapes
 from salve.data.concepts import ConceptsData
 from salve.data.scenes import CLASSES, CONCEPTS, SCENES, SHARED, SPURIOUS, SPURIOUS_BASE_RATE, SPURIOUS_CLASS
 from salve.data.transforms import Preprocess
-from salve.types import UserError
+from salve.types import Split, UserError
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +21,11 @@ def data() -> ConceptsData:
     return ConceptsData(batch_size=16, train_per_class=12, select_per_class=3, test_per_class=8)
 
 
-def pixels(data: ConceptsData, split: str = "test") -> torch.Tensor:
-    raw = data.raw(split)  # type: ignore[arg-type]
+SPLITS: tuple[Split, ...] = ("train", "select", "test")
+
+
+def pixels(data: ConceptsData, split: Split = "test") -> torch.Tensor:
+    raw: Any = data.raw(split)
     return torch.stack([raw[i][0] for i in range(len(raw))])
 
 
@@ -48,17 +52,17 @@ def test_an_image_does_not_depend_on_how_many_are_drawn(data: ConceptsData) -> N
 
 
 def test_splits_and_images_differ(data: ConceptsData) -> None:
-    everything = torch.cat([pixels(data, split) for split in ("train", "select", "test")])
+    everything = torch.cat([pixels(data, split) for split in SPLITS])
     assert len({image.numpy().tobytes() for image in everything}) == len(everything) == 230
-    for split in ("train", "select", "test"):
-        assert data.labels(split).bincount().tolist() == [data.per_class[split]] * 10  # type: ignore[arg-type]
+    for split in SPLITS:
+        assert data.labels(split).bincount().tolist() == [data.per_class[split]] * 10
 
 
 def test_numpy_global_seed_is_left_alone(data: ConceptsData) -> None:
     np.random.seed(0)  # noqa: NPY002
-    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    before = np.random.get_state(legacy=False)["state"]["key"].copy()  # noqa: NPY002
     ConceptsData(batch_size=4, test_per_class=1).raw("test")
-    assert (np.random.get_state()[1] == before).all()  # noqa: NPY002
+    assert (np.random.get_state(legacy=False)["state"]["key"] == before).all()  # noqa: NPY002
 
 
 # -- shapes
@@ -192,7 +196,7 @@ def test_colour_does_not_tell_the_class() -> None:
     """A linear classifier on mean colours stays near chance (0.1), so shape has to be seen."""
     larger = ConceptsData(batch_size=1, train_per_class=40, test_per_class=20, clutter=0.0)
 
-    def colours(split: str) -> torch.Tensor:
+    def colours(split: Split) -> torch.Tensor:
         features = pixels(larger, split).double().flatten(2)
         return torch.cat([features.mean(2) / 255, features.std(2) / 255, torch.ones(len(features), 1)], dim=1)
 
@@ -254,8 +258,8 @@ def test_remarks_on_few_images_and_on_enlarged_ones() -> None:
 
 
 def test_fingerprint_follows_the_pixels_and_nothing_else() -> None:
-    def fingerprint(**changes: float) -> str:
-        return ConceptsData(**{"batch_size": 8, **changes}).fingerprint()  # type: ignore[arg-type]
+    def fingerprint(**changes: Any) -> str:
+        return ConceptsData(**{"batch_size": 8, **changes}).fingerprint()
 
     base = fingerprint()
     assert fingerprint(batch_size=99, num_workers=2) == base
@@ -290,6 +294,6 @@ def test_other_sizes_show_the_same_scene() -> None:
         ({"num_workers": -1}, "data.num_workers=-1 must be at least 0"),
     ],
 )
-def test_values_out_of_range_are_refused(wrong: dict[str, float], sentence: str) -> None:
+def test_values_out_of_range_are_refused(wrong: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        ConceptsData(**{"batch_size": 8, **wrong})  # type: ignore[arg-type]
+        ConceptsData(**{"batch_size": 8, **wrong})

@@ -19,7 +19,12 @@ def read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """Names of the files that are read from now on; digests are cached in a folder of the test."""
     names: list[str] = []
     digest = files.digest_of_file
-    monkeypatch.setattr(files, "digest_of_file", lambda path: names.append(path.name) or digest(path))
+
+    def noted(path: Path) -> str:
+        names.append(path.name)
+        return digest(path)
+
+    monkeypatch.setattr(files, "digest_of_file", noted)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return names
 

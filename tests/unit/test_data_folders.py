@@ -89,7 +89,7 @@ def test_files_of_every_mode_load(tmp_path: Path, mode: str, suffix: str) -> Non
     data = folder(tmp_path)
     files = data.raw("train").files
     place = [file.path for file in files].index(f"cat/0.{suffix}")
-    image, label = data.dataset("train")[place]  # type: ignore[misc]
+    image, label = data.dataset("train")[place]
     assert (image.shape, label) == ((3, 8, 8), 0)
     assert image.min() > 0.98
 
@@ -153,7 +153,7 @@ def paths(data: FolderData, split: Any) -> list[str]:
         ({"val": 0, "select": 2, "test": 1}, "select", "test"),
     ],
 )
-def test_folders_of_their_own_are_found(tmp_path: Path, there: dict[str, int], select: str, test: str) -> None:
+def test_folders_of_their_own_are_found(tmp_path: Path, there: dict[str, Any], select: str, test: str) -> None:
     data = folder(fill(tmp_path, **there))
     assert paths(data, "train") == [f"train/{name}/{i}.png" for name in ("cat", "dog") for i in range(3)]
     assert paths(data, "select") == [f"{select}/{name}/{i}.png" for name in ("cat", "dog") for i in range(2)]
@@ -162,7 +162,8 @@ def test_folders_of_their_own_are_found(tmp_path: Path, there: dict[str, int], s
 
 @pytest.mark.parametrize("name", ["val", "test"])
 def test_a_single_held_out_folder_is_divided(tmp_path: Path, name: str) -> None:
-    fill(tmp_path, **{"val": 0, name: 10})
+    counts: dict[str, Any] = {"val": 0, name: 10}
+    fill(tmp_path, **counts)
     data = folder(tmp_path)
     select, test = paths(data, "select"), paths(data, "test")
     assert len(select) == len(test) == 10
@@ -224,7 +225,7 @@ def test_what_pillow_reads_is_read(tmp_path: Path, name: str) -> None:
     Image.new("RGB", (20, 16), "lime").save(tmp_path / "train/cat" / name, format=kind)
     data = folder(tmp_path)
     place = [file.path for file in data.raw("train").files].index(f"cat/{name}")
-    image, _ = data.dataset("train")[place]  # type: ignore[misc]
+    image, _ = data.dataset("train")[place]
     assert (image[1] > 0.95).all()
     assert (image[0] < 0.05).all()
 
@@ -245,7 +246,7 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
 
 
 def test_few_images_are_remarked(tmp_path: Path) -> None:
-    many = {"train": 60, "select": 49, "test": 50, "val": 0}
+    many: dict[str, Any] = {"train": 60, "select": 49, "test": 50, "val": 0}
     assert folder(fill(tmp_path, **many)).remarks()[0].startswith("The smallest class has few images (select 49):")
     (tmp_path / "train/cat/0.png").rename(tmp_path / "select/cat/x.png")
     (tmp_path / "train/dog/0.png").rename(tmp_path / "select/dog/x.png")

@@ -103,7 +103,7 @@ def test_the_real_imagenette() -> None:
     assert halves.abs().max() <= 1
     raw = data.raw("train")
     one_channel = next(i for i in range(len(raw)) if file_mode(raw.root / raw.folder / raw.files[i].path) == "L")
-    image, _ = data.dataset("train")[one_channel]  # type: ignore[misc]
+    image, _ = data.dataset("train")[one_channel]
     shown = data.preprocess.denormalise(image[None])[0]  # type: ignore[union-attr]
     torch.testing.assert_close(shown[0], shown[2])
     assert next(iter(data.loader("test", indices=range(0, 1900, 316))))[0].shape == (4, 3, 64, 64)

@@ -1,6 +1,7 @@
 """Batches over several ranks, against torch's own DataLoader; and draws that depend on the row alone."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -31,11 +32,11 @@ def epochs(batches: RankBatches, count: int = 2) -> list[list[int]]:
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_alone_they_are_the_batches_of_a_dataloader(n: int, size: int, shuffle: bool, drop_last: bool) -> None:
     torch.manual_seed(5)
-    plain = DataLoader(range(n), size, shuffle=shuffle, drop_last=drop_last)  # type: ignore[arg-type]
+    plain = DataLoader[Any](range(n), size, shuffle=shuffle, drop_last=drop_last)  # type: ignore[arg-type]
     expected = [batch.tolist() for _ in range(2) for batch in plain]
     state = torch.get_rng_state()
     torch.manual_seed(5)
-    ours = DataLoader(range(n), batch_sampler=RankBatches(n, size, shuffle, drop_last))  # type: ignore[arg-type]
+    ours = DataLoader[Any](range(n), batch_sampler=RankBatches(n, size, shuffle, drop_last))  # type: ignore[arg-type]
     assert [batch.tolist() for _ in range(2) for batch in ours] == expected
     assert len(ours) == len(plain)
     assert torch.equal(torch.get_rng_state(), state)

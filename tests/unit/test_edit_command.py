@@ -493,6 +493,7 @@ def test_a_files_text_does_not_steer_the_terminal(studied: Studied, capsys: pyte
     assert "?[2Jchurch" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_command_imports_nothing_heavy(studied: Studied) -> None:
     """Modules, not seconds: those depend on the machine."""
     code = (

@@ -158,6 +158,7 @@ def test_counters_of_batches_may_be_missing_or_others(parts: tuple[ResNet, Site,
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF, torch.float64])
+@pytest.mark.slow
 def test_edits_stack_and_are_undone_apart_in_any_order_to_the_same_bits(
     parts: tuple[ResNet, Site, SAE], dtype: torch.dtype
 ) -> None:

@@ -155,5 +155,5 @@ def test_images_of_another_class_are_framed() -> None:
 def test_the_heat_map_marks_each_class_s_latent() -> None:
     axes = means_figure(a_study(separable())).axes[0]
     assert [text.get_text() for text in axes.get_xticklabels()] == ["0", "1"]
-    marked = axes.lines[0].get_xydata()
+    marked: Any = axes.lines[0].get_xydata()
     assert marked.tolist() == [[0, 0], [1, 2]]

@@ -122,7 +122,7 @@ def test_an_edit_that_cannot_be_had_is_worth_nothing() -> None:
 
 def test_classes_that_are_lost_or_empty_before_the_edit_do_not_count() -> None:
     given = reader()
-    without = {split: (rows[labels != 2], labels[labels != 2])
+    without: Any = {split: (rows[labels != 2], labels[labels != 2])
                for split, (rows, labels) in (("select", given.select), ("test", given.test))}  # fmt: skip
     empty = given._replace(**without)
     lost = given._replace(bias=torch.tensor([0.0, -1e3, 0.0], dtype=torch.float64))
@@ -135,9 +135,9 @@ def test_classes_that_are_lost_or_empty_before_the_edit_do_not_count() -> None:
     found = at_matched_effect(empty, methods(empty)[1].edit(0, empty.weight[0]), 0)
     (rows, labels), weight = empty.test, empty.weight
     edited = F.linear(rows - found["alpha"] * weight[0], weight)
-    one = labels == 1
-    change = (edited.argmax(dim=1) == 1)[one].double().mean() - (F.linear(rows, weight).argmax(dim=1) == 1)[
-        one
+    ones = labels == 1
+    change = (edited.argmax(dim=1) == 1)[ones].double().mean() - (F.linear(rows, weight).argmax(dim=1) == 1)[
+        ones
     ].double().mean()
     assert found["drift"] == pytest.approx(abs(float(change)))
     assert math.isfinite(found["kl"])
@@ -306,7 +306,7 @@ def test_the_figure_shows_the_summary_and_the_classes() -> None:
     for axes, (measure, (_, unit, linear)) in zip(figure.axes[: len(PANELS)], PANELS.items(), strict=True):
         means = np.array([box[0].get_xdata()[0] for box in axes.containers])
         np.testing.assert_allclose(means, unit * expected[measure])
-        dots = [line.get_xdata() for line in axes.get_lines() if line.get_marker() == "."]
+        dots: Any = [line.get_xdata() for line in axes.get_lines() if line.get_marker() == "."]
         wanted = gate["selectivity"] - steering["selectivity"] if measure == "ahead" else steering[measure]
         np.testing.assert_allclose(dots[ROWS.index((STEERING, "latent"))], unit * wanted)
         assert np.isnan(dots[0]).all() == (measure == "ahead")  # the gate is not compared with itself
@@ -340,7 +340,7 @@ def test_latents_are_read_from_a_run() -> None:
 
 
 @pytest.mark.parametrize("latents", [[1, 2, 3], [1, math.nan, 3]])
-def test_findings_of_two_grounds(latents: list[float]) -> None:
+def test_findings_of_two_testbeds(latents: list[float]) -> None:
     given = reader()
     signs = [1, math.nan if math.isnan(latents[1]) else -1, 1]
     runs = (a_run(0, latents, signs), a_run(3, [1, 2, 3], [1, -1, 1]))

@@ -88,7 +88,8 @@ def test_the_effect_is_every_class_s_change_at_the_matched_strength(own: int) ->
 
 
 def test_an_edit_that_cannot_be_had_has_no_effect_to_speak_of() -> None:
-    edit, change = effect(np.array([0.0, 1]), *[np.array([[0.9, 0.8], [0.3, 0.8]])] * 2, 0)
+    accuracy = np.array([[0.9, 0.8], [0.3, 0.8]])
+    edit, change = effect(np.array([0.0, 1]), accuracy, accuracy, 0)
     assert not edit.reached
     assert np.isnan(change).all()
 
@@ -303,10 +304,10 @@ def test_figures_show_the_most_harmful_first_and_superclasses_together(monkeypat
     assert [text.get_fontweight() for text in lost.texts] == ["bold", "normal", "normal", "normal"]
     drift = drift_figure(found).axes[0]
     assert [tick.get_text() for tick in drift.get_yticklabels()] == ["fish", "trees"]
-    shown = drift.images[0].get_array()
+    shown: Any = drift.images[0].get_array()
     # Fish first: row 0 is shark's edit, columns shark, trout, maple, oak; row 1 is trout's, which cannot be had.
     assert shown[0].tolist() == [None, *(pytest.approx(-100 * 0.9375 * loss) for loss in (0.2, 0.2, 0.0))]
     assert np.ma.getmaskarray(shown)[1].all()
-    panels = sharing_figure([found]).axes
+    panels: Any = sharing_figure([found]).axes
     assert [line.get_ydata()[0] for line in panels[0].lines] == [3 / 4]
     assert panels[3].patches[0].get_height() == pytest.approx(3 / 4)

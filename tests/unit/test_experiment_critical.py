@@ -45,8 +45,8 @@ def a_head(signed: bool, images: int = 60, channels: int = 24, classes: int = 3)
 @pytest.mark.parametrize("signed", [False, True])
 def test_lift_and_drop_are_the_error_of_the_approximation(signed: bool) -> None:
     weight, bias, activations, labels, vector = (t.double() if t.is_floating_point() else t for t in a_head(signed))
-    given = (weight, bias, activations, vector, labels, "logit")
-    exact, linear = critical_strength(*given, "exact"), critical_strength(*given, "linear")
+    given = (weight, bias, activations, vector, labels)
+    exact, linear = critical_strength(*given, "logit", "exact"), critical_strength(*given, "logit", "linear")
     crossing = exact.isfinite() & (exact > 0)
     assert (vector.abs().max() * exact[crossing] > 1).sum() >= 5  # or the law would be tried on no closed channel
     found = [closing(activations[labels == k], weight[k], vector.abs(), exact[labels == k]) for k in range(3)]
@@ -253,6 +253,7 @@ def _margins(study: Any, vector: Tensor, image: int) -> Callable[[float], float]
     return margin
 
 
+@pytest.mark.slow
 def test_one_sae_and_a_class_without_a_latent_will_do() -> None:
     found = analyse([a_study(signed=False, seeds=1, without="tench"), a_study(signed=True, seeds=1)])
     assert "tench" not in found.tables["classes"]["class"].iloc[:2].tolist()

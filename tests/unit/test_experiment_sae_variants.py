@@ -204,7 +204,7 @@ def test_the_best_setting_is_the_one_that_select_says_is_best() -> None:
 
 def test_differences_are_paired_and_hold_together() -> None:
     generator = np.random.default_rng(2)
-    values = {name: generator.normal(i, 1, (2, 5)) for i, name in enumerate(("linear_l1", "a", "b"))}
+    values: Any = {name: generator.normal(i, 1, (2, 5)) for i, name in enumerate(("linear_l1", "a", "b"))}
     found = compared(table_of(values), Target("l0", 4), ["selectivity"], ["linear_l1"]).set_index("variant")
     for name in ("a", "b"):
         test = stats.ttest_rel(values[name][1], values["linear_l1"][1])
@@ -238,7 +238,7 @@ def test_a_class_direction_is_its_mean_evidence() -> None:
     found = class_directions(weight, activations, labels)
     for k in range(3):
         own = [weight[k] * activations[n] for n in range(12) if labels[n] == k]
-        mean = sum(own) / len(own)
+        mean = torch.stack(own).mean(dim=0)
         torch.testing.assert_close(found[k], mean / mean.norm())
 
 
@@ -263,7 +263,8 @@ def test_references_tell_a_clean_edit_from_a_blunt_one() -> None:
     labels = torch.arange(40) % 4
     activations = torch.eye(4).repeat_interleave(2, dim=1)[labels] + 0.01 * torch.rand(40, 8)
     weight, bias = torch.eye(4).repeat_interleave(2, dim=1), torch.zeros(4)
-    edits = reference_edits(weight, bias, *[(activations, labels)] * 3, torch.linspace(0, 50, 201), "abcd", (0, 1))
+    rows = (activations, labels)
+    edits = reference_edits(weight, bias, rows, rows, rows, torch.linspace(0, 50, 201), "abcd", (0, 1))
     found = reference_summary(edits.assign(data="toy")).set_index("reference")
     assert found.loc[ORACLE, "selectivity"] > 0.9
     assert found.loc[ORACLE, "selectivity"] > found.loc[RANDOM, "selectivity"]
@@ -276,6 +277,7 @@ KNOBS = ("sae.sparsity", "sae.k")
 
 
 @pytest.mark.parametrize("data", EXPERIMENTS)
+@pytest.mark.slow
 def test_every_variant_composes(data: str, tmp_path: Path) -> None:
     for folder in ("train/n01440764", "train/n02102040", "val/n01440764", "val/n02102040"):
         (tmp_path / folder).mkdir(parents=True)
@@ -443,6 +445,7 @@ def test_two_runs_for_one_place_are_an_error(outputs: Outputs) -> None:
         collect("concepts", SMALL, outputs.folder)
 
 
+@pytest.mark.slow
 def test_table_and_figure_show_what_the_runs_found(outputs: Outputs, tmp_path: Path) -> None:
     outputs.add_all()
     found = collect("concepts", SMALL, outputs.folder)
@@ -457,6 +460,7 @@ def test_table_and_figure_show_what_the_runs_found(outputs: Outputs, tmp_path: P
 
     figure = comparison_figure(found.runs, table, reference_summary(found.references))
     against_l0 = figure.axes[0]
+    line: Any
     [line] = [line for line in against_l0.get_lines() if line.get_color() == LOOKS["topk"][0]]
     means = found.runs[found.runs["variant"] == "topk"].groupby("knob")[["l0", "selectivity"]].mean()
     np.testing.assert_allclose(line.get_xdata(), means["l0"])

@@ -121,7 +121,8 @@ def test_claims_are_measured_from_all_saes() -> None:
 
 def test_a_panel_shows_the_class_and_the_others() -> None:
     figure = curves_figure(a_study(OneRun(0, {"church": CLEAN}, {}, {"church": EARLY})), "suppress")
-    ball, tench, own, others = figure.axes[0].lines
+    lines: Any = figure.axes[0].lines
+    ball, tench, own, others = lines
     assert list(ball.get_ydata()) == [0.8] * 4
     assert list(tench.get_ydata()) == [0.7, 0.7, 0.68, 0.5]
     assert list(own.get_ydata()) == [0.9, 0.5, 0.0, 0.0]

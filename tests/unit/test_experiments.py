@@ -84,7 +84,7 @@ def test_a_claim_that_contradicts_itself_is_refused(fields: dict[str, float]) ->
         Claim("experiment.name", "claim", "measure", **fields)
 
 
-def test_verdicts_of_several_grounds_together() -> None:
+def test_verdicts_of_several_testbeds_together() -> None:
     assert together([]) == "not measured"
     assert together(["not measured", "not measured"]) == "not measured"
     assert together(["holds", "not measured", "holds"]) == "holds"
@@ -125,7 +125,7 @@ def test_judged_keeps_the_order_of_claims_and_those_not_measured() -> None:
 # -- testbeds and places
 
 
-def test_every_ground_and_experiment_has_its_recipe_and_a_quick_way() -> None:
+def test_every_testbed_and_experiment_has_its_recipe_and_a_quick_way() -> None:
     for name, testbed in TESTBEDS.items():
         assert name == testbed.name
         assert testbed.quick
@@ -153,7 +153,7 @@ def setup(*arguments: str) -> Setup:
 
 
 @pytest.mark.usefixtures("bare")
-def test_a_place_is_what_options_say_and_else_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_setup_is_what_options_say_and_else_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert setup() == Setup(Path("outputs"), {}, {})
     monkeypatch.setenv("SALVE_IMAGENETTE", "/env/imagenette")
     monkeypatch.setenv("SALVE_CIFAR100", "/env/cifar")
@@ -180,12 +180,12 @@ def test_a_place_is_what_options_say_and_else_the_environment(monkeypatch: pytes
         (["trainer"], "trainer is no setting"),
     ],
 )
-def test_a_wrong_place_is_answered_with_what_would_be_right(arguments: list[str], named: str) -> None:
+def test_a_wrong_setup_is_answered_with_what_would_be_right(arguments: list[str], named: str) -> None:
     with pytest.raises(UserError, match=named):
         setup(*arguments)
 
 
-def test_what_a_place_lacks(tmp_path: Path) -> None:
+def test_what_a_setup_lacks(tmp_path: Path) -> None:
     file = tmp_path / "weights.pt"
     file.touch()
     images, nowhere = {"imagenette": str(tmp_path)}, {"imagenette": str(tmp_path / "no")}
@@ -240,7 +240,7 @@ def test_the_command_of_runs(tmp_path: Path) -> None:
 # -- an experiment
 
 
-def test_grounds_beside_are_for_comparison_only(tmp_path: Path) -> None:
+def test_testbeds_beside_are_for_comparison_only(tmp_path: Path) -> None:
     file = tmp_path / "weights.pt"
     file.touch()
     one = Experiment("x", "X", ("cifar100",), analysed, beside=("resnet18", "scenes"))
@@ -595,7 +595,7 @@ def test_reproduce_runs_what_can_be_run_and_says_what_cannot(
 
 
 @pytest.mark.usefixtures("bare")
-def test_reproduce_hands_its_place_on_as_it_is(tmp_path: Path, calls: list[Call], made: list[str]) -> None:
+def test_reproduce_hands_its_setup_on_as_it_is(tmp_path: Path, calls: list[Call], made: list[str]) -> None:
     given = ["--output-dir", str(tmp_path), "--imagenette", str(tmp_path), "--cifar100", "c d", "--download", "--quick"]
     weights = ["--weights", f"vit={__file__}", "--weights", "cifar100=x=y"]
     assert reproduce_module.main([*given, *weights, "a=[1,2]", "b='x y'"]) == 0
@@ -635,7 +635,7 @@ def test_reproduce_refuses_what_it_does_not_know(
 
 
 @pytest.mark.usefixtures("bare", "calls")
-def test_reproduce_refuses_a_wrong_place_in_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+def test_reproduce_refuses_a_wrong_setup_in_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert reproduce_module.main(["--weights", "x=y"]) == 2
     said = capsys.readouterr().err
     assert said.startswith("reproduce: --weights x=y is no NAME=FILE")

@@ -153,7 +153,7 @@ def test_entropy_does_not_depend_on_the_size_of_the_classes() -> None:
     assert class_entropy((labels == 1)[:, None].float(), labels, 3).tolist() == [0.0]
 
 
-def test_purity_leaves_out_what_is_negligible() -> None:
+def test_purity_leaves_out_what_hardly_fires() -> None:
     activations = torch.full((4, 1), 10.0)
     latents = torch.tensor([[5.0], [0.05], [-0.05], [4.0]])
     labels = torch.tensor([0, 1, 1, 0])

@@ -32,7 +32,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files whose bytes are read from here on."""
     names: list[str] = []
-    monkeypatch.setattr(files, "digest_of_file", lambda path: names.append(path.name) or digest_of_file(path))
+
+    def noted(path: Path) -> str:
+        names.append(path.name)
+        return digest_of_file(path)
+
+    monkeypatch.setattr(files, "digest_of_file", noted)
     return names
 
 

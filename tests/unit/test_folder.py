@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from threading import Barrier
 
@@ -157,10 +158,14 @@ def test_a_folder_that_cannot_be_made_is_an_error_of_the_system(tmp_path: Path) 
 # -- what is damaged
 
 
+def write_a(folder: Path, _: Path) -> None:
+    (folder / "a").write_text("a")
+
+
 @pytest.fixture
 def finished(tmp_path: Path) -> RunFolder:
     """A finished run with one artifact."""
-    made = Store(tmp_path / "artifacts").get_or_make("sae", {}, lambda folder, _: (folder / "a").write_text("a"))
+    made = Store(tmp_path / "artifacts").get_or_make("sae", {}, write_a)
     folder = tmp_path / "sweep" / "aaaa"
     (folder / "figures").mkdir(parents=True)
     (folder / "config.yaml").write_text("name: x")
@@ -263,11 +268,11 @@ def test_what_lies_in_the_way_is_named(tmp_path: Path) -> None:
         return in_one_sentence(caught.value)
 
     for place in ("file/runs", "file"):
-        assert said(lambda place=place: (tmp_path / place).mkdir(exist_ok=True)).startswith(
+        assert said(partial((tmp_path / place).mkdir, exist_ok=True)).startswith(
             f"{tmp_path / 'file'} is a file, but must be a folder; remove it, or choose"
         )
     for place in ("link/runs", "link"):
-        assert said(lambda place=place: (tmp_path / place).mkdir(exist_ok=True)).startswith(
+        assert said(partial((tmp_path / place).mkdir, exist_ok=True)).startswith(
             f"{tmp_path / 'link'} is a link to nowhere (nowhere); make its target available, or remove the link."
         )
     assert said(lambda: os.open(tmp_path / "folder", os.O_RDWR)).startswith(

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from typing import Any
 
 import pytest
 import timm
@@ -47,7 +48,7 @@ def test_law_1_scaling_the_readers_equals_gating_the_activation(name: str) -> No
 
 @pytest.mark.parametrize("mode", ["suppress", "enhance"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_edited_logits_equal_a_loop_over_edited_heads(mode: str, dtype: torch.dtype) -> None:
+def test_edited_logits_equal_a_loop_over_edited_heads(mode: Any, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(1)
     weight, bias = (torch.randn(*shape, generator=generator, dtype=dtype) for shape in ((4, 6), (4,)))
     activations, vector = (torch.randn(*shape, generator=generator, dtype=dtype) for shape in ((5, 6), (6,)))
@@ -67,7 +68,7 @@ def test_edited_logits_equal_a_loop_over_edited_heads(mode: str, dtype: torch.dt
 
 
 @pytest.mark.parametrize("mode", ["suppress", "enhance"])
-def test_many_strengths_of_one_latent_equal_the_gate_at_each(mode: str) -> None:
+def test_many_strengths_of_one_latent_equal_the_gate_at_each(mode: Any) -> None:
     generator = torch.Generator().manual_seed(2)
     weight, bias = (torch.randn(*shape, generator=generator).double() for shape in ((4, 40), (4,)))
     activations, vector = (torch.randn(*shape, generator=generator).double() for shape in ((5, 40), (40,)))

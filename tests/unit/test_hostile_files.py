@@ -14,6 +14,7 @@ import sys
 import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def sentence_of(read: Callable[[], object]) -> str | None:
 
 
 def all_refused(what: Iterable[tuple[str, Any]], read: Callable[[Any], object]) -> None:
-    accepted = [name for name, content in what if sentence_of(lambda content=content: read(content)) is None]
+    accepted = [name for name, content in what if sentence_of(partial(read, content)) is None]
     assert accepted == []
 
 
@@ -118,6 +119,7 @@ def test_a_folder_of_edits_with_a_pipe_in_it(tmp_path: Path, capsys: pytest.Capt
     assert "zz.json is a named pipe" in said_by_command(["show", studied.run], capsys)
 
 
+@pytest.mark.slow
 def test_originals_and_weights_through_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     studied = Studied(tmp_path)
     (originals,) = studied.files[0].parent.glob("originals-*.safetensors")
@@ -157,6 +159,7 @@ def sae_file(path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_sae_files(tmp_path: Path) -> None:
     path = sae_file(tmp_path / "sae.safetensors")
     whole = path.read_bytes()
@@ -240,7 +243,7 @@ def rebuilt(size: tuple[int, ...], stride: tuple[int, ...], marks: dict[str, boo
                 *more,
             )
 
-    class Pickler(pickle._Pickler):  # type: ignore[name-defined,misc]
+    class Pickler(pickle._Pickler):
         def persistent_id(self, value: object) -> Any:
             return ("storage", torch.FloatStorage, "0", "cpu", 4) if isinstance(value, Storage) else None
 
@@ -272,7 +275,7 @@ def test_torch_files(tmp_path: Path) -> None:
         return read_tensors(path)
 
     for name, content in cut_and_flipped(whole, flips=60):
-        said = sentence_of(lambda content=content: read(content))
+        said = sentence_of(partial(read, content))
         assert said is not None or name.startswith(("bit", "goes on")), name
     torch_file(path)
     all_refused(archives(path), read_tensors)
@@ -321,13 +324,14 @@ def test_sizes_are_looked_at_before_anything_is_read(tmp_path: Path) -> None:
     tracemalloc.start()
     try:
         for bomb in bombs:
-            assert sentence_of(lambda bomb=bomb: read_tensors(bomb)) is not None
+            assert sentence_of(partial(read_tensors, bomb)) is not None
         assert "its header claims 94,371,840 bytes" in (sentence_of(lambda: load_sae(header)) or "")
         assert tracemalloc.get_traced_memory()[1] < 8 * 2**20
     finally:
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_a_bomb_ends_in_a_sentence_where_memory_is_short(tmp_path: Path) -> None:
     """Through the command, in a process that may not have more than torch itself takes and some."""
     studied = Studied(tmp_path)

@@ -110,7 +110,12 @@ def test_an_artifact_without_the_digest_of_its_key_is_damaged(artifact: Artifact
 
 def test_a_second_look_reads_nothing(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    monkeypatch.setattr(files, "digest_of_file", lambda path: read.append(path.name) or digest_of_file(path))
+
+    def noted(path: Path) -> str:
+        read.append(path.name)
+        return digest_of_file(path)
+
+    monkeypatch.setattr(files, "digest_of_file", noted)
     assert damage_of(artifact.path) == ""
     assert read == []  # it was remembered when it was made
     assert damage_of(artifact.path, reread=True) == ""
@@ -161,12 +166,16 @@ def test_a_classifier_of_a_run_is_refused_when_damaged(run: Path) -> None:
         classifier_of([run])
 
 
+def write_anew(folder: Path, _: Path) -> None:
+    (folder / "a.csv").write_text("anew")
+
+
 def test_nothing_that_was_set_aside_is_written_over(artifact: Artifact, tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     for text in ("first", "second", "third"):
         (artifact.path / "a.csv").write_text(text)
         set_aside(store.root, "thing", artifact.key)
-        store.get_or_make("thing", {"a": 1}, lambda folder, _: (folder / "a.csv").write_text("anew"))
+        store.get_or_make("thing", {"a": 1}, write_anew)
     names = [f"thing-{artifact.key}{number}" for number in ("", "-2", "-3")]
     found = [(store.root / "damaged" / name / "a.csv").read_text() for name in names]
     assert found == ["first", "second", "third"]

@@ -13,21 +13,21 @@ import timm
 import torch
 import torchvision
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models import ResNet18_Weights, resnet18
 
 from salve.backbones import load_backbone
 from salve.backbones.weights import read_checkpoint
 from salve.types import UserError
 
-RESNET10 = {"channels": (8, 16, 24, 32)}
+RESNET10: dict[str, Any] = {"channels": (8, 16, 24, 32)}
 
 
-def small(classes: int = 5) -> nn.Module:
+def small(classes: int = 5) -> Any:
     return timm.create_model("resnet10t", num_classes=classes, **RESNET10)
 
 
-def load(weights: Path | str, classes: int = 5) -> tuple[nn.Module, bool]:
+def load(weights: Path | str, classes: int = 5) -> tuple[Any, bool]:
     return load_backbone("timm", "resnet10t", str(weights), classes, RESNET10)[:2]
 
 
@@ -100,9 +100,10 @@ def test_a_head_of_another_size_is_replaced_and_has_to_be_trained(tmp_path: Path
 
 def test_a_model_that_has_no_head_by_itself_gets_one_that_fits_the_file(tmp_path: Path) -> None:
     """timm's DINOv2 models are made without a head unless asked for one."""
-    arguments = {"img_size": 28, "depth": 1}
+    arguments: dict[str, Any] = {"img_size": 28, "depth": 1}
     state = timm.create_model("vit_small_patch14_dinov2", num_classes=6, **arguments).state_dict()
     path = str(written(tmp_path / "w.safetensors", state))
+    model: Any
     model, fits, _ = load_backbone("timm", "vit_small_patch14_dinov2", path, 6, arguments)
     assert fits
     assert torch.equal(model.head.weight, state["head.weight"])
@@ -279,6 +280,7 @@ def test_torchvisions_weights_once_downloaded(monkeypatch: pytest.MonkeyPatch) -
         return state
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
+    model: Any
     model, fits, _ = load_backbone("torchvision", "resnet18", "imagenet", 5)
     assert asked == [ResNet18_Weights.DEFAULT.url]
     assert not fits
@@ -299,6 +301,7 @@ def test_timms_weights_once_downloaded(
 ) -> None:
     state = timm.create_model(name, **arguments).state_dict()
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", lambda *_, **__: dict(state))
+    model: Any
     model, fits, _ = load_backbone("timm", name, "imagenet", 5, arguments)
     assert not fits
     assert model.get_classifier().out_features == 5

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from salve.run.explain import conf_dir
 from salve.run.schema import Config, register, resolve
 from salve.sweep.launch import jobs_of
-from salve.sweep.plan import NOT_COMPUTED, combinations, is_computed, plan, run_key
+from salve.sweep.plan import NOT_COMPUTED, Combination, combinations, is_computed, plan, run_key
 from salve.types import UserError
 from salve.values import OneOf
 
@@ -29,7 +29,7 @@ def composed() -> Callable[[list[str]], DictConfig]:
     return from_overrides
 
 
-def combined(*arguments: str) -> list[list[tuple[str, str, bool]]]:
+def combined(*arguments: str) -> list[Combination]:
     return combinations(OverridesParser.create().parse_overrides(list(arguments)))
 
 
@@ -152,6 +152,7 @@ def test_what_is_listed_as_not_computed_is_a_setting_and_has_a_reason(
     assert all(len(reason.split()) > 1 for reason in NOT_COMPUTED.values())
 
 
+@pytest.mark.slow
 def test_all_impossible_combinations_are_listed_together(composed: Callable[[list[str]], DictConfig]) -> None:
     """First come the refusals that need the settings alone; then those of checks that read data."""
 
@@ -204,6 +205,7 @@ def test_all_layers_are_the_sites_of_the_backbone(composed: Callable[[list[str]]
         (["sae.epochs=3,4", "sae.sparsity=1,2", "sae.ensemble=32"], [2, 2]),
     ],
 )
+@pytest.mark.slow
 def test_runs_that_share_activations_share_a_job(
     composed: Callable[[list[str]], DictConfig], arguments: list[str], sizes: list[int]
 ) -> None:

@@ -15,7 +15,7 @@ from salve.backbones import preset
 from salve.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from salve.types import UserError
 
-RESNET10 = {"channels": (8, 16, 24, 32)}
+RESNET10: dict[str, Any] = {"channels": (8, 16, 24, 32)}
 #: Any path: only its being one counts.
 FILE = "mine.safetensors"
 
@@ -52,7 +52,7 @@ def test_weights_from_a_file_have_the_preset_of_the_model(weights: str) -> None:
     assert resnet_preset({}, native=32, weights=weights) == Preprocess(224, 256)
     with torch.device("meta"):
         lite1 = timm.create_model("tf_efficientnet_lite1", num_classes=10)
-    config = lite1.pretrained_cfg
+    config: Any = lite1.pretrained_cfg
     expected = Preprocess(240, math.floor(240 / config["crop_pct"]), "bicubic", config["mean"], config["std"])
     assert preset("timm", "tf_efficientnet_lite1", weights, lite1, 32, {}).preprocess == expected
 
@@ -66,10 +66,10 @@ def test_weights_of_a_model_that_was_never_published_read_the_data_at_its_own_si
         "the data's own size, since resnet10t is published without its backbone.args: squashed to 64 × 64, bicubic"
     )
     # Other arguments do not make another model.
-    dropping = {"drop_rate": 0.1}
+    dropping: dict[str, Any] = {"drop_rate": 0.1}
     model = timm.create_model("resnet10t", num_classes=5, **dropping)
     assert preset("timm", "resnet10t", FILE, model, 64, {}, dropping).preprocess.size == 176
-    wider = {"width_per_group": 128}
+    wider: dict[str, Any] = {"width_per_group": 128}
     model = torchvision.models.resnet50(num_classes=5, **wider)
     assert preset("torchvision", "resnet50", FILE, model, 64, {}, wider).preprocess.size == 64
 
@@ -84,7 +84,7 @@ def test_resize_and_crop_can_be_had_for_any_weights() -> None:
     assert resnet_preset({"squash": False}, native=112, weights="random") == Preprocess(112, 128)
     assert resnet_preset({"squash": False, "size": 56}, native=112, weights="random") == Preprocess(56, 64)
     with torch.device("meta"):
-        model = timm.create_model("resnet10t", num_classes=5)
+        model: Any = timm.create_model("resnet10t", num_classes=5)
     model.pretrained_cfg = {**model.pretrained_cfg, "crop_mode": "squash"}
     assert preset("timm", "resnet10t", FILE, model, 64, {}).preprocess.resize is None
     cropped = preset("timm", "resnet10t", FILE, model, 64, {"squash": False, "size": 224}).preprocess
@@ -157,7 +157,7 @@ def test_timms_preset_makes_the_same_pixels_as_timm(name: str) -> None:
 
 
 def test_timms_preset_with_random_weights_reads_the_data_at_its_own_size() -> None:
-    model = timm.create_model("resnet10t", **RESNET10)
+    model: Any = timm.create_model("resnet10t", **RESNET10)
     chosen = preset("timm", "resnet10t", "random", model, 64, {}).preprocess
     assert (chosen.size, chosen.resize) == (64, None)
     assert chosen.mean == tuple(model.default_cfg["mean"])

@@ -1,6 +1,7 @@
 """Lines of progress: often enough to follow, and not so often that they flood a log."""
 
 import logging
+from typing import Any
 
 import pytest
 import pytorch_lightning as pl
@@ -132,6 +133,6 @@ def test_a_training_says_how_far_it_is(
 def test_trainers_show_lines_where_there_is_no_terminal(lines: bool, caplog: pytest.LogCaptureFixture) -> None:
     trainer_factory = TrainerFactory("cpu", None, 1, "32-true", None, bar=False, lines=lines)
     with caplog.at_level(logging.ERROR):
-        trainer = trainer_factory("finetune", 1, [])
+        trainer: Any = trainer_factory("finetune", 1, [])
     assert any(isinstance(callback, ProgressLines) for callback in trainer.callbacks) == lines
     assert not TrainerFactory.__getstate__(trainer_factory)["lines"]  # a follower on another rank says nothing

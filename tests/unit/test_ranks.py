@@ -144,6 +144,7 @@ def test_an_error_on_any_rank_is_raised_by_the_leader(two: Ranks, rank: int) -> 
     assert two(rank_and_sum, 0.0) == (0, 1.0)
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_killed_is_named_and_replaced(two: Ranks) -> None:
     with pytest.raises(RuntimeError, match="status -9"):
         two(die, 1)
@@ -206,17 +207,18 @@ def test_batchnorm_over_ranks_keeps_the_activations_inside_timms(tiny: Callable[
 
 LEADER = """
 import time
+from salve.distributed import rank_and_world_size
 from salve.processes.ranks import gathered
 from salve.settings import TrainerSettings
-from tests.unit.test_ranks import rank_and_sum
 if __name__ == "__main__":
     with gathered(TrainerSettings("cpu", 2, "ddp_spawn", "32-true")) as ranks:
-        ranks(rank_and_sum, 0.0)
+        assert ranks(rank_and_world_size) == (0, 2)
         print(ranks._followers._followers[0].pid, flush=True)
         time.sleep(60)
 """
 
 
+@pytest.mark.slow
 def test_followers_end_with_a_leader_that_is_killed(tmp_path: Path) -> None:
     (tmp_path / "lead.py").write_text(LEADER)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}

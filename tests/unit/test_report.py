@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib as mpl
@@ -79,7 +80,7 @@ class Run:
         return {kind: self.root / kind for kind in KINDS}
 
     def _finetune(self) -> None:
-        record = {"backbone": "resnet18", "mode": "full"}
+        record: dict[str, Any] = {"backbone": "resnet18", "mode": "full"}
         record |= {"train_images": 9469, "classes": list(self.classes)}
         write_record(self.root / "classifier" / "classifier.json", record | {"parameters": 11_181_642})
         write_record(
@@ -273,12 +274,12 @@ class Run:
         folder = self.root / "control"
         write_table(folder / "curves.csv", pd.concat(curves, ignore_index=True) if curves else pd.DataFrame())
         write_table(folder / "summary.csv", pd.DataFrame(summary))
-        columns = ["target", "alpha", "class", "accuracy_original", "accuracy_edited", "accuracy_cached"]
-        write_table(folder / "evaluation.csv", pd.DataFrame(evaluation, columns=columns))
+        evaluated = ["target", "alpha", "class", "accuracy_original", "accuracy_edited", "accuracy_cached"]
+        write_table(folder / "evaluation.csv", pd.DataFrame(evaluation, columns=evaluated))
         before = [("", name, name, self.images - 1) for name in self.classes]
         before += [("", name, "other output", 1) for name in self.classes]
-        columns = ["target", "true", "predicted", "images"]
-        counts = pd.DataFrame([*before, *confusion], columns=columns)
+        counted = ["target", "true", "predicted", "images"]
+        counts = pd.DataFrame([*before, *confusion], columns=counted)
         write_table(folder / "confusion.csv", counts[counts["images"] > 0])
         record: dict[str, object] = {"judged": len(summary), "separates": self.separates, "confidence": 0.95}
         record |= {"separates_low": max(0, self.separates - 2), "separates_high": min(len(summary), self.separates + 1)}
@@ -458,6 +459,7 @@ def ten_page(ten: Run) -> Page:
     return Page(path)
 
 
+@pytest.mark.slow
 def test_page_names_every_class_and_every_file_it_refers_to_exists(ten: Run, ten_page: Page) -> None:
     for name in ten.classes:
         assert name in ten_page.cells
@@ -471,12 +473,14 @@ def test_page_names_every_class_and_every_file_it_refers_to_exists(ten: Run, ten
     assert all(ten_page.alts)
 
 
+@pytest.mark.slow
 def test_page_loads_nothing_from_outside_and_runs_nothing(ten_page: Page) -> None:
     assert not ten_page.tags & {"script", "link", "iframe", "object", "embed", "base"}
     assert not [link for link in ten_page.links if ":" in link or link.startswith("/")]
     assert not re.search(r"url\(|@import", ten_page.source)
 
 
+@pytest.mark.slow
 def test_page_says_what_came_out(ten: Run, ten_page: Page) -> None:
     summary = ten.table("control", "summary.csv")
     flips = ten.table("diagnose", "summary.csv")["alpha_flip_median"]
@@ -498,6 +502,7 @@ def test_page_says_what_came_out(ten: Run, ten_page: Page) -> None:
     assert f"{100 * located['pointing'].mean():.0f} % of images" in top
 
 
+@pytest.mark.slow
 def test_page_tables_hold_the_numbers_of_the_csv_files(ten: Run, ten_page: Page) -> None:
     cells = {cell.replace("\u00a0", " ").replace("\u2009", "") for cell in ten_page.cells}
     for row in ten.table("control", "summary.csv").to_dict("records"):
@@ -512,6 +517,7 @@ def test_page_tables_hold_the_numbers_of_the_csv_files(ten: Run, ten_page: Page)
         assert f"{row['correct']} of {row['images']}" in cells
 
 
+@pytest.mark.slow
 def test_page_measures_the_autoencoder_and_its_latents(ten: Run, ten_page: Page) -> None:
     text, cells = ten_page.text.replace("\u00a0", " "), [cell.replace("\u00a0", " ") for cell in ten_page.cells]
     assert "mean cosine of 0.936" in text
@@ -546,6 +552,8 @@ def test_latent_use_counts_every_latent_that_fires_and_every_size() -> None:
     counts, edges = np.array([[3, 10, 0, 5, 2], [0, 10, 0, 0, 0]]), np.array([0.01, 0.1, 0.2, 1.0])
     figure = latent_use(frequency, counts, edges)
     assert figure is not None
+    often: Any
+    large: Any
     often, large = figure.axes
     bars = [(bar.get_x(), bar.get_x() + bar.get_width(), bar.get_height()) for bar in often.patches]
     assert sum(height for *_, height in bars) == 6
@@ -563,12 +571,16 @@ def test_latent_use_of_latents_that_never_fire_or_are_all_tiny() -> None:
     assert latent_use(np.zeros(2), counts, edges) is None
     assert latent_use(np.full(2, np.nan), counts, edges) is None
     counts[:, 0] = 7
-    tiny, none = latent_use(np.ones(2), counts, edges), latent_use(np.ones(1), np.zeros((0, 0)), np.zeros(0))
+    tiny, none = (
+        latent_use(np.ones(2), counts, edges),
+        latent_use(np.ones(1), np.zeros((0, 0), dtype=np.int64), np.zeros(0)),
+    )
     assert tiny is not None
     assert none is not None
     assert (len(tiny.axes), len(none.axes)) == (1, 1)
 
 
+@pytest.mark.slow
 def test_tables_are_byte_equal_copies(ten: Run, ten_page: Page) -> None:
     copied = {path.name: path.read_bytes() for path in (ten.root / "out" / "tables").iterdir()}
     originals = {f"{kind}-{path.name}": path.read_bytes() for kind in KINDS for path in (ten.root / kind).glob("*.csv")}
@@ -581,6 +593,7 @@ def test_tables_are_byte_equal_copies(ten: Run, ten_page: Page) -> None:
     ).read_bytes()
 
 
+@pytest.mark.slow
 def test_what_a_link_leads_to_elsewhere_is_not_in_the_report(tmp_path: Path) -> None:
     (tmp_path / "secret.csv").write_text("class\nthe secret")
     (tmp_path / "secret.json").write_text('{"latent": "the secret"}')
@@ -603,6 +616,7 @@ def test_what_a_link_leads_to_elsewhere_is_not_in_the_report(tmp_path: Path) -> 
     assert (tmp_path / "out" / "tables" / "control-summary.csv").is_file()
 
 
+@pytest.mark.slow
 def test_one_class_and_the_same_bytes_from_the_same_input(tmp_path: Path) -> None:
     run = Run(tmp_path, CLASSES[:1], images=8, size=16, top=2, failing=())
     once, twice = tmp_path / "once", tmp_path / "twice"
@@ -627,6 +641,7 @@ NASTY = (
 )
 
 
+@pytest.mark.slow
 def test_hostile_class_names_are_shown_and_harmless(tmp_path: Path) -> None:
     run = Run(tmp_path / "run", NASTY, truth=False, images=6, size=16, top=1)
     page = Page(write(tmp_path / "out", run.folders, title="<script>alert(2)</script>"))
@@ -739,6 +754,7 @@ def test_ground_truth_columns_are_left_out_where_there_are_none(tmp_path: Path) 
         (2, {"flips": "constant"}),
     ],
 )
+@pytest.mark.slow
 def test_degenerate_runs_make_a_whole_page(tmp_path: Path, classes: int, options: dict[str, object]) -> None:
     run = Run(tmp_path / "run", CLASSES[:classes], images=7, size=16, top=1, **options)  # type: ignore[arg-type]
     page = Page(write(tmp_path / "out", run.folders))
@@ -780,7 +796,7 @@ def test_a_hundred_classes_stay_legible(tmp_path: Path) -> None:
     labels = figure.axes[0].get_yticklabels()
     assert [text.get_text() for text in labels] == list(classes)
     height_per_row = 72 * figure.get_figheight() / 100
-    assert labels[0].get_fontsize() < height_per_row
+    assert float(labels[0].get_fontsize()) < height_per_row
     assert figure.get_figwidth() <= 10
     rows = class_summary(Artifacts(run.folders))
     assert len(rows) == 100
@@ -816,6 +832,7 @@ def test_overlay_is_brightest_at_the_peak_and_grey_where_the_map_is_zero() -> No
     assert (overlay(image, np.zeros((8, 8))) == grey).all()
 
 
+@pytest.mark.slow
 def test_what_a_reader_must_know_comes_before_the_results(tmp_path: Path) -> None:
     run = Run(tmp_path / "run", CLASSES[:3], images=4, size=16, top=1)
     table = run.table("features", "classes.csv").assign(test_accuracy=[0.9, 0.4, 0.26], test_images=[60, 4, 0])
@@ -860,6 +877,7 @@ def test_only_a_training_of_all_weights_augments(tmp_path: Path) -> None:
     assert said == {"full": True, "probe": False}
 
 
+@pytest.mark.slow
 def test_insertion_and_deletion_are_ratios_and_losses_have_no_sign(ten_page: Page) -> None:
     text = ten_page.sentences
     assert "Insertion 2.60× random map 1.10×" in text
@@ -870,6 +888,7 @@ def test_insertion_and_deletion_are_ratios_and_losses_have_no_sign(ten_page: Pag
         assert word not in text
 
 
+@pytest.mark.slow
 def test_every_term_is_explained_and_linked_where_it_is_first_used(ten_page: Page) -> None:
     linked = re.findall(r'<a class="term" href="#term-([a-z0-9-]+)">', ten_page.source)
     assert len(linked) == len(set(linked))
@@ -897,6 +916,7 @@ def test_files_that_edits_share_keep_their_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_figures")
+@pytest.mark.slow
 def test_a_thousand_classes_make_a_small_page(tmp_path: Path) -> None:
     classes = tuple(f"class {i:04d}" for i in range(1000))
     run = Run(tmp_path / "run", classes[:3], images=4, size=16, top=1, failing=(2,))

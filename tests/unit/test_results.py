@@ -19,7 +19,7 @@ from salve.integrity import sealed
 from salve.sae import make_sae, save_sae
 from salve.types import UserError
 
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     **{"name": "one", "output_dir": "out", "seed": 3, "data": {"_target_": "salve.data.ConceptsData", "root": None}},
     **{"sae": {"variant": "linear_l1", "sparsity": 2.0, "seed": 1}, "edit": {"alpha": [0, 1]}},
 }

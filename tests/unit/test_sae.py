@@ -124,7 +124,7 @@ def test_an_sae_of_something_else_is_refused(tmp_path) -> None:  # type: ignore[
         load_sae(bare, backbone="resnet18")
 
 
-def test_an_sae_with_a_learned_shift_is_a_plain_one_when_it_is_loaded(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_an_sae_with_a_learned_b_dec_is_a_plain_one_when_it_is_loaded(tmp_path) -> None:  # type: ignore[no-untyped-def]
     sae = example("relu_l1").eval()
     sae.learn_b_dec()
     assert "b_dec" in dict(sae.named_parameters())
@@ -150,9 +150,7 @@ def test_a_start_from_data_points_from_the_mean_to_rows(rows: int) -> None:
     assert sae.decoder.isfinite().all()
 
 
-def train(
-    variant: str, activations: Tensor, size: int, sparsity: float, epochs: int, **settings: Any
-) -> torch.nn.Module:
+def train(variant: str, activations: Tensor, size: int, sparsity: float, epochs: int, **settings: Any) -> Any:
     pl.seed_everything(0, verbose=False)
     sae = make_sae(variant, activations.shape[1], size, torch.Generator().manual_seed(0), **settings)
     module = SparseAutoencoder(sae, sparsity, 3e-3, head=lambda a: a)
@@ -173,9 +171,10 @@ def train(
         ("jumprelu", 0.5, {}),
     ],
 )
+@pytest.mark.slow
 def test_a_planted_dictionary_is_recovered(variant: str, sparsity: float, settings: dict[str, Any]) -> None:
     generator = torch.Generator().manual_seed(0)
-    width, atoms, images = 24, 16, 4096
+    width, atoms, images = 24, 16, 2048
     planted = torch.randn(width, atoms, generator=generator)
     planted /= planted.norm(dim=0)
     which = torch.rand(images, atoms, generator=generator).topk(2, dim=1).indices

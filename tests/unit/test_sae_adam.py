@@ -1,5 +1,7 @@
 """Adam as it is published and as torch has it, however its parameters lie in memory."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -82,8 +84,8 @@ def test_no_gradient_is_copied(columns: bool) -> None:
     """What the class is there for: torch's fused Adam copies what lies column after column."""
     parameter = nn.Parameter(laid_out(torch.randn(6, 9), columns))
     copied = []
-    for make in (Adam, torch.optim.Adam):
-        optimizer = make([parameter], lr=0.1, **({} if make is Adam else {"fused": True}))
+    fused: dict[str, Any] = {"fused": True}
+    for optimizer in (Adam([parameter], lr=0.1), torch.optim.Adam([parameter], lr=0.1, **fused)):
         parameter.grad = torch.randn_like(parameter)
         optimizer.step()
         with torch.profiler.profile() as profile:

@@ -4,12 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import distributed, multiprocessing
+from torch import distributed
 
 from salve.distributed import batch_share
 from salve.sae import objective
 from salve.sae.revival import update_rows_since_fired
 from salve.sae.topk import learn_threshold
+from tests.forks import forks
 from tests.unit.sae_examples import drawn, example
 
 #: Rows of a batch: shared evenly, unevenly, and so that the second rank has none.
@@ -41,11 +42,17 @@ def _rank(rank: int, ranks: int, folder: str) -> None:
 def parts(tmp_path_factory: pytest.TempPathFactory) -> list[dict[tuple[str, int], dict[str, Any]]]:
     """Each rank's steps, by variant and number of rows."""
     folder = tmp_path_factory.mktemp("ranks")
-    multiprocessing.spawn(_rank, (2, str(folder)), nprocs=2)
+    ranks = [forks().Process(target=_rank, args=(rank, 2, str(folder))) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+    assert [process.exitcode for process in ranks] == [0, 0]
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.slow
 def test_ranks_take_the_step_of_one_process(variant: str, parts: list[dict[tuple[str, int], dict[str, Any]]]) -> None:
     for rows in BATCHES:
         alone, pair = step(variant, rows, 0, 1), [part[variant, rows] for part in parts]

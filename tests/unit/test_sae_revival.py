@@ -166,7 +166,7 @@ def planted() -> Tensor:
     return codes * (12 / codes.square().sum(dim=1).mean()).sqrt()
 
 
-def train(sae: SAE, rows: Tensor, epochs: int, sparsity: float, **revival: int) -> int:
+def train(sae: SAE, rows: Tensor, epochs: int, sparsity: float, **revival: Any) -> int:
     """How many latents are dead on the rows in the end."""
     pl.seed_everything(0, verbose=False)
     module = SparseAutoencoder(sae, sparsity, 1e-2, head=lambda a: a, patience=len(rows), **revival)
@@ -187,6 +187,7 @@ def train(sae: SAE, rows: Tensor, epochs: int, sparsity: float, **revival: int) 
         ("matryoshka", {"k": 2}, 0.0, {"auxk": 6}),
     ],
 )
+@pytest.mark.slow
 def test_the_dead_come_back(
     variant: str, settings: dict[str, int], sparsity: float, revival: dict[str, int], planted: Tensor
 ) -> None:

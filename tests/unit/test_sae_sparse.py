@@ -51,7 +51,7 @@ def test_loss_latents_and_gradients_are_those_of_the_whole_dictionary(
     for name, gradient, right in zip(
         dict(sae.named_parameters()), found, torch.autograd.grad(expected, list(sae.parameters())), strict=True
     ):
-        torch.testing.assert_close(gradient, right, msg=lambda said, name=name: f"{name}: {said}")
+        torch.testing.assert_close(gradient, right, msg=f"the gradient of {name} differs")
         assert gradient.any(), name
 
 
@@ -133,7 +133,12 @@ def test_the_largest_are_those_that_sorting_puts_first(
 def test_latents_are_only_made_dense_for_whoever_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     dense = SparseLatents.dense
-    monkeypatch.setattr(SparseLatents, "dense", lambda self, like: made.append(like) or dense(self, like))
+
+    def noted(self: SparseLatents, like: Tensor) -> Tensor:
+        made.append(like)
+        return dense(self, like)
+
+    monkeypatch.setattr(SparseLatents, "dense", noted)
     loss, output = step_loss(untied("topk", {"k": 3}), drawn(20, WIDTH, seed=3), 0.0)
     loss.backward()
     assert not made

@@ -1,6 +1,5 @@
 """How rows reach a training, and what its precision changes."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -165,7 +164,7 @@ def planted() -> Tensor:
 
 
 @pytest.fixture
-def casts(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.dtype]]:
+def casts(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
     """The types of the pre-activations that are computed."""
     seen: list[torch.dtype] = []
     plain = SAE.pre_activations
@@ -187,6 +186,7 @@ def fve(sae: SAE, rows: Tensor) -> float:
 @pytest.mark.parametrize(
     ("variant", "size", "sparsity", "settings"), [*SAES, ("matryoshka", SPARSE_RATIO * 2, 0.0, {"k": 2})]
 )
+@pytest.mark.slow
 def test_bf16_trains_float32_weights_to_what_float32_does(
     variant: str, size: int, sparsity: float, settings: dict[str, Any], planted: Tensor, casts: list[torch.dtype]
 ) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -36,23 +37,23 @@ def by_row(keep: Callable[[SAE, Row], Row]) -> Callable[[SAE, list[Row]], list[R
     return lambda sae, pre: [keep(sae, row) for row in pre]
 
 
-def loop_topk(sae: SAE, row: Row) -> Row:
+def loop_topk(sae: Any, row: Row) -> Row:
     largest = sorted(range(len(row)), key=lambda latent: -row[latent])[: sae.k]
     return [value if latent in largest and value > 0 else 0.0 for latent, value in enumerate(row)]
 
 
-def loop_batch_topk(sae: SAE, pre: list[Row]) -> list[Row]:
+def loop_batch_topk(sae: Any, pre: list[Row]) -> list[Row]:
     places = [(value, n, latent) for n, row in enumerate(pre) for latent, value in enumerate(row)]
     kept = {(n, latent) for value, n, latent in sorted(places, reverse=True)[: sae.k * len(pre)] if value > 0}
     return [[value if (n, latent) in kept else 0.0 for latent, value in enumerate(row)] for n, row in enumerate(pre)]
 
 
-def loop_gated(sae: SAE, row: Row) -> Row:
+def loop_gated(sae: Any, row: Row) -> Row:
     parts = zip(row, sae.bias.tolist(), sae.magnitude.tolist(), sae.magnitude_bias.tolist(), strict=True)
     return [max(math.exp(r) * (gate - bias) + own, 0.0) if gate > 0 else 0.0 for gate, bias, r, own in parts]
 
 
-def loop_jumprelu(sae: SAE, row: Row) -> Row:
+def loop_jumprelu(sae: Any, row: Row) -> Row:
     return [value if value > math.exp(t) else 0.0 for value, t in zip(row, sae.log_threshold.tolist(), strict=True)]
 
 
@@ -217,7 +218,7 @@ def test_the_price_does_not_move_the_encoder() -> None:
 def test_the_threshold_gets_the_gradient_of_the_expected_loss(theta: float) -> None:
     """For ``a`` uniform on 0 to 4, ``E loss = ∫₀^θ a²/4 + λ (4 − θ)/4``, whose slope ``(θ² − λ)/4`` ends at √λ."""
     price = 1.0
-    sae = make_sae("jumprelu", 1, 1, bandwidth=0.01).double()
+    sae: Any = make_sae("jumprelu", 1, 1, bandwidth=0.01).double()
     with torch.no_grad():
         sae.encoder.fill_(1)
         sae.decoder.fill_(1)
@@ -234,7 +235,7 @@ def test_gated_latents_are_those_of_a_jumprelu() -> None:
     """As its authors show: the same projection both decides and measures, so there is one threshold."""
     sae, rows = example("gated"), drawn(50, 6)
     assert isinstance(sae, Gated)
-    twin = make_sae("jumprelu", 6, 9, bandwidth=1.0).double().eval()
+    twin: Any = make_sae("jumprelu", 6, 9, bandwidth=1.0).double().eval()
     growth = sae.magnitude.exp()
     threshold = sae.magnitude_bias - growth * sae.bias
     with torch.no_grad():
@@ -246,7 +247,8 @@ def test_gated_latents_are_those_of_a_jumprelu() -> None:
 
 
 def test_the_gate_is_taught_by_its_own_terms_only() -> None:
-    sae, rows = example("gated"), drawn(12, 6)
+    sae: Any = example("gated")
+    rows = drawn(12, 6)
     (decoder, gate, strength) = torch.autograd.grad(
         objective(sae, rows, 0.3)[0], [sae.decoder, sae.bias, sae.magnitude_bias]
     )
@@ -292,7 +294,7 @@ def test_prefixes_of_small_dictionaries(size: int, sizes: list[int]) -> None:
 @pytest.mark.parametrize("variant", ALL)
 @pytest.mark.parametrize(("rows", "size", "k"), [(1, 1, 1), (1, 9, 9), (7, 1, 1), (0, 9, 2)])
 def test_at_the_edges_losses_and_gradients_are_finite(variant: str, rows: int, size: int, k: int) -> None:
-    settings = {"k": k} if variant in ("topk", "batch_topk", "matryoshka") else {}
+    settings: dict[str, Any] = {"k": k} if variant in ("topk", "batch_topk", "matryoshka") else {}
     sae = example(variant, size=size, **settings)
     trained = [parameter for parameter in sae.parameters() if parameter.requires_grad]
     loss, latents = objective(sae, drawn(rows, 6), 0.3)
@@ -304,7 +306,7 @@ def test_at_the_edges_losses_and_gradients_are_finite(variant: str, rows: int, s
 
 
 @pytest.mark.parametrize("variant", [variant for variant in ALL if variant != "linear_l1"])
-def test_with_all_latents_dead_what_is_left_is_the_shift(variant: str) -> None:
+def test_with_all_latents_dead_only_b_dec_is_left(variant: str) -> None:
     sae, rows = example(variant), drawn(5, 6)
     with torch.no_grad():
         sae.bias.fill_(-100)

@@ -1,6 +1,7 @@
 """Activation maximisation on models whose best image is known, and on a small network."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -140,8 +141,8 @@ def test_the_model_is_left_as_found() -> None:
         ({"latents": [3]}, "Latent 3 does not exist"),
     ],
 )
-def test_bad_settings_are_refused_by_name(change: dict[str, object], message: str) -> None:
-    arguments = {"latents": [0], "size": SIZE, **change}
+def test_bad_settings_are_refused_by_name(change: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = {"latents": [0], "size": SIZE, **change}
     latents = arguments.pop("latents")
     with pytest.raises(UserError, match=message):
         maximise(MeanColour(), "last", colour_sae([1.0, 0.0, 0.0]), latents, Preprocess(SIZE, None), **arguments)

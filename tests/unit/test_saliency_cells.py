@@ -1,6 +1,7 @@
 """Positions of cells against receptive fields measured by gradients; enlarging against SciPy and PyTorch."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,7 +83,7 @@ def torchvision_vit() -> nn.Module:
     return VisionTransformer(image_size=64, patch_size=16, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=16)
 
 
-def timm_model(name: str, **settings: object) -> Callable[[], nn.Module]:
+def timm_model(name: str, **settings: Any) -> Callable[[], nn.Module]:
     return lambda: timm.create_model(name, num_classes=2, **settings)
 
 
@@ -107,6 +108,7 @@ BACKBONES = {
 
 
 @pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.slow
 def test_cells_lie_where_gradients_say(name: str) -> None:
     """As worked out by hand, as tracked, and as measured."""
     make, path, size, start, stride = BACKBONES[name]

@@ -3,6 +3,8 @@
 import copy
 import importlib
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +27,7 @@ def random_sae(variant: str, width: int, dtype: torch.dtype = torch.float32, see
     """An SAE whose encoder, bias and b_dec all differ from their initial values."""
     generator = torch.Generator().manual_seed(seed)
     settings = {"k": 2} if "k" in VARIANTS[variant].takes else {}
-    sae = make_sae(variant, width, DICTIONARY, generator, **settings).eval()
+    sae: Any = make_sae(variant, width, DICTIONARY, generator, **settings).eval()
     with torch.no_grad():
         sae.encoder.copy_(torch.randn(sae.encoder.shape, generator=generator))
         sae.b_dec.copy_(0.1 * torch.randn(width, generator=generator))
@@ -40,12 +42,12 @@ def make_images(count: int, height: int = 64, width: int = 64, dtype: torch.dtyp
     return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(7), dtype=dtype)
 
 
-def make_resnet(dtype: torch.dtype = torch.float32) -> nn.Module:
+def make_resnet(dtype: torch.dtype = torch.float32) -> Any:
     torch.manual_seed(0)
     return ResNet(BasicBlock, [1, 1, 1, 1], num_classes=10).eval().to(dtype)  # a ResNet-10
 
 
-def make_torchvision_vit(dtype: torch.dtype = torch.float32) -> nn.Module:
+def make_torchvision_vit(dtype: torch.dtype = torch.float32) -> Any:
     torch.manual_seed(0)
     vit = VisionTransformer(
         image_size=32, patch_size=8, num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=64, num_classes=10
@@ -55,9 +57,16 @@ def make_torchvision_vit(dtype: torch.dtype = torch.float32) -> nn.Module:
     return vit.eval().to(dtype)
 
 
-def make_timm_vit(dtype: torch.dtype = torch.float32, **settings: object) -> nn.Module:
+def make_timm_vit(dtype: torch.dtype = torch.float32, **settings: Any) -> Any:
     torch.manual_seed(0)
-    small = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 32, "num_heads": 2, "num_classes": 10}
+    small: dict[str, Any] = {
+        "img_size": 32,
+        "patch_size": 8,
+        "depth": 2,
+        "embed_dim": 32,
+        "num_heads": 2,
+        "num_classes": 10,
+    }
     return timm.create_model("vit_tiny_patch16_224", **{**small, **settings}).eval().to(dtype)
 
 
@@ -89,8 +98,9 @@ def by_autograd(
             model(image[None])
             hook.remove()
             sae.encode(activation_of())[0, latent].backward()
+            assert seen[0].grad is not None
             gradient, value = to_map(seen[0].grad)[0], to_map(seen[0].detach())[0]
-            weighted = sum(gradient[k].mean() * value[k] for k in range(len(value)))
+            weighted = torch.stack([gradient[k].mean() * value[k] for k in range(len(value))]).sum(dim=0)
             maps[n, position] = drawn(weighted.clamp_min(0), images.shape[2:], start)
             model.zero_grad()
     return maps
@@ -202,7 +212,7 @@ def test_more_latents_than_channels_need_no_more_backward_passes(variant: str, m
     expected = [grad_fam(model, "last", sae, images, latents[i : i + 11], signs=signs[i : i + 11]) for i in (0, 11, 22)]
     passes, backward = [0], torch.autograd.grad
 
-    def counted(*arguments: object, **settings: object) -> object:
+    def counted(*arguments: Any, **settings: Any) -> Any:
         passes[0] += 1
         return backward(*arguments, **settings)
 
@@ -226,8 +236,14 @@ def test_an_earlier_module_with_in_place_work_behind_it() -> None:
 
 def test_channels_last_maps() -> None:
     torch.manual_seed(0)
-    settings = {"img_size": 32, "window_size": 4, "embed_dim": 16, "depths": (1, 1), "num_heads": (2, 2)}
-    model = timm.create_model("swin_tiny_patch4_window7_224", num_classes=10, **settings).eval().double()
+    settings: dict[str, Any] = {
+        "img_size": 32,
+        "window_size": 4,
+        "embed_dim": 16,
+        "depths": (1, 1),
+        "num_heads": (2, 2),
+    }
+    model: Any = timm.create_model("swin_tiny_patch4_window7_224", num_classes=10, **settings).eval().double()
     images, sae = make_images(2, 32, 32, torch.float64), random_sae("linear_l1", 32, torch.float64)
     oracle_model = copy.deepcopy(model)
     activation = ReaderInput(oracle_model.head.fc)
@@ -346,7 +362,7 @@ def test_an_image_alone_gets_the_map_it_gets_in_a_batch(make: Callable[..., nn.M
     torch.testing.assert_close(one_latent, together, rtol=1e-9, atol=1e-12)
 
 
-def snapshot(model: nn.Module) -> dict[str, object]:
+def snapshot(model: nn.Module) -> dict[str, Any]:
     return {
         "modes": [module.training for module in model.modules()],
         "hooks": [(len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)) for m in model.modules()],
@@ -356,7 +372,7 @@ def snapshot(model: nn.Module) -> dict[str, object]:
     }
 
 
-def assert_as_found(model: nn.Module, before: dict[str, object]) -> None:
+def assert_as_found(model: nn.Module, before: dict[str, Any]) -> None:
     after = snapshot(model)
     state, old_state = after.pop("state"), before["state"]
     assert after == {key: value for key, value in before.items() if key != "state"}
@@ -393,7 +409,7 @@ def test_the_model_is_left_as_found_when_its_own_code_fails() -> None:
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
-def test_works_where_the_caller_has_switched_gradients_off(context: Callable[[], object]) -> None:
+def test_works_where_the_caller_has_switched_gradients_off(context: Callable[[], AbstractContextManager[None]]) -> None:
     model, sae = make_torchvision_vit(), random_sae("linear_l1", 32)
     expected = grad_fam(model, "cls", sae, make_images(2, 32, 32), [0, 1])
     with context():
@@ -436,8 +452,8 @@ def test_works_on_images_made_in_inference_mode() -> None:
         ({"at": "fc"}, "neither a map"),
     ],
 )
-def test_bad_arguments_are_refused_by_name(change: dict[str, object], message: str) -> None:
-    arguments = {"layer": "last", "images": make_images(1), "latents": [0], **change}
+def test_bad_arguments_are_refused_by_name(change: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = {"layer": "last", "images": make_images(1), "latents": [0], **change}
     with pytest.raises(UserError, match=message):
         grad_fam(make_resnet(), arguments.pop("layer"), random_sae("linear_l1", 512), **arguments)
 

@@ -1,5 +1,7 @@
 """Localisation scores on cases worked out by hand, and scores whose area under the curve is known."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -124,7 +126,7 @@ def test_ties_are_taken_in_random_order_which_the_seed_determines() -> None:
 
 
 @pytest.mark.parametrize("score", [pointing_game, iou])
-def test_bad_maps_are_refused(score: object) -> None:
+def test_bad_maps_are_refused(score: Callable[[Tensor, Tensor], Tensor]) -> None:
     mask = box(slice(0, 2), slice(0, 2))
     with pytest.raises(UserError, match=r"must both be \[N, H, W\]"):
         score(torch.zeros(2, 8, 8), mask)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -33,18 +34,18 @@ def batch(name: str) -> Tensor:
     return torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
-def torchvision_resnet(model: nn.Module, images: Tensor) -> Tensor:
+def torchvision_resnet(model: Any, images: Tensor) -> Tensor:
     x = model.maxpool(model.relu(model.bn1(model.conv1(images))))
     return torch.flatten(model.avgpool(model.layer4(model.layer3(model.layer2(model.layer1(x))))), 1)
 
 
-def torchvision_vit(model: nn.Module, images: Tensor) -> Tensor:
+def torchvision_vit(model: Any, images: Tensor) -> Tensor:
     tokens = model._process_input(images)
     cls = model.class_token.expand(len(images), -1, -1)
     return model.encoder(torch.cat([cls, tokens], dim=1))[:, 0]
 
 
-def timm_pre_logits(model: nn.Module, images: Tensor) -> Tensor:
+def timm_pre_logits(model: Any, images: Tensor) -> Tensor:
     return model.forward_head(model.forward_features(images), pre_logits=True)
 
 
@@ -103,7 +104,8 @@ def test_law_1_scaling_the_readers_input_channels_is_gating_the_activation(tiny:
         hook.remove()
     before = model(images)
     for reader in site.readers:
-        model.get_submodule(reader).weight.mul_(gate)
+        head: Any = model.get_submodule(reader)
+        head.weight.mul_(gate)
     torch.testing.assert_close(model(images), expected, rtol=1e-12, atol=1e-12)
     assert not torch.allclose(before, expected)
 
@@ -142,7 +144,8 @@ def test_reading_leaves_no_hook_behind_even_after_an_error(tiny: Tiny) -> None:
     site_activations(model, site, batch("resnet18"))
     with pytest.raises(RuntimeError):
         site_activations(model, site, torch.zeros(1, 4, 32, 32))
-    assert not model.fc._forward_pre_hooks
+    head: Any = model.fc
+    assert not head._forward_pre_hooks
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vit", "timm test_vit"])
@@ -221,6 +224,7 @@ def test_models_that_do_not_end_in_one_linear_layer_are_refused(build: Callable[
     ],
     ids=["DataParallel", "compiled", "averaged"],
 )
+@pytest.mark.slow
 def test_wrapped_models_say_where_the_plain_one_is(
     tiny: Tiny, wrap: Callable[[nn.Module], nn.Module], inside: str
 ) -> None:

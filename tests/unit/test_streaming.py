@@ -290,7 +290,7 @@ def jobs(folder: Path) -> tuple[StageContext, StageContext, Any, Any]:
         context.progress,
         context.ranks,
     )
-    return replace(stored, memory=6000 * WIDTH * 4 / 3 / 2**30), stored, *inputs
+    return replace(stored, memory=6000 * WIDTH * 4 / 3 / 2**30), stored, inputs[0], inputs[1]
 
 
 #: Fewer latents than there are features, so that they must keep to what all rows have in common.
@@ -305,6 +305,7 @@ def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("salve.activations.rows.RUN_BYTES", 4 * 4 * WIDTH)
 
 
+@pytest.mark.slow
 def test_an_sae_of_a_stream_is_as_good_as_one_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: Callable[[int], int]
 ) -> None:
@@ -325,6 +326,7 @@ def test_an_sae_of_a_stream_is_as_good_as_one_in_memory(
     assert fve[2] < fve[1] - 0.02
 
 
+@pytest.mark.slow
 def test_a_stream_that_is_killed_goes_on_and_ends_with_the_same_bits(tmp_path: Path) -> None:
     streaming, _, *inputs = jobs(tmp_path / "killed")
     dying = replace(streaming, trainer=lambda stage, epochs, rest: trainer(stage, epochs, [*rest, Die(1)]))

@@ -267,6 +267,7 @@ def drawn(figure: Figure | str) -> dict[str, list[tuple[float, float]]]:
     """By label in the legend, the points of its line (one panel)."""
     assert isinstance(figure, Figure)
     names = [text.get_text() for text in figure.legends[0].get_texts()] if figure.legends else [""]
+    axes: Any
     (axes,) = (axes for axes in figure.axes if axes.get_visible())
     lines = [bars.lines[0] for bars in axes.containers]
     return {name: list(zip(*map(list, line.get_data()), strict=True)) for name, line in zip(names, lines, strict=True)}
@@ -281,6 +282,7 @@ def test_selectivity_against_lambda_is_the_mean_over_seeds_in_points(grid: Sweep
         means = [statistics.mean(100 * measured(x, size, s)["select_selectivity"] for s in SEEDS) for x in LAMBDAS]
         assert found[name] == [(x, pytest.approx(mean)) for x, mean in zip(LAMBDAS, means, strict=True)]
     assert isinstance(figure, Figure)
+    axes: Any
     (axes,) = figure.axes
     assert axes.get_xscale() == "log"
     spread = statistics.stdev(100 * measured(1.0, 64, s)["select_selectivity"] for s in SEEDS)
@@ -296,7 +298,8 @@ def test_an_infinite_alpha_flip_stands_at_the_edge_and_not_in_the_line(grid: Swe
     assert math.isnan(found[0][1])
     assert [y for _, y in found[1:]] == [pytest.approx(2 + x + 1) for x in LAMBDAS[1:]]
     assert isinstance(figure, Figure)
-    hollow = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "none"]
+    lines: Any = figure.axes[0].lines
+    hollow = [line for line in lines if line.get_markerfacecolor() == "none"]
     assert [list(line.get_xdata()) for line in hollow] == [[0.1]]
     assert "∞" in figure.get_supxlabel()
 
@@ -316,7 +319,8 @@ def test_fve_against_l0_has_a_point_per_configuration_and_the_front(grid: Sweep)
         assert found[f"dictionary_size {size}"] == [(pytest.approx(x), pytest.approx(y)) for x, y in means]
     front = sorted(p for p in points if not any(q[0] <= p[0] and q[1] >= p[1] and q != p for q in points))
     assert isinstance(figure, Figure)
-    (step,) = (line for line in figure.axes[0].lines if line.get_drawstyle() == "steps-post")
+    lines: Any = figure.axes[0].lines
+    (step,) = (line for line in lines if line.get_drawstyle() == "steps-post")
     assert list(zip(*map(list, step.get_data()), strict=True)) == [
         (pytest.approx(x), pytest.approx(y)) for x, y in front
     ]
@@ -328,7 +332,7 @@ def test_backbones_are_side_by_side_and_topk_is_drawn_against_k(tmp_path: Path) 
         for sparsity in (1.0, 2.0):
             sweep.finish(measured(sparsity, 64, 0), backbone__name=name, sae__sparsity=sparsity)
         for k in (2, 4):
-            swept = {"sae__sparsity": 0.0, "sae__k": k, "sae__variant": "topk"}
+            swept: dict[str, Any] = {"sae__sparsity": 0.0, "sae__k": k, "sae__variant": "topk"}
             sweep.finish(measured(k, 64, 0), backbone__name=name, **swept)
     summary = summarise_sweep(sweep.folder)
     assert {path.stem for path in summary.figures} == {
@@ -337,6 +341,7 @@ def test_backbones_are_side_by_side_and_topk_is_drawn_against_k(tmp_path: Path) 
     figure = against_knob(summary.table, summary.varying, "sae.k", SELECTIVITY)
     assert isinstance(figure, Figure)
     assert [axes.get_title("left") for axes in figure.axes] == ["resnet10t", "vit_b_16"]
+    axes: Any
     for axes in figure.axes:
         assert [list(bars.lines[0].get_xdata()) for bars in axes.containers] == [[2, 4]]
         assert axes.get_xscale() == "linear"

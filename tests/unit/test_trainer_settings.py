@@ -148,9 +148,8 @@ def test_what_lightning_refuses_is_one_sentence_before_any_work(
 def made(context: StageContext, stage: str, *, trains: bool = True) -> list[Callback]:
     """The callbacks that a stage's Trainer has besides those that every Trainer has."""
     own = (Mine, LearningRateMonitor)
-    return [
-        one for one in context.trainer(stage, 1, [pl.Callback()] if trains else []).callbacks if isinstance(one, own)
-    ]  # type: ignore[attr-defined]
+    trainer: Any = context.trainer(stage, 1, [pl.Callback()] if trains else [])
+    return [one for one in trainer.callbacks if isinstance(one, own)]
 
 
 def test_a_callback_is_made_anew_for_each_training_of_its_stages(composed: Composed, tmp_path: Path) -> None:

@@ -146,6 +146,9 @@ def test_what_is_no_class_of_images_is_not_called_though_it_is_typed(
     assert not (tmp_path / "proof").exists()
 
 
+CALL = {"_target_": "os.system", "command": "mkdir proof"}
+
+
 @pytest.mark.parametrize(
     ("key", "at"),
     [
@@ -158,7 +161,8 @@ def test_below_the_data_nothing_names_a_class(sent: Callable[[Edit], Path], salv
     assert f"{key}._target_=os.system: only data and callbacks name a class" in refused(salve, sent(at))
 
 
-CALL = {"_target_": "os.system", "command": "mkdir proof"}
+def a_number_for_a_key() -> dict[Any, Any]:
+    return {3: 4}
 
 
 @pytest.mark.parametrize(
@@ -313,7 +317,7 @@ BROKEN: dict[str, Edit] = {
     "missing": lambda stored: stored.update(name="???"),
     "no name": lambda stored: stored.update(name=None),
     "hydra": lambda stored: stored.update(hydra={"callbacks": {"x": CALL}}),
-    "a key that is no text": lambda stored: stored.update({3: 4}),
+    "a key that is no text": lambda stored: stored.update(a_number_for_a_key()),
     "a day": lambda stored: stored.update(name=__import__("datetime").date(2026, 1, 1)),
 }
 

@@ -28,11 +28,11 @@ from salve.stages import BackboneSettings
 from salve.stages.training import quiet_lightning
 from salve.types import UserError
 
-RESNET10 = {"channels": (8, 16, 24, 32)}
+RESNET10: dict[str, Any] = {"channels": (8, 16, 24, 32)}
 State = dict[str, Tensor]
 
 
-def small(classes: int = 5) -> nn.Module:
+def small(classes: int = 5) -> Any:
     """With weights of its own in the head too, and statistics that are not those of a fresh BatchNorm."""
     model = timm.create_model("resnet10t", num_classes=classes, **RESNET10)
     generator = torch.Generator().manual_seed(7)
@@ -83,16 +83,22 @@ def test_what_stands_before_all_names_is_left_out_and_said(tmp_path: Path, prefi
     assert loaded.remark == f"{tmp_path / 'w.pt'}: '{prefix}' is removed from the names of its tensors."
 
 
+def compiled_within(model: nn.Module) -> nn.Module:
+    compiled: Any = torch.compile(model)
+    return nn.DataParallel(compiled)
+
+
 @pytest.mark.parametrize(
     "wrap",
     [
         nn.DataParallel,
         torch.compile,
         lambda model: torch.compile(nn.DataParallel(model)),
-        lambda model: nn.DataParallel(torch.compile(model)),
+        compiled_within,
     ],
     ids=["DataParallel", "compiled", "both", "both, the other way"],
 )
+@pytest.mark.slow
 def test_the_libraries_own_wrappers(tmp_path: Path, wrap: Callable[[nn.Module], nn.Module]) -> None:
     state = {name: tensor.clone() for name, tensor in small().state_dict().items()}
     wrapped = wrap(small()).state_dict()
@@ -221,7 +227,8 @@ def test_a_backbone_without_its_head_gets_one_that_has_to_be_trained(tmp_path: P
     path = saved(tmp_path / "w.pt", {name: tensor for name, tensor in state.items() if not name.startswith("fc.")})
     loaded = load(path, 3)
     assert not loaded.fits
-    assert loaded.model.fc.weight.shape == (3, 32)
+    head: Any = loaded.model.fc
+    assert head.weight.shape == (3, 32)
     assert_same(loaded.model, small(3).state_dict(), but="fc.")
     assert loaded.remark.startswith(f"{path}: it has no head, and one of 3 outputs must be trained (finetune=probe")
 
@@ -381,6 +388,7 @@ def test_a_file_that_is_not_there(tmp_path: Path, read: Callable[[Path], object]
         read(tmp_path / "nowhere.pt")
 
 
+@pytest.mark.slow
 def test_reading_a_file_imports_no_models() -> None:
     code = (
         "import sys; from salve.backbones.weights import read_tensors; "

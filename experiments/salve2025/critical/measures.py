@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from numpy.typing import ArrayLike
-from scipy import stats  # type: ignore[import-untyped]
+from scipy import stats
 from torch import Tensor
 
 from salve.diagnosis.critical import Criterion

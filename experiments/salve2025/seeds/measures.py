@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from numpy import ndarray
-from scipy import stats  # type: ignore[import-untyped]
+from scipy import stats
 
 from experiments.compare import CONFIDENCE, Interval, margins
 from experiments.runs import SAERun, Study, suppressed
