@@ -152,9 +152,8 @@ class NetworkGraph:
             values = self._exported.run(model, images, keep=True)
             logits, own = values[self._exported.last.name], model(images)
         if own.shape != logits.shape or (own - logits).abs().max() > _SAME * own.abs().max().clamp(min=1e-6):
-            raise UserError(
-                f"The graph that torch.export makes of this {type(model).__name__} computes something else than it does."
-            )
+            name = type(model).__name__
+            raise UserError(f"The graph that torch.export makes of this {name} computes something else than it does.")
         with torch.no_grad():
             fewer = self._for(model, images[:-1]).run(model, images[:-1], keep=True)
         self.sites = _find(self._exported, values, fewer)
@@ -267,6 +266,15 @@ class _Exported:
 def _function(node: fx.Node) -> Callable[..., Any]:
     """What a node calls. Strides may be others than those that were exported, and views of them impossible."""
     return aten.reshape.default if node.target is aten.view.default else node.target  # type: ignore[return-value]
+
+
+def own_size(model: nn.Module) -> int:
+    """Pixels of a side of the images that a network is made for; 224 where it does not say."""
+    published = getattr(model, "pretrained_cfg", None) or {}
+    for size in (getattr(model, "image_size", None), (published.get("input_size") or (None,))[-1]):
+        if isinstance(size, int):
+            return size
+    return 224
 
 
 def _ancestors(node: fx.Node) -> set[fx.Node]:
