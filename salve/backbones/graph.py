@@ -41,12 +41,22 @@ _SIZES = (aten.sym_size.int, aten._assert_tensor_metadata.default)
 #: Operations whose result is never negative; those below keep the sign of what they are given.
 _NOT_NEGATIVE = (
     *(aten.relu.default, aten.relu6.default, aten.sigmoid.default, aten.hardsigmoid.default, aten.softmax.int),
-    *(aten._softmax.default, aten.square.default, aten.abs.default, aten.exp.default),
+    *(aten._softmax.default, aten.square.default, aten.abs.default, aten.exp.default, aten.relu_.default),
+    *(aten.relu6_.default, aten.sigmoid_.default, aten.hardsigmoid_.default),
 )
 _KEEPS_SIGN = (
     *(aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.mean.dim),
     *(aten.adaptive_avg_pool1d.default, aten.slice.Tensor, aten.select.int, aten.constant_pad_nd.default),
-    *(aten.add.Tensor, aten.mul.Tensor, aten.cat.default, aten.roll.default, aten.amax.default, aten.sqrt.default),
+    *(
+        aten.add.Tensor,
+        aten.add_.Tensor,
+        aten.mul.Tensor,
+        aten.mul_.Tensor,
+        aten.cat.default,
+        aten.roll.default,
+        aten.amax.default,
+        aten.sqrt.default,
+    ),
 )
 #: Images of the example that a network is exported with: more than one, so that the batch is not taken for a constant.
 EXAMPLE = 3
@@ -199,13 +209,13 @@ class _Exported:
             with warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")
                 program = export(model, (images,), dynamic_shapes=({0: Dim.AUTO},), strict=False)
-                program = program.run_decompositions({})
         except Exception as error:  # torch.export raises almost anything
             first = (str(error).strip().splitlines() or [""])[0].rstrip(".")
             name = type(model).__name__
             raise UserError(f"This {name} cannot be exported ({type(error).__name__}: {first}).") from error
         signature = program.graph_signature
         self.graph = program.graph
+        self._parts = program.graph_module  # of the network that run in a mode of their own, such as autocast
         self.weights = dict(signature.inputs_to_parameters)
         self._states = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         constants = {**signature.inputs_to_lifted_tensor_constants, **signature.inputs_to_buffers}
@@ -244,6 +254,9 @@ class _Exported:
                 continue
             if node.op == "placeholder":
                 values[node.name] = self._placeholder(node, state, images)
+                continue
+            if node.op == "get_attr":
+                values[node.name] = getattr(self._parts, str(node.target))
                 continue
             arguments, keywords = fx.graph.map_arg((node.args, node.kwargs), lambda other: values[other.name])
             value = _function(node)(*arguments, **keywords)
@@ -465,12 +478,12 @@ def _batch_axis(tensor: Tensor, fewer: Tensor) -> tuple[int, int, bool] | None:
 def _is_not_negative(node: fx.Node) -> bool:
     if node.target in _NOT_NEGATIVE:
         return True
-    if node.target in (aten.clamp.default, aten.hardtanh.default, aten.clamp_min.default):
+    if node.target in (aten.clamp.default, aten.hardtanh.default, aten.hardtanh_.default, aten.clamp_min.default):
         return len(node.args) > 1 and isinstance(node.args[1], int | float) and node.args[1] >= 0
     if node.target in _KEEPS_SIGN or _is_shape(node):
         given = [other for other in node.all_input_nodes if isinstance(other.meta.get("val"), Tensor)]
         numbers = [number for number in node.args if isinstance(number, int | float) and not isinstance(number, bool)]
-        pads = node.target is not aten.mul.Tensor or all(number >= 0 for number in numbers)
+        pads = node.target not in (aten.mul.Tensor, aten.mul_.Tensor) or all(number >= 0 for number in numbers)
         return bool(given) and pads and all(_is_not_negative(other) for other in given)
     return False
 
