@@ -21,7 +21,8 @@ import torch
 from torch import nn
 
 from salve.backbones import load_backbone
-from salve.backbones.graph import NetworkGraph, own_size
+from salve.backbones.graph import NetworkGraph
+from salve.backbones.probe import own_size
 from salve.types import UserError
 
 #: Small enough for every day; the rest of the list are one of each further family.

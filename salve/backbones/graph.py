@@ -281,15 +281,6 @@ def _function(node: fx.Node) -> Callable[..., Any]:
     return aten.reshape.default if node.target is aten.view.default else node.target  # type: ignore[return-value]
 
 
-def own_size(model: nn.Module) -> int:
-    """Pixels of a side of the images that a network is made for; 224 where it does not say."""
-    published = getattr(model, "pretrained_cfg", None) or {}
-    for size in (getattr(model, "image_size", None), (published.get("input_size") or (None,))[-1]):
-        if isinstance(size, int):
-            return size
-    return 224
-
-
 def _ancestors(node: fx.Node) -> set[fx.Node]:
     found, waiting = {node}, [node]
     while waiting:

@@ -112,7 +112,8 @@ def found_sites(store: Any, library: str, name: str, args: dict[str, Any], size:
 
     def make(folder: Path, scratch: Path) -> None:
         from salve.backbones import load_backbone
-        from salve.backbones.graph import NetworkGraph, own_size
+        from salve.backbones.graph import NetworkGraph
+        from salve.backbones.probe import own_size
 
         # Sites follow from the architecture, and weights need not be there.
         model = load_backbone(library, name, "random", 2, args).model.eval()
