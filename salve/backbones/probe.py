@@ -106,6 +106,8 @@ def _map(activations: Tensor, given: list[tuple[str, Tensor]]) -> tuple[str, int
         for path, tensor in last.values()
         if tensor.requires_grad and (channels := _channels(tensor)) is not None
     ]
+    if not maps:
+        return "", 0
     # Coefficients that differ, because the plain sum is constant behind a LayerNorm.
     coefficients = torch.arange(1, activations.shape[1] + 1).cos().to(activations)
     gradients = torch.autograd.grad(
