@@ -4,13 +4,15 @@ The activation of a site *is* the input of its readers, the weights that read it
 the same as gating the activation (Law 1). If anything else reads the activation, it is no site.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
+from salve.backbones.probe import Head, own_size, probed_head
 from salve.types import Activations, Images, UserError
 
 LAST = "last"
@@ -24,7 +26,8 @@ class Site:
         name: what the setting ``layer`` calls it.
         readers: module paths of all weights that read the activation; each is called with it as first argument.
         width: ``M``, the number of channels.
-        map: module path of the spatial map ``[N, M', H, W]`` or token grid ``[N, T, M']`` for Grad-FAM.
+        map: module path of the spatial map ``[N, M', H, W]`` or token grid ``[N, T, M']`` for Grad-FAM; empty if the
+            activation depends on none.
         map_side: whether the map is the input or the output of that module.
         prefix_tokens: tokens before the patches in a token grid (CLS, registers).
     """
@@ -41,7 +44,7 @@ def sites(model: nn.Module) -> dict[str, Site]:
     """All sites of a backbone by name, from the input to the head.
 
     Raises:
-        UserError: the backbone is of an unknown kind or wrapped, or does not end in one linear layer.
+        UserError: the backbone is wrapped, or does not end in one linear layer.
     """
     # Imported here, because it takes a second that readers of weights need not wait.
     from torchvision.models import ResNet as TorchvisionResNet
@@ -56,11 +59,9 @@ def sites(model: nn.Module) -> dict[str, Site]:
         width = _linear(model, getattr(model.heads, "head", None)).in_features
         site = Site("cls", ("heads.head",), width, f"{last_block}.ln_1", prefix_tokens=1)
     elif callable(getattr(model, "get_classifier", None)):
-        site = _timm_site(model)
+        site = _timm_site(model) or _probed_site(model)
     else:
-        raise UserError(
-            f"No site is known in a {type(model).__name__}; choose a ResNet or ViT of torchvision, or a model of timm."
-        )
+        site = _probed_site(model)
     return {site.name: site}
 
 
@@ -80,7 +81,8 @@ def _linear(model: nn.Module, head: object) -> nn.Linear:
     return head
 
 
-def _timm_site(model: nn.Module) -> Site:
+def _timm_site(model: nn.Module) -> Site | None:
+    """The site of a timm model whose map lies where most have it; None for the others."""
     classifier = _linear(model, model.get_classifier())  # type: ignore[operator]
     modules = dict(model.named_modules())
     reader = next(name for name, module in modules.items() if module is classifier)
@@ -93,7 +95,19 @@ def _timm_site(model: nn.Module) -> Site:
     for pool in ("global_pool", "head.global_pool"):
         if pool in modules:
             return Site("global_pool", (reader,), classifier.in_features, pool, "input")
-    raise UserError(f"This {type(model).__name__} has no global_pool module, so that its spatial map is unknown.")
+    return None
+
+
+def _probed_site(model: nn.Module) -> Site:
+    """The site of any other network, found by running it once and then remembered."""
+    head = _probed.get(model)
+    if head is None or getattr(model.get_submodule(head.reader), "in_features", None) != head.width:
+        head = _probed[model] = probed_head(model, own_size(model))
+    return Site(head.reader, (head.reader,), head.width, head.map, prefix_tokens=head.prefix_tokens)
+
+
+#: Heads that were found, which takes a forward pass.
+_probed: MutableMapping[nn.Module, Head] = WeakKeyDictionary()
 
 
 def find_site(model: nn.Module, layer: str) -> Site:

@@ -101,6 +101,8 @@ def _run(model: nn.Module, site: Site, images: Tensor, at: str | None) -> _Pass:
     """Run the model, with a graph only behind the map."""
     path, side = (site.map, site.map_side) if at is None else (at, "output")
     modules = dict(model.named_modules())
+    if at is None and not path:
+        raise UserError(f"This {type(model).__name__} has no spatial map in front of its site {site.name}.")
     if path not in modules or path == "":
         raise UserError(f"at={path} is no module of this {type(model).__name__}; the default is {_default(site)}.")
     # Channels last: 1.4 times as fast for 16 images in a ResNet-18 on the CPU, as capture has it.

@@ -246,8 +246,8 @@ def test_arguments_that_the_library_refuses_are_named(library: str, name: str, a
 
 def test_a_model_without_a_site_is_refused_before_its_weights_are_used(tmp_path: Path) -> None:
     path = written(tmp_path / "w.safetensors", {"a": torch.ones(1)})
-    with pytest.raises(UserError, match="MobileNetV3"):
-        load_backbone("torchvision", "mobilenet_v3_small", str(path), 5)
+    with pytest.raises(UserError, match="SqueezeNet does not end in one linear layer"):
+        load_backbone("torchvision", "squeezenet1_1", str(path), 5)
 
 
 # -- the libraries' own weights

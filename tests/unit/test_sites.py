@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
-from torchvision.models import VisionTransformer, mobilenet_v3_small, resnet18
+from torchvision.models import VisionTransformer, resnet18, squeezenet1_1
 
 from salve.backbones import Site, find_site, site_activations, sites
 from salve.types import UserError
@@ -196,7 +196,7 @@ def vit_without_a_head() -> nn.Module:
         torchvision_vit_without_a_head,
         vit_without_a_head,
         lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 5)),
-        lambda: mobilenet_v3_small(num_classes=5),
+        lambda: squeezenet1_1(num_classes=5),
         lambda: timm.create_model("deit_tiny_distilled_patch16_224", img_size=32, depth=1, num_classes=5),
     ],
     ids=[

@@ -1,0 +1,113 @@
+"""A network's forward pass as a graph of tensor operations, which can be run in part and changed.
+
+``torch.export`` turns a forward pass into a graph of ATen operations, in which a weight, the tensor that it reads and
+everything else that reads this tensor can be seen, whatever classes the network is written in.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim, export
+from torch.fx.experimental.symbolic_shapes import free_symbols
+
+from salve.types import Images, UserError
+
+aten = torch.ops.aten
+
+
+class Exported:
+    """One exported graph.
+
+    Attributes:
+        graph: its nodes. weights: names of parameters by the name of their node. last: the node of the logits.
+        any_batch: whether it takes batches of any size.
+    """
+
+    def __init__(self, model: nn.Module, images: Images) -> None:
+        try:
+            with warnings.catch_warnings(), torch.no_grad():
+                warnings.simplefilter("ignore")
+                program = export(model, (images,), dynamic_shapes=({0: Dim.AUTO},), strict=False)
+        except Exception as error:  # torch.export raises almost anything
+            first = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+            name = type(model).__name__
+            raise UserError(f"This {name} cannot be exported ({type(error).__name__}: {first}).") from error
+        signature = program.graph_signature
+        self.graph = program.graph
+        self._parts = program.graph_module  # of the network that run in a mode of their own, such as autocast
+        self.weights = dict(signature.inputs_to_parameters)
+        self._states = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        constants = {**signature.inputs_to_lifted_tensor_constants, **signature.inputs_to_buffers}
+        self._constants = {
+            node: program.constants[target] for node, target in constants.items() if target in program.constants
+        }
+        self.images, *others = (node for node in self.graph.nodes if node.name in signature.user_inputs)
+        (outputs,) = self.graph.find_nodes(op="output")
+        answers = outputs.args[0]
+        if len(answers) != 1 or others:
+            raise UserError(f"This {type(model).__name__} gives {len(answers)} outputs for an image instead of logits.")
+        self.last: fx.Node = answers[0]
+        self.any_batch = bool(free_symbols(self.images.meta["val"].shape[0]))
+
+    def run(
+        self,
+        model: nn.Module,
+        images: Images,
+        *,
+        keep: bool = False,
+        until: str | None = None,
+        change: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+    ) -> dict[str, Any]:
+        """Values of nodes by name: of the last one, or of ``until`` alone, and where ``keep`` is set of all.
+
+        Args:
+            change: by the name of a node, what its value is replaced by.
+        """
+        state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        goal = self.last if until is None else next(node for node in self.graph.nodes if node.name == until)
+        needed = ancestors(goal)
+        left = {node.name: sum(user in needed for user in node.users) for node in needed}
+        values: dict[str, Any] = {}
+        for node in self.graph.nodes:
+            if node not in needed:
+                continue
+            if node.op == "placeholder":
+                values[node.name] = self._placeholder(node, state, images)
+                continue
+            if node.op == "get_attr":
+                values[node.name] = getattr(self._parts, str(node.target))
+                continue
+            arguments, keywords = fx.graph.map_arg((node.args, node.kwargs), lambda other: values[other.name])
+            value = function_of(node)(*arguments, **keywords)
+            values[node.name] = change[node.name](value) if change and node.name in change else value
+            for other in node.all_input_nodes:
+                left[other.name] -= 1
+                if not left[other.name] and not keep and other is not goal:
+                    del values[other.name]
+        return values
+
+    def _placeholder(self, node: fx.Node, state: Mapping[str, Tensor], images: Images) -> Tensor:
+        if node is self.images:
+            return images
+        if node.name in self._constants:
+            constant = self._constants[node.name].to(images.device)
+            return constant.to(images.dtype) if constant.is_floating_point() else constant
+        return state[self._states[node.name]]
+
+
+def function_of(node: fx.Node) -> Callable[..., Any]:
+    """What a node calls. Strides may be others than those that were exported, and views of them impossible."""
+    return aten.reshape.default if node.target is aten.view.default else node.target  # type: ignore[return-value]
+
+
+def ancestors(node: fx.Node) -> set[fx.Node]:
+    found, waiting = {node}, [node]
+    while waiting:
+        for other in waiting.pop().all_input_nodes:
+            if other not in found:
+                found.add(other)
+                waiting.append(other)
+    return found
