@@ -406,7 +406,7 @@ def test_a_rerun_gives_the_same_bits(salve: Salve, tmp_path: Path, capsys: pytes
     ("arguments", "said"),
     [
         (["rerun=nowhere"], "nowhere is no folder of a run"),
-        (["rerun={folder}", "sae.foo=1"], "Key 'foo' not in 'SAESettings'"),
+        (["rerun={folder}", "sae.foo=1"], "sae.foo is no setting; sae has variant, "),
         (["rerun={folder}", "sae=topk"], "sae names a group"),
         (["rerun={folder}", "sae.epochs=0"], "sae.epochs=0 must be above 0"),
     ],

@@ -74,7 +74,7 @@ def test_so_is_a_name_among_the_images(tmp_path: Path, place: str) -> None:
         (folder / f"{BAD}.png").write_bytes(b"x")
     else:
         (folder / BAD).mkdir()
-    with pytest.raises(UserError, match=r"the name 'a\\xff(\.png)?' in .* is not UTF-8: rename it"):
+    with pytest.raises(UserError, match=r"^The name 'a\\xff(\.png)?' in .* is not UTF-8; rename it\.$"):
         FolderData(root, 4).check()
 
 
@@ -82,4 +82,4 @@ def test_hidden_class_folders_are_said_of_every_split(tmp_path: Path) -> None:
     root = images(tmp_path, "x", "y", ".church")
     said = FolderData(root, 4).remarks()
     for split in ("train", "select", "test"):
-        assert f"hidden folders in {split} are no classes: '.church'" in said
+        assert f"Hidden folders in {split} are not used as classes: '.church'." in said
