@@ -1,4 +1,4 @@
-.PHONY: help install launchers quickstart paper test test-quick coverage test-lowest test-slurm gpu-check gpu-wheels lint check clean
+.PHONY: help install launchers quickstart paper test test-quick test-nightly coverage test-lowest test-slurm gpu-check gpu-wheels lint check clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -34,7 +34,10 @@ test: install  ## the whole test suite; six minutes on two cores
 	$(BIN)/python $(PYTEST)
 
 test-quick: install  ## what is not marked slow, gpu or cluster; one minute on two cores
-	$(BIN)/python $(PYTEST) -m "not slow and not gpu and not cluster"
+	$(BIN)/python $(PYTEST) -m "not slow and not gpu and not cluster and not nightly"
+
+test-nightly: install  ## Law 1 in one network of each further family: half an hour
+	$(BIN)/python $(PYTEST) -m nightly
 
 coverage: install  ## the whole suite, and the share of lines that it runs
 	$(BIN)/python $(PYTEST) --cov --cov-report=term

@@ -10,10 +10,12 @@ A name is one of torchvision's, or ``timm/NAME``, perhaps with ``@PIXELS`` of it
 """
 
 import argparse
+import copy
 import random
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +31,7 @@ from salve.types import UserError
 FEW = (
     *("resnet18@32", "mobilenet_v2@32", "mobilenet_v3_small@32", "mnasnet0_5@32", "shufflenet_v2_x0_5@32"),
     *("squeezenet1_1@64", "regnet_x_400mf@32", "efficientnet_b0@32", "densenet121@32", "vgg11@32", "alexnet@64"),
-    *("convnext_tiny@32", "googlenet@64", "swin_t@32", "resnext50_32x4d@32"),
+    *("convnext_tiny@32", "googlenet@64", "resnext50_32x4d@32"),
     *("timm/test_vit", "timm/test_vit2", "timm/test_vit3", "timm/test_vit4", "timm/test_byobnet@32"),
     *("timm/test_efficientnet@32", "timm/test_resnet@32", "timm/test_convnext@32", "timm/test_nfnet@64"),
     *("timm/test_mambaout@32", "timm/resnet10t@32", "timm/resnetv2_50@32", "timm/regnetx_002@32", "timm/dla46x_c@32"),
@@ -39,7 +41,15 @@ FEW = (
     *("timm/vovnet39a@32", "timm/mobileone_s0@32", "timm/mixer_s32_224", "timm/deit_tiny_patch16_224"),
 )
 FURTHER = (
-    *("inception_v3@96", "maxvit_t@224", "vit_b_16", "timm/halonet_h1@64", "timm/cait_xxs24_224", "timm/coat_tiny"),
+    *(
+        "inception_v3@96",
+        "maxvit_t@224",
+        "swin_t",
+        "vit_b_16",
+        "timm/halonet_h1@64",
+        "timm/cait_xxs24_224",
+        "timm/coat_tiny",
+    ),
     *("timm/convit_tiny", "timm/convmixer_768_32@32", "timm/crossvit_tiny_240", "timm/cs3darknet_focus_s@64"),
     *("timm/davit_tiny@224", "timm/dpn48b@32", "timm/efficientformer_l1", "timm/efficientformerv2_s0"),
     *("timm/efficientvit_m0", "timm/vit_tiny_patch16_dinov3_qkvb", "timm/eva02_tiny_patch14_224"),
@@ -66,6 +76,7 @@ class Law(NamedTuple):
         sites, vectors: how many sites there are, and how many of them have one position. tried: in how many of them the
             law was. difference: the largest between the two computations, as a share of the largest logit. effect: the
             smallest that a gate had on the logits, likewise. seconds: for finding the sites. why: why there are none.
+        precision: of the computation.
     """
 
     sites: int = 0
@@ -75,6 +86,7 @@ class Law(NamedTuple):
     effect: float = 0.0
     seconds: float = 0.0
     why: str = ""
+    precision: str = ""
 
 
 def network(spec: str) -> tuple[nn.Module, int]:
@@ -106,22 +118,30 @@ def law(spec: str, most: int = 4) -> Law:
     if not names:
         return Law(seconds=seconds, why="Everything that a weight reads is read by something else as well.")
     tried = sorted({*random.Random(0).sample(names, min(most, len(names)) - 1), names[-1]}, key=names.index)
-    model.double()
-    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    try:
+        return _law(graph, copy.deepcopy(model).double(), tried, size, seconds)
+    except RuntimeError:  # some networks have a part that is float32 whatever the rest is
+        return _law(graph, model, tried, size, seconds)
+
+
+def _law(graph: NetworkGraph, model: nn.Module, tried: Sequence[str], size: int, seconds: float) -> Law:
+    dtype = next(model.parameters()).dtype
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
     differences, effects = [], []
     with torch.no_grad():
         untouched, state = model(images), model.state_dict()
         largest = untouched.abs().max()
         for number, name in enumerate(tried):
             site = graph.sites[name]
-            gate = 2 * torch.rand(site.width, generator=torch.Generator().manual_seed(number), dtype=torch.float64)
+            gate = 2 * torch.rand(site.width, generator=torch.Generator().manual_seed(number), dtype=dtype)
             gated = graph.gated_logits(model, site, gate, images)
             scaled = {reader.weight: reader.scaled(state[reader.weight], gate) for reader in site.readers}
             edited = torch.func.functional_call(model, scaled, (images,))
             differences.append(float((edited - gated).abs().max() / largest))
             effects.append(float((gated - untouched).abs().max() / largest))
     vectors = sum(site.kind == "vector" for site in graph.sites.values())
-    return Law(len(names), vectors, len(tried), max(differences), min(effects), seconds)
+    precision = str(dtype).removeprefix("torch.")
+    return Law(len(graph.sites), vectors, len(tried), max(differences), min(effects), seconds, precision=precision)
 
 
 def row(spec: str, found: Law) -> str:
@@ -130,8 +150,8 @@ def row(spec: str, found: Law) -> str:
     if found.why:
         return f"| `{name}` | {size} | | | | {found.why} |"
     return (
-        f"| `{name}` | {size} | {found.sites} | {found.vectors} | {found.difference:.0e} in {found.tried} | "
-        f"{found.seconds:.1f} s |"
+        f"| `{name}` | {size} | {found.sites} | {found.vectors} | {found.difference:.0e} in {found.tried}, "
+        f"{found.precision} | {found.seconds:.1f} s |"
     )
 
 

@@ -5,6 +5,7 @@ everything else that reads this tensor can be seen, whatever classes the network
 """
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,8 +23,8 @@ class Exported:
     """One exported graph.
 
     Attributes:
-        graph: its nodes. weights: names of parameters by the name of their node. last: the node of the logits.
-        any_batch: whether it takes batches of any size.
+        graph: its nodes. weights: names of the parameters that are used once, by the name of their node.
+        last: the node of the logits. any_batch: whether it takes batches of any size.
     """
 
     def __init__(self, model: nn.Module, images: Images) -> None:
@@ -31,6 +32,8 @@ class Exported:
             with warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")
                 program = export(model, (images,), dynamic_shapes=({0: Dim.AUTO},), strict=False)
+                if _writes_into_views(program.graph):
+                    program = program.run_decompositions({})  # takes twice as long as the export
         except Exception as error:  # torch.export raises almost anything
             first = (str(error).strip().splitlines() or [""])[0].rstrip(".")
             name = type(model).__name__
@@ -38,7 +41,15 @@ class Exported:
         signature = program.graph_signature
         self.graph = program.graph
         self._parts = program.graph_module  # of the network that run in a mode of their own, such as autocast
-        self.weights = dict(signature.inputs_to_parameters)
+        # A module that is used twice has two names for one weight.
+        parameters = _state(model)
+        uses = Counter[int]()
+        for node in self.graph.find_nodes(op="placeholder"):
+            if node.name in signature.inputs_to_parameters:
+                uses[id(parameters[signature.inputs_to_parameters[node.name]])] += len(node.users)
+        self.weights = {
+            node: name for node, name in signature.inputs_to_parameters.items() if uses[id(parameters[name])] == 1
+        }
         self._states = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         constants = {**signature.inputs_to_lifted_tensor_constants, **signature.inputs_to_buffers}
         self._constants = {
@@ -66,7 +77,7 @@ class Exported:
         Args:
             change: by the name of a node, what its value is replaced by.
         """
-        state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        state = _state(model)
         goal = self.last if until is None else next(node for node in self.graph.nodes if node.name == until)
         needed = ancestors(goal)
         left = {node.name: sum(user in needed for user in node.users) for node in needed}
@@ -96,6 +107,19 @@ class Exported:
             constant = self._constants[node.name].to(images.device)
             return constant.to(images.dtype) if constant.is_floating_point() else constant
         return state[self._states[node.name]]
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by each of their names."""
+    return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+
+
+def _writes_into_views(graph: fx.Graph) -> bool:
+    """Whether some operation is there for what it writes, and not for its result: no user of a tensor would need it."""
+    return any(
+        isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable and not node.users
+        for node in graph.nodes
+    )
 
 
 def function_of(node: fx.Node) -> Callable[..., Any]:

@@ -89,7 +89,7 @@ def _readers(exported: Exported) -> Iterator[tuple[fx.Node, Reader]]:
         if node.target not in (*_LINEAR, *_CONVOLUTIONS) or not isinstance(node.args[1], fx.Node):
             continue
         weight = node.args[1]
-        if weight.name in exported.weights and len(weight.users) == 1 and isinstance(node.args[0], fx.Node):
+        if weight.name in exported.weights and isinstance(node.args[0], fx.Node):
             groups: Any = node.args[_GROUPS] if len(node.args) > _GROUPS else 1
             yield node, Reader(exported.weights[weight.name], groups)
 

@@ -82,6 +82,19 @@ class Shared(Net):
         return self.head(self.between(self.second(self.twice(x).relu())))
 
 
+class SharedModule(Net):
+    """One module under two names, each of which reads once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(4, 4, 1)
+        self.other = self.one
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.other(self.one(self.first(images).relu()).relu()).relu()
+        return self.head(self.between(self.second(x)))
+
+
 class Standardised(Net):
     """The second convolution's weight is standardised before it reads, so scaling it would change nothing."""
 
@@ -158,6 +171,7 @@ def test_a_weight_is_a_reader_also_where_its_module_is_never_called() -> None:
 
 def test_a_weight_that_is_used_twice_is_no_reader() -> None:
     assert list(found(Shared())) == ["second", "head"]
+    assert list(found(SharedModule())) == ["second", "head"]
 
 
 def test_a_weight_that_is_changed_before_it_reads_is_no_reader() -> None:
@@ -199,6 +213,7 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "two views": TwoViews,
     "functional": Functional,
     "shared": Shared,
+    "shared module": SharedModule,
     "two groups": lambda: Net(groups=2),
     "folded, images first": lambda: Folded(outer=True),
     "folded, tokens first": lambda: Folded(outer=False),
