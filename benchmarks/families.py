@@ -27,45 +27,33 @@ from salve.backbones.graph import NetworkGraph
 from salve.backbones.probe import own_size
 from salve.types import UserError
 
-#: Small enough for every day; the rest of the list are one of each further family.
+#: A few that take a second or two each, for tests; FURTHER has one of each further family.
 FEW = (
-    *("resnet18@32", "mobilenet_v2@32", "mobilenet_v3_small@32", "mnasnet0_5@32", "shufflenet_v2_x0_5@32"),
-    *("squeezenet1_1@64", "regnet_x_400mf@32", "efficientnet_b0@32", "densenet121@32", "vgg11@32", "alexnet@64"),
-    *("convnext_tiny@32", "googlenet@64", "resnext50_32x4d@32"),
-    *("timm/test_vit", "timm/test_vit2", "timm/test_vit3", "timm/test_vit4", "timm/test_byobnet@32"),
-    *("timm/test_efficientnet@32", "timm/test_resnet@32", "timm/test_convnext@32", "timm/test_nfnet@64"),
-    *("timm/test_mambaout@32", "timm/resnet10t@32", "timm/resnetv2_50@32", "timm/regnetx_002@32", "timm/dla46x_c@32"),
-    *("timm/ghostnet_050@32", "timm/mobilenetv4_conv_small_050@32", "timm/hgnetv2_b0@32", "timm/repvit_m0_9@32"),
-    *("timm/fastvit_t8@64", "timm/edgenext_xx_small@64", "timm/efficientvit_b0@64", "timm/poolformer_s12@32"),
-    *("timm/fasternet_t0@32", "timm/starnet_s050@32", "timm/tinynet_e@32", "timm/lcnet_035@32", "timm/selecsls42@64"),
-    *("timm/vovnet39a@32", "timm/mobileone_s0@32", "timm/mixer_s32_224", "timm/deit_tiny_patch16_224"),
+    *("resnet18@32", "mobilenet_v2@32", "vgg11@32", "densenet121@32", "timm/test_vit", "timm/test_nfnet@64"),
+    *("timm/test_convnext@32", "timm/test_efficientnet@32", "timm/test_byobnet@32", "timm/mixer_s32_224"),
 )
 FURTHER = (
-    *(
-        "inception_v3@96",
-        "maxvit_t@224",
-        "swin_t",
-        "vit_b_16",
-        "timm/halonet_h1@64",
-        "timm/cait_xxs24_224",
-        "timm/coat_tiny",
-    ),
-    *("timm/convit_tiny", "timm/convmixer_768_32@32", "timm/crossvit_tiny_240", "timm/cs3darknet_focus_s@64"),
-    *("timm/davit_tiny@224", "timm/dpn48b@32", "timm/efficientformer_l1", "timm/efficientformerv2_s0"),
-    *("timm/efficientvit_m0", "timm/vit_tiny_patch16_dinov3_qkvb", "timm/eva02_tiny_patch14_224"),
-    *("timm/beit_base_patch16_224", "timm/focalnet_tiny_srf@224", "timm/gcvit_xxtiny", "timm/hardcorenas_b@32"),
-    *("timm/hiera_tiny_224", "timm/levit_128s", "timm/deit_tiny_distilled_patch16_224", "timm/maxvit_tiny_tf_224"),
-    *("timm/mobilevit_xxs@64", "timm/mobilevitv2_050@64", "timm/mvitv2_tiny", "timm/nest_tiny", "timm/nfnet_f0@64"),
-    *("timm/pit_ti_224", "timm/pvt_v2_b0", "timm/res2net50_26w_4s@32", "timm/resnest14d@32", "timm/rexnet_100@32"),
-    *("timm/sequencer2d_s", "timm/skresnet18@32", "timm/swin_tiny_patch4_window7_224", "timm/swinv2_cr_tiny_224"),
-    *(
-        "timm/swinv2_tiny_window8_256",
-        "timm/tiny_vit_5m_224",
-        "timm/tnt_s_legacy_patch16_224",
-        "timm/twins_pcpvt_small",
-    ),
-    *("timm/visformer_tiny", "timm/vitamin_small_224", "timm/volo_d1_224", "timm/xception41@64"),
-    *("timm/xcit_nano_12_p16_224", "timm/inception_next_atto@64", "timm/metaformer", "timm/caformer_s18@64"),
+    *("mobilenet_v3_small@32", "mnasnet0_5@32", "shufflenet_v2_x0_5@32", "squeezenet1_1@64", "regnet_x_400mf@32"),
+    *("efficientnet_b0@32", "alexnet@64", "convnext_tiny@32", "googlenet@64", "resnext50_32x4d@32", "timm/test_vit2"),
+    *("timm/test_vit3", "timm/test_vit4", "timm/test_resnet@32", "timm/test_mambaout@32", "timm/resnet10t@32"),
+    *("timm/resnetv2_50@32", "timm/regnetx_002@32", "timm/dla46x_c@32", "timm/ghostnet_050@32"),
+    *("timm/mobilenetv4_conv_small_050@32", "timm/hgnetv2_b0@32", "timm/repvit_m0_9@32", "timm/fastvit_t8@64"),
+    *("timm/edgenext_xx_small@64", "timm/efficientvit_b0@64", "timm/poolformer_s12@32", "timm/fasternet_t0@32"),
+    *("timm/starnet_s050@32", "timm/tinynet_e@32", "timm/lcnet_035@32", "timm/selecsls42@64", "timm/vovnet39a@32"),
+    *("timm/mobileone_s0@32", "timm/deit_tiny_patch16_224", "inception_v3@96", "maxvit_t@224", "swin_t", "vit_b_16"),
+    *("timm/halonet_h1@64", "timm/cait_xxs24_224", "timm/coat_tiny", "timm/convit_tiny", "timm/convmixer_768_32@32"),
+    *("timm/crossvit_tiny_240", "timm/cs3darknet_focus_s@64", "timm/davit_tiny@224", "timm/dpn48b@32"),
+    *("timm/efficientformer_l1", "timm/efficientformerv2_s0", "timm/efficientvit_m0"),
+    *("timm/vit_tiny_patch16_dinov3_qkvb", "timm/eva02_tiny_patch14_224", "timm/beit_base_patch16_224"),
+    *("timm/focalnet_tiny_srf@224", "timm/gcvit_xxtiny", "timm/hardcorenas_b@32", "timm/hiera_tiny_224"),
+    *("timm/levit_128s", "timm/deit_tiny_distilled_patch16_224", "timm/maxvit_tiny_tf_224", "timm/mobilevit_xxs@64"),
+    *("timm/mobilevitv2_050@64", "timm/mvitv2_tiny", "timm/nest_tiny", "timm/nfnet_f0@64", "timm/pit_ti_224"),
+    *("timm/pvt_v2_b0", "timm/res2net50_26w_4s@32", "timm/resnest14d@32", "timm/rexnet_100@32", "timm/sequencer2d_s"),
+    *("timm/skresnet18@32", "timm/swin_tiny_patch4_window7_224", "timm/swinv2_cr_tiny_224"),
+    *("timm/swinv2_tiny_window8_256", "timm/tiny_vit_5m_224", "timm/tnt_s_legacy_patch16_224"),
+    *("timm/twins_pcpvt_small", "timm/visformer_tiny", "timm/vitamin_small_224", "timm/volo_d1_224"),
+    *("timm/xception41@64", "timm/xcit_nano_12_p16_224", "timm/inception_next_atto@64", "timm/metaformer"),
+    *("timm/caformer_s18@64"),
 )
 
 

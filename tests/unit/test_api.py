@@ -51,6 +51,15 @@ def test_the_code_that_is_shown_runs(page: str) -> None:
     assert names["gate"].shape == (512,)
 
 
+def test_the_code_of_the_page_on_sites_runs() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "sites.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, object] = {}
+    exec(code, names)
+    site = names["site"]
+    assert (site.width, site.positions) == (128, (8, 8))  # type: ignore[attr-defined]
+
+
 @pytest.mark.slow
 def test_importing_salve_imports_nothing_heavy() -> None:
     code = "import sys, salve; assert 'torch' not in sys.modules; salve.editing.gate; assert 'torch' in sys.modules"
