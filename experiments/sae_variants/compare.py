@@ -9,7 +9,7 @@ import pandas as pd
 from jaxtyping import Float
 from numpy import ndarray
 
-from experiments.compare import CONFIDENCE, Interval, t_interval
+from experiments.compare import CONFIDENCE, Interval, intervals, t_interval
 
 
 def at_target(x: Float[ndarray, " n"], values: Float[ndarray, "n m"], target: float) -> Float[ndarray, " m"]:
@@ -101,9 +101,7 @@ def compared(runs: pd.DataFrame, target: Target, measures: Sequence[str], baseli
         mine = found[found["variant"] == variant]
         row = {"target": target.label, "variant": variant, "seeds": int(mine["selectivity"].notna().sum())}
         reached = variant in whole
-        for name in measures:
-            mean, half, _ = t_interval(mine[name] if reached else [])
-            row |= {name: mean, f"{name}_half": half}
+        row |= intervals({name: mine[name] if reached else [] for name in measures})
         difference = Interval(math.nan, math.nan, 0)
         if reached and baseline and variant != baseline:
             pairs = by_seed[variant] - by_seed[baseline]

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from experiments.compare import LEVEL_TEXT, t_interval
+from experiments.compare import LEVEL_TEXT, intervals
 from experiments.sae_variants.compare import Target, compared
 from experiments.separation import PUBLISHED
 from salve.report.text import MISSING, is_missing, points
@@ -39,12 +39,24 @@ def reference_summary(references: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (data, reference), part in references.groupby(["data", "reference"], sort=False):
         by_seed = part.groupby("seed").agg({"selectivity": "mean", "after": "mean", "drift": "mean", "reached": "sum"})
-        row: dict[str, object] = {"data": data, "reference": reference}
-        for name in by_seed:
-            mean, half, _ = t_interval(by_seed[name])
-            row |= {name: mean, f"{name}_half": half}
-        rows.append(row)
+        rows.append({"data": data, "reference": reference, **intervals(dict(by_seed.items()))})
     return pd.DataFrame(rows)
+
+
+#: The columns of the Markdown table: head, measure, and decimals; in points where there are none.
+COLUMNS = (
+    ("FVE", "fve", 3),
+    ("L0", "l0", 1),
+    ("downstream accuracy %", "downstream_accuracy", None),
+    ("concept AUROC", "concept_auroc", 3),
+    ("alignment", "alignment", 2),
+    (f"classes at {LEVEL_TEXT} on select", "reached", 1),
+    ("left of them on test %", "after", None),
+    ("classes that separate", "separating", 1),
+    (PUBLISHED, "separating_published", 1),
+    ("others' mean change", "drift", None),
+    ("selectivity", "selectivity", None),
+)
 
 
 def markdown(table: pd.DataFrame, references: pd.DataFrame) -> str:
@@ -52,42 +64,24 @@ def markdown(table: pd.DataFrame, references: pd.DataFrame) -> str:
     lines = []
     for data, rows in table.groupby("data", sort=False):
         recovery = rows["concept_auroc"].notna().any()
-        heads = ["at", "SAE", "FVE", "L0", "downstream accuracy %"]
-        heads += ["concept AUROC"] if recovery else []
-        heads += ["alignment", f"classes at {LEVEL_TEXT} on select", "left of them on test %", "classes that separate"]
-        heads += [PUBLISHED, "others' mean change", "selectivity", "difference"]
+        columns = [column for column in COLUMNS if recovery or column[1] != "concept_auroc"]
+        heads = ["at", "SAE", *(head for head, _, _ in columns), "difference"]
         lines += [f"### {data}", "", _row(heads), _row(["---"] * len(heads))]
         for record in rows.to_dict("records"):
-            cells = [record["target"], f"`{record['variant']}`"]
+            cells = [_cell(record, name, digits) for _, name, digits in columns]
+            against = "" if record["baseline"] == BASELINES[0] else f" (`{record['baseline']}`)"
+            missing = is_missing(record["difference"])
+            cells.append(MISSING if missing else _cell(record, "difference", signed=True) + against)
             if record["reason"]:
-                cells += [record["reason"]] + [MISSING] * (len(heads) - 3)
-            else:
-                cells += [_interval(record, "fve", 3), _interval(record, "l0", 1)]
-                cells += [_points(record, "downstream_accuracy")]
-                cells += [_interval(record, "concept_auroc", 3)] if recovery else []
-                cells += [
-                    _interval(record, "alignment", 2),
-                    _interval(record, "reached", 1),
-                    _points(record, "after"),
-                    _interval(record, "separating", 1),
-                    _interval(record, "separating_published", 1),
-                    _points(record, "drift"),
-                    _points(record, "selectivity"),
-                ]
-                against = "" if record["baseline"] == BASELINES[0] else f" (`{record['baseline']}`)"
-                cells += [
-                    MISSING
-                    if is_missing(record["difference"])
-                    else _points(record, "difference", signed=True) + against
-                ]
-            lines.append(_row(cells))
+                cells = [record["reason"]] + [MISSING] * len(columns)
+            lines.append(_row([record["target"], f"`{record['variant']}`", *cells]))
         lines.append("")
         for record in references[references["data"] == data].to_dict("records"):
-            reached, left = _interval(record, "reached", 1), _points(record, "after")
+            reached, left = _cell(record, "reached", 1), _cell(record, "after")
             lines.append(
-                f"{record['reference']}: selectivity {_points(record, 'selectivity')}; {reached} classes at "
+                f"{record['reference']}: selectivity {_cell(record, 'selectivity')}; {reached} classes at "
                 f"{LEVEL_TEXT} on select, {left} % left of them on test, others' mean change "
-                f"{_points(record, 'drift')}.  "
+                f"{_cell(record, 'drift')}.  "
             )
         lines.append("")
     return "\n".join(lines)
@@ -97,13 +91,11 @@ def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _interval(record: dict[str, object], name: str, digits: int) -> str:
+def _cell(record: dict[str, object], name: str, digits: int | None = None, signed: bool = False) -> str:
+    """A mean with its interval."""
     mean, half = record[name], record[f"{name}_half"]
+    if digits is None:
+        return points(mean, signed) + ("" if is_missing(half) else f" ± {points(half, signed=False)}")
     if is_missing(mean):
         return MISSING
     return f"{mean:.{digits}f}".replace("-", "−") + ("" if is_missing(half) else f" ± {half:.{digits}f}")
-
-
-def _points(record: dict[str, object], name: str, signed: bool = False) -> str:
-    mean, half = record[name], record[f"{name}_half"]
-    return points(mean, signed) + ("" if is_missing(half) else f" ± {points(half, signed=False)}")

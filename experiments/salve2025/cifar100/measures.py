@@ -10,8 +10,6 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
-from experiments.compare import MatchedEdit, accuracy_at, matched_edit
-
 #: A class is a companion on another's latent if its mean there is at least this part of that class's.
 COMPANION = 0.5
 #: A class falls with an edited one if it loses at least this part of its accuracy.
@@ -43,30 +41,11 @@ def jaccard(has: Bool[ndarray, "C d"]) -> Float[ndarray, "C C"]:
     return np.divide(both, either, out=np.full_like(both, np.nan), where=either > 0)
 
 
-class Effect(NamedTuple):
-    """One class's edit where the class is at ``LEVEL`` on select: its cost on test, and the change ``[C]`` of every
-    class's test accuracy there, NaN where no strength takes it there."""
-
-    edit: MatchedEdit
-    change: Float[ndarray, " C"]
-
-
-def effect(
-    alphas: Float[ndarray, " K"], select: Float[ndarray, "K C"], test: Float[ndarray, "K C"], own: int
-) -> Effect:
-    """The edit of class ``own`` at its matched strength, linear between the strengths of the grid; see
-    :func:`experiments.compare.matched_edit`."""
-    edit = matched_edit(alphas, select, test, own)
-    if not edit.reached:
-        return Effect(edit, np.full(test.shape[1], np.nan))
-    return Effect(edit, accuracy_at(alphas, test, edit.alpha) - test[0])
-
-
 def falling(change: Float[ndarray, "C C"], before: Float[ndarray, " C"]) -> Bool[ndarray, "C C"]:
     """Who falls with whom: entry ``(k, m)`` says that editing ``k`` takes ``FALLS`` of the accuracy that ``m`` had.
 
     Args:
-        change: row ``k`` is :attr:`Effect.change` of editing ``k``. before: accuracy without an edit.
+        change: row ``k`` is that of every class's accuracy when ``k`` is edited. before: accuracy without an edit.
     """
     lost = np.nan_to_num(-change) >= FALLS * before[None]
     return lost & (before > 0)[None] & ~np.eye(len(change), dtype=bool)

@@ -1,5 +1,6 @@
 """Read from finished runs what the classes of a testbed share."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from numpy import ndarray
 
+from experiments.compare import MatchedEdit, accuracy_at, t_interval
 from experiments.experiment import joined
 from experiments.runs import SAERun, Study, suppressed
 from experiments.salve2025.cifar100 import measures
@@ -73,8 +75,8 @@ class Survey:
                 "companions": own["companions"].mean(),
                 "not_alone": (own["chosen_by"] > 1).mean(),
                 **{kind: (own["kind"] == kind).mean() for kind in KINDS},
-                "overlap_siblings": _mean(self.overlap[place][self.kin]),
-                "overlap_others": _mean(self.overlap[place][pairs & ~self.kin]),
+                "overlap_siblings": t_interval(self.overlap[place][self.kin]).mean,
+                "overlap_others": t_interval(self.overlap[place][pairs & ~self.kin]).mean,
                 **{"sibling_edits": kin.edits, "sibling_share": kin.share, "sibling_chance": kin.chance},
                 "alpha_flip_median": own["alpha_flip_median"].median(),
             }
@@ -86,27 +88,26 @@ class Survey:
         """A row for each edited class and other class: mean over SAEs and range of the change, and what they share."""
         edited, other = np.nonzero(~np.eye(len(self.classes), dtype=bool))
         change = self.change[:, edited, other]
-        known = ~np.isnan(change).all(axis=0)
-        low, mean, high = np.full((3, len(edited)), np.nan)
-        low[known], high[known] = np.nanmin(change[:, known], axis=0), np.nanmax(change[:, known], axis=0)
-        mean[known] = np.nanmean(change[:, known], axis=0)
         names = np.array(self.classes)
         columns: dict[str, Any] = {"class": names[edited], "other": names[other]}
         if self.groups:
             columns["same_superclass"] = self.kin[edited, other]
-        columns |= {"change": mean, "change_low": low, "change_high": high}
-        columns |= {"falls": self.falls[:, edited, other].mean(axis=0)}
-        columns |= {"companion": self.companion[:, edited, other].mean(axis=0)}
-        columns |= {"overlap": self.overlap[:, edited, other].mean(axis=0)}
+        for name, over in (("change", np.nanmean), ("change_low", np.nanmin), ("change_high", np.nanmax)):
+            columns[name] = over_saes(over, change)
+        for name in ("falls", "companion", "overlap"):
+            columns[name] = getattr(self, name)[:, edited, other].mean(axis=0)
         return pd.DataFrame(columns).assign(testbed=self.testbed.name)
 
 
-def _mean(values: ndarray) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else np.nan
+def over_saes(statistic: Callable[..., ndarray], values: Float[ndarray, "S ..."]) -> Float[ndarray, "..."]:
+    """A statistic over SAEs, of the values that are not NaN; NaN where all are."""
+    known = ~np.isnan(values).all(axis=0)
+    found = np.full(known.shape, np.nan)
+    found[known] = statistic(values[:, known], axis=0)
+    return found
 
 
-def survey(study: Study) -> Survey:
+def survey_of(study: Study) -> Survey:
     """Read a testbed's runs."""
     data = study.context.data
     groups = data.superclasses if isinstance(data, Cifar100Data) else None
@@ -128,12 +129,13 @@ def _read(run: SAERun, classes: list[str], groups: tuple[str, ...] | None) -> di
     selected = run.selected
     latents = selected["latent"].fillna(-1).astype(int).to_numpy()
     means = run.found.tensors("features", "class_means.safetensors")["class_means"].numpy()
-    effects: dict[int, measures.Effect] = {}
+    found: dict[int, MatchedEdit] = {}
     before = np.full(len(classes), np.nan)
     change = np.full((len(classes), len(classes)), np.nan)
     for one in suppressed(run, classes):
-        effects[one.own] = measures.effect(one.alphas, one.select, one.test, one.own)
-        before, change[one.own] = one.test[0], effects[one.own].change
+        found[one.own], before = one.edit, one.test[0]
+        if one.edit.reached:
+            change[one.own] = accuracy_at(one.alphas, one.test, one.edit.alpha) - before
     dominant = run.found.table("features", "dominant.csv")
     has = np.zeros((len(classes), means.shape[1]), dtype=bool)
     has[[classes.index(name) for name in dominant["class"]], dominant["latent"]] = True
@@ -143,6 +145,8 @@ def _read(run: SAERun, classes: list[str], groups: tuple[str, ...] | None) -> di
         "companion": measures.companions(means, latents),
         "falls": measures.falling(change, before),
     }
+    most = measures.loses_most(change)
+    flips = run.found.table("diagnose", "summary.csv").set_index("class").reindex(classes)
     columns = {
         "seed": run.seed,
         "class": classes,
@@ -152,15 +156,11 @@ def _read(run: SAERun, classes: list[str], groups: tuple[str, ...] | None) -> di
         "companions": matrices["companion"].sum(axis=1),
         "chosen_by": measures.chosen_by(latents),
         "falls": matrices["falls"].sum(axis=1),
+        "loses_most": np.where(most.any(axis=1), np.array(classes)[most.argmax(axis=1)], ""),
+        "lose_as_much": most.sum(axis=1),
+        **{name: flips[name].to_numpy() for name in ("alpha_flip_median", "alpha_flip_infinite")},
     }
-    most = measures.loses_most(change)
-    losing = zip(most.argmax(axis=1).tolist(), np.any(most, axis=1).tolist(), strict=True)
-    columns["loses_most"] = [classes[k] if some else "" for k, some in losing]
-    columns["lose_as_much"] = most.sum(axis=1)
-    edits = pd.DataFrame([effects[k].edit for k in effects], index=list(effects))
-    flips = run.found.table("diagnose", "summary.csv").set_index("class").reindex(classes)
-    columns |= {name: flips[name].to_numpy() for name in ("alpha_flip_median", "alpha_flip_infinite")}
-    rows = pd.DataFrame(columns).join(edits)
+    rows = pd.DataFrame(columns).join(pd.DataFrame(found.values(), index=list(found)))
     rows = rows[latents >= 0].astype({"reached": bool})
     return {"rows": rows, "usage": _usage(run, means), **matrices}
 
