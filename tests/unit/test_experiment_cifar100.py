@@ -13,7 +13,7 @@ from experiments.claims import load_claims
 from experiments.salve2025.cifar100 import analyse
 from experiments.salve2025.cifar100 import survey as reading
 from experiments.salve2025.cifar100.figures import classes_figure, drift_figure, sharing_figure
-from experiments.salve2025.cifar100.measures import (
+from experiments.salve2025.cifar100.survey import (
     chosen_by,
     companions,
     falling,
@@ -21,8 +21,8 @@ from experiments.salve2025.cifar100.measures import (
     kinship,
     loses_most,
     siblings,
+    survey_of,
 )
-from experiments.salve2025.cifar100.survey import survey_of
 from experiments.testbeds import TESTBEDS
 from tests.unit.edit_examples import verdict, verdicts
 

@@ -27,7 +27,6 @@ from experiments.compare import (
 )
 from experiments.figures import save
 from experiments.sae_variants.__main__ import TARGETS, main
-from experiments.sae_variants.compare import Target, at_target, compared, matched
 from experiments.sae_variants.figure import LOOKS, NAME, comparison_figure
 from experiments.sae_variants.references import (
     ORACLE,
@@ -37,7 +36,7 @@ from experiments.sae_variants.references import (
     reference_edits,
 )
 from experiments.sae_variants.runs import EXPERIMENTS, FULL, QUICK, Family, Plan, collect, commands, sweep_name
-from experiments.sae_variants.tables import markdown, reference_summary, summary
+from experiments.sae_variants.tables import Target, at_target, compared, markdown, matched, reference_summary, summary
 from salve.artifacts import _seal, save_tensors, write_record
 from salve.integrity import sealed
 from salve.run.explain import conf_dir

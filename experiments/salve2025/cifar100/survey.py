@@ -1,24 +1,106 @@
-"""Read from finished runs what the classes of a testbed share."""
+"""What the classes of a testbed share: latents, and the harm that one class's edit does to others.
+
+No measure here grows with the number of classes by itself. A share of the sum over all classes would: the small means
+of a hundred classes add up to more than those of ten.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 from experiments.compare import MatchedEdit, accuracy_at, t_interval
 from experiments.experiment import joined
 from experiments.runs import SAERun, Study, suppressed
-from experiments.salve2025.cifar100 import measures
 from experiments.separation import Separation, separation
 from experiments.testbeds import Testbed
 from salve.data.cifar100 import Cifar100Data
 from salve.features import shares
+
+#: A class is a companion on another's latent if its mean there is at least this part of that class's.
+COMPANION = 0.5
+#: A class falls with an edited one if it loses at least this part of its accuracy.
+FALLS = 0.5
+
+
+def companions(means: Float[ndarray, "C d"], latents: Int[ndarray, " C"]) -> Bool[ndarray, "C C"]:
+    """Who shares the latent through which a class is edited: entry ``(k, m)`` is ``|μ_ml| ≥ COMPANION · |μ_kl|``,
+    ``m ≠ k``, for the latent ``l`` of class ``k``.
+
+    Args:
+        means: ``μ``; NaN for a class without images. latents: of each class; −1 for one without, which has none.
+    """
+    size = np.abs(np.nan_to_num(means))[:, latents].T  # [C edited, C]
+    own = np.diagonal(size)[:, None]
+    return (size >= COMPANION * own) & (own > 0) & (latents >= 0)[:, None] & ~np.eye(len(means), dtype=bool)
+
+
+def chosen_by(latents: Int[ndarray, " C"]) -> Int[ndarray, " C"]:
+    """How many classes are edited through the latent of each class: 1 where it is its own alone; 0 for −1."""
+    return (latents[:, None] == latents[None]).sum(axis=1) * (latents >= 0)
+
+
+def jaccard(has: Bool[ndarray, "C d"]) -> Float[ndarray, "C C"]:
+    """``|a ∩ b| / |a ∪ b|`` of the sets of two classes, such as their dominant latents; NaN where both are empty."""
+    sets = has.astype(float)
+    both, count = sets @ sets.T, sets.sum(axis=1)
+    either = count[:, None] + count[None] - both
+    return np.divide(both, either, out=np.full_like(both, np.nan), where=either > 0)
+
+
+def falling(change: Float[ndarray, "C C"], before: Float[ndarray, " C"]) -> Bool[ndarray, "C C"]:
+    """Who falls with whom: entry ``(k, m)`` says that editing ``k`` takes ``FALLS`` of the accuracy that ``m`` had.
+
+    Args:
+        change: row ``k`` is that of every class's accuracy when ``k`` is edited. before: accuracy without an edit.
+    """
+    lost = np.nan_to_num(-change) >= FALLS * before[None]
+    return lost & (before > 0)[None] & ~np.eye(len(change), dtype=bool)
+
+
+def loses_most(change: Float[ndarray, "C C"]) -> Bool[ndarray, "C C"]:
+    """For each edited class (row) the other classes that lose most: several if they lose the same, none if nothing
+    is lost."""
+    others = np.where(np.eye(len(change), dtype=bool) | np.isnan(change), 0.0, change)
+    least = others.min(axis=1, keepdims=True)
+    return (others == least) & (least < 0)
+
+
+def siblings(groups: list[str]) -> Bool[ndarray, "C C"]:
+    """Which pairs of different classes are of the same superclass."""
+    names = np.array(groups)
+    return (names[:, None] == names[None]) & ~np.eye(len(names), dtype=bool)
+
+
+class Kinship(NamedTuple):
+    """Do edits harm a class's siblings?
+
+    Attributes:
+        edits: those that take something from another class. share: of them, where the class that loses most is a
+            sibling; an edit under which several lose the same counts in part. chance: that share if any other class
+            were as likely; both NaN without edits.
+    """
+
+    edits: int
+    share: float
+    chance: float
+
+
+def kinship(most: Bool[ndarray, "C C"], kin: Bool[ndarray, "C C"]) -> Kinship:
+    """See :class:`Kinship`; ``most`` is :func:`loses_most`, ``kin`` is :func:`siblings`."""
+    edited = np.flatnonzero(most.any(axis=1))
+    if not len(edited):
+        return Kinship(0, np.nan, np.nan)
+    chance = kin[edited].sum(axis=1) / (len(kin) - 1)
+    share = (most & kin)[edited].sum(axis=1) / most[edited].sum(axis=1)
+    return Kinship(len(edited), float(share.mean()), float(chance.mean()))
+
 
 KINDS = ("class-defining", "cross-class", "diffuse")
 
@@ -33,7 +115,7 @@ class Survey:
         separates: how many classes do.
         change: by SAE, edited class and other class, the change of test accuracy where the edited class is at ``LEVEL``
             on select; NaN where it cannot be taken there. overlap: of two classes' dominant latents. companion: see
-            :func:`.measures.companions`. falls: see :func:`.measures.falling`.
+            :func:`companions`. falls: see :func:`falling`.
         usage: a row for each SAE, what its latents are.
     """
 
@@ -52,7 +134,7 @@ class Survey:
     @cached_property
     def kin(self) -> Bool[ndarray, "C C"]:
         """Pairs of one superclass; none where there are no superclasses."""
-        return measures.siblings(list(self.groups or self.classes))
+        return siblings(list(self.groups or self.classes))
 
     @cached_property
     def summary(self) -> pd.DataFrame:
@@ -60,11 +142,7 @@ class Survey:
         rows = []
         for place, (seed, own) in enumerate(self.table.groupby("seed")):
             reached = own[own["reached"]]
-            kin = (
-                measures.kinship(measures.loses_most(self.change[place]), self.kin)
-                if self.groups
-                else measures.Kinship(0, np.nan, np.nan)
-            )
+            kin = kinship(loses_most(self.change[place]), self.kin) if self.groups else Kinship(0, np.nan, np.nan)
             pairs = ~np.eye(len(self.classes), dtype=bool)
             row = {
                 **{"testbed": self.testbed.name, "seed": seed, "classes": len(own)},
@@ -141,11 +219,11 @@ def _read(run: SAERun, classes: list[str], groups: tuple[str, ...] | None) -> di
     has[[classes.index(name) for name in dominant["class"]], dominant["latent"]] = True
     matrices = {
         "change": change,
-        "overlap": measures.jaccard(has),
-        "companion": measures.companions(means, latents),
-        "falls": measures.falling(change, before),
+        "overlap": jaccard(has),
+        "companion": companions(means, latents),
+        "falls": falling(change, before),
     }
-    most = measures.loses_most(change)
+    most = loses_most(change)
     flips = run.found.table("diagnose", "summary.csv").set_index("class").reindex(classes)
     columns = {
         "seed": run.seed,
@@ -154,7 +232,7 @@ def _read(run: SAERun, classes: list[str], groups: tuple[str, ...] | None) -> di
         **{name: selected[name].to_numpy() for name in ("latent", "sign", "kind", "share")},
         **{sense: run.verdicts[sense].to_numpy(bool) for sense in ("separates", "separates_published")},
         "companions": matrices["companion"].sum(axis=1),
-        "chosen_by": measures.chosen_by(latents),
+        "chosen_by": chosen_by(latents),
         "falls": matrices["falls"].sum(axis=1),
         "loses_most": np.where(most.any(axis=1), np.array(classes)[most.argmax(axis=1)], ""),
         "lose_as_much": most.sum(axis=1),
