@@ -22,7 +22,7 @@ PRINT_WIDTH = 7.2
 printed = mpl.rc_context(
     RC
     | {"axes.titlesize": 8.5, "axes.labelsize": 8, "xtick.labelsize": 7.5, "ytick.labelsize": 7.5}
-    | {"legend.fontsize": 7.5, "legend.handlelength": 1.8, "legend.columnspacing": 1.3}
+    | {"legend.fontsize": 7.5, "legend.columnspacing": 1.3}
 )
 
 
