@@ -6,7 +6,7 @@ takes and costs there. Measured on the images that chose it, a strength would lo
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -134,3 +134,11 @@ def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Inter
         return Interval(float(known[0]) if count else math.nan, math.nan, count)
     quantile = float(stats.t.ppf((1 + confidence) / 2, count - 1))
     return Interval(float(known.mean()), quantile * float(known.std(ddof=1)) / math.sqrt(count), count)
+
+
+def intervals(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """:func:`t_interval` of each measure: ``<measure>`` is the mean, ``<measure>_half`` half the interval's width."""
+    found = {}
+    for name, each in values.items():
+        found[name], found[f"{name}_half"], _ = t_interval(each)
+    return found

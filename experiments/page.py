@@ -67,11 +67,6 @@ def _machine(machine: dict[str, Any]) -> str:
     return f"{machine['device']}, {machine['cores']} cores, torch {machine['torch']}"
 
 
-def command_of(experiment: str) -> str:
-    """The command that runs one experiment."""
-    return f"python -m experiments.salve2025.{experiment}"
-
-
 def claims_table(rows: Sequence[Row], found: dict[str, dict[str, Any]]) -> pd.DataFrame:
     """One row per claim and testbed: what was measured, the limits, and the verdict."""
     return pd.DataFrame(
@@ -88,7 +83,7 @@ def claims_table(rows: Sequence[Row], found: dict[str, dict[str, Any]]) -> pd.Da
                 "partly": row.claim.partly,
                 "verdict": row.verdict_on(one.testbed),
                 "id": row.claim.id,
-                "command": command_of(row.claim.experiment),
+                "command": f"python -m experiments.salve2025.{row.claim.experiment}",
                 "quick": found[row.claim.experiment]["quick"],
             }
             for row in rows

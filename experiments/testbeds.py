@@ -147,10 +147,7 @@ def setup_of(given: argparse.Namespace) -> Setup:
         for name in ("imagenette", "cifar100")
         if (folder := getattr(given, name) or os.environ.get(f"SALVE_{name.upper()}"))
     }
-    return Setup(given.output_dir.expanduser(), folders, weights, given.download, given.quick, _checked(given.settings))
-
-
-def _checked(settings: Sequence[str]) -> tuple[str, ...]:
-    if bad := [text for text in settings if "=" not in text]:
+    if bad := [text for text in given.settings if "=" not in text]:
         raise UserError(f"{bad[0]} is no setting: write key=value, such as trainer=cpu.")
-    return tuple(settings)
+    output_dir, settings = given.output_dir.expanduser(), tuple(given.settings)
+    return Setup(output_dir, folders, weights, given.download, given.quick, settings)

@@ -8,10 +8,9 @@ from pathlib import Path
 
 from experiments.experiment import joined
 from experiments.figures import save
-from experiments.sae_variants.compare import Target
 from experiments.sae_variants.figure import NAME, comparison_figure
 from experiments.sae_variants.runs import EXPERIMENTS, FULL, QUICK, collect, make
-from experiments.sae_variants.tables import markdown, reference_summary, summary
+from experiments.sae_variants.tables import Target, markdown, reference_summary, summary
 from salve.artifacts import write_table
 from salve.ending import as_told
 from salve.types import UserError

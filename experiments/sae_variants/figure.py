@@ -1,30 +1,18 @@
 """The figure: selectivity against L0, FVE and alignment, and the variants at matched points."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
 from experiments.compare import t_interval
+from experiments.figures import class_rows, entry, printed
 from experiments.sae_variants.references import ORACLE, RANDOM
-from salve.report.style import (
-    BLACK,
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PURPLE,
-    SKY,
-    VERMILLION,
-    WIDTH,
-    log_axis,
-    new_figure,
-    styled,
-)
+from salve.report.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, WIDTH, log_axis, new_figure
 
 NAME = "sae-variants"
 #: By variant, its colour and marker.
@@ -47,7 +35,7 @@ FIGURE_WIDTH = 1.2 * WIDTH
 LEAST_FVE = 0.2
 
 
-@styled
+@printed
 def comparison_figure(runs: pd.DataFrame, table: pd.DataFrame, references: pd.DataFrame) -> Figure:
     """A row per data set: selectivity against L0, FVE and alignment, and at matched points.
 
@@ -66,22 +54,18 @@ def comparison_figure(runs: pd.DataFrame, table: pd.DataFrame, references: pd.Da
             _curves(axes, useful, x) if x != "alignment" else _scatter(axes, useful)
             _references(axes.axhline, lines)
             axes.set_ylim(-5, 102)
-        row[0].set(title=TITLES.get(data, data), ylabel="selectivity (points)")
+        row[0].set(title=TITLES.get(data, data), xlabel="L0 (latents per image)", ylabel="selectivity (points)")
         positive = useful.loc[useful["l0"] > 0, "l0"]
         log_axis(row[0], "x", (positive.min() / 1.2, positive.max() * 1.2))
-        row[0].set_xlabel("L0 (latents per image)")
         row[1].set(xlabel="FVE", xlim=(LEAST_FVE, 1))
         row[1].xaxis.set_major_formatter(PercentFormatter(1.0))
         row[2].set_xlabel("alignment (cosine)")
         _matched(row[3], table[table["data"] == data])
         _references(row[3].axvline, lines)
         row[3].set(xlabel="selectivity (points)", xlim=(-5, 102))
-    handles = [Line2D([], [], color=c, marker=m, label=name) for name, (c, m) in LOOKS.items()]
-    handles += [Line2D([], [], color=GREY, linestyle=dash, label=name) for name, dash in DASHES.items()]
-    handles += [
-        Line2D([], [], color=GREY, linestyle="", marker=marker, markersize=5, label=name)
-        for name, marker in SHOWN.items()
-    ]
+    handles = [entry(name, colour, marker, linestyle="-") for name, (colour, marker) in LOOKS.items()]
+    handles += [entry(name, GREY, linestyle=dash) for name, dash in DASHES.items()]
+    handles += [entry(name, GREY, marker, markersize=5) for name, marker in SHOWN.items()]
     figure.legend(handles=handles, loc="outside upper center", ncols=6)
     return figure
 
@@ -104,10 +88,8 @@ def _scatter(axes: Axes, runs: pd.DataFrame) -> None:
     """Every run as a point."""
     for variant, mine in runs.groupby("variant", sort=False):
         colour, marker = LOOKS[str(variant)]
-        axes.plot(
-            mine["alignment"], 100 * mine["selectivity"], color=colour, marker=marker, markersize=3, linestyle="",
-            alpha=0.6, markeredgewidth=0,
-        )  # fmt: skip
+        looks: Any = {"color": colour, "markersize": 3, "alpha": 0.6, "markeredgewidth": 0}
+        axes.plot(mine["alignment"], 100 * mine["selectivity"], marker, **looks)
 
 
 def _matched(axes: Axes, table: pd.DataFrame) -> None:
@@ -117,20 +99,10 @@ def _matched(axes: Axes, table: pd.DataFrame) -> None:
         colour, _ = LOOKS[variant]
         for step, (target, marker) in enumerate(SHOWN.items()):
             [row] = table[(table["variant"] == variant) & (table["target"] == target)].to_dict("records")
-            axes.errorbar(
-                100 * row["selectivity"],
-                place + 0.24 * (step - 1),
-                xerr=100 * np.nan_to_num(row["selectivity_half"]),
-                color=colour,
-                marker=marker,
-                markersize=5,
-                elinewidth=1.1,
-                capsize=2,
-                linestyle="",
-            )
-    axes.set_yticks(range(len(variants)), variants)
-    axes.set_ylim(len(variants) - 0.5, -0.5)
-    axes.grid(visible=False, axis="y")
+            mean, half = 100 * row["selectivity"], 100 * np.nan_to_num(row["selectivity_half"])
+            axes.errorbar(mean, place + 0.24 * (step - 1), xerr=half, fmt=marker, color=colour, markersize=5,
+                          elinewidth=1.1, capsize=2)  # fmt: skip
+    class_rows(axes, variants)
 
 
 def _references(draw: Callable[..., object], references: pd.DataFrame) -> None:

@@ -39,16 +39,6 @@ class Plan(NamedTuple):
     name: str = ""
     settings: tuple[str, ...] = ()
 
-    @property
-    def variants(self) -> list[str]:
-        """All variants, in order."""
-        return [variant for family in self.families for variant in family.variants]
-
-    @property
-    def size(self) -> int:
-        """How many runs there are on a data set."""
-        return sum(len(family.variants) * len(family.values) for family in self.families) * len(self.seeds)
-
 
 PRICED, BUDGETED = ("linear_l1", "relu_l1", "gated", "jumprelu"), ("topk", "batch_topk", "matryoshka")
 FULL = Plan(
@@ -168,30 +158,29 @@ def over_classes(edits: pd.DataFrame) -> dict[str, float]:
 
 def _planned(sweep: Sweep, plan: Plan) -> dict[tuple[str, float, int], SAERun]:
     """By variant, knob and seed, the runs of a plan, in its order."""
-    knobs = {variant: family for family in plan.families for variant in family.variants}
-    wanted: dict[tuple[str, float, int], SAERun] = {}
-    for run in map(SAERun, sweep.finished):
-        variant = run.settings["sae.variant"]
-        if variant not in knobs:
-            continue
-        key = (variant, float(run.settings[knobs[variant].knob]), int(run.settings["sae.seed"]))
-        if key[1] in knobs[variant].values and key[2] in plan.seeds:
-            if key in wanted:
-                raise UserError(
-                    f"{sweep.folder} holds two runs of {variant}, {knobs[variant].knob}={key[1]:g}, sae.seed={key[2]}, "
-                    "which differ in other settings or in the version of salve; choose an empty --output-dir."
-                )
-            wanted[key] = run
+    families = {variant: family for family in plan.families for variant in family.variants}
     order = [
         (variant, float(value), seed)
-        for family in plan.families
-        for variant in family.variants
+        for variant, family in families.items()
         for value in family.values
         for seed in plan.seeds
     ]
-    if missing := [key for key in order if key not in wanted]:
+    found: dict[tuple[str, float, int], SAERun] = {}
+    for run in map(SAERun, sweep.finished):
+        variant = run.settings["sae.variant"]
+        if variant not in families:
+            continue
+        knob = families[variant].knob
+        key = (variant, float(run.settings[knob]), run.seed)
+        if key in found and key in order:
+            raise UserError(
+                f"{sweep.folder} holds two runs of {variant}, {knob}={key[1]:g}, sae.seed={key[2]}, "
+                "which differ in other settings or in the version of salve; choose an empty --output-dir."
+            )
+        found[key] = run
+    if missing := [key for key in order if key not in found]:
         raise UserError(f"{sweep.folder} lacks {len(missing)} of {len(order)} runs, such as {missing[0]}.")
-    return {key: wanted[key] for key in order}
+    return {key: found[key] for key in order}
 
 
 def _edits(run: SAERun) -> pd.DataFrame:

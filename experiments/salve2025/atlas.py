@@ -12,10 +12,10 @@ from torch import Tensor
 
 from experiments.claims import Measured
 from experiments.experiment import Experiment, Findings, Picture, main, per_testbed
-from experiments.figures import PRINT_WIDTH
+from experiments.figures import PRINT_WIDTH, printed, tile
 from experiments.runs import Study
 from salve.report.figures.validate import overlay
-from salve.report.style import BLACK, BLUE, GREY, VERMILLION, new_figure, styled
+from salve.report.style import BLACK, BLUE, GREY, VERMILLION, new_figure
 from salve.report.text import label
 
 #: How many of the images that excite a latent most are counted by class.
@@ -66,7 +66,7 @@ def classes_table(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-@styled
+@printed
 def atlas_figure(study: Study) -> Figure:
     """A row per class: its dominant latents in words, the image that maximises the first, top images, Grad-FAM."""
     run = study.runs[0]
@@ -78,29 +78,24 @@ def atlas_figure(study: Study) -> Figure:
     top = run.found.table("validate", "top.csv").set_index(["class", "rank"])["label"]
     names = [name for name in study.classes if pd.notna(run.selected.loc[name, "latent"])][:ROWS]
     text, gap = 1.6, 0.04
-    tile = (PRINT_WIDTH - text) / (1 + 2 * PAIRS) - gap
-    height = len(names) * (tile + gap) + 0.3
+    size = (PRINT_WIDTH - text) / (1 + 2 * PAIRS) - gap
+    height = len(names) * (size + gap) + 0.3
     figure = new_figure(PRINT_WIDTH, height, layout=None)
     for row, name in enumerate(names):
-        y = height - 0.3 - (row + 1) * (tile + gap)
-        words = figure.add_axes((0, y / height, text / PRINT_WIDTH, tile / height))
+        y = height - 0.3 - (row + 1) * (size + gap)
+        words = figure.add_axes((0, y / height, text / PRINT_WIDTH, size / height))
         _words(words, name, dominant[dominant["class"] == name].head(LISTED))
         own = study.classes.index(name)
         images, maps = seen["images"][own], seen["maps"][own]
         count = min(PAIRS, len(images))
         blank = np.full((*images.shape[2:], 3), 255, np.uint8)
-        tiles = [blank if made is None else made[own].transpose(1, 2, 0)]
+        pictures = [blank if made is None else made[own].transpose(1, 2, 0)]
         for place in range(count):
-            tiles += [images[place].transpose(1, 2, 0), overlay(images[place], maps[place])]
-        for column, picture in enumerate(tiles):
-            x = text + column * (tile + gap) + (gap if column else 0)
-            axes = figure.add_axes((x / PRINT_WIDTH, y / height, tile / PRINT_WIDTH, tile / height))
-            axes.imshow(picture, interpolation="antialiased")
-            axes.set(xticks=[], yticks=[])
-            axes.grid(visible=False)
-            foreign = column % 2 == 1 and top.get((name, column // 2 + 1)) != name
-            for spine in axes.spines.values():
-                spine.set(visible=True, color=VERMILLION if foreign else "white", linewidth=1.5 if foreign else 0)
+            pictures += [images[place].transpose(1, 2, 0), overlay(images[place], maps[place])]
+        for column, picture in enumerate(pictures):
+            axes = tile(figure, (text + column * (size + gap) + (gap if column else 0), y, size, size), picture)
+            if column % 2 == 1 and top.get((name, column // 2 + 1)) != name:
+                axes.spines[:].set(visible=True, color=VERMILLION, linewidth=1.5)
             if row == 0:
                 title = "maximised" if column == 0 else ("strongest" if column % 2 else "Grad-FAM")
                 axes.set_title(title, fontsize=7.5, fontweight="normal", pad=3)
@@ -122,7 +117,7 @@ def shown_latents(dominant: pd.DataFrame, listed: int = LISTED) -> list[int]:
     return list(dict.fromkeys(dominant[dominant["rank"] <= listed]["latent"].astype(int)))
 
 
-@styled
+@printed
 def means_figure(study: Study) -> Figure:
     """Heat map of class means: classes by the latents that any of them lists."""
     run = study.runs[0]

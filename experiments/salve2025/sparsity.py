@@ -2,32 +2,20 @@
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from experiments.claims import Measured
-from experiments.compare import LEVEL_TEXT, t_interval
+from experiments.compare import LEVEL_TEXT, intervals
 from experiments.experiment import Experiment, Findings, Picture, main, per_testbed
-from experiments.figures import PRINT_WIDTH
+from experiments.figures import PRINT_WIDTH, entry, printed
 from experiments.runs import SAERun, Study, suppressed
 from experiments.separation import STRICTLY
-from salve.report.style import (
-    BLACK,
-    BLUE,
-    GREEN,
-    GREY,
-    PURPLE,
-    SKY,
-    VERMILLION,
-    log_axis,
-    new_figure,
-    percent_axis,
-    styled,
-)
+from salve.report.style import BLACK, BLUE, GREEN, GREY, PURPLE, SKY, VERMILLION, log_axis, new_figure, percent_axis
 from salve.report.text import number
 
 #: The default λ and d (conf/sae/linear_l1.yaml).
@@ -65,7 +53,7 @@ def runs_of(study: Study) -> pd.DataFrame:
     strength, and on select (``select_selectivity``), by which settings are chosen; of those reached mean ``drift`` and
     ``after``, the accuracy left, and median ``alpha``.
     """
-    return pd.DataFrame([_row(study, run) for run in study.runs])
+    return pd.DataFrame([_row(study, run) for run in study.runs]).astype(dict.fromkeys(MEASURES, float))
 
 
 def _row(study: Study, run: SAERun) -> dict[str, object]:
@@ -86,7 +74,7 @@ def _row(study: Study, run: SAERun) -> dict[str, object]:
     return {
         **{"testbed": study.testbed.name, "seed": run.seed},
         **{"sparsity": float(run.settings["sae.sparsity"]), "size": int(run.settings["sae.dictionary_size"])},
-        **{name: _float(run.metrics.get(name)) for name in MEASURES},
+        **{name: run.metrics.get(name) for name in MEASURES},
         "share": float(run.selected["share"].fillna(0).mean()),
         "reached": mean([len(reached)]),
         "separating": separating("separates"),
@@ -99,19 +87,14 @@ def _row(study: Study, run: SAERun) -> dict[str, object]:
     }
 
 
-def _float(value: object) -> float:
-    return float(value) if isinstance(value, (int, float)) else np.nan
-
-
 def settings_of(runs: pd.DataFrame) -> pd.DataFrame:
     """One row per ``sparsity`` and ``size``: mean over seeds of every measure, and half its interval's width
     (``<measure>_half``); ``seeds``."""
-    rows = []
-    for (sparsity, size), same in runs.groupby(["sparsity", "size"]):
-        row: dict[str, object] = {"sparsity": sparsity, "size": size, "seeds": len(same)}
-        for measure in (*MEASURES, *OF_EDITS):
-            row[measure], row[f"{measure}_half"], _ = t_interval(same[measure].to_numpy(float))
-        rows.append(row)
+    measures = [*MEASURES, *OF_EDITS]
+    rows = [
+        {"sparsity": sparsity, "size": size, "seeds": len(same), **intervals(dict(same[measures].items()))}
+        for (sparsity, size), same in runs.groupby(["sparsity", "size"])
+    ]
     return pd.DataFrame(rows)
 
 
@@ -124,7 +107,7 @@ def falling(runs: pd.DataFrame) -> float:
     return float(np.mean(steps)) if steps else np.nan
 
 
-@styled
+@printed
 def grid_figure(study: Study, settings: pd.DataFrame) -> Figure:
     """Every measure against λ, a line per d: mean over seeds with the interval of the mean."""
     figure = new_figure(PRINT_WIDTH, 4.6)
@@ -134,8 +117,7 @@ def grid_figure(study: Study, settings: pd.DataFrame) -> Figure:
         for place, size in enumerate(sizes):
             shift, look = place - (len(sizes) - 1) / 2, LOOKS[place % len(LOOKS)]
             _line(axes, settings[settings["size"] == size], measure, shift, look)
-        axes.set_title(title)
-        axes.set_ylabel(unit, fontsize=8)
+        axes.set(title=title, ylabel=unit)
         if is_share:
             percent_axis(axes.yaxis)
     for axes in grid.flatten():
@@ -150,15 +132,12 @@ def grid_figure(study: Study, settings: pd.DataFrame) -> Figure:
         axes.set_ylim(-0.04, 1.04)
     figure.supxlabel("sparsity λ", fontsize=9)
     handles = [
-        Line2D([], [], color=colour, marker=marker, label=f"d = {size}")
-        for size, (colour, marker) in zip(sizes, LOOKS * len(sizes), strict=False)
+        *(entry(f"d = {size}", *look, linestyle="-") for size, look in zip(sizes, LOOKS * len(sizes), strict=False)),
+        entry("default", BLACK, "o", markersize=8, markerfacecolor="none"),
+        entry("untouched network", GREY, linestyle=(0, (4, 2))),
+        entry("nine of ten", GREY, linestyle=(0, (1, 1.5))),
     ]
-    handles += [
-        Line2D([], [], color=BLACK, marker="o", markersize=8, markerfacecolor="none", linestyle="", label="default"),
-        Line2D([], [], color=GREY, linestyle=(0, (4, 2)), label="untouched network"),
-        Line2D([], [], color=GREY, linestyle=(0, (1, 1.5)), label="nine of ten"),
-    ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=7, fontsize=7.5, handlelength=1.8, columnspacing=1)
+    figure.legend(handles=handles, loc="outside upper center", ncols=7, columnspacing=1)
     return figure
 
 
@@ -167,9 +146,8 @@ def _line(axes: Axes, mine: pd.DataFrame, measure: str, shift: float, look: tupl
     colour, marker = look
     at = mine["sparsity"].to_numpy(float) * 1.05**shift
     half = np.nan_to_num(mine[f"{measure}_half"].to_numpy(float))
-    axes.errorbar(
-        at, mine[measure], yerr=half, color=colour, marker=marker, markersize=3.5, linewidth=1.2, elinewidth=0.9
-    )
+    looks: Any = {"color": colour, "marker": marker, "markersize": 3.5, "linewidth": 1.2, "elinewidth": 0.9}
+    axes.errorbar(at, mine[measure], yerr=half, **looks)
     default = _is_default(mine).to_numpy()
     values = mine[measure].to_numpy(float)[default]
     axes.plot(at[default], values, "o", color=BLACK, markersize=8, markerfacecolor="none")

@@ -6,18 +6,17 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from experiments.claims import Measured
 from experiments.compare import LEVEL_TEXT
 from experiments.experiment import Experiment, Findings, Picture, joined, main, per_testbed
-from experiments.figures import class_panels
+from experiments.figures import class_panels, entry, mean_and_range, printed
 from experiments.runs import SAERun, Study, Suppressed, suppressed
 from experiments.separation import separation
 from salve.editing.verdict import wilson
-from salve.report.style import BLUE, GREY, ORANGE, SKY, grid_axis, styled
+from salve.report.style import BLUE, GREY, ORANGE, SKY, grid_axis
 
 CHURCH, GOLF_BALL = "church", "golf ball"
 MODES = {"suppress": "suppressed", "enhance": "enhanced"}
@@ -68,7 +67,7 @@ def _edit_row(study: Study, run: SAERun, one: Suppressed) -> dict[str, object]:
     }
 
 
-@styled
+@printed
 def curves_figure(study: Study, mode: str) -> Figure:
     """A panel per edited class: its own accuracy, the mean of the others with bands over images and SAEs, and each."""
     alphas, curves = curves_of(study, mode)
@@ -83,24 +82,19 @@ def curves_figure(study: Study, mode: str) -> Figure:
         _line(axes, alphas, np.nanmean(others, axis=2), BLUE, int(images.sum() - images[own]))
         grid_axis(axes, alphas)
     handles = [
-        Line2D([], [], color=ORANGE, label="the class"),
-        Line2D([], [], color=BLUE, label="mean of the others"),
-        Line2D([], [], color=SKY, linewidth=0.8, label="each of them"),
+        *(entry("the class", ORANGE), entry("mean of the others", BLUE), entry("each of them", SKY, linewidth=0.8)),
         Patch(color=GREY, alpha=0.45, linewidth=0, label=f"range over {len(study.runs)} SAEs"),
         Patch(color=GREY, alpha=0.18, linewidth=0, label="95 % over images"),
     ]
-    figure.legend(
-        handles=handles, loc="outside upper center", ncols=5, fontsize=7.5, handlelength=1.4, columnspacing=1.2
-    )
+    figure.legend(handles=handles, loc="outside upper center", ncols=5)
     return figure
 
 
 def _line(axes: Axes, alphas: Curves, accuracy: Curves, colour: str, images: int) -> None:
     """Mean over SAEs ``[S, K]``, their range, and the interval over images around the mean."""
-    mean = accuracy.mean(axis=0)
-    axes.fill_between(alphas, *wilson(mean * images, images), color=colour, alpha=0.18, linewidth=0)
-    axes.fill_between(alphas, accuracy.min(axis=0), accuracy.max(axis=0), color=colour, alpha=0.35, linewidth=0)
-    axes.plot(alphas, mean, color=colour, linewidth=1.4)
+    low, high = wilson(accuracy.mean(axis=0) * images, images)
+    axes.fill_between(alphas, low, high, color=colour, alpha=0.18, linewidth=0)
+    mean_and_range(axes, alphas, accuracy, colour, 0.35, linewidth=1.4)
 
 
 @per_testbed

@@ -10,21 +10,19 @@ import torch
 from numpy.typing import NDArray
 
 from experiments.claims import load_claims
-from experiments.compare import matched_edit
+from experiments.salve2025.cifar100 import analyse
 from experiments.salve2025.cifar100 import survey as reading
 from experiments.salve2025.cifar100.figures import classes_figure, drift_figure, sharing_figure
-from experiments.salve2025.cifar100.findings import analyse
-from experiments.salve2025.cifar100.measures import (
+from experiments.salve2025.cifar100.survey import (
     chosen_by,
     companions,
-    effect,
     falling,
     jaccard,
     kinship,
     loses_most,
     siblings,
+    survey_of,
 )
-from experiments.salve2025.cifar100.survey import survey
 from experiments.testbeds import TESTBEDS
 from tests.unit.edit_examples import verdict, verdicts
 
@@ -69,29 +67,6 @@ def test_overlap_is_that_of_sets() -> None:
                 assert found[k, m] == pytest.approx(len(one & other) / len(one | other))
             else:
                 assert np.isnan(found[k, m])
-
-
-@pytest.mark.parametrize("own", range(4))
-def test_the_effect_is_every_class_s_change_at_the_matched_strength(own: int) -> None:
-    random = np.random.default_rng(own)
-    alphas = np.array([0, 0.5, 1.5, 2, 5])
-    select, test = (np.sort(random.uniform(0.2, 1, (5, 4)), axis=0)[::-1].copy() for _ in range(2))
-    select[3:, own], test[3:, own] = [0.03, 0], [0.1, 0]
-    edit, change = effect(alphas, select, test, own)
-    assert edit == matched_edit(alphas, select, test, own)
-    assert np.interp(edit.alpha, alphas, select[:, own]) == pytest.approx(0.05)
-    for m in range(4):
-        at_alpha = np.interp(edit.alpha, alphas, test[:, m])
-        assert change[m] == pytest.approx(at_alpha - test[0, m])
-    assert change[own] < 0.1 - test[0, own] + 0.15  # between the strengths, not at 5 % of test
-    assert change[own] > 0.05 - test[0, own]
-
-
-def test_an_edit_that_cannot_be_had_has_no_effect_to_speak_of() -> None:
-    accuracy = np.array([[0.9, 0.8], [0.3, 0.8]])
-    edit, change = effect(np.array([0.0, 1]), accuracy, accuracy, 0)
-    assert not edit.reached
-    assert np.isnan(change).all()
 
 
 #: Editing 0 takes 0.4 of class 1 and all of class 2; editing 1 nothing; editing 2 cannot be had; editing 3 takes the
@@ -220,7 +195,7 @@ def good(seed: int) -> OneRun:
 
 
 def test_a_row_says_what_an_edit_takes_and_whom_it_meets(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = survey(a_study("cifar100", monkeypatch, good(0)))
+    found = survey_of(a_study("cifar100", monkeypatch, good(0)))
     rows = found.table.set_index("class")
     maple = rows.loc["maple"]
     share = 0.75 / 0.8  # 5 % lies there between α = 0 and 1
@@ -297,7 +272,7 @@ def test_a_class_without_a_latent_and_without_superclasses(monkeypatch: pytest.M
 
 
 def test_figures_show_the_most_harmful_first_and_superclasses_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = survey(a_study("cifar100", monkeypatch, good(0), good(1)))
+    found = survey_of(a_study("cifar100", monkeypatch, good(0), good(1)))
     lost = classes_figure(found).axes[0]
     assert [tick.get_text() for tick in lost.get_yticklabels()] == ["maple", "shark", "oak", "trout"]
     assert [text.get_text() for text in lost.texts] == ["oak", "several", "none", "no strength"]

@@ -24,7 +24,7 @@ from experiments.salve2025.critical.measures import (
     numerical,
     rank_correlation,
 )
-from experiments.salve2025.critical.network import edited_outputs, spread
+from experiments.salve2025.critical.tables import edited_outputs, spread
 from experiments.testbeds import TESTBEDS
 from salve.backbones import Site
 from salve.diagnosis import critical_strength

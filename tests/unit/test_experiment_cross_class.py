@@ -11,18 +11,24 @@ import torch
 from scipy import interpolate, optimize, stats
 
 from experiments.claims import judged, load_claims
-from experiments.compare import LEVEL, accuracy_at, margins, strength_to
+from experiments.compare import accuracy_at, margins, strength_to
 from experiments.salve2025 import cross_class
-from experiments.salve2025.cross_class import images
-from experiments.salve2025.cross_class.effects import (
+from experiments.salve2025.cross_class import figures
+from experiments.salve2025.cross_class.figures import images_figure, strips_of
+from experiments.salve2025.cross_class.roles import (
     ALPHAS,
+    DRAGGED,
+    FALLS,
+    NONE,
+    REDUNDANT,
+    RISES,
+    STAYS,
+    change_by_class,
     counting,
-    first_crossing,
     gated_logits,
+    role,
     weights,
 )
-from experiments.salve2025.cross_class.images import images_figure, strips_of
-from experiments.salve2025.cross_class.roles import DRAGGED, FALLS, NONE, REDUNDANT, RISES, STAYS, change_by_class, role
 from experiments.salve2025.cross_class.tables import cases_of, class_table, sae_table, telling, tower_table
 from experiments.testbeds import TESTBEDS
 
@@ -69,18 +75,6 @@ def test_a_curve_crosses_where_its_interpolation_does() -> None:
     assert strength_to(alphas, curve, 0.2) == math.inf
     assert math.isnan(strength_to(alphas, curve, 0.9))
     assert math.isnan(strength_to(alphas, np.full(4, np.nan), 0.5))
-
-
-def test_the_first_of_several_classes_counts_as_in_matched_edits() -> None:
-    generator = np.random.default_rng(0)
-    curves = np.sort(generator.uniform(0, 1, (9, 4)), axis=0)[::-1]
-    curves[-1] = [0.0, 0.01, 0.5, 0.02]
-    alphas = np.arange(9.0)
-    known = [strength_to(alphas, curves[:, k]) for k in range(4)]
-    assert known[2] == math.inf
-    assert first_crossing(alphas, curves, [1, 2, 3], LEVEL) == pytest.approx(min(known[1], known[3]))
-    assert first_crossing(alphas, curves, [2], LEVEL) == math.inf
-    assert first_crossing(alphas, curves * math.nan, [0], LEVEL) == math.inf
 
 
 def test_the_interval_of_a_change_is_that_of_a_paired_t_test() -> None:
@@ -279,7 +273,7 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
         count = len(strip.images)
         return np.zeros((count, 3, 8, 8), np.uint8), np.ones((count, 8, 8)), [0.5] * count
 
-    monkeypatch.setattr(images, "maps_of", maps_of)
+    monkeypatch.setattr(figures, "maps_of", maps_of)
 
 
 def test_images_are_the_classes_strongest_and_those_that_are_gained(no_pictures: None) -> None:

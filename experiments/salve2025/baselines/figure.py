@@ -4,13 +4,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from experiments.compare import LEVEL_TEXT
-from experiments.figures import PRINT_WIDTH
+from experiments.figures import PRINT_WIDTH, class_rows, entry, printed
 from experiments.salve2025.baselines.methods import GATE, summarise
-from salve.report.style import BLACK, BLUE, GREY, ORANGE, grid_axis, new_figure, styled
+from salve.report.style import BLACK, BLUE, GREY, ORANGE, grid_axis, new_figure
 
 #: By direction: colour, marker, and what it is called.
 LOOKS = {
@@ -30,7 +29,7 @@ PANELS = {
 _ASIDE, _SPREAD = 0.2, 0.13
 
 
-@styled
+@printed
 def baselines_figure(edits: pd.DataFrame) -> Figure:
     """A row of panels per testbed, a line per method.
 
@@ -61,16 +60,19 @@ def baselines_figure(edits: pd.DataFrame) -> Figure:
             row[-1].text(1.06, place, text, transform=row[-1].get_yaxis_transform(), fontsize=7.5, va="center",
                          color="#5c646d" if direction == "random" else BLACK)  # fmt: skip
         for axes in row:
-            axes.set_yticks(range(len(lines)), [_two_lines(name) for name in lines] if axes is row[0] else [])
-            axes.set_ylim(len(lines) - 0.5, -0.5)
-            axes.grid(visible=False, axis="y")
+            class_rows(axes, [name.replace(" ", "\n", len(name) > 15) if axes is row[0] else "" for name in lines])
         row[0].set_title(testbed)
         row[-1].text(1.06, 1.03, f"{LEVEL_TEXT} on select:\nleft on test", transform=row[-1].transAxes, fontsize=7.5)
         row[list(PANELS).index("ahead")].axvline(0, color=GREY, linewidth=0.9, zorder=0)
     for at, (measure, (name, unit, linear)) in enumerate(PANELS.items()):
         grid[-1][at].set_xlabel(name)
         _limit(grid[0][at], measure, unit * shown[measure], linear)
-    _legend(figure, set(edits["direction"]))
+    handles = [
+        entry(name, BLACK, marker, markerfacecolor="white" if direction == "random" else colour, markersize=5, mew=0.9)
+        for direction, (colour, marker, name) in LOOKS.items() if direction in set(edits["direction"])
+    ]  # fmt: skip
+    handles.append(entry("one class", GREY, ".", markersize=4.5))
+    figure.legend(handles=handles, loc="outside upper center", ncols=4, handletextpad=0.3)
     return figure
 
 
@@ -83,10 +85,6 @@ def by_class(edits: pd.DataFrame) -> pd.DataFrame:
     of_gate = gate.reindex(pd.MultiIndex.from_frame(means[["testbed", "class"]])).to_numpy()
     compared = (means["method"] != GATE) & (means["direction"] != "random")
     return means.assign(ahead=(of_gate - means["selectivity"]).where(compared)).set_index(keys)
-
-
-def _two_lines(name: str) -> str:
-    return name.replace(" ", "\n", 1) if len(name) > 15 else name
 
 
 def _limit(axes: Axes, measure: str, values: pd.Series, linear: float | None) -> None:
@@ -110,17 +108,5 @@ def _draw(
     face = "white" if direction == "random" else colour
     beside = place + np.linspace(-_SPREAD, _SPREAD, len(classes))
     axes.plot(classes, beside, color=colour, alpha=0.55, marker=".", markersize=4.5, linestyle="", mew=0)
-    axes.errorbar(
-        mean, place, xerr=np.array(interval)[:, None], color=BLACK, markerfacecolor=face, marker=marker, markersize=5,
-        mew=0.9, elinewidth=1.1, capsize=2.2, linestyle="",
-    )  # fmt: skip
-
-
-def _legend(figure: Figure, directions: set[str]) -> None:
-    handles = [
-        Line2D([], [], color=BLACK, markerfacecolor="white" if direction == "random" else colour, marker=marker,
-               markersize=5, mew=0.9, linestyle="", label=name)
-        for direction, (colour, marker, name) in LOOKS.items() if direction in directions
-    ]  # fmt: skip
-    handles.append(Line2D([], [], color=GREY, marker=".", markersize=4.5, linestyle="", label="one class"))
-    figure.legend(handles=handles, loc="outside upper center", ncols=4, fontsize=7.5, handletextpad=0.3)
+    axes.errorbar(mean, place, xerr=np.array(interval)[:, None], fmt=marker, color=BLACK, markerfacecolor=face,
+                  markersize=5, mew=0.9, elinewidth=1.1, capsize=2.2)  # fmt: skip

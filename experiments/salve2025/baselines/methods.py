@@ -15,7 +15,16 @@ from numpy import ndarray
 from torch import Tensor
 from torch.nn import functional as F
 
-from experiments.compare import CONFIDENCE, LEVEL, Interval, edit_at, random_directions, strength_to, t_interval
+from experiments.compare import (
+    CONFIDENCE,
+    LEVEL,
+    Interval,
+    edit_at,
+    intervals,
+    random_directions,
+    strength_to,
+    t_interval,
+)
 from salve.editing import ablated_logits, edited_logits, rank_one_logits, rank_one_rows, steered_logits, strength_curves
 from salve.editing.curves import LogitsAt
 from salve.types import Activations, Labels
@@ -190,8 +199,7 @@ def summarise(edits: pd.DataFrame) -> pd.DataFrame:
     for (name, direction), mine in by_seed.items():
         row = {"method": name, "direction": direction, "seeds": len(mine)}
         row["classes"] = int(table[table["method"] == name]["class"].nunique())
-        for measure in ("reached", *MEASURES):
-            row[measure], row[f"{measure}_half"], _ = t_interval(mine[measure])
+        row |= intervals({measure: mine[measure] for measure in ("reached", *MEASURES)})
         ahead = over_random = Interval(math.nan, math.nan, 0)
         if name != GATE and direction != "random":
             ahead = _ahead(by_seed[GATE, "latent"], mine, rivals)

@@ -12,21 +12,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from experiments.compare import t_interval
-from experiments.figures import PRINT_WIDTH
-from experiments.salve2025.cifar100.survey import KINDS, Survey
+from experiments.figures import PRINT_WIDTH, class_rows, entry, mean_and_range, printed
+from experiments.salve2025.cifar100.survey import KINDS, Survey, over_saes
 from salve.editing.verdict import LIMITS, wilson
-from salve.report.style import (
-    BLACK,
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    VERMILLION,
-    new_figure,
-    percent_axis,
-    plain_number,
-    styled,
-)
+from salve.report.style import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILLION, new_figure, percent_axis, plain_number
 from salve.report.text import label
 
 COLOURS = (ORANGE, BLUE, GREEN, BLACK)
@@ -35,7 +24,7 @@ ONE_COLUMN = 30
 DIVERGING = LinearSegmentedColormap.from_list("loss and gain", [VERMILLION, "#edaa85", "#ffffff", "#86b9de", BLUE])
 
 
-@styled
+@printed
 def classes_figure(found: Survey) -> Figure:
     """A row per class, the most harmful edits first: what its edit costs the others, and how many share its latent."""
     table = found.table
@@ -52,21 +41,18 @@ def classes_figure(found: Survey) -> Figure:
         _harm(lost, table, names, found)
         lost.set_xlim(-0.03 * worst, 1.05 * worst)
         _dots(shared, table, names, "companions", 1, GREEN)
-        shared.set_xlim(-0.06 * most, 1.06 * most)
+        shared.set(xlim=(-0.06 * most, 1.06 * most), xlabel="companions on\nits latent")
         shared.xaxis.set_major_locator(MaxNLocator(3, integer=True))
-        shared.set_yticks(range(len(names)), [])
-        shared.set_xlabel("companions on\nits latent", fontsize=7.5)
+        class_rows(lost, [label(name, 16) for name in names])
+        class_rows(shared, [""] * len(names))
         for axes in (lost, shared):
-            axes.set_ylim(rows - 0.4, -0.6)
+            axes.set_ylim(rows - 0.4, -0.6)  # columns of different length
             axes.tick_params(length=0, labelsize=7)
-            axes.grid(axis="y", linewidth=0.4)
-    handles = [
-        Line2D([], [], color=VERMILLION, marker="o", label="the class that loses most (named)"),
-        Line2D([], [], color=BLUE, marker="o", label="mean |change| of the others"),
-        Line2D([], [], color=GREEN, marker="o", label="companions"),
-    ]
-    columns_of_legend = 3 if columns == 2 else 1
-    figure.legend(handles=handles, loc="outside upper center", ncols=columns_of_legend, fontsize=7.5, handlelength=1.6)
+            axes.grid(visible=True, axis="y", linewidth=0.4)
+    looks = (("the class that loses most (named)", VERMILLION), ("mean |change| of the others", BLUE),
+             ("companions", GREEN))  # fmt: skip
+    handles = [entry(name, colour, "o", linestyle="-") for name, colour in looks]
+    figure.legend(handles=handles, loc="outside upper center", ncols=3 if columns == 2 else 1)
     return figure
 
 
@@ -80,9 +66,8 @@ def _harm(axes: Axes, table: pd.DataFrame, names: list[str], found: Survey) -> N
             1.03, row, text, transform=axes.get_yaxis_transform(), va="center", fontsize=7,
             color=BLACK if sure else GREY, fontweight="bold" if kin else "normal",
         )  # fmt: skip
-    axes.set_yticks(range(len(names)), [label(name, 16) for name in names])
     axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.set_xlabel("loss or |change|\n(percentage points)", fontsize=7.5)
+    axes.set_xlabel("loss or |change|\n(percentage points)")
 
 
 def _loser(own: pd.DataFrame, name: str, found: Survey) -> tuple[str, bool, bool]:
@@ -103,17 +88,14 @@ def _dots(axes: Axes, table: pd.DataFrame, names: list[str], column: str, scale:
     axes.plot(by_class["mean"], rows, "o", color=colour, markersize=3)
 
 
-@styled
+@printed
 def drift_figure(found: Survey) -> Figure:
     """Every edited class (rows) against every class (columns), by superclass where there is one."""
     groups = found.groups
     names = np.array(groups or found.classes)
     by_group = np.lexsort((np.array(found.classes), names))
     order = by_group if groups else np.arange(len(names))
-    known = ~np.isnan(found.change).all(axis=0)
-    mean = np.full(known.shape, np.nan)
-    mean[known] = np.nanmean(found.change[:, known], axis=0)
-    mean = 100 * mean[np.ix_(order, order)]
+    mean = 100 * over_saes(np.nanmean, found.change)[np.ix_(order, order)]
     np.fill_diagonal(mean, np.nan)
     few = len(order) <= ONE_COLUMN
     figure = new_figure(4.6 if few else 6.6, 3.1 if few else 4.75)
@@ -134,17 +116,15 @@ def drift_figure(found: Survey) -> Figure:
     axes.set_xticks(ticks, [])
     axes.tick_params(length=0)
     axes.grid(visible=False)
-    axes.set_xlabel("other class, in the same order", fontsize=8)
-    axes.set_ylabel("edited class" + (", by superclass" if groups else ""), fontsize=8)
+    axes.set(xlabel="other class, in the same order", ylabel="edited class" + (", by superclass" if groups else ""))
     bar = figure.colorbar(image, ax=axes, shrink=0.8, aspect=30, ticks=[-100, -30, -10, -3, 0, 3, 10, 30, 100])
     bar.ax.yaxis.set_major_formatter(FuncFormatter(plain_number))
     bar.ax.yaxis.set_minor_locator(NullLocator())
-    bar.set_label("change of accuracy (percentage points)", fontsize=8)
-    bar.ax.tick_params(labelsize=7)
+    bar.set_label("change of accuracy (percentage points)")
     return figure
 
 
-@styled
+@printed
 def sharing_figure(surveys: Sequence[Survey]) -> Figure:
     """The testbeds beside each other: companions, kinds of latents, and what siblings share."""
     related = any(one.groups for one in surveys)
@@ -156,15 +136,11 @@ def sharing_figure(surveys: Sequence[Survey]) -> Figure:
     _overlap(grid[2], surveys)
     if related:
         _kinship(grid[3], surveys)
-    for axes in grid:
-        axes.tick_params(labelsize=7)
-        axes.xaxis.label.set_fontsize(7.5)
-        axes.yaxis.label.set_fontsize(7.5)
     handles = [
-        Line2D([], [], color=colour, linewidth=4, label=f"{one.testbed.title}: {len(one.classes)} classes")
+        entry(f"{one.testbed.title}: {len(one.classes)} classes", colour, linewidth=4)
         for one, colour in zip(surveys, COLOURS, strict=False)
     ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=2, fontsize=7.5)
+    figure.legend(handles=handles, loc="outside upper center", ncols=2)
     return figure
 
 
@@ -176,11 +152,9 @@ def _companions(axes: Axes, surveys: Sequence[Survey]) -> None:
         shares = np.stack(
             [(own.to_numpy()[:, None] >= steps).mean(axis=0) for _, own in one.table.groupby("seed")["companions"]]
         )
-        axes.fill_between(steps, shares.min(axis=0), shares.max(axis=0), color=colour, alpha=0.25, linewidth=0)
-        axes.plot(steps, shares.mean(axis=0), "o-", color=colour, markersize=2.5, linewidth=1.2)
-    axes.set(xlabel="companions on its latent, at least", ylabel="classes", ylim=(-0.03, 1.03))
-    axes.set_title("a  companions", fontsize=8)
-    axes.set_xlim(0.6, max(most, 4) + 0.4)
+        mean_and_range(axes, steps, shares, colour, 0.25, marker="o", markersize=2.5, linewidth=1.2)
+    axes.set(title="a  companions", xlabel="companions on its latent, at least", ylabel="classes")
+    axes.set(xlim=(0.6, max(most, 4) + 0.4), ylim=(-0.03, 1.03))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     percent_axis(axes.yaxis)
 
@@ -193,8 +167,8 @@ def _kinds(axes: Axes, surveys: Sequence[Survey]) -> None:
         axes.barh(range(len(surveys)), share, left=left, color=colour, height=0.5, label=kind)
         left += share
     axes.set_yticks(range(len(surveys)), [str(len(one.classes)) for one in surveys])
-    axes.set(xlabel="classes", ylabel="number of classes", xlim=(0, 1), ylim=(len(surveys) - 0.4, -1.25))
-    axes.set_title("b  kind of its latent", fontsize=8)
+    axes.set(title="b  kind of its latent", xlabel="classes", ylabel="number of classes")
+    axes.set(xlim=(0, 1), ylim=(len(surveys) - 0.4, -1.25))
     percent_axis(axes.xaxis)
     axes.grid(axis="y", visible=False)
     axes.legend(loc="upper left", fontsize=7, handlelength=0.9, borderpad=0.1, labelspacing=0.25)
@@ -211,8 +185,7 @@ def _overlap(axes: Axes, surveys: Sequence[Survey]) -> None:
         mean, half, _ = t_interval(values)
         axes.bar(place, mean, color=colour, width=0.6, yerr=None if np.isnan(half) else half, ecolor=BLACK, capsize=2)
     axes.set_xticks(range(len(bars)), [name for name, _, _ in bars])
-    axes.set(xlabel="pairs of classes", ylabel="Jaccard index")
-    axes.set_title("c  common latents", fontsize=8)
+    axes.set(title="c  common latents", xlabel="pairs of classes", ylabel="Jaccard index")
     axes.grid(axis="x", visible=False)
     axes.set_ylim(0, max(0.1, axes.get_ylim()[1]))
 
@@ -230,8 +203,8 @@ def _kinship(axes: Axes, surveys: Sequence[Survey]) -> None:
             axes.hlines(one.summary["sibling_chance"].mean(), place - 0.45, place + 0.45, **dashed)
     known = [place for place, one in enumerate(surveys) if one.groups]
     axes.set_xticks(known, [str(len(surveys[place].classes)) for place in known])
-    axes.set(xlim=(known[0] - 0.7, known[-1] + 0.7), ylim=(0, 1), xlabel="number of classes", ylabel="edits")
-    axes.set_title("d  sibling falls", fontsize=8)
-    axes.legend(handles=[Line2D([], [], **dashed, label="chance")], fontsize=7, loc="upper right")
+    axes.set(title="d  sibling falls", xlabel="number of classes", ylabel="edits")
+    axes.set(xlim=(known[0] - 0.7, known[-1] + 0.7), ylim=(0, 1))
+    axes.legend(handles=[Line2D([], [], **dashed, label="chance")], loc="upper right")
     percent_axis(axes.yaxis)
     axes.grid(axis="x", visible=False)

@@ -1,22 +1,106 @@
-"""Read from finished runs what the classes of a testbed share."""
+"""What the classes of a testbed share: latents, and the harm that one class's edit does to others.
 
+No measure here grows with the number of classes by itself. A share of the sum over all classes would: the small means
+of a hundred classes add up to more than those of ten.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
+from experiments.compare import MatchedEdit, accuracy_at, t_interval
 from experiments.experiment import joined
 from experiments.runs import SAERun, Study, suppressed
-from experiments.salve2025.cifar100 import measures
 from experiments.separation import Separation, separation
 from experiments.testbeds import Testbed
 from salve.data.cifar100 import Cifar100Data
 from salve.features import shares
+
+#: A class is a companion on another's latent if its mean there is at least this part of that class's.
+COMPANION = 0.5
+#: A class falls with an edited one if it loses at least this part of its accuracy.
+FALLS = 0.5
+
+
+def companions(means: Float[ndarray, "C d"], latents: Int[ndarray, " C"]) -> Bool[ndarray, "C C"]:
+    """Who shares the latent through which a class is edited: entry ``(k, m)`` is ``|μ_ml| ≥ COMPANION · |μ_kl|``,
+    ``m ≠ k``, for the latent ``l`` of class ``k``.
+
+    Args:
+        means: ``μ``; NaN for a class without images. latents: of each class; −1 for one without, which has none.
+    """
+    size = np.abs(np.nan_to_num(means))[:, latents].T  # [C edited, C]
+    own = np.diagonal(size)[:, None]
+    return (size >= COMPANION * own) & (own > 0) & (latents >= 0)[:, None] & ~np.eye(len(means), dtype=bool)
+
+
+def chosen_by(latents: Int[ndarray, " C"]) -> Int[ndarray, " C"]:
+    """How many classes are edited through the latent of each class: 1 where it is its own alone; 0 for −1."""
+    return (latents[:, None] == latents[None]).sum(axis=1) * (latents >= 0)
+
+
+def jaccard(has: Bool[ndarray, "C d"]) -> Float[ndarray, "C C"]:
+    """``|a ∩ b| / |a ∪ b|`` of the sets of two classes, such as their dominant latents; NaN where both are empty."""
+    sets = has.astype(float)
+    both, count = sets @ sets.T, sets.sum(axis=1)
+    either = count[:, None] + count[None] - both
+    return np.divide(both, either, out=np.full_like(both, np.nan), where=either > 0)
+
+
+def falling(change: Float[ndarray, "C C"], before: Float[ndarray, " C"]) -> Bool[ndarray, "C C"]:
+    """Who falls with whom: entry ``(k, m)`` says that editing ``k`` takes ``FALLS`` of the accuracy that ``m`` had.
+
+    Args:
+        change: row ``k`` is that of every class's accuracy when ``k`` is edited. before: accuracy without an edit.
+    """
+    lost = np.nan_to_num(-change) >= FALLS * before[None]
+    return lost & (before > 0)[None] & ~np.eye(len(change), dtype=bool)
+
+
+def loses_most(change: Float[ndarray, "C C"]) -> Bool[ndarray, "C C"]:
+    """For each edited class (row) the other classes that lose most: several if they lose the same, none if nothing
+    is lost."""
+    others = np.where(np.eye(len(change), dtype=bool) | np.isnan(change), 0.0, change)
+    least = others.min(axis=1, keepdims=True)
+    return (others == least) & (least < 0)
+
+
+def siblings(groups: list[str]) -> Bool[ndarray, "C C"]:
+    """Which pairs of different classes are of the same superclass."""
+    names = np.array(groups)
+    return (names[:, None] == names[None]) & ~np.eye(len(names), dtype=bool)
+
+
+class Kinship(NamedTuple):
+    """Do edits harm a class's siblings?
+
+    Attributes:
+        edits: those that take something from another class. share: of them, where the class that loses most is a
+            sibling; an edit under which several lose the same counts in part. chance: that share if any other class
+            were as likely; both NaN without edits.
+    """
+
+    edits: int
+    share: float
+    chance: float
+
+
+def kinship(most: Bool[ndarray, "C C"], kin: Bool[ndarray, "C C"]) -> Kinship:
+    """See :class:`Kinship`; ``most`` is :func:`loses_most`, ``kin`` is :func:`siblings`."""
+    edited = np.flatnonzero(most.any(axis=1))
+    if not len(edited):
+        return Kinship(0, np.nan, np.nan)
+    chance = kin[edited].sum(axis=1) / (len(kin) - 1)
+    share = (most & kin)[edited].sum(axis=1) / most[edited].sum(axis=1)
+    return Kinship(len(edited), float(share.mean()), float(chance.mean()))
+
 
 KINDS = ("class-defining", "cross-class", "diffuse")
 
@@ -31,7 +115,7 @@ class Survey:
         separates: how many classes do.
         change: by SAE, edited class and other class, the change of test accuracy where the edited class is at ``LEVEL``
             on select; NaN where it cannot be taken there. overlap: of two classes' dominant latents. companion: see
-            :func:`.measures.companions`. falls: see :func:`.measures.falling`.
+            :func:`companions`. falls: see :func:`falling`.
         usage: a row for each SAE, what its latents are.
     """
 
@@ -50,7 +134,7 @@ class Survey:
     @cached_property
     def kin(self) -> Bool[ndarray, "C C"]:
         """Pairs of one superclass; none where there are no superclasses."""
-        return measures.siblings(list(self.groups or self.classes))
+        return siblings(list(self.groups or self.classes))
 
     @cached_property
     def summary(self) -> pd.DataFrame:
@@ -58,11 +142,7 @@ class Survey:
         rows = []
         for place, (seed, own) in enumerate(self.table.groupby("seed")):
             reached = own[own["reached"]]
-            kin = (
-                measures.kinship(measures.loses_most(self.change[place]), self.kin)
-                if self.groups
-                else measures.Kinship(0, np.nan, np.nan)
-            )
+            kin = kinship(loses_most(self.change[place]), self.kin) if self.groups else Kinship(0, np.nan, np.nan)
             pairs = ~np.eye(len(self.classes), dtype=bool)
             row = {
                 **{"testbed": self.testbed.name, "seed": seed, "classes": len(own)},
@@ -73,8 +153,8 @@ class Survey:
                 "companions": own["companions"].mean(),
                 "not_alone": (own["chosen_by"] > 1).mean(),
                 **{kind: (own["kind"] == kind).mean() for kind in KINDS},
-                "overlap_siblings": _mean(self.overlap[place][self.kin]),
-                "overlap_others": _mean(self.overlap[place][pairs & ~self.kin]),
+                "overlap_siblings": t_interval(self.overlap[place][self.kin]).mean,
+                "overlap_others": t_interval(self.overlap[place][pairs & ~self.kin]).mean,
                 **{"sibling_edits": kin.edits, "sibling_share": kin.share, "sibling_chance": kin.chance},
                 "alpha_flip_median": own["alpha_flip_median"].median(),
             }
@@ -86,27 +166,26 @@ class Survey:
         """A row for each edited class and other class: mean over SAEs and range of the change, and what they share."""
         edited, other = np.nonzero(~np.eye(len(self.classes), dtype=bool))
         change = self.change[:, edited, other]
-        known = ~np.isnan(change).all(axis=0)
-        low, mean, high = np.full((3, len(edited)), np.nan)
-        low[known], high[known] = np.nanmin(change[:, known], axis=0), np.nanmax(change[:, known], axis=0)
-        mean[known] = np.nanmean(change[:, known], axis=0)
         names = np.array(self.classes)
         columns: dict[str, Any] = {"class": names[edited], "other": names[other]}
         if self.groups:
             columns["same_superclass"] = self.kin[edited, other]
-        columns |= {"change": mean, "change_low": low, "change_high": high}
-        columns |= {"falls": self.falls[:, edited, other].mean(axis=0)}
-        columns |= {"companion": self.companion[:, edited, other].mean(axis=0)}
-        columns |= {"overlap": self.overlap[:, edited, other].mean(axis=0)}
+        for name, over in (("change", np.nanmean), ("change_low", np.nanmin), ("change_high", np.nanmax)):
+            columns[name] = over_saes(over, change)
+        for name in ("falls", "companion", "overlap"):
+            columns[name] = getattr(self, name)[:, edited, other].mean(axis=0)
         return pd.DataFrame(columns).assign(testbed=self.testbed.name)
 
 
-def _mean(values: ndarray) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else np.nan
+def over_saes(statistic: Callable[..., ndarray], values: Float[ndarray, "S ..."]) -> Float[ndarray, "..."]:
+    """A statistic over SAEs, of the values that are not NaN; NaN where all are."""
+    known = ~np.isnan(values).all(axis=0)
+    found = np.full(known.shape, np.nan)
+    found[known] = statistic(values[:, known], axis=0)
+    return found
 
 
-def survey(study: Study) -> Survey:
+def survey_of(study: Study) -> Survey:
     """Read a testbed's runs."""
     data = study.context.data
     groups = data.superclasses if isinstance(data, Cifar100Data) else None
@@ -128,21 +207,24 @@ def _read(run: SAERun, classes: list[str], groups: tuple[str, ...] | None) -> di
     selected = run.selected
     latents = selected["latent"].fillna(-1).astype(int).to_numpy()
     means = run.found.tensors("features", "class_means.safetensors")["class_means"].numpy()
-    effects: dict[int, measures.Effect] = {}
+    found: dict[int, MatchedEdit] = {}
     before = np.full(len(classes), np.nan)
     change = np.full((len(classes), len(classes)), np.nan)
     for one in suppressed(run, classes):
-        effects[one.own] = measures.effect(one.alphas, one.select, one.test, one.own)
-        before, change[one.own] = one.test[0], effects[one.own].change
+        found[one.own], before = one.edit, one.test[0]
+        if one.edit.reached:
+            change[one.own] = accuracy_at(one.alphas, one.test, one.edit.alpha) - before
     dominant = run.found.table("features", "dominant.csv")
     has = np.zeros((len(classes), means.shape[1]), dtype=bool)
     has[[classes.index(name) for name in dominant["class"]], dominant["latent"]] = True
     matrices = {
         "change": change,
-        "overlap": measures.jaccard(has),
-        "companion": measures.companions(means, latents),
-        "falls": measures.falling(change, before),
+        "overlap": jaccard(has),
+        "companion": companions(means, latents),
+        "falls": falling(change, before),
     }
+    most = loses_most(change)
+    flips = run.found.table("diagnose", "summary.csv").set_index("class").reindex(classes)
     columns = {
         "seed": run.seed,
         "class": classes,
@@ -150,17 +232,13 @@ def _read(run: SAERun, classes: list[str], groups: tuple[str, ...] | None) -> di
         **{name: selected[name].to_numpy() for name in ("latent", "sign", "kind", "share")},
         **{sense: run.verdicts[sense].to_numpy(bool) for sense in ("separates", "separates_published")},
         "companions": matrices["companion"].sum(axis=1),
-        "chosen_by": measures.chosen_by(latents),
+        "chosen_by": chosen_by(latents),
         "falls": matrices["falls"].sum(axis=1),
+        "loses_most": np.where(most.any(axis=1), np.array(classes)[most.argmax(axis=1)], ""),
+        "lose_as_much": most.sum(axis=1),
+        **{name: flips[name].to_numpy() for name in ("alpha_flip_median", "alpha_flip_infinite")},
     }
-    most = measures.loses_most(change)
-    losing = zip(most.argmax(axis=1).tolist(), np.any(most, axis=1).tolist(), strict=True)
-    columns["loses_most"] = [classes[k] if some else "" for k, some in losing]
-    columns["lose_as_much"] = most.sum(axis=1)
-    edits = pd.DataFrame([effects[k].edit for k in effects], index=list(effects))
-    flips = run.found.table("diagnose", "summary.csv").set_index("class").reindex(classes)
-    columns |= {name: flips[name].to_numpy() for name in ("alpha_flip_median", "alpha_flip_infinite")}
-    rows = pd.DataFrame(columns).join(edits)
+    rows = pd.DataFrame(columns).join(pd.DataFrame(found.values(), index=list(found)))
     rows = rows[latents >= 0].astype({"reached": bool})
     return {"rows": rows, "usage": _usage(run, means), **matrices}
 

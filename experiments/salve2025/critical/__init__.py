@@ -5,6 +5,7 @@ approximation ``y(0) / Σ_j w_ij a_j |c_j|`` lets every channel fall for ever, b
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +16,7 @@ from experiments.experiment import Experiment, Findings, Picture, joined
 from experiments.runs import Study
 from experiments.salve2025.critical.figures import approximation, distributions, logit_and_flip
 from experiments.salve2025.critical.measures import SCAN, agreement, concordance, median_of
-from experiments.salve2025.critical.network import STEP, tried
-from experiments.salve2025.critical.rows import METHODS, classes_of, rows_of, shares_of, solved
+from experiments.salve2025.critical.tables import METHODS, STEP, classes_of, rows_of, shares_of, solved, tried
 from salve.report.text import percent, plural
 
 #: Relative difference up to which the numerical and the exact solution agree.
@@ -64,41 +64,42 @@ def agreements_of(images: pd.DataFrame) -> pd.DataFrame:
 
 def analyse(studies: Sequence[Study]) -> Findings:
     """See the module."""
-    found = [testbed_of(study) for study in studies]
-    pictures = {}
-    for one in found:
-        testbed = one.study.testbed
-        caption = (
-            f"{testbed.title}: share of a class's rightly classified test images that have given way when its latent "
-            f"is suppressed, from the most fragile class to the most robust; mean and range over {len(one.study.runs)} "
-            "SAEs. Lines: distributions of critical strengths. Dots: images that the edited head, on captured "
-            "activations, no longer assigns to their class."
-        )
-        pictures[f"distributions-{testbed.name}"] = Picture(distributions(one.shares, _order(one.classes)), caption)
-    testbeds = [study.testbed for study in studies]
-    first = joined([one.first for one in found])
+    found = Findings.together([_analyse(study) for study in studies])
+    testbeds, first = [study.testbed for study in studies], found.tables["images"]
     seeds = ", ".join(dict.fromkeys(str(study.runs[0].seed) for study in studies))
     of = f"Rightly classified test images, SAE {seeds}"
-    caption = (
+    closed = (
         f"{of}. Left: the published approximation of α_logit against the exact value. Middle: its error against "
         "how far channels have closed (from 1 on some are), with the number of images at each error. Right: where the "
         "error comes from: closed channels with terms for the class make the approximation too small, those with terms "
         "against it too large (means over images; grey: 80 % of the images)."
     )
-    pictures["approximation"] = Picture(approximation(first, testbeds), caption)
-    caption = (
+    both = (
         f"{of}. The strength at which the class's logit reaches zero against the one at which the prediction leaves "
         "the class, both exact; infinite ones lie along the top and right edges."
     )
-    pictures["logit_flip"] = Picture(logit_and_flip(first, testbeds), caption)
-    tables = {
-        name: joined([getattr(one, name) for one in found]) for name in ("shares", "classes", "agreements", "network")
+    pictures = {
+        "approximation": Picture(approximation(first, testbeds), closed),
+        "logit_flip": Picture(logit_and_flip(first, testbeds), both),
     }
+    return replace(found, pictures={**found.pictures, **pictures})
+
+
+def _analyse(study: Study) -> Findings:
+    found = testbed_of(study)
+    caption = (
+        f"{study.testbed.title}: share of a class's rightly classified test images that have given way when its latent "
+        f"is suppressed, from the most fragile class to the most robust; mean and range over {len(study.runs)} "
+        "SAEs. Lines: distributions of critical strengths. Dots: images that the edited head, on captured "
+        "activations, no longer assigns to their class."
+    )
+    picture = Picture(distributions(found.shares, _order(found.classes)), caption)
+    tables = {name: getattr(found, name) for name in ("shares", "classes", "agreements", "network")}
     return Findings(
-        "\n\n".join(_paragraph(one) for one in found),
-        pictures,
-        {"images": first, **tables},
-        [measured for one in found for measured in _measured(one)],
+        _paragraph(found),
+        {f"distributions-{study.testbed.name}": picture},
+        {"images": found.first, **tables},
+        _measured(found),
     )
 
 

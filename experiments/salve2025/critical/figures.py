@@ -7,12 +7,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, MaxNLocator
 from numpy.typing import NDArray
 
-from experiments.figures import PRINT_WIDTH, class_panels
+from experiments.figures import PRINT_WIDTH, class_panels, entry, mean_and_range, printed
 from experiments.testbeds import Testbed
 from salve.report.style import (
     BLACK,
@@ -25,7 +24,6 @@ from salve.report.style import (
     log_range,
     new_figure,
     percent_axis,
-    styled,
 )
 from salve.report.text import count_of
 
@@ -41,12 +39,12 @@ LINES: dict[str, tuple[str, Any]] = {
 MOST = 20
 
 
-@styled
+@printed
 def distributions(shares: pd.DataFrame, order: Sequence[str]) -> Figure:
     """A panel per class: the share of its images that have given way, against α; mean and range over SAEs.
 
     Args:
-        shares: as :func:`experiments.salve2025.critical.rows.shares_of` gives them. order: of the panels.
+        shares: as :func:`experiments.salve2025.critical.tables.shares_of` gives them. order: of the panels.
     """
     shown = [order[k] for k in np.unique(np.linspace(0, len(order) - 1, min(MOST, len(order))).round().astype(int))]
     x, y = "strength α of suppression (logarithmic)", "images that have given way"
@@ -59,24 +57,20 @@ def distributions(shares: pd.DataFrame, order: Sequence[str]) -> Figure:
     for axes, name in zip(panels, shown, strict=True):
         rows = positive[positive["class"] == name]
         for column, (colour, style) in LINES.items():
-            wide = rows.pivot_table(column, "alpha", "seed").to_numpy()
-            alphas = np.sort(rows["alpha"].unique())
-            axes.fill_between(alphas, wide.min(axis=1), wide.max(axis=1), color=colour, alpha=0.22, linewidth=0)
-            axes.plot(alphas, wide.mean(axis=1), color=colour, linestyle=style, linewidth=1.3)
+            wide = rows.pivot_table(column, "seed", "alpha")
+            mean_and_range(axes, wide.columns, wide.to_numpy(), colour, 0.22, linestyle=style, linewidth=1.3)
         dots = rows.groupby("alpha")["predicted"].mean().reset_index().to_numpy()
         axes.plot(*_thinned(dots[dots[:, 0] >= limits[0]]).T, "o", color=BLACK, markersize=2.2, markeredgewidth=0)
         log_axis(axes, "x", limits)
         axes.xaxis.set_major_locator(FixedLocator(ticks))
-    saes = shares["seed"].nunique()
     handles = [
-        Line2D([], [], color=BLUE, label="α_flip, exact"),
-        Line2D([], [], color=BLUE, linestyle=_DASHED, label="α_flip, approximation"),
-        Line2D([], [], color=GREEN, label="α_logit, exact"),
-        Line2D([], [], color=GREEN, linestyle=_DASHED, label="α_logit, approximation"),
-        Line2D([], [], color=BLACK, marker="o", markersize=2.6, linestyle="", label="prediction lost, edited head"),
-        Patch(color=GREY, alpha=0.35, linewidth=0, label=f"range over {saes} SAEs"),
+        entry(f"{name}, {what}", colour, linestyle=style)
+        for name, colour in (("α_flip", BLUE), ("α_logit", GREEN))
+        for what, style in (("exact", "-"), ("approximation", _DASHED))
     ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=3, fontsize=7.5, handlelength=2.2)
+    handles.append(entry("prediction lost, edited head", BLACK, "o", markersize=2.6))
+    band = Patch(color=GREY, alpha=0.35, linewidth=0, label=f"range over {shares['seed'].nunique()} SAEs")
+    figure.legend(handles=[*handles, band], loc="outside upper center", ncols=3, handlelength=2.2)
     return figure
 
 
@@ -89,7 +83,7 @@ def _thinned(points: Values, apart: float = 0.09) -> Values:
     return points[kept]
 
 
-@styled
+@printed
 def approximation(images: pd.DataFrame, testbeds: Sequence[Testbed]) -> Figure:
     """A row per testbed: approximate against exact α_logit; the error against how far channels have closed, with its
     distribution; and what closed channels of either sign do to it.
@@ -104,21 +98,16 @@ def approximation(images: pd.DataFrame, testbeds: Sequence[Testbed]) -> Figure:
         _against_exact(row[0], rows)
         _errors(row[1], row[2], rows)
         _reasons(row[3], rows)
-        row[0].set_title(testbed.title, fontsize=8.5)
-        for axes in row:
-            axes.tick_params(labelsize=7.5)
+        row[0].set_title(testbed.title)
     dots = ((GREY, "no channel closed: exact"), (BLUE, "closed: a lower bound"), (VERMILLION, "closed: too large"))
     lines = ((BLACK, 1, "error (mean, 80 % of images)"), (BLUE, 2.6, "from terms for the class"),
              (VERMILLION, 1.8, "from terms against it"))  # fmt: skip
     handles = [
         handle
         for (colour, what), (line, width, text) in zip(dots, lines, strict=True)
-        for handle in (
-            Line2D([], [], color=colour, marker="o", markersize=3.5, linestyle="", label=what),
-            Line2D([], [], color=line, linewidth=width, label=text),
-        )
+        for handle in (entry(what, colour, "o", markersize=3.5), entry(text, line, linewidth=width))
     ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=3, fontsize=7.5, columnspacing=1.3)
+    figure.legend(handles=handles, loc="outside upper center", ncols=3)
     return figure
 
 
@@ -141,8 +130,7 @@ def _against_exact(axes: Axes, rows: pd.DataFrame) -> None:
         _dots(axes, part["logit_exact"], part["logit_linear"], colour)
     log_axis(axes, "x", across)
     log_axis(axes, "y", (up[0], max(up[1] * 1.3, across[0] * 1.5)))
-    axes.set_xlabel("exact α_logit", fontsize=8)
-    axes.set_ylabel("approximate α_logit", fontsize=8)
+    axes.set(xlabel="exact α_logit", ylabel="approximate α_logit")
     _never(axes, rows["logit_exact"], rows["logit_linear"], ("exact", "approx."))
 
 
@@ -166,27 +154,23 @@ def _errors(axes: Axes, margin: Axes, rows: pd.DataFrame) -> None:
     bottom, top = np.quantile(known["error"], [0.001, 0.999]) if len(known) else (-1, 1)
     reach = max(0.05, 1.1 * float(max(-bottom, top)))
     limits = (-min(1.05, reach) if top < -bottom else -reach, max(1.15 * float(top), 0.12 * reach))
-    axes.set_ylim(limits)
     percent_axis(axes.yaxis)
-    axes.set_xlabel("exact α_logit · max|c|", fontsize=8)
-    axes.set_ylabel("error of the approximation", fontsize=8)
+    axes.set(xlabel="exact α_logit · max|c|", ylabel="error of the approximation", ylim=limits)
     parts = _parts(known)
     margin.hist(
         [part["error"].clip(*limits) for part, _ in parts],
         bins=list(np.linspace(*limits, 41)), orientation="horizontal", stacked=True,
         color=[colour for _, colour in parts],
     )  # fmt: skip
-    margin.set_ylim(limits)
+    margin.set(xlabel="images", ylim=limits)
     margin.xaxis.set_major_locator(MaxNLocator(2, integer=True))
     margin.tick_params(labelleft=False)
-    margin.set_xlabel("images", fontsize=8)
 
 
 def _reasons(axes: Axes, rows: pd.DataFrame) -> None:
     """Mean push of closed channels with positive and with negative terms, by how far channels have closed."""
     known = rows[rows["lift"].notna() & (rows["reach"] > 1)]
-    axes.set_xlabel("exact α_logit · max|c|", fontsize=8)
-    axes.set_ylabel("error from closed channels", fontsize=8)
+    axes.set(xlabel="exact α_logit · max|c|", ylabel="error from closed channels")
     if len(known) < 20:
         axes.set(xticks=[], yticks=[])
         axes.text(0.5, 0.5, "too few images", transform=axes.transAxes, ha="center", fontsize=7.5)
@@ -203,7 +187,7 @@ def _reasons(axes: Axes, rows: pd.DataFrame) -> None:
     percent_axis(axes.yaxis)
 
 
-@styled
+@printed
 def logit_and_flip(images: pd.DataFrame, testbeds: Sequence[Testbed]) -> Figure:
     """A panel per testbed: exact α_logit against exact α_flip of every image; infinite ones along the edges."""
     figure = new_figure(min(PRINT_WIDTH, 0.4 + 3.4 * len(testbeds)), 3.1)
@@ -219,9 +203,8 @@ def logit_and_flip(images: pd.DataFrame, testbeds: Sequence[Testbed]) -> Figure:
         axes.plot(both, both, color=BLACK, linewidth=0.8)
         log_axis(axes, "x", (left / 1.15, edges[0] * 1.2))
         log_axis(axes, "y", (min(low, right) / 1.3, edges[1] * 1.3))
-        axes.set_title(testbed.title, fontsize=8.5, pad=16)
-        axes.set_xlabel("α_flip: the prediction leaves the class", fontsize=8)
-        axes.set_ylabel("α_logit: the class's logit reaches 0", fontsize=8)
+        axes.set_title(testbed.title, pad=16)
+        axes.set(xlabel="α_flip: the prediction leaves the class", ylabel="α_logit: the class's logit reaches 0")
         counts = [f"prediction lost first: {count_of((flip < logit).sum())} of {count_of(len(rows))}"]
         counts += [f"{name} = ∞: {count_of(np.isinf(values).sum())}"
                    for name, values in (("α_logit", logit), ("α_flip", flip)) if np.isinf(values).any()]  # fmt: skip

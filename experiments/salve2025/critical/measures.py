@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 from torch import Tensor
 
+from experiments.compare import margins
 from salve.diagnosis.critical import Criterion
 from salve.editing import gates
 
@@ -92,12 +93,10 @@ def numerical(
         float64; +inf where the class holds throughout the scan.
     """
     weight, bias, activations, contribution = (t.double() for t in (weight, bias, activations, contribution))
-    own = labels[:, None]
 
     def holds(gated: Float[Tensor, "N M"]) -> Bool[Tensor, " N"]:
         logits = gated @ weight.T + bias
-        mine = logits.gather(1, own)[:, 0]
-        return mine > (logits.scatter(1, own, -torch.inf).amax(dim=1) if criterion == "flip" else 0)
+        return (margins(logits, labels) if criterion == "flip" else logits.gather(1, labels[:, None])[:, 0]) > 0
 
     first = torch.full((len(labels),), len(scan))
     for k in reversed(range(len(scan))):

@@ -10,8 +10,7 @@ from experiments.claims import Measured
 from experiments.compare import LEVEL_TEXT
 from experiments.experiment import Experiment, Findings, Picture
 from experiments.runs import Study
-from experiments.salve2025.cross_class.figure import counts_figure, roles_figure
-from experiments.salve2025.cross_class.images import images_figure
+from experiments.salve2025.cross_class.figures import counts_figure, images_figure, roles_figure
 from experiments.salve2025.cross_class.roles import FALL, FALLS, REDUNDANT, RISE, RISES
 from experiments.salve2025.cross_class.tables import (
     Case,

@@ -1,4 +1,7 @@
-"""Find the latents that several classes depend on, and what each class does when they are suppressed."""
+"""Find the latents that several classes depend on, and what each class does when they are suppressed.
+
+Axes: ``N`` images, ``M`` width, ``d`` latents, ``C`` classes, ``K`` strengths.
+"""
 
 import math
 from collections.abc import Iterator
@@ -8,24 +11,69 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
-from experiments.compare import CONFIDENCE, LEVEL, accuracy_at, margins, strength_to
+from experiments.compare import CONFIDENCE, accuracy_at, margins, strength_to
 from experiments.runs import SPLITS, SAERun, Study
-from experiments.salve2025.cross_class.effects import (
-    ALPHAS,
-    counting,
-    first_crossing,
-    gated_logits,
-    weights,
-)
 from salve.activations import Captured
 from salve.editing import gate
 from salve.editing.curves import edit_curves
 from salve.editing.verdict import LIMITS
-from salve.types import Split
+from salve.features import kinds, shares
+from salve.types import Activations, Contribution, Split
+
+#: Strengths at which every latent is tried.
+ALPHAS = (0, 0.5, 1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 18, 20, 24, 28, 32, 40, 50, 60, 80, 100)
+
+
+def weights(means: Float[Tensor, "C d"]) -> Float[Tensor, "C d"]:
+    """How much a latent counts for a class, as a multiple of the class's average latent: ``|μ_kl| / mean_l |μ_kl|``.
+
+    A share says nothing of size: it may be large for a latent that hardly ever leaves zero. A latent counts from 1 on.
+
+    Returns:
+        ``[C, d]``; 0 for a class without images or with nothing but zeros.
+    """
+    size = means.nan_to_num(0.0).abs()
+    average = size.mean(dim=1, keepdim=True)
+    return size / torch.where(average > 0, average, torch.ones_like(average))
+
+
+def counting(means: Float[Tensor, "C d"], threshold: float) -> tuple[list[str], Bool[Tensor, "C d"]]:
+    """What each latent is, and the classes that depend on it.
+
+    A class depends on a latent of which it holds a share of at least τ/2, and which counts for it (:func:`weights`). A
+    latent that :func:`salve.features.kinds` calls cross-class stays so only if two classes depend on it in this
+    sense; a latent that counts for no class is ``"idle"``.
+
+    Args:
+        means: class means ``μ [C, d]``. threshold: τ.
+
+    Returns:
+        ``d`` kinds, and ``[C, d]``.
+    """
+    counts = weights(means) >= 1
+    depends = (shares(means) >= threshold / 2) & counts
+    found: list[str] = []
+    for latent, kind in enumerate(kinds(means, threshold)):
+        if not bool(counts[:, latent].any()):
+            found.append("idle")
+        elif kind == "cross-class" and int(depends[:, latent].sum()) < 2:
+            found.append("diffuse")
+        else:
+            found.append(kind)
+    return found, depends
+
+
+def gated_logits(
+    weight: Float[Tensor, "C M"], bias: Float[Tensor, " C"], activations: Activations, gate: Contribution
+) -> Float[Tensor, "N C"]:
+    """Logits behind a gate ``[M]`` on the activations."""
+    return activations @ (weight * gate).T + bias
+
 
 #: Losses and gains of accuracy from which on a class falls and rises.
 FALL, RISE = LIMITS.others_worst_loss, LIMITS.others_mean_change
@@ -41,7 +89,7 @@ class Change(NamedTuple):
 
 def change_by_class(before: Tensor, after: Tensor, labels: Tensor, classes: int) -> Change:
     """Paired by image: ``mean ± t s / √n`` of ``after − before`` ``[N]`` in each class, ``[C]`` each."""
-    mean, half = np.full(classes, np.nan), np.full(classes, np.nan)
+    mean, half = np.full((2, classes), np.nan)
     for k in range(classes):
         each = (after - before)[labels == k].double()
         count = len(each)
@@ -62,11 +110,15 @@ class Backing(NamedTuple):
             ``LEVEL``; the mean over classes. All NaN where the own latent cannot halve it.
     """
 
-    own: int
+    own: float
     alpha: float
     alone: float
     joint: float
     control: float
+
+
+#: Of a class that does not depend on the latent, or does not keep its accuracy.
+NO_BACKING = Backing(*[math.nan] * 5)
 
 
 @dataclass(frozen=True)
@@ -190,11 +242,11 @@ class Reading:
     def alphas(self) -> dict[int, float]:
         """By latent in use, the strength at which the first of its owners is at ``LEVEL`` on select; ∞ if none gets
         there."""
-        grid = np.array(ALPHAS)
-        return {
-            latent: first_crossing(grid, curve, self.owners(latent), LEVEL)
-            for latent, curve in self.curves["select"].items()
-        }
+        found = {}
+        for latent, curve in self.curves["select"].items():
+            strengths = [strength_to(np.array(ALPHAS), curve[:, k]) for k in self.owners(latent)]
+            found[latent] = min((alpha for alpha in strengths if not math.isnan(alpha)), default=math.inf)
+        return found
 
     def changes(self, latent: int, split: Split = "test") -> NDArray[np.float64]:
         """Change of every class's accuracy ``[C]`` at the latent's strength, linear between those of the grid."""

@@ -8,8 +8,20 @@ import numpy as np
 import pandas as pd
 
 from experiments.runs import Study
-from experiments.salve2025.cross_class.effects import ALPHAS, weights
-from experiments.salve2025.cross_class.roles import FALL, FALLS, REDUNDANT, RISE, RISES, STAYS, Reading, Roles, Shared
+from experiments.salve2025.cross_class.roles import (
+    ALPHAS,
+    FALL,
+    FALLS,
+    NO_BACKING,
+    REDUNDANT,
+    RISE,
+    RISES,
+    STAYS,
+    Reading,
+    Roles,
+    Shared,
+    weights,
+)
 from salve.features import kinds, shares
 
 CHURCH, PUMP, SAW = "church", "gas pump", "chain saw"
@@ -107,17 +119,17 @@ def class_table(cases: Sequence[Case]) -> pd.DataFrame:
     """One row per shared latent and class.
 
     Columns: where; ``latent``, ``alpha``, ``clean``; ``class``, ``depends``, ``share``, ``weight``, ``mean``, ``role``;
-    ``accuracy``, its ``change`` ± ``half``, what is ``usual``; ``margin`` ± ``margin_half``, in logits; of
-    :class:`experiments.salve2025.cross_class.roles.Backing`: ``own``, ``own_alpha``, ``alone``, ``joint``, ``control``;
-    ``gained``: images that are right now and were not, ``taken``: the share of these that were taken for a class that
-    depends on the latent, ``mistaken``: the same share of all its images that were not right.
+    ``accuracy``, its ``change`` ± ``half``, what is ``usual``; ``margin`` ± ``margin_half``, in logits; ``gained``:
+    images that are right now and were not, ``taken``: the share of these that were taken for a class that depends on
+    the latent, ``mistaken``: the same share of all its images that were not right; of
+    :class:`experiments.salve2025.cross_class.roles.Backing`: ``own``, ``own_alpha``, ``alone``, ``joint``, ``control``.
     """
     rows = []
     for case in cases:
         one, shared, roles = case
         share, weight = shares(one.means)[:, shared.latent], weights(one.means)[:, shared.latent]
         for k, name in enumerate(one.study.classes):
-            backing = roles.backing.get(k)
+            backing = roles.backing.get(k, NO_BACKING)
             rows.append(
                 {
                     **{**_where(one), "latent": shared.latent, "alpha": shared.alpha, "clean": roles.clean},
@@ -126,14 +138,12 @@ def class_table(cases: Sequence[Case]) -> pd.DataFrame:
                     **{"role": roles.roles[k], "accuracy": roles.accuracy[k], "change": roles.change.mean[k]},
                     **{"half": roles.change.half[k], "usual": roles.usual[k]},
                     **{"margin": roles.margin.mean[k], "margin_half": roles.margin.half[k]},
-                    **({"own": backing.own, "own_alpha": backing.alpha} if backing else {}),
-                    **({"alone": backing.alone, "joint": backing.joint, "control": backing.control} if backing else {}),
                     **_origin(case, k),
+                    **{"own": backing.own, "own_alpha": backing.alpha},
+                    **{"alone": backing.alone, "joint": backing.joint, "control": backing.control},
                 }
             )
-    columns = ["own", "own_alpha", "alone", "joint", "control"]
-    table = pd.DataFrame(rows)
-    return table.assign(**{name: np.nan for name in columns if len(table) and name not in table})
+    return pd.DataFrame(rows)
 
 
 def _origin(case: Case, k: int) -> dict[str, float]:
@@ -159,12 +169,8 @@ def curve_table(cases: Sequence[Case]) -> pd.DataFrame:
 
 def _where(one: Reading) -> dict[str, object]:
     size, sparsity = one.setting
-    return {
-        "testbed": one.study.testbed.name,
-        "dictionary_size": size,
-        "sparsity": sparsity,
-        "seed": one.run.seed,
-    }
+    where = {"testbed": one.study.testbed.name, "dictionary_size": size, "sparsity": sparsity}
+    return {**where, "seed": one.run.seed}
 
 
 def tower_table(study: Study, readings: Sequence[Reading], cases: Sequence[Case]) -> pd.DataFrame:

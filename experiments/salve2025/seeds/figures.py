@@ -9,11 +9,10 @@ import pandas as pd
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from numpy import ndarray
 
 from experiments.compare import LEVEL_TEXT, Interval, t_interval
-from experiments.figures import PRINT_WIDTH, class_panels
+from experiments.figures import PRINT_WIDTH, class_panels, class_rows, entry, mean_and_range, printed
 from experiments.runs import Study
 from experiments.salve2025.seeds.measures import Likeness, Stability, over_pairs
 from salve.report.style import (
@@ -27,7 +26,6 @@ from salve.report.style import (
     log_range,
     new_figure,
     percent_axis,
-    styled,
 )
 from salve.report.text import label, number
 
@@ -35,18 +33,16 @@ from salve.report.text import label, number
 SEEN = 0.998
 
 
-@styled
+@printed
 def stability_figure(study: Study, found: Stability, edits: pd.DataFrame) -> Figure:
     """How unlike the bases are, and how alike each class's latent, its edit and its images' critical strengths."""
     classes, alike = study.classes, found.alike
     figure = new_figure(PRINT_WIDTH, 3.35 + 0.23 * len(classes))
     grid = figure.add_gridspec(2, 1, height_ratios=(2.3, 0.55 + 0.23 * len(classes)))
-    top, bottom = grid[0], grid[1]
-    halves = top.subgridspec(1, 2, width_ratios=(1.7, 1))
-    left, right = figure.add_subplot(halves[0]), figure.add_subplot(halves[1])
-    _cosines(left, alike)
-    _two_seeds(right, study, found.strengths)
-    spots: Any = bottom.subgridspec(1, 4).subplots(sharey=True)
+    top: Any = grid[0].subgridspec(1, 2, width_ratios=(1.7, 1)).subplots()
+    _cosines(top[0], alike)
+    _two_seeds(top[1], study, found.strengths)
+    spots: Any = grid[1].subgridspec(1, 4).subplots(sharey=True)
     pairs = np.triu_indices(len(study.runs), 1)
     for shift, colour, values, apart in (
         (-0.17, ORANGE, alike.direction, alike.direction_apart),
@@ -61,25 +57,13 @@ def stability_figure(study: Study, found: Stability, edits: pd.DataFrame) -> Fig
     _dots(spots[2], clean, list(map(t_interval, clean)), ORANGE)
     _dots(spots[3], [table[pairs] for table in found.ranks], list(map(over_pairs, found.ranks)), BLUE)
     _ticks(spots[3], found.margin_ranks, 0)
-    for axes, title, below in zip(
-        spots,
-        ("Latent of the class", "Strength", "Selectivity", "Order of images"),
-        (
-            "|cosine| of two seeds",
-            f"α that leaves {LEVEL_TEXT} (select)",
-            "own drop − others' change",
-            "rank correlation of α",
-        ),
-        strict=True,
-    ):
-        axes.set_title(title)
-        axes.set_xlabel(below, fontsize=8)
-        axes.grid(visible=False, axis="y")
-        axes.tick_params(axis="y", length=0)
-    spots[0].set(xlim=(-0.03, 1.03), ylim=(len(classes) - 0.4, -0.6))
-    spots[1].set_xlim(left=0)
+    for axes in spots:
+        class_rows(axes, list(map(label, classes)))
+    spots[0].set(title="Latent of the class", xlabel="|cosine| of two seeds", xlim=(-0.03, 1.03))
+    spots[1].set(title="Strength", xlabel=f"α that leaves {LEVEL_TEXT} (select)", xlim=(0, None))
+    spots[2].set(title="Selectivity", xlabel="own drop − others' change")
+    spots[3].set(title="Order of images", xlabel="rank correlation of α")
     percent_axis(spots[2].xaxis)
-    spots[0].set_yticks(range(len(classes)), list(map(label, classes)))
     return figure
 
 
@@ -88,8 +72,7 @@ def _cosines(axes: Axes, alike: Likeness) -> None:
     at = np.linspace(0, 1, 201)
     one, other = np.triu_indices(alike.direction.shape[1], 1)
     shares = np.stack([(row[:, None] >= at).mean(axis=0) for row in alike.cosines])
-    axes.fill_between(at, shares.min(axis=0), shares.max(axis=0), color=BLUE, alpha=0.3, linewidth=0)
-    axes.plot(at, shares.mean(axis=0), color=BLUE, label="latents of two seeds, matched one to one")
+    mean_and_range(axes, at, shares, BLUE, 0.3, label="latents of two seeds, matched one to one")
     twins = (alike.nearest[:, :, None] >= at).mean(axis=(0, 1))
     axes.plot(at, twins, color=VERMILLION, linewidth=1.2, label="each latent and its nearest in the same SAE")
     for values, colour, name in (
@@ -99,15 +82,12 @@ def _cosines(axes: Axes, alike: Likeness) -> None:
         found = values[:, one, other].flatten()
         found = found[~np.isnan(found)]
         axes.plot(at, (found[:, None] >= at).mean(axis=0), color=colour, label=name)
-    axes.axvline(
-        alike.chance, color=GREY, linestyle=(0, (4, 2)), linewidth=1.2, label="random directions, matched: mean"
-    )
-    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="|cosine| of two latents", ylabel="share with at least this")
-    axes.set_title("The bases")
+    random = "random directions, matched: mean"
+    axes.axvline(alike.chance, color=GREY, linestyle=(0, (4, 2)), linewidth=1.2, label=random)
+    axes.set(title="The bases", xlabel="|cosine| of two latents", ylabel="share with at least this")
+    axes.set(xlim=(0, 1), ylim=(0, 1.02))
     percent_axis(axes.yaxis)
-    axes.legend(
-        loc="lower left", fontsize=7.5, handlelength=1.6, frameon=True, framealpha=0.9, edgecolor="none", borderpad=0.2
-    )
+    axes.legend(loc="lower left", frameon=True, framealpha=0.9, edgecolor="none", borderpad=0.2)
 
 
 def _two_seeds(axes: Axes, study: Study, strengths: pd.DataFrame) -> None:
@@ -121,20 +101,16 @@ def _two_seeds(axes: Axes, study: Study, strengths: pd.DataFrame) -> None:
     for which, seed in (("x", one), ("y", other)):
         log_axis(axes, which, limits)
         axes.set(**{f"{which}label": f"α that flips an image, seed {seed}"})
-    axes.set_aspect("equal")
-    axes.set_title("The images")
+    axes.set(title="The images", aspect="equal")
 
 
 def _dots(axes: Axes, values: Sequence[ndarray], intervals: Sequence[Interval], colour: str, shift: float = 0) -> None:
     """A row per class: every value, and the mean with its interval."""
     for row, (each, (mean, half, _)) in enumerate(zip(values, intervals, strict=True)):
-        axes.plot(
-            each, np.full(len(each), row + shift), ".", color=colour, markersize=3.5, alpha=0.35, markeredgewidth=0
-        )
-        axes.errorbar(
-            mean, row + shift, xerr=None if math.isnan(half) else half, color=colour, marker="o", markersize=3.2,
-            markeredgecolor="white", markeredgewidth=0.5, elinewidth=1.4, linestyle="", zorder=3,
-        )  # fmt: skip
+        at = row + shift
+        axes.plot(each, np.full(len(each), at), ".", color=colour, markersize=3.5, alpha=0.35, markeredgewidth=0)
+        axes.errorbar(mean, at, xerr=np.nan_to_num(half), fmt="o", color=colour, markersize=3.2, elinewidth=1.4,
+                      markeredgecolor="white", markeredgewidth=0.5, zorder=3)  # fmt: skip
 
 
 def _ticks(axes: Axes, values: Float[ndarray, "C S"], shift: float) -> None:
@@ -145,7 +121,7 @@ def _ticks(axes: Axes, values: Float[ndarray, "C S"], shift: float) -> None:
             axes.plot(known.mean(), row + shift, "|", color=GREY, markersize=6, markeredgewidth=1.4)
 
 
-@styled
+@printed
 def curves_figure(study: Study, edits: pd.DataFrame) -> Figure:
     """A panel per class: under every SAE the class's accuracy and the mean of the others' while it is suppressed."""
     names = [name for name in study.classes if name in set(edits["class"])]
@@ -166,9 +142,6 @@ def curves_figure(study: Study, edits: pd.DataFrame) -> Figure:
             text = f"{LEVEL_TEXT} (select) at α\n{text}"
             axes.text(0.05, 0.2, text, transform=axes.transAxes, va="center", fontsize=7)
         grid_axis(axes, alphas)
-    handles = [
-        Line2D([], [], color=ORANGE, label="the class, a line per SAE"),
-        Line2D([], [], color=BLUE, label="mean of the others, a line per SAE"),
-    ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=2, fontsize=7.5, handlelength=1.4)
+    handles = [entry("the class, a line per SAE", ORANGE), entry("mean of the others, a line per SAE", BLUE)]
+    figure.legend(handles=handles, loc="outside upper center", ncols=2)
     return figure
