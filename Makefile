@@ -33,7 +33,7 @@ paper: install  ## the paper's figures and claims, with what this machine has (P
 test: install  ## the whole test suite; six minutes on two cores
 	$(BIN)/python $(PYTEST)
 
-test-quick: install  ## what is not marked slow, gpu or cluster; one minute on two cores
+test-quick: install  ## what is not marked slow, gpu, cluster or nightly; two minutes on two cores
 	$(BIN)/python $(PYTEST) -m "not slow and not gpu and not cluster and not nightly"
 
 test-nightly: install  ## Law 1 in one network of each further family: half an hour
