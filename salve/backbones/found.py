@@ -42,16 +42,12 @@ _NOT_NEGATIVE = (
 _KEEPS_SIGN = (
     *(aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.mean.dim),
     *(aten.adaptive_avg_pool1d.default, aten.slice.Tensor, aten.select.int, aten.constant_pad_nd.default),
-    *(
-        aten.add.Tensor,
-        aten.add_.Tensor,
-        aten.mul.Tensor,
-        aten.mul_.Tensor,
-        aten.cat.default,
-        aten.roll.default,
-        aten.amax.default,
-        aten.sqrt.default,
-    ),
+    *(aten.add.Tensor, aten.add_.Tensor, aten.mul.Tensor, aten.mul_.Tensor, aten.cat.default, aten.roll.default),
+    *(aten.amax.default, aten.sqrt.default),
+)
+#: Of these, those whose number among the arguments must not be negative either.
+_WITH_A_NUMBER = (
+    *(aten.add.Tensor, aten.add_.Tensor, aten.mul.Tensor, aten.mul_.Tensor, aten.constant_pad_nd.default),
 )
 #: Images of the example that a network is exported with: more than one, so that the batch is not taken for a constant.
 EXAMPLE = 3
@@ -228,15 +224,17 @@ def _batch_axis(tensor: Tensor, fewer: Tensor) -> tuple[int, int, bool] | None:
 
 
 def _is_not_negative(node: fx.Node) -> bool:
+    """Whether a tensor cannot be negative, as far as the operations that made it tell."""
     if node.target in _NOT_NEGATIVE:
         return True
     if node.target in (aten.clamp.default, aten.hardtanh.default, aten.hardtanh_.default, aten.clamp_min.default):
         return len(node.args) > 1 and isinstance(node.args[1], int | float) and node.args[1] >= 0
     if node.target in _KEEPS_SIGN or _is_shape(node):
         given = [other for other in node.all_input_nodes if isinstance(other.meta.get("val"), Tensor)]
-        numbers = [number for number in node.args if isinstance(number, int | float) and not isinstance(number, bool)]
-        pads = node.target not in (aten.mul.Tensor, aten.mul_.Tensor) or all(number >= 0 for number in numbers)
-        return bool(given) and pads and all(_is_not_negative(other) for other in given)
+        numbers: list[Any] = []
+        if node.target in _WITH_A_NUMBER:  # a factor, a summand, the factor of a summand, or what is put around a map
+            numbers = [one for one in (*node.args, *node.kwargs.values()) if isinstance(one, int | float)]
+        return bool(given) and all(one >= 0 for one in numbers) and all(_is_not_negative(other) for other in given)
     return False
 
 

@@ -195,6 +195,38 @@ def test_prefix_tokens_and_signs_and_names() -> None:
     assert [site.signed for site in found(Net()).values()] == [False, False]
 
 
+class Changed(Net):
+    """What stands behind a ReLU is changed before the second convolution reads it."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.change = change
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.between(self.second(self.change(self.first(images).relu()))))
+
+
+@pytest.mark.parametrize(
+    ("change", "signed"),
+    [
+        (lambda x: 2 * x + 1, False),
+        (lambda x: x + x.square(), False),
+        (lambda x: F.max_pool2d(x, 3, 1, 1), False),
+        (lambda x: x - 1, True),
+        (lambda x: x + (-1), True),
+        (lambda x: -0.5 * x, True),
+        (lambda x: torch.sub(2 * x, x, alpha=3), True),
+        (lambda x: torch.add(x, x, alpha=-2), True),
+        (lambda x: F.pad(x, (1, 1, 1, 1), value=-1.0), True),
+        (lambda x: F.gelu(x), True),
+    ],
+)
+def test_activations_can_be_negative_unless_it_is_certain_that_they_cannot(
+    change: Callable[[Tensor], Tensor], signed: bool
+) -> None:
+    assert found(Changed(change))["second"].signed == signed
+
+
 @pytest.mark.parametrize("outer", [True, False])
 def test_a_batch_that_is_folded_into_another_axis_is_told_apart(outer: bool) -> None:
     model = Folded(outer).eval()
