@@ -33,7 +33,8 @@ def stored_settings(
     Args:
         file: ``config.yaml`` of a run.
         changes: ``key=value`` as typed; they replace values of the file.
-        classes: values of ``_target_`` that the file may have besides salve's own and those in ``changes``.
+        classes: values of ``_target_``, and names of networks that are loaded from elsewhere, that the file may have
+            besides salve's own and those in ``changes``.
         instead: values by setting, which replace those of the file, and which ``changes`` replace in turn.
 
     Raises:
@@ -119,20 +120,26 @@ def _refuse_untrusted(
             )
     backbone = stored.get("backbone")
     name = backbone.get("name") if isinstance(backbone, dict) else None
-    # timm loads from a place by such names: hf-hub:USER/MODEL, local-dir:FOLDER.
-    if "backbone.name" not in typed and isinstance(name, str) and set(name) & set(":/\\"):
+    if "backbone.name" not in typed and isinstance(name, str) and name not in classes and _is_elsewhere(name):
         raise UserError(
             f"{file} has backbone.name={name}, a place to load a network from, and what a folder names is not fetched; "
             "if you know and trust it, name it again on the command line."
         )
 
 
+def _is_elsewhere(name: str) -> bool:
+    """Whether timm would load a network of that name from a hub or folder: hf-hub:USER/MODEL, local-dir:FOLDER."""
+    return bool(set(name) & set(":/\\"))
+
+
 def named_again(config: Config) -> dict[str, str]:
-    """The classes that a rerun of these settings must name again, by setting, since they are the user's own."""
+    """What a rerun of these settings must name again, by setting: the user's own classes, a network from elsewhere."""
     data = asdict(config)["data"]["_target_"]
     callbacks = {
         f"callbacks.{name}._target_": callback["_target_"]
         for name, callback in config.callbacks.items()
         if callback is not None and callback["_target_"] not in CALLBACKS
     }
-    return {**({} if data in DATA else {"data._target_": data}), **callbacks}
+    name = config.backbone.name
+    networks = {"backbone.name": name} if _is_elsewhere(name) else {}
+    return {**({} if data in DATA else {"data._target_": data}), **callbacks, **networks}

@@ -26,8 +26,8 @@ def launcher_of_runs(context: HydraContext, config: DictConfig, classes: Collect
     Args:
         context: as Hydra gives it to a sweeper.
         config: the configuration of the sweep's command.
-        classes: of data and callbacks that the command names; the folders of the runs may name these besides salve's
-            and Lightning's own.
+        classes: of data and callbacks, and networks from elsewhere, that the command names; the folders of the runs may
+            name these besides salve's and Lightning's own.
     """
     return Plugins.instance().instantiate_launcher(
         hydra_context=HydraContext(cast(ConfigLoader, JobConfigs()), context.callbacks),

@@ -22,3 +22,10 @@ def test_no_name_that_a_library_knows_is_refused(library: str, names: list[str])
 def test_names_with_a_tag_and_names_that_were_given_up_are_left_to_the_library() -> None:
     _check_name("timm", "convnext_atto.d2_in1k")
     _check_name("timm", "tv_resnet34")
+
+
+@pytest.mark.parametrize("name", ["hf-hub:somebody/net", "local-dir:/tmp/net"])
+def test_networks_from_a_hub_or_a_folder_are_left_to_timm(name: str) -> None:
+    _check_name("timm", name)
+    with pytest.raises(UserError, match=f"backbone.name={name} is no model of torchvision"):
+        _check_name("torchvision", name)

@@ -21,6 +21,7 @@ from salve.run import execute as execution
 from salve.run.explain import conf_dir
 from salve.run.folder import RunFolder
 from salve.run.schema import DATA, Config, register, resolve
+from salve.run.stored import named_again
 from salve.sweep import summarise_sweep
 from salve.sweep.jobs import make_runs
 from salve.types import UserError
@@ -258,6 +259,10 @@ def test_a_network_is_not_taken_from_a_place_that_only_the_folder_names(
 ) -> None:
     folder = sent(lambda stored: stored["backbone"].update(name=name, library="timm", weights="imagenet"))
     assert f"backbone.name={name}, a place to load a network from" in refused(salve, folder)
+    # A job of a sweep knows from the sweep's command that its user has named it.
+    settings = RunFolder(folder).settings(classes=[name])
+    assert settings.backbone.name == name
+    assert named_again(settings) == {"backbone.name": name}
 
 
 # -- texts
