@@ -227,3 +227,10 @@ def test_a_vit_goes_through_every_stage(start: Start, tmp_path: Path) -> None:
     assert tuple(found) == KINDS
     assert found["activations"].record("activations.json")["site"] == "cls"
     assert not found["activations"].record("activations.json")["nonnegative"]
+
+
+def test_a_network_of_which_nothing_is_known_goes_through_every_stage(start: Start, tmp_path: Path) -> None:
+    backbone = ["backbone=torchvision", "backbone.name=shufflenet_v2_x0_5", "backbone.weights=random"]
+    found = start(tmp_path, *backbone, "edit.modes=[suppress]")
+    assert tuple(found) == KINDS
+    assert found["activations"].record("activations.json")["site"] == "fc"
