@@ -39,8 +39,8 @@ test-quick: install  ## what is not marked slow, gpu, cluster or nightly; two mi
 test-nightly: install  ## Law 1 in one network of each further family: half an hour
 	$(BIN)/python $(PYTEST) -m nightly
 
-coverage: install  ## the whole suite, and the share of lines that it runs
-	$(BIN)/python $(PYTEST) --cov --cov-report=term
+coverage: install  ## the tests of test-quick, and the share of lines that they run
+	$(BIN)/python $(PYTEST) -m "not slow and not gpu and not cluster and not nightly" --cov --cov-report=term
 
 # The oldest Python that is supported, where there is one.
 LOWEST_PYTHON ?= $(shell python3.10 -c 'import sys; print(sys.executable)' 2>/dev/null || echo $(PYTHON))

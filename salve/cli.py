@@ -68,6 +68,7 @@ def _command() -> None:
     # Hydra's parser wants all settings behind -m: `salve sae=topk -m sae.k=2,4` would be an error.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
     register()
+    os.environ.setdefault("OC_CAUSE", "0")  # else OmegaConf words its errors otherwise under a debugger
     logging.raiseExceptions = False  # else a full disk prints a traceback for each line of the log
     wants_all = os.environ.get(FULL_ERROR) == "1"
     try:

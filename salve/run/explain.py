@@ -99,9 +99,11 @@ def _wanted(said: str, argument: str) -> str:
 def _raised_by_resolver(error: BaseException) -> str:
     """The message of a UserError from one of salve's resolvers, which OmegaConf wraps; empty if there is none."""
     within: BaseException | None = error
-    while within is not None:
+    seen = set[int]()  # under a debugger, OmegaConf makes an error the cause of its own cause
+    while within is not None and id(within) not in seen:
         if isinstance(within, UserError):
             return str(within)
+        seen.add(id(within))
         within = within.__cause__ or within.__context__
     return ""
 

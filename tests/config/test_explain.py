@@ -13,6 +13,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 
 from salve.cli import main
 from salve.run.explain import choices, conf_dir, explain, groups, list_of_choices, quoted
@@ -352,3 +353,10 @@ def test_a_change_of_a_rerun_that_cannot_be_read_is_answered_as_elsewhere(tmp_pa
     folder.prepare(settings())
     with pytest.raises(UserError, match="some of its characters need quotes; write 'output_dir="):
         folder.settings(["output_dir=a=b"])
+
+
+def test_an_error_that_is_the_cause_of_its_own_cause_is_explained() -> None:
+    """As OmegaConf leaves it under a debugger."""
+    error, cause = OmegaConfBaseException("what is wrong"), ValueError("why")
+    error.__cause__, cause.__context__ = cause, error
+    assert explain(error) == "what is wrong: why."
