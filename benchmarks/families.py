@@ -129,7 +129,9 @@ def _law(graph: NetworkGraph, model: nn.Module, tried: Sequence[str], size: int,
             effects.append(float((gated - untouched).abs().max() / largest))
     vectors = sum(site.kind == "vector" for site in graph.sites.values())
     precision = str(dtype).removeprefix("torch.")
-    return Law(len(graph.sites), vectors, len(tried), max(differences), min(effects), seconds, precision=precision)
+    # Not Python's max, which may leave NaN out.
+    difference, effect = float(torch.tensor(differences).max()), float(torch.tensor(effects).min())
+    return Law(len(graph.sites), vectors, len(tried), difference, effect, seconds, precision=precision)
 
 
 def row(spec: str, found: Law) -> str:

@@ -36,8 +36,8 @@ class PreprocessSettings:
         mean, std: of the three channels, on the 0..1 scale.
     """
 
-    size: int | None = None
-    resize: int | None = None
+    size: Annotated[int | None, ABOVE_ZERO] = None
+    resize: Annotated[int | None, ABOVE_ZERO] = None
     squash: bool | None = None
     interpolation: str | None = None
     mean: list[float] | None = None

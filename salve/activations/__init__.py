@@ -3,8 +3,9 @@
 Names are imported lazily, so that reading activations does not import Lightning.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from salve.lazy import lazy
 
 if TYPE_CHECKING:
     from salve.activations.capture import captured
@@ -36,12 +37,4 @@ __all__ = [
     "load_captured",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy(__name__, _MODULES)

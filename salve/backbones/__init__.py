@@ -4,11 +4,11 @@ Most names are loaded when they are first used: ``salve-edit`` reads weights and
 timm and Lightning.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 # Imported at once, because ``salve.backbones.sites`` must be the function, not the module of the same name.
 from salve.backbones.sites import Site, find_site, site_activations, sites
+from salve.lazy import lazy
 
 if TYPE_CHECKING:
     from salve.backbones.classifier import Classifier
@@ -38,8 +38,4 @@ __all__ = [
     "sites",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__, __dir__ = lazy(__name__, _MODULES)

@@ -1,7 +1,7 @@
-"""A network's forward pass as a graph of tensor operations, which can be run in part and changed.
+"""Export a network's forward pass as a graph of tensor operations, and run parts of it.
 
-``torch.export`` turns a forward pass into a graph of ATen operations, in which a weight, the tensor that it reads and
-everything else that reads this tensor can be seen, whatever classes the network is written in.
+The graph of ``torch.export`` shows every weight, the tensor that it reads, and what else reads this tensor, whatever
+classes the network is made of.
 """
 
 import warnings
@@ -20,11 +20,19 @@ aten = torch.ops.aten
 
 
 class Exported:
-    """One exported graph.
+    """The graph of a network.
+
+    Args:
+        model: the network, in eval mode. images: an example batch.
 
     Attributes:
-        graph: its nodes. weights: names of the parameters that are used once, by the name of their node.
-        last: the node of the logits. any_batch: whether it takes batches of any size.
+        graph: the graph.
+        images, last: the nodes of the images and of the logits.
+        weights: by node, the names of the parameters that are used exactly once.
+        any_batch: whether the graph takes batches of any size, or only as many images as the example has.
+
+    Raises:
+        UserError: the network cannot be exported, or has more than one output.
     """
 
     def __init__(self, model: nn.Module, images: Images) -> None:
@@ -40,8 +48,8 @@ class Exported:
             raise UserError(f"This {name} cannot be exported ({type(error).__name__}: {first}).") from error
         signature = program.graph_signature
         self.graph = program.graph
-        self._parts = program.graph_module  # of the network that run in a mode of their own, such as autocast
-        # A module that is used twice has two names for one weight.
+        self._parts = program.graph_module  # subgraphs that run in a mode of their own, such as autocast
+        # A module that the network holds twice gives its weight two names.
         parameters = _state(model)
         uses = Counter[int]()
         for node in self.graph.find_nodes(op="placeholder"):
@@ -72,10 +80,17 @@ class Exported:
         until: str | None = None,
         change: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
     ) -> dict[str, Any]:
-        """Values of nodes by name: of the last one, or of ``until`` alone, and where ``keep`` is set of all.
+        """Run the graph, or the part of it that one node needs.
 
         Args:
-            change: by the name of a node, what its value is replaced by.
+            model: the network, for its parameters and buffers.
+            images: the batch.
+            keep: return the values of all nodes instead of the last one alone.
+            until: name of the node at which to stop; None for the logits.
+            change: by node, a function that replaces the node's value.
+
+        Returns:
+            Values by the name of the node.
         """
         state = _state(model)
         goal = self.last if until is None else next(node for node in self.graph.nodes if node.name == until)
@@ -115,7 +130,7 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _writes_into_views(graph: fx.Graph) -> bool:
-    """Whether some operation is there for what it writes, and not for its result: no user of a tensor would need it."""
+    """Whether an operation writes into a view and nothing uses its result, so that :func:`ancestors` would miss it."""
     return any(
         isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable and not node.users
         for node in graph.nodes
@@ -123,11 +138,12 @@ def _writes_into_views(graph: fx.Graph) -> bool:
 
 
 def function_of(node: fx.Node) -> Callable[..., Any]:
-    """What a node calls. Strides may be others than those that were exported, and views of them impossible."""
+    """The function that a node calls; ``reshape`` for ``view``, since strides may differ from those of the export."""
     return aten.reshape.default if node.target is aten.view.default else node.target  # type: ignore[return-value]
 
 
 def ancestors(node: fx.Node) -> set[fx.Node]:
+    """The node and everything that it is computed from."""
     found, waiting = {node}, [node]
     while waiting:
         for other in waiting.pop().all_input_nodes:

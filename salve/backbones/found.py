@@ -1,6 +1,6 @@
-"""Sites found in a network's exported graph: the tensors that nothing but weights reads (docs/method.md, *Site*).
+"""Find the sites of a network in its graph: the tensors that only weights read (docs/method.md, *Site*).
 
-No line here names an architecture.
+No line names an architecture.
 """
 
 import math
@@ -16,7 +16,8 @@ from salve.backbones.graph_site import GraphSite, Reader
 
 aten = torch.ops.aten
 
-#: Weights that read their first argument; transposed convolutions are left out, since their channels lie elsewhere.
+#: Operations in which a weight reads the first argument; not transposed convolutions, whose input channels lie on
+#: another axis.
 _LINEAR = (aten.linear.default,)
 _CONVOLUTIONS = (
     *(aten.conv1d.default, aten.conv1d.padding, aten.conv2d.default, aten.conv2d.padding),
@@ -24,7 +25,7 @@ _CONVOLUTIONS = (
 )
 #: Position of the number of groups among a convolution's arguments.
 _GROUPS = 6
-#: Operations that give the elements of their first argument another arrangement, and nothing else.
+#: Operations that only rearrange the elements of their first argument.
 _SHAPE = (
     *(aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.permute.default, aten.transpose.int),
     *(aten.t.default, aten.flatten.using_ints, aten.unflatten.int, aten.unsqueeze.default, aten.squeeze.default),
@@ -54,10 +55,15 @@ EXAMPLE = 3
 
 
 def find_sites(exported: Exported, values: Mapping[str, Any], fewer: Mapping[str, Any]) -> dict[str, GraphSite]:
-    """The sites by name.
+    """Find the sites.
 
     Args:
-        exported: the graph. values: of its nodes, for the example's images. fewer: likewise, without the last image.
+        exported: the graph.
+        values: by node, its value for the example's images.
+        fewer: the same without the last image.
+
+    Returns:
+        The sites by name, in the order of the forward pass.
     """
     readers = dict(_readers(exported))
     order = {node: number for number, node in enumerate(exported.graph.nodes)}
@@ -91,7 +97,7 @@ def _readers(exported: Exported) -> Iterator[tuple[fx.Node, Reader]]:
 
 
 def _is_shape(node: fx.Node) -> bool:
-    """Whether a node only arranges its first argument's elements otherwise; in eval mode dropout leaves them alone."""
+    """Whether a node only rearranges the elements of its first argument; dropout in eval mode leaves them alone."""
     if node.target in _SHAPE:
         return True
     if node.target is aten.dropout.default:
@@ -109,7 +115,7 @@ def _given(node: fx.Node) -> fx.Node:
 
 
 def _source(node: fx.Node) -> fx.Node:
-    """The tensor that a node shows, perhaps in another arrangement."""
+    """The tensor of which a node is a rearrangement; the node itself if it is none."""
     while _is_shape(node):
         node = _given(node)
     return node
@@ -120,7 +126,7 @@ def _users(node: fx.Node) -> list[fx.Node]:
 
 
 def _uses(node: fx.Node, readers: Mapping[fx.Node, Reader]) -> list[fx.Node] | None:
-    """The readers of a tensor, through changes of its shape; None if anything else reads it."""
+    """The operations in which weights read a tensor or a rearrangement of it; None if anything else reads it."""
     found: list[fx.Node] = []
     for user in _users(node):
         if user in readers and user.args[0] is node and list(user.all_input_nodes).count(node) == 1:
@@ -177,10 +183,10 @@ def _described(exported: Exported, node: fx.Node, source: fx.Node, readers: Sequ
 
 
 def _channel_axis(node: fx.Node, use: fx.Node, values: Mapping[str, Any]) -> int | None:
-    """The axis of a node's tensor that is a reader's input channels; None if they are no axis of it.
+    """Find the axis of a node's tensor that a reader takes as its input channels; None if there is none.
 
-    The numbers of the tensor's elements go through whatever stands between it and the reader; along the reader's
-    channels they must be those along one axis of the tensor.
+    Number the elements of the tensor and pass the numbers through the rearrangements up to the reader. Along the
+    reader's channels, the numbers must be those along one axis of the tensor.
     """
     shape = values[node.name].shape
     numbers = torch.arange(math.prod(shape)).view(shape)
@@ -204,10 +210,15 @@ def _channel_axis(node: fx.Node, use: fx.Node, values: Mapping[str, Any]) -> int
 
 
 def _batch_axis(tensor: Tensor, fewer: Tensor) -> tuple[int, int, bool] | None:
-    """The axis that grows with the images, how many positions are folded into it, and whether images come first in it.
+    """Find the batch axis: the one that grows with the number of images.
 
     Args:
-        tensor: for the example's images. fewer: for all but the last of them.
+        tensor: value of a node for the example's images.
+        fewer: its value without the last image.
+
+    Returns:
+        The axis, how many positions share it with the images, and whether the rows of one image lie next to each other.
+        None if it cannot be told.
     """
     grown = [axis for axis, (one, other) in enumerate(zip(tensor.shape, fewer.shape, strict=True)) if one != other]
     if len(grown) != 1 or tensor.shape[grown[0]] * (EXAMPLE - 1) != fewer.shape[grown[0]] * EXAMPLE:
@@ -239,7 +250,7 @@ def _is_not_negative(node: fx.Node) -> bool:
 
 
 def _prefix_tokens(exported: Exported, source: fx.Node, positions: tuple[int, ...]) -> int:
-    """Tokens before the image's: those that do not depend on the images, where both are put together."""
+    """How many tokens, which do not depend on the images, were put before those of the image."""
     if len(positions) != 1:
         return 0
     for node in ancestors(source):

@@ -1,4 +1,4 @@
-"""A network as a graph: its sites, their activations, and its logits with a site gated."""
+"""The sites of a network, their activations, and the logits with a site gated."""
 
 import torch
 from jaxtyping import Float
@@ -19,10 +19,11 @@ class NetworkGraph:
     """The graph of a network in eval mode, for batches of any size, and its sites.
 
     Args:
-        model: an image classifier, which is left as it is. size: pixels of a side of its square images.
+        model: an image classifier; it is not changed.
+        size: side of its square images in pixels.
 
     Attributes:
-        sites: by name, in the order in which they are computed.
+        sites: by name, in the order of the forward pass.
 
     Raises:
         UserError: the network is in train mode or cannot be exported, or its graph computes something else.
@@ -31,7 +32,7 @@ class NetworkGraph:
     def __init__(self, model: nn.Module, size: int) -> None:
         if model.training:
             raise UserError(f"This {type(model).__name__} is in train mode; call model.eval() first.")
-        weight = next(model.parameters())
+        weight = next(model.parameters(), torch.empty(0))
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(EXAMPLE, 3, size, size, generator=generator).to(weight)
         self._exported = Exported(model, images)
@@ -41,32 +42,32 @@ class NetworkGraph:
             logits, own = values[self._exported.last.name], model(images)
         if own.shape != logits.shape or (own - logits).abs().max() > _SAME * own.abs().max().clamp(min=1e-6):
             name = type(model).__name__
-            raise UserError(f"The graph that torch.export makes of this {name} computes something else than it does.")
+            raise UserError(f"The graph that torch.export makes of this {name} does not give its logits.")
         with torch.no_grad():
             fewer = self._for(model, images[:-1]).run(model, images[:-1], keep=True)
         self.sites = find_sites(self._exported, values, fewer)
 
     def logits(self, model: nn.Module, images: Images) -> Float[Tensor, "N C"]:
-        """What the network answers, computed by the graph."""
+        """The logits, computed by the graph."""
         exported = self._for(model, images)
         answer: Tensor = exported.run(model, images)[exported.last.name]
         return answer
 
     def activations(self, model: nn.Module, site: GraphSite, images: Images) -> Float[Tensor, "N P M"]:
-        """A site's activations; what is behind the site is not computed."""
+        """The activations of a site. Nothing behind the site is computed."""
         return site.rows(self._for(model, images).run(model, images, until=site.node)[site.node])
 
     def gated_logits(
         self, model: nn.Module, site: GraphSite, gate: Float[Tensor, " M"], images: Images
     ) -> Float[Tensor, "N C"]:
-        """Logits with the site's tensor multiplied by a gate."""
+        """The logits, with the site's tensor multiplied by a gate."""
         exported = self._for(model, images)
         change = {site.node: lambda tensor: tensor * site.gate_like(gate, tensor)}
         answer: Tensor = exported.run(model, images, change=change)[exported.last.name]
         return answer
 
     def _for(self, model: nn.Module, images: Images) -> "Exported":
-        """The graph for as many images; a network that asks for their number as a plain int has one for each number."""
+        """The graph for so many images; a network that reads their number as a plain int needs one for each number."""
         if self._exported.any_batch:
             return self._exported
         if len(images) not in self._of_batch:

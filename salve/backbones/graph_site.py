@@ -12,7 +12,7 @@ class Reader:
     """A weight that reads a site: ``[out, M / groups, …]``.
 
     Attributes:
-        weight: the parameter's name, as in the ``state_dict``. groups: of a convolution; 1 for a linear layer.
+        weight: the parameter's name, as in the ``state_dict``. groups: of a convolution; 1 of a linear layer.
     """
 
     weight: str
@@ -24,7 +24,7 @@ class Reader:
         return self.weight.rpartition(".")[0]
 
     def scaled(self, weight: Float[Tensor, "out in *k"], gate: Float[Tensor, " M"]) -> Float[Tensor, "out in *k"]:
-        """The weight that reads ``a`` as this one reads ``gate ⊙ a`` (Law 1)."""
+        """Scale the input channels of the weight, so that it reads ``a`` as it would have read ``gate ⊙ a`` (Law 1)."""
         out, size = weight.shape[0] // self.groups, weight.shape[1]
         gates = gate.view(self.groups, 1, size).expand(self.groups, out, size).reshape(-1, size)
         return weight * gates.view(*gates.shape, *[1] * (weight.ndim - 2))
@@ -32,17 +32,20 @@ class Reader:
 
 @dataclass(frozen=True)
 class GraphSite:
-    """A tensor that nothing but weights reads.
+    """A tensor that only weights read.
 
     Attributes:
-        name: the first reader's path. aliases: other names that it goes by: ``last`` at the head, and the module whose
-            output it is. readers: in the order in which they read. width: ``M``.
-        positions: sizes of the axes that are neither batch nor channels: ``()`` of a vector, ``(H, W)``, ``(T,)``.
-        prefix_tokens: of these ``T``, tokens before those of the image (CLS, registers).
-        signed: whether its activations can be negative.
-        node: the tensor's name in the graph. channel_axis: of the tensor. batch_axis: likewise; where the batch is
-            folded into an axis with other positions, that axis, and ``batch_first`` says whether the batch is the
-            outer of the two.
+        name: path of the first reader.
+        aliases: further names: ``last`` at the head, and the path of the module whose output the tensor is.
+        readers: the weights that read it, in the order of the forward pass.
+        width: ``M``, the number of channels.
+        positions: ``()`` of a vector, ``(H, W)`` or ``(T,)`` of a map.
+        prefix_tokens: how many of the ``T`` tokens come before those of the image (CLS, registers).
+        signed: whether activations can be negative.
+        node: name of the tensor in the graph.
+        channel_axis, batch_axis: axes of that tensor.
+        folded: positions that share the batch axis with the images; 1 if none do.
+        batch_first: whether the rows of one image lie next to each other on the batch axis, if positions share it.
     """
 
     name: str
@@ -64,7 +67,7 @@ class GraphSite:
         return "map" if math.prod(self.positions) > 1 else "vector"
 
     def rows(self, tensor: Tensor) -> Float[Tensor, "N P M"]:
-        """The site's tensor as images by positions by channels."""
+        """Arrange the site's tensor as images by positions by channels."""
         moved = tensor.movedim((self.batch_axis, self.channel_axis), (0, -1))
         if self.folded == 1:
             return moved.reshape(len(moved), -1, self.width)
@@ -74,7 +77,7 @@ class GraphSite:
         return moved.reshape(self.folded, images, -1, self.width).transpose(0, 1).reshape(images, -1, self.width)
 
     def gate_like(self, gate: Float[Tensor, " M"], tensor: Tensor) -> Tensor:
-        """A gate in a shape that multiplies the site's tensor channel by channel."""
+        """Shape a gate so that it multiplies the site's tensor channel by channel."""
         shape = [1] * tensor.ndim
         shape[self.channel_axis] = self.width
         return gate.view(shape)

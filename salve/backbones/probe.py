@@ -1,6 +1,6 @@
-"""What a head reads and where its spatial map is, found by running a network once on noise.
+"""Find the head of any network, and the spatial map in front of it, by running the network once on noise.
 
-This is for networks of which nothing else is known: no line names an architecture.
+No line names an architecture.
 """
 
 import math
@@ -13,7 +13,7 @@ from salve.types import UserError
 
 #: Most tokens that may stand before those of the image.
 MOST_PREFIX_TOKENS = 16
-#: Of a map's positions, how many must have an influence on the activation.
+#: The share of a map's positions on which the activation must depend.
 SEEN = 0.5
 
 
@@ -21,9 +21,11 @@ class Head(NamedTuple):
     """A linear layer whose outputs are the logits.
 
     Attributes:
-        reader: its module path. width: ``M``, channels that it reads. map: module path of the last map
-            ``[N, M', H, W]``, ``[N, H, W, M']`` or ``[N, T, M']`` that the activation depends on at most positions;
-            empty if there is none. prefix_tokens: of these ``T``, tokens before those of the image.
+        reader: path of the linear layer.
+        width: ``M``, the number of channels that it reads.
+        map: path of the module whose output, ``[N, M', H, W]``, ``[N, H, W, M']`` or ``[N, T, M']``, is the last map such
+            that the activation depends on at least half of its positions; empty if there is none.
+        prefix_tokens: how many of the ``T`` tokens come before those of the image.
     """
 
     reader: str
@@ -33,7 +35,7 @@ class Head(NamedTuple):
 
 
 def own_size(model: nn.Module) -> int:
-    """Pixels of a side of the images that a network is made for; 224 where it does not say."""
+    """Side in pixels of the images that a network is made for; 224 if it does not say."""
     published = getattr(model, "pretrained_cfg", None) or {}
     for size in (getattr(model, "image_size", None), (published.get("input_size") or (None,))[-1]):
         if isinstance(size, int):
@@ -42,16 +44,17 @@ def own_size(model: nn.Module) -> int:
 
 
 def probed_head(model: nn.Module, size: int) -> Head:
-    """Find the head of a network; its parameters and modes stay as they are.
+    """Find the head of a network.
 
     Args:
-        model: an image classifier. size: pixels of a side of its square images.
+        model: an image classifier; it is not changed.
+        size: side of its square images in pixels.
 
     Raises:
         UserError: the network cannot read such images, or its logits are not the outputs of one linear layer.
     """
     name = type(model).__name__
-    weight = next(model.parameters())
+    weight = next(model.parameters(), torch.empty(0))
     generator = torch.Generator().manual_seed(0)
     modes = [(module, module.training) for module in model.modules()]
     read: dict[str, tuple[Tensor, Tensor]] = {}

@@ -4,8 +4,9 @@ Names are loaded when they are first used, so that a check of class folders need
 Lightning.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from salve.lazy import lazy
 
 if TYPE_CHECKING:
     from salve.data.base import ConceptTruth, ImageData
@@ -35,12 +36,4 @@ __all__ = [
     "Preprocess",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy(__name__, _MODULES)

@@ -3,8 +3,9 @@
 Names are loaded when they are first used: ``salve-edit`` need not wait seconds for Lightning, torchvision and timm.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from salve.lazy import lazy
 
 if TYPE_CHECKING:
     from salve.editing.curves import edit_curves, strength_curves
@@ -75,14 +76,4 @@ __all__ = [
     "undo_edit_files",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module 'salve.editing' has no attribute {name!r}")
-    # Kept, so that Python finds it without calling this function again.
-    globals()[name] = value = getattr(import_module(f"salve.editing.{_MODULES[name]}"), name)
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy(__name__, _MODULES)

@@ -53,7 +53,7 @@ def _main(arguments: list[str] | None) -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from salve.run.explain import explain
+    from salve.run.explain import explain, group_mistake
 
     try:
         _show(given.settings)
@@ -66,6 +66,11 @@ def _main(arguments: list[str] | None) -> int:
     except OSError as error:
         print(f"salve-sites: {in_one_sentence(error)}", file=sys.stderr)
         return 1
+    except ValueError:  # what Hydra raises for a group that is given a number
+        if (said := group_mistake(given.settings)) is None:
+            raise
+        print(f"salve-sites: {said}", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -117,7 +122,7 @@ def found_sites(store: Any, library: str, name: str, args: dict[str, Any], size:
 
         # Sites follow from the architecture, and weights need not be there.
         model = load_backbone(library, name, "random", 2, args).model.eval()
-        side = size or own_size(model)
+        side = own_size(model) if size is None else size
         sites = NetworkGraph(model, side).sites
         record = {"backbone": f"{library} {name}", "size": side, "sites": [asdict(site) for site in sites.values()]}
         write_record(folder / "sites.json", record)

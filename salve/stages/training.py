@@ -165,7 +165,7 @@ def torch_flags_kept() -> Iterator[None]:
 
 
 class quiet_lightning(warnings.catch_warnings):
-    """Silence Lightning's advice that does not apply here.
+    """Turn off Lightning's advice that does not apply here.
 
     Loaders without workers are a choice, a folder of a resumed training is not empty, and not every process on a
     cluster's machine is a SLURM step.

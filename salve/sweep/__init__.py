@@ -1,7 +1,8 @@
 """Sweeps: plan and make their runs (``salve -m``), and sum them up (``salve-sweep``)."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from salve.lazy import lazy
 
 if TYPE_CHECKING:
     from salve.sweep.summary import SweepSummary, print_summary, summarise_sweep
@@ -10,9 +11,4 @@ _MODULES = {"SweepSummary": "summary", "print_summary": "summary", "summarise_sw
 
 __all__ = ["SweepSummary", "print_summary", "summarise_sweep"]
 
-
-def __getattr__(name: str) -> Any:
-    # Imported on first use, because matplotlib and pandas take seconds and `salve-sweep --help` needs neither.
-    if name not in _MODULES:
-        raise AttributeError(f"module '{__name__}' has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__, __dir__ = lazy(__name__, _MODULES)

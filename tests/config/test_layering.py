@@ -11,7 +11,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 #: From the bottom up. What stands on one floor does not import each other, save that backbones may use data.
 FLOORS = (
-    ("axes", "cells", "system", "timm_alone"),
+    ("axes", "cells", "lazy", "system", "timm_alone"),
     ("types", "ending"),
     ("variants", "untrusted", "values"),
     ("settings",),

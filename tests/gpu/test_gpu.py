@@ -255,9 +255,9 @@ def measured_together(rows: Tensor) -> tuple[int, int, str, Tensor]:
 
 def test_a_piece_of_work_runs_in_a_process_group(tmp_path: Path) -> None:
     store = distributed.FileStore(str(tmp_path / "store"), 1)
-    team = Followers(store, 1)
+    followers = Followers(store, 1)
     rows = planted()
-    rank, size, backend, total = team.lead(ON, 1, measured_together, (rows,))
+    rank, size, backend, total = followers.lead(ON, 1, measured_together, (rows,))
     assert (rank, size, backend) == (0, 1, BACKEND)
     torch.testing.assert_close(total, rows.sum(dim=0), rtol=1e-4, atol=1e-3)
 

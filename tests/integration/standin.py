@@ -16,15 +16,17 @@ CLASSES, GROUPS = 100, 20
 
 
 def _images(per_class: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Gratings `[N, 3, 32, 32]` (uint8) on a ground in the superclass's colour; labels `[N]`."""
+    """Gratings `[N, 3, 32, 32]` (uint8) on a background in the superclass's colour; labels `[N]`."""
     look, noise = np.random.default_rng(0), np.random.default_rng(seed)
-    ground = look.uniform(60, 190, (GROUPS, 3, 1, 1))
+    background = look.uniform(60, 190, (GROUPS, 3, 1, 1))
     wave, colour = look.uniform(-1.2, 1.2, (CLASSES, 2)), look.uniform(-60, 60, (CLASSES, 3, 1, 1))
     rows, columns = np.mgrid[:32, :32]
     labels = np.repeat(np.arange(CLASSES), per_class)
     phase = noise.uniform(0, 2 * np.pi, (len(labels), 1, 1))
     grating = np.cos(wave[labels, :1, None] * rows + wave[labels, 1:, None] * columns + phase)
-    pixels = ground[labels % GROUPS] + colour[labels] * grating[:, None] + noise.normal(0, 6, (len(labels), 3, 32, 32))
+    pixels = (
+        background[labels % GROUPS] + colour[labels] * grating[:, None] + noise.normal(0, 6, (len(labels), 3, 32, 32))
+    )
     return pixels.clip(0, 255).astype(np.uint8), labels
 
 

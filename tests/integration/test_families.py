@@ -31,6 +31,7 @@ def holds(spec: str, most: int) -> None:
     assert found.why == ""
     assert 0 < found.tried <= found.sites
     assert found.difference < ROUNDING[found.precision]
+    assert found.effect > 100 * ROUNDING[found.precision]  # else the law says nothing
 
 
 @pytest.mark.slow

@@ -194,7 +194,7 @@ def test_a_dictionary_of_one_latent_and_a_share_that_is_undefined_make_a_record(
 # -- what the latents say
 
 
-class Surroundings:
+class Made:
     """A context and its artifacts, with no network behind them."""
 
     def __init__(self, root: Path, sae: SAE, truth: bool = True) -> None:
@@ -246,7 +246,7 @@ def test_features_equal_plain_loops(tmp_path: Path, at_once: int, monkeypatch: p
     sae = example("relu_l1", WIDTH).eval()
     with torch.no_grad():
         sae.bias[4] = -100.0  # never fires
-    around = Surroundings(tmp_path, sae)
+    around = Made(tmp_path, sae)
     found = around.features()
     latents, labels = sae.encode(TRAIN.activations).detach().numpy(), TRAIN.labels.numpy()
     table = found.table("latents.csv")
@@ -278,7 +278,7 @@ def test_features_equal_plain_loops(tmp_path: Path, at_once: int, monkeypatch: p
 
 def test_concepts_are_told_where_the_data_know_them(tmp_path: Path) -> None:
     sae = example("linear_l1", WIDTH).eval()
-    around = Surroundings(tmp_path / "with", sae)
+    around = Made(tmp_path / "with", sae)
     found = around.features().table("concepts.csv").set_index("concept")
     assert found["classes"].tolist() == ["a", "b; c", "empty"]
     assert found["test_images"].tolist() == around.presence["test"].sum(0).tolist()
@@ -292,7 +292,7 @@ def test_concepts_are_told_where_the_data_know_them(tmp_path: Path) -> None:
         judged = roc_auc_score(around.presence["test"][:, k], sign * test[:, best])
         assert found.loc[name, "auroc"] == pytest.approx(judged)
     assert found.loc["z", ["latent", "sign", "auroc"]].isna().all()  # no image shows it
-    without = Surroundings(tmp_path / "without", sae, truth=False).features()
+    without = Made(tmp_path / "without", sae, truth=False).features()
     assert not without.file("concepts.csv").exists()
 
 
@@ -306,7 +306,7 @@ def test_only_signed_latents_are_turned_round() -> None:
 
 
 def test_a_dictionary_of_one_latent_has_its_features(tmp_path: Path) -> None:
-    found = Surroundings(tmp_path, example("linear_l1", WIDTH, 1).eval()).features()
+    found = Made(tmp_path, example("linear_l1", WIDTH, 1).eval()).features()
     table = found.table("latents.csv")
     assert len(table) == 1
     assert 0 < table["frequency"][0] <= 1
@@ -323,7 +323,7 @@ def test_a_dictionary_of_one_latent_has_its_features(tmp_path: Path) -> None:
     ],
 )
 def test_a_job_refuses_an_sae_that_was_made_for_something_else(tmp_path: Path, change: Any, said: str) -> None:
-    around = Surroundings(tmp_path, example("linear_l1", WIDTH if change else WIDTH + 1))
+    around = Made(tmp_path, example("linear_l1", WIDTH if change else WIDTH + 1))
     for name, value in change.items():
         setattr(around, name, value)
     with pytest.raises(UserError, match=said):

@@ -106,6 +106,7 @@ def test_it_works_where_the_caller_takes_no_gradients(mode: Callable[[], torch.n
 @pytest.mark.parametrize(
     ("model", "size", "says"),
     [
+        (nn.Flatten(), 32, "This Flatten does not end in one linear layer, so it has no site."),
         (TwoHeads(), 32, "This TwoHeads does not end in one linear layer, so it has no site."),
         (models.squeezenet1_1(), 64, "This SqueezeNet does not end in one linear layer, so it has no site."),
         (Cls(), 4, "This Cls cannot read 4 × 4 images (RuntimeError: "),

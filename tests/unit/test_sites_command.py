@@ -39,14 +39,16 @@ def test_the_table_is_made_once(
     ("setting", "says"),
     [
         ("backbone=resnet19", "backbone=resnet19 is no choice; backbone can be resnet18, "),
-        ("backbone.name=resnet19", "backbone.name=resnet19 is no model of torchvision"),
+        ("backbone.name=resnet19", "backbone.name=resnet19 is no model of timm"),
+        ("backbone=3", "backbone=3 is no choice; backbone can be "),
+        ("backbone.preprocess.size=0", "backbone.preprocess.size=0 must be above 0."),
         ("backbone.size=3", "backbone.size is no setting; backbone has "),
     ],
 )
 def test_what_is_wrong_is_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], setting: str, says: str
 ) -> None:
-    assert main(["backbone=resnet18", setting, f"output_dir={tmp_path}"][0 if "name" in setting else 1 :]) == 2
+    assert main([setting, f"output_dir={tmp_path}"]) == 2
     told = capsys.readouterr().err
     assert told.startswith(f"salve-sites: {says}"), told
     assert told.count("\n") == 1
