@@ -23,8 +23,8 @@ class Head(NamedTuple):
     Attributes:
         reader: path of the linear layer.
         width: ``M``, the number of channels that it reads.
-        map: path of the module whose output, ``[N, M', H, W]``, ``[N, H, W, M']`` or ``[N, T, M']``, is the last map such
-            that the activation depends on at least half of its positions; empty if there is none.
+        map: path of the module whose output, ``[N, M', H, W]``, ``[N, H, W, M']`` or ``[N, T, M']``, is the last map
+            of which at least half of the positions have an influence on the activation; empty if there is none.
         prefix_tokens: how many of the ``T`` tokens come before those of the image.
     """
 
