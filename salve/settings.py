@@ -24,6 +24,25 @@ Scale = Literal["unit", "max"]
 Channels = Literal["all", "aligned"]
 
 
+#: Settings and groups that a run's key leaves out, each with the reason why they do not change the results. Of the
+#: trainer's settings the key keeps two: precision changes the arithmetic, and memory decides in which order rows are
+#: shuffled. The number of devices changes only the order in which sums are rounded, as another processor does.
+NOT_COMPUTED = {
+    "name": "names folders",
+    "output_dir": "says where results lie",
+    "trainer.accelerator": "a GPU computes what a CPU does, up to rounding",
+    "trainer.devices": "all ranks together take the batches that one device takes",
+    "trainer.strategy": "says who starts the ranks",
+    "logger": "records a training",
+    "sweep": "groups runs",
+    "cluster": "says where runs are made",
+    "hydra": "says how runs are started",
+    "data.num_workers": "the random numbers for an image depend on its index, not on the worker that loads it",
+    "data.download": "brings the same images",
+    "sae.ensemble": "each SAE of an ensemble is trained on the rows that it would be trained on alone",
+}
+
+
 @dataclass
 class PreprocessSettings:
     """Changes to a backbone's preset; None keeps what the preset says.
@@ -293,3 +312,9 @@ class TrainerSettings:
             for rule in getattr(hint, "__metadata__", ())
             if isinstance(rule, TrainerArgument) and stage in rule.stages and getattr(self, name) is not None
         }
+
+
+def is_computed(key: str) -> bool:
+    """Whether results depend on a setting, written ``sae.k`` or ``group/part``."""
+    path = key.lstrip("+").replace("/", ".")
+    return not any(path == idle or path.startswith(f"{idle}.") for idle in NOT_COMPUTED)

@@ -21,6 +21,7 @@ from salve.integrity import (
     read_manifest,
 )
 from salve.results.artifacts import table_in
+from salve.settings import is_computed
 from salve.types import Split, UserError
 
 if TYPE_CHECKING:  # they take seconds, and a state or a setting is read without them
@@ -34,10 +35,6 @@ State = Literal["finished", "failed", "running", "interrupted", "not begun"]
 
 #: Files of a sweep (its plan) and of a run that is not finished.
 PLAN, RUNNING, FAILURE = "sweep.json", "running.json", "failure.json"
-
-#: Settings that say how and where a run is made, not what it computes.
-IDLE = ("name", "output_dir", "trainer", "logger", "sweep")
-IDLE_LEAVES = ("data._target_", "data.num_workers", "sae.ensemble")
 
 #: PyYAML's parser in C, where it was built with it, is ten times as fast.
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -318,13 +315,12 @@ def data_name(settings: Mapping[str, Any]) -> str:
 
 
 def _leaves(settings: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Settings by dotted name, without idle ones; a list is one value."""
+    """The settings that results depend on, by dotted name; a list is one value."""
     found: dict[str, Any] = {}
     for name, value in settings.items():
-        if not path and name in IDLE:
-            continue
+        key = f"{path}{name}"
         if isinstance(value, Mapping):
-            found |= _leaves(value, f"{path}{name}.")
-        elif f"{path}{name}" not in IDLE_LEAVES:
-            found[f"{path}{name}"] = value
+            found |= _leaves(value, f"{key}.")
+        elif is_computed(key) and key != "data._target_":  # of which the name of the data says enough
+            found[key] = value
     return found

@@ -62,7 +62,7 @@ def _make_run(folder: RunFolder, classes: Collection[str], made: set[str]) -> No
         # The command that repeats the run. It names output_dir and classes of one's own, which a rerun does not take
         # from the folder.
         command = shlex.join(["salve", f"rerun={folder.path}"]) + f" {quoted(f'output_dir={config.output_dir}')}"
-        command += "".join(f" {key}={target}" for key, target in named_again(config).items())
+        command += "".join(f" {quoted(f'{key}={name}')}" for key, name in named_again(config).items())
         with leased_gpus(config.trainer) as gpus:
             execute(config, folder.path, command, _hidden(), group=sweep, gpus=gpus, made=made)
     except Exception as error:

@@ -19,25 +19,8 @@ from salve.run.explain import explain
 from salve.run.folder import RunFolder
 from salve.run.inputs import check_inputs
 from salve.run.schema import Config, resolve
+from salve.settings import is_computed
 from salve.types import UserError
-
-#: Settings and groups that a run's key leaves out, each with the reason why they do not change the results. Of the
-#: trainer's settings the key keeps two: precision changes the arithmetic, and memory decides in which order rows are
-#: shuffled. The number of devices changes only the order in which sums are rounded, as another processor does.
-NOT_COMPUTED = {
-    "name": "names folders",
-    "output_dir": "says where results lie",
-    "trainer.accelerator": "a GPU computes what a CPU does, up to rounding",
-    "trainer.devices": "all ranks together take the batches that one device takes",
-    "trainer.strategy": "says who starts the ranks",
-    "logger": "records a training",
-    "sweep": "groups runs",
-    "cluster": "says where runs are made",
-    "hydra": "says how runs are started",
-    "data.num_workers": "the random numbers for an image depend on its index, not on the worker that loads it",
-    "data.download": "brings the same images",
-    "sae.ensemble": "each SAE of an ensemble is trained on the rows that it would be trained on alone",
-}
 
 ALL_SITES = "all"
 
@@ -92,12 +75,6 @@ def run_key(config: Config) -> str:
     """The key of a run: 12 hex digits, the same for two runs exactly if they compute the same."""
     settings = {**asdict(config), "sae": {**config.sae.scientific(), "seed": config.sae.seed}}
     return digest_of({"revision": REVISION, "settings": _computed(settings)})[:12]
-
-
-def is_computed(key: str) -> bool:
-    """Whether results depend on a setting, written ``sae.k`` or ``group/part``."""
-    path = key.lstrip("+").replace("/", ".")
-    return not any(path == idle or path.startswith(f"{idle}.") for idle in NOT_COMPUTED)
 
 
 def _computed(settings: dict[str, Any], above: str = "") -> dict[str, Any]:

@@ -12,7 +12,8 @@ from typing import Any
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
 from salve.run.schema import SearchSettings
-from salve.sweep.plan import Argument, Combination, Run, is_computed, refuse_idle_axis
+from salve.settings import is_computed
+from salve.sweep.plan import Argument, Combination, Run, refuse_idle_axis
 from salve.types import UserError
 
 JOURNAL = "optuna.journal"

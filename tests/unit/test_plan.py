@@ -12,8 +12,9 @@ from omegaconf import DictConfig
 
 from salve.run.explain import conf_dir
 from salve.run.schema import Config, register, resolve
+from salve.settings import NOT_COMPUTED, is_computed
 from salve.sweep.launch import jobs_of
-from salve.sweep.plan import NOT_COMPUTED, Combination, combinations, is_computed, plan, run_key
+from salve.sweep.plan import Combination, combinations, plan, run_key
 from salve.types import UserError
 from salve.values import OneOf
 

@@ -152,6 +152,15 @@ def test_what_varies_is_a_column_lists_included_and_what_says_how_it_ran_is_not(
     assert not {"trainer.accelerator", "data.num_workers"} & set(summary.table)
 
 
+def test_a_setting_of_the_trainer_that_changes_results_is_a_column(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path / "s")
+    for value, accelerator in ((0.5, "cpu"), (2.0, "gpu")):
+        sweep.finish({"fve": 0.5}, {"trainer__accelerator": accelerator}, trainer__gradient_clip_val=value)
+    summary = summarise_sweep(sweep.folder)
+    assert summary.table["trainer.gradient_clip_val"].tolist() == [0.5, 2.0]
+    assert summary.varying == ("trainer.gradient_clip_val",)
+
+
 def test_a_swept_group_shows_as_its_main_setting_and_not_as_all_that_comes_with_it(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path / "s")
     for name, library in (("resnet10t", "timm"), ("vit_b_16", "torchvision")):
