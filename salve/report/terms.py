@@ -28,7 +28,7 @@ def terms_of(verdict: Verdict | None) -> list[Term]:
             "Three sets with no image in common: train images fit the network and the autoencoder, select images make "
             "every choice (epochs, strengths), and test images, which chose nothing, give the numbers.",
         ),
-        Term("site", "site", r"\bsite\b", "The place in the network whose activations are read and edited."),
+        Term("site", "site", r"\bsite\b", "The tensor in the network whose activations are read and edited."),
         Term(
             "sae",
             "SAE (sparse autoencoder)",
