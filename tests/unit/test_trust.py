@@ -467,7 +467,7 @@ def test_a_job_makes_the_callbacks_that_its_command_names_and_says_how_to_repeat
     assert "names the class callbacks.x._target_=my.Mine" in RunFolder(folder).reason()
     make_runs(folder.parent, [folder.name], ["my.Mine"])
     [command] = commands
-    assert command.endswith(" callbacks.x._target_=my.Mine")
+    assert command.endswith(""" 'callbacks.x._target_="my.Mine"'""")
 
 
 def test_the_plan_of_a_sweep_names_no_other_folder(tmp_path: Path) -> None:
