@@ -32,6 +32,7 @@ from rich.console import Console
 from torch import Tensor
 from torchvision.models import resnet18
 
+from salve.backbones.tail import LinearTail
 from salve.diagnosis import critical_strength
 from salve.editing import gate
 from salve.editing.curves import edit_curves
@@ -47,8 +48,7 @@ TOLERANCE = 1e-6
 class Case(NamedTuple):
     """A head, activations ``[N, M]`` with the labels that it gives them, and a latent's contribution."""
 
-    weight: Tensor
-    bias: Tensor
+    tail: LinearTail
     activations: Tensor
     labels: Tensor
     contribution: Tensor
@@ -64,7 +64,7 @@ def draw(images: int, width: int, classes: int) -> Case:
     bias = 0.1 * torch.randn(classes, generator=generator)
     contribution = directions[0] + 0.2 * torch.randn(width, generator=generator)
     labels = (activations @ weight.T + bias).argmax(dim=1)
-    return Case(weight, bias, activations, labels, contribution / contribution.norm())
+    return Case(LinearTail(weight, bias), activations, labels, contribution / contribution.norm())
 
 
 def grid(case: Case) -> Tensor:
@@ -75,12 +75,12 @@ def grid(case: Case) -> Tensor:
 
 def loop_over_heads(case: Case, alphas: Tensor) -> tuple[Tensor, Tensor]:
     """Compute what :func:`edit_curves` returns with one edited head after the other."""
-    classes = len(case.weight)
-    original = case.activations @ case.weight.T + case.bias
+    classes = len(case.tail)
+    original = case.tail(case.activations)
     count = torch.bincount(case.labels, minlength=classes)
     accuracy, drift = [], []
     for alpha in alphas.tolist():
-        logits = case.activations @ (case.weight * gate(case.contribution, alpha)).T + case.bias
+        logits = case.activations @ (case.tail.weight * gate(case.contribution, alpha)).T + case.tail.bias
         accuracy.append(per_class_accuracy(logits.argmax(dim=1), case.labels, classes))
         spread = kl_divergence(original, logits).double()
         drift.append(torch.zeros(classes, dtype=torch.float64).index_add_(0, case.labels, spread) / count)
@@ -97,7 +97,7 @@ def margins(case: Case, alphas: Tensor) -> Tensor:
     """How far each image's class is above its best rival at a strength of its own ``[N]``."""
     size = case.contribution.double().abs()
     gated = case.activations.double() * (1 - alphas[:, None] * size).clamp_min(0)
-    logits = gated @ case.weight.double().T + case.bias.double()
+    logits = LinearTail(case.tail.weight.double(), case.tail.bias.double())(gated)
     own = logits.gather(1, case.labels[:, None])[:, 0]
     return own - logits.scatter(1, case.labels[:, None], -torch.inf).amax(dim=1)
 
@@ -125,13 +125,13 @@ def bisect(case: Case, alphas: Tensor) -> Tensor:
 
 def exact(case: Case) -> Tensor:
     """``salve``'s exact critical strengths."""
-    return critical_strength(case.weight, case.bias, case.activations.double(), case.contribution, case.labels)
+    return critical_strength(case.tail, case.activations.double(), case.contribution, case.labels)
 
 
 def sweep(console: Console, name: str, case: Case, rounds: int) -> None:
     """Time the sweep of one size, and print it."""
     alphas = grid(case).float()
-    (images, width), classes, count = case.activations.shape, len(case.weight), len(alphas)
+    (images, width), classes, count = case.activations.shape, len(case.tail), len(alphas)
     model = resnet18(num_classes=classes).eval().to(memory_format=torch.channels_last)
     pixels = torch.randn(IMAGES, 3, PIXELS, PIXELS).to(memory_format=torch.channels_last)
     ways: dict[str, Callable[[], object]] = {
@@ -161,7 +161,7 @@ def sweep(console: Console, name: str, case: Case, rounds: int) -> None:
 def critical(console: Console, name: str, case: Case, rounds: int) -> None:
     """Time the critical strengths of one size, and print them."""
     alphas = grid(case)
-    (images, width), classes = case.activations.shape, len(case.weight)
+    (images, width), classes = case.activations.shape, len(case.tail)
     ways: dict[str, Callable[[], object]] = {
         "salve, exact": partial(exact, case),
         f"scan of {len(alphas)} strengths": partial(scan, case, alphas),

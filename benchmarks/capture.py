@@ -56,7 +56,7 @@ def bare(
 ) -> Tensor:
     """Collect activations ``[N, M]`` with a hook, a loop and a list."""
     seen: list[Tensor] = []
-    reader = model.get_submodule(site.readers[0])
+    reader = model.get_submodule(site.readers[0].path)
     hook = reader.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].cpu()))
     for pixels, _ in batches(range(count)):
         model(pixels.to(device, memory_format=layout))

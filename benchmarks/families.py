@@ -122,7 +122,7 @@ def _law(graph: NetworkGraph, model: nn.Module, tried: Sequence[str], size: int,
         for number, name in enumerate(tried):
             site = graph.sites[name]
             gate = 2 * torch.rand(site.width, generator=torch.Generator().manual_seed(number), dtype=dtype)
-            gated = graph.gated_logits(model, site, gate, images)
+            gated = graph.tail(model, site, images).gated(gate)
             scaled = {reader.weight: reader.scaled(state[reader.weight], gate) for reader in site.readers}
             edited = torch.func.functional_call(model, scaled, (images,))
             differences.append(float((edited - gated).abs().max() / largest))

@@ -67,7 +67,7 @@ class Bench:
         self.width = site.width
         self.sae = make_sae("linear_l1", site.width, DICTIONARY).eval().to(device)
         as_classes = copy.deepcopy(self.model)
-        parent, _, leaf = site.readers[0].rpartition(".")
+        parent, _, leaf = site.readers[0].path.rpartition(".")
         head = nn.Linear(site.width, DICTIONARY).to(device)
         with torch.no_grad():
             head.weight.copy_(self.sae.encoder)

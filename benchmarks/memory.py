@@ -34,6 +34,8 @@ from salve.activations import Shards
 from salve.activations.capture import SHARD_ROWS, capture
 from salve.artifacts import Artifact, Store, save_tensors
 from salve.backbones import Site
+from salve.backbones.site import Reader
+from salve.backbones.tail import LinearTail
 from salve.processes.ranks import Ranks
 from salve.processes.trainer import TrainerFactory
 from salve.stages import BackboneSettings, SAESettings, StageContext, train_sae
@@ -60,8 +62,8 @@ class Took(NamedTuple):
 class HeadContext(StageContext):
     """A context whose classifier is a drawn head."""
 
-    def head(self, classifier: Artifact) -> tuple[Tensor, Tensor]:
-        return torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(1)), torch.zeros(CLASSES)
+    def tail(self, classifier: Artifact) -> LinearTail:
+        return LinearTail(torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(1)), torch.zeros(CLASSES))
 
 
 class Clock(pl.Callback):
@@ -139,7 +141,7 @@ def train(store: Store, rows: int, epochs: int, memory: float) -> Took:
 def captured(folder: Path, rows: int) -> Took:
     """Capture a split from drawn images, by a very small network."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, WIDTH), nn.ReLU(), nn.Linear(WIDTH, CLASSES))
-    site = Site("hidden", ("3",), WIDTH, "0")
+    site = Site("hidden", (Reader("3.weight"),), WIDTH, map="0")
 
     def batches(indices: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(0, len(indices), 256):

@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from salve.activations import Captured, Schedule, load_captured
+from salve.backbones.tail import LinearTail
 from salve.editing import contribution
 from salve.editing.curves import edit_curves
 from salve.editing.verdict import effect, separated
@@ -71,15 +72,15 @@ def trained(rows: Tensor, schedule: Schedule, seed: int, given: argparse.Namespa
     return sae.requires_grad_(False)
 
 
-def measured(sae: SAE, rows: Tensor, labels: Tensor, select: Captured, head: tuple[Tensor, Tensor]) -> Found:
+def measured(sae: SAE, rows: Tensor, labels: Tensor, select: Captured, tail: LinearTail) -> Found:
     """Measure on the select split; dead latents, and the classes' latents, on the train rows ``[N, M]``."""
-    classes = len(head[0])
+    classes = len(tail)
     means = class_means(sae.encode(rows), labels, classes)
     chosen, separate, directions = select_latents(means, "margin"), 0, []
     for k, latent in enumerate(chosen.tolist()):
         own = np.arange(classes) == k
         column = contribution(sae.decoder, latent)
-        accuracy = edit_curves(*head, select.activations, select.labels, column, ALPHAS)[0].numpy()
+        accuracy = edit_curves(tail, select.activations, select.labels, column, ALPHAS)[0].numpy()
         separate += bool(separated(effect(accuracy[0], accuracy, own)).any())
         directions.append(column * means[k, latent].sign())
     on_train, on_select = (LatentUsage(sae.dictionary_size, sae.firing_threshold) for _ in range(2))
@@ -91,13 +92,13 @@ def measured(sae: SAE, rows: Tensor, labels: Tensor, select: Captured, head: tup
     return Found(fve, l0, dead, separate, torch.stack(directions))
 
 
-def head_of(file: Path, width: int) -> tuple[Tensor, Tensor]:
-    """The last linear layer of a file of weights: its matrix ``[C, M]`` and its bias."""
+def head_of(file: Path, width: int) -> LinearTail:
+    """The last linear layer of a file of weights."""
     weights = load_file(file)
     for name, matrix in reversed(weights.items()):
         bias = weights.get(name.removesuffix("weight") + "bias")
         if matrix.ndim == 2 and matrix.shape[1] == width and bias is not None and bias.shape == matrix.shape[:1]:
-            return matrix, bias
+            return LinearTail(matrix, bias)
     raise SystemExit(f"{file} has no linear layer that reads {width} channels.")
 
 

@@ -13,12 +13,12 @@ import pandas as pd
 from numpy.typing import NDArray
 from pytorch_lightning.loggers.logger import DummyLogger
 from rich.console import Console
-from torch import Tensor
 
 from experiments.compare import MatchedEdit, edit_at, strength_to
 from experiments.testbeds import Setup, Testbed, quoted
 from salve.activations import Captured
 from salve.artifacts import Store
+from salve.backbones.tail import LinearTail
 from salve.ending import run_child
 from salve.processes.ranks import gathered
 from salve.results import Run, open_sweep
@@ -194,9 +194,9 @@ class Study:
         return list(self.context.classes)
 
     @cached_property
-    def head(self) -> tuple[Tensor, Tensor]:
-        """Weight ``[C, M]`` and bias ``[C]`` of the reader."""
-        return self.context.head(self.runs[0].found.artifact("classifier"))
+    def tail(self) -> LinearTail:
+        """The tail of the last site."""
+        return self.context.tail(self.runs[0].found.artifact("classifier"))
 
     @cached_property
     def train(self) -> Captured:

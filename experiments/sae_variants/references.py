@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from experiments.compare import matched_edit, random_directions
+from salve.backbones.tail import LinearTail
 from salve.editing.curves import edit_curves
 from salve.types import Activations, Labels
 
@@ -32,8 +33,7 @@ def alignment(columns: Float[Tensor, "C M"], directions: Float[Tensor, "C M"]) -
 
 
 def reference_edits(
-    weight: Float[Tensor, "C M"],
-    bias: Float[Tensor, " C"],
+    tail: LinearTail,
     train: tuple[Activations, Labels],
     select: tuple[Activations, Labels],
     test: tuple[Activations, Labels],
@@ -44,18 +44,18 @@ def reference_edits(
     """The edits of every class along a random direction (one for each class and seed) and along its own direction.
 
     Args:
-        weight, bias: the linear reader. train: gives the class directions. select: chooses each edit's strength. test:
+        tail: the linear reader. train: gives the class directions. select: chooses each edit's strength. test:
             measures it. alphas: strengths. classes: their names. seeds: of the random directions.
 
     Returns:
         One row per reference, seed and class: ``reference``, ``seed``, ``class`` and the fields of ``MatchedEdit``.
     """
-    drawn = [(RANDOM, seed, random_directions(len(weight), weight.shape[1], seed)) for seed in seeds]
+    drawn = [(RANDOM, seed, random_directions(len(tail), tail.weight.shape[1], seed)) for seed in seeds]
     rows = []
-    for reference, seed, directions in [*drawn, (ORACLE, 0, class_directions(weight, *train))]:
+    for reference, seed, directions in [*drawn, (ORACLE, 0, class_directions(tail.weight, *train))]:
         for k, name in enumerate(classes):
             choosing, reporting = (
-                edit_curves(weight, bias, *images, directions[k], alphas)[0].numpy() for images in (select, test)
+                edit_curves(tail, *images, directions[k], alphas)[0].numpy() for images in (select, test)
             )
             edit = matched_edit(alphas.numpy(), choosing, reporting, k)
             rows.append({"reference": reference, "seed": seed, "class": name, **edit._asdict()})

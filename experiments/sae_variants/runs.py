@@ -13,6 +13,7 @@ from torch import Tensor
 from experiments.compare import MatchedEdit
 from experiments.runs import SAERun, suppressed
 from experiments.sae_variants.references import alignment, class_directions, reference_edits
+from salve.backbones.tail import LinearTail
 from salve.ending import run_child
 from salve.results import Sweep, open_sweep
 from salve.types import Split, UserError
@@ -131,10 +132,10 @@ def collect(data: str, plan: Plan, output_dir: Path) -> Found:
     first = next(iter(planned.values())).found
     tensors = first.tensors("classifier", "model.safetensors")
     # ``fc`` is the last layer of the ResNets of both experiments.
-    weight, bias = tensors["fc.weight"].float(), tensors["fc.bias"].float()
+    tail = LinearTail(tensors["fc.weight"].float(), tensors["fc.bias"].float())
     captured = [first.activations(split) for split in get_args(Split)]
     train, select, test = ((split.activations, split.labels) for split in captured)
-    own = class_directions(weight, *train)
+    own = class_directions(tail.weight, *train)
     rows, edits = [], []
     for (variant, knob, seed), run in planned.items():
         found = {"data": data, "variant": variant, "knob": knob, "seed": seed, "run": run.found.key}
@@ -145,7 +146,7 @@ def collect(data: str, plan: Plan, output_dir: Path) -> Found:
     runs = pd.DataFrame(rows)
     runs[list(MEASURES)] = runs[list(MEASURES)].astype(float)
     alphas = torch.tensor(first.flat_settings["edit.alpha"], dtype=torch.float32)
-    references = reference_edits(weight, bias, train, select, test, alphas, first.classes, plan.seeds)
+    references = reference_edits(tail, train, select, test, alphas, first.classes, plan.seeds)
     return Found(runs, pd.concat(edits, ignore_index=True), references.assign(data=data))
 
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from salve.activations.shards import Shards
 from salve.artifacts import Artifact, Store, digest_of_tensors, is_kept, keep, load_tensors, save_tensors, write_record
-from salve.backbones.sites import Site, site_activations
+from salve.backbones.site import Site
+from salve.backbones.sites import site_activations
 from salve.data.base import ImageData
 from salve.types import Split, UserError
 
@@ -103,7 +104,7 @@ def captured(
     Returns:
         An artifact of kind ``activations``: shards of each split, and ``activations.json``.
     """
-    own = {f"{reader}.{part}" for reader in site.readers for part in ("weight", "bias")}
+    own = {name for reader in site.readers for name in (reader.weight, reader.bias)}
     weights = {name: tensor for name, tensor in model.state_dict().items() if name not in own}
     key_settings = {
         "weights": digest_of_tensors(weights),

@@ -7,7 +7,9 @@ timm and Lightning.
 from typing import TYPE_CHECKING
 
 # Imported at once, because ``salve.backbones.sites`` must be the function, not the module of the same name.
-from salve.backbones.sites import Site, find_site, site_activations, sites
+from salve.backbones.site import Reader, Site
+from salve.backbones.sites import find_site, graph_of, head_site, site_activations, sites
+from salve.backbones.tail import LinearTail, Tail
 from salve.lazy import lazy
 
 if TYPE_CHECKING:
@@ -27,10 +29,15 @@ _MODULES = {
 
 __all__ = [
     "Classifier",
+    "LinearTail",
     "Loaded",
     "Preset",
+    "Reader",
     "Site",
+    "Tail",
     "find_site",
+    "graph_of",
+    "head_site",
     "load_backbone",
     "preset",
     "read_tensors",

@@ -6,7 +6,7 @@ classes the network is made of.
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ class Exported:
             with warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")
                 program = export(model, (images,), dynamic_shapes=({0: Dim.AUTO},), strict=False)
-                if _writes_into_views(program.graph):
+                if _overwrites(program.graph):
                     program = program.run_decompositions({})  # takes twice as long as the export
         except Exception as error:  # torch.export raises almost anything
             first = (str(error).strip().splitlines() or [""])[0].rstrip(".")
@@ -50,7 +50,7 @@ class Exported:
         self.graph = program.graph
         self._parts = program.graph_module  # subgraphs that run in a mode of their own, such as autocast
         # A module that the network holds twice gives its weight two names.
-        parameters = _state(model)
+        parameters = state_of(model)
         uses = Counter[int]()
         for node in self.graph.find_nodes(op="placeholder"):
             if node.name in signature.inputs_to_parameters:
@@ -69,51 +69,78 @@ class Exported:
         if len(answers) != 1 or others:
             raise UserError(f"This {type(model).__name__} gives {len(answers)} outputs for an image instead of logits.")
         self.last: fx.Node = answers[0]
+        self._plans: dict[tuple[tuple[str, ...], frozenset[str]], list[tuple[fx.Node, list[str]]]] = {}
         self.any_batch = bool(free_symbols(self.images.meta["val"].shape[0]))
 
     def run(
         self,
         model: nn.Module,
         images: Images,
+        goals: Sequence[str] = (),
         *,
-        keep: bool = False,
-        until: str | None = None,
-        change: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+        known: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Run the graph, or the part of it that one node needs.
+        """Run the graph, or the part of it that some nodes need.
 
         Args:
             model: the network, for its parameters and buffers.
             images: the batch.
-            keep: return the values of all nodes instead of the last one alone.
-            until: name of the node at which to stop; None for the logits.
-            change: by node, a function that replaces the node's value.
+            goals: names of nodes; none for the logits.
+            known: by node, values that are not computed again, but used as they are.
 
         Returns:
-            Values by the name of the node.
+            The values of the goals by name.
         """
-        state = _state(model)
-        goal = self.last if until is None else next(node for node in self.graph.nodes if node.name == until)
-        needed = ancestors(goal)
-        left = {node.name: sum(user in needed for user in node.users) for node in needed}
-        values: dict[str, Any] = {}
-        for node in self.graph.nodes:
-            if node not in needed:
-                continue
-            if node.op == "placeholder":
+        known, state, values = known or {}, state_of(model), dict[str, Any]()
+        for node, done in self._plan(tuple(goals) or (self.last.name,), frozenset(known)):
+            if node.name in known:
+                values[node.name] = known[node.name]
+            elif node.op == "placeholder":
                 values[node.name] = self._placeholder(node, state, images)
-                continue
-            if node.op == "get_attr":
+            elif node.op == "get_attr":
                 values[node.name] = getattr(self._parts, str(node.target))
-                continue
-            arguments, keywords = fx.graph.map_arg((node.args, node.kwargs), lambda other: values[other.name])
-            value = function_of(node)(*arguments, **keywords)
-            values[node.name] = change[node.name](value) if change and node.name in change else value
-            for other in node.all_input_nodes:
-                left[other.name] -= 1
-                if not left[other.name] and not keep and other is not goal:
-                    del values[other.name]
+            else:
+                arguments, keywords = fx.graph.map_arg((node.args, node.kwargs), lambda other: values[other.name])
+                values[node.name] = function_of(node)(*arguments, **keywords)
+            for name in done:
+                del values[name]
         return values
+
+    def _plan(self, goals: tuple[str, ...], known: frozenset[str]) -> list[tuple[fx.Node, list[str]]]:
+        """The nodes to compute, in order, and after each the names of the values that are needed no longer."""
+        key = goals, known
+        if key not in self._plans:
+            by_name = {node.name: node for node in self.graph.nodes}
+            needed = ancestors([by_name[name] for name in goals], known)
+            order = [node for node in self.graph.nodes if node in needed]
+            last_use = {node.name: node for node in order}
+            for node in order:
+                if node.name not in known:
+                    last_use |= dict.fromkeys((other.name for other in node.all_input_nodes), node)
+            done: dict[fx.Node, list[str]] = {node: [] for node in order}
+            for name, node in last_use.items():
+                if name not in goals:
+                    done[node].append(name)
+            self._plans[key] = list(done.items())
+        return self._plans[key]
+
+    def beside(self, node: str) -> tuple[str, ...]:
+        """The tensors, apart from weights and images, that the part of the graph behind a node reads beside it."""
+        (start,) = (one for one in self.graph.nodes if one.name == node)
+        behind, waiting = {start}, [start]
+        while waiting:
+            for user in waiting.pop().users:
+                if user not in behind:
+                    behind.add(user)
+                    waiting.append(user)
+        behind &= ancestors([self.last])
+        read = {other for one in behind - {start} for other in one.all_input_nodes} - behind
+        return tuple(one.name for one in self.graph.nodes if one in read and one.op == "call_function")
+
+    def weights_before(self, node: str) -> set[str]:
+        """Names of the parameters and buffers that a node's value depends on."""
+        (goal,) = (one for one in self.graph.nodes if one.name == node)
+        return {self._states[one.name] for one in ancestors([goal]) if one.name in self._states}
 
     def _placeholder(self, node: fx.Node, state: Mapping[str, Tensor], images: Images) -> Tensor:
         if node is self.images:
@@ -124,29 +151,46 @@ class Exported:
         return state[self._states[node.name]]
 
 
-def _state(model: nn.Module) -> dict[str, Tensor]:
+def state_of(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by each of their names."""
     return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
 
 
-def _writes_into_views(graph: fx.Graph) -> bool:
-    """Whether an operation writes into a view and nothing uses its result, so that :func:`ancestors` would miss it."""
+def _overwrites(graph: fx.Graph) -> bool:
+    """Whether an operation changes a tensor in place that other operations read too, by this name or as a view.
+
+    The order of the operations would then matter, which :func:`ancestors` and a run in parts do not know.
+    """
     return any(
-        isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable and not node.users
+        isinstance(node.target, torch._ops.OpOverload)
+        and node.target._schema.is_mutable
+        and (not node.users or any(len(other.users) > 1 for other in node.all_input_nodes[:1]))
         for node in graph.nodes
     )
 
 
 def function_of(node: fx.Node) -> Callable[..., Any]:
-    """The function that a node calls; ``reshape`` for ``view``, since strides may differ from those of the export."""
-    return aten.reshape.default if node.target is aten.view.default else node.target  # type: ignore[return-value]
+    """The function that a node calls.
+
+    ``reshape`` for ``view``, since strides may differ from those of the export; and for a function that changes its
+    argument in place, the one that does not, since the argument may be used again in another run.
+    """
+    target: Any = node.target
+    if target is aten.view.default:
+        return aten.reshape.default
+    if isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable:
+        packet = getattr(aten, target._schema.name.partition("::")[2].removesuffix("_"), None)
+        return getattr(packet, target._overloadname, target)
+    return target
 
 
-def ancestors(node: fx.Node) -> set[fx.Node]:
-    """The node and everything that it is computed from."""
-    found, waiting = {node}, [node]
+def ancestors(nodes: Iterable[fx.Node], known: Container[str] = ()) -> set[fx.Node]:
+    """The nodes and everything that they are computed from; nothing that only known ones are computed from."""
+    waiting = list(nodes)
+    found = set(waiting)
     while waiting:
-        for other in waiting.pop().all_input_nodes:
+        node = waiting.pop()
+        for other in node.all_input_nodes if node.name not in known else ():
             if other not in found:
                 found.add(other)
                 waiting.append(other)

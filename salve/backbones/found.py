@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from salve.backbones.exported import Exported, ancestors, function_of
-from salve.backbones.graph_site import GraphSite, Reader
+from salve.backbones.site import Place, Reader, Site
 
 aten = torch.ops.aten
 
@@ -54,7 +54,7 @@ _WITH_A_NUMBER = (
 EXAMPLE = 3
 
 
-def find_sites(exported: Exported, values: Mapping[str, Any], fewer: Mapping[str, Any]) -> dict[str, GraphSite]:
+def find_sites(exported: Exported, values: Mapping[str, Any], fewer: Mapping[str, Any]) -> dict[str, Site]:
     """Find the sites.
 
     Args:
@@ -142,7 +142,7 @@ def _uses(node: fx.Node, readers: Mapping[fx.Node, Reader]) -> list[fx.Node] | N
 
 
 class _Axes(NamedTuple):
-    """Of a site's tensor; see :class:`GraphSite`."""
+    """Of a site's tensor; see :class:`Place`."""
 
     channel: int
     batch: int
@@ -165,20 +165,16 @@ def _axes(node: fx.Node, uses: Sequence[fx.Node], values: Mapping[str, Any], few
     return _Axes(channel, axis, folded, batch_first, positions if len(positions) < 3 else (math.prod(positions),))
 
 
-def _described(exported: Exported, node: fx.Node, source: fx.Node, readers: Sequence[Reader], axes: _Axes) -> GraphSite:
-    return GraphSite(
+def _described(exported: Exported, node: fx.Node, source: fx.Node, readers: Sequence[Reader], axes: _Axes) -> Site:
+    return Site(
         name=readers[0].path,
-        aliases=_aliases(source),
         readers=tuple(readers),
         width=int(node.meta["val"].shape[axes.channel]),
+        aliases=_aliases(source),
         positions=axes.positions,
         prefix_tokens=_prefix_tokens(exported, source, axes.positions),
         signed=not _is_not_negative(source),
-        node=node.name,
-        channel_axis=axes.channel,
-        batch_axis=axes.batch,
-        folded=axes.folded,
-        batch_first=axes.batch_first,
+        place=Place(node.name, axes.channel, axes.batch, axes.folded, axes.batch_first),
     )
 
 
@@ -253,7 +249,7 @@ def _prefix_tokens(exported: Exported, source: fx.Node, positions: tuple[int, ..
     """How many tokens, which do not depend on the images, were put before those of the image."""
     if len(positions) != 1:
         return 0
-    for node in ancestors(source):
+    for node in ancestors([source]):
         if node.target is aten.cat.default:
             given: Any = node.args[0]
             axis: Any = node.args[1] if len(node.args) > 1 else 0

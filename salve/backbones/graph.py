@@ -1,15 +1,15 @@
 """The sites of a network, their activations, and the logits with a site gated."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from salve.backbones.exported import Exported
+from salve.backbones.exported import Exported, ancestors
 from salve.backbones.found import EXAMPLE, find_sites
-from salve.backbones.graph_site import GraphSite, Reader
+from salve.backbones.site import Site
 from salve.types import Images, UserError
-
-__all__ = ["GraphSite", "NetworkGraph", "Reader"]
 
 #: Of the largest logit, by how much the graph's may differ from the network's own.
 _SAME = 1e-4
@@ -23,6 +23,7 @@ class NetworkGraph:
         size: side of its square images in pixels.
 
     Attributes:
+        size: as given.
         sites: by name, in the order of the forward pass.
 
     Raises:
@@ -32,19 +33,20 @@ class NetworkGraph:
     def __init__(self, model: nn.Module, size: int) -> None:
         if model.training:
             raise UserError(f"This {type(model).__name__} is in train mode; call model.eval() first.")
+        self.size = size
         weight = next(model.parameters(), torch.empty(0))
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(EXAMPLE, 3, size, size, generator=generator).to(weight)
         self._exported = Exported(model, images)
         self._of_batch = {EXAMPLE: self._exported}
         with torch.no_grad():
-            values = self._exported.run(model, images, keep=True)
+            values = self._every_value(model, images)
             logits, own = values[self._exported.last.name], model(images)
         if own.shape != logits.shape or (own - logits).abs().max() > _SAME * own.abs().max().clamp(min=1e-6):
             name = type(model).__name__
             raise UserError(f"The graph that torch.export makes of this {name} does not give its logits.")
         with torch.no_grad():
-            fewer = self._for(model, images[:-1]).run(model, images[:-1], keep=True)
+            fewer = self._every_value(model, images[:-1])
         self.sites = find_sites(self._exported, values, fewer)
 
     def logits(self, model: nn.Module, images: Images) -> Float[Tensor, "N C"]:
@@ -53,18 +55,25 @@ class NetworkGraph:
         answer: Tensor = exported.run(model, images)[exported.last.name]
         return answer
 
-    def activations(self, model: nn.Module, site: GraphSite, images: Images) -> Float[Tensor, "N P M"]:
+    def activations(self, model: nn.Module, site: Site, images: Images) -> Float[Tensor, "N P M"]:
         """The activations of a site. Nothing behind the site is computed."""
-        return site.rows(self._for(model, images).run(model, images, until=site.node)[site.node])
+        assert site.place is not None, "only sites of the graph have a place in it"
+        node = site.place.node
+        return site.place.rows(self._for(model, images).run(model, images, (node,))[node])
 
-    def gated_logits(
-        self, model: nn.Module, site: GraphSite, gate: Float[Tensor, " M"], images: Images
-    ) -> Float[Tensor, "N C"]:
-        """The logits, with the site's tensor multiplied by a gate."""
+    def tail(self, model: nn.Module, site: Site, images: Images, order: Tensor | None = None) -> "GraphTail":
+        """The tail of a site for some images; see :class:`GraphTail`."""
+        return GraphTail(self._for(model, images), model, site, images, order)
+
+    def weights_before(self, site: Site) -> set[str]:
+        """Names of the parameters and buffers that the activations of a site depend on."""
+        assert site.place is not None, "only sites of the graph have a place in it"
+        return self._exported.weights_before(site.place.node)
+
+    def _every_value(self, model: nn.Module, images: Images) -> dict[str, Any]:
+        """The values of all nodes that the logits depend on."""
         exported = self._for(model, images)
-        change = {site.node: lambda tensor: tensor * site.gate_like(gate, tensor)}
-        answer: Tensor = exported.run(model, images, change=change)[exported.last.name]
-        return answer
+        return exported.run(model, images, [node.name for node in ancestors([exported.last])])
 
     def _for(self, model: nn.Module, images: Images) -> "Exported":
         """The graph for so many images; a network that reads their number as a plain int needs one for each number."""
@@ -73,3 +82,52 @@ class NetworkGraph:
         if len(images) not in self._of_batch:
             self._of_batch[len(images)] = Exported(model, images)
         return self._of_batch[len(images)]
+
+
+class GraphTail:
+    """The tail of a site in a network's graph, for one batch of images.
+
+    What by-passes the site, such as a skip connection, keeps the value that it has for these images. Only what depends
+    on the site is computed when the tail is called. Gradients flow from logits to activations where they are on.
+
+    Args:
+        exported: the graph. model: the network. site: found in the graph. images: ``[N, 3, H, W]``.
+        order: ``[C]``, the outputs in the order wanted; None for all in their own.
+
+    Attributes:
+        activations: of the site, ``[N, P, M]``.
+    """
+
+    def __init__(
+        self, exported: Exported, model: nn.Module, site: Site, images: Images, order: Tensor | None = None
+    ) -> None:
+        assert site.place is not None, "only sites of the graph have a place in it"
+        self._exported, self._model, self._images, self._order = exported, model, images, order
+        self._place = site.place
+        beside = exported.beside(site.place.node)
+        with torch.no_grad():
+            self._held: dict[str, Any] = exported.run(model, images, (site.place.node, *beside))
+        self._tensor: Tensor = self._held[site.place.node]
+        self.activations = site.place.rows(self._tensor)
+
+    def __len__(self) -> int:
+        """``N``, the number of images."""
+        return len(self.activations)
+
+    @property
+    def bytes(self) -> int:
+        """Of the tensors that are held."""
+        return sum(value.nbytes for value in self._held.values() if isinstance(value, Tensor))
+
+    def __call__(self, activations: Float[Tensor, "N P M"]) -> Float[Tensor, "N C"]:
+        """The logits with other activations at the site, in the same order of images and positions."""
+        return self._logits(self._place.tensor(activations, self._tensor))
+
+    def gated(self, gate: Float[Tensor, "*N M"]) -> Float[Tensor, "N C"]:
+        """The logits with every position gated, for all images alike ``[M]`` or for each image ``[N, M]``."""
+        return self._logits(self._place.gate(gate, self._tensor))
+
+    def _logits(self, tensor: Tensor) -> Tensor:
+        known = {**self._held, self._place.node: tensor}
+        (logits,) = self._exported.run(self._model, self._images, known=known).values()
+        return logits if self._order is None else logits[:, self._order]

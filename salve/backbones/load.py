@@ -101,7 +101,7 @@ def load_backbone(
 def _load_file(model: nn.Module, path: Path) -> tuple[bool, list[str]]:
     """Load a file into the model, which gets the file's head; whether it has none, and what was done to read it."""
     state, entry = read_checkpoint(path)
-    reader = find_site(model, "last").readers[0]
+    reader = find_site(model, "last").readers[0].path
     state, done = adapted(state, model, reader)
     head = {key: value for key, value in model.state_dict().items() if key.rpartition(".")[0] == reader}
     headless = not head.keys() & state.keys()
@@ -149,12 +149,12 @@ def _create(library: str, name: str, classes: int | None, args: dict[str, Any], 
 
 
 def _head(model: nn.Module) -> nn.Linear:
-    head = model.get_submodule(find_site(model, "last").readers[0])
+    head = model.get_submodule(find_site(model, "last").readers[0].path)
     assert isinstance(head, nn.Linear)
     return head
 
 
 def _replace_head(model: nn.Module, num_classes: int) -> None:
     head = _head(model)
-    parent, _, leaf = find_site(model, "last").readers[0].rpartition(".")
+    parent, _, leaf = find_site(model, "last").readers[0].path.rpartition(".")
     setattr(model.get_submodule(parent), leaf, nn.Linear(head.in_features, num_classes, head.bias is not None))

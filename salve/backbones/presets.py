@@ -130,7 +130,7 @@ def _is_published(library: str, name: str, model: nn.Module) -> bool:
     """Whether the model has the layers of the published one, so that its weights may be trained from those."""
     with torch.device("meta"):
         published = torchvision_models.get_model(name) if library == "torchvision" else timm.create_model(name)
-    head = find_site(model, "last").readers[0]
+    head = find_site(model, "last").readers[0].path
     return _layers(model, head) == _layers(published, head)
 
 

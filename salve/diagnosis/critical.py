@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from salve.backbones.tail import LinearTail
 from salve.types import Activations, Contribution, Labels, UserError
 
 Criterion = Literal["logit", "flip"]
@@ -20,8 +21,7 @@ _ROWS = 16
 
 
 def critical_strength(
-    weight: Float[Tensor, "C M"],
-    bias: Float[Tensor, " C"],
+    tail: LinearTail,
     activations: Activations,
     contribution: Contribution,
     labels: Labels,
@@ -42,7 +42,7 @@ def critical_strength(
     published approximation ``y(0) / Σ_j w_ij a_j |c_j|``, exact while no channel is closed (``α max |c| < 1``).
 
     Args:
-        weight: ``[C, M]`` and bias: ``[C]`` of the linear reader.
+        tail: the linear reader.
         activations: ``[N, M]``, finite.
         contribution: ``[M]`` of the latent.
         labels: ``[N]``, the class to watch for each image.
@@ -66,13 +66,13 @@ def critical_strength(
         raise UserError(f"method={method} is unknown; choose exact or linear.")
     if not bool(activations.isfinite().all()):
         raise UserError("activations must be finite, but some of their values are NaN or infinite.")
-    if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < len(weight)):
-        raise UserError(f"labels must lie in 0 … {len(weight) - 1}, the classes of the reader.")
+    if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < len(tail)):
+        raise UserError(f"labels must lie in 0 … {len(tail) - 1}, the classes of the reader.")
     # Always float64, because the cumulative sums may cancel, most where closed channels dominate.
-    reader = _Reader(weight.double(), bias.double(), contribution.double().abs())
+    reader = _Reader(tail.weight.double(), tail.bias.double(), contribution.double().abs())
     solve = _first_crossing if method == "exact" else _linear_crossing
-    rivals = len(weight) if criterion == "flip" else 1
-    rows = max(_ROWS, _BLOCK // max(weight.shape[1], len(reader.size) * rivals))
+    rivals = len(tail) if criterion == "flip" else 1
+    rows = max(_ROWS, _BLOCK // max(tail.weight.shape[1], len(reader.size) * rivals))
     found = [
         solve(reader, block.double(), own, criterion)
         for block, own in zip(activations.split(rows), labels.split(rows), strict=True)

@@ -310,7 +310,7 @@ def _described(held: "HeldEdit") -> str:
         rows.append((edit.mode, f"latent {edit.latent} at α = {edit.alpha:g} ({open_})"))
     gate = held.gates().prod(dim=0)
     rows.append(("channels", f"{int((gate != 1).sum())} of {len(gate)} scaled, {int((gate == 0).sum())} closed"))
-    rows.append(("site", f"{held.site}, read by {', '.join(held.readers)}"))
+    rows.append(("site", f"{held.site}, read by {', '.join(held.weights_scaled)}"))
     rows.append(("network", f"{held.backbone}, checksum {held.before[:12]}"))
     if isinstance(held, EditFile):
         rows.append(("edited", f"checksum {held.after[:12]}"))

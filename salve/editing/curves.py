@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from salve.backbones.tail import LinearTail
 from salve.editing.gating import Mode, edited_logits, logits_by_strength
 from salve.types import Activations, Contribution, Labels
 
@@ -20,8 +21,7 @@ LogitsAt: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
 def edit_curves(
-    weight: Float[Tensor, "C M"],
-    bias: Float[Tensor, " C"],
+    tail: LinearTail,
     activations: Activations,
     labels: Labels,
     contribution: Contribution | Float[Tensor, "S M"],
@@ -31,7 +31,7 @@ def edit_curves(
     """Accuracy and mean KL per class at every strength of the gate, in one pass for all strengths.
 
     Args:
-        weight, bias: the linear reader. activations: ``[N, M]``. labels: ``[N]``.
+        tail: the linear reader. activations: ``[N, M]``. labels: ``[N]``.
         contribution: ``[M]``, or ``[S, M]`` for a set. alphas: ``[K]``. mode: ``suppress`` or ``enhance``.
 
     Returns:
@@ -39,14 +39,13 @@ def edit_curves(
     """
 
     def logits_at(block: Tensor, strengths: Tensor) -> Tensor:
-        return edited_logits(weight, bias, block, contribution, strengths, mode)
+        return edited_logits(tail, block, contribution, strengths, mode)
 
-    return strength_curves(weight, bias, activations, labels, logits_at, alphas)
+    return strength_curves(tail, activations, labels, logits_at, alphas)
 
 
 def edit_accuracies(
-    weight: Float[Tensor, "C M"],
-    bias: Float[Tensor, " C"],
+    tail: LinearTail,
     activations: Activations,
     labels: Labels,
     contribution: Contribution | Float[Tensor, "S M"],
@@ -61,18 +60,17 @@ def edit_accuracies(
     Returns:
         ``[K, C]`` float64; NaN for a class without images.
     """
-    classes = len(weight)
+    classes = len(tail)
     right = torch.zeros(len(alphas), classes, dtype=torch.float64)
     rows = max(_ROWS, _BLOCK // (2 * classes))
     for block, own in zip(activations.split(rows), labels.split(rows), strict=True):
-        for k, logits in logits_by_strength(weight, bias, block, contribution, alphas, mode):
+        for k, logits in logits_by_strength(tail, block, contribution, alphas, mode):
             right[k].index_add_(0, own, (logits.argmax(dim=1) == own).double())
     return right / torch.bincount(labels, minlength=classes)
 
 
 def edit_outcomes(
-    weight: Float[Tensor, "C M"],
-    bias: Float[Tensor, " C"],
+    tail: LinearTail,
     activations: Activations,
     labels: Labels,
     contribution: Contribution | Float[Tensor, "S M"],
@@ -82,24 +80,23 @@ def edit_outcomes(
     """The effect of one strength on each image.
 
     Args:
-        weight, bias, activations, labels, contribution, mode: see :func:`edit_curves`. alpha: the strength.
+        tail, activations, labels, contribution, mode: see :func:`edit_curves`. alpha: the strength.
 
     Returns:
         Whether the edited head is right, ``[N]``, and ``KL(original ‖ edited)`` in nats, ``[N]``.
     """
     right, drift = [], []
-    rows = max(_ROWS, _BLOCK // (2 * len(weight)))
+    rows = max(_ROWS, _BLOCK // (2 * len(tail)))
     for block, own in zip(activations.split(rows), labels.split(rows), strict=True):
-        logits = edited_logits(weight, bias, block, contribution, [alpha], mode)
+        logits = edited_logits(tail, block, contribution, [alpha], mode)
         highest, predictions = logits.max(dim=2, keepdim=True)
         right.append(predictions[0, :, 0] == own)
-        drift.append(_drift((block @ weight.T + bias).log_softmax(dim=1), logits - highest)[0])
+        drift.append(_drift(tail(block).log_softmax(dim=1), logits - highest)[0])
     return torch.cat(right), torch.cat(drift)
 
 
 def strength_curves(
-    weight: Float[Tensor, "C M"],
-    bias: Float[Tensor, " C"],
+    tail: LinearTail,
     activations: Activations,
     labels: Labels,
     logits_at: LogitsAt,
@@ -108,18 +105,18 @@ def strength_curves(
     """Accuracy and mean KL per class at every strength of any edit.
 
     Args:
-        weight, bias: the linear reader without edit. activations: ``[N, M]``. labels: ``[N]``.
+        tail: the linear reader without edit. activations: ``[N, M]``. labels: ``[N]``.
         logits_at: gives the edited logits ``[K, n, C]`` of ``n`` images, at every strength. strengths: ``[K]``.
 
     Returns:
         Accuracy ``[K, C]`` and ``KL(original ‖ changed)`` in nats ``[K, C]``, float64; NaN for a class without images.
     """
-    classes, count = len(weight), len(strengths)
+    classes, count = len(tail), len(strengths)
     right = torch.zeros(count, classes, dtype=torch.float64)
     drift = torch.zeros(count, classes, dtype=torch.float64)
     rows = max(1, _BLOCK // (count * classes))
     for block, own in zip(activations.split(rows), labels.split(rows), strict=True):
-        original = (block @ weight.T + bias).log_softmax(dim=1)  # [n, C]
+        original = tail(block).log_softmax(dim=1)  # [n, C]
         logits = logits_at(block, strengths)  # [K, n, C]
         highest, predictions = logits.max(dim=2, keepdim=True)
         right.index_add_(1, own, (predictions[..., 0] == own).double())

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from salve.artifacts import digest_of, digest_of_tensors
+from salve.backbones.site import Reader
 from salve.editing.gating import Channels, Mode, Scale, gate
 from salve.types import UserError
 from salve.untrusted import some
@@ -58,7 +59,7 @@ class HeldEdit:
 
     Attributes:
         name: what they act on, such as a class; may be empty. backbone: the network, for people.
-        site: name of the site. readers: module paths whose input channels are scaled. sae: fingerprint of the SAE.
+        site: name of the site. readers: the weights whose input channels are scaled. sae: fingerprint of the SAE.
         edits: ``E`` edits, whose gates multiply. before: checksum of the network that they were made for.
         contributions: ``[E, M]`` float32, one row per edit.
     """
@@ -66,7 +67,7 @@ class HeldEdit:
     name: str
     backbone: str
     site: str
-    readers: tuple[str, ...]
+    readers: tuple[Reader, ...]
     sae: str
     edits: tuple[Edit, ...]
     before: str
@@ -79,7 +80,7 @@ class HeldEdit:
     @property
     def weights_scaled(self) -> tuple[str, ...]:
         """Names of the weights that are scaled."""
-        return tuple(f"{reader}.weight" for reader in self.readers)
+        return tuple(reader.weight for reader in self.readers)
 
     @cached_property
     def key(self) -> str:
@@ -88,7 +89,8 @@ class HeldEdit:
         # Standard JSON has no infinity.
         edits = [{**asdict(edit), "alpha": repr(float(edit.alpha))} for edit in self.edits]
         rows = digest_of_tensors({"contributions": self.contributions})
-        return digest_of({**facts, "readers": list(self.readers), "edits": edits, "contributions": rows})[:16]
+        readers = {reader.weight: reader.groups for reader in self.readers}
+        return digest_of({**facts, "readers": readers, "edits": edits, "contributions": rows})[:16]
 
     def gates(self) -> Tensor:
         """The gates of the edits, ``[E, M]``."""
@@ -118,11 +120,13 @@ class EditFile(HeldEdit):
     def __post_init__(self) -> None:
         super().__post_init__()
         if set(self.originals) != set(self.weights_scaled):
-            raise ValueError(f"The original weights {sorted(self.originals)} are not those of {self.readers}.")
+            raise ValueError(f"The original weights {sorted(self.originals)} are not {self.weights_scaled}.")
         width = self.contributions.shape[1]
-        for name, weight in self.originals.items():
-            if weight.ndim < 2 or weight.shape[1] != width:
-                raise UserError(f"The edit has {width} channels, but {name} has the shape {tuple(weight.shape)}.")
+        for reader in self.readers:
+            shape, groups = tuple(self.originals[reader.weight].shape), reader.groups
+            if len(shape) < 2 or shape[1] * groups != width or shape[0] % groups:
+                in_groups = f" in {groups} groups" if groups > 1 else ""
+                raise UserError(f"The edit has {width} channels, but {reader.weight} has the shape {shape}{in_groups}.")
         if any(edit.alpha > 0 for edit in self.edits) == (self.before == self.after):
             raise UserError(
                 f"This edit would not change the model: at the site {self.site}, all weights that the latents "
@@ -263,13 +267,14 @@ def _with(edit_files: Sequence[EditFile], state: Mapping[str, Tensor], held: Seq
 
 
 def _scaled(weight: Tensor, held: Sequence[HeldEdit], name: str, dtype: torch.dtype) -> Tensor:
-    """The original weight ``[out, M, ...]`` with its input channels scaled by all gates, as ``dtype``."""
-    gates = [edit.gates() for edit in held if name in edit.weights_scaled]  # each [E, M]
+    """The original weight ``[out, M / groups, …]`` with its input channels scaled by all gates, as ``dtype``."""
+    readers = {edit: reader for edit in held for reader in edit.readers if reader.weight == name}
+    gates = [edit.gates() for edit in readers]  # each [E, M]
     wide = weight.to(torch.promote_types(dtype, torch.float32), copy=True)
     if gates:
         # Sorted, so that the product has the same bits in whatever order the edits came.
         factor = torch.cat(gates).sort(dim=0).values.prod(dim=0)  # [M]
-        wide *= factor.to(wide.dtype).reshape((1, -1) + (1,) * (weight.ndim - 2))
+        wide = next(iter(readers.values())).scaled(wide, factor.to(wide.dtype))
     return wide.to(dtype)
 
 
@@ -283,8 +288,11 @@ def _difference(edit_files: Sequence[EditFile], state: Mapping[str, Tensor], hel
         return "the edits were made for different networks"
     for edit in held:
         for name in originals.keys() & set(edit.weights_scaled):
-            if edit.contributions.shape[1] != originals[name].shape[1]:
-                width = edit.contributions.shape[1]
+            width = edit.contributions.shape[1]
+            groups = {
+                reader.groups for other in (edit, *edit_files) for reader in other.readers if reader.weight == name
+            }
+            if len(groups) != 1 or width != originals[name].shape[1] * groups.pop():
                 return f"an edit that the file lists has {width} channels, unlike {name}"
     if missing := sorted(weights.keys() - state.keys()):
         return f"they lack {some(missing)}"

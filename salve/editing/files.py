@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from salve.artifacts import digest_of, save_tensors, write_record, written_whole
+from salve.backbones.site import Reader
 from salve.backbones.weights import check_tensors
 from salve.editing.edits import Edit, EditFile, HeldEdit, checksum, checksums
 from salve.editing.gating import Channels, Mode, Scale
@@ -122,7 +123,7 @@ def record_of(held: HeldEdit) -> dict[str, Any]:
     rows = held.contributions.detach().cpu().numpy().astype("<f4")
     return {
         **{name: getattr(held, name) for name in ("name", "backbone", "site", "sae", "before")},
-        "readers": list(held.readers),
+        "readers": {reader.weight: reader.groups for reader in held.readers},
         # Standard JSON has no infinity.
         "edits": [{**asdict(edit), "alpha": "inf" if math.isinf(edit.alpha) else edit.alpha} for edit in held.edits],
         # float32, little-endian, in base64: short and exact.
@@ -137,15 +138,19 @@ def held_from(record: Any) -> HeldEdit:
         UserError: a field is missing or has a wrong value; the message is part of a sentence.
     """
     _expect(isinstance(record, dict), "an edit must be a JSON object")
-    readers, edits, rows = (_list(record, name) for name in ("readers", "edits", "contributions"))
-    _expect(all(isinstance(reader, str) and reader for reader in readers), "readers must be names of modules")
-    _expect(len(set(readers)) == len(readers), "readers names a module twice")
+    edits, rows = (_list(record, name) for name in ("edits", "contributions"))
+    readers = record.get("readers")
+    _expect(isinstance(readers, dict) and bool(readers), "readers must be an object that is not empty")
+    _expect(
+        all(name and type(groups) is int and groups >= 1 for name, groups in readers.items()),
+        "readers must give names of weights with their number of groups",
+    )
     _expect(len(edits) == len(rows), "there must be one contribution for each edit")
     contributions = [_contribution(row) for row in rows]
     _expect(len({len(row) for row in contributions}) == 1, "contributions must have the same length")
     return HeldEdit(
         **{name: _text(record, name) for name in ("name", "backbone", "site", "sae", "before")},
-        readers=tuple(readers),
+        readers=tuple(Reader(name, groups) for name, groups in readers.items()),
         edits=tuple(_edit(edit) for edit in edits),
         contributions=torch.stack(contributions),
     )

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from salve.backbones.tail import LinearTail
 from salve.settings import Channels, Mode, Scale
 from salve.types import Activations, Contribution, UserError
 
@@ -98,8 +99,7 @@ def gate(contribution: Contribution, alpha: float, mode: Mode = "suppress") -> C
 
 
 def edited_logits(
-    weight: Float[Tensor, "C M"],
-    bias: Float[Tensor, " C"],
+    tail: LinearTail,
     activations: Activations,
     contribution: Contribution | Float[Tensor, "S M"],
     alphas: Float[Tensor, " K"] | Sequence[float],
@@ -113,7 +113,7 @@ def edited_logits(
     gates are not linear in α, which takes ``2·N·M·K·C`` flops.
 
     Args:
-        weight: ``[C, M]`` and bias: ``[C]`` of the linear reader.
+        tail: the linear reader.
         activations: ``[N, M]`` at the site.
         contribution: ``[M]`` of a latent, or ``[S, M]`` of a set (see :func:`gates`).
         alphas: ``[K]`` strengths, in any order.
@@ -125,16 +125,16 @@ def edited_logits(
     Raises:
         UserError: as :func:`gates`, or enhanced logits overflow.
     """
+    weight = tail.weight
     strengths = torch.as_tensor(alphas, dtype=weight.dtype, device=weight.device)
     found = activations.new_empty((len(strengths), len(activations), len(weight)), dtype=weight.dtype)
-    for k, logits in logits_by_strength(weight, bias, activations, contribution, strengths, mode):
+    for k, logits in logits_by_strength(tail, activations, contribution, strengths, mode):
         found[k] = logits
     return found
 
 
 def logits_by_strength(
-    weight: Float[Tensor, "C M"],
-    bias: Float[Tensor, " C"],
+    tail: LinearTail,
     activations: Activations,
     contribution: Contribution | Float[Tensor, "S M"],
     alphas: Float[Tensor, " K"],
@@ -149,6 +149,7 @@ def logits_by_strength(
         UserError: as :func:`edited_logits`.
     """
     _check(alphas, mode)
+    weight, bias = tail.weight, tail.bias
     rows = contribution.to(weight.dtype).reshape(-1, weight.shape[1])  # [S, M]
     # The two products below cost as much as two strengths one by one.
     if len(rows) > 1 or len(alphas) <= 2:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from salve.backbones.sites import Site
+from salve.backbones.site import Site
 from salve.editing.edits import Edit, EditFile, checksum, checksums
 from salve.editing.gating import contribution
 from salve.sae import SAE, fingerprint
@@ -39,7 +39,7 @@ def make_edit_files(
     if sae.width != site.width:
         raise UserError(f"This SAE reads {sae.width} channels, but the site {site.name} has {site.width}.")
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    originals = {f"{reader}.weight": state[f"{reader}.weight"].float().clone() for reader in site.readers}
+    originals = {reader.weight: state[reader.weight].float().clone() for reader in site.readers}
     for name, weight in originals.items():
         if not torch.equal(weight.to(state[name].dtype), state[name]):
             raise UserError(

@@ -11,13 +11,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from salve.backbones.tail import LinearTail
 from salve.features import class_means
 from salve.types import Activations, Contribution, Labels, UserError
 
 
 def steered_logits(
-    weight: Float[Tensor, "C M"],
-    bias: Float[Tensor, " C"],
+    tail: LinearTail,
     activations: Activations,
     direction: Contribution,
     strengths: Float[Tensor, " K"] | Sequence[float],
@@ -28,7 +28,7 @@ def steered_logits(
     every image equally. Only behind a nonlinear reader is it more than that.
 
     Args:
-        weight: ``[C, M]`` and bias: ``[C]`` of the linear reader.
+        tail: the linear reader.
         activations: ``[N, M]`` at the site.
         direction: ``u`` ``[M]``. To suppress a class it is ``sign · c``, with the decoder column ``c`` of its latent
             (steering with an SAE's decoder: Flovik 2025) and the sign of the latent for the class.
@@ -41,12 +41,11 @@ def steered_logits(
     Raises:
         UserError: a strength is not finite.
     """
-    return _lines(activations @ weight.T + bias, weight @ direction.to(weight.dtype), strengths)
+    return _lines(tail(activations), tail.weight @ direction.to(tail.weight.dtype), strengths)
 
 
 def ablated_logits(
-    weight: Float[Tensor, "C M"],
-    bias: Float[Tensor, " C"],
+    tail: LinearTail,
     activations: Activations,
     direction: Contribution,
     strengths: Float[Tensor, " K"] | Sequence[float],
@@ -57,7 +56,7 @@ def ablated_logits(
     permanent edit ``W' = W (I − t u uᵀ)``.
 
     Args:
-        weight, bias, activations: see :func:`steered_logits`.
+        tail, activations: see :func:`steered_logits`.
         direction: ``[M]`` of any length and sign; a zero direction removes nothing.
         strengths: ``t`` ``[K]``, finite, without unit; above 1 the component changes sign, below 0 it grows.
 
@@ -67,8 +66,8 @@ def ablated_logits(
     Raises:
         UserError: a strength is not finite.
     """
-    unit = F.normalize(direction.to(weight.dtype), dim=0)
-    return _lines(activations @ weight.T + bias, torch.outer(activations @ unit, weight @ unit), strengths)
+    unit = F.normalize(direction.to(tail.weight.dtype), dim=0)
+    return _lines(tail(activations), torch.outer(activations @ unit, tail.weight @ unit), strengths)
 
 
 def rank_one_rows(
@@ -127,8 +126,7 @@ def rank_one_weight(
 
 
 def rank_one_logits(
-    weight: Float[Tensor, "C M"],
-    bias: Float[Tensor, " C"],
+    tail: LinearTail,
     activations: Activations,
     row: Contribution,
     target: int,
@@ -137,7 +135,7 @@ def rank_one_logits(
     """Logits of the head under the rank-one edit at every strength: ``y_k − s (rᵀ a)``; the others do not change.
 
     Args:
-        weight, bias, activations: see :func:`steered_logits`. row, target: see :func:`rank_one_weight`.
+        tail, activations: see :func:`steered_logits`. row, target: see :func:`rank_one_weight`.
         strengths: ``[K]``, finite, in logits.
 
     Returns:
@@ -146,9 +144,9 @@ def rank_one_logits(
     Raises:
         UserError: a strength is not finite.
     """
-    level = activations @ weight.T + bias
+    level = tail(activations)
     slope = torch.zeros_like(level)
-    slope[:, target] = activations @ row.to(weight.dtype)
+    slope[:, target] = activations @ row.to(level.dtype)
     return _lines(level, slope, strengths)
 
 

@@ -103,7 +103,7 @@ def found_sites(store: Any, library: str, name: str, args: dict[str, Any], size:
         store: where. library, name, args: the backbone. size: of a side of its images; None for the network's own.
 
     Returns:
-        ``{"backbone", "size", "sites": [fields of GraphSite]}``.
+        ``{"backbone", "size", "sites": [fields of Site]}``.
 
     Raises:
         UserError: there is no such backbone, or it has no graph.
@@ -135,7 +135,7 @@ def _table(record: dict[str, Any]) -> Any:
     from rich import box
     from rich.table import Table
 
-    from salve.backbones.graph import GraphSite
+    from salve.backbones.site import Reader, Site
 
     title = f"{len(record['sites'])} sites of {record['backbone']}, for images of {record['size']} pixels"
     table = Table(title=title, box=box.SIMPLE, title_justify="left", pad_edge=False)
@@ -146,7 +146,8 @@ def _table(record: dict[str, Any]) -> Any:
     table.add_column("values")
     table.add_column("also read by", overflow="fold")
     for fields in record["sites"]:
-        site = GraphSite(**fields)
+        readers = tuple(Reader(**reader) for reader in fields["readers"])
+        site = Site(**{**fields, "readers": readers, "place": None})
         tokens, before = site.positions[:1], site.prefix_tokens
         positions = f"{before} + {tokens[0] - before}" if before else " x ".join(map(str, site.positions))
         others = [reader["weight"].removesuffix(".weight") for reader in fields["readers"][1:]]

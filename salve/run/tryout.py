@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from salve.artifacts import Store, digest_of
 from salve.backbones import Site, find_site
 from salve.backbones.sites import recorded
+from salve.backbones.tail import LinearTail
 from salve.editing import Edit, apply_edit_file, edited_logits, make_edit_file, undo_edit_file
 from salve.processes.ranks import Ranks
 from salve.run.build import build_context
@@ -163,11 +164,11 @@ def _run(model: nn.Module, site: Site, samples: _Samples) -> tuple[Tensor, Tenso
     samples.check(seen[0], f"activations at {site.name}")
     samples.check(logits, "logits")
     with torch.no_grad():
-        read = model.get_submodule(site.readers[0])(seen[0])
+        read = model.get_submodule(site.readers[0].path)(seen[0])
     if read.shape != logits.shape or (read - logits).abs().max() > 1e-2 * logits.abs().max().clamp(min=1e-6):
         raise UserError(
-            f"The outputs of this {name} are not what its last layer ({site.readers[0]}) makes of the activations at "
-            f"{site.name}, so that an edit of its weights would not do what salve says of it."
+            f"The outputs of this {name} are not what its last layer ({site.readers[0].path}) makes of the activations "
+            f"at {site.name}, so that an edit of its weights would not do what salve says of it."
         )
     return seen[0].float(), logits.float()
 
@@ -210,7 +211,7 @@ def _edit(config: Config, context: StageContext, model: nn.Module, site: Site, s
 
     Apply and undo check by checksums that the weights changed and came back.
     """
-    reader = model.get_submodule(site.readers[0])
+    reader = model.get_submodule(site.readers[0].path)
     assert isinstance(reader, nn.Linear)
     if not reader.weight.any():  # some fresh heads are all zeros, which no edit changes
         nn.init.normal_(reader.weight)
@@ -223,9 +224,9 @@ def _edit(config: Config, context: StageContext, model: nn.Module, site: Site, s
         undo_edit_file(edit_file, apply_edit_file(edit_file, state))
     bias = torch.zeros(reader.out_features) if reader.bias is None else reader.bias
     for mode in config.edit.modes:
-        head = (reader.weight.detach().float().cpu(), bias.detach().float().cpu())
+        tail = LinearTail(reader.weight.detach().float().cpu(), bias.detach().float().cpu())
         vector = edit_file.contributions[0]
-        edited_logits(*head, activations.cpu(), vector, config.edit.alpha[-1:], mode)  # type: ignore[arg-type]
+        edited_logits(tail, activations.cpu(), vector, config.edit.alpha[-1:], mode)  # type: ignore[arg-type]
 
 
 def _train(context: StageContext, model: nn.Module, samples: _Samples) -> None:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from salve.backbones.sites import Site
+from salve.backbones.site import Site
 from salve.sae.models import SAE
 from salve.types import UserError
 

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from salve.backbones.sites import Site, find_site, recorded
+from salve.backbones.site import Site
+from salve.backbones.sites import find_site, recorded
 from salve.sae.models import SAE
 from salve.saliency.cells import Cells, CellTracker, enlarge, even_cells
 from salve.saliency.common import check_images, check_width, checked_latents, checked_signs, evaluating

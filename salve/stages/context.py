@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from salve.activations import Captured, load_captured
 from salve.artifacts import Artifact, Store
-from salve.backbones import Site, find_site, load_backbone
+from salve.backbones import LinearTail, Site, find_site, graph_of, head_site, load_backbone
+from salve.backbones.cut import Cut
+from salve.backbones.graph import NetworkGraph
+from salve.backbones.sites import adopt_graph
 from salve.data.base import ImageData
 from salve.sae import SAE, load_sae
 from salve.settings import BackboneSettings
-from salve.types import UserError
 
 MakeTrainer = Callable[[str, int, list[Callback]], pl.Trainer]
 
@@ -49,6 +51,7 @@ class StageContext:
         remarks: sentences that a reader must know about data and weights.
         trained_with: by stage, what the user adds to its training: arguments of the Trainer, and callbacks. Part of the
             key of what the stage trains.
+        graphs: of the backbone, at most one: an export takes seconds, and stages build the network anew.
     """
 
     store: Store
@@ -65,6 +68,7 @@ class StageContext:
     preprocessing: str = ""
     remarks: tuple[str, ...] = ()
     trained_with: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    graphs: list[NetworkGraph] = field(default_factory=list, compare=False)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -73,7 +77,13 @@ class StageContext:
 
     def output_order(self, model: nn.Module) -> Tensor:
         """The network's output units ``[outputs]``: first those of the data's classes, then all others."""
-        return output_order(self.data.outputs, _reader(model, find_site(model, "last")).out_features)
+        return output_order(self.data.outputs, len(model.get_parameter(head_site(model).readers[0].weight)))
+
+    @property
+    def size(self) -> int:
+        """Side in pixels of the images that the backbone reads."""
+        assert self.data.preprocess is not None, "the data are bound to the backbone before any stage runs"
+        return self.data.preprocess.size
 
     def build(self) -> tuple[nn.Module, bool]:
         """The backbone with the chosen weights, and whether its head fits the data."""
@@ -93,25 +103,29 @@ class StageContext:
         backbone, path = self.backbone, str(classifier.file("model.safetensors"))
         outputs = self.data.outputs
         model = load_backbone(backbone.library, backbone.name, path, len(self.classes), backbone.args, outputs).model
-        return model.eval().requires_grad_(False).to(self.device), find_site(model, self.layer)
+        model.eval().requires_grad_(False).to(self.device)
+        for graph in self.graphs:
+            adopt_graph(model, graph)
+        site = find_site(model, self.layer, self.size)
+        if site.place is not None and not self.graphs:
+            self.graphs.append(graph_of(model, self.size))
+        return model, site
 
-    def head(self, classifier: Artifact) -> tuple[Tensor, Tensor]:
-        """Weight ``[outputs, M]`` and bias ``[outputs]`` of the linear reader behind the site.
+    def cut(self, classifier: Artifact) -> Cut:
+        """The classifier of an artifact, cut at the site."""
+        model, site = self.model(classifier)
+        graph = graph_of(model, self.size) if site.place is not None else None
+        return Cut(model, site, self.output_order(model), graph)
 
-        The first rows are those of the data's classes, indexed by label. A network may have more outputs.
+    def tail(self, classifier: Artifact) -> LinearTail:
+        """The tail of the last site on the CPU; its first outputs are those of the data's classes, by label.
 
         Raises:
-            UserError: some of these numbers are NaN or infinite.
+            UserError: some of its weights are NaN or infinite.
         """
-        model, site = self.model(classifier)
-        reader, order = _reader(model, site), self.output_order(model)
-        bias = torch.zeros(reader.out_features) if reader.bias is None else reader.bias.cpu()
-        if not (reader.weight.isfinite().all() and bias.isfinite().all()):
-            raise UserError(
-                f"The classifier's head ({site.readers[0]}) holds NaN or infinite weights, so its predictions mean "
-                "nothing; check backbone.weights."
-            )
-        return reader.weight.cpu()[order], bias[order]
+        linear = self.cut(classifier).linear
+        assert linear is not None, "only the tail of the last site is one linear layer"
+        return linear
 
     def activations(self, activations: Artifact, split: str) -> Captured:
         """Captured activations of a split."""
@@ -144,12 +158,6 @@ def output_order(outputs: Sequence[int] | None, total: int) -> Tensor:
     first = list(outputs or ())
     seen = set(first)
     return torch.tensor(first + [unit for unit in range(total) if unit not in seen])
-
-
-def _reader(model: nn.Module, site: Site) -> nn.Linear:
-    reader = model.get_submodule(site.readers[0])
-    assert isinstance(reader, nn.Linear)
-    return reader
 
 
 def settings_of_key(settings: Mapping[str, Any], *inputs: Artifact) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from salve.activations import Captured
 from salve.artifacts import Artifact, write_record, write_table
+from salve.backbones.tail import LinearTail
 from salve.cells import for_spreadsheets
 from salve.editing import Edit, EditEvaluation, apply_edit_file, load_edit_file, make_edit_files, save_edit_file
 from salve.editing.curves import edit_accuracies, edit_outcomes
@@ -58,7 +59,7 @@ def control(
     def make(folder: Path, _: Path) -> None:
         autoencoder = context.sae(sae, activations)
         splits = {split: context.activations(activations, split) for split in MEASURED_ON}
-        head = context.head(classifier)
+        tail = context.tail(classifier)
         targets = targets_of(context.classes, features, settings.sets)
         # Keep only per-edit effects: accuracies of all classes for all edits would grow with the square of the classes.
         suppressed: list[dict[str, Effect]] = []
@@ -71,7 +72,7 @@ def control(
             for target in targets:
                 curves: list[pd.DataFrame] = []
                 for mode in settings.modes:
-                    measured = measure(settings, head, splits, autoencoder.decoder, target, mode, len(context.classes))
+                    measured = measure(settings, tail, splits, autoencoder.decoder, target, mode, len(context.classes))
                     curves += curve_tables(measured, mode, target, settings.alpha)
                     if table is not None:
                         table.add(measured, mode, target.name, settings.alpha, context.classes)
@@ -81,7 +82,7 @@ def control(
                 lines.to_csv(file, header=not file.tell(), index=False, float_format="%.6g")
                 advance(1)
         if suppressed:
-            rows = _judge(context, settings, head, splits["test"], autoencoder.decoder, targets, suppressed, folder)
+            rows = _judge(context, settings, tail, splits["test"], autoencoder.decoder, targets, suppressed, folder)
             _keep_edit_files(context, settings, classifier, autoencoder, targets, rows, folder)
             write_table(folder / "summary.csv", pd.DataFrame(rows))
             _evaluate(context, settings, classifier, splits["test"], autoencoder.decoder, targets, rows, folder)
@@ -92,7 +93,7 @@ def control(
 def _judge(
     context: StageContext,
     settings: EditSettings,
-    head: tuple[Tensor, Tensor],
+    tail: LinearTail,
     test: Captured,
     decoder: Tensor,
     targets: Sequence[Target],
@@ -104,13 +105,13 @@ def _judge(
     own = np.stack([own_classes(target, len(context.classes)) for target in targets])
     images = test.labels.numpy()
     counts = np.bincount(images, minlength=len(context.classes))
-    untouched = edit_outcomes(*head, test.activations, test.labels, torch.zeros_like(decoder[:, 0]), 0.0)[0].numpy()
+    untouched = edit_outcomes(tail, test.activations, test.labels, torch.zeros_like(decoder[:, 0]), 0.0)[0].numpy()
     # Allocated beforehand: small arrays that stay between large temporary ones fragment the heap, by a gigabyte with a
     # thousand classes.
     right, kl = np.empty((len(targets), len(images)), bool), np.full(len(targets), np.nan)
     for i, (target, (at, _)) in enumerate(zip(targets, chosen, strict=True)):
         contributions = contributions_of(decoder, target, settings)
-        kept, drift = edit_outcomes(*head, test.activations, test.labels, contributions, settings.alpha[at])
+        kept, drift = edit_outcomes(tail, test.activations, test.labels, contributions, settings.alpha[at])
         right[i] = kept.numpy()
         others = ~own[i] & (counts > 0)
         if others.any():
@@ -185,7 +186,7 @@ def _evaluate(
     """
     evaluated: list[dict[str, Any]] = []
     confusion: list[pd.DataFrame] = []
-    head = context.head(classifier)
+    tail = context.tail(classifier)
     for target, row in list(zip(targets, rows, strict=True))[: settings.evaluate]:
         model, _ = context.model(classifier)
         model.cpu()
@@ -193,7 +194,7 @@ def _evaluate(
         module = EditEvaluation(model, apply_edit_file(edit_file, model.state_dict()), context.output_order(model))
         found = evaluate(context, "control", module)
         contributions, alphas = contributions_of(decoder, target, settings), torch.tensor([row["alpha_used"]])
-        [cached] = edit_accuracies(*head, test.activations, test.labels, contributions, alphas)
+        [cached] = edit_accuracies(tail, test.activations, test.labels, contributions, alphas)
         for k, name in enumerate(context.classes):
             evaluated.append(
                 {

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from salve.activations import Captured
+from salve.backbones.tail import LinearTail
 from salve.editing.curves import edit_accuracies
 from salve.editing.verdict import Effect, effect
 from salve.settings import EditSettings
@@ -38,7 +39,7 @@ def own_classes(target: Target, classes: int) -> np.ndarray:
 
 def measure(
     settings: EditSettings,
-    head: tuple[Tensor, Tensor],
+    tail: LinearTail,
     splits: Mapping[str, Captured],
     decoder: Tensor,
     target: Target,
@@ -49,7 +50,7 @@ def measure(
 
     Args:
         settings: hold the grid of strengths.
-        head: weight ``[outputs, M]`` and bias ``[outputs]``, the data's classes first.
+        tail: of the site; its first outputs are the data's classes.
         splits: activations and labels by name.
         decoder: ``[M, d]``.
         target: what is edited. mode: suppress or enhance.
@@ -58,7 +59,7 @@ def measure(
     contributions, alphas = contributions_of(decoder, target, settings), torch.tensor(settings.alpha)
     accuracy, effects = {}, {}
     for split, captured in splits.items():
-        found = edit_accuracies(*head, captured.activations, captured.labels, contributions, alphas, mode)
+        found = edit_accuracies(tail, captured.activations, captured.labels, contributions, alphas, mode)
         accuracy[split] = found[:, :classes]
         effects[split] = effect(accuracy[split][0].numpy(), accuracy[split].numpy(), own_classes(target, classes))
     return Measured(accuracy, effects)

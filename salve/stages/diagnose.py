@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from salve.artifacts import Artifact, write_table
+from salve.backbones.tail import LinearTail
 from salve.diagnosis import critical_strength
 from salve.editing import edited_logits
 from salve.settings import EditSettings
@@ -35,12 +36,12 @@ def diagnose(
     def make(folder: Path, _: Path) -> None:
         autoencoder = context.sae(sae, activations)
         test = context.activations(activations, "test")
-        weight, bias = context.head(classifier)
+        tail = context.tail(classifier)
         tables = []
         for target in targets_of(context.classes, features, []):
             own = (test.labels == target.classes[0]).nonzero()[:, 0]
             vector = contributions_of(autoencoder.decoder, target, settings)[0]
-            found = strengths(weight, bias, test.activations[own], vector, test.labels[own], settings.alpha)
+            found = strengths(tail, test.activations[own], vector, test.labels[own], settings.alpha)
             tables.append(found.assign(image=own.tolist(), **{"class": target.name, "latent": target.latents[0]}))
         images = pd.concat(tables, ignore_index=True)
         columns = ["image", "class", "latent", "correct"]
@@ -52,19 +53,19 @@ def diagnose(
 
 
 def strengths(
-    weight: Tensor, bias: Tensor, activations: Tensor, contribution: Tensor, labels: Tensor, grid: list[float]
+    tail: LinearTail, activations: Tensor, contribution: Tensor, labels: Tensor, grid: list[float]
 ) -> pd.DataFrame:
     """All critical strengths of images of ``[n, M]``, and ``flip_grid``, the first strength of the grid that flips.
 
     Args:
-        weight, bias: of the head. activations: ``[n, M]``. contribution: ``[M]``. labels: ``[n]``. grid: strengths.
+        tail: of the site. activations: ``[n, M]``. contribution: ``[M]``. labels: ``[n]``. grid: strengths.
     """
     columns = {}
     for criterion in ("logit", "flip"):
         for method in ("linear", "exact"):
-            found = critical_strength(weight, bias, activations, contribution, labels, criterion, method)
+            found = critical_strength(tail, activations, contribution, labels, criterion, method)
             columns[f"{criterion}_{method}"] = found.tolist()
-    predictions = edited_logits(weight, bias, activations, contribution, grid).argmax(dim=2)  # [K, n]
+    predictions = edited_logits(tail, activations, contribution, grid).argmax(dim=2)  # [K, n]
     left = predictions != labels
     first = left.to(torch.uint8).argmax(dim=0)
     empirical = torch.where(left.any(dim=0), torch.tensor(grid, dtype=torch.float64)[first], torch.inf)

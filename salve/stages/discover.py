@@ -9,6 +9,7 @@ from torch import Tensor
 
 from salve.activations import Captured, captured
 from salve.artifacts import Artifact, save_tensors, write_table
+from salve.backbones.tail import LinearTail
 from salve.data.base import ConceptTruth
 from salve.features import ClassMeans, ClassPurity, concept_detectors, kinds, margins, select_latents, shares
 from salve.metrics import ActivationHistogram, LatentUsage, per_class_accuracy
@@ -41,7 +42,7 @@ def read_features(
         means, frequency, per_latent, histogram = _pass_over(train, autoencoder, len(context.classes))
         tables = feature_tables(means, frequency, context.classes, settings)
         tables["latents"] = tables["latents"].assign(**per_latent)
-        tables["classes"] = _class_table(test, *context.head(classifier), context.classes)
+        tables["classes"] = _class_table(test, context.tail(classifier), context.classes)
         shown, judged = context.data.truth("train"), context.data.truth("test")
         if shown is not None and judged is not None:
             chosen_by, judged_by = (_all_latents(autoencoder, split) for split in (train, test))
@@ -76,9 +77,9 @@ def _pass_over(
     return found, usage.compute()["frequency"].reshape(-1), columns, histogram.compute()
 
 
-def _class_table(test: Captured, weight: Tensor, bias: Tensor, classes: tuple[str, ...]) -> pd.DataFrame:
-    predictions = [(activations @ weight.T + bias).argmax(dim=1) for activations, _ in blocks(test, len(weight))]
-    accuracy = per_class_accuracy(torch.cat(predictions), test.labels, len(weight))[: len(classes)]
+def _class_table(test: Captured, tail: LinearTail, classes: tuple[str, ...]) -> pd.DataFrame:
+    predictions = [tail(activations).argmax(dim=1) for activations, _ in blocks(test, len(tail))]
+    accuracy = per_class_accuracy(torch.cat(predictions), test.labels, len(tail))[: len(classes)]
     counts = torch.bincount(test.labels, minlength=len(classes))
     return pd.DataFrame({"class": classes, "test_images": counts.tolist(), "test_accuracy": accuracy.tolist()})
 

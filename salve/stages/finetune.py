@@ -97,7 +97,7 @@ def _train_head(
     site = find_site(model, "last")
     activations = captured(context.store, model, site, context.data, context.device, context.progress)
     train, select = (load_captured(activations.path, split) for split in ("train", "select"))
-    head = model.cpu().get_submodule(site.readers[0]).train()
+    head = model.cpu().get_submodule(site.readers[0].path).train()
     size = context.data.batch_size
     if within:
         batches: Any = StreamedBatches(*train, batch_size=size, block=within)

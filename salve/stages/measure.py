@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from salve.activations import Captured
+from salve.backbones.tail import LinearTail
 from salve.metrics import Downstream, FractionOfVarianceExplained, LatentUsage, ReconstructionCosine
 from salve.sae import SAE
 from salve.types import Diverged, UserError
@@ -80,7 +81,7 @@ def check_sae(record: Mapping[str, Any], select: Captured, site: str) -> None:
 
 @torch.no_grad()
 def measure_sae(
-    sae: SAE, train: Captured, held_out: Mapping[str, Captured], weight: Tensor, bias: Tensor
+    sae: SAE, train: Captured, held_out: Mapping[str, Captured], tail: LinearTail
 ) -> dict[str, float | None]:
     """Measure a finished SAE on raw activations, which would also reveal a wrong fold.
 
@@ -88,7 +89,7 @@ def measure_sae(
         sae: in eval mode, folded.
         train: raw activations and labels.
         held_out: the same by split, such as ``select`` and ``test``.
-        weight, bias: ``[C, M]`` and ``[C]``, the classifier's head behind the site.
+        tail: what lies behind the site.
 
     Returns:
         Measures by name; None where one is undefined (see :func:`salve.metrics.recovered_share`), since JSON has no
@@ -105,11 +106,11 @@ def measure_sae(
     for activations, _ in blocks(train, size):
         use.update(sae.encode(activations), activations)
         mean += activations.sum(dim=0, dtype=torch.float64) / len(train.labels)
-    zero_logits, mean_logits = bias[None], (mean.to(weight.dtype) @ weight.T + bias)[None]  # [1, C]
+    zero_logits, mean_logits = tail.bias[None], tail(mean.to(tail.weight.dtype))  # [1, C]
     on_train = use.compute()
     measures = {name: on_train[name] for name in ("dead_fraction", "almost_dead_fraction", "dense_fraction")}
     for split, captured in held_out.items():
-        found = _of_reconstructions(sae, captured, weight, bias, zero_logits, mean_logits)
+        found = _of_reconstructions(sae, captured, tail, zero_logits, mean_logits)
         prefix = "" if split == "test" else f"{split}_"
         measures |= {prefix + name: value for name, value in found.items()}
     values = {name: float(value) for name, value in measures.items()}
@@ -117,17 +118,17 @@ def measure_sae(
 
 
 def _of_reconstructions(
-    sae: SAE, split: Captured, weight: Tensor, bias: Tensor, zero_logits: Tensor, mean_logits: Tensor
+    sae: SAE, split: Captured, tail: LinearTail, zero_logits: Tensor, mean_logits: Tensor
 ) -> dict[str, Tensor]:
     """Measures of the reconstructions of a split; ``zero_logits`` and ``mean_logits`` ``[1, C]`` are the ablations'."""
     use = LatentUsage(sae.dictionary_size, sae.firing_threshold)
     fve, cosine, downstream = FractionOfVarianceExplained(sae.width), ReconstructionCosine(), Downstream()
-    for activations, labels in blocks(split, max(sae.dictionary_size, len(weight))):
+    for activations, labels in blocks(split, max(sae.dictionary_size, len(tail))):
         reconstruction, latents = sae(activations)
         use.update(latents, activations)
         fve.update(activations, reconstruction)
         cosine.update(activations, reconstruction)
-        original, fed = (part @ weight.T + bias for part in (activations, reconstruction))
+        original, fed = (tail(part) for part in (activations, reconstruction))
         downstream.update(labels, original, fed, zero_logits, mean_logits)
     usage = use.compute()
     own = {"fve": fve.compute(), "cosine": cosine.compute(), "l0": usage["l0"], "l1": usage["l1"]}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from salve.activations import ActivationsData, AnyRows, Captured, Schedule, WholeData
 from salve.artifacts import Artifact, write_record, write_table
+from salve.backbones.tail import LinearTail
 from salve.sae import SAE, Member, SAEEnsemble, SparseAutoencoder, make_sae, save_sae
 from salve.settings import Precision, SAESettings
 from salve.stages.context import StageContext, settings_of_key
@@ -86,7 +87,7 @@ def train_saes(
         return [train_sae(context, one, classifier, activations) for one in settings]
 
     def make(folders: Mapping[int, Path], scratch: Path) -> None:
-        inputs = _TrainingInputs.of(context, settings[0], context.head(classifier), train, select, test, within)
+        inputs = _TrainingInputs.of(context, settings[0], context.tail(classifier), train, select, test, within)
         train_these = _train_alone if len(folders) == 1 else _train_together
         train_these(context, inputs, {folder: settings[i] for i, folder in folders.items()}, scratch)
 
@@ -194,7 +195,7 @@ class _TrainingInputs:
         train, select, test: raw activations.
         rows, select_rows: of train and select, divided by ``scale``; in memory if they fit.
         within: number of rows shuffled at a time if they do not fit, else None.
-        weight, bias: of the head.
+        tail: what lies behind the site.
         b_dec: the initial ``b_dec``, in raw units. scale: training sees ``a / scale``.
         facts: for the file's header.
     """
@@ -205,8 +206,7 @@ class _TrainingInputs:
     rows: AnyRows
     select_rows: AnyRows
     within: int | None
-    weight: Tensor
-    bias: Tensor
+    tail: LinearTail
     b_dec: Tensor
     scale: float
     facts: dict[str, Any]
@@ -216,7 +216,7 @@ class _TrainingInputs:
         cls,
         context: StageContext,
         settings: SAESettings,
-        head: tuple[Tensor, Tensor],
+        tail: LinearTail,
         train: Captured,
         select: Captured,
         test: Captured,
@@ -233,7 +233,7 @@ class _TrainingInputs:
         check_activations(train, context.layer)
         rows, select_rows = (_divided(part, scale) for part in (raw, select.rows if within else select.rows[:]))
         facts = {"backbone": context.backbone.name, "site": context.layer, "scale": scale}
-        return cls(train, select, test, rows, select_rows, within, *head, b_dec, scale, facts)
+        return cls(train, select, test, rows, select_rows, within, tail, b_dec, scale, facts)
 
     def untrained(self, settings: SAESettings) -> SAE:
         """An SAE at the start of its training."""
@@ -249,9 +249,10 @@ class _TrainingInputs:
 
     def head(self) -> nn.Linear:
         """The classifier's head, for reconstructions in the units of training."""
-        head = nn.Linear(self.weight.shape[1], self.weight.shape[0]).requires_grad_(False)
-        head.weight.copy_(self.weight * self.scale)
-        head.bias.copy_(self.bias)
+        outputs, width = self.tail.weight.shape
+        head = nn.Linear(width, outputs).requires_grad_(False)
+        head.weight.copy_(self.tail.weight * self.scale)
+        head.bias.copy_(self.tail.bias)
         return head
 
     def write(self, folder: Path, settings: SAESettings, sae: SAE, history: pd.DataFrame) -> None:
@@ -263,7 +264,7 @@ class _TrainingInputs:
         sae.eval().fold(self.scale)
         save_sae(folder / "sae.safetensors", sae, self.facts)
         write_table(folder / "history.csv", history)
-        measures = measure_sae(sae, self.train, {"select": self.select, "test": self.test}, self.weight, self.bias)
+        measures = measure_sae(sae, self.train, {"select": self.select, "test": self.test}, self.tail)
         schedule = _schedule(settings, len(self.rows))
         facts = {
             **settings.scientific(),

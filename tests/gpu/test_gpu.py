@@ -22,6 +22,7 @@ from torch import Tensor, distributed
 from salve.activations import ActivationsData, Schedule, WholeData, load_captured
 from salve.artifacts import Artifact, Store
 from salve.backbones import find_site
+from salve.backbones.tail import LinearTail
 from salve.data import ConceptsData, Preprocess
 from salve.diagnosis import critical_strength
 from salve.distributed import rank_and_world_size
@@ -310,10 +311,10 @@ def test_critical_strengths_are_the_cpus_and_the_class_holds_up_to_them(criterio
     weight, bias, rows = drawn(CLASSES, WIDTH, seed=1), drawn(CLASSES, seed=2), drawn(200, WIDTH, seed=3).relu()
     contribution = drawn(WIDTH, seed=4)
     labels = (rows @ weight.T + bias).argmax(dim=1)
-    given = (weight, bias, rows, contribution, labels)
-    expected = critical_strength(*given, criterion)
-    a, b, c, d, e = (tensor.to(DEVICE) for tensor in given)
-    found = critical_strength(a, b, c, d, e, criterion)
+    given = (rows, contribution, labels)
+    expected = critical_strength(LinearTail(weight, bias), *given, criterion)
+    tail, (a, b, c) = LinearTail(weight.to(DEVICE), bias.to(DEVICE)), (tensor.to(DEVICE) for tensor in given)
+    found = critical_strength(tail, a, b, c, criterion)
     assert found.device.type == ON
     torch.testing.assert_close(found.cpu(), expected, rtol=1e-4, atol=1e-6)
     assert (expected.isfinite() & (expected > 0)).sum() > 20
@@ -329,7 +330,7 @@ def test_critical_strengths_are_the_cpus_and_the_class_holds_up_to_them(criterio
 def test_edited_logits_are_the_cpus(mode: Any) -> None:
     alphas = torch.tensor([0.0, 0.5, 2.0, 10.0])
     given = drawn(CLASSES, WIDTH), drawn(CLASSES), drawn(50, WIDTH, seed=1).relu(), drawn(WIDTH, seed=2), alphas
-    expected = edited_logits(*given, mode)
+    expected = edited_logits(LinearTail(*given[:2]), *given[2:], mode)
     weight, bias, rows, contribution, strengths = (tensor.to(DEVICE) for tensor in given)
-    found = edited_logits(weight, bias, rows, contribution, strengths, mode)
+    found = edited_logits(LinearTail(weight, bias), rows, contribution, strengths, mode)
     torch.testing.assert_close(found.cpu(), expected, rtol=1e-4, atol=1e-5)

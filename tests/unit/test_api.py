@@ -11,6 +11,7 @@ import torchvision
 from torchvision.models import resnet18
 
 import salve
+from salve.backbones.tail import LinearTail
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -28,8 +29,12 @@ def test_the_pipeline_in_a_notebook(dtype: torch.dtype) -> None:
         weight, bias = model.fc.weight.detach(), model.fc.bias.detach()
     means = salve.features.class_means(latents, labels, 5)
     gate = salve.editing.gate(contribution, 2.0, mode="suppress")
-    logits = salve.editing.edited_logits(weight, bias, activations, contribution, torch.tensor([0.0, 2.0]), "suppress")
-    strength = salve.diagnosis.critical_strength(weight, bias, activations, contribution, labels, "flip", "exact")
+    logits = salve.editing.edited_logits(
+        LinearTail(weight, bias), activations, contribution, torch.tensor([0.0, 2.0]), "suppress"
+    )
+    strength = salve.diagnosis.critical_strength(
+        LinearTail(weight, bias), activations, contribution, labels, "flip", "exact"
+    )
     maps = salve.saliency.grad_fam(model, "avgpool", sae, images, torch.tensor([3, 5]))
     fve = salve.metrics.fraction_of_variance_explained(activations, sae.decode(latents).detach())
     shapes = [(means, (5, 8)), (gate, (512,)), (logits, (2, 4, 5)), (strength, (4,)), (maps, (4, 2, 64, 64)), (fve, ())]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from salve.backbones.tail import LinearTail
 from salve.diagnosis import critical_strength
 from salve.editing import edited_logits
 from salve.types import UserError
@@ -69,7 +70,7 @@ def test_exact_equals_bisection(criterion: Any, seed: int) -> None:
     # Make most labels hold at α = 0, so that there is something to lose.
     predicted = (activations @ weight.T + bias).argmax(1)
     labels = torch.where(torch.arange(images) < 4, predicted, labels)
-    found = critical_strength(weight, bias, activations, c, labels, criterion)
+    found = critical_strength(LinearTail(weight, bias), activations, c, labels, criterion)
     expected = [
         by_bisection(weight, bias, a, c, int(own), criterion) for a, own in zip(activations, labels, strict=True)
     ]
@@ -82,7 +83,7 @@ def at_every_breakpoint(
 ) -> tuple[Tensor, Tensor]:
     """First crossings ``[N]`` from the edited head's logits at every breakpoint, and whether the class comes back."""
     alphas = torch.cat([torch.zeros(1), (1 / c.abs()[c != 0]).sort().values])
-    logits = edited_logits(weight, bias, activations, c, alphas)  # [K, N, C]
+    logits = edited_logits(LinearTail(weight, bias), activations, c, alphas)  # [K, N, C]
     margins = logits.gather(2, labels.expand(len(alphas), -1)[:, :, None])
     if criterion == "flip":
         margins = (margins - logits).scatter(2, labels.expand(len(alphas), -1)[:, :, None], torch.inf)
@@ -111,7 +112,7 @@ def test_exact_equals_the_edited_head_at_every_breakpoint(criterion: Any, width:
         labels = (activations @ weight.T + bias).argmax(1)
         labels[:3] = 0
         expected, back = at_every_breakpoint(weight, bias, activations, c, labels, criterion)
-        found = critical_strength(weight, bias, activations, c, labels, criterion)
+        found = critical_strength(LinearTail(weight, bias), activations, c, labels, criterion)
     finally:
         torch.set_default_dtype(default)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
@@ -131,7 +132,7 @@ def test_a_short_dip_between_two_breakpoints_is_found() -> None:
         deepest = 1 - float(c[hurts] / c[helps])
         bias = torch.tensor([deepest / 2, 0.0], dtype=torch.float64)
         activations = torch.ones(1, width, dtype=torch.float64)
-        found = critical_strength(weight, bias, activations, c, torch.tensor([0]))
+        found = critical_strength(LinearTail(weight, bias), activations, c, torch.tensor([0]))
         assert float(found) == pytest.approx(deepest / 2 / float(c[helps] - c[hurts]), rel=1e-9)
 
 
@@ -143,7 +144,7 @@ def test_the_cases_above_are_of_every_kind() -> None:
     c = torch.randn(9, generator=generator, dtype=torch.float64)
     bias, labels = torch.tensor([0.4, 0.3, -0.2, -0.4], dtype=torch.float64), torch.arange(400) % 4
     for criterion in ("logit", "flip"):
-        found = critical_strength(weight, bias, activations, c, labels, criterion)
+        found = critical_strength(LinearTail(weight, bias), activations, c, labels, criterion)
         first_close = float(1 / c.abs().max())
         assert (found == 0).any()
         assert found.isinf().any()
@@ -160,8 +161,8 @@ def test_linear_is_exact_until_a_channel_closes_and_only_then() -> None:
     c = torch.randn(8, generator=generator).double()
     bias, labels = torch.zeros(3).double(), torch.arange(300) % 3
     for criterion in ("logit", "flip"):
-        exact = critical_strength(weight, bias, activations, c, labels, criterion, "exact")
-        linear = critical_strength(weight, bias, activations, c, labels, criterion, "linear")
+        exact = critical_strength(LinearTail(weight, bias), activations, c, labels, criterion, "exact")
+        linear = critical_strength(LinearTail(weight, bias), activations, c, labels, criterion, "linear")
         early = exact < 1 / c.abs().max()
         torch.testing.assert_close(linear[early], exact[early])
         late = exact.isfinite() & ~early
@@ -173,11 +174,13 @@ def test_the_edited_head_flips_just_there() -> None:
     weight, bias = torch.randn(5, 12, generator=generator).double(), torch.randn(5, generator=generator).double()
     activations, c = torch.rand(50, 12, generator=generator).double(), torch.randn(12, generator=generator).double()
     labels = (activations @ weight.T + bias).argmax(1)
-    found = critical_strength(weight, bias, activations, c, labels)
+    found = critical_strength(LinearTail(weight, bias), activations, c, labels)
     assert found.isfinite().any()
     for n in found.isfinite().nonzero()[:, 0].tolist():
         around = [float(found[n]) * 0.9999, float(found[n]) * 1.0001]
-        below, above = edited_logits(weight, bias, activations[n : n + 1], c, around)[:, 0].argmax(1).tolist()
+        below, above = (
+            edited_logits(LinearTail(weight, bias), activations[n : n + 1], c, around)[:, 0].argmax(1).tolist()
+        )
         assert below == labels[n]
         assert above != labels[n]
 
@@ -185,13 +188,13 @@ def test_the_edited_head_flips_just_there() -> None:
 def test_a_latent_that_touches_nothing_never_flips_and_losers_are_zero() -> None:
     weight, bias = torch.eye(2), torch.zeros(2)
     activations = torch.tensor([[2.0, 1.0], [1.0, 2.0]])
-    found = critical_strength(weight, bias, activations, torch.zeros(2), torch.tensor([0, 0]))
+    found = critical_strength(LinearTail(weight, bias), activations, torch.zeros(2), torch.tensor([0, 0]))
     assert found.tolist() == [math.inf, 0.0]
 
 
 def test_float32_stays_float32_and_empty_stays_empty() -> None:
     weight, bias, c = torch.eye(2), torch.zeros(2), torch.ones(2)
-    found = critical_strength(weight, bias, torch.zeros(0, 2), c, torch.zeros(0, dtype=torch.long))
+    found = critical_strength(LinearTail(weight, bias), torch.zeros(0, 2), c, torch.zeros(0, dtype=torch.long))
     assert found.shape == (0,)
     assert found.dtype == torch.float32
 
@@ -200,18 +203,18 @@ def test_blocks_over_images_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     generator = torch.Generator().manual_seed(2)
     weight, bias, c = (torch.randn(*s, generator=generator) for s in ((3, 6), (3,), (6,)))
     activations, labels = torch.randn(17, 6, generator=generator), torch.arange(17) % 3
-    whole = critical_strength(weight, bias, activations, c, labels)
+    whole = critical_strength(LinearTail(weight, bias), activations, c, labels)
     monkeypatch.setattr("salve.diagnosis.critical._BLOCK", 40)
-    assert torch.equal(critical_strength(weight, bias, activations, c, labels), whole)
+    assert torch.equal(critical_strength(LinearTail(weight, bias), activations, c, labels), whole)
 
 
 def test_bad_input_is_named() -> None:
     weight, bias, c = torch.eye(2), torch.zeros(2), torch.ones(2)
     activations, labels = torch.ones(1, 2), torch.tensor([0])
     with pytest.raises(UserError, match="finite"):
-        critical_strength(weight, bias, activations * math.nan, c, labels)
+        critical_strength(LinearTail(weight, bias), activations * math.nan, c, labels)
     with pytest.raises(UserError, match="0 … 1"):
-        critical_strength(weight, bias, activations, c, torch.tensor([2]))
+        critical_strength(LinearTail(weight, bias), activations, c, torch.tensor([2]))
     unchecked = inspect.unwrap(critical_strength)  # as users call it, without the type checks of the tests
     with pytest.raises(UserError, match="logit or flip"):
         unchecked(weight, bias, activations, c, labels, "both")

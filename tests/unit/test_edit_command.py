@@ -18,13 +18,14 @@ from torch import nn
 
 from salve.artifacts import Artifact
 from salve.backbones import Site
+from salve.backbones.site import Reader
 from salve.editing import Edit, EditFile, apply_edit_files, gate, make_edit_files, save_edit_file
 from salve.editing.cli import _write, main
 from salve.editing.files import HELD
 from salve.run.manifest import write_manifest
 from salve.sae import SAE, make_sae
 
-SITE = Site("pool", ("1",), 6, "0")
+SITE = Site("pool", (Reader("1.weight"),), 6, map="0")
 NAMES = ("church", "tench", "gas pump", "Gas-Pump")
 
 

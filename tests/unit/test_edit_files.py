@@ -16,13 +16,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from salve.backbones import Site
+from salve.backbones.site import Reader
 from salve.editing import Edit, EditFile, apply_edit_file, load_edit_file, make_edit_files, save_edit_file
 from salve.editing.files import HELD, held_in, metadata_with
 from salve.report.text import slug
 from salve.sae import make_sae
 from salve.types import UserError
 
-SITE = Site("pool", ("1",), 6, "0")
+SITE = Site("pool", (Reader("1.weight"),), 6, map="0")
 
 
 def network(classes: int = 4) -> nn.Sequential:

@@ -12,6 +12,7 @@ from torch import nn
 from torchvision.models import ResNet, resnet18
 
 from salve.backbones import Site, find_site
+from salve.backbones.site import Reader
 from salve.editing import (
     Edit,
     EditFile,
@@ -209,7 +210,7 @@ class _Two(nn.Module):
 
 def test_edits_at_different_sites_stack_too() -> None:
     model = _Two()
-    sites = [Site("in", ("first",), 6, "first"), Site("out", ("second",), 8, "second")]
+    sites = [Site("in", (Reader("first.weight"),), 6), Site("out", (Reader("second.weight"),), 8)]
     one, two = (
         make_edit_file(model, site, make_sae("linear_l1", site.width, 4), [Edit(1, 2.0)], "two") for site in sites
     )
@@ -317,8 +318,8 @@ def test_an_edit_file_that_does_not_fit_itself_is_not_made(parts: tuple[ResNet, 
     good = make_edit_file(model, site, sae, [Edit(3, 4.0)], "r")
     with pytest.raises(ValueError, match="1 edits, but 2"):
         replace(good, contributions=good.contributions.repeat(2, 1))
-    with pytest.raises(ValueError, match="are not those of"):
-        replace(good, readers=("other",))
+    with pytest.raises(ValueError, match="are not "):
+        replace(good, readers=(Reader("other.weight"),))
     with pytest.raises(UserError, match=r"8 channels, but fc.weight has the shape \(4, 512\)"):
         replace(good, contributions=good.contributions[:, :8])
     assert isinstance(good, EditFile)

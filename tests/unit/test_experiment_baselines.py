@@ -31,6 +31,7 @@ from experiments.salve2025.baselines.methods import (
     summarise,
 )
 from experiments.testbeds import TESTBEDS
+from salve.backbones.tail import LinearTail
 from salve.editing import rank_one_rows, rank_one_weight
 
 CLASSES = ("a", "b", "c")
@@ -48,7 +49,7 @@ def reader(classes: int = 3, per_class: int = PER_CLASS) -> Reader:
         noise = torch.randn(len(labels), own.shape[1], generator=generator, dtype=torch.float64)
         splits.append(((3 * own[labels] + 1.5 * noise).relu(), labels))
     weight = own + 0.1 * torch.randn(own.shape, generator=generator, dtype=torch.float64)
-    return Reader(weight, torch.zeros(classes, dtype=torch.float64), *splits)
+    return Reader(LinearTail(weight, torch.zeros(classes, dtype=torch.float64)), *splits)
 
 
 def accuracies(logits: Tensor, labels: Tensor) -> list[float]:
@@ -58,7 +59,7 @@ def accuracies(logits: Tensor, labels: Tensor) -> list[float]:
 @pytest.mark.parametrize("method", [STEERING, RANK_ONE, BIAS])
 def test_a_class_is_taken_to_the_level_of_select_at_its_exact_strength(method: str) -> None:
     given = reader()
-    weight, bias, (activations, labels) = given.weight, given.bias, given.select
+    weight, bias, (activations, labels) = given.tail.weight, given.tail.bias, given.select
     direction, row = F.normalize(weight[1], dim=0), rank_one_rows(*given.train, 3)[1]
     # Own logit falls against every other: an image is lost where the first of the other lines crosses its own.
     logits = F.linear(activations, weight, bias)
@@ -125,15 +126,15 @@ def test_classes_that_are_lost_or_empty_before_the_edit_do_not_count() -> None:
     without: Any = {split: (rows[labels != 2], labels[labels != 2])
                for split, (rows, labels) in (("select", given.select), ("test", given.test))}  # fmt: skip
     empty = given._replace(**without)
-    lost = given._replace(bias=torch.tensor([0.0, -1e3, 0.0], dtype=torch.float64))
+    lost = given._replace(tail=LinearTail(given.tail.weight, torch.tensor([0.0, -1e3, 0.0], dtype=torch.float64)))
     for one, own in ((empty, 2), (lost, 1)):
-        for edit in (methods(one)[1].edit(own, one.weight[own]), None):
+        for edit in (methods(one)[1].edit(own, one.tail.weight[own]), None):
             found = at_matched_effect(one, edit, own)
             assert not found["reached"]
             assert math.isnan(found["selectivity"])
     # A class without images does not count among the others either.
-    found = at_matched_effect(empty, methods(empty)[1].edit(0, empty.weight[0]), 0)
-    (rows, labels), weight = empty.test, empty.weight
+    found = at_matched_effect(empty, methods(empty)[1].edit(0, empty.tail.weight[0]), 0)
+    (rows, labels), weight = empty.test, empty.tail.weight
     edited = F.linear(rows - found["alpha"] * weight[0], weight)
     ones = labels == 1
     change = (edited.argmax(dim=1) == 1)[ones].double().mean() - (F.linear(rows, weight).argmax(dim=1) == 1)[
@@ -348,9 +349,9 @@ def test_findings_of_two_testbeds(latents: list[float]) -> None:
         name: SimpleNamespace(activations=rows.float(), labels=labels)
         for name, (rows, labels) in (("train", given.train), ("select", given.select), ("test", given.test))
     }
-    head = (given.weight.float(), given.bias.float())
+    tail = LinearTail(given.tail.weight.float(), given.tail.bias.float())
     studies: Any = [
-        SimpleNamespace(testbed=TESTBEDS[name], classes=list(CLASSES), runs=runs, head=head, **splits)
+        SimpleNamespace(testbed=TESTBEDS[name], classes=list(CLASSES), runs=runs, tail=tail, **splits)
         for name in ("resnet18", "scenes")
     ]
     found = analyse(studies)

@@ -27,6 +27,8 @@ from experiments.salve2025.critical.measures import (
 from experiments.salve2025.critical.tables import edited_outputs, spread
 from experiments.testbeds import TESTBEDS
 from salve.backbones import Site
+from salve.backbones.site import Reader
+from salve.backbones.tail import LinearTail
 from salve.diagnosis import critical_strength
 from salve.editing import gates
 from salve.stages.diagnose import strengths
@@ -45,7 +47,7 @@ def a_head(signed: bool, images: int = 60, channels: int = 24, classes: int = 3)
 @pytest.mark.parametrize("signed", [False, True])
 def test_lift_and_drop_are_the_error_of_the_approximation(signed: bool) -> None:
     weight, bias, activations, labels, vector = (t.double() if t.is_floating_point() else t for t in a_head(signed))
-    given = (weight, bias, activations, vector, labels)
+    given = (LinearTail(weight, bias), activations, vector, labels)
     exact, linear = critical_strength(*given, "logit", "exact"), critical_strength(*given, "logit", "linear")
     crossing = exact.isfinite() & (exact > 0)
     assert (vector.abs().max() * exact[crossing] > 1).sum() >= 5  # or the law would be tried on no closed channel
@@ -88,10 +90,12 @@ def test_without_a_crossing_there_is_no_reason() -> None:
 @pytest.mark.parametrize("signed", [False, True])
 def test_bisection_finds_the_exact_strengths(criterion: Any, signed: bool) -> None:
     weight, bias, activations, labels, vector = a_head(signed)
-    exact = critical_strength(weight.double(), bias.double(), activations.double(), vector.double(), labels, criterion)
+    exact = critical_strength(
+        LinearTail(weight.double(), bias.double()), activations.double(), vector.double(), labels, criterion
+    )
     # Between breakpoints the margin is concave: what holds at both holds between them, and no crossing is missed.
     scan = torch.cat([SCAN, 1 / vector.double().abs()]).sort().values
-    found = numerical(weight, bias, activations, vector, labels, criterion, scan)
+    found = numerical(LinearTail(weight, bias), activations, vector, labels, criterion, scan)
     assert exact.isfinite().any()
     torch.testing.assert_close(found, torch.where(exact > 1e4, torch.inf, exact), rtol=1e-9, atol=1e-12)
 
@@ -100,9 +104,9 @@ def test_bisection_in_cases_with_known_answers() -> None:
     # y = a (1 − α) + b over one channel: at 0 for α = 1 + b / a, which is past 1, so never, for b > 0.
     weight, vector, labels = torch.tensor([[1.0]]), torch.tensor([1.0]), torch.zeros(3, dtype=torch.long)
     activations = torch.tensor([[1.0], [2.0], [0.5]])
-    found = numerical(weight, torch.tensor([-0.5]), activations, vector, labels, "logit")
+    found = numerical(LinearTail(weight, torch.tensor([-0.5])), activations, vector, labels, "logit")
     assert found.tolist() == pytest.approx([0.5, 0.75, 0.0])
-    assert numerical(weight, torch.tensor([0.5]), activations, vector, labels, "logit").isinf().all()
+    assert numerical(LinearTail(weight, torch.tensor([0.5])), activations, vector, labels, "logit").isinf().all()
 
 
 def test_agreement_counts_what_it_says() -> None:
@@ -163,7 +167,7 @@ def test_the_network_is_edited_for_a_pass_and_left_as_it_was() -> None:
     weight, bias, activations, _, vector = a_head(signed=True)
     network = Network(weight.clone(), bias.clone()).requires_grad_(False)
     gate = gates(vector, torch.tensor([0.0, 2.0, 7.0]))
-    site = Site("last", ("head",), 24, "head")
+    site = Site("last", (Reader("head.weight"),), 24)
     found = edited_outputs(network, site, activations[0].view(3, 4, 2), gate)
     expected = torch.stack([(weight * one) @ activations[0] + bias for one in gate])
     torch.testing.assert_close(found, expected)
@@ -183,7 +187,7 @@ def a_study(signed: bool, seeds: int, without: str = "") -> Any:
     network = Network(weight, bias).requires_grad_(False)
     images = [(row.view(3, 4, 2), int(k)) for row, k in zip(activations, labels, strict=True)]
     job = SimpleNamespace(
-        model=lambda _: (network, Site("last", ("head",), 24, "head")),
+        model=lambda _: (network, Site("last", (Reader("head.weight"),), 24)),
         data=SimpleNamespace(dataset={"test": images}.__getitem__),
         device=torch.device("cpu"),
     )
@@ -195,7 +199,7 @@ def a_study(signed: bool, seeds: int, without: str = "") -> Any:
         for k, name in enumerate(CLASSES):
             own = (labels == k).nonzero()[:, 0]
             if name != without and len(own):
-                rows = strengths(weight, bias, activations[own], decoder[:, k], labels[own], ALPHAS)
+                rows = strengths(LinearTail(weight, bias), activations[own], decoder[:, k], labels[own], ALPHAS)
                 tables.append(rows.assign(image=own.tolist(), latent=k, **{"class": name}))
         runs.append(
             SimpleNamespace(
@@ -208,7 +212,12 @@ def a_study(signed: bool, seeds: int, without: str = "") -> Any:
         )
     test = SimpleNamespace(activations=activations, labels=labels)
     return SimpleNamespace(
-        testbed=TESTBEDS["scenes"], classes=CLASSES, runs=tuple(runs), test=test, head=(weight, bias), context=job
+        testbed=TESTBEDS["scenes"],
+        classes=CLASSES,
+        runs=tuple(runs),
+        test=test,
+        tail=LinearTail(weight, bias),
+        context=job,
     )
 
 
@@ -222,7 +231,7 @@ def test_what_is_found_agrees_with_the_network(signed: bool) -> None:
     shares = found.tables["shares"]
     # Who has not yet given way at α is classified rightly at α, and only who comes back makes a difference.
     assert (shares["predicted"] <= shares["flip_exact"] + 1e-12).all()
-    weight, bias = study.head
+    weight, bias = study.tail.weight, study.tail.bias
     for _, row in shares[shares["alpha"] > 1].iterrows():
         k = CLASSES.index(row["class"])
         own = (study.test.labels == k).nonzero()[:, 0]
@@ -239,7 +248,7 @@ def test_what_is_found_agrees_with_the_network(signed: bool) -> None:
 
 def _margins(study: Any, vector: Tensor, image: int) -> Callable[[float], float]:
     """The edited head's margin of an image, by α."""
-    (weight, bias), label = study.head, int(study.test.labels[image])
+    weight, bias, label = study.tail.weight, study.tail.bias, int(study.test.labels[image])
 
     def margin(alpha: float) -> float:
         gate = [max(0.0, 1 - alpha * abs(float(c))) for c in vector]

@@ -31,6 +31,7 @@ from experiments.salve2025.cross_class.roles import (
 )
 from experiments.salve2025.cross_class.tables import cases_of, class_table, sae_table, telling, tower_table
 from experiments.testbeds import TESTBEDS
+from salve.backbones.tail import LinearTail
 
 # -- pure functions
 
@@ -65,7 +66,7 @@ def test_a_gate_on_the_activations_is_one_on_the_weights() -> None:
     weight, bias = torch.randn(3, 5, generator=generator), torch.randn(3, generator=generator)
     activations, gate = torch.randn(7, 5, generator=generator), torch.rand(5, generator=generator)
     expected = torch.stack([weight @ (gate * one) + bias for one in activations])
-    torch.testing.assert_close(gated_logits(weight, bias, activations, gate), expected)
+    torch.testing.assert_close(gated_logits(LinearTail(weight, bias), activations, gate), expected)
 
 
 def test_a_curve_crosses_where_its_interpolation_does() -> None:
@@ -144,9 +145,9 @@ def study_of(seeds: tuple[int, ...] = (0,), names: list[str] = CLASSES, **more: 
     settings = {"sae.dictionary_size": 4, "sae.sparsity": 5.0, "discover.threshold": 0.5}
     runs = tuple(SimpleNamespace(seed=seed, settings=settings, found=found, sae=sae) for seed in seeds)
     testbed = TESTBEDS["scenes"]
-    head = (WEIGHT, BIAS)
+    tail = LinearTail(WEIGHT, BIAS)
     return SimpleNamespace(
-        **{"testbed": testbed, "classes": names, "runs": runs, "head": head, "train": train},
+        **{"testbed": testbed, "classes": names, "runs": runs, "tail": tail, "train": train},
         **{"select": more.get("select", split(2)), "test": more.get("test", split(1))},
     )
 

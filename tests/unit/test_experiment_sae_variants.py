@@ -38,6 +38,7 @@ from experiments.sae_variants.references import (
 from experiments.sae_variants.runs import EXPERIMENTS, FULL, QUICK, Family, Plan, collect, commands, sweep_name
 from experiments.sae_variants.tables import Target, at_target, compared, markdown, matched, reference_summary, summary
 from salve.artifacts import _seal, save_tensors, write_record
+from salve.backbones.tail import LinearTail
 from salve.integrity import sealed
 from salve.run.explain import conf_dir
 from salve.run.schema import Config, register
@@ -263,7 +264,7 @@ def test_references_tell_a_clean_edit_from_a_blunt_one() -> None:
     activations = torch.eye(4).repeat_interleave(2, dim=1)[labels] + 0.01 * torch.rand(40, 8)
     weight, bias = torch.eye(4).repeat_interleave(2, dim=1), torch.zeros(4)
     rows = (activations, labels)
-    edits = reference_edits(weight, bias, rows, rows, rows, torch.linspace(0, 50, 201), "abcd", (0, 1))
+    edits = reference_edits(LinearTail(weight, bias), rows, rows, rows, torch.linspace(0, 50, 201), "abcd", (0, 1))
     found = reference_summary(edits.assign(data="toy")).set_index("reference")
     assert found.loc[ORACLE, "selectivity"] > 0.9
     assert found.loc[ORACLE, "selectivity"] > found.loc[RANDOM, "selectivity"]

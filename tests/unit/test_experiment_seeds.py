@@ -25,6 +25,7 @@ from experiments.salve2025.seeds.measures import (
     variation,
 )
 from experiments.testbeds import TESTBEDS
+from salve.backbones.tail import LinearTail
 from tests.unit.edit_examples import verdict, verdicts
 
 # -- rank correlations, and means over pairs
@@ -214,8 +215,9 @@ def a_study(*runs: OneRun) -> Any:
         labels=torch.tensor([0, 0, 0, 1, 1, 2]),
         activations=torch.randn(6, 5, generator=torch.Generator().manual_seed(0)),
     )
-    head = torch.randn(3, 5, generator=torch.Generator().manual_seed(1)), torch.tensor([0.1, 0.2, -0.3])
-    return SimpleNamespace(testbed=TESTBEDS["scenes"], classes=CLASSES, runs=runs, test=test, head=head)
+    weight = torch.randn(3, 5, generator=torch.Generator().manual_seed(1))
+    tail = LinearTail(weight, torch.tensor([0.1, 0.2, -0.3]))
+    return SimpleNamespace(testbed=TESTBEDS["scenes"], classes=CLASSES, runs=runs, test=test, tail=tail)
 
 
 @pytest.fixture
@@ -246,7 +248,7 @@ def test_strengths_are_side_by_side_beside_the_margin(study: Any) -> None:
     table = strengths_of(study)
     assert list(table["image"]) == [0, 1, 2, 3]  # the last is not classified correctly
     assert table[[0, 1, 2]].to_numpy().tolist() == [[3, 1, 1], [2, 2, 2], [1, math.inf, 4], [5, 6, 7]]
-    weight, bias = study.head
+    weight, bias = study.tail.weight, study.tail.bias
     for row in table.to_dict("records"):
         logits = (weight @ study.test.activations[row["image"]] + bias).tolist()
         own = logits.pop(CLASSES.index(row["class"]))

@@ -11,6 +11,7 @@ from torch import nn
 from torchvision.models import VisionTransformer, resnet18
 
 from salve.backbones import find_site
+from salve.backbones.tail import LinearTail
 from salve.editing import contribution, edited_logits, gate, gates
 from salve.types import UserError
 
@@ -29,7 +30,7 @@ def test_law_1_scaling_the_readers_equals_gating_the_activation(name: str) -> No
     site = find_site(model, "last")
     images = torch.randn(3, 3, 32, 32, dtype=torch.float64)
     scale = torch.rand(site.width, dtype=torch.float64) * 2
-    reader = model.get_submodule(site.readers[0])
+    reader = model.get_submodule(site.readers[0].path)
     # torchvision's ViT starts with a head of zeros, for which any gate would look right.
     nn.init.normal_(reader.weight)
 
@@ -53,7 +54,7 @@ def test_edited_logits_equal_a_loop_over_edited_heads(mode: Any, dtype: torch.dt
     weight, bias = (torch.randn(*shape, generator=generator, dtype=dtype) for shape in ((4, 6), (4,)))
     activations, vector = (torch.randn(*shape, generator=generator, dtype=dtype) for shape in ((5, 6), (6,)))
     alphas = torch.tensor([0.0, 0.3, 1.0, 7.0], dtype=dtype)
-    found = edited_logits(weight, bias, activations, vector, alphas, mode)
+    found = edited_logits(LinearTail(weight, bias), activations, vector, alphas, mode)
     assert found.shape == (4, 5, 4)
     assert found.dtype == dtype
     for k, alpha in enumerate(alphas.tolist()):
@@ -84,7 +85,7 @@ def test_many_strengths_of_one_latent_equal_the_gate_at_each(mode: Any) -> None:
         1 / float(vector[3].abs()),
     ]  # in no order, one twice, one at a breakpoint
     strengths += [math.inf] if mode == "suppress" else []
-    found = edited_logits(weight, bias, activations, vector[None], strengths, mode)
+    found = edited_logits(LinearTail(weight, bias), activations, vector[None], strengths, mode)
     for k, alpha in enumerate(strengths):
         expected = (activations * gate(vector, alpha, mode)) @ weight.T + bias
         torch.testing.assert_close(found[k], expected, rtol=1e-10, atol=1e-12)
@@ -96,7 +97,7 @@ def test_the_logits_of_a_set_of_latents_use_the_product_of_their_gates() -> None
     generator = torch.Generator().manual_seed(3)
     weight, bias, activations = (torch.randn(*shape, generator=generator).double() for shape in ((4, 9), (4,), (5, 9)))
     rows, strengths = torch.randn(2, 9, generator=generator).double(), [0.0, 0.5, 1.0, 4.0]
-    found = edited_logits(weight, bias, activations, rows, strengths)
+    found = edited_logits(LinearTail(weight, bias), activations, rows, strengths)
     for k, alpha in enumerate(strengths):
         gated = activations * gate(rows[0], alpha) * gate(rows[1], alpha)
         torch.testing.assert_close(found[k], gated @ weight.T + bias, rtol=1e-10, atol=1e-12)
@@ -134,8 +135,8 @@ def test_enhanced_logits_beyond_float32_are_refused(latents: int, strengths: lis
     weight, bias, activations = (torch.randn(*shape, generator=generator) for shape in ((3, 5), (3,), (4, 5)))
     rows = torch.nn.functional.normalize(torch.randn(latents, 5, generator=generator))
     with pytest.raises(UserError, match=r"Enhanced at α = 1e\+38, the logits are larger than float32 can hold"):
-        edited_logits(weight, bias, 100 * activations, rows, strengths, "enhance")
-    assert edited_logits(weight, bias, 100 * activations, rows, strengths, "suppress").isfinite().all()
+        edited_logits(LinearTail(weight, bias), 100 * activations, rows, strengths, "enhance")
+    assert edited_logits(LinearTail(weight, bias), 100 * activations, rows, strengths, "suppress").isfinite().all()
 
 
 def test_the_gate_of_a_set_is_the_product_in_any_order() -> None:

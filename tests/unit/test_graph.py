@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from salve.backbones.graph import GraphSite, NetworkGraph
+from salve.backbones.graph import NetworkGraph
+from salve.backbones.site import Site
 from salve.types import UserError
 
 SIZE = 8
@@ -142,7 +143,7 @@ class Tokens(nn.Module):
         return self.head(x[:, 0])
 
 
-def found(model: nn.Module) -> dict[str, GraphSite]:
+def found(model: nn.Module) -> dict[str, Site]:
     return NetworkGraph(model.eval(), SIZE).sites
 
 
@@ -232,7 +233,8 @@ def test_a_batch_that_is_folded_into_another_axis_is_told_apart(outer: bool) -> 
     model = Folded(outer).eval()
     graph = NetworkGraph(model, SIZE)
     site = graph.sites["mlp"]
-    assert (site.folded, site.batch_first, site.positions) == (SIZE * SIZE, outer, (SIZE * SIZE,))
+    assert site.place is not None
+    assert (site.place.folded, site.place.batch_first, site.positions) == (SIZE * SIZE, outer, (SIZE * SIZE,))
     images = torch.randn(4, 3, SIZE, SIZE)
     expected = model.first(images).relu().flatten(2).transpose(1, 2)
     torch.testing.assert_close(graph.activations(model, site, images), expected)
@@ -267,7 +269,7 @@ def test_scaling_what_reads_a_site_is_gating_it(name: str) -> None:
     assert graph.sites
     for site in graph.sites.values():
         gate = 2 * torch.rand(site.width, dtype=torch.float64)
-        gated = graph.gated_logits(model, site, gate, images)
+        gated = graph.tail(model, site, images).gated(gate)
         state = model.state_dict()
         scaled = {reader.weight: reader.scaled(state[reader.weight], gate) for reader in site.readers}
         torch.testing.assert_close(torch.func.functional_call(model, scaled, (images,)), gated, rtol=1e-12, atol=1e-12)

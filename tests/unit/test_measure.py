@@ -17,6 +17,7 @@ from torch import Tensor
 
 from salve.activations import Captured
 from salve.artifacts import Artifact, Store, load_tensors, write_record
+from salve.backbones.tail import LinearTail
 from salve.data.base import ConceptTruth
 from salve.sae import SAE, make_sae, save_sae
 from salve.stages import DiscoverSettings, StageContext, read_features
@@ -38,7 +39,7 @@ WEIGHT, BIAS = drawn(CLASSES, WIDTH, seed=3), drawn(CLASSES, seed=4)
 
 
 def measured(sae: SAE) -> dict[str, float | None]:
-    return measure_sae(sae.eval(), TRAIN, {"select": SELECT, "test": TEST}, WEIGHT, BIAS)
+    return measure_sae(sae.eval(), TRAIN, {"select": SELECT, "test": TEST}, LinearTail(WEIGHT, BIAS))
 
 
 def logits_of(activations: Tensor) -> np.ndarray:
@@ -175,7 +176,9 @@ def test_what_is_rare_is_seen_on_the_train_split() -> None:
     rows = torch.cat([torch.zeros(1), torch.full((999,), 0.4), torch.full((1999,), 1.0), torch.tensor([9.0])])
     train = Captured(rows[:, None].double(), torch.zeros(3000, dtype=torch.long))
     few = Captured(train.activations[:2], train.labels[:2])
-    found = measure_sae(sae.eval(), train, {"test": few}, torch.ones(2, 1).double(), torch.zeros(2).double())
+    found = measure_sae(
+        sae.eval(), train, {"test": few}, LinearTail(torch.ones(2, 1).double(), torch.zeros(2).double())
+    )
     shares = [found[f"{name}_fraction"] for name in ("dead", "almost_dead", "dense")]
     assert shares == [1 / 4, 1 / 4, 2 / 4]
     assert found["l0"] == 0.5
@@ -183,7 +186,7 @@ def test_what_is_rare_is_seen_on_the_train_split() -> None:
 
 def test_a_dictionary_of_one_latent_and_a_share_that_is_undefined_make_a_record() -> None:
     sae = example("linear_l1", WIDTH, 1).eval().requires_grad_(False)
-    blind = measure_sae(sae, TRAIN, {"test": TEST}, torch.zeros_like(WEIGHT), BIAS)
+    blind = measure_sae(sae, TRAIN, {"test": TEST}, LinearTail(torch.zeros_like(WEIGHT), BIAS))
     assert blind["kl_recovered_from_zero"] is None
     assert blind["accuracy_recovered_from_mean"] is None
     assert all(math.isfinite(value) for name, value in blind.items() if value is not None)
@@ -231,8 +234,8 @@ class Made:
     def sae(self, *artifacts: Artifact) -> SAE:
         return StageContext.sae(self, *artifacts)  # type: ignore[arg-type]
 
-    def head(self, _: Artifact) -> tuple[Tensor, Tensor]:
-        return WEIGHT, BIAS
+    def tail(self, _: Artifact) -> LinearTail:
+        return LinearTail(WEIGHT, BIAS)
 
     def features(self) -> Artifact:
         activations, sae = self.artifacts["activations"], self.artifacts["sae"]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from salve.backbones.tail import LinearTail
 from salve.editing import (
     ablated_logits,
     edit_curves,
@@ -67,7 +68,7 @@ def test_steering_and_ablation_equal_a_hook_in_the_network(method: object) -> No
 def test_steering_is_a_change_of_the_bias_alone() -> None:
     weight, bias, activations, _ = case()
     direction = torch.randn(6, dtype=torch.float64)
-    found = steered_logits(weight, bias, activations, direction, [1.5])[0]
+    found = steered_logits(LinearTail(weight, bias), activations, direction, [1.5])[0]
     moved = bias - 1.5 * weight @ direction
     torch.testing.assert_close(found, F.linear(activations, weight, moved), rtol=1e-12, atol=1e-12)
 
@@ -76,12 +77,12 @@ def test_ablation_at_one_leaves_nothing_of_the_direction_and_is_a_permanent_edit
     weight, bias, activations, _ = case()
     direction = 3 * torch.randn(6, dtype=torch.float64)
     # A reader along the direction reads nothing any more, whatever the length and sign of the direction.
-    along = ablated_logits(torch.stack([direction] * 4), bias, activations, -2 * direction, [1.0])[0]
+    along = ablated_logits(LinearTail(torch.stack([direction] * 4), bias), activations, -2 * direction, [1.0])[0]
     torch.testing.assert_close(along, bias.expand(30, 4), rtol=1e-12, atol=1e-12)
     projector = torch.eye(6).double() - 0.4 * torch.outer(direction, direction) / (direction @ direction)
-    found = ablated_logits(weight, bias, activations, direction, [0.4])[0]
+    found = ablated_logits(LinearTail(weight, bias), activations, direction, [0.4])[0]
     torch.testing.assert_close(found, F.linear(activations, weight @ projector, bias), rtol=1e-12, atol=1e-12)
-    nothing = ablated_logits(weight, bias, activations, torch.zeros(6, dtype=torch.float64), [5.0])[0]
+    nothing = ablated_logits(LinearTail(weight, bias), activations, torch.zeros(6, dtype=torch.float64), [5.0])[0]
     assert torch.equal(nothing, activations @ weight.T + bias)
 
 
@@ -91,9 +92,9 @@ def test_strength_zero_is_the_original_to_the_bit(dtype: torch.dtype) -> None:
     original, direction = activations @ weight.T + bias, torch.randn(6, dtype=dtype)
     row = rank_one_rows(activations, labels, 4)[1]
     for found in (
-        steered_logits(weight, bias, activations, direction, [0.0, 2.0]),
-        ablated_logits(weight, bias, activations, direction, [0.0, 2.0]),
-        rank_one_logits(weight, bias, activations, row, 1, [0.0, 2.0]),
+        steered_logits(LinearTail(weight, bias), activations, direction, [0.0, 2.0]),
+        ablated_logits(LinearTail(weight, bias), activations, direction, [0.0, 2.0]),
+        rank_one_logits(LinearTail(weight, bias), activations, row, 1, [0.0, 2.0]),
     ):
         assert found.dtype == dtype
         assert torch.equal(found[0], original)
@@ -133,7 +134,7 @@ def test_the_rank_one_edit_solves_the_constrained_least_squares_problem(images: 
         expected = kkt(weight.numpy(), key.numpy(), wanted.numpy(), moment)
         np.testing.assert_allclose(edited.numpy(), expected, rtol=1e-7, atol=1e-8)
         torch.testing.assert_close(edited @ key, wanted, rtol=1e-10, atol=1e-10)  # W' k* = v*
-        logits = rank_one_logits(weight, bias, activations, rows[k], k, [0.0, 2.5])[1]
+        logits = rank_one_logits(LinearTail(weight, bias), activations, rows[k], k, [0.0, 2.5])[1]
         torch.testing.assert_close(logits, F.linear(activations, edited, bias), rtol=1e-10, atol=1e-10)
 
 
@@ -172,7 +173,7 @@ def test_impossible_strengths_and_ridges_are_refused() -> None:
     weight, bias, activations, labels = case()
     for strength in (math.inf, math.nan):
         with pytest.raises(UserError, match="must be finite"):
-            steered_logits(weight, bias, activations, weight[0], [1.0, strength])
+            steered_logits(LinearTail(weight, bias), activations, weight[0], [1.0, strength])
     for ridge in (0.0, -1.0, math.nan):
         with pytest.raises(UserError, match="of a rank-one edit must be above 0"):
             rank_one_rows(activations, labels, 4, ridge)
@@ -184,9 +185,9 @@ def test_curves_of_any_method_equal_a_loop(monkeypatch: pytest.MonkeyPatch) -> N
     direction, strengths = torch.randn(6, dtype=torch.float64), torch.tensor([0.0, 0.5, 4.0], dtype=torch.float64)
 
     def steered(block: Tensor, at: Tensor) -> Tensor:
-        return steered_logits(weight, bias, block, direction, at)
+        return steered_logits(LinearTail(weight, bias), block, direction, at)
 
-    found = strength_curves(weight, bias, activations, labels, steered, strengths)
+    found = strength_curves(LinearTail(weight, bias), activations, labels, steered, strengths)
     for s, strength in enumerate(strengths.tolist()):
         for k in range(3):
             right, drift, count = 0.0, 0.0, 0
@@ -200,7 +201,7 @@ def test_curves_of_any_method_equal_a_loop(monkeypatch: pytest.MonkeyPatch) -> N
             assert float(found[1][s, k]) == pytest.approx(drift / count, abs=1e-12)
         assert math.isnan(float(found[0][s, 3]))
     monkeypatch.setattr("salve.editing.curves._BLOCK", 30)
-    again = strength_curves(weight, bias, activations, labels, steered, strengths)
+    again = strength_curves(LinearTail(weight, bias), activations, labels, steered, strengths)
     torch.testing.assert_close(again, found, equal_nan=True)
 
 
@@ -208,7 +209,11 @@ def test_the_gates_curves_are_those_of_its_logits() -> None:
     weight, bias, activations, labels = case()
     alphas = torch.tensor([0.0, 0.5, 4.0], dtype=torch.float64)
     expected = strength_curves(
-        weight, bias, activations, labels, lambda a, s: edited_logits(weight, bias, a, weight[0], s, "enhance"), alphas
+        LinearTail(weight, bias),
+        activations,
+        labels,
+        lambda a, s: edited_logits(LinearTail(weight, bias), a, weight[0], s, "enhance"),
+        alphas,
     )
-    found = edit_curves(weight, bias, activations, labels, weight[0], alphas, "enhance")
+    found = edit_curves(LinearTail(weight, bias), activations, labels, weight[0], alphas, "enhance")
     torch.testing.assert_close(found, expected, rtol=0, atol=0)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from salve.activations import Block, Captured
 from salve.artifacts import Artifact, NotMade, Store
+from salve.backbones.tail import LinearTail
 from salve.processes.trainer import _Checkpoints
 from salve.sae import VARIANTS, SparseAutoencoder, make_sae
 from salve.sae import module as sae_module
@@ -64,9 +65,9 @@ class SmallContext(StageContext):
         drawn = torch.randn(rows, WIDTH, generator=generator) * torch.linspace(0.5, 4, WIDTH) + 1
         return Captured(drawn, torch.randint(CLASSES, (rows,), generator=generator))
 
-    def head(self, classifier: Artifact) -> tuple[Tensor, Tensor]:
+    def tail(self, classifier: Artifact) -> LinearTail:
         generator = torch.Generator().manual_seed(9)
-        return torch.randn(CLASSES, WIDTH, generator=generator), torch.randn(CLASSES, generator=generator)
+        return LinearTail(torch.randn(CLASSES, WIDTH, generator=generator), torch.randn(CLASSES, generator=generator))
 
 
 @contextmanager

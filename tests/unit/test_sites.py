@@ -11,21 +11,29 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torchvision.models import VisionTransformer, resnet18, squeezenet1_1
 
-from salve.backbones import Site, find_site, site_activations, sites
+from salve.backbones import Reader, Site, find_site, graph_of, head_site, site_activations, sites
 from salve.types import UserError
 
 Tiny = Callable[[str], nn.Module]
 
-#: What each backbone's only site is: name, readers, width, map, side of the map, prefix tokens.
+
+def last(name: str, reader: str, width: int, map: str, map_side: Any = "output", prefix_tokens: int = 0) -> Site:
+    aliases = ("last", reader)
+    return Site(
+        name, (Reader(f"{reader}.weight"),), width, aliases, prefix_tokens=prefix_tokens, map=map, map_side=map_side
+    )
+
+
+#: What each backbone's last site is: name, reader, width, map, side of the map, prefix tokens.
 EXPECTED = {
-    "resnet18": Site("avgpool", ("fc",), 512, "avgpool", "input"),
-    "resnet50": Site("avgpool", ("fc",), 2048, "avgpool", "input"),
-    "vit": Site("cls", ("heads.head",), 16, "encoder.layers.encoder_layer_1.ln_1", "output", 1),
-    "timm resnet10t": Site("global_pool", ("fc",), 32, "global_pool", "input"),
-    "timm test_vit": Site("cls", ("head",), 64, "blocks.5.norm1", "output", 1),
-    "timm efficientnet": Site("global_pool", ("classifier",), 1280, "global_pool", "input"),
-    "timm convnext": Site("global_pool", ("head.fc",), 320, "head.global_pool", "input"),
-    "timm dinov2 registers": Site("cls", ("head",), 384, "blocks.1.norm1", "output", 5),
+    "resnet18": last("avgpool", "fc", 512, "avgpool", "input"),
+    "resnet50": last("avgpool", "fc", 2048, "avgpool", "input"),
+    "vit": last("cls", "heads.head", 16, "encoder.layers.encoder_layer_1.ln_1", "output", 1),
+    "timm resnet10t": last("global_pool", "fc", 32, "global_pool", "input"),
+    "timm test_vit": last("cls", "head", 64, "blocks.5.norm1", "output", 1),
+    "timm efficientnet": last("global_pool", "classifier", 1280, "global_pool", "input"),
+    "timm convnext": last("global_pool", "head.fc", 320, "head.global_pool", "input"),
+    "timm dinov2 registers": last("cls", "head", 384, "blocks.1.norm1", "output", 5),
 }
 
 
@@ -60,9 +68,8 @@ every_backbone = pytest.mark.parametrize("name", EXPECTED)
 
 
 @every_backbone
-def test_the_site_of_each_backbone(tiny: Tiny, name: str) -> None:
-    expected = EXPECTED[name]
-    assert sites(tiny(name)) == {expected.name: expected}
+def test_the_last_site_of_each_backbone(tiny: Tiny, name: str) -> None:
+    assert head_site(tiny(name)) == EXPECTED[name]
 
 
 @every_backbone
@@ -81,7 +88,7 @@ def test_activations_are_what_a_computation_by_hand_gives(tiny: Tiny, name: str)
 def test_the_head_turns_them_into_the_models_own_logits(tiny: Tiny, name: str) -> None:
     model = tiny(name)
     site = find_site(model, "last")
-    logits = model.get_submodule(site.readers[0])(site_activations(model, site, batch(name)))
+    logits = model.get_submodule(site.readers[0].path)(site_activations(model, site, batch(name)))
     assert torch.equal(logits, model(batch(name)))
     assert logits.std() > 0
 
@@ -98,13 +105,13 @@ def test_law_1_scaling_the_readers_input_channels_is_gating_the_activation(tiny:
     def gated(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
         return (inputs[0] * gate,)
 
-    hooks = [model.get_submodule(reader).register_forward_pre_hook(gated) for reader in site.readers]
+    hooks = [model.get_submodule(reader.path).register_forward_pre_hook(gated) for reader in site.readers]
     expected = model(images)
     for hook in hooks:
         hook.remove()
     before = model(images)
     for reader in site.readers:
-        head: Any = model.get_submodule(reader)
+        head: Any = model.get_submodule(reader.path)
         head.weight.mul_(gate)
     torch.testing.assert_close(model(images), expected, rtol=1e-12, atol=1e-12)
     assert not torch.allclose(before, expected)
@@ -152,16 +159,49 @@ def test_reading_leaves_no_hook_behind_even_after_an_error(tiny: Tiny) -> None:
 def test_last_is_the_site_that_the_head_reads_and_a_site_answers_to_its_name(tiny: Tiny, name: str) -> None:
     model = tiny(name)
     assert find_site(model, "last") == find_site(model, EXPECTED[name].name) == EXPECTED[name]
+    assert find_site(model, EXPECTED[name].readers[0].path) == EXPECTED[name]
 
 
-@pytest.mark.parametrize(("name", "valid"), [("resnet18", "avgpool"), ("vit", "cls"), ("timm convnext", "global_pool")])
-@pytest.mark.parametrize("layer", ["layer4", "", "AVGPOOL", "heads.head"])
-def test_a_layer_that_is_no_site_lists_those_that_are(tiny: Tiny, name: str, valid: str, layer: str) -> None:
+def test_the_sites_of_a_network_are_those_of_its_graph_and_end_with_the_heads(tiny: Tiny) -> None:
+    model = tiny("resnet18")
+    found = sites(model, 32)
+    assert list(found)[:3] == ["layer1.0.conv1", "layer1.0.conv2", "layer1.1.conv1"]
+    assert list(found.values())[-1] == EXPECTED["resnet18"]
+    assert len(found) == 17
+    both = [Reader("layer2.0.conv1.weight"), Reader("layer2.0.downsample.0.weight")]
+    assert find_site(model, "layer1", 32) == found["layer2.0.conv1"]
+    assert [*found["layer2.0.conv1"].readers] == both
+    assert graph_of(model, 32) is graph_of(model, 32)  # exported once
+
+
+@pytest.mark.parametrize(
+    ("layer", "near"), [("layer2.0.conv3", "layer2.0.conv2"), ("AVGPOOL", "avgpool"), ("zzz", "avgpool")]
+)
+def test_a_layer_that_is_no_site_is_answered_with_names_like_it(tiny: Tiny, layer: str, near: str) -> None:
     with pytest.raises(UserError) as refused:
-        find_site(tiny(name), layer)
+        find_site(tiny("resnet18"), layer, 32)
     assert f"layer={layer} is no site" in str(refused.value)
-    assert valid in str(refused.value)
+    assert near in str(refused.value)
     assert "last" in str(refused.value)
+
+
+class NoGraph(nn.Module):
+    """Looks at its numbers to decide what to do, which no graph holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(3, 4), nn.Linear(4, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images.mean(dim=(2, 3))
+        return self.head(self.inner(x if x.sum() > 0 else -x).relu())
+
+
+def test_a_network_without_a_graph_offers_its_head_and_says_why_it_is_alone() -> None:
+    model = NoGraph().eval()
+    assert list(sites(model, 8)) == ["head"]
+    with pytest.raises(UserError, match=r"layer=inner cannot be found, and the one site known is head .*exported"):
+        find_site(model, "inner", 8)
 
 
 def test_a_vit_that_averages_its_tokens_is_read_behind_the_average() -> None:

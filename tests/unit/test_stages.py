@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
+from salve.backbones.tail import LinearTail
 from salve.data.transforms import Preprocess
 from salve.editing import edited_logits
 from salve.editing.curves import edit_accuracies, edit_curves, edit_outcomes
@@ -109,8 +110,8 @@ def test_curves_equal_a_loop_and_blocks_change_nothing(monkeypatch: pytest.Monke
     weight, bias, c = (torch.randn(*s, generator=generator).double() for s in ((3, 5), (3,), (5,)))
     activations, labels = torch.rand(31, 5, generator=generator).double(), torch.arange(31) % 2  # class 2 has none
     alphas = torch.tensor([0.0, 1.0, 5.0], dtype=torch.float64)
-    accuracy, kl = edit_curves(weight, bias, activations, labels, c, alphas)
-    logits = edited_logits(weight, bias, activations, c, alphas)
+    accuracy, kl = edit_curves(LinearTail(weight, bias), activations, labels, c, alphas)
+    logits = edited_logits(LinearTail(weight, bias), activations, c, alphas)
     for k in range(3):
         for i in range(2):
             own = labels == i
@@ -119,7 +120,7 @@ def test_curves_equal_a_loop_and_blocks_change_nothing(monkeypatch: pytest.Monke
             assert kl[k, i] == pytest.approx(float((p * (p / q).log()).sum(1).mean()))
     assert accuracy[:, 2].isnan().all()
     monkeypatch.setattr("salve.editing.curves._BLOCK", 30)
-    again = edit_curves(weight, bias, activations, labels, c, alphas)
+    again = edit_curves(LinearTail(weight, bias), activations, labels, c, alphas)
     torch.testing.assert_close(again, (accuracy, kl), equal_nan=True)
 
 
@@ -132,12 +133,14 @@ def test_accuracies_and_outcomes_are_those_of_the_curves(
     weight, bias, c = (torch.randn(*s, generator=generator).double() for s in ((4, 6), (4,), (latents, 6)))
     activations, labels = torch.rand(41, 6, generator=generator).double(), torch.arange(41) % 3  # class 3 has none
     alphas = torch.tensor([5.0, 0.0, 0.3, 1e9], dtype=torch.float64)
-    accuracy, kl = edit_curves(weight, bias, activations, labels, c, alphas, mode)
+    accuracy, kl = edit_curves(LinearTail(weight, bias), activations, labels, c, alphas, mode)
     monkeypatch.setattr("salve.editing.curves._BLOCK", 1)
     monkeypatch.setattr("salve.editing.curves._ROWS", 7)
-    assert torch.equal(edit_accuracies(weight, bias, activations, labels, c, alphas, mode)[:, :3], accuracy[:, :3])
+    assert torch.equal(
+        edit_accuracies(LinearTail(weight, bias), activations, labels, c, alphas, mode)[:, :3], accuracy[:, :3]
+    )
     for k, alpha in enumerate(alphas.tolist()):
-        right, drift = edit_outcomes(weight, bias, activations, labels, c, alpha, mode)
+        right, drift = edit_outcomes(LinearTail(weight, bias), activations, labels, c, alpha, mode)
         for i in range(3):
             assert right[labels == i].double().mean() == accuracy[k, i]
             assert float(drift[labels == i].mean()) == pytest.approx(float(kl[k, i]), rel=1e-9, abs=1e-12)
@@ -147,8 +150,8 @@ def test_of_outputs_that_tie_the_first_is_predicted_on_every_path() -> None:
     weight, bias = torch.randn(3, 4), torch.zeros(3)
     activations, labels, c = torch.rand(6, 4), torch.arange(6) % 3, torch.ones(4)
     closed = torch.tensor([0.0, 0.5, 2.0])  # at the last no channel is open, and every logit is 0
-    assert edit_accuracies(weight, bias, activations, labels, c, closed)[2].tolist() == [1.0, 0.0, 0.0]
-    assert edit_outcomes(weight, bias, activations, labels, c, 2.0)[0].tolist() == [True, False, False] * 2
+    assert edit_accuracies(LinearTail(weight, bias), activations, labels, c, closed)[2].tolist() == [1.0, 0.0, 0.0]
+    assert edit_outcomes(LinearTail(weight, bias), activations, labels, c, 2.0)[0].tolist() == [True, False, False] * 2
 
 
 def test_strengths_agree_with_the_grid_they_are_compared_with() -> None:
@@ -156,7 +159,7 @@ def test_strengths_agree_with_the_grid_they_are_compared_with() -> None:
     weight, bias, c = torch.randn(4, 6, generator=generator), torch.zeros(4), torch.randn(6, generator=generator)
     activations = torch.rand(200, 6, generator=generator)
     grid = [i / 10 for i in range(60)]
-    table = strengths(weight, bias, activations, c, torch.arange(200) % 4, grid)
+    table = strengths(LinearTail(weight, bias), activations, c, torch.arange(200) % 4, grid)
     right = table[table["correct"]]
     assert len(right) > 20
     assert right["flip_exact"].gt(0).all()

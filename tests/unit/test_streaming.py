@@ -18,6 +18,7 @@ from salve.activations.capture import capture
 from salve.activations.rows import StreamedBatches, rows_loader
 from salve.artifacts import save_tensors
 from salve.backbones import Site
+from salve.backbones.site import Reader
 from salve.distributed import RunBlocks
 from salve.sae import SAE, make_sae, resample
 from salve.stages import StageContext, train_sae, train_saes
@@ -256,7 +257,15 @@ def test_a_capture_holds_as_much_however_many_shards_there_are(tmp_path: Path, m
     model[1].register_forward_hook(lambda _, __, output: held.add(output))
     for count in (40, 400):
         (tmp_path / str(count)).mkdir()
-        capture(model, Site("h", ("2",), 4, "0"), count, batches, tmp_path / str(count), "train", torch.device("cpu"))
+        capture(
+            model,
+            Site("h", (Reader("2.weight"),), 4, map="0"),
+            count,
+            batches,
+            tmp_path / str(count),
+            "train",
+            torch.device("cpu"),
+        )
         assert len(load_captured(tmp_path / str(count), "train")) == count
     assert most[400] == most[40] <= 20 + 2 * 5
 

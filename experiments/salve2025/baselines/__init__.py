@@ -41,7 +41,7 @@ def chosen_by(run: SAERun) -> Chosen:
 def edits_of(study: Study) -> pd.DataFrame:
     """Every method's edit of every class on a testbed: see :func:`compare_methods`."""
     splits = ((split.activations, split.labels) for split in (study.train, study.select, study.test))
-    reader = Reader(*study.head, *splits)
+    reader = Reader(study.tail, *splits)
     return compare_methods(reader, {run.seed: chosen_by(run) for run in study.runs}, study.classes)
 
 

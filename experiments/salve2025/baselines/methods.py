@@ -25,6 +25,7 @@ from experiments.compare import (
     strength_to,
     t_interval,
 )
+from salve.backbones.tail import LinearTail
 from salve.editing import ablated_logits, edited_logits, rank_one_logits, rank_one_rows, steered_logits, strength_curves
 from salve.editing.curves import LogitsAt
 from salve.types import Activations, Labels
@@ -44,12 +45,11 @@ class Reader(NamedTuple):
     """All that an edit of the last site needs of a classifier.
 
     Attributes:
-        weight: ``[C, M]``. bias: ``[C]``. train, select, test: activations ``[N, M]`` with labels ``[N]``. train fits
+        tail: the head. train, select, test: activations ``[N, M]`` with labels ``[N]``. train fits
             an edit, select chooses its strength, test says what it does.
     """
 
-    weight: Float[Tensor, "C M"]
-    bias: Float[Tensor, " C"]
+    tail: LinearTail
     train: tuple[Activations, Labels]
     select: tuple[Activations, Labels]
     test: tuple[Activations, Labels]
@@ -84,23 +84,21 @@ class Method(NamedTuple):
 
 def methods(reader: Reader) -> list[Method]:
     """All methods; the first is the one that the others are compared with."""
-    weight, bias = reader.weight, reader.bias
-    rows = rank_one_rows(*reader.train, len(weight))
+    tail = reader.tail
+    rows = rank_one_rows(*reader.train, len(tail))
 
     def along(logits: Callable[..., Tensor]) -> Callable[[int, Tensor], LogitsAt]:
         """A method that follows a direction, whichever class it is of."""
-        return lambda _, direction: lambda block, strengths: logits(weight, bias, block, direction, strengths)
+        return lambda _, direction: lambda block, strengths: logits(tail, block, direction, strengths)
 
     def rank_one(k: int, _: Tensor) -> LogitsAt | None:
         if bool(rows[k].isnan().any()):
             return None
-        return lambda block, strengths: rank_one_logits(weight, bias, block, rows[k], k, strengths)
+        return lambda block, strengths: rank_one_logits(tail, block, rows[k], k, strengths)
 
     def lower_bias(k: int, _: Tensor) -> LogitsAt:
-        own = F.one_hot(torch.tensor(k), len(weight)).to(weight.dtype)
-        return lambda block, strengths: (
-            block @ weight.T + bias - strengths.to(weight.dtype)[:, None, None] * own  # [K, n, C]
-        )
+        own = F.one_hot(torch.tensor(k), len(tail)).to(tail.weight.dtype)
+        return lambda block, strengths: tail(block) - strengths.to(own.dtype)[:, None, None] * own  # [K, n, C]
 
     return [
         Method(GATE, True, along(edited_logits)),
@@ -119,12 +117,12 @@ def at_matched_effect(reader: Reader, logits_at: LogitsAt | None, own: int) -> d
         classes, NaN if not reached: ``lost``, the part of ``drift`` that is a loss of accuracy, and ``kl``, from the
         original's predictive distribution, in nats.
     """
-    chosen = logits_at or (lambda block, _: (block @ reader.weight.T + reader.bias)[None])
+    chosen = logits_at or (lambda block, _: reader.tail(block)[None])
 
     def measure(
         images: tuple[Activations, Labels], strengths: Float[ndarray, " K"]
     ) -> tuple[Float[ndarray, "K C"], Float[ndarray, "K C"]]:
-        found = strength_curves(reader.weight, reader.bias, *images, chosen, torch.from_numpy(strengths))
+        found = strength_curves(reader.tail, *images, chosen, torch.from_numpy(strengths))
         return found[0].numpy(), found[1].numpy()
 
     strengths = COARSE if logits_at else COARSE[:1]
@@ -140,7 +138,7 @@ def at_matched_effect(reader: Reader, logits_at: LogitsAt | None, own: int) -> d
     edit = edit_at(strengths, accuracy, own, alpha)
     found = {"lost": math.nan, "kl": math.nan}
     if edit.reached:
-        others = [k for k in range(len(reader.weight)) if k != own and not np.isnan(accuracy[0, k])]
+        others = [k for k in range(len(reader.tail)) if k != own and not np.isnan(accuracy[0, k])]
         found["lost"] = float(np.mean([max(0.0, accuracy[0, k] - accuracy[1, k]) for k in others] or [0.0]))
         found["kl"] = float(np.mean([kl[1, k] for k in others] or [0.0]))
     return {**edit._asdict(), **found}

@@ -145,7 +145,7 @@ def _strengths(found: Testbed) -> str:
 
 def _never(found: Testbed, positive: bool) -> float:
     """Share of images with an infinite α_logit, of the classes with a positive bias or the others."""
-    biases = dict(zip(found.study.classes, found.study.head[1].tolist(), strict=True))
+    biases = dict(zip(found.study.classes, found.study.tail.bias.tolist(), strict=True))
     images = found.images[[(biases[name] > 0) == positive for name in found.images["class"]]]
     return float(np.isinf(images["logit_exact"]).mean()) if len(images) else float("nan")
 
@@ -188,7 +188,7 @@ def _checks(found: Testbed) -> str:
         parts.append(f"{int(same.sum())} of {len(same)} images for α_{criterion}")
     again = found.shares["flip_exact"] - found.shares["predicted"]
     most = found.shares.loc[again.abs().idxmax()]
-    last = found.study.classes[int(found.study.head[1].argmax())]
+    last = found.study.classes[int(found.study.tail.bias.argmax())]
     agrees = found.network["agrees"]
     return (
         f"A scan of {len(SCAN)} strengths with bisection finds the exact value, to 1 part in a million, for "

@@ -11,6 +11,7 @@ from scipy import stats
 from torch import Tensor
 
 from experiments.compare import margins
+from salve.backbones.tail import LinearTail
 from salve.diagnosis.critical import Criterion
 from salve.editing import gates
 
@@ -73,8 +74,7 @@ def closing(
 
 
 def numerical(
-    weight: Float[Tensor, "C M"],
-    bias: Float[Tensor, " C"],
+    tail: LinearTail,
     activations: Float[Tensor, "N M"],
     contribution: Float[Tensor, " M"],
     labels: Int[Tensor, " N"],
@@ -86,16 +86,17 @@ def numerical(
     It knows nothing of the logits' form, and misses a class that gives way and recovers between two strengths.
 
     Args:
-        weight, bias: the reader. activations: at the site. contribution: of the latent. labels: the class of each image
+        tail: of the site. activations: at the site. contribution: of the latent. labels: the class of each image
         to watch. criterion: as in :func:`salve.diagnosis.critical_strength`. scan: rising strengths.
 
     Returns:
         float64; +inf where the class holds throughout the scan.
     """
-    weight, bias, activations, contribution = (t.double() for t in (weight, bias, activations, contribution))
+    tail = LinearTail(tail.weight.double(), tail.bias.double())
+    activations, contribution = activations.double(), contribution.double()
 
     def holds(gated: Float[Tensor, "N M"]) -> Bool[Tensor, " N"]:
-        logits = gated @ weight.T + bias
+        logits = tail(gated)
         return (margins(logits, labels) if criterion == "flip" else logits.gather(1, labels[:, None])[:, 0]) > 0
 
     first = torch.full((len(labels),), len(scan))

@@ -28,7 +28,7 @@ def contribution_of(run: SAERun, name: str) -> Tensor:
 def rows_of(study: Study, run: SAERun) -> pd.DataFrame:
     """One row per test image of a class that has a latent: ``images.csv`` of stage ``diagnose``, and the fields of
     :class:`experiments.salve2025.critical.measures.Closing` for α_logit."""
-    weight, _ = study.head
+    weight = study.tail.weight
     parts = []
     for name, images in run.found.table("diagnose", "images.csv").groupby("class", sort=False):
         activations = study.test.activations[images["image"].tolist()].double()
@@ -43,13 +43,13 @@ def rows_of(study: Study, run: SAERun) -> pd.DataFrame:
 
 def solved(study: Study, run: SAERun, images: pd.DataFrame) -> pd.DataFrame:
     """``images`` with columns ``logit_numerical`` and ``flip_numerical``."""
-    weight, bias = study.head
+    tail = study.tail
     parts = []
     for name, rows in images.groupby("class", sort=False):
         at, vector = rows["image"].tolist(), contribution_of(run, str(name))
         activations, labels = study.test.activations[at], study.test.labels[at]
         columns = {
-            f"{criterion}_numerical": numerical(weight, bias, activations, vector, labels, criterion).numpy()
+            f"{criterion}_numerical": numerical(tail, activations, vector, labels, criterion).numpy()
             for criterion in ("logit", "flip")
         }
         parts.append(rows.assign(**columns))
@@ -61,13 +61,13 @@ def shares_of(study: Study, run: SAERun, images: pd.DataFrame) -> pd.DataFrame:
 
     Columns: one for each of ``METHODS``; ``predicted``: the share that the edited head no longer classifies rightly.
     """
-    weight, bias = study.head
+    tail = study.tail
     alphas = list(run.settings["edit.alpha"])
     parts = []
     for name, rows in images[images["correct"]].groupby("class", sort=False):
         at = rows["image"].tolist()
         labels = study.test.labels[at]
-        logits = edited_logits(weight, bias, study.test.activations[at], contribution_of(run, str(name)), alphas)
+        logits = edited_logits(tail, study.test.activations[at], contribution_of(run, str(name)), alphas)
         lost = (logits.argmax(dim=2) != labels).double().mean(dim=1).numpy()
         columns = {method: given_way(rows[method], alphas) for method in METHODS}
         parts.append(pd.DataFrame({"class": name, "alpha": alphas, **columns, "predicted": lost}))
@@ -97,7 +97,7 @@ def edited_outputs(
     model: nn.Module, site: Site, image: Float[Tensor, "3 H W"], gate: Float[Tensor, "K M"]
 ) -> Float[Tensor, "K C"]:
     """Logits of the network whose readers' weights are scaled by each gate; all of the network is run each time."""
-    weights = {f"{reader}.weight": model.get_submodule(reader).weight for reader in site.readers}
+    weights = {reader.weight: model.get_parameter(reader.weight) for reader in site.readers}
     found = []
     with torch.inference_mode():
         for one in gate:

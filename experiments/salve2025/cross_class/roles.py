@@ -19,6 +19,7 @@ from torch import Tensor
 from experiments.compare import CONFIDENCE, accuracy_at, margins, strength_to
 from experiments.runs import SPLITS, SAERun, Study
 from salve.activations import Captured
+from salve.backbones.tail import LinearTail
 from salve.editing import gate
 from salve.editing.curves import edit_curves
 from salve.editing.verdict import LIMITS
@@ -68,11 +69,9 @@ def counting(means: Float[Tensor, "C d"], threshold: float) -> tuple[list[str], 
     return found, depends
 
 
-def gated_logits(
-    weight: Float[Tensor, "C M"], bias: Float[Tensor, " C"], activations: Activations, gate: Contribution
-) -> Float[Tensor, "N C"]:
+def gated_logits(tail: LinearTail, activations: Activations, gate: Contribution) -> Float[Tensor, "N C"]:
     """Logits behind a gate ``[M]`` on the activations."""
-    return activations @ (weight * gate).T + bias
+    return activations @ (tail.weight * gate).T + tail.bias
 
 
 #: Losses and gains of accuracy from which on a class falls and rises.
@@ -223,11 +222,11 @@ class Reading:
     @cached_property
     def curves(self) -> dict[Split, dict[int, NDArray[np.float64]]]:
         """By split and latent in use, accuracy ``[K, C]`` at ``ALPHAS``."""
-        weight, bias = self.study.head
-        alphas = torch.tensor(ALPHAS, dtype=weight.dtype)
+        tail = self.study.tail
+        alphas = torch.tensor(ALPHAS, dtype=tail.weight.dtype)
         return {
             split: {
-                latent: edit_curves(weight, bias, *self._images(split), self.column(latent), alphas)[0].numpy()
+                latent: edit_curves(tail, *self._images(split), self.column(latent), alphas)[0].numpy()
                 for latent in self.in_use
             }
             for split in SPLITS
@@ -289,10 +288,10 @@ class Reading:
 
     def roles(self, shared: Shared, split: Split = "test") -> Roles:
         """What the classes do when a shared latent is suppressed at its strength, on the images of a split."""
-        weight, bias = self.study.head
+        tail = self.study.tail
         (activations, labels), classes = self._images(split), len(self.study.classes)
-        first = gated_logits(weight, bias, activations, torch.ones(weight.shape[1]))
-        last = gated_logits(weight, bias, activations, gate(self.column(shared.latent), shared.alpha))
+        first = gated_logits(tail, activations, torch.ones(tail.weight.shape[1]))
+        last = gated_logits(tail, activations, gate(self.column(shared.latent), shared.alpha))
         before, after = first.argmax(dim=1), last.argmax(dim=1)
         gain = margins(last, labels) - margins(first, labels)
         nothing = torch.zeros_like(gain)
@@ -316,9 +315,9 @@ class Reading:
         activations, labels = activations[labels == k], labels[labels == k]
         if own < 0 or not len(labels):
             return nothing
-        (weight, bias), (choosing, known) = self.study.head, self._images("select")
-        alphas = torch.tensor(ALPHAS, dtype=weight.dtype)
-        curve = edit_curves(weight, bias, choosing[known == k], known[known == k], self.column(own), alphas)[0][:, k]
+        tail, (choosing, known) = self.study.tail, self._images("select")
+        alphas = torch.tensor(ALPHAS, dtype=tail.weight.dtype)
+        curve = edit_curves(tail, choosing[known == k], known[known == k], self.column(own), alphas)[0][:, k]
         half = strength_to(np.array(ALPHAS), curve.numpy(), float(curve[0]) / 2)
         if not math.isfinite(half):
             return nothing
@@ -327,7 +326,7 @@ class Reading:
         def right(*more: Tensor) -> float:
             """Accuracy behind further gates."""
             together = torch.stack([halved, *more]).prod(dim=0)
-            return float((gated_logits(weight, bias, activations, together).argmax(dim=1) == labels).double().mean())
+            return float((gated_logits(tail, activations, together).argmax(dim=1) == labels).double().mean())
 
         others = [right(gate(self.column(latent), self.alphas[latent])) for latent in self._others(shared.classes)]
         alone = right()

@@ -194,8 +194,8 @@ def strengths_of(study: Study) -> pd.DataFrame:
 
     table = pd.concat([column(run) for run in study.runs], axis=1)
     images = torch.tensor(table.index.get_level_values("image").to_numpy(int))
-    weight, bias = study.head
-    logits = study.test.activations[images] @ weight.T + bias
+    tail = study.tail
+    logits = tail(study.test.activations[images])
     table.insert(0, "margin", margins(logits, study.test.labels[images]).numpy())
     return table.reset_index()
 
