@@ -24,7 +24,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from salve.activations.capture import capture
+from salve.activations.capture import capture, read_vectors
 from salve.backbones import Site, find_site, load_backbone, preset
 from salve.data import ConceptsData, ImageData, ImagenetteData
 from salve.types import Split
@@ -47,7 +47,7 @@ def images() -> ImageData:
 def captured(model: nn.Module, site: Site, count: int, batches: Batches, device: torch.device) -> None:
     """Capture into a new folder, as the stage does."""
     with tempfile.TemporaryDirectory() as folder:
-        capture(model, site, count, batches, Path(folder), SPLIT, device)
+        capture(partial(read_vectors, model, site), site.name, count, batches, Path(folder), SPLIT, device)
 
 
 @torch.inference_mode()
@@ -77,7 +77,7 @@ def compare(console: Console, name: str, data: ImageData, count: int, rounds: in
     data.bind(preset(library, model_name, "random", model, data.native_size, preprocess).preprocess)
     plain = model.to(device).eval()
     last = copy.deepcopy(plain).to(memory_format=torch.channels_last)
-    ours, site = copy.deepcopy(plain), find_site(plain, "last")
+    ours, site = copy.deepcopy(last), find_site(plain, "last")
 
     def loaded(rows: Sequence[int]) -> Iterable[tuple[Tensor, Tensor]]:
         return data.loader(SPLIT, indices=rows)

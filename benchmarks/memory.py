@@ -21,6 +21,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +32,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from salve.activations import Shards
-from salve.activations.capture import SHARD_ROWS, capture
+from salve.activations.capture import SHARD_ROWS, capture, read_vectors
 from salve.artifacts import Artifact, Store, save_tensors
 from salve.backbones import Site
 from salve.backbones.site import Reader
@@ -149,7 +150,8 @@ def captured(folder: Path, rows: int) -> Took:
             yield torch.rand(count, 3, 8, 8), torch.zeros(count, dtype=torch.long)
 
     before, start = address_space("VmSize"), time.perf_counter()
-    capture(model, site, rows, batches, folder, "train", torch.device("cpu"))
+    read = partial(read_vectors, model, site)
+    capture(read, site.name, rows, batches, folder, "train", torch.device("cpu"))
     took = time.perf_counter() - start
     written = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     assert written >= rows * WIDTH * 4, "not all rows are on the disk"

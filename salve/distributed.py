@@ -4,8 +4,10 @@ A row's random draws, such as its augmentation, depend only on the epoch and the
 or on what it loaded before.
 """
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, distributed
@@ -15,11 +17,36 @@ from torch.utils.data import BatchSampler, Dataset, RandomSampler, Sampler, Sequ
 _SEEDS = 2**32
 
 
+class Ranks(Protocol):
+    """Call a function on every rank at once; see :class:`salve.processes.ranks.Ranks`."""
+
+    @property
+    def several(self) -> bool: ...
+
+    @property
+    def devices(self) -> list[torch.device]: ...
+
+    def __call__(self, work: Callable[..., Any], /, *args: Any) -> Any: ...
+
+
 def rank_and_world_size() -> tuple[int, int]:
-    """This process's rank and the number of ranks; (0, 1) outside a process group."""
-    if distributed.is_available() and distributed.is_initialized():
+    """This process's rank and the number of ranks; (0, 1) outside a process group, and in :func:`alone`."""
+    if distributed.is_available() and distributed.is_initialized() and not _alone.get():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """In this context the batches of a rank are whole, as if there were no other."""
+    reset = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(reset)
+
+
+_alone = ContextVar("_alone", default=False)
 
 
 class RankBatches(Sampler[list[int]]):

@@ -189,6 +189,17 @@ class SAESettings:
 
 
 @dataclass
+class CaptureSettings:
+    """What is kept of a map; a vector site has one activation for each image, which is kept.
+
+    Attributes:
+        positions: of each image at most, drawn at random; SAEs are trained on them.
+    """
+
+    positions: Annotated[int, ABOVE_ZERO]
+
+
+@dataclass
 class DiscoverSettings:
     """How latents are read.
 

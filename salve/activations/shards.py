@@ -72,33 +72,42 @@ AnyRows: TypeAlias = Tensor | Shards
 
 @dataclass(frozen=True, eq=False)
 class Captured:
-    """Activations of a split and its labels, in the order of the data; unpacks into rows and labels.
+    """Activations of a split and its labels, in the order of the data; unpacks into rows and the labels of rows.
 
     Attributes:
-        rows: ``[N, M]``, in memory or on disk. labels: ``[N]``, in memory.
+        rows: ``[N p, M]``, in memory or on disk: the ``p`` rows of an image are neighbours.
+        labels: ``[N]`` of the images, in memory.
+        sampled: ``p``, rows of each image: 1 at a vector site, at a map the positions that were kept.
     """
 
     rows: AnyRows
     labels: Tensor
+    sampled: int = 1
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __iter__(self) -> Iterator[AnyRows]:
-        return iter((self.rows, self.labels))
+        return iter((self.rows, self.row_labels))
+
+    @property
+    def row_labels(self) -> Tensor:
+        """Labels of the rows ``[N p]``: each row has its image's."""
+        return self.labels if self.sampled == 1 else self.labels.repeat_interleave(self.sampled)
 
     @cached_property
     def activations(self) -> Tensor:
-        """All rows ``[N, M]`` in memory; they are kept there."""
+        """All rows ``[N p, M]`` in memory; they are kept there."""
         return self.rows[:]
 
 
 def load_captured(folder: Path, split: str) -> Captured:
     """A captured split: its labels in memory, its rows on disk."""
     paths = sorted(folder.glob(f"{split}-*.safetensors"))
-    labels = []
+    parts = []
     for path in paths:
         with safe_open(path, framework="pt") as file:
             # Cloned, since a view would keep the file mapped.
-            labels.append(file.get_tensor("labels").clone())
-    return Captured(Shards(paths), torch.cat(labels))
+            parts.append(file.get_tensor("labels").clone())
+    rows, labels = Shards(paths), torch.cat(parts)
+    return Captured(rows, labels, len(rows) // len(labels))

@@ -1,6 +1,6 @@
 """Ranks: several processes that do one training, a leader and its followers.
 
-The leader runs everything: it alone reads settings, runs stages, writes artifacts and logs. For training and for
+The leader runs everything: it alone reads settings, runs stages, writes artifacts and logs. For capture, training and
 measuring it sends pieces of work (a function and its arguments) to its followers, and all ranks do each piece together
 in a process group. Followers are started from outside, by torchrun or as the tasks of a SLURM step, or by the leader.
 """
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import torch
 from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from torch import distributed
 
@@ -51,6 +52,15 @@ class Ranks:
     def several(self) -> bool:
         """Whether there are other ranks."""
         return self._followers is not None
+
+    @property
+    def devices(self) -> list[torch.device]:
+        """The device of each rank of a node."""
+        if self.accelerator == "cpu":
+            return [torch.device("cpu")] * self.local_size
+        return [
+            torch.device(self.accelerator, index) for index in (self.gpus or range(self.local_size))[: self.local_size]
+        ]
 
     def __call__(self, work: Callable[..., T], *args: Any) -> T:
         """Call ``work(*args)`` on every rank at once.

@@ -161,7 +161,7 @@ def train_together(configs: Sequence[Config], console: Console, gpus: list[int] 
         context = build_context(first, store, lambda _: DummyLogger(), console, ranks)
         try_out(first, context)
         classifier = finetune(context, first.finetune)
-        activations = capture(context, classifier)
+        activations = capture(context, first.capture, classifier)
         saes = train_saes(context, [config.sae for config in configs], classifier, activations)
     return {sae.key for sae in saes if not sae.reused}
 
@@ -191,7 +191,7 @@ def _run_stages(config: Config, context: StageContext) -> dict[str, Artifact]:
     behind = bool(wanted - {"finetune", "report"})
     base = ("classifier", "activations", "sae", "features")
     step("classifier", behind or "finetune" in wanted, lambda c: finetune(c, config.finetune))
-    step("activations", behind, lambda c: capture(c, *inputs("classifier")))
+    step("activations", behind, lambda c: capture(c, config.capture, *inputs("classifier")))
     step("sae", behind, lambda c: train_sae(c, config.sae, *inputs(*base[:2])))
     step("features", behind, lambda c: read_features(c, config.discover, *inputs(*base[:3])))
     step("validate", "validate" in wanted, lambda c: validate(c, config.validate, *inputs(*base)))

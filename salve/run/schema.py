@@ -26,6 +26,7 @@ from salve.run.allowed import (
 from salve.run.explain import list_of_choices, no_setting
 from salve.settings import (
     BackboneSettings,
+    CaptureSettings,
     DiscoverSettings,
     EditSettings,
     FinetuneSettings,
@@ -163,6 +164,7 @@ class Config:
     backbone: BackboneSettings = MISSING
     finetune: FinetuneSettings = MISSING
     sae: SAESettings = MISSING
+    capture: CaptureSettings = MISSING
     discover: DiscoverSettings = MISSING
     validate: ValidateSettings = MISSING
     edit: EditSettings = MISSING

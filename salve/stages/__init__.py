@@ -2,6 +2,7 @@
 
 from salve.settings import (
     BackboneSettings,
+    CaptureSettings,
     DiscoverSettings,
     EditSettings,
     FinetuneSettings,
@@ -18,6 +19,7 @@ from salve.stages.validate import validate
 
 __all__ = [
     "BackboneSettings",
+    "CaptureSettings",
     "DiscoverSettings",
     "EditSettings",
     "FinetuneSettings",

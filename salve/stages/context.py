@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -18,19 +18,11 @@ from salve.backbones.cut import Cut
 from salve.backbones.graph import NetworkGraph
 from salve.backbones.sites import adopt_graph
 from salve.data.base import ImageData
+from salve.distributed import Ranks
 from salve.sae import SAE, load_sae
 from salve.settings import BackboneSettings
 
 MakeTrainer = Callable[[str, int, list[Callback]], pl.Trainer]
-
-
-class Ranks(Protocol):
-    """Call a function on every rank at once; see :class:`salve.processes.ranks.Ranks`."""
-
-    @property
-    def several(self) -> bool: ...
-
-    def __call__(self, work: Callable[..., Any], /, *args: Any) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -44,7 +36,7 @@ class StageContext:
         trainer: ``trainer(stage, max_epochs, callbacks)`` makes a Trainer with the run's devices and logger.
         device: of forward passes outside a Trainer.
         progress: see :func:`salve.activations.captured`.
-        ranks: the processes that train and test. Everything else runs on the first one only.
+        ranks: the processes that capture, train and test. Everything else runs on the first one only.
         memory: GiB of activations that a process may hold while it trains on them.
         precision: of fine-tuning, as Lightning names it; part of a classifier's key.
         preprocessing: of the images, in words.
@@ -136,11 +128,11 @@ class StageContext:
         width = activations.record("activations.json")["width"]
         return load_sae(sae.file("sae.safetensors"), width=width, backbone=self.backbone.name, site=self.layer)
 
-    def shuffled_within(self, images: int, width: int, batch_size: int) -> int | None:
+    def shuffled_within(self, count: int, width: int, batch_size: int) -> int | None:
         """Choose between training from memory and from disk.
 
         Args:
-            images: of all splits together. width: ``M``. batch_size: rows of a batch.
+            count: rows of all splits together. width: ``M``. batch_size: rows of a batch.
 
         Returns:
             None if the activations fit into :attr:`memory` twice, since scaling them makes a copy. Otherwise the number
@@ -148,7 +140,7 @@ class StageContext:
             two such blocks may be held at once.
         """
         memory, row = self.memory * 2**30, 4 * width
-        if 2 * images * row <= memory:
+        if 2 * count * row <= memory:
             return None
         return batch_size * max(1, int(memory // (3 * row * batch_size)))
 

@@ -14,15 +14,19 @@ from salve.data.base import ConceptTruth
 from salve.features import ClassMeans, ClassPurity, concept_detectors, kinds, margins, select_latents, shares
 from salve.metrics import ActivationHistogram, LatentUsage, per_class_accuracy
 from salve.sae import SAE
-from salve.settings import DiscoverSettings
+from salve.settings import CaptureSettings, DiscoverSettings
 from salve.stages.context import StageContext, settings_of_key
 from salve.stages.measure import blocks
 
 
-def capture(context: StageContext, classifier: Artifact) -> Artifact:
+def capture(context: StageContext, settings: CaptureSettings, classifier: Artifact) -> Artifact:
     """Capture the activations at the site: artifact ``activations``."""
     model, site = context.model(classifier)
-    return captured(context.store, model, site, context.data, context.device, context.progress)
+    return captured(
+        *(context.store, model, site, context.data, context.ranks, context.progress),
+        sampled=settings.positions,
+        seed=context.seed,
+    )
 
 
 def read_features(

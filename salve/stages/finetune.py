@@ -95,7 +95,7 @@ def _train_head(
 ) -> None:
     """Train the head alone, on captured activations; ``within``: rows to shuffle at a time if read from disk."""
     site = find_site(model, "last")
-    activations = captured(context.store, model, site, context.data, context.device, context.progress)
+    activations = captured(context.store, model, site, context.data, context.ranks, context.progress)
     train, select = (load_captured(activations.path, split) for split in ("train", "select"))
     head = model.cpu().get_submodule(site.readers[0].path).train()
     size = context.data.batch_size

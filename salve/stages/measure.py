@@ -26,7 +26,7 @@ AT_ONCE = 1 << 22
 def blocks(split: Captured, columns: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Activations and labels in blocks of rows, in order, small enough for arrays ``[rows, columns]`` of them."""
     rows = max(1, AT_ONCE // max(columns, split.rows.shape[1]))
-    yield from zip(split.rows.split(rows), split.labels.split(rows), strict=True)
+    yield from zip(split.rows.split(rows), split.row_labels.split(rows), strict=True)
 
 
 def check_activations(split: Captured, of: str) -> tuple[float, float]:
@@ -43,7 +43,7 @@ def check_activations(split: Captured, of: str) -> tuple[float, float]:
     for activations, _ in blocks(split, 1):
         total += activations.sum(dim=0, dtype=torch.float64)
         squares += activations.double().square().sum(dim=0)
-    mean, square = total / len(split.labels), float(squares.sum()) / len(split.labels)
+    mean, square = total / len(split.rows), float(squares.sum()) / len(split.rows)
     variance = square - float(mean.square().sum())
     if not variance > _CONSTANT * square:
         raise UserError(
@@ -105,7 +105,7 @@ def measure_sae(
     use, mean = LatentUsage(size, sae.firing_threshold), torch.zeros(sae.width, dtype=torch.float64)
     for activations, _ in blocks(train, size):
         use.update(sae.encode(activations), activations)
-        mean += activations.sum(dim=0, dtype=torch.float64) / len(train.labels)
+        mean += activations.sum(dim=0, dtype=torch.float64) / len(train.rows)
     zero_logits, mean_logits = tail.bias[None], tail(mean.to(tail.weight.dtype))  # [1, C]
     on_train = use.compute()
     measures = {name: on_train[name] for name in ("dead_fraction", "almost_dead_fraction", "dense_fraction")}

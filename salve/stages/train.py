@@ -81,7 +81,7 @@ def train_saes(
         raise UserError("SAEs are trained together on one device; set trainer.devices=1, or sae.ensemble=1.")
 
     train, select, test = (context.activations(activations, split) for split in ("train", "select", "test"))
-    within = context.shuffled_within(len(train) + len(select), train.rows.shape[1], settings[0].batch_size)
+    within = context.shuffled_within(len(train.rows) + len(select.rows), train.rows.shape[1], settings[0].batch_size)
     if within and len(settings) > 1:
         log.info("The activations do not fit into memory (trainer.memory): SAEs are trained one by one.")
         return [train_sae(context, one, classifier, activations) for one in settings]
@@ -112,7 +112,7 @@ def _train_alone(
     sae = inputs.untrained(settings)
     schedule = _schedule(settings, len(inputs.rows))
     data = ActivationsData(
-        inputs.rows, inputs.select_rows, inputs.select.labels, schedule, settings.seed, inputs.within
+        inputs.rows, inputs.select_rows, inputs.select.row_labels, schedule, settings.seed, inputs.within
     )
     module = SparseAutoencoder(
         sae,
@@ -143,7 +143,7 @@ def _train_together(
     common = next(iter(wanted.values()))
     members = [Member(inputs.untrained(one), one.sparsity, one.seed) for one in wanted.values()]
     schedule = _schedule(common, len(inputs.rows))
-    data = WholeData(inputs.rows, inputs.select_rows, inputs.select.labels, schedule)
+    data = WholeData(inputs.rows, inputs.select_rows, inputs.select.row_labels, schedule)
     ensemble = SAEEnsemble(
         members,
         schedule,

@@ -29,6 +29,7 @@ from salve.distributed import rank_and_world_size
 from salve.editing import edited_logits
 from salve.metrics import fraction_of_variance_explained
 from salve.processes.followers import Followers
+from salve.processes.ranks import Ranks
 from salve.sae import SAE, VARIANTS, Member, SAEEnsemble, SparseAutoencoder, make_sae
 from salve.saliency import grad_fam, maximise
 from salve.stages.training import quiet_lightning
@@ -202,7 +203,9 @@ def test_bf16_fine_tunes_to_what_float32_does(run: Run, tmp_path: Path) -> None:
 def test_captured_activations_are_the_networks(tmp_path: Path) -> None:
     model, data = classifier(), Noise()
     on_cpu = copy.deepcopy(model)
-    artifact = captured(Store(tmp_path), model.to(DEVICE), find_site(model, "last"), data, DEVICE, no_progress)
+    artifact = captured(
+        Store(tmp_path), model.to(DEVICE), find_site(model, "last"), data, Ranks(DEVICE.type), no_progress
+    )
     for split in ("train", "select", "test"):
         images, labels = (torch.cat(parts) for parts in zip(*data.loader(split), strict=True))
         stored = load_captured(artifact.path, split)

@@ -104,6 +104,7 @@ CHANGES: dict[str, tuple[str, str]] = {
 #: Settings that a run's key depends on and no artifact's, or that this backbone, data and SAE do not have.
 NOT_IN_ANY: dict[str, str] = {
     "stages": "which artifacts there are, not what is in them",
+    "capture.positions": "this backbone's site is a vector",
     "layer": "this backbone has one site only; activations of another have its name in their key",
     "data._target_": "another class has other settings",
     "backbone.library": "torchvision has no model of this name",

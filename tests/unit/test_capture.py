@@ -17,9 +17,9 @@ from salve.artifacts import DONE, Artifact, Store, load_tensors
 from salve.backbones import find_site, site_activations
 from salve.data.base import ImageData, RawImages
 from salve.data.transforms import Preprocess
+from salve.processes.ranks import Ranks
 from salve.types import Labels, Split, UserError
 
-CPU = torch.device("cpu")
 PREPROCESS = Preprocess(size=16, resize=None, mean=(0, 0, 0), std=(0.25, 0.25, 0.25))
 COUNTS: dict[Split, int] = {"train": 11, "select": 3, "test": 5}
 
@@ -78,7 +78,7 @@ class Count:
 
 
 def run(store: Store, model: nn.Module, data: ImageData | None = None, progress: Callable = no_progress) -> Artifact:
-    return captured(store, model, find_site(model, "last"), data or Noise(), CPU, progress)
+    return captured(store, model, find_site(model, "last"), data or Noise(), Ranks("cpu"), progress)
 
 
 def in_order(data: ImageData, split: Split) -> list[tuple[Tensor, int]]:

@@ -18,7 +18,7 @@ from tests.unit.test_tryout import built
 def testbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, StageContext, Artifact, Artifact]:
     config, context = built(tmp_path_factory.mktemp("store"), "finetune.epochs=1", "sae.steps=10", "sae.batch_size=8")
     classifier = finetune(context, config.finetune)
-    return config, context, classifier, capture(context, classifier)
+    return config, context, classifier, capture(context, config.capture, classifier)
 
 
 def left_of(store: Path) -> set[str]:

@@ -48,9 +48,10 @@ def four_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Alone:
-    """The ranks of a context that has one."""
+    """The ranks of a context that has one, or says that it has several."""
 
-    several = False
+    def __init__(self, several: bool = False) -> None:
+        self.several, self.devices = several, [torch.device("cpu")]
 
     def __call__(self, work: Callable[..., Any], /, *args: Any) -> Any:
         return work(*args)
@@ -371,10 +372,8 @@ def test_a_killed_ensemble_with_thresholds_and_dead_latents_ends_with_the_same_b
 
 def test_several_devices_are_refused(tmp_path: Path) -> None:
     context, *inputs = context_and_inputs(tmp_path)
-    ranks = Alone()
-    ranks.several = True
     with pytest.raises(UserError, match="one device"):
-        train_saes(replace(context, ranks=ranks), [SETTINGS, replace(SETTINGS, seed=1)], *inputs)
+        train_saes(replace(context, ranks=Alone(several=True)), [SETTINGS, replace(SETTINGS, seed=1)], *inputs)
 
 
 # The choice of batch_topk depends on all rows; tests/unit/test_sae_ranks.py has real ranks.

@@ -6,6 +6,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from salve.activations import ActivationsData, Captured, Schedule, Shards, load_captured, shards
-from salve.activations.capture import capture
+from salve.activations.capture import capture, read_vectors
 from salve.activations.rows import StreamedBatches, rows_loader
 from salve.artifacts import save_tensors
 from salve.backbones import Site
@@ -240,8 +241,7 @@ def test_what_is_held_is_at_most_what_is_allowed(times: float, tmp_path: Path) -
     assert within == batch or 3 * within * width * 4 <= times * needed < 3 * (within + batch) * width * 4
 
 
-def test_a_capture_holds_as_much_however_many_shards_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("salve.activations.capture.SHARD_ROWS", 20)
+def test_a_capture_holds_as_much_however_many_shards_there_are(tmp_path: Path) -> None:
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
     alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
     most: dict[int, int] = {}
@@ -255,17 +255,10 @@ def test_a_capture_holds_as_much_however_many_shards_there_are(tmp_path: Path, m
 
     held: weakref.WeakSet[Tensor] = weakref.WeakSet()
     model[1].register_forward_hook(lambda _, __, output: held.add(output))
+    read = partial(read_vectors, model, Site("h", (Reader("2.weight"),), 4))
     for count in (40, 400):
         (tmp_path / str(count)).mkdir()
-        capture(
-            model,
-            Site("h", (Reader("2.weight"),), 4, map="0"),
-            count,
-            batches,
-            tmp_path / str(count),
-            "train",
-            torch.device("cpu"),
-        )
+        capture(read, "h", count, batches, tmp_path / str(count), "train", torch.device("cpu"), images_per_shard=20)
         assert len(load_captured(tmp_path / str(count), "train")) == count
     assert most[400] == most[40] <= 20 + 2 * 5
 
