@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from salve.activations import Shards
+from salve.activations import Shards, load_captured
 from salve.activations.capture import SHARD_ROWS, capture, read_vectors
 from salve.artifacts import Artifact, Store, save_tensors
 from salve.backbones import Site
@@ -100,8 +100,8 @@ def drawn(store: Store, rows: int) -> Artifact:
     return store.get_or_make("activations", {"drawn": rows}, make)
 
 
-def address_space(field: str) -> float:
-    """MiB of address space; ``VmSize`` is mapped now, ``VmPeak`` the most that was."""
+def memory_of_process(field: str) -> float:
+    """MiB of this process: ``VmSize`` of its address space, ``VmRSS`` resident; ``VmPeak``, ``VmHWM`` the most."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(lines[field].split()[0]) / 1024
 
@@ -109,7 +109,7 @@ def address_space(field: str) -> float:
 @contextmanager
 def limited(allowed: float) -> Iterator[None]:
     """Allow so many MiB of address space more than now."""
-    most = int((address_space("VmSize") + allowed) * MIB)
+    most = int((memory_of_process("VmSize") + allowed) * MIB)
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (most, before[1]))
     try:
@@ -118,8 +118,8 @@ def limited(allowed: float) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-def train(store: Store, rows: int, epochs: int, memory: float) -> Took:
-    """Train an SAE on the drawn split; ``memory`` is ``trainer.memory`` in MiB."""
+def train(store: Store, activations: Artifact, epochs: int, memory: float) -> Took:
+    """Train an SAE on activations of :data:`WIDTH` channels; ``memory`` is ``trainer.memory`` in MiB."""
     clock, trainer_factory = Clock(), TrainerFactory("cpu", None, 1, "32-true", None, False)
 
     def make_trainer(stage: str, most: int, callbacks: list[pl.Callback]) -> pl.Trainer:
@@ -133,9 +133,10 @@ def train(store: Store, rows: int, epochs: int, memory: float) -> Took:
     )
     settings = SAESettings("topk", DICTIONARY, 0.0, 16, False, 3e-3, 256, steps=0, seed=0, ensemble=1, epochs=epochs)
     classifier = store.get_or_make("classifier", {}, lambda *_: None)
-    before = address_space("VmSize")
-    record = train_sae(context, settings, classifier, drawn(store, rows)).record("sae.json")
-    peak = address_space("VmPeak") - before
+    before = memory_of_process("VmSize")
+    record = train_sae(context, settings, classifier, activations).record("sae.json")
+    peak = memory_of_process("VmPeak") - before
+    rows = len(load_captured(activations.path, "train").rows)
     return Took(peak, rows * epochs / clock.took, record["fve"], record["shuffled_within"])
 
 
@@ -149,13 +150,13 @@ def captured(folder: Path, rows: int) -> Took:
             count = min(256, len(indices) - start)
             yield torch.rand(count, 3, 8, 8), torch.zeros(count, dtype=torch.long)
 
-    before, start = address_space("VmSize"), time.perf_counter()
+    before, start = memory_of_process("VmSize"), time.perf_counter()
     read = partial(read_vectors, model, site)
     capture(read, site.name, rows, batches, folder, "train", torch.device("cpu"))
     took = time.perf_counter() - start
     written = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     assert written >= rows * WIDTH * 4, "not all rows are on the disk"
-    return Took(address_space("VmPeak") - before, rows / took)
+    return Took(memory_of_process("VmPeak") - before, rows / took)
 
 
 def child(way: str, allowed: float, epochs: int, folder: Path) -> Took:
@@ -169,7 +170,8 @@ def child(way: str, allowed: float, epochs: int, folder: Path) -> Took:
         return took
     memory = allowed / 2 if way.startswith("streamed") else math.inf
     with tempfile.TemporaryDirectory(dir=folder) as warm:
-        train(Store(Path(warm)), 2 * SHARD_ROWS, 1, 8.0 if way.startswith("streamed") else math.inf)
+        warming = Store(Path(warm))
+        train(warming, drawn(warming, 2 * SHARD_ROWS), 1, 8.0 if way.startswith("streamed") else math.inf)
     # A store of its own, so that no way finds another's SAE.
     store = Store(folder / way.replace(" ", "-").replace(",", ""))
     store.root.mkdir()
@@ -177,7 +179,7 @@ def child(way: str, allowed: float, epochs: int, folder: Path) -> Took:
     # Memory that the warm-up left on the heap would not count towards the limit.
     ctypes.CDLL(None).malloc_trim(0)
     with limit:
-        return train(store, rows, epochs, memory)
+        return train(store, drawn(store, rows), epochs, memory)
 
 
 def rows_of(allowed: float) -> int:

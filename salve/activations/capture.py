@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -28,6 +29,9 @@ log = logging.getLogger(__name__)
 SHARD_ROWS = 2048
 #: Bytes of rows per file at a map, about: so many are in memory, twice while they are written.
 SHARD_BYTES = 32 * 2**20
+
+#: How long ranks wait for each other: one may find its shard there while another captures it. A dead one ends the wait.
+_WAIT = timedelta(hours=6)
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 
@@ -99,7 +103,7 @@ def capture(
         raise UserError(f"Rank {rank} does not see {folder}: all nodes need a disk that they share (output_dir).")
     size = images_per_shard or SHARD_ROWS
     # NCCL would need a GPU to meet.
-    group: Any = distributed.new_group(backend="gloo") if ranks > 1 else None
+    group: Any = distributed.new_group(backend="gloo", timeout=_WAIT) if ranks > 1 else None
     for start in range(0, count, ranks * size):
         of_round, own = (
             range(at, min(at + n, count)) for at, n in ((start, ranks * size), (start + rank * size, size))

@@ -3,10 +3,11 @@
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from salve.activations import Captured, captured, load_captured
+from salve.activations import ActivationsData, Captured, Schedule, captured, load_captured
 from salve.activations.capture import Read, capture, read_vectors, sampled_positions, shard_images
 from salve.artifacts import DONE, Artifact, Store, load_tensors, save_tensors
 from salve.backbones import Site, find_site
@@ -25,9 +26,11 @@ from salve.settings import TrainerSettings
 from salve.stages import train_sae
 from salve.stages.measure import check_activations, measure_sae
 from salve.types import UserError
+from tests.forks import forks
 from tests.unit.test_capture import COUNTS, PREPROCESS, Count, Noise, no_progress, small
 from tests.unit.test_sae_ensemble import CLASSES, SETTINGS, SmallContext, context_and_inputs
 
+CPU = torch.device("cpu")
 WIDTH, SIDE = 6, 4
 SITE = Site("conv2", ("conv2",), WIDTH, "")
 #: With four kept positions of six channels, shards of two images.
@@ -292,8 +295,65 @@ def test_a_capture_whose_rank_was_killed_goes_on_with_what_is_missing(
 
 def test_a_node_that_does_not_see_the_folder_is_told_so(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"Rank 0 does not see .*/nowhere: all nodes need a disk that they share"):
-        capture(pixels, "x", 1, lambda _: [], tmp_path / "nowhere", "train", torch.device("cpu"))
+        capture(pixels, "x", 1, lambda _: [], tmp_path / "nowhere", "train", CPU)
     assert rank_and_world_size() == (0, 1)
+
+
+# -- memory
+
+
+def wide(images: Tensor) -> Tensor:
+    """A map ``[n, 1024, 66]`` of images of 32 pixels."""
+    return images.flatten(2).transpose(1, 2).repeat(1, 1, 22)
+
+
+def in_batches(rows: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    for start in range(0, len(rows), 4):
+        count = min(4, len(rows) - start)
+        yield torch.rand(count, 3, 32, 32), torch.zeros(count, dtype=torch.long)
+
+
+def status(field: str) -> int:
+    """Bytes of this process's memory."""
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{field}:")]
+    return int(line.split()[1]) * 1024
+
+
+def stream(folder: Path, images: int) -> tuple[int, int]:
+    """Capture a map, and read it as a training does; returns the rows that were read, and bytes on the disk."""
+    folder.mkdir()
+    sample = partial(sampled_positions, 0, "train", 1024, 256)
+    size = shard_images(1024, 256, 66) // 32  # of a MiB
+    capture(wide, "x", images, in_batches, folder, "train", CPU, sample=sample, images_per_shard=size)
+    found = load_captured(folder, "train")
+    schedule = Schedule.of_epochs(len(found.rows), 256, 1)
+    data = ActivationsData(found.rows, found.rows, found.row_labels, schedule, block=2048)
+    read = sum(len(block.rows) for block in data.train_dataloader())
+    return read, sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def measured_stream(folder: Path, images: int, answer: Connection) -> None:
+    torch.set_num_threads(1)
+    stream(folder / "warm", 64)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = status("VmRSS")
+    answer.send((*stream(folder / "measured", images), status("VmHWM") - before))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a process's peak of memory")
+def test_a_map_of_twenty_times_the_memory_is_captured_and_read(tmp_path: Path) -> None:
+    images = 2000
+    context = forks()
+    here, there = context.Pipe()
+    process = context.Process(target=measured_stream, args=(tmp_path, images, there))
+    process.start()
+    there.close()
+    read, size, peak = here.recv()
+    process.join()
+    assert read == images * 256
+    assert size > images * 256 * 66 * 4
+    assert peak < size / 20
 
 
 # -- what is made of rows
