@@ -24,8 +24,8 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from salve.activations.capture import capture, read_vectors
-from salve.backbones import Site, find_site, load_backbone, preset
+from salve.activations.capture import capture
+from salve.backbones import Site, find_site, load_backbone, preset, site_activations
 from salve.data import ConceptsData, ImageData, ImagenetteData
 from salve.types import Split
 
@@ -47,7 +47,15 @@ def images() -> ImageData:
 def captured(model: nn.Module, site: Site, count: int, batches: Batches, device: torch.device) -> None:
     """Capture into a new folder, as the stage does."""
     with tempfile.TemporaryDirectory() as folder:
-        capture(partial(read_vectors, model, site), site.name, count, batches, Path(folder), SPLIT, device)
+        capture(
+            lambda images: site_activations(model, site, images)[:, None],
+            site.name,
+            count,
+            batches,
+            Path(folder),
+            SPLIT,
+            device,
+        )
 
 
 @torch.inference_mode()

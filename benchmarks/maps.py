@@ -6,6 +6,8 @@ A small network with a map of 8 × 8 positions and 512 channels looks at drawn i
 kept, through the stages' own code: data, loader, store and SAE. The peak is that of resident memory, over what there is
 once everything is imported and warm. Pages of a file count while the file is mapped. If the peak is above what is
 allowed, the run fails.
+
+    OMP_NUM_THREADS=1 python benchmarks/maps.py --rate   # the rate of the plan in docs/scale.md
 """
 
 import argparse
@@ -15,12 +17,13 @@ import logging
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import timm
 import torch
 from memory import CLASSES, MIB, WIDTH, memory_of_process, train
 from rich.console import Console
@@ -29,16 +32,17 @@ from torch import Tensor, nn
 from salve.activations import capture as shards
 from salve.activations import captured
 from salve.artifacts import Artifact, Store
-from salve.backbones import Site
+from salve.backbones import find_site
+from salve.backbones.cut import Cut
+from salve.backbones.sites import graph_of
 from salve.data import ImageData, Preprocess
 from salve.data.base import RawImages
 from salve.processes.ranks import Ranks
 from salve.types import Labels, Split
 
-SIDE, SAMPLED, PIXELS = 8, 32, 16
+SAMPLED, PIXELS = 32, 16
 #: Images of the select split, and of the test split.
 HELD_OUT = 256
-SITE = Site("readers", ("readers",), WIDTH, "")
 
 
 class Streamed(NamedTuple):
@@ -92,16 +96,12 @@ class Noise:
         return image, index % CLASSES
 
 
-def read(model: nn.Sequential, images: Tensor) -> Tensor:
-    """The map ``[n, 64, 512]`` that the last convolution reads."""
-    activations: Tensor = model[:2](images).flatten(2).transpose(1, 2)
-    return activations
-
-
-def network() -> nn.Sequential:
+def cut() -> Cut:
+    """A network cut at the map ``[n, 64, 512]`` that its last convolution reads."""
     torch.manual_seed(0)
     parts = nn.Conv2d(3, WIDTH, 2, 2), nn.ReLU(), nn.Conv2d(WIDTH, CLASSES, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
-    return nn.Sequential(*parts)
+    model = nn.Sequential(*parts).eval()
+    return Cut(model, find_site(model, "2", PIXELS), torch.arange(CLASSES), graph_of(model, PIXELS))
 
 
 @contextmanager
@@ -111,9 +111,7 @@ def silent(_: str, __: int) -> Iterator[Callable[[int], None]]:
 
 def capture(store: Store, images: int) -> Artifact:
     """Capture the map, as the stage does."""
-    model = network()
-    given = (store, model, SITE, Drawn(images), Ranks("cpu"), silent, partial(read, model), (SIDE, SIDE))
-    return captured(*given, sampled=SAMPLED)
+    return captured(store, cut(), Drawn(images), Ranks("cpu"), silent, SAMPLED)
 
 
 def stream(folder: Path, allowed: float, times: float, shard: float) -> Streamed:
@@ -136,13 +134,39 @@ def stream(folder: Path, allowed: float, times: float, shard: float) -> Streamed
     return Streamed(size, seconds, capture_peak, memory_of_process("VmHWM") - before, took.rate, took.fve, took.block)
 
 
+def seconds_per_image(images: int = 32) -> float:
+    """CPU seconds that ViT-B/16 takes for an image of 224 pixels, read before the MLP of block 8."""
+    model, seen = timm.create_model("vit_base_patch16_224", num_classes=CLASSES).eval(), list[Tensor]()
+    model.get_submodule("blocks.8.mlp.fc1").register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+
+    def read(batch: Tensor) -> Tensor:
+        seen.clear()
+        model(batch)
+        return seen[0]
+
+    def batches(rows: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+        for _ in range(0, len(rows), 8):
+            yield torch.randn(8, 3, 224, 224), torch.zeros(8, dtype=torch.long)
+
+    sample, start = partial(shards.sampled_positions, 0, "train", 197, 16), 0.0
+    for count in (8, images):  # the first is a warm-up
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.process_time()
+            shards.capture(read, "x", count, batches, Path(folder), "train", torch.device("cpu"), sample=sample)
+    return (time.process_time() - start) / images
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--allowed", type=float, default=256, help="MiB")
     parser.add_argument("--shard", type=float, default=shards.SHARD_BYTES / MIB, help="MiB of rows in a file")
     parser.add_argument("--times", type=float, default=20, help="size of the rows over the memory")
     parser.add_argument("--folder", type=Path, help="where rows are written and removed; needs times × allowed")
+    parser.add_argument("--rate", action="store_true", help="only time ViT-B/16, for the plan in docs/scale.md")
     given = parser.parse_args()
+    if given.rate:
+        print(f"ViT-B/16: {seconds_per_image():.3f} CPU seconds an image, {torch.get_num_threads()} threads")
+        return
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:

@@ -21,7 +21,6 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,9 +31,10 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from salve.activations import Shards, load_captured
-from salve.activations.capture import SHARD_ROWS, capture, read_vectors
+from salve.activations.capture import SHARD_ROWS, capture
 from salve.artifacts import Artifact, Store, save_tensors
 from salve.backbones import Site
+from salve.backbones.cut import Cut
 from salve.backbones.site import Reader
 from salve.backbones.tail import LinearTail
 from salve.processes.ranks import Ranks
@@ -151,7 +151,7 @@ def captured(folder: Path, rows: int) -> Took:
             yield torch.rand(count, 3, 8, 8), torch.zeros(count, dtype=torch.long)
 
     before, start = memory_of_process("VmSize"), time.perf_counter()
-    read = partial(read_vectors, model, site)
+    read = Cut(model, site, torch.arange(CLASSES)).read
     capture(read, site.name, rows, batches, folder, "train", torch.device("cpu"))
     took = time.perf_counter() - start
     written = sum(path.stat().st_size for path in folder.glob("*.safetensors"))

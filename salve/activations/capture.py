@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -17,8 +16,7 @@ from torch import Tensor, distributed, nn
 
 from salve.activations.shards import Shards
 from salve.artifacts import Artifact, Store, digest_of_tensors, is_kept, keep, load_tensors, save_tensors, write_record
-from salve.backbones.site import Site
-from salve.backbones.sites import site_activations
+from salve.backbones.cut import Cut
 from salve.data.base import ImageData
 from salve.distributed import Ranks, alone, rank_and_world_size
 from salve.types import Images, Split, UserError
@@ -37,11 +35,6 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 
 #: ``read(images)`` gives the activations ``[n, P, M]`` of images ``[n, 3, H, W]``, on their device.
 Read = Callable[[Images], Tensor]
-
-
-def read_vectors(model: nn.Module, site: Site, images: Images) -> Tensor:
-    """The activations ``[n, 1, M]`` at a vector site."""
-    return site_activations(model, site, images)[:, None]
 
 
 def sampled_positions(seed: int, split: str, positions: int, sampled: int, images: Iterable[int]) -> Tensor:
@@ -162,39 +155,33 @@ def _of_shard(
 
 def captured(
     store: Store,
-    model: nn.Module,
-    site: Site,
+    cut: Cut,
     data: ImageData,
     ranks: Ranks,
     progress: Callable[[str, int], AbstractContextManager[Callable[[int], None]]],
-    read: Read | None = None,
-    positions: Sequence[int] = (),
     sampled: int = 1,
     seed: int = 0,
 ) -> Artifact:
     """Capture the activations of all splits as an artifact, once per (weights, site, data, preprocessing).
 
-    The weights of the site's readers are not part of the key, since they do not change the activations: after the head
-    is trained or edited, the same activations are found.
+    Weights that the activations do not depend on are not part of the key: after the head is trained or edited, the same
+    activations are found.
 
     Args:
         store: of the artifacts.
-        model, site: what is read.
+        cut: the network and the site that is read; it can be pickled.
         data: bound to the backbone's preprocessing.
         ranks: what captures; each has a part of the shards.
         progress: ``progress(what, total)`` opens a progress bar and returns the function that advances it.
-        read: reads the site, and can be pickled together with the model; None for a vector site.
-        positions: ``()`` of a vector, ``(H, W)`` or ``(T,)`` of a map.
         sampled: positions to keep of each image at most. seed: of their choice. Both are idle at a vector site, and the
             seed where all positions are kept.
 
     Returns:
         An artifact of kind ``activations``: shards of each split, and ``activations.json``.
     """
-    total = math.prod(positions)
-    sampled = min(sampled, total)
-    own = {name for reader in site.readers for name in (reader.weight, reader.bias)}
-    weights = {name: tensor for name, tensor in model.state_dict().items() if name not in own}
+    model, site, total = cut.model, cut.site, cut.site.count
+    sampled, before = min(sampled, total), cut.weights_before()
+    weights = {name: tensor for name, tensor in model.state_dict().items() if name in before}
     key_settings = {
         "weights": digest_of_tensors(weights),
         "site": site.name,
@@ -206,7 +193,7 @@ def captured(
 
     def make(folder: Path, scratch: Path) -> None:
         # The files of a vector site are as they were before there were maps.
-        of_map = {"positions": list(positions), "sampled": sampled} if total > 1 else {}
+        of_map = {"positions": list(site.positions), "sampled": sampled} if total > 1 else {}
         record: dict[str, object] = {"site": site.name, "width": site.width, **of_map}
         shards = scratch / "shards"
         if not shards.is_dir():
@@ -222,8 +209,7 @@ def captured(
             with progress(f"capturing {site.name} ({split})", count) as advance:
                 work = partial(
                     capture,
-                    *(read or partial(read_vectors, model, site), site.name, count),
-                    *(partial(_in_order, data, split), shards, split),
+                    *(cut.read, site.name, count, partial(_in_order, data, split), shards, split),
                     advance=_OnLeader(advance),
                     sample=sample,
                     images_per_shard=size,

@@ -1,12 +1,14 @@
 """A network cut in two at a site: the front makes activations of images, the tail makes logits of activations."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from salve.backbones.graph import GraphTail, NetworkGraph
 from salve.backbones.site import Site
-from salve.backbones.sites import site_activations
+from salve.backbones.sites import graph_of, site_activations
 from salve.backbones.tail import LinearTail
 from salve.types import Images, UserError
 
@@ -31,6 +33,15 @@ class Cut:
         self.model, self.site, self.order = model, site, order
         self._graph = graph
         self.linear = linear_tail(model, site, order) if site.place is None else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A graph cannot be pickled: where the cut is sent to, the network is exported again."""
+        return {**self.__dict__, "_graph": self._graph and self._graph.size}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        size = state.pop("_graph")
+        self.__dict__.update(state)
+        self._graph = None if size is None else graph_of(self.model, size)
 
     def read(self, images: Images) -> Float[Tensor, "N P M"]:
         """The activations of images ``[N, 3, H, W]``."""

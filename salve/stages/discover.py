@@ -21,12 +21,8 @@ from salve.stages.measure import blocks
 
 def capture(context: StageContext, settings: CaptureSettings, classifier: Artifact) -> Artifact:
     """Capture the activations at the site: artifact ``activations``."""
-    model, site = context.model(classifier)
-    return captured(
-        *(context.store, model, site, context.data, context.ranks, context.progress),
-        sampled=settings.positions,
-        seed=context.seed,
-    )
+    given = (context.store, context.cut(classifier), context.data, context.ranks, context.progress)
+    return captured(*given, settings.positions, context.seed)
 
 
 def read_features(

@@ -15,6 +15,7 @@ from salve.activations.capture import SPLITS
 from salve.activations.rows import StreamedBatches, rows_loader
 from salve.artifacts import Artifact, digest_of_tensors, save_tensors, write_record, write_table
 from salve.backbones import Classifier, find_site
+from salve.backbones.cut import Cut
 from salve.settings import FinetuneSettings
 from salve.stages.context import StageContext
 from salve.stages.training import fit
@@ -95,7 +96,8 @@ def _train_head(
 ) -> None:
     """Train the head alone, on captured activations; ``within``: rows to shuffle at a time if read from disk."""
     site = find_site(model, "last")
-    activations = captured(context.store, model, site, context.data, context.ranks, context.progress)
+    cut = Cut(model, site, context.output_order(model))
+    activations = captured(context.store, cut, context.data, context.ranks, context.progress)
     train, select = (load_captured(activations.path, split) for split in ("train", "select"))
     head = model.cpu().get_submodule(site.readers[0].path).train()
     size = context.data.batch_size

@@ -34,7 +34,7 @@ from salve.sae import SAE, VARIANTS, Member, SAEEnsemble, SparseAutoencoder, mak
 from salve.saliency import grad_fam, maximise
 from salve.stages.training import quiet_lightning
 from tests.unit.sae_examples import SMALL as SMALL_SAES
-from tests.unit.test_capture import Noise, captured, no_progress
+from tests.unit.test_capture import Noise, captured, cut_at_last, no_progress
 
 ON = os.environ.get("SALVE_GPU_TESTS_ON", "cuda")
 HAS_IT = ON == "cpu" or torch.cuda.is_available()
@@ -203,9 +203,7 @@ def test_bf16_fine_tunes_to_what_float32_does(run: Run, tmp_path: Path) -> None:
 def test_captured_activations_are_the_networks(tmp_path: Path) -> None:
     model, data = classifier(), Noise()
     on_cpu = copy.deepcopy(model)
-    artifact = captured(
-        Store(tmp_path), model.to(DEVICE), find_site(model, "last"), data, Ranks(DEVICE.type), no_progress
-    )
+    artifact = captured(Store(tmp_path), cut_at_last(model.to(DEVICE)), data, Ranks(DEVICE.type), no_progress)
     for split in ("train", "select", "test"):
         images, labels = (torch.cat(parts) for parts in zip(*data.loader(split), strict=True))
         stored = load_captured(artifact.path, split)

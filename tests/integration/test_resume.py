@@ -83,7 +83,7 @@ def test_a_training_goes_on_from_its_last_epoch_wherever_its_folder_is_now(
 def test_a_capture_goes_on_from_its_last_shard(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("salve.activations.capture.SHARD_ROWS", 30)
     start(tmp_path, "stages=[finetune]")
-    module = sys.modules["salve.activations.capture"]
+    module = sys.modules["salve.backbones.cut"]
     real, calls = module.site_activations, list[int]()
 
     def counted(model, site, images):  # type: ignore[no-untyped-def]

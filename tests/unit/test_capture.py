@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from salve.activations import captured, load_captured
 from salve.artifacts import DONE, Artifact, Store, load_tensors
 from salve.backbones import find_site, site_activations
+from salve.backbones.cut import Cut
 from salve.data.base import ImageData, RawImages
 from salve.data.transforms import Preprocess
 from salve.processes.ranks import Ranks
@@ -77,8 +78,12 @@ class Count:
         self.images += len(inputs[0])
 
 
+def cut_at_last(model: nn.Module) -> Cut:
+    return Cut(model, find_site(model, "last"), torch.arange(4))
+
+
 def run(store: Store, model: nn.Module, data: ImageData | None = None, progress: Callable = no_progress) -> Artifact:
-    return captured(store, model, find_site(model, "last"), data or Noise(), Ranks("cpu"), progress)
+    return captured(store, cut_at_last(model), data or Noise(), Ranks("cpu"), progress)
 
 
 def in_order(data: ImageData, split: Split) -> list[tuple[Tensor, int]]:

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from salve.activations import ActivationsData, Captured, Schedule, captured, load_captured
-from salve.activations.capture import Read, capture, read_vectors, sampled_positions, shard_images
+from salve.activations.capture import capture, sampled_positions, shard_images
 from salve.artifacts import DONE, Artifact, Store, load_tensors, save_tensors
-from salve.backbones import Site, find_site
+from salve.backbones import Reader, Site, find_site, site_activations
+from salve.backbones.cut import Cut
+from salve.backbones.sites import graph_of
 from salve.distributed import rank_and_world_size
 from salve.processes.ranks import Ranks, gathered
 from salve.sae import make_sae
@@ -27,12 +29,12 @@ from salve.stages import train_sae
 from salve.stages.measure import check_activations, measure_sae
 from salve.types import UserError
 from tests.forks import forks
-from tests.unit.test_capture import COUNTS, PREPROCESS, Count, Noise, no_progress, small
+from tests.unit.test_capture import COUNTS, PREPROCESS, Count, Noise, cut_at_last, no_progress, small
 from tests.unit.test_sae_ensemble import CLASSES, SETTINGS, SmallContext, context_and_inputs
 
 CPU = torch.device("cpu")
 WIDTH, SIDE = 6, 4
-SITE = Site("conv2", ("conv2",), WIDTH, "")
+SITE = Site("conv2", (Reader("conv2.weight"),), WIDTH, positions=(SIDE, SIDE))
 #: With four kept positions of six channels, shards of two images.
 TWO_IMAGES = 2 * 4 * 4 * WIDTH
 
@@ -55,6 +57,19 @@ def read_map(model: Any, images: Tensor) -> Tensor:
     return activations
 
 
+class Read(Cut):
+    """A network with a map that a function reads."""
+
+    def __init__(self, model: nn.Module, reader: Callable[[Tensor], Tensor], site: Site = SITE) -> None:
+        self.model, self.site, self.reader, self._graph = model, site, reader, None
+
+    def read(self, images: Tensor) -> Tensor:
+        return self.reader(images)
+
+    def weights_before(self) -> set[str]:
+        return {"conv1.weight", "conv1.bias"}
+
+
 def pixels(images: Tensor) -> Tensor:
     """A map of three channels that is the same to the bit in whatever batch an image is."""
     return images.flatten(2).transpose(1, 2)
@@ -65,13 +80,13 @@ def run(
     model: nn.Module,
     data: Noise | None = None,
     ranks: Any = None,
-    read: Read | None = None,
+    read: Callable[[Tensor], Tensor] | None = None,
     progress: Callable[..., Any] = no_progress,
     sampled: int = 4,
     seed: int = 0,
 ) -> Artifact:
-    given = (store, model, SITE, data or Noise(), ranks or Ranks("cpu"), progress)
-    return captured(*given, read or partial(read_map, model), (SIDE, SIDE), sampled, seed)
+    cut = Read(model, read or partial(read_map, model))
+    return captured(store, cut, data or Noise(), ranks or Ranks("cpu"), progress, sampled, seed)
 
 
 # -- which positions
@@ -107,10 +122,8 @@ def test_rows_are_those_of_the_sampled_positions(
     monkeypatch.setattr("salve.activations.capture.SHARD_BYTES", 4 * 3 * sampled * shard)
     data = Noise()
     data.batch_size = batch
-    site = replace(SITE, width=3)
-    made = captured(
-        Store(tmp_path), Network(), site, data, Ranks("cpu"), no_progress, pixels, (16, 16), sampled=sampled, seed=5
-    )
+    cut = Read(Network(), pixels, replace(SITE, width=3, positions=(16, 16)))
+    made = captured(Store(tmp_path), cut, data, Ranks("cpu"), no_progress, sampled, seed=5)
     for split, count in COUNTS.items():
         found = load_captured(made.path, split)
         items: Any = data.dataset(split)
@@ -143,14 +156,14 @@ def test_the_key_of_a_map_holds_what_decides_its_rows(tmp_path: Path) -> None:
 def test_a_vector_site_has_the_files_and_the_key_of_a_plain_loop(tmp_path: Path) -> None:
     model, data = small(), Noise()
     site = find_site(model, "last")
-    made = captured(Store(tmp_path), model, site, data, Ranks("cpu"), no_progress, sampled=9, seed=9)
+    made = captured(Store(tmp_path), cut_at_last(model), data, Ranks("cpu"), no_progress, sampled=9, seed=9)
     assert made.record("key.json").keys() == {"weights", "site", "data", "preprocess"}
     assert made.record("activations.json").keys() == {"site", "width", "nonnegative", *COUNTS}
     model.to(memory_format=torch.channels_last)
     for split in COUNTS:
         with torch.inference_mode():
             parts = [
-                (read_vectors(model, site, images.to(memory_format=torch.channels_last))[:, 0], labels)
+                (site_activations(model, site, images.to(memory_format=torch.channels_last)), labels)
                 for images, labels in data.loader(split)
             ]
         rows, labels = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -242,7 +255,7 @@ def test_two_ranks_capture_the_bits_of_one_at_a_vector_site(
     monkeypatch.setattr("salve.activations.capture.SHARD_ROWS", shard)
     model, made = small(), []
     for name, ranks in (("one", Ranks("cpu")), ("two", two)):
-        made.append(captured(Store(tmp_path / name), model, find_site(model, "last"), Noise(), ranks, no_progress))
+        made.append(captured(Store(tmp_path / name), cut_at_last(model), Noise(), ranks, no_progress))
     assert made[0].digest == made[1].digest
 
 
@@ -253,6 +266,20 @@ def test_the_image_is_named_whichever_rank_met_it(two: Ranks, tmp_path: Path, mo
         model, data = Network(), Noise({"train": 6, "select": 6, "test": 6}, white=white)
         with pytest.raises(UserError, match=rf"^The activations at conv2 .* image {white} of the train split"):
             run(Store(tmp_path / str(white)), model, data, two, Broken(model, 3, torch.nan))
+
+
+@pytest.mark.slow
+def test_two_ranks_capture_the_bits_of_one_at_a_site_of_the_graph(two: Ranks, tmp_path: Path) -> None:
+    model, made = Network().eval(), []
+    cut = Cut(model, find_site(model, "conv2", 16), torch.arange(4), graph_of(model, 16))
+    assert cut.site.positions == (SIDE, SIDE)
+    for name, ranks in (("one", Ranks("cpu")), ("two", two)):
+        made.append(captured(Store(tmp_path / name), cut, Noise(), ranks, no_progress, sampled=4))
+    assert made[0].digest == made[1].digest
+    # The graph's positions are in the order of the picture.
+    by_hand = run(Store(tmp_path / "by hand"), model)
+    ours, theirs = (load_captured(one.path, "test").activations for one in (made[0], by_hand))
+    torch.testing.assert_close(ours, theirs)
 
 
 @dataclass(frozen=True)
@@ -385,8 +412,6 @@ def test_rows_of_maps_are_measured_and_trained_on_as_rows_of_vectors_are(tmp_pat
         assert len(train.rows) == len(train.row_labels)
         width = train.rows.shape[1]
         sae = make_sae("topk", width, 8, torch.Generator().manual_seed(0), k=2).eval()
-        measures.append(
-            (measure_sae(sae, train, {"test": test}, *context.head(inputs[0])), check_activations(test, ""))
-        )
+        measures.append((measure_sae(sae, train, {"test": test}, context.tail(inputs[0])), check_activations(test, "")))
     assert digests[0] == digests[1]
     assert measures[0] == measures[1]

@@ -6,7 +6,6 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,11 @@ import torch
 from torch import Tensor
 
 from salve.activations import ActivationsData, Captured, Schedule, Shards, load_captured, shards
-from salve.activations.capture import capture, read_vectors
+from salve.activations.capture import capture
 from salve.activations.rows import StreamedBatches, rows_loader
 from salve.artifacts import save_tensors
 from salve.backbones import Site
+from salve.backbones.cut import Cut
 from salve.backbones.site import Reader
 from salve.distributed import RunBlocks
 from salve.sae import SAE, make_sae, resample
@@ -255,7 +255,7 @@ def test_a_capture_holds_as_much_however_many_shards_there_are(tmp_path: Path) -
 
     held: weakref.WeakSet[Tensor] = weakref.WeakSet()
     model[1].register_forward_hook(lambda _, __, output: held.add(output))
-    read = partial(read_vectors, model, Site("h", (Reader("2.weight"),), 4))
+    read = Cut(model, Site("h", (Reader("2.weight"),), 4), torch.arange(2)).read
     for count in (40, 400):
         (tmp_path / str(count)).mkdir()
         capture(read, "h", count, batches, tmp_path / str(count), "train", torch.device("cpu"), images_per_shard=20)
