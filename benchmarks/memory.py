@@ -22,6 +22,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
@@ -63,8 +64,12 @@ class Took(NamedTuple):
 class HeadContext(StageContext):
     """A context whose classifier is a drawn head."""
 
-    def tail(self, classifier: Artifact) -> LinearTail:
-        return LinearTail(torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(1)), torch.zeros(CLASSES))
+    def cut(self, classifier: Artifact) -> Any:
+        return SimpleNamespace(
+            linear=LinearTail(
+                torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(1)), torch.zeros(CLASSES)
+            )
+        )
 
 
 class Clock(pl.Callback):

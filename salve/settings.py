@@ -22,6 +22,8 @@ Selection = Literal["largest", "margin"]
 Mode = Literal["suppress", "enhance"]
 Scale = Literal["unit", "max"]
 Channels = Literal["all", "aligned"]
+#: How the latents at the positions of a map become those of an image.
+Pool = Literal["mean", "max"]
 
 
 #: Settings and groups that a run's key leaves out, each with the reason why they do not change the results. Of the
@@ -129,6 +131,8 @@ class SAESettings:
         resample: how many times dead latents are reset, evenly over the first half of the steps; 0 is never. For when
             a latent is dead, see :meth:`salve.activations.Schedule.patience`.
         precision: ``float32`` or ``bf16``, of the matrix products in training; weights and their moments are float32.
+        pool: at a map, how the latents at an image's positions become the image's: their ``mean``, or the ``max`` of
+            each, for latents that are not negative.
     """
 
     variant: Annotated[str, OneOf(*TRAITS)]
@@ -152,6 +156,7 @@ class SAESettings:
     epochs: Annotated[int | None, ABOVE_ZERO] = None
     warmup: Annotated[float, SHARE] = WARMUP
     decay: Annotated[float, SHARE] = DECAY
+    pool: Annotated[str, OneOf(*get_args(Pool))] = "mean"
 
     def check(self) -> None:
         """Check the settings against the variant and against each other.
@@ -172,6 +177,10 @@ class SAESettings:
                 raise UserError(f"sae.{name}={value} is for {users}, not for sae.variant={self.variant}.")
         if self.auxk > self.dictionary_size:
             raise UserError(f"sae.auxk={self.auxk} must be at most sae.dictionary_size={self.dictionary_size}.")
+        if self.pool == "max" and kind.signed:
+            raise UserError(
+                f"sae.pool=max is for latents that are not negative; those of sae.variant={self.variant} are signed."
+            )
         if self.warmup + self.decay > 1:
             raise UserError(
                 f"sae.warmup={self.warmup} and sae.decay={self.decay} are shares of the steps, together at most 1."
@@ -185,7 +194,9 @@ class SAESettings:
     def scientific(self) -> dict[str, Any]:
         """All settings that the trained SAE depends on, except the seed."""
         replaced = "epochs" if self.epochs is None else "steps"
-        return {name: value for name, value in asdict(self).items() if name not in ("seed", "ensemble", replaced)}
+        return {
+            name: value for name, value in asdict(self).items() if name not in ("seed", "ensemble", "pool", replaced)
+        }
 
 
 @dataclass
@@ -249,6 +260,9 @@ class EditSettings:
         channels: all or aligned.
         sets: further edits of several latents together, each a list of class names (their latents) or latent numbers.
         evaluate: how many edits are also measured through the edited network, image by image.
+        images: of each class and split, that run through the network's tail where that is not one linear layer.
+        resolution: there, the number of equal steps of the grid that are measured before the step in which a class
+            gives way is divided.
         by_class: also keep every class's accuracy at every strength; the table grows with the square of the classes.
     """
 
@@ -258,6 +272,8 @@ class EditSettings:
     channels: Annotated[str, OneOf(*get_args(Channels))]
     sets: list[list[Any]] = field(default_factory=list)
     evaluate: Annotated[int, NOT_NEGATIVE] = 1
+    images: Annotated[int, ABOVE_ZERO] = 16
+    resolution: Annotated[int, ABOVE_ZERO] = 8
     by_class: bool = False
 
 

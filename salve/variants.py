@@ -20,11 +20,13 @@ class Traits:
         takes: names of the settings that its constructor takes besides the sizes.
         revived_by: how dead latents can be revived: ``resample``, ``auxk`` or None (salve.sae.revival).
         checks: functions of the variant's name, the dictionary's size and the settings that raise UserError.
+        signed: whether latents take both signs.
     """
 
     takes: tuple[str, ...] = ()
     revived_by: str | None = None
     checks: tuple[Callable[..., None], ...] = ()
+    signed: bool = False
 
 
 def check_variant(variant: str, dictionary_size: int, **settings: Any) -> None:
@@ -63,7 +65,7 @@ def _check_nested(
 
 
 TRAITS = {
-    "linear_l1": Traits(revived_by="resample"),
+    "linear_l1": Traits(revived_by="resample", signed=True),
     "relu_l1": Traits(revived_by="resample"),
     "topk": Traits(("k",), "auxk", (_check_k,)),
     "batch_topk": Traits(("k",), "auxk", (_check_k,)),

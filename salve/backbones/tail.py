@@ -24,6 +24,10 @@ class LinearTail:
     weight: Float[Tensor, "C M"]
     bias: Float[Tensor, " C"]
 
+    def to(self, like: Tensor) -> "LinearTail":
+        """The same tail on the device and in the dtype of a tensor."""
+        return LinearTail(self.weight.to(like), self.bias.to(like))
+
     def __len__(self) -> int:
         """``C``, the number of outputs."""
         return len(self.weight)

@@ -78,7 +78,7 @@ def _check(alphas: Tensor, mode: str) -> None:
         raise UserError("A strength α may be infinite only for mode=suppress, not for enhance.")
 
 
-def _check_finite(logits: Tensor, alpha: Tensor) -> None:
+def check_finite(logits: Tensor, alpha: Tensor) -> None:
     """Refuse logits that overflow: enhancing may make them larger than their dtype can hold."""
     if not bool(logits.isfinite().all()):
         raise UserError(
@@ -93,8 +93,8 @@ def _push(contributions: Float[Tensor, "S M"], alphas: Float[Tensor, " K"]) -> F
     return torch.where(size > 0, alphas.to(size.dtype)[None, :, None] * size, torch.zeros_like(size))
 
 
-def gate(contribution: Contribution, alpha: float, mode: Mode = "suppress") -> Contribution:
-    """The gate ``s`` ``[M]`` of one latent at one strength; see :func:`gates`."""
+def gate(contribution: Contribution | Float[Tensor, "S M"], alpha: float, mode: Mode = "suppress") -> Contribution:
+    """The gate ``s`` ``[M]`` of a latent, or of a set of latents, at one strength; see :func:`gates`."""
     return gates(contribution, torch.tensor([alpha], dtype=contribution.dtype, device=contribution.device), mode)[0]
 
 
@@ -156,14 +156,14 @@ def logits_by_strength(
         for k, gate_ in enumerate(gates(rows, alphas, mode)):
             logits = torch.addmm(bias, activations, (weight * gate_).T)
             if mode == "enhance":
-                _check_finite(logits, alphas[k])
+                check_finite(logits, alphas[k])
             yield k, logits
         return
     both = torch.cat([weight, weight * rows.abs()]).T  # [M, 2C]
     if mode == "enhance":
         level, slope = (activations @ both).split(len(weight), dim=1)  # [N, C]
         level = level + bias
-        _check_finite(torch.addcmul(level, alphas.max(), slope), alphas.max())  # logits at other strengths lie between
+        check_finite(torch.addcmul(level, alphas.max(), slope), alphas.max())  # logits at other strengths lie between
         for k, alpha in enumerate(alphas):
             yield k, torch.addcmul(level, alpha, slope)
         return

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 from salve.artifacts import Store
-from salve.backbones import find_site, load_backbone, preset
+from salve.backbones import find_site, graph_of, head_site, load_backbone, preset
 from salve.backbones.load import Loaded
 from salve.backbones.presets import Preset
 from salve.data.base import ImageData
@@ -53,8 +53,9 @@ def build_context(
     data = _data(config.data)
     # This copy is for its errors, remarks and preset. Stages build their own, after seeding.
     loaded = _load(config.backbone, len(data.classes), data.outputs)
-    site = find_site(loaded.model, config.layer)
     chosen = _preset(config.backbone, loaded.model, data.native_size)
+    site = find_site(loaded.model.eval(), config.layer, chosen.preprocess.size)
+    graphs = [] if site.place is None else [graph_of(loaded.model, chosen.preprocess.size)]
     data.bind(chosen.preprocess)
     preprocessing = chosen.origin
     remarks = tuple(one for one in (*data.remarks(), loaded.remark) if one)
@@ -93,6 +94,7 @@ def build_context(
     return StageContext(
         *(store, data, config.backbone, site.name, config.seed, *machinery, preprocessing, remarks),
         {stage: _trained_with(config, stage) for stage in TRAINING_STAGES},
+        graphs,
     )
 
 
@@ -161,7 +163,10 @@ def check_job(config: Config) -> None:
     plain = asdict(config)
     classes, outputs, native_size = _known(_checked_data, json.dumps(plain["data"], sort_keys=True))
     backbone = json.dumps(plain["backbone"], sort_keys=True)
-    find_site(_known(_checked_model, backbone, classes, outputs, native_size), config.layer)
+    head = head_site(_known(_checked_model, backbone, classes, outputs, native_size))
+    if config.layer not in (head.name, *head.aliases):
+        model, size = _known(_with_graph, backbone, classes, outputs, native_size)
+        find_site(model, config.layer, size)
 
 
 def _known(check: Callable[..., Any], *args: Any) -> Any:
@@ -192,6 +197,21 @@ def _checked_model(
         model = _load(backbone, classes, outputs).model
         _preset(backbone, model, native_size)
         return model.to("meta")
+    except UserError as error:
+        return error
+
+
+@lru_cache(maxsize=8)
+def _with_graph(
+    settings: str, classes: int, outputs: tuple[int, ...] | None, native_size: int
+) -> tuple[nn.Module, int] | UserError:
+    """The backbone without the values of its weights, but with its graph, and the size of its images."""
+    backbone = BackboneSettings(**json.loads(settings))
+    try:
+        model = _load(backbone, classes, outputs).model.eval()
+        size = _preset(backbone, model, native_size).preprocess.size
+        graph_of(model, size)
+        return model.to("meta"), size
     except UserError as error:
         return error
 

@@ -193,7 +193,8 @@ def _run_stages(config: Config, context: StageContext) -> dict[str, Artifact]:
     step("classifier", behind or "finetune" in wanted, lambda c: finetune(c, config.finetune))
     step("activations", behind, lambda c: capture(c, config.capture, *inputs("classifier")))
     step("sae", behind, lambda c: train_sae(c, config.sae, *inputs(*base[:2])))
-    step("features", behind, lambda c: read_features(c, config.discover, *inputs(*base[:3])))
+    pool = config.sae.pool
+    step("features", behind, lambda c: read_features(c, config.discover, pool, *inputs(*base[:3])))
     step("validate", "validate" in wanted, lambda c: validate(c, config.validate, *inputs(*base)))
     step("control", "control" in wanted, lambda c: control(c, config.edit, *inputs(*base)))
     step("diagnose", "diagnose" in wanted, lambda c: diagnose(c, config.edit, *inputs(*base)))

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from salve.artifacts import Store, digest_of
-from salve.backbones import Site, find_site
-from salve.backbones.sites import recorded
-from salve.backbones.tail import LinearTail
-from salve.editing import Edit, apply_edit_file, edited_logits, make_edit_file, undo_edit_file
+from salve.backbones import Site
+from salve.backbones.cut import Cut
+from salve.editing import Edit, apply_edit_file, edited_logits, gate, make_edit_file, undo_edit_file
+from salve.editing.gating import check_finite
 from salve.processes.ranks import Ranks
 from salve.run.build import build_context
 from salve.run.schema import Config
@@ -54,20 +54,20 @@ def try_out(config: Config, context: StageContext) -> None:
         return
     with torch.random.fork_rng(devices=[]):
         model, fits = context.build()
-        site = find_site(model, context.layer)
         samples = _load(context)
         model.to(context.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        activations, logits = _run(model, site, samples)
-        _refuse_constant(config, context, samples, activations if _trains_head(config, fits) else logits, site)
+        cut = context.cut_of(model)
+        activations, logits = _run(cut, samples)
+        _refuse_constant(config, context, samples, activations if _trains_head(config, fits) else logits, cut.site)
         if stages - {"finetune"}:
-            sae = _untrained(config, site, samples, activations)
+            sae = _untrained(config, cut.site, samples, activations)
             if "validate" in stages:
-                _look(config, context, model, site, sae, samples)
+                _look(config, context, model, cut.site, sae, samples)
             if stages & {"control", "diagnose"} and config.edit.channels == "aligned" and bool((activations < 0).any()):
-                raise refuse_signed(site.name)
+                raise refuse_signed(cut.site.name)
             if "control" in stages:
                 _check_sets(config, context)
-                _edit(config, context, model, site, sae, activations)
+                _edit(config, context, cut, sae, samples)
         if _trains_head(config, fits) and config.finetune.mode != "probe":
             _train(context, model, samples)  # last, because it changes the model
 
@@ -147,30 +147,33 @@ def _refuse_constant(config: Config, context: StageContext, samples: _Samples, r
         )
 
 
-def _run(model: nn.Module, site: Site, samples: _Samples) -> tuple[Tensor, Tensor]:
-    """The site's activations ``[n, M]`` and the logits ``[n, outputs]``, both checked to be finite."""
+def _run(cut: Cut, samples: _Samples) -> tuple[Tensor, Tensor]:
+    """The site's activations ``[n, P, M]`` and the logits ``[n, outputs]``, both checked to be finite."""
+    model, site = cut.model, cut.site
     name, size = type(model).__name__, samples.images.shape[-1]
     own = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (0, 0))[-1]
     hint = f", such as {own}, for which it is made" if own not in (0, size) else ""
     says = f"This {name} cannot read {size} × {size} images {{}}; set backbone.preprocess.size to another size{hint}."
-    with _refusing(says), recorded(model, site) as seen, torch.no_grad():
-        logits = model(samples.images)
-    if len(seen) != 1 or seen[0].shape != (len(samples.names), site.width):
-        shapes = [list(one.shape) for one in seen]
+    with _refusing(says), torch.no_grad():
+        logits = cut.logits(samples.images)
+        activations = cut.read(samples.images)
+    expected = (len(samples.names), site.count, site.width)
+    if activations.shape != expected:
         raise UserError(
-            f"The site {site.name} of this {name} should give one activation of {site.width} numbers for each image, "
-            f"but gave {shapes} for {len(samples.names)} images: it cannot be worked with."
+            f"The site {site.name} of this {name} should give {site.count} × {site.width} numbers for each image, "
+            f"but gave {list(activations.shape)} for {len(samples.names)} images: it cannot be worked with."
         )
-    samples.check(seen[0], f"activations at {site.name}")
+    samples.check(activations, f"activations at {site.name}")
     samples.check(logits, "logits")
     with torch.no_grad():
-        read = model.get_submodule(site.readers[0].path)(seen[0])
+        tail = cut.tail(samples.images) if cut.linear is None else cut.linear.to(activations)
+        read = tail(activations)
     if read.shape != logits.shape or (read - logits).abs().max() > 1e-2 * logits.abs().max().clamp(min=1e-6):
         raise UserError(
-            f"The outputs of this {name} are not what its last layer ({site.readers[0].path}) makes of the activations "
-            f"at {site.name}, so that an edit of its weights would not do what salve says of it."
+            f"The outputs of this {name} are not what its layers behind {site.name} ({site.readers[0].path}) make of "
+            "the activations there, so that an edit of its weights would not do what salve says of it."
         )
-    return seen[0].float(), logits.float()
+    return activations.float(), logits.float()
 
 
 def _untrained(config: Config, site: Site, samples: _Samples, activations: Tensor) -> SAE:
@@ -180,8 +183,8 @@ def _untrained(config: Config, site: Site, samples: _Samples, activations: Tenso
         sae = make_sae(settings.variant, site.width, settings.dictionary_size, generator, **settings.options()).eval()
         sae.to(activations.device)
         with torch.no_grad():
-            reconstruction, _ = sae(activations)
-    samples.check(reconstruction, "reconstructions of an untrained SAE")
+            reconstruction, _ = sae(activations.flatten(0, 1))
+    samples.check(reconstruction.view_as(activations), "reconstructions of an untrained SAE")
     return sae
 
 
@@ -206,27 +209,31 @@ def _check_sets(config: Config, context: StageContext) -> None:
             )
 
 
-def _edit(config: Config, context: StageContext, model: nn.Module, site: Site, sae: SAE, activations: Tensor) -> None:
+def _edit(config: Config, context: StageContext, cut: Cut, sae: SAE, samples: _Samples) -> None:
     """Make, apply and undo an edit, and compute the logits at the largest strength.
 
     Apply and undo check by checksums that the weights changed and came back.
     """
-    reader = model.get_submodule(site.readers[0].path)
-    assert isinstance(reader, nn.Linear)
-    if not reader.weight.any():  # some fresh heads are all zeros, which no edit changes
-        nn.init.normal_(reader.weight)
+    name = type(cut.model).__name__
+    for reader in cut.site.readers:
+        weight = cut.model.get_parameter(reader.weight)
+        if not weight.any():  # some fresh heads are all zeros, which no edit changes
+            nn.init.normal_(weight)
     edit = Edit(0, 1.0, "suppress", config.edit.scale, config.edit.channels)  # type: ignore[arg-type]
-    with _refusing(f"The weights of this {type(model).__name__} cannot be edited {{}}; leave control out of stages."):
-        state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-        edit_file = make_edit_file(
-            model, site, sae.cpu(), [edit], f"{context.backbone.library}/{context.backbone.name}"
-        )
+    with _refusing(f"The weights of this {name} cannot be edited {{}}; leave control out of stages."):
+        state = {name: tensor.detach().cpu() for name, tensor in cut.model.state_dict().items()}
+        backbone = f"{context.backbone.library}/{context.backbone.name}"
+        edit_file = make_edit_file(cut.model, cut.site, sae.cpu(), [edit], backbone)
         undo_edit_file(edit_file, apply_edit_file(edit_file, state))
-    bias = torch.zeros(reader.out_features) if reader.bias is None else reader.bias
+    vector, alpha = edit_file.contributions[0], config.edit.alpha[-1]
     for mode in config.edit.modes:
-        tail = LinearTail(reader.weight.detach().float().cpu(), bias.detach().float().cpu())
-        vector = edit_file.contributions[0]
-        edited_logits(tail, activations.cpu(), vector, config.edit.alpha[-1:], mode)  # type: ignore[arg-type]
+        if cut.linear is not None:
+            activations = cut.read(samples.images)[:, 0].detach().float().cpu()
+            edited_logits(cut.linear.to(activations), activations, vector, [alpha], mode)  # type: ignore[arg-type]
+            continue
+        with torch.no_grad():
+            logits = cut.tail(samples.images).gated(gate(vector, alpha, mode).to(samples.images))  # type: ignore[arg-type]
+        check_finite(logits, torch.tensor(alpha))
 
 
 def _train(context: StageContext, model: nn.Module, samples: _Samples) -> None:

@@ -21,7 +21,7 @@ from salve.sae.topk import BatchTopK, learn_threshold
 from salve.settings import DECAY, WARMUP
 from salve.types import Activations, Latents
 
-#: Columns of the history, in the order in which Lightning logs them for one SAE.
+#: Columns of the history, in the order in which Lightning logs them for one SAE; without a head, the first is missing.
 MEASURES = ("downstream_accuracy", "fve", "l0", "l1", "dead_fraction", "loss")
 
 
@@ -128,7 +128,7 @@ class SAEEnsemble(pl.LightningModule):
         members: Sequence[Member],
         schedule: Schedule,
         learning_rate: float,
-        head: Callable[[Tensor], Tensor],
+        head: Callable[[Tensor], Tensor] | None,
         *,
         auxk: int = 0,
         patience: int = 0,
@@ -142,13 +142,13 @@ class SAEEnsemble(pl.LightningModule):
         self.schedule, self.learning_rate = schedule, learning_rate
         self.warmup, self.decay = warmup, decay
         self._members = tuple(members)
-        self._head = head
+        self._columns = [name for name in MEASURES if head is not None or name != "downstream_accuracy"]
         shapes: dict[str, dict[int, Member]] = {}
         for number, member in enumerate(members):
             shape = str((member.sae.variant, member.sae.dictionary_size, member.sae.settings()))
             shapes.setdefault(shape, {})[number] = member
         self._stacks = [Stack(held, auxk, patience) for held in shapes.values()]
-        self._measures = [Measures(member.sae) for member in members]
+        self._measures = [Measures(member.sae, head) for member in members]
         # Registers them as submodules; the lists above keep their types.
         self.stacks, self.measures = nn.ModuleList(self._stacks), nn.ModuleList(self._measures)
         self._losses: Tensor
@@ -196,15 +196,14 @@ class SAEEnsemble(pl.LightningModule):
         for stack in self._stacks:
             for index, number in enumerate(stack.numbers):
                 reconstruction, latents = stack(index, activations)
-                right = self._head(reconstruction).argmax(dim=1) == labels
-                self._measures[number].update(activations, reconstruction, latents, right)
+                self._measures[number].update(activations, reconstruction, latents, labels)
 
     def on_train_epoch_end(self) -> None:
         """Store the epoch's measures. ``self.log`` would stop all members when one diverges."""
         measured = [
             {**measures.compute(), "loss": loss} for measures, loss in zip(self._measures, self._losses, strict=True)
         ]
-        self._history.append(torch.tensor([[float(row[name]) for name in MEASURES] for row in measured]))
+        self._history.append(torch.tensor([[float(row[name]) for name in self._columns] for row in measured]))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the history."""
@@ -225,5 +224,5 @@ class SAEEnsemble(pl.LightningModule):
         [stack] = [stack for stack in self._stacks if number in stack.numbers]
         sae = copy.deepcopy(self._members[number].sae)
         sae.load_state_dict(stack.state_of(stack.numbers.index(number)))
-        history = [dict(zip(MEASURES, measured[number].tolist(), strict=True)) for measured in self._history]
+        history = [dict(zip(self._columns, measured[number].tolist(), strict=True)) for measured in self._history]
         return sae, [{"epoch": epoch, **row} for epoch, row in enumerate(history)]

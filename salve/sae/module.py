@@ -28,17 +28,21 @@ class Measures(nn.Module):
 
     Args:
         sae: the SAE that is measured.
+        head: see :class:`SparseAutoencoder`; without one there is no downstream accuracy.
     """
 
-    def __init__(self, sae: SAE) -> None:
+    def __init__(self, sae: SAE, head: Callable[[Tensor], Tensor] | None) -> None:
         super().__init__()
+        self._head = head
         self.accuracy = BatchMean()
         self.fve = FractionOfVarianceExplained(sae.width)
         self.usage = LatentUsage(sae.dictionary_size, sae.firing_threshold)
 
-    def update(self, activations: Tensor, reconstruction: Tensor, latents: Tensor, right: Tensor) -> None:
-        """Add activations and reconstructions ``[N, M]``, latents ``[N, d]``, and which classes are right ``[N]``."""
-        self.accuracy.update(right.float().mean(), len(right))
+    def update(self, activations: Tensor, reconstruction: Tensor, latents: Tensor, labels: Tensor) -> None:
+        """Add activations and reconstructions ``[N, M]``, latents ``[N, d]``, and labels ``[N]``."""
+        if self._head is not None:
+            right = self._head(reconstruction).argmax(dim=1) == labels
+            self.accuracy.update(right.float().mean(), len(right))
         self.fve.update(activations, reconstruction)
         self.usage.update(latents, activations)
 
@@ -46,12 +50,13 @@ class Measures(nn.Module):
         """The measures by name, over all ranks; resets them."""
         usage = self.usage.compute()
         measures = {
-            "downstream_accuracy": self.accuracy.compute(),
+            **({} if self._head is None else {"downstream_accuracy": self.accuracy.compute()}),
             "fve": self.fve.compute(),
             **{name: usage[name] for name in ("l0", "l1", "dead_fraction")},
         }
         for metric in (self.accuracy, self.fve, self.usage):
-            metric.reset()
+            if metric is not self.accuracy or self._head is not None:
+                metric.reset()
         return {name: value.float() for name, value in measures.items()}
 
 
@@ -63,7 +68,8 @@ class SparseAutoencoder(pl.LightningModule):
         sparsity: λ of the variant (:meth:`salve.sae.SAE.losses`).
         learning_rate: Adam's peak rate; :func:`salve.sae.learning_rate_factor` scales it step by step.
         head: the classifier behind the site: maps reconstructions ``[N, M]``, in the same units, to logits ``[N, C]``.
-            A module moves to the training's device. Its parameters are not trained if they require no gradient.
+            A module moves to the training's device. Its parameters are not trained if they require no gradient. None
+            where reconstructions alone do not give the logits, as at a map.
         auxk: at most this many dead latents also reconstruct the error; 0 for none.
         resample: number of times that dead latents restart, evenly over the first half of the training; 0 for never.
             Needs an :class:`ActivationsData` as datamodule.
@@ -82,7 +88,7 @@ class SparseAutoencoder(pl.LightningModule):
         sae: SAE,
         sparsity: float,
         learning_rate: float,
-        head: Callable[[Tensor], Tensor],
+        head: Callable[[Tensor], Tensor] | None,
         *,
         auxk: int = 0,
         resample: int = 0,
@@ -102,9 +108,8 @@ class SparseAutoencoder(pl.LightningModule):
         self.precision = precision
         self.warmup, self.decay = warmup, decay
         self._restarts: set[int] = set()
-        self._head = head
         self.loss = BatchMean()
-        self.measures = Measures(sae)
+        self.measures = Measures(sae, head)
         if patience:
             self.register_buffer("rows_since_fired", torch.zeros(sae.dictionary_size, dtype=torch.long))
 
@@ -166,7 +171,7 @@ class SparseAutoencoder(pl.LightningModule):
         """Accumulate the measures."""
         activations, labels = batch
         reconstruction, latents = self.sae(activations)
-        self.measures.update(activations, reconstruction, latents, self._head(reconstruction).argmax(dim=1) == labels)
+        self.measures.update(activations, reconstruction, latents, labels)
 
     def on_validation_epoch_end(self) -> None:
         """Log the measures over the whole pass."""

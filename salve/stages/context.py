@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from salve.activations import Captured, load_captured
 from salve.artifacts import Artifact, Store
-from salve.backbones import LinearTail, Site, find_site, graph_of, head_site, load_backbone
+from salve.backbones import LinearTail, find_site, graph_of, head_site, load_backbone
 from salve.backbones.cut import Cut
 from salve.backbones.graph import NetworkGraph
 from salve.backbones.sites import adopt_graph
@@ -77,6 +77,10 @@ class StageContext:
         assert self.data.preprocess is not None, "the data are bound to the backbone before any stage runs"
         return self.data.preprocess.size
 
+    def on_device(self, images: Tensor) -> Tensor:
+        """Images on :attr:`device`, with channels last, in which convolutions are faster."""
+        return images.to(self.device, memory_format=torch.channels_last)
+
     def build(self) -> tuple[nn.Module, bool]:
         """The backbone with the chosen weights, and whether its head fits the data."""
         backbone = self.backbone
@@ -90,23 +94,23 @@ class StageContext:
         )
         return loaded.model, loaded.fits
 
-    def model(self, classifier: Artifact) -> tuple[nn.Module, Site]:
-        """The classifier of an artifact, frozen and in eval mode on :attr:`device`, and its site."""
+    def cut(self, classifier: Artifact) -> Cut:
+        """The classifier of an artifact, frozen and in eval mode on :attr:`device`, cut at the site."""
         backbone, path = self.backbone, str(classifier.file("model.safetensors"))
         outputs = self.data.outputs
         model = load_backbone(backbone.library, backbone.name, path, len(self.classes), backbone.args, outputs).model
-        model.eval().requires_grad_(False).to(self.device)
+        return self.cut_of(model.eval().requires_grad_(False).to(self.device))
+
+    def cut_of(self, model: nn.Module) -> Cut:
+        """The backbone in eval mode, with any weights, cut at the site."""
         for graph in self.graphs:
             adopt_graph(model, graph)
         site = find_site(model, self.layer, self.size)
-        if site.place is not None and not self.graphs:
-            self.graphs.append(graph_of(model, self.size))
-        return model, site
-
-    def cut(self, classifier: Artifact) -> Cut:
-        """The classifier of an artifact, cut at the site."""
-        model, site = self.model(classifier)
-        graph = graph_of(model, self.size) if site.place is not None else None
+        if site.place is None:
+            return Cut(model, site, self.output_order(model))
+        graph = graph_of(model, self.size)
+        if not self.graphs:
+            self.graphs.append(graph)
         return Cut(model, site, self.output_order(model), graph)
 
     def tail(self, classifier: Artifact) -> LinearTail:

@@ -11,12 +11,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from salve.activations import Captured
 from salve.artifacts import Artifact, write_record, write_table
-from salve.backbones.tail import LinearTail
+from salve.backbones.cut import Cut
 from salve.cells import for_spreadsheets
 from salve.editing import Edit, EditEvaluation, apply_edit_file, load_edit_file, make_edit_files, save_edit_file
-from salve.editing.curves import edit_accuracies, edit_outcomes
 from salve.editing.verdict import (
     CONFIDENCE,
     LIMITS,
@@ -28,13 +26,12 @@ from salve.editing.verdict import (
 from salve.report.text import slug
 from salve.settings import EditSettings
 from salve.stages.context import StageContext, settings_of_key
-from salve.stages.curves import CurvesByClass, curve_tables, measure, own_classes
+from salve.stages.curves import CurvesByClass, Measured, curve_tables, measure, own_classes
+from salve.stages.measured import EditMeasures, measures_of
 from salve.stages.outcome import choose, summarise
 from salve.stages.targets import Target, contributions_of, refuse_aligned_on_signed, targets_of
 from salve.stages.training import evaluate
 
-#: Splits on which strengths are measured: the first chooses the strength, the second reports its effect.
-MEASURED_ON = ("select", "test")
 #: The name in ``confusion.csv`` of the network's outputs that are no class of the data.
 OTHER_OUTPUT = "other output"
 
@@ -58,11 +55,11 @@ def control(
 
     def make(folder: Path, _: Path) -> None:
         autoencoder = context.sae(sae, activations)
-        splits = {split: context.activations(activations, split) for split in MEASURED_ON}
-        tail = context.tail(classifier)
+        cut = context.cut(classifier)
+        edits = measures_of(context, cut, settings, activations)
         targets = targets_of(context.classes, features, settings.sets)
         # Keep only per-edit effects: accuracies of all classes for all edits would grow with the square of the classes.
-        suppressed: list[dict[str, Effect]] = []
+        suppressed: list[Measured] = []
         by_class = CurvesByClass(folder / "curves.parquet") if settings.by_class else nullcontext()
         with (
             context.progress("editing", len(targets)) as advance,
@@ -72,20 +69,20 @@ def control(
             for target in targets:
                 curves: list[pd.DataFrame] = []
                 for mode in settings.modes:
-                    measured = measure(settings, tail, splits, autoencoder.decoder, target, mode, len(context.classes))
-                    curves += curve_tables(measured, mode, target, settings.alpha)
+                    measured = measure(settings, edits, autoencoder.decoder, target, mode, len(context.classes))
+                    curves += curve_tables(measured, mode, target)
                     if table is not None:
-                        table.add(measured, mode, target.name, settings.alpha, context.classes)
+                        table.add(measured, mode, target.name, context.classes)
                     if mode == "suppress":
-                        suppressed.append(measured.effects)
+                        suppressed.append(replace(measured, accuracy={}))
                 lines = for_spreadsheets(pd.concat(curves))
                 lines.to_csv(file, header=not file.tell(), index=False, float_format="%.6g")
                 advance(1)
         if suppressed:
-            rows = _judge(context, settings, tail, splits["test"], autoencoder.decoder, targets, suppressed, folder)
-            _keep_edit_files(context, settings, classifier, autoencoder, targets, rows, folder)
+            rows = _judge(context, settings, edits, autoencoder.decoder, targets, suppressed, folder)
+            _keep_edit_files(context, settings, cut, autoencoder, targets, rows, folder)
             write_table(folder / "summary.csv", pd.DataFrame(rows))
-            _evaluate(context, settings, classifier, splits["test"], autoencoder.decoder, targets, rows, folder)
+            _evaluate(context, settings, classifier, edits, autoencoder.decoder, targets, rows, folder)
 
     return context.store.get_or_make("control", key_settings, make)
 
@@ -93,25 +90,24 @@ def control(
 def _judge(
     context: StageContext,
     settings: EditSettings,
-    tail: LinearTail,
-    test: Captured,
+    edits: EditMeasures,
     decoder: Tensor,
     targets: Sequence[Target],
-    suppressed: Sequence[dict[str, Effect]],
+    suppressed: Sequence[Measured],
     folder: Path,
 ) -> list[dict[str, Any]]:
     """Write ``verdict.json``; returns the rows of ``summary.csv``."""
-    chosen = [choose(effects["select"]) for effects in suppressed]
+    chosen = [choose(measured.effects["select"]) for measured in suppressed]
     own = np.stack([own_classes(target, len(context.classes)) for target in targets])
-    images = test.labels.numpy()
+    images = edits.labels("test").numpy()
     counts = np.bincount(images, minlength=len(context.classes))
-    untouched = edit_outcomes(tail, test.activations, test.labels, torch.zeros_like(decoder[:, 0]), 0.0)[0].numpy()
+    untouched = edits.outcomes(torch.zeros_like(decoder[:, :1]).T, 0.0)[0].numpy()
     # Allocated beforehand: small arrays that stay between large temporary ones fragment the heap, by a gigabyte with a
     # thousand classes.
     right, kl = np.empty((len(targets), len(images)), bool), np.full(len(targets), np.nan)
     for i, (target, (at, _)) in enumerate(zip(targets, chosen, strict=True)):
-        contributions = contributions_of(decoder, target, settings)
-        kept, drift = edit_outcomes(tail, test.activations, test.labels, contributions, settings.alpha[at])
+        alpha = suppressed[i].alphas[at]
+        kept, drift = edits.outcomes(contributions_of(decoder, target, settings), alpha)
         right[i] = kept.numpy()
         others = ~own[i] & (counts > 0)
         if others.any():
@@ -119,10 +115,10 @@ def _judge(
             kl[i] = (moved[others] / counts[others]).mean()
     resampled = resampled_effects(images, untouched, right, own)
     rows, found = [], []
-    for i, (target, effects, (at, reached)) in enumerate(zip(targets, suppressed, chosen, strict=True)):
-        found.append(effects["test"].at(at))
+    for i, (target, measured, (at, reached)) in enumerate(zip(targets, suppressed, chosen, strict=True)):
+        found.append(measured.effects["test"].at(at))
         redrawn = Effect(*(field[i] for field in resampled))
-        row = summarise(target, settings.alpha, at, reached, effects, redrawn, int(counts[own[i]].sum()))
+        row = summarise(target, measured, at, reached, redrawn, int(counts[own[i]].sum()))
         worst = int(found[-1].worst)
         row["worst_class"] = context.classes[worst] if worst >= 0 else ""
         row["kl_others"] = float(kl[i])
@@ -148,22 +144,22 @@ def _judge(
 def _keep_edit_files(
     context: StageContext,
     settings: EditSettings,
-    classifier: Artifact,
+    cut: Cut,
     autoencoder: Any,
     targets: Sequence[Target],
     rows: list[dict[str, Any]],
     folder: Path,
 ) -> None:
     """Write one edit file per target, at its chosen strength; adds their names to the rows of ``summary.csv``."""
-    model, site = context.model(classifier)
-    model.cpu()
     (folder / "edits").mkdir()
     named = []
     for target, row in zip(targets, rows, strict=True):
         edit = Edit(0, row["alpha_used"], "suppress", settings.scale, settings.channels)  # type: ignore[arg-type]
         edits = [replace(edit, latent=la, sign=s) for la, s in zip(target.latents, target.signs, strict=True)]
         named.append((target.name, edits))
-    edit_files = make_edit_files(model, site, autoencoder, named, f"{context.backbone.library}/{context.backbone.name}")
+    edit_files = make_edit_files(
+        cut.model, cut.site, autoencoder, named, f"{context.backbone.library}/{context.backbone.name}"
+    )
     digits = max(2, len(str(len(edit_files) - 1)))
     for number_, (edit_file, row) in enumerate(zip(edit_files, rows, strict=True)):
         row["edit_file"] = f"edits/{number_:0{digits}d}-{slug(edit_file.name) or 'unnamed'}.json"
@@ -174,7 +170,7 @@ def _evaluate(
     context: StageContext,
     settings: EditSettings,
     classifier: Artifact,
-    test: Captured,
+    edits: EditMeasures,
     decoder: Tensor,
     targets: Sequence[Target],
     rows: list[dict[str, Any]],
@@ -182,19 +178,19 @@ def _evaluate(
 ) -> None:
     """Run the edited networks of the first ``settings.evaluate`` targets on every test image.
 
-    The other measures use the cached activations. Writes ``evaluation.csv``, which has both, and ``confusion.csv``.
+    The other measures use cached activations, or the network's tail. Writes ``evaluation.csv``, which has both, and
+    ``confusion.csv``.
     """
     evaluated: list[dict[str, Any]] = []
     confusion: list[pd.DataFrame] = []
-    tail = context.tail(classifier)
+    counts = torch.bincount(edits.labels("test"), minlength=len(context.classes))
     for target, row in list(zip(targets, rows, strict=True))[: settings.evaluate]:
-        model, _ = context.model(classifier)
-        model.cpu()
+        model = context.cut(classifier).model.cpu()
         edit_file = load_edit_file(folder / row["edit_file"])
         module = EditEvaluation(model, apply_edit_file(edit_file, model.state_dict()), context.output_order(model))
         found = evaluate(context, "control", module)
-        contributions, alphas = contributions_of(decoder, target, settings), torch.tensor([row["alpha_used"]])
-        [cached] = edit_accuracies(tail, test.activations, test.labels, contributions, alphas)
+        right, _ = edits.outcomes(contributions_of(decoder, target, settings), row["alpha_used"])
+        cached = torch.bincount(edits.labels("test")[right], minlength=len(counts)) / counts
         for k, name in enumerate(context.classes):
             evaluated.append(
                 {

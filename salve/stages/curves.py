@@ -1,33 +1,33 @@
 """Measures of one edit over the grid of strengths, and the tables of curves of stage ``control``."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor
 
-from salve.activations import Captured
-from salve.backbones.tail import LinearTail
-from salve.editing.curves import edit_accuracies
 from salve.editing.verdict import Effect, effect
 from salve.settings import EditSettings
+from salve.stages.measured import EditMeasures
 from salve.stages.targets import Target, contributions_of
+from salve.types import Split
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One edit at all ``K`` strengths.
+    """One edit at ``K`` strengths.
 
     Attributes:
+        alphas: ``[K]``, rising from 0.
         accuracy: by split, of every class ``[K, C]``. effects: by split, fields ``[K]``.
     """
 
-    accuracy: dict[str, Tensor]
-    effects: dict[str, Effect]
+    alphas: list[float]
+    accuracy: dict[Split, Tensor]
+    effects: dict[Split, Effect]
 
 
 def own_classes(target: Target, classes: int) -> np.ndarray:
@@ -38,34 +38,23 @@ def own_classes(target: Target, classes: int) -> np.ndarray:
 
 
 def measure(
-    settings: EditSettings,
-    tail: LinearTail,
-    splits: Mapping[str, Captured],
-    decoder: Tensor,
-    target: Target,
-    mode: Any,
-    classes: int,
+    settings: EditSettings, edits: EditMeasures, decoder: Tensor, target: Target, mode: Any, classes: int
 ) -> Measured:
-    """Measure one target at every strength, on every split.
+    """Measure one target at its strengths, on every split.
 
     Args:
-        settings: hold the grid of strengths.
-        tail: of the site; its first outputs are the data's classes.
-        splits: activations and labels by name.
+        settings: of the edits. edits: measures them.
         decoder: ``[M, d]``.
         target: what is edited. mode: suppress or enhance.
         classes: ``C``, of the data.
     """
-    contributions, alphas = contributions_of(decoder, target, settings), torch.tensor(settings.alpha)
-    accuracy, effects = {}, {}
-    for split, captured in splits.items():
-        found = edit_accuracies(tail, captured.activations, captured.labels, contributions, alphas, mode)
-        accuracy[split] = found[:, :classes]
-        effects[split] = effect(accuracy[split][0].numpy(), accuracy[split].numpy(), own_classes(target, classes))
-    return Measured(accuracy, effects)
+    own = own_classes(target, classes)
+    alphas, accuracy = edits.accuracies(contributions_of(decoder, target, settings), mode, own)
+    effects = {split: effect(found[0].numpy(), found.numpy(), own) for split, found in accuracy.items()}
+    return Measured(alphas, accuracy, effects)
 
 
-def curve_tables(measured: Measured, mode: str, target: Target, alphas: Sequence[float]) -> list[pd.DataFrame]:
+def curve_tables(measured: Measured, mode: str, target: Target) -> list[pd.DataFrame]:
     """The rows of ``curves.csv`` for one edit, a table per split: of the other classes only mean and extremes."""
     tables = []
     for split, found in measured.effects.items():
@@ -77,7 +66,7 @@ def curve_tables(measured: Measured, mode: str, target: Target, alphas: Sequence
             "split": split,
             "mode": mode,
             "target": target.name,
-            "alpha": list(alphas),
+            "alpha": measured.alphas,
             "accuracy": found.after,
             "others_accuracy": np.nan if none else others.mean(axis=1),
             "others_lowest": np.nan if none else others.min(axis=1),
@@ -106,7 +95,7 @@ class CurvesByClass:
         if self._writer is not None:
             self._writer.close()
 
-    def add(self, measured: Measured, mode: str, target: str, alphas: Sequence[float], classes: Sequence[str]) -> None:
+    def add(self, measured: Measured, mode: str, target: str, classes: Sequence[str]) -> None:
         """Append the rows of one edit."""
         import pyarrow  # type: ignore[import-untyped]
         import pyarrow.parquet  # type: ignore[import-untyped]
@@ -116,8 +105,8 @@ class CurvesByClass:
                 "split": split,
                 "mode": mode,
                 "target": target,
-                "alpha": np.tile(alphas, len(classes)),
-                "class": np.repeat(np.array(classes, dtype=object), len(alphas)),
+                "alpha": np.tile(measured.alphas, len(classes)),
+                "class": np.repeat(np.array(classes, dtype=object), len(measured.alphas)),
                 "accuracy": accuracy.T.flatten().numpy(),  # [K, C] → class by class
             }
             rows = pyarrow.Table.from_pandas(pd.DataFrame(columns), preserve_index=False)

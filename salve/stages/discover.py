@@ -1,5 +1,6 @@
 """Stage ``discover``: capture activations, and find the latents of an SAE that each class depends on."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,14 +10,16 @@ from torch import Tensor
 
 from salve.activations import Captured, captured
 from salve.artifacts import Artifact, save_tensors, write_table
-from salve.backbones.tail import LinearTail
+from salve.backbones.cut import Cut
 from salve.data.base import ConceptTruth
 from salve.features import ClassMeans, ClassPurity, concept_detectors, kinds, margins, select_latents, shares
 from salve.metrics import ActivationHistogram, LatentUsage, per_class_accuracy
 from salve.sae import SAE
 from salve.settings import CaptureSettings, DiscoverSettings
 from salve.stages.context import StageContext, settings_of_key
+from salve.stages.latents import ImageLatents, image_latents, latents_of
 from salve.stages.measure import blocks
+from salve.types import Split
 
 
 def capture(context: StageContext, settings: CaptureSettings, classifier: Artifact) -> Artifact:
@@ -26,26 +29,40 @@ def capture(context: StageContext, settings: CaptureSettings, classifier: Artifa
 
 
 def read_features(
-    context: StageContext, settings: DiscoverSettings, classifier: Artifact, activations: Artifact, sae: Artifact
+    context: StageContext,
+    settings: DiscoverSettings,
+    pool: str,
+    classifier: Artifact,
+    activations: Artifact,
+    sae: Artifact,
 ) -> Artifact:
     """Relate latents to classes and concepts on the train split, in blocks of rows.
+
+    Args:
+        context, settings: of the run.
+        pool: at a map, how the latents at an image's positions become the image's; see :class:`SAESettings`.
+        classifier, activations, sae: what was made before.
 
     Returns:
         Artifact ``features``: ``latents.csv``, ``dominant.csv``, ``selected.csv``, ``classes.csv``,
         ``class_means.safetensors``, ``histograms.safetensors``, and ``concepts.csv`` if concepts are known.
     """
     key_settings = settings_of_key(asdict(settings), classifier, activations, sae)
+    if activations.record("activations.json").get("positions"):
+        key_settings["pool"] = pool
 
     def make(folder: Path, _: Path) -> None:
         train, test = (context.activations(activations, split) for split in ("train", "test"))
-        autoencoder = context.sae(sae, activations)
-        means, frequency, per_latent, histogram = _pass_over(train, autoencoder, len(context.classes))
+        autoencoder, cut = context.sae(sae, activations), context.cut(classifier)
+        parts = _parts(context, cut, autoencoder, train, "train", pool)
+        means, frequency, per_latent, histogram = _pass_over(parts, autoencoder, len(context.classes))
         tables = feature_tables(means, frequency, context.classes, settings)
         tables["latents"] = tables["latents"].assign(**per_latent)
-        tables["classes"] = _class_table(test, context.tail(classifier), context.classes)
+        tables["classes"] = _class_table(_predictions(context, cut, test), test.labels, context.classes)
         shown, judged = context.data.truth("train"), context.data.truth("test")
         if shown is not None and judged is not None:
-            chosen_by, judged_by = (_all_latents(autoencoder, split) for split in (train, test))
+            chosen_by = latents_of(context, cut, autoencoder, train, "train", pool)
+            judged_by = latents_of(context, cut, autoencoder, test, "test", pool)
             tables["concepts"] = concept_table(chosen_by, judged_by, shown, judged, context.classes, autoencoder.signed)
         for name, table in tables.items():
             write_table(folder / f"{name}.csv", table)
@@ -55,8 +72,22 @@ def read_features(
     return context.store.get_or_make("features", key_settings, make)
 
 
+def _parts(
+    context: StageContext, cut: Cut, sae: SAE, train: Captured, split: Split, pool: str
+) -> Iterator[ImageLatents]:
+    """The latents of a split's images, in blocks; at a vector from what was captured."""
+    if cut.site.kind == "map":
+        with context.progress(f"reading latents ({split})", len(train)) as advance:
+            for part in image_latents(context, cut, sae, split, pool):
+                yield part
+                advance(len(part.labels))
+    else:
+        for activations, labels in blocks(train, sae.dictionary_size):
+            yield ImageLatents(sae.encode(activations), activations, labels)
+
+
 def _pass_over(
-    split: Captured, sae: SAE, classes: int
+    parts: Iterable[ImageLatents], sae: SAE, classes: int
 ) -> tuple[Tensor, Tensor, dict[str, list[float]], dict[str, Tensor]]:
     """Class means ``[C, d]``, frequencies ``[d]``, more columns of ``latents.csv``, and the histograms."""
     size, firing_threshold = sae.dictionary_size, sae.firing_threshold
@@ -65,28 +96,31 @@ def _pass_over(
         ClassPurity(size, classes, firing_threshold=firing_threshold),
         ActivationHistogram(size, firing_threshold),
     )
-    for activations, labels in blocks(split, size):
-        latents = sae.encode(activations)
+    for latents, scale, labels in parts:
         means.update(latents, labels)
-        usage.update(latents, activations)
-        purity.update(latents, activations, labels)
-        histogram.update(latents, activations)
+        usage.update(latents, scale)
+        purity.update(latents, scale, labels)
+        histogram.update(latents, scale)
     # torchmetrics squeezes a tensor of one number, such as the frequency of a single latent.
     columns = {name: values.reshape(-1).tolist() for name, values in purity.compute().items()}
     found = means.compute().reshape(classes, size).float()
     return found, usage.compute()["frequency"].reshape(-1), columns, histogram.compute()
 
 
-def _class_table(test: Captured, tail: LinearTail, classes: tuple[str, ...]) -> pd.DataFrame:
-    predictions = [tail(activations).argmax(dim=1) for activations, _ in blocks(test, len(tail))]
-    accuracy = per_class_accuracy(torch.cat(predictions), test.labels, len(tail))[: len(classes)]
-    counts = torch.bincount(test.labels, minlength=len(classes))
+@torch.no_grad()
+def _predictions(context: StageContext, cut: Cut, test: Captured) -> Tensor:
+    """The output ``[N]`` that the network predicts for each test image; those of the data's classes come first."""
+    if cut.linear is not None:
+        return torch.cat([cut.linear(rows).argmax(dim=1) for rows, _ in blocks(test, len(cut.linear))])
+    batches = context.data.loader("test")
+    return torch.cat([cut.logits(context.on_device(images)).argmax(dim=1).cpu() for images, _ in batches])
+
+
+def _class_table(predictions: Tensor, labels: Tensor, classes: tuple[str, ...]) -> pd.DataFrame:
+    """Images and accuracy of each class."""
+    accuracy = per_class_accuracy(predictions, labels, len(classes))
+    counts = torch.bincount(labels, minlength=len(classes))
     return pd.DataFrame({"class": classes, "test_images": counts.tolist(), "test_accuracy": accuracy.tolist()})
-
-
-def _all_latents(sae: SAE, split: Captured) -> Tensor:
-    """Latents ``[N, d]`` of a whole split: AUROCs need them, and data with known concepts are small."""
-    return torch.cat([sae.encode(activations) for activations, _ in blocks(split, sae.dictionary_size)])
 
 
 def concept_table(

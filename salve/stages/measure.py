@@ -81,7 +81,7 @@ def check_sae(record: Mapping[str, Any], select: Captured, site: str) -> None:
 
 @torch.no_grad()
 def measure_sae(
-    sae: SAE, train: Captured, held_out: Mapping[str, Captured], tail: LinearTail
+    sae: SAE, train: Captured, held_out: Mapping[str, Captured], tail: LinearTail | None
 ) -> dict[str, float | None]:
     """Measure a finished SAE on raw activations, which would also reveal a wrong fold.
 
@@ -89,15 +89,15 @@ def measure_sae(
         sae: in eval mode, folded.
         train: raw activations and labels.
         held_out: the same by split, such as ``select`` and ``test``.
-        tail: what lies behind the site.
+        tail: what lies behind the site; None if that is not one linear layer.
 
     Returns:
         Measures by name; None where one is undefined (see :func:`salve.metrics.recovered_share`), since JSON has no
         NaN.
 
-        - On test: ``fve``, ``cosine``, ``l0``, ``l1``, and all that :func:`salve.metrics.downstream` returns. Its
-          mean-ablation feeds the head the mean activation of the train split. Those of another held-out split bear its
-          name, such as ``select_fve``.
+        - On test: ``fve``, ``cosine``, ``l0``, ``l1``, and with a tail all that :func:`salve.metrics.downstream`
+          returns. Its mean-ablation feeds the tail the mean activation of the train split. Those of another held-out
+          split bear its name, such as ``select_fve``.
         - On train, where rare latents show best: ``dead_fraction``, ``almost_dead_fraction`` and ``dense_fraction``
           (:func:`salve.metrics.usage_fractions`).
     """
@@ -106,30 +106,37 @@ def measure_sae(
     for activations, _ in blocks(train, size):
         use.update(sae.encode(activations), activations)
         mean += activations.sum(dim=0, dtype=torch.float64) / len(train.rows)
-    zero_logits, mean_logits = tail.bias[None], tail(mean.to(tail.weight.dtype))  # [1, C]
     on_train = use.compute()
     measures = {name: on_train[name] for name in ("dead_fraction", "almost_dead_fraction", "dense_fraction")}
     for split, captured in held_out.items():
-        found = _of_reconstructions(sae, captured, tail, zero_logits, mean_logits)
-        prefix = "" if split == "test" else f"{split}_"
-        measures |= {prefix + name: value for name, value in found.items()}
+        measures |= named(split, _of_reconstructions(sae, captured, tail, mean))
+    return finite_or_none(measures)
+
+
+def named(split: str, measures: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Measures of a split by name; those of another split than test bear its name."""
+    prefix = "" if split == "test" else f"{split}_"
+    return {prefix + name: value for name, value in measures.items()}
+
+
+def finite_or_none(measures: Mapping[str, Tensor]) -> dict[str, float | None]:
+    """Measures as numbers; None for NaN and infinity."""
     values = {name: float(value) for name, value in measures.items()}
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
-def _of_reconstructions(
-    sae: SAE, split: Captured, tail: LinearTail, zero_logits: Tensor, mean_logits: Tensor
-) -> dict[str, Tensor]:
-    """Measures of the reconstructions of a split; ``zero_logits`` and ``mean_logits`` ``[1, C]`` are the ablations'."""
+def _of_reconstructions(sae: SAE, split: Captured, tail: LinearTail | None, mean: Tensor) -> dict[str, Tensor]:
+    """Measures of the reconstructions of a split; ``mean`` ``[M]`` is the activation of the mean-ablation."""
     use = LatentUsage(sae.dictionary_size, sae.firing_threshold)
     fve, cosine, downstream = FractionOfVarianceExplained(sae.width), ReconstructionCosine(), Downstream()
-    for activations, labels in blocks(split, max(sae.dictionary_size, len(tail))):
+    for activations, labels in blocks(split, max(sae.dictionary_size, 0 if tail is None else len(tail))):
         reconstruction, latents = sae(activations)
         use.update(latents, activations)
         fve.update(activations, reconstruction)
         cosine.update(activations, reconstruction)
-        original, fed = (tail(part) for part in (activations, reconstruction))
-        downstream.update(labels, original, fed, zero_logits, mean_logits)
+        if tail is not None:
+            zero_logits, mean_logits = tail.bias[None], tail(mean.to(tail.weight.dtype))  # [1, C]
+            downstream.update(labels, tail(activations), tail(reconstruction), zero_logits, mean_logits)
     usage = use.compute()
     own = {"fve": fve.compute(), "cosine": cosine.compute(), "l0": usage["l0"], "l1": usage["l1"]}
-    return {**own, **downstream.compute()}
+    return own if tail is None else {**own, **downstream.compute()}

@@ -1,6 +1,5 @@
 """The outcome of an edit: choose its strength on select images, and summarise its effect on test images."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from salve.editing.verdict import (
     wilson,
 )
 from salve.report.text import number, percent, points
+from salve.stages.curves import Measured
 from salve.stages.targets import Target
 
 
@@ -40,23 +40,21 @@ def choose(select: Effect) -> tuple[int, bool]:
 
 def summarise(
     target: Target,
-    alphas: Sequence[float],
+    measured: Measured,
     at: int,
     reached: bool,
-    effects: dict[str, Effect],
     resampled: Effect,
     images: int,
 ) -> dict[str, Any]:
     """One row of ``summary.csv``: the effect of the chosen strength on its class and on the others.
 
     Args:
-        target: the edit. alphas: ``K`` strengths.
+        target: the edit. measured: its effects at its strengths.
         at, reached: from :func:`choose`.
-        effects: by split, fields ``[K]``.
         resampled: on resampled test images, fields ``[B]``.
         images: number of test images of the edited classes.
     """
-    chosen, found = effects["select"].at(at), effects["test"].at(at)
+    chosen, found = measured.effects["select"].at(at), measured.effects["test"].at(at)
     low, high = wilson(float(found.after) * images, images)
     mean_low, mean_high = percentile_interval(resampled.mean_change, found.mean_change)
     loss_low, loss_high = percentile_interval(resampled.worst_loss, found.worst_loss)
@@ -65,8 +63,8 @@ def summarise(
         "latents": "; ".join(map(str, target.latents)),
         "sign": "; ".join(f"{sign:+d}" for sign in target.signs),
         "kind": "; ".join(target.kinds),
-        "alpha": float(alphas[at]) if reached else float("inf"),
-        "alpha_used": float(alphas[at]),
+        "alpha": float(measured.alphas[at]) if reached else float("inf"),
+        "alpha_used": float(measured.alphas[at]),
         "select_accuracy_before": float(chosen.before),
         "select_accuracy_after": float(chosen.after),
         "select_others_mean_change": float(chosen.mean_change),
@@ -86,7 +84,7 @@ def summarise(
         "separates": reached and bool(separated(found)),
         "separates_published": reached and bool(separated_as_published(found)),
         "separates_share": float(separated(resampled).mean()) if reached else 0.0,
-        "reason": reason(found, float(alphas[at]), reached),
+        "reason": reason(found, float(measured.alphas[at]), reached),
     }
 
 

@@ -75,6 +75,21 @@ def targets_of(classes: Sequence[str], features: Artifact, sets: Sequence[Sequen
     return targets
 
 
+def balanced(labels: Sequence[int] | Tensor, per_class: int) -> list[int]:
+    """Draw the same number of images of each class, always the same ones.
+
+    Args:
+        labels: ``[N]``. per_class: images of a class; all of a class that has fewer.
+
+    Returns:
+        Indices in rising order.
+    """
+    given = torch.as_tensor(labels)
+    order = torch.randperm(len(given), generator=torch.Generator().manual_seed(0))
+    kept = [order[given[order] == k][:per_class] for k in given.unique()]
+    return sorted(torch.cat(kept).tolist()) if kept else []
+
+
 def contributions_of(decoder: Tensor, target: Target, settings: EditSettings) -> Tensor:
     """The contribution vectors ``[S, M]`` of a target's latents."""
     rows = [

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from salve.activations import ActivationsData, AnyRows, Captured, Schedule, WholeData
 from salve.artifacts import Artifact, write_record, write_table
-from salve.backbones.tail import LinearTail
+from salve.backbones.cut import Cut
 from salve.sae import SAE, Member, SAEEnsemble, SparseAutoencoder, make_sae, save_sae
 from salve.settings import Precision, SAESettings
 from salve.stages.context import StageContext, settings_of_key
 from salve.stages.measure import check_activations, check_sae, measure_sae
+from salve.stages.through_tail import measure_through_tail
 from salve.stages.training import fit
 from salve.types import Diverged, UserError
 
@@ -40,7 +41,7 @@ def can_share(a: SAESettings, b: SAESettings) -> bool:
 
 def _differences(a: SAESettings, b: SAESettings) -> list[str]:
     mine, other = asdict(a), asdict(b)
-    return [name for name in mine if name not in (*VARIES, "ensemble") and mine[name] != other[name]]
+    return [name for name in mine if name not in (*VARIES, "ensemble", "pool") and mine[name] != other[name]]
 
 
 def train_sae(context: StageContext, settings: SAESettings, classifier: Artifact, activations: Artifact) -> Artifact:
@@ -87,7 +88,8 @@ def train_saes(
         return [train_sae(context, one, classifier, activations) for one in settings]
 
     def make(folders: Mapping[int, Path], scratch: Path) -> None:
-        inputs = _TrainingInputs.of(context, settings[0], context.tail(classifier), train, select, test, within)
+        cut = context.cut(classifier)
+        inputs = _TrainingInputs.of(context, settings[0], cut, train, select, test, within)
         train_these = _train_alone if len(folders) == 1 else _train_together
         train_these(context, inputs, {folder: settings[i] for i, folder in folders.items()}, scratch)
 
@@ -195,7 +197,7 @@ class _TrainingInputs:
         train, select, test: raw activations.
         rows, select_rows: of train and select, divided by ``scale``; in memory if they fit.
         within: number of rows shuffled at a time if they do not fit, else None.
-        tail: what lies behind the site.
+        context, cut: the network, for what lies behind the site.
         b_dec: the initial ``b_dec``, in raw units. scale: training sees ``a / scale``.
         facts: for the file's header.
     """
@@ -206,7 +208,8 @@ class _TrainingInputs:
     rows: AnyRows
     select_rows: AnyRows
     within: int | None
-    tail: LinearTail
+    context: StageContext
+    cut: Cut
     b_dec: Tensor
     scale: float
     facts: dict[str, Any]
@@ -216,7 +219,7 @@ class _TrainingInputs:
         cls,
         context: StageContext,
         settings: SAESettings,
-        tail: LinearTail,
+        cut: Cut,
         train: Captured,
         select: Captured,
         test: Captured,
@@ -233,7 +236,7 @@ class _TrainingInputs:
         check_activations(train, context.layer)
         rows, select_rows = (_divided(part, scale) for part in (raw, select.rows if within else select.rows[:]))
         facts = {"backbone": context.backbone.name, "site": context.layer, "scale": scale}
-        return cls(train, select, test, rows, select_rows, within, tail, b_dec, scale, facts)
+        return cls(train, select, test, rows, select_rows, within, context, cut, b_dec, scale, facts)
 
     def untrained(self, settings: SAESettings) -> SAE:
         """An SAE at the start of its training."""
@@ -247,12 +250,14 @@ class _TrainingInputs:
             sae.learn_b_dec()
         return sae
 
-    def head(self) -> nn.Linear:
-        """The classifier's head, for reconstructions in the units of training."""
-        outputs, width = self.tail.weight.shape
+    def head(self) -> nn.Linear | None:
+        """The classifier's head, for reconstructions in the units of training; None where more lies behind the site."""
+        if self.cut.linear is None:
+            return None
+        outputs, width = self.cut.linear.weight.shape
         head = nn.Linear(width, outputs).requires_grad_(False)
-        head.weight.copy_(self.tail.weight * self.scale)
-        head.bias.copy_(self.tail.bias)
+        head.weight.copy_(self.cut.linear.weight * self.scale)
+        head.bias.copy_(self.cut.linear.bias)
         return head
 
     def write(self, folder: Path, settings: SAESettings, sae: SAE, history: pd.DataFrame) -> None:
@@ -264,7 +269,9 @@ class _TrainingInputs:
         sae.eval().fold(self.scale)
         save_sae(folder / "sae.safetensors", sae, self.facts)
         write_table(folder / "history.csv", history)
-        measures = measure_sae(sae, self.train, {"select": self.select, "test": self.test}, self.tail)
+        measures = measure_sae(sae, self.train, {"select": self.select, "test": self.test}, self.cut.linear)
+        if self.cut.linear is None:
+            measures |= measure_through_tail(self.context, self.cut, sae, _mean(self.train.rows))
         schedule = _schedule(settings, len(self.rows))
         facts = {
             **settings.scientific(),

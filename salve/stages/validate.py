@@ -72,7 +72,8 @@ def validate(
     key_settings = settings_of_key(asdict(settings), classifier, activations, sae, features) | {"seed": context.seed}
 
     def make(folder: Path, _: Path) -> None:
-        model, site = context.model(classifier)
+        cut = context.cut(classifier)
+        model, site = cut.model, cut.site
         test = context.activations(activations, "test")
         autoencoder = context.sae(sae, activations)
         latents = autoencoder.encode(test.activations)

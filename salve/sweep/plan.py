@@ -207,4 +207,4 @@ def _site_names(library: str, name: str, args: str) -> list[str]:
     """The sites of a backbone; ``args`` are its further arguments, as JSON."""
     from salve.backbones import load_backbone, sites  # imported here because it takes seconds
 
-    return list(sites(load_backbone(library, name, "random", 2, json.loads(args)).model))
+    return list(sites(load_backbone(library, name, "random", 2, json.loads(args)).model.eval()))

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-import salve.stages.curves
+import salve.stages.measured
 from salve.artifacts import Artifact
 from salve.editing.cli import main as salve_edit
 from tests.integration.conftest import Start
@@ -44,7 +44,7 @@ def arrays_alive(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many tables of strengths by classes stage control holds whenever it asks for the next one."""
     made: list[weakref.ref[Any]] = []
     alive: list[int] = []
-    measure = salve.stages.curves.edit_accuracies
+    measure = salve.stages.measured.edit_accuracies
 
     def counted(*args: Any) -> Tensor:
         array = measure(*args).numpy().copy()
@@ -52,7 +52,7 @@ def arrays_alive(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         alive.append(sum(ref() is not None for ref in made))
         return torch.from_numpy(array)
 
-    monkeypatch.setattr(salve.stages.curves, "edit_accuracies", counted)
+    monkeypatch.setattr(salve.stages.measured, "edit_accuracies", counted)
     return alive
 
 

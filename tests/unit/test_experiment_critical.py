@@ -187,7 +187,7 @@ def a_study(signed: bool, seeds: int, without: str = "") -> Any:
     network = Network(weight, bias).requires_grad_(False)
     images = [(row.view(3, 4, 2), int(k)) for row, k in zip(activations, labels, strict=True)]
     job = SimpleNamespace(
-        model=lambda _: (network, Site("last", (Reader("head.weight"),), 24)),
+        cut=lambda _: SimpleNamespace(model=network, site=Site("last", (Reader("head.weight"),), 24)),
         data=SimpleNamespace(dataset={"test": images}.__getitem__),
         device=torch.device("cpu"),
     )

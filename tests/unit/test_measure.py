@@ -234,13 +234,13 @@ class Made:
     def sae(self, *artifacts: Artifact) -> SAE:
         return StageContext.sae(self, *artifacts)  # type: ignore[arg-type]
 
-    def tail(self, _: Artifact) -> LinearTail:
-        return LinearTail(WEIGHT, BIAS)
+    def cut(self, _: Artifact) -> Any:
+        return SimpleNamespace(linear=LinearTail(WEIGHT, BIAS), site=SimpleNamespace(kind="vector"))
 
     def features(self) -> Artifact:
         activations, sae = self.artifacts["activations"], self.artifacts["sae"]
         settings = DiscoverSettings(0.5, "margin", 3)
-        return read_features(self, settings, activations, activations, sae)  # type: ignore[arg-type]
+        return read_features(self, settings, "mean", activations, activations, sae)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("at_once", [1 << 22, 40])

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -66,9 +67,13 @@ class SmallContext(StageContext):
         drawn = torch.randn(rows, WIDTH, generator=generator) * torch.linspace(0.5, 4, WIDTH) + 1
         return Captured(drawn, torch.randint(CLASSES, (rows,), generator=generator))
 
-    def tail(self, classifier: Artifact) -> LinearTail:
+    def cut(self, classifier: Artifact) -> Any:
         generator = torch.Generator().manual_seed(9)
-        return LinearTail(torch.randn(CLASSES, WIDTH, generator=generator), torch.randn(CLASSES, generator=generator))
+        return SimpleNamespace(
+            linear=LinearTail(
+                torch.randn(CLASSES, WIDTH, generator=generator), torch.randn(CLASSES, generator=generator)
+            )
+        )
 
 
 @contextmanager

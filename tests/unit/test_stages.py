@@ -16,12 +16,14 @@ from salve.editing.curves import edit_accuracies, edit_curves, edit_outcomes
 from salve.editing.verdict import Effect, effect
 from salve.stages import DiscoverSettings
 from salve.stages.context import output_order
+from salve.stages.curves import Measured
 from salve.stages.diagnose import strengths
 from salve.stages.diagnose import summarise as summarise_strengths
 from salve.stages.discover import feature_tables
 from salve.stages.outcome import choose, reason, summarise
 from salve.stages.targets import Target
 from salve.stages.validate import masks_like
+from salve.types import Split
 
 STRENGTHS = [0.0, 1.0, 2.0, 4.0]
 OWN = np.array([True, False, False, False])
@@ -33,10 +35,10 @@ def effects_of(*rows: list[float]) -> Effect:
 
 def edit(select: list[list[float]], test: list[list[float]] | None = None) -> dict[str, object]:
     target = Target("a", (0,), (7,), (-1,), ("class-defining",))
-    effects = {"select": effects_of(*select), "test": effects_of(*(test or select))}
+    effects: dict[Split, Effect] = {"select": effects_of(*select), "test": effects_of(*(test or select))}
     place, reached = choose(effects["select"])
     others = Effect(*(np.repeat(np.asarray(field), 5) for field in effects["test"].at(place)))
-    return summarise(target, STRENGTHS[: len(select)], place, reached, effects, others, 40)
+    return summarise(target, Measured(STRENGTHS[: len(select)], {}, effects), place, reached, others, 40)
 
 
 def test_the_cleanest_strength_that_separates_is_chosen() -> None:

@@ -125,7 +125,8 @@ def tried(study: Study, run: SAERun, images: pd.DataFrame) -> pd.DataFrame:
         holds (its logit, or its margin over the largest other one), at ``α (1 ∓ STEP)``; ``agrees``: whether the class
         holds at the one and not at the other.
     """
-    model, site = study.context.model(run.found.artifact("classifier"))
+    cut = study.context.cut(run.found.artifact("classifier"))
+    model, site = cut.model, cut.site
     data = study.context.data.dataset("test")
     found = []
     for name, rows in images[images["correct"]].groupby("class", sort=False):

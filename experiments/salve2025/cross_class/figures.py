@@ -230,7 +230,8 @@ def maps_of(case: Case, strip: Strip) -> tuple[NDArray[np.uint8], NDArray[np.flo
     """Images ``[n, 3, S, S]``, their Grad-FAM maps ``[n, S, S]`` of the latent, and its values."""
     study, run = case.reading.study, case.reading.run
     context, dataset = study.context, study.context.data.dataset("test")
-    model, site = context.model(run.found.artifact("classifier"))
+    cut = context.cut(run.found.artifact("classifier"))
+    model, site = cut.model, cut.site
     pictures = torch.stack([dataset[i][0] for i in strip.images])
     sae = run.sae.to(context.device)
     maps = grad_fam(model, site.name, sae, pictures.to(context.device), [case.shared.latent],
