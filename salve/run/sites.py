@@ -24,7 +24,7 @@ columns: the site's name, which is its first reader; other names that it goes by
 channels; positions (height x width, or tokens: those before the image's own + the
 image's); whether activations can be negative; the other weights that read it.
 
-So far, salve's stages read and edit the site that is called last.
+Any name goes into a run: salve layer=NAME. salve -m sweep=layer runs them all.
 
 examples:
   salve-sites                                        the default backbone
