@@ -18,7 +18,7 @@ Precision = Literal["float32", "bf16"]
 #: Shares of an SAE's steps in which its learning rate rises, and in which it falls to zero at the end.
 WARMUP, DECAY = 0.05, 0.2
 #: How the latent of a class is chosen.
-Selection = Literal["largest", "margin"]
+Selection = Literal["largest", "margin", "effect"]
 Mode = Literal["suppress", "enhance"]
 Scale = Literal["unit", "max"]
 Channels = Literal["all", "aligned"]
@@ -194,7 +194,7 @@ class DiscoverSettings:
 
     Attributes:
         threshold: τ, the share of a latent's class means from which a class owns it.
-        select: ``margin`` or ``largest``.
+        select: ``margin``, ``largest`` or ``effect``.
         dominant: latents listed per class.
     """
 
@@ -239,6 +239,8 @@ class EditSettings:
         sets: further edits of several latents together, each a list of class names (their latents) or latent numbers.
         evaluate: how many edits are also measured through the edited network, image by image.
         by_class: also keep every class's accuracy at every strength; the table grows with the square of the classes.
+        images: of each class at most, in what must run the network behind the site for every strength: all measures
+            but those at the last site.
     """
 
     alpha: list[float]
@@ -248,6 +250,7 @@ class EditSettings:
     sets: list[list[Any]] = field(default_factory=list)
     evaluate: Annotated[int, NOT_NEGATIVE] = 1
     by_class: bool = False
+    images: Annotated[int, ABOVE_ZERO] = 16
 
 
 class TrainerArgument:

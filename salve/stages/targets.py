@@ -10,7 +10,7 @@ from torch import Tensor
 from salve.artifacts import Artifact
 from salve.editing import contribution
 from salve.settings import EditSettings
-from salve.types import UserError
+from salve.types import Labels, UserError
 
 
 class Target(NamedTuple):
@@ -73,6 +73,23 @@ def targets_of(classes: Sequence[str], features: Artifact, sets: Sequence[Sequen
             )
         )
     return targets
+
+
+def balanced(labels: Labels, per_class: int) -> list[int]:
+    """Draw images of each class: the same ones each time, whatever the other classes; fewer are among more.
+
+    Args:
+        labels: ``[N]`` of a split. per_class: images of each class, at most.
+
+    Returns:
+        Numbers of images in the split, rising.
+    """
+    chosen: list[int] = []
+    for label in labels.unique().tolist():
+        own = (labels == label).nonzero()[:, 0]
+        order = torch.randperm(len(own), generator=torch.Generator().manual_seed(label))
+        chosen += own[order[:per_class]].tolist()
+    return sorted(chosen)
 
 
 def contributions_of(decoder: Tensor, target: Target, settings: EditSettings) -> Tensor:
