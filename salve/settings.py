@@ -239,8 +239,8 @@ class EditSettings:
         sets: further edits of several latents together, each a list of class names (their latents) or latent numbers.
         evaluate: how many edits are also measured through the edited network, image by image.
         by_class: also keep every class's accuracy at every strength; the table grows with the square of the classes.
-        images: of each class at most, in what must run the network behind the site for every strength: all measures
-            but those at the last site.
+        images: of each class at most, wherever the network behind the site has to run for every strength, which is at
+            all sites but the last.
     """
 
     alpha: list[float]

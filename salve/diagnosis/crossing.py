@@ -161,7 +161,8 @@ def _margins(logits: Float[Tensor, "N C"], labels: Labels) -> Float[Tensor, "2 N
         raise UserError(f"labels must lie in 0 … {logits.shape[1] - 1}, the classes of the network.")
     if not bool(logits.isfinite().all()):
         raise UserError(
-            "The logits of an edited network are NaN or infinite, so that nothing can be said of its edits."
+            "The logits that the network makes of finite activations are NaN or infinite, so that no critical strength "
+            "can be found; check its weights."
         )
     own = logits.gather(1, labels[:, None])[:, 0]
     others = logits.scatter(1, labels[:, None], -torch.inf).amax(dim=1)

@@ -76,7 +76,10 @@ def targets_of(classes: Sequence[str], features: Artifact, sets: Sequence[Sequen
 
 
 def balanced(labels: Labels, per_class: int) -> list[int]:
-    """Draw images of each class: the same ones each time, whatever the other classes; fewer are among more.
+    """Draw a sample of images with equally many of each class.
+
+    It is the same in every run. What is drawn of a class depends on no other class, and a smaller sample is part of a
+    larger one.
 
     Args:
         labels: ``[N]`` of a split. per_class: images of each class, at most.
