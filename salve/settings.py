@@ -18,7 +18,7 @@ Precision = Literal["float32", "bf16"]
 #: Shares of an SAE's steps in which its learning rate rises, and in which it falls to zero at the end.
 WARMUP, DECAY = 0.05, 0.2
 #: How the latent of a class is chosen.
-Selection = Literal["largest", "margin"]
+Selection = Literal["largest", "margin", "effect"]
 Mode = Literal["suppress", "enhance"]
 Scale = Literal["unit", "max"]
 Channels = Literal["all", "aligned"]
@@ -216,7 +216,7 @@ class DiscoverSettings:
 
     Attributes:
         threshold: τ, the share of a latent's class means from which a class owns it.
-        select: ``margin`` or ``largest``.
+        select: ``margin``, ``largest`` or ``effect``.
         dominant: latents listed per class.
     """
 
@@ -260,7 +260,8 @@ class EditSettings:
         channels: all or aligned.
         sets: further edits of several latents together, each a list of class names (their latents) or latent numbers.
         evaluate: how many edits are also measured through the edited network, image by image.
-        images: of each class and split, that run through the network's tail where that is not one linear layer.
+        images: of each class and split at most, always the same ones, that run through the network behind the site, at
+            all sites but the last.
         resolution: there, the number of equal steps of the grid that are measured before the step in which a class
             gives way is divided.
         by_class: also keep every class's accuracy at every strength; the table grows with the square of the classes.

@@ -2,6 +2,7 @@
 
 from salve.features.classes import ClassMeans, Kind, Selection, class_means, kinds, margins, select_latents, shares
 from salve.features.concepts import ConceptAUROC, ConceptDetectors, concept_auroc, concept_detectors
+from salve.features.effects import class_effects, effect_scores
 from salve.features.monosemanticity import Monosemanticity, monosemanticity
 from salve.features.purity import ClassPurity, class_entropy, top_purity
 
@@ -13,10 +14,12 @@ __all__ = [
     "Kind",
     "Monosemanticity",
     "Selection",
+    "class_effects",
     "class_entropy",
     "class_means",
     "concept_auroc",
     "concept_detectors",
+    "effect_scores",
     "kinds",
     "margins",
     "monosemanticity",

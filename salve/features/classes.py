@@ -7,8 +7,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchmetrics import Metric
 
+from salve.features.effects import effect_scores
 from salve.settings import Selection
-from salve.types import Labels, Latents
+from salve.types import Labels, Latents, UserError
 
 Kind = Literal["class-defining", "cross-class", "diffuse", "dead"]
 
@@ -92,22 +93,37 @@ def margins(means: Float[Tensor, "C d"]) -> Float[Tensor, "C d"]:
 
 
 def select_latents(
-    means: Float[Tensor, "C d"], by: Selection = "margin", fires: Bool[Tensor, " d"] | None = None
+    means: Float[Tensor, "C d"],
+    by: Selection = "margin",
+    fires: Bool[Tensor, " d"] | None = None,
+    effects: Float[Tensor, "C d"] | None = None,
 ) -> Int[Tensor, " C"]:
     """Choose the latent with which each class is edited.
 
     Args:
-        means: ``[C, d]``. by: ``largest`` takes the largest ``|μ_kl|`` (paper), ``margin`` the largest margin.
+        means: ``[C, d]``.
+        by: ``largest`` takes the largest ``|μ_kl|`` (paper), ``margin`` the largest margin, and ``effect`` the largest
+            effect on the class's own logit less that on the others (:func:`salve.features.effect_scores`).
         fires: ``[d]``, which latents fire for any image; others are not chosen. None allows all latents with a mean
             other than zero.
+        effects: ``[C, d]``, for ``effect``; see :func:`salve.features.class_effects`.
 
     Returns:
         ``[C]`` latent indices; −1 for a class without images, or for which no latent fires.
+
+    Raises:
+        UserError: ``effect`` without effects.
     """
+    if by == "effect" and effects is None:
+        raise UserError("by=effect chooses by the latents' effects, which must be given.")
     size = means.nan_to_num(0.0).abs()
     possible = size > 0  # a latent with mean zero for all classes would have a margin of 0
     if fires is not None:
         possible &= fires
-    score = torch.where(possible, size if by == "largest" else margins(means), -torch.inf)
+    if effects is not None and by == "effect":
+        preference = effect_scores(effects).nan_to_num(-torch.inf)
+    else:
+        preference = size if by == "largest" else margins(means)
+    score = torch.where(possible, preference, -torch.inf)
     unknown = means.isnan().any(dim=1) | ~possible.any(dim=1)
     return torch.where(unknown, -1, score.argmax(dim=1))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from salve.report.tables import class_summary, column, headline, mean_of_known
+from salve.report.tables import class_summary, column, critical, headline, mean_of_known
 from salve.report.text import yes_no
 from salve.results import Artifacts
 
@@ -102,10 +102,10 @@ def _select_accuracy(found: Artifacts, measured: float | None) -> float | None:
 
 def _flips(found: Artifacts) -> dict[str, Metric]:
     images = found.table("diagnose", "images.csv")
-    if "flip_exact" not in images:
+    if "correct" not in images:
         return {}
     right = images["correct"].map(yes_no) == "yes"
-    flips = column(images[right], "flip_exact").dropna()
+    flips = critical(images[right], "flip").dropna()
     if flips.empty:
         return {}
     # "lower" picks an observed value: between a number and infinity there is none.

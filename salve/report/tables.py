@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -43,6 +43,16 @@ def column(frame: pd.DataFrame, name: str) -> pd.Series:
     if name not in frame:
         return pd.Series(np.nan, index=frame.index, dtype=float)
     return pd.to_numeric(frame[name], errors="coerce").astype(float)
+
+
+def critical(images: pd.DataFrame, criterion: Literal["logit", "flip"]) -> pd.Series:
+    """The critical strengths of images: exact at the last site, elsewhere crossings found on a grid."""
+    return column(images, f"{criterion}_crossing" if is_on_grid(images) else f"{criterion}_exact")
+
+
+def is_on_grid(images: pd.DataFrame) -> bool:
+    """Whether critical strengths were found on a grid, as at all sites but the last."""
+    return "flip_crossing" in images
 
 
 def class_names(artifacts: Artifacts) -> list[str]:

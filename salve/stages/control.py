@@ -51,11 +51,14 @@ def control(
         one edit file per target under ``edits/``, and with ``edit.by_class`` also ``curves.parquet``.
     """
     refuse_aligned_on_signed(settings, activations)
-    key_settings = settings_of_key(asdict(settings), classifier, activations, sae, features)
+    cut = context.cut(classifier)
+    # At the last site all images are measured at all strengths.
+    idle = ("images", "resolution") if cut.linear is not None else ()
+    used = {name: value for name, value in asdict(settings).items() if name not in idle}
+    key_settings = settings_of_key(used, classifier, activations, sae, features)
 
     def make(folder: Path, _: Path) -> None:
         autoencoder = context.sae(sae, activations)
-        cut = context.cut(classifier)
         edits = measures_of(context, cut, settings, activations)
         targets = targets_of(context.classes, features, settings.sets)
         # Keep only per-edit effects: accuracies of all classes for all edits would grow with the square of the classes.

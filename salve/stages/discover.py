@@ -12,11 +12,21 @@ from salve.activations import Captured, captured
 from salve.artifacts import Artifact, save_tensors, write_table
 from salve.backbones.cut import Cut
 from salve.data.base import ConceptTruth
-from salve.features import ClassMeans, ClassPurity, concept_detectors, kinds, margins, select_latents, shares
+from salve.features import (
+    ClassMeans,
+    ClassPurity,
+    class_effects,
+    concept_detectors,
+    kinds,
+    margins,
+    select_latents,
+    shares,
+)
 from salve.metrics import ActivationHistogram, LatentUsage, per_class_accuracy
 from salve.sae import SAE
 from salve.settings import CaptureSettings, DiscoverSettings
 from salve.stages.context import StageContext, settings_of_key
+from salve.stages.effects import class_attributions
 from salve.stages.latents import ImageLatents, image_latents, latents_of
 from salve.stages.measure import blocks
 from salve.types import Split
@@ -56,7 +66,10 @@ def read_features(
         autoencoder, cut = context.sae(sae, activations), context.cut(classifier)
         parts = _parts(context, cut, autoencoder, train, "train", pool)
         means, frequency, per_latent, histogram = _pass_over(parts, autoencoder, len(context.classes))
-        tables = feature_tables(means, frequency, context.classes, settings)
+        effects = None
+        if settings.select == "effect":
+            effects = class_effects(class_attributions(context, classifier, activations), autoencoder.decoder)
+        tables = feature_tables(means, frequency, context.classes, settings, effects)
         tables["latents"] = tables["latents"].assign(**per_latent)
         tables["classes"] = _class_table(_predictions(context, cut, test), test.labels, context.classes)
         shown, judged = context.data.truth("train"), context.data.truth("test")
@@ -163,9 +176,16 @@ def concept_table(
 
 
 def feature_tables(
-    means: Tensor, frequency: Tensor, classes: tuple[str, ...], settings: DiscoverSettings
+    means: Tensor,
+    frequency: Tensor,
+    classes: tuple[str, ...],
+    settings: DiscoverSettings,
+    effects: Tensor | None = None,
 ) -> dict[str, pd.DataFrame]:
-    """The tables ``latents``, ``dominant`` and ``selected`` from class means ``[C, d]`` and frequencies ``[d]``."""
+    """The tables ``latents``, ``dominant`` and ``selected`` from class means ``[C, d]`` and frequencies ``[d]``.
+
+    Effects ``[C, d]`` are needed for ``select=effect``.
+    """
     share, margin, kind = shares(means), margins(means), kinds(means, settings.threshold)
     sign = torch.where(means < 0, -1, 1)
 
@@ -201,7 +221,7 @@ def feature_tables(
     dominant_rows = [
         {"rank": r + 1, **row(k, latent)} for k in present for r, latent in enumerate(dominant[k].tolist())
     ]
-    chosen = select_latents(means, settings.select, frequency > 0).tolist()  # type: ignore[arg-type]
+    chosen = select_latents(means, settings.select, frequency > 0, effects).tolist()  # type: ignore[arg-type]
     selected_rows = [
         {**row(k, latent), "margin": float(margin[k, latent])} if latent >= 0 else {"class": classes[k]}
         for k, latent in enumerate(chosen)

@@ -47,7 +47,7 @@ def image_latents(
     Raises:
         UserError: an activation is NaN or infinite.
     """
-    positions = max(1, AT_ONCE // (cut.site.count * max(sae.dictionary_size, sae.width)))
+    at_once = max(1, AT_ONCE // (cut.site.count * max(sae.dictionary_size, sae.width)))
     for images, labels in context.data.loader(split, indices=indices):
         activations = cut.read(context.on_device(images)).float().cpu()  # [n, P, M]
         if not activations.isfinite().all():
@@ -55,7 +55,8 @@ def image_latents(
                 f"The activations at {cut.site.name} are NaN or infinite for some images of the {split} split; check "
                 "the weights and the images."
             )
-        parts = [pooled(sae.encode(part), pool) for part in activations.split(positions)]
+        encoded = (sae.encode(part.flatten(0, 1)).unflatten(0, part.shape[:2]) for part in activations.split(at_once))
+        parts = [pooled(part, pool) for part in encoded]
         yield ImageLatents(torch.cat(parts), activations.norm(dim=2).mean(dim=1, keepdim=True), labels)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from salve.artifacts import Artifact
 from salve.editing import contribution
 from salve.settings import EditSettings
-from salve.types import UserError
+from salve.types import Labels, UserError
 
 
 class Target(NamedTuple):
@@ -75,19 +75,24 @@ def targets_of(classes: Sequence[str], features: Artifact, sets: Sequence[Sequen
     return targets
 
 
-def balanced(labels: Sequence[int] | Tensor, per_class: int) -> list[int]:
-    """Draw the same number of images of each class, always the same ones.
+def balanced(labels: Labels, per_class: int) -> list[int]:
+    """Draw a sample of images with equally many of each class.
+
+    It is the same in every run. What is drawn of a class depends on no other class, and a smaller sample is part of a
+    larger one.
 
     Args:
-        labels: ``[N]``. per_class: images of a class; all of a class that has fewer.
+        labels: ``[N]`` of a split. per_class: images of each class, at most.
 
     Returns:
-        Indices in rising order.
+        Numbers of images in the split, rising.
     """
-    given = torch.as_tensor(labels)
-    order = torch.randperm(len(given), generator=torch.Generator().manual_seed(0))
-    kept = [order[given[order] == k][:per_class] for k in given.unique()]
-    return sorted(torch.cat(kept).tolist()) if kept else []
+    chosen: list[int] = []
+    for label in labels.unique().tolist():
+        own = (labels == label).nonzero()[:, 0]
+        order = torch.randperm(len(own), generator=torch.Generator().manual_seed(label))
+        chosen += own[order[:per_class]].tolist()
+    return sorted(chosen)
 
 
 def contributions_of(decoder: Tensor, target: Target, settings: EditSettings) -> Tensor:

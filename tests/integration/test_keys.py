@@ -109,6 +109,7 @@ NOT_IN_ANY: dict[str, str] = {
     "data._target_": "another class has other settings",
     "backbone.library": "torchvision has no model of this name",
     "backbone.preprocess.squash": "it is what this backbone does already",
+    "edit.images": "at the last site, all images are measured; at others, test_stage_diagnose.py",
     "sae.steps": "sae.epochs, which is set here, takes their place",
     "sae.bandwidth": "of jumprelu",
     "sae.prefixes": "of matryoshka",

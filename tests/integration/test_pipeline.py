@@ -139,6 +139,32 @@ def test_a_second_run_makes_nothing(
     assert all(again[kind].reused and again[kind].digest == artifacts[kind].digest for kind in KINDS)
 
 
+def test_effect_chooses_the_latent_whose_suppression_lowers_the_class_most(
+    whole_run: Run, start: Start, tmp_path: Path
+) -> None:
+    folder, artifacts = whole_run
+    shutil.copytree(folder / "store", tmp_path / "store")
+    found = start(tmp_path, "discover.select=effect", "stages=[discover]")
+    assert [kind for kind, artifact in found.items() if not artifact.reused] == ["features"]
+    train = load_captured(artifacts["activations"].path, "train")
+    weight = load_file(artifacts["classifier"].file("model.safetensors"))["fc.weight"].double()
+    decoder = load_sae(artifacts["sae"].file("sae.safetensors")).decoder.double().abs()
+    step = 1e-3
+    effects = torch.empty(10, decoder.shape[1], dtype=torch.float64)
+    for k in range(10):
+        own = train.activations[train.labels == k].double()
+        for latent in range(decoder.shape[1]):
+            lowered = own * (1 - step * decoder[:, latent])
+            effects[k, latent] = ((own - lowered) @ weight[k]).mean() / step
+    latents = found["features"].table("latents.csv")
+    means = found["features"].tensors("class_means.safetensors")["class_means"]
+    for k, row in enumerate(found["features"].table("selected.csv").itertuples()):
+        others = torch.cat([effects[:k], effects[k + 1 :]]).abs().mean(dim=0)
+        scores = (effects[k] - others).tolist()
+        allowed = [one for one in range(len(latents)) if latents["frequency"][one] > 0 and means[k, one] != 0]
+        assert row.latent == max(allowed, key=scores.__getitem__)
+
+
 def test_another_sae_reuses_what_does_not_depend_on_it(whole_run: Run, start: Start, tmp_path: Path) -> None:
     folder, _ = whole_run
     shutil.copytree(folder / "store", tmp_path / "store")

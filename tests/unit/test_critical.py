@@ -217,6 +217,6 @@ def test_bad_input_is_named() -> None:
         critical_strength(LinearTail(weight, bias), activations, c, torch.tensor([2]))
     unchecked = inspect.unwrap(critical_strength)  # as users call it, without the type checks of the tests
     with pytest.raises(UserError, match="logit or flip"):
-        unchecked(weight, bias, activations, c, labels, "both")
+        unchecked(LinearTail(weight, bias), activations, c, labels, "both")
     with pytest.raises(UserError, match="exact or linear"):
-        unchecked(weight, bias, activations, c, labels, "flip", "guess")
+        unchecked(LinearTail(weight, bias), activations, c, labels, "flip", "guess")

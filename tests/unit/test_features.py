@@ -18,10 +18,12 @@ from salve.features import (
     ClassPurity,
     ConceptAUROC,
     Monosemanticity,
+    class_effects,
     class_entropy,
     class_means,
     concept_auroc,
     concept_detectors,
+    effect_scores,
     kinds,
     margins,
     monosemanticity,
@@ -100,6 +102,54 @@ def test_a_latent_that_never_fires_is_not_chosen() -> None:
     fires = torch.tensor([True, False, True, False])
     assert select_latents(means[[0]] * torch.tensor([0.0, 1, 0, 1]), fires=fires).tolist() == [-1]
     assert select_latents(torch.tensor([[0.0, 0.0, 0.0, 0.1], [4.0, 0.0, 3.0, 0.0]]), fires=fires).tolist() == [-1, 0]
+
+
+def test_effects_and_scores_equal_plain_loops() -> None:
+    attributions, decoder = normal(4, 5, seed=3), normal(5, 6, seed=4)
+    attributions[2] = math.nan  # a class without images
+    effects = class_effects(attributions, decoder)
+    scores = effect_scores(effects)
+    for k in (0, 1, 3):
+        for latent in range(6):
+            found = [
+                sum(float(attributions[i, j]) * abs(float(decoder[j, latent])) for j in range(5)) for i in range(4)
+            ]
+            others = [abs(found[i]) for i in (0, 1, 3) if i != k]
+            assert float(effects[k, latent]) == pytest.approx(found[k], rel=1e-12)
+            assert float(scores[k, latent]) == pytest.approx(found[k] - sum(others) / 2, rel=1e-12)
+    assert scores[2].isnan().all()
+    assert torch.equal(effect_scores(effects[:1]), effects[:1])  # one class has no others
+
+
+def test_an_effect_is_the_first_order_change_of_the_mean_logit() -> None:
+    """Finite differences of a head behind ReLU features, image by image, gated by a latent's column."""
+    weight, activations, decoder = normal(3, 5, seed=1), normal(40, 5, seed=2).abs(), normal(5, 4, seed=3)
+    labels, step = torch.arange(40) % 3, 1e-6
+    attributions = weight * class_means(activations, labels, 3)
+    effects = class_effects(attributions, decoder)
+    for latent in range(4):
+        gate = 1 - step * decoder[:, latent].abs()
+        change = (activations @ weight.T - (activations * gate) @ weight.T) / step
+        for k in range(3):
+            assert float(effects[k, latent]) == pytest.approx(float(change[labels == k, k].mean()), rel=1e-6)
+
+
+def test_effect_finds_a_latent_that_larger_ones_hide() -> None:
+    """The head reads class 0 from channel 0 only; latents 0 and 1 are large for the class and write elsewhere."""
+    weight = torch.tensor([[3.0, 0.0, 0.1], [0.0, 3.0, 0.1]])
+    activations = torch.tensor([[1.0, 0.0, 9.0], [1.0, 0.2, 9.0], [0.0, 1.0, 9.0], [0.2, 1.0, 1.0]])
+    labels = torch.tensor([0, 0, 1, 1])
+    decoder = torch.eye(3)[:, [2, 2, 0, 1, 0]]  # the last latent writes to channel 0 too, and never fires
+    means = torch.tensor([[9.0, 8.0, 0.5, 0.0, 0.0], [6.0, 2.0, 0.1, 0.5, 0.0], [math.nan] * 5])
+    effects = class_effects(torch.cat([weight * class_means(activations, labels, 2), means[2:, :3]]), decoder)
+    fires = torch.tensor([True, True, True, True, False])
+    assert select_latents(means, "largest", fires).tolist() == [0, 0, -1]
+    assert select_latents(means, "margin", fires).tolist() == [1, 3, -1]
+    assert select_latents(means, "effect", fires, effects).tolist() == [2, 3, -1]
+    means[:2, 4] = 1e-3
+    assert select_latents(means, "effect", fires, effects).tolist() == [2, 3, -1]
+    with pytest.raises(UserError, match="effects"):
+        select_latents(means, "effect", fires)
 
 
 # -- purity

@@ -24,7 +24,7 @@ CLASSES, PER_CLASS = 5, 6
 ALPHAS = [0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0]
 
 
-def network() -> nn.Module:
+def network() -> Net:
     torch.manual_seed(0)
     return Net().eval().requires_grad_(False)
 
@@ -127,7 +127,7 @@ def test_the_step_in_which_a_class_goes_is_divided_and_no_other() -> None:
 def test_images_are_drawn_evenly_and_always_the_same() -> None:
     labels = torch.tensor([0] * 50 + [1] * 3 + [3] * 20)
     drawn = balanced(labels, 5)
-    assert drawn == sorted(drawn) == balanced(labels.tolist(), 5)
+    assert drawn == sorted(drawn) == balanced(labels, 5)
     assert torch.bincount(labels[drawn]).tolist() == [5, 3, 0, 5]
     assert set(balanced(labels, 4)) < set(drawn)
     assert drawn[:5] != [0, 1, 2, 3, 4]

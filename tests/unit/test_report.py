@@ -25,6 +25,7 @@ from rich.console import Console
 from salve.artifacts import save_tensors, write_record, write_table
 from salve.report import style, summary_table, write_report
 from salve.report.figures.control import confusion_matrix, matrix_classes
+from salve.report.figures.diagnose import agreement_scatter
 from salve.report.figures.discover import class_mean_heat_map, heat_map_columns, latent_use
 from salve.report.figures.validate import overlay
 from salve.report.page import _copy_edit_files
@@ -705,6 +706,50 @@ def test_headline_refuses_numbers_that_contradict_each_other(ten: Run) -> None:
     for wrong in ({"separates": 11}, {"separates": 6}, {"high": 11}, {"published": 11}):
         with pytest.raises(ValueError, match="separate"):
             replace(main.verdict, **wrong)
+
+
+def on_grid(run: Run) -> None:
+    """Make the tables of stage ``diagnose`` those of a site before the last."""
+    folder = run.root / "diagnose"
+    images, summary = pd.read_csv(folder / "images.csv"), pd.read_csv(folder / "summary.csv")
+    names = {
+        "logit_exact": "logit_crossing",
+        "flip_exact": "flip_crossing",
+        "linear_exact_agreement": "linear_agreement",
+    }
+    write_table(folder / "images.csv", images.rename(columns=names))
+    write_table(folder / "summary.csv", summary.drop(columns="grid_agreement").rename(columns=names))
+
+
+@pytest.mark.usefixtures("drawn_figures")
+def test_strengths_that_were_found_on_a_grid_are_not_called_exact(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", CLASSES[:2], images=5, size=16, top=1)
+    exact = Page(write(tmp_path / "exact", run.folders))
+    on_grid(run)
+    page = Page(write(tmp_path / "out", run.folders))
+    says = "first crossing on the grid of strengths (edit.alpha), refined by bisection to 1 %"
+    assert says in page.sentences
+    assert says not in exact.sentences
+    assert "It was sought for 10 test images" in page.sentences
+    assert {"linear = refined"} <= set(page.cells)
+    assert not {"linear = exact", "grid brackets exact"} & set(page.cells)
+    assert {"linear = exact", "grid brackets exact"} <= set(exact.cells)
+    assert {"figures/diagnose-strengths.png", "figures/diagnose-agreement.png"} <= page.files & exact.files
+    medians = pd.read_csv(run.root / "diagnose" / "summary.csv")["alpha_flip_median"]
+    assert {f"{value:.3g}" for value in medians} <= set(page.cells)
+
+
+def test_approximations_are_drawn_against_refined_strengths(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", CLASSES[:2], images=5, size=16, top=1)
+    exact = run.table("diagnose", "images.csv")
+    on_grid(run)
+    refined = run.table("diagnose", "images.csv")
+    drawn = [agreement_scatter(images) for images in (exact, refined)]
+    labels = [[axes.get_xlabel() for axes in one.axes] for one in drawn if one is not None]
+    assert labels == [["exact α_logit", "exact α_flip", "exact α_flip"], ["refined α_logit", "refined α_flip"]]
+    dots = [[line.get_xydata() for line in one.axes[1].lines] for one in drawn if one is not None]
+    for one, other in zip(*dots, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize(

@@ -554,6 +554,9 @@ def test_the_numbers_of_a_run_are_those_of_its_stages(tmp_path: Path) -> None:
 def test_an_infinite_median_is_none_and_stages_that_did_not_run_are_absent(tmp_path: Path) -> None:
     paths = write_stages(tmp_path, [1.0, math.inf, math.inf])
     found = run_metrics(paths)
+    images = pd.read_csv(paths["diagnose"] / "images.csv")
+    write_table(paths["diagnose"] / "images.csv", images.rename(columns={"flip_exact": "flip_crossing"}))
+    assert run_metrics(paths) == found  # as at other sites than the last
     assert found["alpha_flip_median"] is None
     assert found["alpha_flip_infinite"] == pytest.approx(2 / 3)
     assert run_metrics({"classifier": paths["classifier"]}) == {"select_accuracy": 0.7}

@@ -1,6 +1,7 @@
 """How hard a class must be pushed: critical strengths per class, and approximation against the exact value."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from salve.report.style import BLACK, BLUE, GREEN, GREY, PURPLE, WIDTH, log_axis, log_range, new_figure, styled
-from salve.report.tables import column
+from salve.report.tables import column, critical, is_on_grid
 from salve.report.text import count_of, label, percent
 
 MAX_ROWS = 100
@@ -64,7 +65,7 @@ def strength_distributions(images: pd.DataFrame, classes: Sequence[str]) -> Figu
     """α_flip and α_logit per class: box, points, and the share that is infinite.
 
     Args:
-        images: columns class, flip_exact, logit_exact (α ≥ 0, may be inf).
+        images: columns class, flip_exact, logit_exact (α ≥ 0, may be inf), or flip_crossing, logit_crossing.
         classes: the rows and their order; beyond ``MAX_ROWS`` the first ones are shown.
 
     Returns:
@@ -72,11 +73,12 @@ def strength_distributions(images: pd.DataFrame, classes: Sequence[str]) -> Figu
     """
     classes = classes[:MAX_ROWS]
     panels = []
-    for name, title, colour in (
-        ("flip_exact", "α_flip: the prediction leaves the class", BLUE),
-        ("logit_exact", "α_logit: the class logit reaches zero", GREEN),
-    ):
-        values = column(images, name).to_numpy()
+    criteria: tuple[tuple[Literal["logit", "flip"], str, str], ...] = (
+        ("flip", "α_flip: the prediction leaves the class", BLUE),
+        ("logit", "α_logit: the class logit reaches zero", GREEN),
+    )
+    for name, title, colour in criteria:
+        values = critical(images, name).to_numpy()
         known = ~np.isnan(values)
         groups = [values[known & (images["class"] == one).to_numpy()] if len(images) else values for one in classes]
         if known.any():
@@ -96,7 +98,7 @@ def strength_distributions(images: pd.DataFrame, classes: Sequence[str]) -> Figu
     return figure
 
 
-def _scatter(axes: Axes, x: NDArray[np.floating], y: NDArray[np.floating], colour: str) -> None:
+def _scatter(axes: Axes, x: NDArray[np.floating], y: NDArray[np.floating], colour: str, found: str) -> None:
     known = ~np.isnan(x) & ~np.isnan(y)
     x, y = x[known], y[known]
     both = np.isfinite(x) & np.isfinite(y)
@@ -113,7 +115,7 @@ def _scatter(axes: Axes, x: NDArray[np.floating], y: NDArray[np.floating], colou
     counts = (
         (int(both.sum()), "both finite"),
         (int((np.isinf(x) & np.isinf(y)).sum()), "both ∞"),
-        (int((np.isinf(x) & np.isfinite(y)).sum()), "only the exact one ∞"),
+        (int((np.isinf(x) & np.isfinite(y)).sum()), f"only the {found} one ∞"),
         (int((np.isfinite(x) & np.isinf(y)).sum()), "only the other ∞"),
     )
     lines = [f"{count_of(count)} {text}" for count, text in counts if count]
@@ -124,29 +126,35 @@ def _scatter(axes: Axes, x: NDArray[np.floating], y: NDArray[np.floating], colou
 def agreement_scatter(images: pd.DataFrame) -> Figure | None:
     """The approximation and the empirical value against the exact critical strength, with the identity line.
 
+    Where strengths were found on a grid, the approximation alone against the strength refined by bisection.
+
     Args:
-        images: columns logit_linear, logit_exact, flip_linear, flip_exact, flip_grid (α ≥ 0, may be inf).
+        images: columns logit_linear, logit_exact, flip_linear, flip_exact, flip_grid (α ≥ 0, may be inf); or
+            logit_crossing and flip_crossing instead of the exact ones.
 
     Returns:
         None where no pair of columns has a value. Values at +inf are counted in the panel, not drawn.
     """
+    refined = is_on_grid(images)
+    found = "refined" if refined else "exact"
+    pairs: tuple[tuple[Literal["logit", "flip"], str, str, str, str], ...] = (
+        ("logit", "logit_linear", "α_logit", "linear approximation", GREEN),
+        ("flip", "flip_linear", "α_flip", "linear approximation", BLUE),
+        ("flip", "flip_grid", "α_flip", "first α of the grid that flips", PURPLE),
+    )
     panels = [
-        (exact, other, title, name, colour)
-        for exact, other, title, name, colour in (
-            ("logit_exact", "logit_linear", "α_logit", "linear approximation", GREEN),
-            ("flip_exact", "flip_linear", "α_flip", "linear approximation", BLUE),
-            ("flip_exact", "flip_grid", "α_flip", "first α of the grid that flips", PURPLE),
-        )
-        if (column(images, exact).notna() & column(images, other).notna()).any()
+        pair
+        for pair in (pairs[:2] if refined else pairs)
+        if (critical(images, pair[0]).notna() & column(images, pair[1]).notna()).any()
     ]
     if not panels:
         return None
     figure = new_figure(WIDTH * len(panels) / 3, 3.5)
-    for axes, (exact, other, title, name, colour) in zip(
+    for axes, (criterion, other, title, name, colour) in zip(
         np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True
     ):
-        _scatter(axes, column(images, exact).to_numpy(), column(images, other).to_numpy(), colour)
+        _scatter(axes, critical(images, criterion).to_numpy(), column(images, other).to_numpy(), colour, found)
         axes.set_title(title)
-        axes.set_xlabel(f"exact {title}")
+        axes.set_xlabel(f"{found} {title}")
         axes.set_ylabel(name)
     return figure

@@ -4,7 +4,7 @@ import pandas as pd
 
 from salve.report.blocks import Block, Cell, FigureFolder, Prose, Section, TableBlock
 from salve.report.figures import diagnose as figures
-from salve.report.tables import class_names, records
+from salve.report.tables import class_names, is_on_grid, records
 from salve.report.text import PERCENT, latent_name, number, percent, yes_no
 from salve.results import Artifacts
 
@@ -15,6 +15,7 @@ def diagnose(artifacts: Artifacts, figure_folder: FigureFolder) -> Section:
     """How hard each class has to be pushed before it breaks."""
     blocks: list[Block] = []
     images, summary = artifacts.table("diagnose", "images.csv"), artifacts.table("diagnose", "summary.csv")
+    on_grid = is_on_grid(images)
     if len(images) or len(summary):
         blocks.append(
             Prose(
@@ -22,6 +23,14 @@ def diagnose(artifacts: Artifacts, figure_folder: FigureFolder) -> Section:
                 "α_logit when the class logit reaches zero, α_flip when the prediction leaves the class. A low "
                 "value means that the class depends on this one latent; ∞ means that no strength breaks the image, "
                 "because other channels carry it."
+                + (
+                    " The network behind this site is not linear. So a value is the first crossing on the grid of "
+                    "strengths (edit.alpha), refined by bisection to 1 %, and ∞ means that the image holds at every "
+                    f"strength of the grid. It was sought for {len(images)} test images, as many of each class "
+                    "(edit.images)."
+                    if on_grid
+                    else ""
+                )
             )
         )
     if len(images) and "class" in images:
@@ -43,10 +52,15 @@ def diagnose(artifacts: Artifacts, figure_folder: FigureFolder) -> Section:
         blocks += figure_folder.figure(
             figures.agreement_scatter(right),
             "diagnose-agreement",
-            "Scatter plots of approximated and of empirical critical strengths against the exact ones.",
-            "Each dot is a correctly classified image. The linear approximation is exact (on the line) until a channel "
-            "closes. The empirical value is the first α of the grid at or above the exact one, so it forms steps on or "
-            "just above the line.",
+            "Scatter plots of approximated critical strengths against the refined ones."
+            if on_grid
+            else "Scatter plots of approximated and of empirical critical strengths against the exact ones.",
+            "Each dot is a correctly classified image. The linear approximation follows the slope that the network has "
+            "without an edit; for α_flip, that of the lead over the strongest other class."
+            if on_grid
+            else "Each dot is a correctly classified image. The linear approximation is exact (on the line) until a "
+            "channel closes. The empirical value is the first α of the grid at or above the exact one, so it forms "
+            "steps on or just above the line.",
             "diagnose-images.csv",
         )
     if len(summary) and "class" in summary:
@@ -64,6 +78,7 @@ def _strength_table(summary: pd.DataFrame) -> TableBlock:
         ("never zero", "alpha_logit_infinite", percent),
         ("linear = exact", "linear_exact_agreement", percent),
         ("grid brackets exact", "grid_agreement", percent),
+        ("linear = refined", "linear_agreement", percent),
     )
     used = [entry for entry in columns if entry[1] in summary]
     header = [Cell("class"), Cell("latent"), Cell("images", "num"), *(Cell(title, "num") for title, _, _ in used)]

@@ -1,0 +1,38 @@
+"""What the channels of a site add to the logits of classes, in the mean over a class's train images."""
+
+from torch import Tensor
+
+from salve.artifacts import Artifact
+from salve.diagnosis import attributions
+from salve.features import ClassMeans
+from salve.stages.context import StageContext
+from salve.stages.measure import blocks
+from salve.stages.targets import balanced
+
+#: Train images of a class, at most, behind a tail that is not linear: each costs a pass forward and one back. The error
+#: of a mean over 32 is a sixth of what single images differ by, and less than the best latents of a class differ by.
+SAMPLED = 32
+
+
+def class_attributions(context: StageContext, classifier: Artifact, activations: Artifact) -> Tensor:
+    """The attributions of each class's own logit, in the mean over its train images.
+
+    Behind a linear tail it is ``W_k ⊙ mean a``, over all train images. Elsewhere gradients are taken on a sample.
+
+    Returns:
+        ``[C, M]`` float64; see :func:`salve.features.class_effects`.
+    """
+    cut = context.cut(classifier)
+    classes, width = len(context.classes), cut.site.width
+    means = ClassMeans(width, classes)
+    if cut.linear is not None:
+        for rows, labels in blocks(context.activations(activations, "train"), 1):
+            means.update(rows, labels)
+        return cut.linear.weight[:classes].double() * means.compute().reshape(classes, width)
+    chosen = balanced(context.data.labels("train"), SAMPLED)
+    with context.progress(f"effects at {cut.site.name}", len(chosen)) as advance:
+        for images, labels in context.data.loader("train", indices=chosen):
+            _, found = attributions(cut.tail(images.to(context.device)), labels.to(context.device))
+            means.update(found.cpu(), labels)
+            advance(len(labels))
+    return means.compute().reshape(classes, width)
