@@ -7,7 +7,7 @@ takes and costs there. Measured on the images that chose it, a strength would lo
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from salve.backbones.tail import LinearTail
 from salve.editing.verdict import CONFIDENCE, LIMITS, effect
+from salve.report.text import MISSING, is_missing, points
 from salve.types import Activations, Labels
 
 #: Accuracy to which an edit has to take its class.
@@ -161,3 +162,13 @@ def intervals(values: Mapping[str, Sequence[float]], comparisons: int = 1) -> di
     for name, each in values.items():
         found[name], found[f"{name}_half"], _ = t_interval(each, 1 - (1 - CONFIDENCE) / comparisons)
     return found
+
+
+def with_half(record: Mapping[Any, Any], name: str, digits: int | None = None, signed: bool = False) -> str:
+    """A mean, and half its interval (``<name>_half``) where there is one; in points where no digits are given."""
+    mean, half = record[name], record[f"{name}_half"]
+    if digits is None:
+        return points(mean, signed) + ("" if is_missing(half) else f" ± {points(half, signed=False)}")
+    if is_missing(mean):
+        return MISSING
+    return f"{mean:.{digits}f}".replace("-", "−") + ("" if is_missing(half) else f" ± {half:.{digits}f}")

@@ -1,4 +1,4 @@
-"""Make an experiment's runs on a testbed with ``salve``, or find them, and open them."""
+"""Make an experiment's runs on a testbed with ``salve``, or find them, open them, and count what separates."""
 
 import math
 import shlex
@@ -222,6 +222,8 @@ def opened(config: str, testbed: Testbed, setup: Setup) -> Iterator[Study]:
         context = build_context(settings, store, lambda _: DummyLogger(), Console(markup=False, emoji=False), ranks)
         yield Study(testbed, context, tuple(runs), *map(runs[0].activations, get_args(Split)))
 
+
+# How many classes separate, strictly and in the published sense; the strict count decides.
 
 #: When an edit separates its class, for captions.
 STRICTLY = (

@@ -1,4 +1,7 @@
-"""The runs of the comparison: which there are, how to start them, and what they found."""
+"""The runs of the comparison: which there are, how to start them, and what they found.
+
+Beside them stand edits without an SAE: along random directions, and along the classes' own directions.
+"""
 
 import sys
 from collections.abc import Iterator, Sequence

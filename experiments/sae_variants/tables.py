@@ -1,6 +1,6 @@
 """Variants at a matched sparsity, where they have the same L0 or FVE, since λ and k have no common unit.
 
-As tables: CSV with every number, and Markdown for people.
+CSV has every number, Markdown is for people, and the figure shows selectivity against L0, FVE and alignment.
 """
 
 import math
@@ -15,12 +15,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy import ndarray
 
-from experiments.compare import LEVEL_TEXT, intervals, t_interval
+from experiments.compare import LEVEL_TEXT, intervals, t_interval, with_half
 from experiments.figures import class_rows, entry, printed
 from experiments.runs import PUBLISHED
 from experiments.sae_variants.runs import ORACLE, RANDOM
 from salve.report.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, WIDTH, log_axis, new_figure
-from salve.report.text import MISSING, is_missing, points
+from salve.report.text import MISSING, is_missing
 
 
 def at_target(x: Float[ndarray, " n"], values: Float[ndarray, "n m"], target: float) -> Float[ndarray, " m"]:
@@ -189,20 +189,20 @@ def markdown(table: pd.DataFrame, references: pd.DataFrame) -> str:
         heads = ["at", "SAE", *(head for head, _, _ in columns), "difference"]
         lines += [f"### {data}", "", _row(heads), _row(["---"] * len(heads))]
         for record in rows.to_dict("records"):
-            cells = [_cell(record, name, digits) for _, name, digits in columns]
+            cells = [with_half(record, name, digits) for _, name, digits in columns]
             against = "" if record["baseline"] == BASELINES[0] else f" (`{record['baseline']}`)"
             missing = is_missing(record["difference"])
-            cells.append(MISSING if missing else _cell(record, "difference", signed=True) + against)
+            cells.append(MISSING if missing else with_half(record, "difference", signed=True) + against)
             if record["reason"]:
                 cells = [record["reason"]] + [MISSING] * len(columns)
             lines.append(_row([record["target"], f"`{record['variant']}`", *cells]))
         lines.append("")
         for record in references[references["data"] == data].to_dict("records"):
-            reached, left = _cell(record, "reached", 1), _cell(record, "after")
+            reached, left = with_half(record, "reached", 1), with_half(record, "after")
             lines.append(
-                f"{record['reference']}: selectivity {_cell(record, 'selectivity')}; {reached} classes at "
+                f"{record['reference']}: selectivity {with_half(record, 'selectivity')}; {reached} classes at "
                 f"{LEVEL_TEXT} on select, {left} % left of them on test, others' mean change "
-                f"{_cell(record, 'drift')}.  "
+                f"{with_half(record, 'drift')}.  "
             )
         lines.append("")
     return "\n".join(lines)
@@ -210,16 +210,6 @@ def markdown(table: pd.DataFrame, references: pd.DataFrame) -> str:
 
 def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def _cell(record: dict[str, object], name: str, digits: int | None = None, signed: bool = False) -> str:
-    """A mean with its interval."""
-    mean, half = record[name], record[f"{name}_half"]
-    if digits is None:
-        return points(mean, signed) + ("" if is_missing(half) else f" ± {points(half, signed=False)}")
-    if is_missing(mean):
-        return MISSING
-    return f"{mean:.{digits}f}".replace("-", "−") + ("" if is_missing(half) else f" ± {half:.{digits}f}")
 
 
 NAME = "sae-variants"

@@ -7,6 +7,7 @@ add a method, add an entry to :func:`experiments.salve2025.baselines.methods.met
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from experiments.claims import Measured
-from experiments.compare import CONFIDENCE, LEVEL_TEXT, Reader
+from experiments.compare import CONFIDENCE, LEVEL_TEXT, Reader, with_half
 from experiments.experiment import Experiment, Findings, Picture
 from experiments.figures import PRINT_WIDTH, class_rows, entry, printed
 from experiments.runs import SAERun, Study
 from experiments.salve2025.baselines import methods
-from experiments.salve2025.baselines.methods import GATE, summarise
 from salve.report.style import BLACK, BLUE, GREY, ORANGE, grid_axis, new_figure
 from salve.report.text import plural, points
 
@@ -42,6 +42,8 @@ PANELS = {
 }
 #: How far a method's two directions lie above and below its line, and how far each one's classes are spread.
 _ASIDE, _SPREAD = 0.2, 0.13
+#: A share in percentage points, without a sign.
+_points = partial(points, signed=False)
 
 
 @printed
@@ -53,7 +55,7 @@ def baselines_figure(edits: pd.DataFrame) -> Figure:
     and KL are those of these.
 
     Args:
-        edits: see :func:`compare_methods`, with ``testbed``, its title.
+        edits: see :func:`methods.compare_methods`, with ``testbed``, its title.
     """
     testbeds = list(dict.fromkeys(edits["testbed"]))
     lines = list(dict.fromkeys(edits["method"]))
@@ -63,7 +65,7 @@ def baselines_figure(edits: pd.DataFrame) -> Figure:
     figure = new_figure(PRINT_WIDTH, 0.85 + 0.4 * len(lines) * len(testbeds))
     grid = figure.subplots(len(testbeds), len(PANELS), squeeze=False, sharex="col")
     for row, testbed in zip(grid, testbeds, strict=True):
-        for one in summarise(edits[edits["testbed"] == testbed]).to_dict("records"):
+        for one in methods.summarise(edits[edits["testbed"] == testbed]).to_dict("records"):
             name, direction = one["method"], one["direction"]
             place = lines.index(name) + (aside[direction] if name in both else 0)
             for axes, (measure, (_, unit, linear)) in zip(row, PANELS.items(), strict=True):
@@ -95,10 +97,10 @@ def by_class(edits: pd.DataFrame) -> pd.DataFrame:
     """Each measure of ``PANELS``, mean over seeds; indexed by ``testbed``, ``method``, ``direction``, ``class``."""
     keys = ["testbed", "method", "direction", "class"]
     means = edits.groupby(keys)[[name for name in PANELS if name != "ahead"]].mean().reset_index()
-    gate = means[(means["method"] == GATE) & (means["direction"] == "latent")]
+    gate = means[(means["method"] == methods.GATE) & (means["direction"] == "latent")]
     gate = gate.set_index(["testbed", "class"])["selectivity"]
     of_gate = gate.reindex(pd.MultiIndex.from_frame(means[["testbed", "class"]])).to_numpy()
-    compared = (means["method"] != GATE) & (means["direction"] != "random")
+    compared = (means["method"] != methods.GATE) & (means["direction"] != "random")
     return means.assign(ahead=(of_gate - means["selectivity"]).where(compared)).set_index(keys)
 
 
@@ -135,7 +137,7 @@ def chosen_by(run: SAERun) -> methods.Chosen:
 
 
 def edits_of(study: Study) -> pd.DataFrame:
-    """Every method's edit of every class on a testbed: see :func:`compare_methods`."""
+    """Every method's edit of every class on a testbed: see :func:`methods.compare_methods`."""
     splits = ((split.activations, split.labels) for split in (study.train, study.select, study.test))
     reader = Reader(study.tail, *splits)
     return methods.compare_methods(reader, {run.seed: chosen_by(run) for run in study.runs}, study.classes)
@@ -175,32 +177,30 @@ def measured_of(testbed: str, summary: pd.DataFrame) -> list[Measured]:
     for claim, rival in (("steering", methods.STEERING), ("rank_one", methods.RANK_ONE)):
         row = rows.loc[rival]
         text = (
-            f"{_points(row['ahead'], row['ahead_half'], signed=True)} points: "
+            f"{with_half(row, 'ahead', signed=True)} points: "
             f"{_points(rows.loc[methods.GATE, 'selectivity'])} against {_points(row['selectivity'])}"
         )
         found.append(Measured(f"baselines.{claim}", testbed, float(row["ahead"]), text))
     least = rows.loc[rows["over_random"].idxmin()]
-    text = (
-        f"{least.name}, the least ahead: {_points(least['over_random'], least['over_random_half'], signed=True)} points"
-    )
+    text = f"{least.name}, the least ahead: {with_half(least, 'over_random', signed=True)} points"
     return [*found, Measured("baselines.random", testbed, float(least["over_random"]), text)]
 
 
 def paragraph(summary: pd.DataFrame, edits: pd.DataFrame) -> str:
-    """What the numbers say about one testbed; see :func:`summarise` and :func:`compare_methods`."""
+    """What the numbers say about one testbed; see :func:`methods.summarise` and :func:`methods.compare_methods`."""
     rows = summary[summary["direction"] != "random"].set_index("method")
     random = summary[summary["direction"] == "random"].set_index("method")
     gate, rivals = rows.loc[methods.GATE], rows.drop(index=methods.GATE)
     verdicts = {name: _verdict(row["ahead"], row["ahead_half"]) for name, row in rivals.iterrows()}
     sentences = [
-        f"{_headline(list(verdicts.values()))} (selectivity {_points(gate['selectivity'], gate['selectivity_half'])} "
+        f"{_headline(list(verdicts.values()))} (selectivity {with_half(gate, 'selectivity')} "
         f"points, mean of {plural(gate['classes'], 'class')} and {plural(gate['seeds'], 'SAE')}; the strengths chosen "
         f"leave {_points(gate['after'])} % of a class's test images, and the others' accuracy changes by "
         f"{_points(gate['drift'])} points, {_points(gate['lost'])} of them lost)."
     ]
     for verdict, words in VERDICTS.items():
         each = [
-            f"{IN_WORDS.get(name, name)} ({_points(row['ahead'], row['ahead_half'], signed=True)})"
+            f"{IN_WORDS.get(name, name)} ({with_half(row, 'ahead', signed=True)})"
             for name, row in rivals.iterrows()
             if verdicts[name] == verdict
         ]
@@ -250,12 +250,6 @@ def _headline(verdicts: Sequence[str]) -> str:
         return "At a matched effect the gate is cleaner than all of its rivals"
     share = f"cleaner than {more} of its {of}" if more else "not cleaner than its"
     return f"At a matched effect the gate is {share} rivals"
-
-
-def _points(share: float, half: float = math.nan, signed: bool = False) -> str:
-    """In percentage points, with half the interval where there is one."""
-    text = points(share, signed)
-    return text if math.isnan(half) else f"{text} ± {points(half, signed=False)}"
 
 
 def _listed(parts: Sequence[Any]) -> str:

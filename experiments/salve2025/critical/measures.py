@@ -1,4 +1,7 @@
-"""Compare critical strengths: errors of the approximation and their reasons, a numerical solution, distributions."""
+"""Compare critical strengths: errors of the approximation and their reasons, a numerical solution, distributions.
+
+First come pure functions, then the tables of an SAE's runs and of the edited network itself.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
