@@ -7,7 +7,7 @@ takes and costs there. Measured on the images that chose it, a strength would lo
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,10 @@ from numpy import ndarray
 from scipy import stats
 from torch import Tensor
 
+from salve.backbones.tail import LinearTail
 from salve.editing.verdict import CONFIDENCE, LIMITS, effect
+from salve.report.text import MISSING, is_missing, points
+from salve.types import Activations, Labels
 
 #: Accuracy to which an edit has to take its class.
 LEVEL = LIMITS.accuracy
@@ -27,6 +30,20 @@ WORDS = {
     "mean": f"{100 * LIMITS.others_mean_change:g} points",
     "loss": f"{100 * LIMITS.others_worst_loss:g}",
 }
+
+
+class Reader(NamedTuple):
+    """All that an edit of the last site needs of a classifier.
+
+    Attributes:
+        tail: the head. train, select, test: activations ``[N, M]`` with labels ``[N]``. train fits
+            an edit, select chooses its strength, test says what it does.
+    """
+
+    tail: LinearTail
+    train: tuple[Activations, Labels]
+    select: tuple[Activations, Labels]
+    test: tuple[Activations, Labels]
 
 
 class MatchedEdit(NamedTuple):
@@ -136,9 +153,22 @@ def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Inter
     return Interval(float(known.mean()), quantile * float(known.std(ddof=1)) / math.sqrt(count), count)
 
 
-def intervals(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """:func:`t_interval` of each measure: ``<measure>`` is the mean, ``<measure>_half`` half the interval's width."""
+def intervals(values: Mapping[str, Sequence[float]], comparisons: int = 1) -> dict[str, float]:
+    """:func:`t_interval` of each measure: ``<measure>`` is the mean, ``<measure>_half`` half the interval's width.
+
+    Of several ``comparisons`` all intervals hold together with ``CONFIDENCE`` (Bonferroni).
+    """
     found = {}
     for name, each in values.items():
-        found[name], found[f"{name}_half"], _ = t_interval(each)
+        found[name], found[f"{name}_half"], _ = t_interval(each, 1 - (1 - CONFIDENCE) / comparisons)
     return found
+
+
+def with_half(record: Mapping[Any, Any], name: str, digits: int | None = None, signed: bool = False) -> str:
+    """A mean, and half its interval (``<name>_half``) where there is one; in points where no digits are given."""
+    mean, half = record[name], record[f"{name}_half"]
+    if digits is None:
+        return points(mean, signed) + ("" if is_missing(half) else f" ± {points(half, signed=False)}")
+    if is_missing(mean):
+        return MISSING
+    return f"{mean:.{digits}f}".replace("-", "−") + ("" if is_missing(half) else f" ± {half:.{digits}f}")

@@ -15,21 +15,23 @@ from typing import Any
 
 import pandas as pd
 import torch
+import yaml
 from matplotlib.figure import Figure
 
 import salve
 from experiments.claims import FILE as CLAIMS
 from experiments.claims import Measured, judged, load_claims
+from experiments.compare import WORDS
 from experiments.figures import save
 from experiments.runs import Study, make, opened
-from experiments.testbeds import TESTBEDS, Setup, Testbed, add_setup, parsed, setup_of
+from experiments.testbeds import TESTBEDS, Setup, Testbed, add_setup, as_command, parsed, setup_of
 from salve.artifacts import REVISION, digest_of, digest_of_file, read_record, write_record, write_table
-from salve.ending import as_told
 from salve.files import flush
 from salve.run.explain import conf_dir
 from salve.types import UserError
 
 FINDINGS = "findings.json"
+CAPTIONS = CLAIMS.with_name("captions.yaml")
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,13 @@ class Picture:
 
     figure: Figure
     caption: str
+
+    @classmethod
+    def of(cls, figure: Figure, name: str, **fields: object) -> "Picture":
+        """A figure with the caption ``<experiment>.<name>`` of ``captions.yaml``, whose fields are filled in."""
+        experiment, _, caption = name.partition(".")
+        captions = yaml.safe_load(CAPTIONS.read_text(encoding="utf-8"))
+        return cls(figure, captions[experiment][caption].format(**WORDS, **fields))
 
 
 @dataclass(frozen=True)
@@ -87,15 +96,15 @@ class Experiment:
 
     Attributes:
         name: of its module and its recipe, ``conf/experiment/salve2025/<name>.yaml``. title: for people.
-        testbeds: where it runs by default. beside: further testbeds to compare with, where they can run here.
         analyse: from the finished runs on each testbed to what they show. quick: settings for ``--quick``.
+        testbeds: where it runs by default. beside: further testbeds to compare with, where they can run here.
     """
 
     name: str
     title: str
-    testbeds: tuple[str, ...]
     analyse: Callable[[Sequence[Study]], Findings]
-    quick: tuple[str, ...] = ()
+    quick: tuple[str, ...] = ("sae.seed=0,1", "sae.epochs=20")
+    testbeds: tuple[str, ...] = ("resnet18", "vit")
     beside: tuple[str, ...] = ()
 
     @property
@@ -198,7 +207,7 @@ def _digest(experiment: Experiment, testbeds: Sequence[Testbed], setup: Setup) -
     loaded = {Path(file) for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))}
     sources = sorted(path for path in loaded if here in path.parents)
     recipes = [experiment.config, *(testbed.config for testbed in testbeds if testbed.config)]
-    files = [*sources, CLAIMS, *(conf_dir() / "experiment" / f"{recipe}.yaml" for recipe in recipes)]
+    files = [*sources, CLAIMS, CAPTIONS, *(conf_dir() / "experiment" / f"{recipe}.yaml" for recipe in recipes)]
     overrides = [setup.overrides(testbed) for testbed in testbeds]
     settings = [overrides, setup.settings, setup.quick and experiment.quick, salve.__version__, REVISION]
     return digest_of([settings, [digest_of_file(path) for path in files]])
@@ -219,28 +228,20 @@ def _processor() -> str:
 
 def main(experiment: Experiment, arguments: list[str] | None = None) -> int:
     """Entry point of an experiment's module; returns the exit status."""
-    farewell = f"{experiment.name}: stopped; the same command goes on with what is not done."
-    return as_told(partial(_main, experiment, arguments), farewell)
+    return as_command(experiment.name, partial(_main, experiment, arguments))
 
 
 def _main(experiment: Experiment, arguments: list[str] | None) -> int:
-    default = " ".join([*experiment.testbeds, *(f"[{name}]" for name in experiment.beside)])
     parser = argparse.ArgumentParser(
         prog=f"python -m experiments.salve2025.{experiment.name}",
         description=f"{experiment.title}: make or find its runs, and write figures, tables and findings into "
         f"<output-dir>/paper/{experiment.name}.",
     )
-    parser.add_argument("--on", nargs="+", choices=list(TESTBEDS), metavar="TESTBED",
-                        help=f"of {', '.join(TESTBEDS)} (default: {default})")  # fmt: skip
-    add_setup(parser)
+    add_setup(parser, " ".join([*experiment.testbeds, *(f"[{name}]" for name in experiment.beside)]))
     given = parsed(parser, arguments)
-    try:
-        setup = setup_of(given)
-        beside = [name for name in experiment.beside if not setup.lacks(TESTBEDS[name])]
-        names = dict.fromkeys(given.on or (*experiment.testbeds, *beside))
-        made = carry_out(experiment, [TESTBEDS[name] for name in names], setup)
-    except UserError as error:
-        print(f"{experiment.name}: {error}", file=sys.stderr)
-        return 2
+    setup = setup_of(given)
+    beside = [name for name in experiment.beside if not setup.lacks(TESTBEDS[name])]
+    names = dict.fromkeys(given.on or (*experiment.testbeds, *beside))
+    made = carry_out(experiment, [TESTBEDS[name] for name in names], setup)
     print(f"{experiment.title}: {paper_folder(setup) / experiment.name}" + ("" if made else " (was there)"))
     return 0

@@ -9,7 +9,7 @@ import pandas as pd
 
 from experiments.claims import Measured, Row, judged, load_claims
 from experiments.experiment import Experiment, findings_in
-from experiments.separation import AS_PUBLISHED, PUBLISHED
+from experiments.runs import AS_PUBLISHED, PUBLISHED
 from experiments.testbeds import TESTBEDS
 from salve.artifacts import write_table
 from salve.report.page import page_environment

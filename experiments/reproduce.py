@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from salve.ending import as_told, run_child
-from salve.types import UserError
+from experiments.testbeds import Setup, Testbed, add_setup, as_command, parsed, setup_of
+from salve.ending import run_child
 
 if TYPE_CHECKING:  # they take seconds, during which a signal would not be handled
     from rich.console import Console
 
     from experiments.experiment import Experiment
-    from experiments.testbeds import Setup, Testbed
 
 EPILOG = """\
 written into <output-dir>/paper:
@@ -30,14 +29,13 @@ is any of salve's, such as trainer=cpu or cluster=joblib. Without Imagenette:
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit status: 1 if something failed, 0 if all that can be run was."""
-    return as_told(partial(_main, arguments), "reproduce: stopped; the same command goes on with what is not done.")
+    return as_command("reproduce", partial(_main, arguments))
 
 
 def _main(arguments: list[str] | None) -> int:
     from rich.console import Console
 
     from experiments.catalogue import EXPERIMENTS
-    from experiments.testbeds import TESTBEDS, add_setup, parsed, setup_of
 
     parser = argparse.ArgumentParser(
         prog="python -m experiments.reproduce",
@@ -47,20 +45,13 @@ def _main(arguments: list[str] | None) -> int:
     )
     parser.add_argument("--only", nargs="+", choices=list(EXPERIMENTS), metavar="EXPERIMENT", default=list(EXPERIMENTS),
                         help="these experiments, and the page of all that are done")  # fmt: skip
-    parser.add_argument("--on", nargs="+", choices=list(TESTBEDS), metavar="TESTBED",
-                        help=f"of {', '.join(TESTBEDS)}, instead of each experiment's own")  # fmt: skip
     add_setup(parser)
     given = parsed(parser, arguments)
-    try:
-        setup = setup_of(given)
-        failed = reproduce(setup, given.only, given.on, Console(markup=False, emoji=False))
-    except UserError as error:
-        print(f"reproduce: {error}", file=sys.stderr)
-        return 2
+    failed = reproduce(setup_of(given), given.only, given.on, Console(markup=False, emoji=False))
     return 1 if failed else 0
 
 
-def reproduce(setup: "Setup", only: Sequence[str], on: Sequence[str] | None, console: "Console") -> list[str]:
+def reproduce(setup: Setup, only: Sequence[str], on: Sequence[str] | None, console: "Console") -> list[str]:
     """Run experiments one after the other, and write the page of all findings.
 
     Args:
@@ -99,7 +90,7 @@ def reproduce(setup: "Setup", only: Sequence[str], on: Sequence[str] | None, con
     return failed
 
 
-def _command(experiment: "Experiment", testbeds: "Sequence[Testbed]", setup: "Setup") -> list[str]:
+def _command(experiment: "Experiment", testbeds: Sequence[Testbed], setup: Setup) -> list[str]:
     """The command of an experiment with the same setup."""
     options = ["--on", *(testbed.name for testbed in testbeds), "--output-dir", str(setup.output_dir)]
     for name, folder in setup.folders.items():

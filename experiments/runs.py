@@ -1,12 +1,13 @@
-"""Make an experiment's runs on a testbed with ``salve``, or find them, and open them."""
+"""Make an experiment's runs on a testbed with ``salve``, or find them, open them, and count what separates."""
 
+import math
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
@@ -14,18 +15,19 @@ from numpy.typing import NDArray
 from pytorch_lightning.loggers.logger import DummyLogger
 from rich.console import Console
 
-from experiments.compare import MatchedEdit, edit_at, strength_to
+from experiments.compare import WORDS, MatchedEdit, edit_at, strength_to
 from experiments.testbeds import Setup, Testbed, quoted
 from salve.activations import Captured
 from salve.artifacts import Store
 from salve.backbones.tail import LinearTail
+from salve.editing.verdict import CONFIDENCE
 from salve.ending import run_child
 from salve.processes.ranks import gathered
+from salve.report.text import plural
 from salve.results import Run, open_sweep
 from salve.results.run import PLAN
 from salve.run.build import build_context
 from salve.run.folder import RunFolder
-from salve.sae import SAE
 from salve.stages import StageContext
 from salve.types import Split, UserError
 
@@ -78,46 +80,25 @@ def make(config: str, testbed: Testbed, setup: Setup, quick: Sequence[str]) -> s
 Values = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class SAERun:
-    """A finished run, read as the experiments need it: one SAE, and the edits through its latents.
-
-    Attributes:
-        found: the run, with its tables, tensors and records.
-    """
-
-    found: Run
+class SAERun(Run):
+    """A finished run, read as the experiments need it: one SAE, and the edits through its latents."""
 
     @property
     def seed(self) -> int:
         """The SAE's seed."""
-        return int(self.settings["sae.seed"])
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """By dotted name."""
-        return self.found.flat_settings
-
-    @property
-    def metrics(self) -> dict[str, Any]:
-        return self.found.metrics
-
-    @property
-    def sae(self) -> SAE:
-        """Its SAE, on the CPU."""
-        return self.found.sae
+        return int(self.flat_settings["sae.seed"])
 
     @cached_property
     def selected(self) -> pd.DataFrame:
         """By class, the latent chosen for its edits: ``latent``, ``sign``, ``share``, ``kind``, …; NaN for a class
         without one."""
-        return self.found.table("features", "selected.csv").set_index("class").reindex(self.found.classes)
+        return self.table("features", "selected.csv").set_index("class").reindex(self.classes)
 
     @cached_property
     def verdicts(self) -> pd.DataFrame:
         """By class, the edit that stage ``control`` kept: ``alpha_used``, chosen on select, and on test
         ``accuracy_after``, ``separates``, ``separates_published``, …; NaN and False for a class without a latent."""
-        table = self.found.table("control", "summary.csv").set_index("target").reindex(self.found.classes)
+        table = self.table("control", "summary.csv").set_index("target").reindex(self.classes)
         for sense in ("separates", "separates_published"):
             table[sense] = table[sense].eq(True)
         return table
@@ -126,17 +107,16 @@ class SAERun:
     def verdict(self) -> dict[str, Any]:
         """How many of these edits separate their class, with the interval over test images: ``separates``,
         ``separates_low``, ``separates_high``, ``separates_published``, …"""
-        return self.found.record("control", "verdict.json")
+        return self.record("control", "verdict.json")
 
     @cached_property
     def _by_target(self) -> dict[Any, pd.DataFrame]:
         """The curves of every class by split, mode and target."""
-        if "curves.parquet" not in self.found.files("control"):
+        if "curves.parquet" not in self.files("control"):
             raise UserError(
-                f"The run {self.found.folder} holds no curves of every class; make its run again with "
-                "edit.by_class=true."
+                f"The run {self.folder} holds no curves of every class; make its run again with edit.by_class=true."
             )
-        return dict(list(self.found.table("control", "curves.parquet").groupby(["split", "mode", "target"])))
+        return dict(list(self.table("control", "curves.parquet").groupby(["split", "mode", "target"])))
 
     def curves(self, split: Split, mode: str, target: str) -> tuple[Values, Values]:
         """Strengths ``[K]`` and the accuracy of every class at each ``[K, C]``, of a target of stage ``control``.
@@ -145,7 +125,7 @@ class SAERun:
             UserError: the run kept no such curves.
         """
         rows = self._by_target[split, mode, target]
-        table = rows.pivot_table("accuracy", "alpha", "class", dropna=False)[self.found.classes].sort_index()
+        table = rows.pivot_table("accuracy", "alpha", "class", dropna=False)[self.classes].sort_index()
         return table.index.to_numpy(float), table.to_numpy(float)
 
 
@@ -177,17 +157,36 @@ def suppressed(run: SAERun, classes: Sequence[str]) -> Iterator[Suppressed]:
             yield Suppressed(own, name, alphas, select, test, on_test, on_select)
 
 
+def edits_by_class(run: SAERun, classes: Sequence[str]) -> pd.DataFrame:
+    """Each class's edit on test at the strength that select has chosen, and its selectivity on select itself.
+
+    Returns:
+        One row per class: ``class``, the fields of ``MatchedEdit`` and ``select_selectivity``. No strength reaches a
+        class that has no latent.
+    """
+    none = MatchedEdit(False, math.inf, math.nan, math.nan, 0.0, math.nan, math.nan, 0.0)
+    found = {one.name: (one.edit, one.on_select) for one in suppressed(run, classes)}
+    pairs = [(name, *found.get(name, (none, none))) for name in classes]
+    return pd.DataFrame(
+        [{"class": name, **edit._asdict(), "select_selectivity": chose.selectivity} for name, edit, chose in pairs]
+    )
+
+
 @dataclass(frozen=True)
 class Study:
     """An experiment's finished runs on a testbed, which share a classifier and its activations.
 
     Attributes:
-        runs: in the order of their SAEs' seeds. context: images, the network, and what else stages use.
+        context: images, the network, and what else stages use. runs: in the order of their SAEs' seeds.
+        train, select, test: activations ``[N, M]`` and labels of the splits; select chooses, test reports.
     """
 
     testbed: Testbed
     context: StageContext
     runs: tuple[SAERun, ...]
+    train: Captured
+    select: Captured
+    test: Captured
 
     @property
     def classes(self) -> list[str]:
@@ -196,22 +195,7 @@ class Study:
     @cached_property
     def tail(self) -> LinearTail:
         """The tail of the last site."""
-        return self.context.tail(self.runs[0].found.artifact("classifier"))
-
-    @cached_property
-    def train(self) -> Captured:
-        """Activations ``[N, M]`` and labels of the train split."""
-        return self.runs[0].found.activations("train")
-
-    @cached_property
-    def select(self) -> Captured:
-        """Activations ``[N, M]`` and labels of the select split, which chooses."""
-        return self.runs[0].found.activations("select")
-
-    @cached_property
-    def test(self) -> Captured:
-        """Activations ``[N, M]`` and labels of the test split, which reports."""
-        return self.runs[0].found.activations("test")
+        return self.context.tail(self.runs[0].artifact("classifier"))
 
 
 @contextmanager
@@ -227,12 +211,58 @@ def opened(config: str, testbed: Testbed, setup: Setup) -> Iterator[Study]:
         raise UserError(
             f"{len(sweep.unfinished)} of {len(sweep)} runs in {sweep.folder} are not finished; make them again."
         )
-    for run in sweep:
+    runs = sorted((SAERun(run.folder, store.root) for run in sweep), key=lambda run: run.seed)
+    for run in runs:
         for kind in run.artifacts:
             run.artifact(kind)  # checked before hours of work, not when it is first read
-    if len({run.artifact("activations").key for run in sweep}) > 1:
+    if len({run.artifact("activations").key for run in runs}) > 1:
         raise UserError(f"The runs in {sweep.folder} do not share a classifier; choose an empty --output-dir.")
     settings = RunFolder(sweep[0].folder).settings([f"output_dir={quoted(setup.output_dir)}"])
     with gathered(settings.trainer) as ranks:
         context = build_context(settings, store, lambda _: DummyLogger(), Console(markup=False, emoji=False), ranks)
-        yield Study(testbed, context, tuple(sorted(map(SAERun, sweep), key=lambda run: run.seed)))
+        yield Study(testbed, context, tuple(runs), *map(runs[0].activations, get_args(Split)))
+
+
+# How many classes separate, strictly and in the published sense; the strict count decides.
+
+#: When an edit separates its class, for captions.
+STRICTLY = (
+    "at the strength chosen on select images, the class is at {level} of the test images or less, the others' accuracy "
+    "changes by less than {mean} in the mean of absolute values, and no other class loses more than {loss}"
+).format(**WORDS)
+#: The heading of the weaker count.
+PUBLISHED = "in the published sense"
+#: What it means.
+AS_PUBLISHED = (
+    "the class is at {level} or less, and the others' mean accuracy changes by less than {mean}, where gains make up "
+    "for losses and one class may lose all"
+).format(**WORDS)
+
+
+class Separation(NamedTuple):
+    """How many classes separate, over SAEs.
+
+    Attributes:
+        share: of all classes, mean over SAEs. text: how many, with ``span``. published: how many do in the published
+            sense. span: over which range, and how sure.
+    """
+
+    share: float
+    text: str
+    published: str
+    span: str
+
+
+def separation(runs: Sequence[SAERun], classes: int) -> Separation:
+    """Count over all ``classes``; a class without a latent does not separate.
+
+    The interval over images is the mean of the SAEs' intervals, which are all from the same images.
+    """
+    strict, published = (
+        pd.Series([int(run.verdicts[sense].sum()) for run in runs]) for sense in ("separates", "separates_published")
+    )
+    low, high = (pd.Series([run.verdict[f"separates_{end}"] for run in runs]).mean() for end in ("low", "high"))
+    over = f"{strict.min()} to {strict.max()} over {plural(len(runs), 'SAE')}"
+    span = f"{over}; {100 * CONFIDENCE:.0f} % over test images: {low:.1f} to {high:.1f}"
+    text, as_published = (f"{count.mean():.1f} of {classes} classes" for count in (strict, published))
+    return Separation(float(strict.mean()) / classes, f"{text} ({span})", as_published, span)

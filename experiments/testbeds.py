@@ -1,13 +1,14 @@
-"""What experiments run on: testbeds, and what this machine has of them."""
+"""What experiments run on: testbeds, what this machine has of them, and the command line that says so."""
 
 import argparse
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from salve.ending import as_told
 from salve.types import UserError
 
 
@@ -100,8 +101,10 @@ def quoted(text: object) -> str:
 FLAGS = ("--download", "--quick")
 
 
-def add_setup(parser: argparse.ArgumentParser) -> None:
-    """Add the options that :func:`setup_of` reads."""
+def add_setup(parser: argparse.ArgumentParser, default: str = "each experiment's own") -> None:
+    """Add ``--on``, which names testbeds (``default``: those without it), and the options of :func:`setup_of`."""
+    parser.add_argument("--on", nargs="+", choices=list(TESTBEDS), metavar="TESTBED",
+                        help=f"of {', '.join(TESTBEDS)} (default: {default})")  # fmt: skip
     parser.add_argument("settings", nargs="*", metavar="SETTING", help="any of salve's, as key=value, for all runs")
     parser.add_argument("--imagenette", metavar="FOLDER", help="holds train/ and val/ (else $SALVE_IMAGENETTE)")
     parser.add_argument("--cifar100", metavar="FOLDER", help="holds cifar-100-python/ (else $SALVE_CIFAR100)")
@@ -151,3 +154,16 @@ def setup_of(given: argparse.Namespace) -> Setup:
         raise UserError(f"{bad[0]} is no setting: write key=value, such as trainer=cpu.")
     output_dir, settings = given.output_dir.expanduser(), tuple(given.settings)
     return Setup(output_dir, folders, weights, given.download, given.quick, settings)
+
+
+def as_command(name: str, work: Callable[[], int]) -> int:
+    """Do the work of a command; returns its exit status: 2 where a ``UserError``, which is printed, ended it."""
+
+    def status() -> int:
+        try:
+            return work()
+        except UserError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            return 2
+
+    return as_told(status, f"{name}: stopped; the same command goes on with what is not done.")

@@ -8,11 +8,10 @@ from pathlib import Path
 
 from experiments.experiment import joined
 from experiments.figures import save
-from experiments.sae_variants.figure import NAME, comparison_figure
 from experiments.sae_variants.runs import EXPERIMENTS, FULL, QUICK, collect, make
-from experiments.sae_variants.tables import Target, markdown, reference_summary, summary
+from experiments.sae_variants.tables import NAME, Target, comparison_figure, markdown, reference_summary, summary
+from experiments.testbeds import as_command
 from salve.artifacts import write_table
-from salve.ending import as_told
 from salve.types import UserError
 
 #: Where variants are compared. L0 means something else for linear latents, which are never zero; FVE does not.
@@ -36,7 +35,7 @@ cluster=joblib or trainer=cpu, for all runs.
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    return as_told(partial(_main, arguments), "sae_variants: stopped; the same command goes on with what is not done.")
+    return as_command("sae_variants", partial(_main, arguments))
 
 
 def _main(arguments: list[str] | None) -> int:
@@ -52,12 +51,7 @@ def _main(arguments: list[str] | None) -> int:
     parser.add_argument("--weights", metavar="FILE", default=os.environ.get("SALVE_RESNET18"), help="of ResNet-18")
     parser.add_argument("--output-dir", type=Path, default=Path("outputs"))
     parser.add_argument("--quick", action="store_true", help="tiny runs that only show that everything works")
-    given = parser.parse_args(arguments)
-    try:
-        compare(given)
-    except UserError as error:
-        print(f"sae_variants: {error}", file=sys.stderr)
-        return 2
+    compare(parser.parse_args(arguments))
     return 0
 
 

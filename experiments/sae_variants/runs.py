@@ -1,6 +1,8 @@
-"""The runs of the comparison: which there are, how to start them, and what they found."""
+"""The runs of the comparison: which there are, how to start them, and what they found.
 
-import math
+Beside them stand edits without an SAE: along random directions, and along the classes' own directions.
+"""
+
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,15 +10,60 @@ from typing import NamedTuple, get_args
 
 import pandas as pd
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from experiments.compare import MatchedEdit
-from experiments.runs import SAERun, suppressed
-from experiments.sae_variants.references import alignment, class_directions, reference_edits
+from experiments.compare import Reader, matched_edit, random_directions
+from experiments.runs import SAERun, edits_by_class
 from salve.backbones.tail import LinearTail
+from salve.editing.curves import edit_curves
 from salve.ending import run_child
-from salve.results import Sweep, open_sweep
-from salve.types import Split, UserError
+from salve.results import open_sweep
+from salve.types import Activations, Labels, Split, UserError
+
+RANDOM, ORACLE = "random direction", "class direction"
+
+
+def class_directions(weight: Float[Tensor, "C M"], activations: Activations, labels: Labels) -> Float[Tensor, "C M"]:
+    """Each class's evidence by channel, ``mean_{n ∈ k}(w_k ⊙ a_n)``, at unit norm ``[C, M]`` (docs/method.md).
+
+    It reads the classifier's own weights and labels, which an SAE does not see.
+    """
+    means = torch.stack([activations[labels == k].mean(dim=0) for k in range(len(weight))])  # [C, M]
+    return torch.nn.functional.normalize(weight * means, dim=1)
+
+
+def alignment(columns: Float[Tensor, "C M"], directions: Float[Tensor, "C M"]) -> Float[Tensor, " C"]:
+    """How well the gate of each class's latent covers the class: the cosine of ``|c_k|`` and ``|direction_k|``, 0 … 1.
+
+    The gate acts by ``|c|``, so signs do not count. At 1 the edit closes channels as the class direction would.
+    """
+    return torch.nn.functional.cosine_similarity(columns.abs(), directions.abs(), dim=1)
+
+
+def reference_edits(
+    reader: Reader, alphas: Float[Tensor, " K"], classes: Sequence[str], seeds: Sequence[int]
+) -> pd.DataFrame:
+    """The edits of every class along a random direction (one for each class and seed) and along its own direction.
+
+    Args:
+        reader: its train split gives the class directions. alphas: strengths. classes: their names. seeds: of the
+            random directions.
+
+    Returns:
+        One row per reference, seed and class: ``reference``, ``seed``, ``class`` and the fields of ``MatchedEdit``.
+    """
+    drawn = [(RANDOM, seed, random_directions(len(reader.tail), reader.tail.weight.shape[1], seed)) for seed in seeds]
+    rows = []
+    for reference, seed, directions in [*drawn, (ORACLE, 0, class_directions(reader.tail.weight, *reader.train))]:
+        for k, name in enumerate(classes):
+            choosing, reporting = (
+                edit_curves(reader.tail, *images, directions[k], alphas)[0].numpy()
+                for images in (reader.select, reader.test)
+            )
+            edit = matched_edit(alphas.numpy(), choosing, reporting, k)
+            rows.append({"reference": reference, "seed": seed, "class": name, **edit._asdict()})
+    return pd.DataFrame(rows)
 
 
 class Family(NamedTuple):
@@ -128,37 +175,33 @@ def collect(data: str, plan: Plan, output_dir: Path) -> Found:
     Raises:
         UserError: a planned run is missing, or there are two of it that differ in other settings.
     """
-    planned = _planned(open_sweep(output_dir / "sweeps" / sweep_name(data, plan), output_dir / "artifacts"), plan)
-    first = next(iter(planned.values())).found
+    planned = _planned(output_dir / "sweeps" / sweep_name(data, plan), output_dir / "artifacts", plan)
+    first = next(iter(planned.values()))
     tensors = first.tensors("classifier", "model.safetensors")
+    captured = map(first.activations, get_args(Split))
+    splits = ((split.activations, split.labels) for split in captured)
     # ``fc`` is the last layer of the ResNets of both experiments.
-    tail = LinearTail(tensors["fc.weight"].float(), tensors["fc.bias"].float())
-    captured = [first.activations(split) for split in get_args(Split)]
-    train, select, test = ((split.activations, split.labels) for split in captured)
-    own = class_directions(tail.weight, *train)
+    reader = Reader(LinearTail(tensors["fc.weight"].float(), tensors["fc.bias"].float()), *splits)
+    own = class_directions(reader.tail.weight, *reader.train)
     rows, edits = [], []
     for (variant, knob, seed), run in planned.items():
-        found = {"data": data, "variant": variant, "knob": knob, "seed": seed, "run": run.found.key}
-        classes = _edits(run).assign(alignment=_alignment(run, own))
+        found = {"data": data, "variant": variant, "knob": knob, "seed": seed, "run": run.key}
+        classes = edits_by_class(run, run.classes).assign(alignment=_alignment(run, own))
         edits.append(classes.assign(**found))
         measures = {name: run.metrics.get(name) for name in MEASURES}
-        rows.append({**found, **measures, **over_classes(classes)})
+        known = classes[classes["selectivity"].notna()]  # a class without images does not count
+        means = {name: float(known[name].mean()) for name in MEANS}
+        counts = {"reached": int(known["reached"].sum()), "classes": len(known)}
+        rows.append({**found, **measures, **means, **counts})
     runs = pd.DataFrame(rows)
     runs[list(MEASURES)] = runs[list(MEASURES)].astype(float)
     alphas = torch.tensor(first.flat_settings["edit.alpha"], dtype=torch.float32)
-    references = reference_edits(tail, train, select, test, alphas, first.classes, plan.seeds)
+    references = reference_edits(reader, alphas, first.classes, plan.seeds)
     return Found(runs, pd.concat(edits, ignore_index=True), references.assign(data=data))
 
 
-def over_classes(edits: pd.DataFrame) -> dict[str, float]:
-    """Means of a run's edits over the classes; those without images do not count."""
-    table = edits[edits["selectivity"].notna()]
-    means = {name: float(table[name].mean()) for name in MEANS}
-    return {**means, "reached": int(table["reached"].sum()), "classes": len(table)}
-
-
-def _planned(sweep: Sweep, plan: Plan) -> dict[tuple[str, float, int], SAERun]:
-    """By variant, knob and seed, the runs of a plan, in its order."""
+def _planned(folder: Path, artifacts: Path, plan: Plan) -> dict[tuple[str, float, int], SAERun]:
+    """By variant, knob and seed, the runs of a plan in a sweep's folder, in the plan's order."""
     families = {variant: family for family in plan.families for variant in family.variants}
     order = [
         (variant, float(value), seed)
@@ -167,39 +210,25 @@ def _planned(sweep: Sweep, plan: Plan) -> dict[tuple[str, float, int], SAERun]:
         for seed in plan.seeds
     ]
     found: dict[tuple[str, float, int], SAERun] = {}
-    for run in map(SAERun, sweep.finished):
-        variant = run.settings["sae.variant"]
+    for run in (SAERun(run.folder, artifacts) for run in open_sweep(folder, artifacts).finished):
+        variant = run.flat_settings["sae.variant"]
         if variant not in families:
             continue
         knob = families[variant].knob
-        key = (variant, float(run.settings[knob]), run.seed)
+        key = (variant, float(run.flat_settings[knob]), run.seed)
         if key in found and key in order:
             raise UserError(
-                f"{sweep.folder} holds two runs of {variant}, {knob}={key[1]:g}, sae.seed={key[2]}, "
+                f"{folder} holds two runs of {variant}, {knob}={key[1]:g}, sae.seed={key[2]}, "
                 "which differ in other settings or in the version of salve; choose an empty --output-dir."
             )
         found[key] = run
     if missing := [key for key in order if key not in found]:
-        raise UserError(f"{sweep.folder} lacks {len(missing)} of {len(order)} runs, such as {missing[0]}.")
+        raise UserError(f"{folder} lacks {len(missing)} of {len(order)} runs, such as {missing[0]}.")
     return {key: found[key] for key in order}
 
 
-def _edits(run: SAERun) -> pd.DataFrame:
-    """Each class's edit on test at the strength that select has chosen, and its selectivity on select itself.
-
-    No strength reaches a class that has no latent.
-    """
-    none = MatchedEdit(False, math.inf, math.nan, math.nan, 0.0, math.nan, math.nan, 0.0)
-    classes = run.found.classes
-    found = {one.name: (one.edit, one.on_select) for one in suppressed(run, classes)}
-    pairs = [(name, *found.get(name, (none, none))) for name in classes]
-    return pd.DataFrame(
-        [{"class": name, **edit._asdict(), "select_selectivity": chose.selectivity} for name, edit, chose in pairs]
-    )
-
-
 def _alignment(run: SAERun, directions: Tensor) -> list[float]:
-    """See :func:`references.alignment`; NaN for a class without a latent."""
+    """See :func:`alignment`; NaN for a class without a latent."""
     latents = torch.tensor(run.selected["latent"].fillna(-1).to_numpy(int))
     found = alignment(run.sae.decoder[:, latents.clamp_min(0)].T, directions)
     return torch.where(latents >= 0, found, torch.nan).tolist()

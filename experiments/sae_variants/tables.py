@@ -1,20 +1,26 @@
 """Variants at a matched sparsity, where they have the same L0 or FVE, since λ and k have no common unit.
 
-As tables: CSV with every number, and Markdown for people.
+CSV has every number, Markdown is for people, and the figure shows selectivity against L0, FVE and alignment.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 from numpy import ndarray
 
-from experiments.compare import CONFIDENCE, LEVEL_TEXT, Interval, intervals, t_interval
-from experiments.separation import PUBLISHED
-from salve.report.text import MISSING, is_missing, points
+from experiments.compare import LEVEL_TEXT, intervals, t_interval, with_half
+from experiments.figures import class_rows, entry, printed
+from experiments.runs import PUBLISHED
+from experiments.sae_variants.runs import ORACLE, RANDOM
+from salve.report.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, WIDTH, log_axis, new_figure
+from salve.report.text import MISSING, is_missing
 
 
 def at_target(x: Float[ndarray, " n"], values: Float[ndarray, "n m"], target: float) -> Float[ndarray, " m"]:
@@ -107,11 +113,9 @@ def compared(runs: pd.DataFrame, target: Target, measures: Sequence[str], baseli
         row = {"target": target.label, "variant": variant, "seeds": int(mine["selectivity"].notna().sum())}
         reached = variant in whole
         row |= intervals({name: mine[name] if reached else [] for name in measures})
-        difference = Interval(math.nan, math.nan, 0)
-        if reached and baseline and variant != baseline:
-            pairs = by_seed[variant] - by_seed[baseline]
-            difference = t_interval(pairs, 1 - (1 - CONFIDENCE) / others)
-        row |= {"baseline": baseline, "difference": difference.mean, "difference_half": difference.half}
+        told_apart = reached and baseline and variant != baseline
+        pairs = by_seed[variant] - by_seed[baseline] if told_apart else []
+        row |= {"baseline": baseline} | intervals({"difference": pairs}, others)
         row["reason"] = "" if reached else _out_of_reach(runs[runs["variant"] == variant], target, row["seeds"])
         rows.append(row)
     return pd.DataFrame(rows)
@@ -185,20 +189,20 @@ def markdown(table: pd.DataFrame, references: pd.DataFrame) -> str:
         heads = ["at", "SAE", *(head for head, _, _ in columns), "difference"]
         lines += [f"### {data}", "", _row(heads), _row(["---"] * len(heads))]
         for record in rows.to_dict("records"):
-            cells = [_cell(record, name, digits) for _, name, digits in columns]
+            cells = [with_half(record, name, digits) for _, name, digits in columns]
             against = "" if record["baseline"] == BASELINES[0] else f" (`{record['baseline']}`)"
             missing = is_missing(record["difference"])
-            cells.append(MISSING if missing else _cell(record, "difference", signed=True) + against)
+            cells.append(MISSING if missing else with_half(record, "difference", signed=True) + against)
             if record["reason"]:
                 cells = [record["reason"]] + [MISSING] * len(columns)
             lines.append(_row([record["target"], f"`{record['variant']}`", *cells]))
         lines.append("")
         for record in references[references["data"] == data].to_dict("records"):
-            reached, left = _cell(record, "reached", 1), _cell(record, "after")
+            reached, left = with_half(record, "reached", 1), with_half(record, "after")
             lines.append(
-                f"{record['reference']}: selectivity {_cell(record, 'selectivity')}; {reached} classes at "
+                f"{record['reference']}: selectivity {with_half(record, 'selectivity')}; {reached} classes at "
                 f"{LEVEL_TEXT} on select, {left} % left of them on test, others' mean change "
-                f"{_cell(record, 'drift')}.  "
+                f"{with_half(record, 'drift')}.  "
             )
         lines.append("")
     return "\n".join(lines)
@@ -208,11 +212,96 @@ def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _cell(record: dict[str, object], name: str, digits: int | None = None, signed: bool = False) -> str:
-    """A mean with its interval."""
-    mean, half = record[name], record[f"{name}_half"]
-    if digits is None:
-        return points(mean, signed) + ("" if is_missing(half) else f" ± {points(half, signed=False)}")
-    if is_missing(mean):
-        return MISSING
-    return f"{mean:.{digits}f}".replace("-", "−") + ("" if is_missing(half) else f" ± {half:.{digits}f}")
+NAME = "sae-variants"
+#: By variant, its colour and marker.
+LOOKS = {
+    "linear_l1": (BLACK, "o"),
+    "relu_l1": (BLUE, "s"),
+    "gated": (SKY, "^"),
+    "jumprelu": (GREEN, "D"),
+    "topk": (VERMILLION, "v"),
+    "batch_topk": (ORANGE, "P"),
+    "matryoshka": (PURPLE, "X"),
+}
+TITLES = {"concepts": "Drawn scenes, small ResNet", "imagenette": "Imagenette, ResNet-18"}
+#: How the references' lines are drawn.
+DASHES = {ORACLE: (0, (5, 2)), RANDOM: (0, (1, 1.5))}
+#: The targets of the right-hand panels, with their markers; the table has more.
+SHOWN = {"own best": "o", "FVE = 0.85": "s", "L0 = 8": "^"}
+FIGURE_WIDTH = 1.2 * WIDTH
+#: Settings that explain less are in the table only.
+LEAST_FVE = 0.2
+
+
+@printed
+def comparison_figure(runs: pd.DataFrame, table: pd.DataFrame, references: pd.DataFrame) -> Figure:
+    """A row per data set: selectivity against L0, FVE and alignment, and at matched points.
+
+    Args:
+        runs: see :class:`runs.Found`. table: see :func:`summary`. references: see :func:`reference_summary`.
+    """
+    names = list(dict.fromkeys(runs["data"]))
+    figure = new_figure(FIGURE_WIDTH, 0.9 + 2.8 * len(names))
+    grid = figure.subplots(len(names), 4, squeeze=False, gridspec_kw={"width_ratios": (1, 1, 0.8, 1)})
+    for row, data in zip(grid, names, strict=True):
+        mine = runs[runs["data"] == data]
+        lines = references[references["data"] == data]
+        useful = mine[mine["fve"] > LEAST_FVE]
+        for axes, x in zip(row[:3], ("l0", "fve", "alignment"), strict=True):
+            _curves(axes, useful, x) if x != "alignment" else _scatter(axes, useful)
+            _references(axes.axhline, lines)
+            axes.set_ylim(-5, 102)
+        row[0].set(title=TITLES.get(data, data), xlabel="L0 (latents per image)", ylabel="selectivity (points)")
+        positive = useful.loc[useful["l0"] > 0, "l0"]
+        log_axis(row[0], "x", (positive.min() / 1.2, positive.max() * 1.2))
+        row[1].set(xlabel="FVE", xlim=(LEAST_FVE, 1))
+        row[1].xaxis.set_major_formatter(PercentFormatter(1.0))
+        row[2].set_xlabel("alignment (cosine)")
+        _matched(row[3], table[table["data"] == data])
+        _references(row[3].axvline, lines)
+        row[3].set(xlabel="selectivity (points)", xlim=(-5, 102))
+    handles = [entry(name, colour, marker, linestyle="-") for name, (colour, marker) in LOOKS.items()]
+    handles += [entry(name, GREY, linestyle=dash) for name, dash in DASHES.items()]
+    handles += [entry(name, GREY, marker, markersize=5) for name, marker in SHOWN.items()]
+    figure.legend(handles=handles, loc="outside upper center", ncols=6)
+    return figure
+
+
+def _curves(axes: Axes, runs: pd.DataFrame, x: str) -> None:
+    """Each variant's settings in order: mean over seeds, with the interval of the mean as a band."""
+    for variant, mine in runs.groupby("variant", sort=False):
+        colour, marker = LOOKS[str(variant)]
+        points = []
+        for _, one in mine.groupby("knob"):
+            mean, half, _ = t_interval(one["selectivity"])
+            points.append((one[x].mean(), 100 * mean, 100 * half))
+        found = np.array(points)
+        at, mean, half = found[np.argsort(found[:, 0])].T
+        axes.fill_between(at, mean - half, mean + half, color=colour, alpha=0.15, linewidth=0)
+        axes.plot(at, mean, color=colour, marker=marker, linewidth=1.2)
+
+
+def _scatter(axes: Axes, runs: pd.DataFrame) -> None:
+    """Every run as a point."""
+    for variant, mine in runs.groupby("variant", sort=False):
+        colour, marker = LOOKS[str(variant)]
+        looks: Any = {"color": colour, "markersize": 3, "alpha": 0.6, "markeredgewidth": 0}
+        axes.plot(mine["alignment"], 100 * mine["selectivity"], marker, **looks)
+
+
+def _matched(axes: Axes, table: pd.DataFrame) -> None:
+    """A row per variant: its selectivity at each target that is shown, with its interval."""
+    variants = list(dict.fromkeys(table["variant"]))
+    for place, variant in enumerate(variants):
+        colour, _ = LOOKS[variant]
+        for step, (target, marker) in enumerate(SHOWN.items()):
+            [row] = table[(table["variant"] == variant) & (table["target"] == target)].to_dict("records")
+            mean, half = 100 * row["selectivity"], 100 * np.nan_to_num(row["selectivity_half"])
+            axes.errorbar(mean, place + 0.24 * (step - 1), xerr=half, fmt=marker, color=colour, markersize=5,
+                          elinewidth=1.1, capsize=2)  # fmt: skip
+    class_rows(axes, variants)
+
+
+def _references(draw: Callable[..., object], references: pd.DataFrame) -> None:
+    for row in references.to_dict("records"):
+        draw(100 * row["selectivity"], color=GREY, linestyle=DASHES[row["reference"]], linewidth=1.2, zorder=1)

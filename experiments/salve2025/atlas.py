@@ -1,7 +1,5 @@
 """The feature atlas: each class's dominant latents, what excites them, where they look, which classes share them."""
 
-import sys
-
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
@@ -45,10 +43,10 @@ def classes_table(study: Study) -> pd.DataFrame:
     """
     run = study.runs[0]
     latents = run.sae.encode(study.test.activations)
-    scores = run.found.table("validate", "localisation.csv").set_index("class")
+    scores = run.table("validate", "localisation.csv").set_index("class")
     made = pd.Series(dtype=float)
-    if "maximisation.csv" in run.found.files("validate"):
-        made = run.found.table("validate", "maximisation.csv").set_index("class")["final_value"]
+    if "maximisation.csv" in run.files("validate"):
+        made = run.table("validate", "maximisation.csv").set_index("class")["final_value"]
     rows = []
     for own, (name, chosen) in enumerate(run.selected.iterrows()):
         if pd.isna(chosen["latent"]):
@@ -70,12 +68,12 @@ def classes_table(study: Study) -> pd.DataFrame:
 def atlas_figure(study: Study) -> Figure:
     """A row per class: its dominant latents in words, the image that maximises the first, top images, Grad-FAM."""
     run = study.runs[0]
-    dominant = run.found.table("features", "dominant.csv")
-    seen = {name: tensor.numpy() for name, tensor in run.found.tensors("validate", "saliency.safetensors").items()}
+    dominant = run.table("features", "dominant.csv")
+    seen = {name: tensor.numpy() for name, tensor in run.tensors("validate", "saliency.safetensors").items()}
     made = None
-    if "maximisation.safetensors" in run.found.files("validate"):
-        made = run.found.tensors("validate", "maximisation.safetensors")["images"].numpy()
-    top = run.found.table("validate", "top.csv").set_index(["class", "rank"])["label"]
+    if "maximisation.safetensors" in run.files("validate"):
+        made = run.tensors("validate", "maximisation.safetensors")["images"].numpy()
+    top = run.table("validate", "top.csv").set_index(["class", "rank"])["label"]
     names = [name for name in study.classes if pd.notna(run.selected.loc[name, "latent"])][:ROWS]
     text, gap = 1.6, 0.04
     size = (PRINT_WIDTH - text) / (1 + 2 * PAIRS) - gap
@@ -121,9 +119,9 @@ def shown_latents(dominant: pd.DataFrame, listed: int = LISTED) -> list[int]:
 def means_figure(study: Study) -> Figure:
     """Heat map of class means: classes by the latents that any of them lists."""
     run = study.runs[0]
-    dominant = run.found.table("features", "dominant.csv")
-    means: Float[ndarray, "C d"] = run.found.tensors("features", "class_means.safetensors")["class_means"].numpy()
-    kinds = run.found.table("features", "latents.csv").set_index("latent")["kind"]
+    dominant = run.table("features", "dominant.csv")
+    means: Float[ndarray, "C d"] = run.tensors("features", "class_means.safetensors")["class_means"].numpy()
+    kinds = run.table("features", "latents.csv").set_index("latent")["kind"]
     columns = shown_latents(dominant, LISTED if len(study.classes) <= ROWS else 1)
     shown = means[:, columns]
     few = len(study.classes) <= ROWS
@@ -148,23 +146,15 @@ def means_figure(study: Study) -> Figure:
 def analyse(study: Study) -> Findings:
     """See the module."""
     name, table, run = study.testbed.name, classes_table(study), study.runs[0]
-    atlas = (
-        f"{study.testbed.title}: each class's {LISTED} dominant latents (number and sign, share of the latent's class "
-        "means, kind); the image that maximises the first one; the test images that excite it most, framed in red "
-        "where they are of another class; and Grad-FAM of it on them."
-    )
-    means = (
-        f"{study.testbed.title}: class means of the latents that any class lists; a dot marks the latent by which a "
-        "class is edited."
-    )
+    title = study.testbed.title
     pictures = {
-        f"atlas-{name}": Picture(atlas_figure(study), atlas),
-        f"means-{name}": Picture(means_figure(study), means),
+        f"atlas-{name}": Picture.of(atlas_figure(study), "atlas.dominant", title=title, listed=LISTED),
+        f"means-{name}": Picture.of(means_figure(study), "atlas.means", title=title),
     }
     tables = {
         "classes": table,
-        "latents": run.found.table("features", "latents.csv").assign(testbed=name),
-        "dominant": run.found.table("features", "dominant.csv").assign(testbed=name),
+        "latents": run.table("features", "latents.csv").assign(testbed=name),
+        "dominant": run.table("features", "dominant.csv").assign(testbed=name),
     }
     return Findings(_paragraph(study, table), pictures, tables, _measured(study, table))
 
@@ -194,7 +184,7 @@ def _measured(study: Study, table: pd.DataFrame) -> list[Measured]:
 
 
 def _paragraph(study: Study, table: pd.DataFrame) -> str:
-    kinds = study.runs[0].found.table("features", "latents.csv")["kind"].value_counts()
+    kinds = study.runs[0].table("features", "latents.csv")["kind"].value_counts()
     counts = ", ".join(f"{kinds.get(kind, 0)} {kind}" for kind in ("class-defining", "cross-class", "diffuse", "dead"))
     said = (
         f"{study.testbed.title}: of the {kinds.sum()} latents of one SAE {counts}. The {MOST} test images that excite "
@@ -219,10 +209,9 @@ def _paragraph(study: Study, table: pd.DataFrame) -> str:
 EXPERIMENT = Experiment(
     "atlas",
     "Feature atlas",
-    ("resnet18", "vit"),
     analyse,
     quick=("sae.epochs=20", "validate.maximisation_steps=16", "validate.faithfulness_steps=4"),
 )
 
 if __name__ == "__main__":
-    sys.exit(main(EXPERIMENT))
+    raise SystemExit(main(EXPERIMENT))

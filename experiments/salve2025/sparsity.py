@@ -1,7 +1,5 @@
 """Sparsity λ and dictionary size d: variance explained, latents that fire, and how clean the edits are."""
 
-import sys
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,11 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.claims import Measured
-from experiments.compare import LEVEL_TEXT, intervals
+from experiments.compare import intervals
 from experiments.experiment import Experiment, Findings, Picture, main, per_testbed
 from experiments.figures import PRINT_WIDTH, entry, printed
-from experiments.runs import SAERun, Study, suppressed
-from experiments.separation import STRICTLY
+from experiments.runs import STRICTLY, SAERun, Study, edits_by_class
 from salve.report.style import BLACK, BLUE, GREEN, GREY, PURPLE, SKY, VERMILLION, log_axis, new_figure, percent_axis
 from salve.report.text import number
 
@@ -57,33 +54,27 @@ def runs_of(study: Study) -> pd.DataFrame:
 
 
 def _row(study: Study, run: SAERun) -> dict[str, object]:
-    without = int(run.selected["latent"].isna().sum())
-    edits = list(suppressed(run, study.classes))
+    edits = edits_by_class(run, study.classes)
     # A class that is at the level without an edit says nothing about one.
-    judged = [one for one in edits if not np.isnan(one.edit.selectivity)]
-    chosen_by = [one.on_select.selectivity for one in edits if not np.isnan(one.on_select.selectivity)]
-    reached = [one.edit for one in judged if one.edit.reached]
+    judged = edits[edits["selectivity"].notna()]
+    reached = judged[judged["reached"]]
+    separating = run.verdicts.loc[judged["class"], ["separates", "separates_published"]].mean()
 
-    def mean(values: Sequence[float], known: int = len(judged)) -> float:
-        """Over all classes, with 0 for those without a latent."""
-        return sum(values) / (known + without) if known + without else np.nan
-
-    def separating(sense: str) -> float:
-        return mean([float(run.verdicts.loc[[one.name for one in judged], sense].sum())])
+    def mean(values: pd.Series) -> float:
+        return sum(values) / len(values) if len(values) else np.nan
 
     return {
         **{"testbed": study.testbed.name, "seed": run.seed},
-        **{"sparsity": float(run.settings["sae.sparsity"]), "size": int(run.settings["sae.dictionary_size"])},
+        **{"sparsity": float(run.flat_settings["sae.sparsity"]), "size": int(run.flat_settings["sae.dictionary_size"])},
         **{name: run.metrics.get(name) for name in MEASURES},
         "share": float(run.selected["share"].fillna(0).mean()),
-        "reached": mean([len(reached)]),
-        "separating": separating("separates"),
-        "separating_published": separating("separates_published"),
-        "selectivity": mean([one.edit.selectivity for one in judged]),
-        "select_selectivity": mean(chosen_by, len(chosen_by)),
-        "drift": float(np.mean([edit.drift for edit in reached])) if reached else np.nan,
-        "after": float(np.mean([edit.after for edit in reached])) if reached else np.nan,
-        "alpha": float(np.median([edit.alpha for edit in reached])) if reached else np.nan,
+        "reached": judged["reached"].mean(),
+        "separating": separating["separates"],
+        "separating_published": separating["separates_published"],
+        "selectivity": mean(judged["selectivity"]),
+        "select_selectivity": mean(edits["select_selectivity"].dropna()),
+        **{name: reached[name].mean() for name in ("drift", "after")},
+        "alpha": reached["alpha"].median(),
     }
 
 
@@ -158,13 +149,10 @@ def analyse(study: Study) -> Findings:
     """See the module."""
     runs = runs_of(study)
     settings = settings_of(runs)
-    caption = (
-        f"{study.testbed.title}: SAEs of other sparsity λ and size d, trained for {length_of(study)}; mean "
-        f"of {settings['seeds'].max()} seeds with its 95 % interval, on {len(study.test.labels)} test images. "
-        f"Selective: edits at the strength that leaves the class {LEVEL_TEXT} of its select images. Clean: "
-        f"{STRICTLY}."
-    )
-    pictures = {f"grid-{study.testbed.name}": Picture(grid_figure(study, settings), caption)}
+    said = {"title": study.testbed.title, "length": length_of(study), "seeds": settings["seeds"].max()}
+    figure = grid_figure(study, settings)
+    picture = Picture.of(figure, "sparsity.grid", **said, images=len(study.test.labels), strictly=STRICTLY)
+    pictures = {f"grid-{study.testbed.name}": picture}
     tables = {"runs": runs, "settings": settings.assign(testbed=study.testbed.name)}
     return Findings(_paragraph(study, settings), pictures, tables, _measured(study, runs, settings))
 
@@ -175,7 +163,7 @@ def _is_default(settings: pd.DataFrame) -> pd.Series:
 
 def length_of(study: Study) -> str:
     """How long the SAEs were trained."""
-    settings = study.runs[0].settings
+    settings = study.runs[0].flat_settings
     epochs = settings.get("sae.epochs")
     return f"{settings['sae.steps']} steps" if epochs is None else f"{epochs} epochs"
 
@@ -247,10 +235,9 @@ def _paragraph(study: Study, settings: pd.DataFrame) -> str:
 EXPERIMENT = Experiment(
     "sparsity",
     "Sparsity and dictionary size",
-    ("resnet18", "vit"),
     analyse,
     quick=("sae.sparsity=1,5,20", "sae.dictionary_size=64,256", "sae.seed=0,1", "sae.epochs=10"),
 )
 
 if __name__ == "__main__":
-    sys.exit(main(EXPERIMENT))
+    raise SystemExit(main(EXPERIMENT))

@@ -1,7 +1,5 @@
 """Suppression and enhancement: accuracy of every class while one class's latent is turned down or up."""
 
-import sys
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -13,8 +11,7 @@ from experiments.claims import Measured
 from experiments.compare import LEVEL_TEXT
 from experiments.experiment import Experiment, Findings, Picture, joined, main, per_testbed
 from experiments.figures import class_panels, entry, mean_and_range, printed
-from experiments.runs import SAERun, Study, Suppressed, suppressed
-from experiments.separation import separation
+from experiments.runs import SAERun, Study, Suppressed, separation, suppressed
 from salve.editing.verdict import wilson
 from salve.report.style import BLUE, GREY, ORANGE, SKY, grid_axis
 
@@ -100,14 +97,12 @@ def _line(axes: Axes, alphas: Curves, accuracy: Curves, colour: str, images: int
 @per_testbed
 def analyse(study: Study) -> Findings:
     """See the module."""
-    testbed, edits = study.testbed, edits_of(study)
-    pictures = {}
-    for mode, verb in MODES.items():
-        caption = (
-            f"{testbed.title}: accuracy while one class's latent is {verb} in the weights, a panel per class; mean "
-            f"of {len(study.runs)} SAEs, on {len(study.test.labels)} test images."
-        )
-        pictures[f"{mode}-{testbed.name}"] = Picture(curves_figure(study, mode), caption)
+    edits, testbed = edits_of(study), study.testbed
+    said = {"title": testbed.title, "saes": len(study.runs), "images": len(study.test.labels)}
+    pictures = {
+        f"{mode}-{testbed.name}": Picture.of(curves_figure(study, mode), "suppression.curves", changed=how, **said)
+        for mode, how in MODES.items()
+    }
     tables = {"edits": edits, "curves": joined([_table(study, mode) for mode in MODES])}
     return Findings(_paragraph(study, edits), pictures, tables, _measured(study, edits))
 
@@ -161,13 +156,7 @@ def _paragraph(study: Study, edits: pd.DataFrame) -> str:
     )
 
 
-EXPERIMENT = Experiment(
-    "suppression",
-    "Suppression and enhancement curves",
-    ("resnet18", "vit"),
-    analyse,
-    quick=("sae.seed=0,1", "sae.epochs=20"),
-)
+EXPERIMENT = Experiment("suppression", "Suppression and enhancement curves", analyse)
 
 if __name__ == "__main__":
-    sys.exit(main(EXPERIMENT))
+    raise SystemExit(main(EXPERIMENT))

@@ -48,11 +48,11 @@ def test_a_map_is_faithful_if_it_beats_a_random_one_both_ways() -> None:
     assert faithful(pd.DataFrame(scores)).tolist() == [True, False, False]
 
 
-class Found:
-    """Tables and tensors by name, empty where there is none."""
+class OneRun:
+    """A run: its SAE, and tables and tensors by name, empty where there is none."""
 
-    def __init__(self, files: dict[str, Any]) -> None:
-        self._files = files
+    def __init__(self, files: dict[str, Any], sae: Any, selected: pd.DataFrame) -> None:
+        self._files, self.sae, self.selected = files, sae, selected
 
     def table(self, _: str, name: str) -> pd.DataFrame:
         return self._files.get(name, pd.DataFrame())
@@ -101,7 +101,7 @@ def a_study(activations: Tensor, maximised: bool = True) -> Any:
         "share": [0.9, np.nan, 0.4],
         "kind": [kinds[0], "", kinds[1]],
     }
-    run = SimpleNamespace(found=Found(files), sae=sae, selected=pd.DataFrame(selected, index=CLASSES))
+    run = OneRun(files, sae, pd.DataFrame(selected, index=CLASSES))
     test = SimpleNamespace(activations=activations, labels=LABELS)
     return SimpleNamespace(testbed=TESTBEDS["scenes"], classes=CLASSES, runs=(run,), test=test)
 

@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from experiments.claims import load_claims
-from experiments.compare import LEVEL
-from experiments.salve2025.baselines import analyse, chosen_by, measured_of, paragraph
-from experiments.salve2025.baselines.figure import PANELS, baselines_figure
+from experiments.compare import LEVEL, Reader
+from experiments.salve2025.baselines import PANELS, analyse, baselines_figure, chosen_by, measured_of, paragraph
 from experiments.salve2025.baselines.methods import (
     ABLATION,
     BIAS,
@@ -24,7 +23,6 @@ from experiments.salve2025.baselines.methods import (
     RANK_ONE,
     STEERING,
     Chosen,
-    Reader,
     at_matched_effect,
     compare_methods,
     methods,

@@ -10,9 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from experiments.claims import load_claims
-from experiments.salve2025.cifar100 import analyse
+from experiments.salve2025.cifar100 import analyse, classes_figure, drift_figure, sharing_figure
 from experiments.salve2025.cifar100 import survey as reading
-from experiments.salve2025.cifar100.figures import classes_figure, drift_figure, sharing_figure
 from experiments.salve2025.cifar100.survey import (
     chosen_by,
     companions,
@@ -144,11 +143,10 @@ class OneRun:
 
     def __init__(self, seed: int, curves: dict[str, NDArray[np.float64]], means: NDArray[np.float64]) -> None:
         self.seed, self._curves, self._means = seed, curves, means.astype(np.float32)
-        self.settings = {"discover.threshold": 0.5}
+        self.flat_settings = {"discover.threshold": 0.5}
         latents = [float(np.abs(means[k]).argmax()) if name in curves else np.nan for k, name in enumerate(CLASSES)]
         rows = {"latent": latents, "sign": 1.0, "kind": "diffuse", "share": 0.3}
         self.selected = pd.DataFrame(rows, index=CLASSES)
-        self.found = self
         self.verdicts = verdicts(CLASSES, list(curves), ["oak"], ["oak", "shark"])
         self.verdict = verdict(0, 2)
 

@@ -19,12 +19,13 @@ from experiments.salve2025.critical.measures import (
     agreement,
     closing,
     concordance,
+    edited_outputs,
     given_way,
     median_of,
     numerical,
     rank_correlation,
+    spread,
 )
-from experiments.salve2025.critical.tables import edited_outputs, spread
 from experiments.testbeds import TESTBEDS
 from salve.backbones import Site
 from salve.backbones.site import Reader
@@ -204,10 +205,11 @@ def a_study(signed: bool, seeds: int, without: str = "") -> Any:
         runs.append(
             SimpleNamespace(
                 seed=seed,
-                settings={"edit.scale": "unit", "edit.channels": "all", "edit.alpha": ALPHAS},
+                flat_settings={"edit.scale": "unit", "edit.channels": "all", "edit.alpha": ALPHAS},
                 selected=pd.DataFrame({"latent": latents, "sign": 1.0}, index=CLASSES),
                 sae=SimpleNamespace(decoder=decoder),
-                found=SimpleNamespace(table=partial(_table, pd.concat(tables)), artifact=lambda _: None),
+                table=partial(_table, pd.concat(tables)),
+                artifact=lambda _: None,
             )
         )
     test = SimpleNamespace(activations=activations, labels=labels)
@@ -276,7 +278,7 @@ def test_a_claim_is_the_mean_over_saes() -> None:
     value = next(one.value for one in found.measured if one.claim == "critical.lower_bound")
     by_hand = []
     for run in study.runs:
-        rows = run.found.table("diagnose", "images.csv")
+        rows = run.table("diagnose", "images.csv")
         rows = rows[rows["correct"] & (rows["logit_exact"] > 0)]
         by_hand.append(
             np.mean([x <= y * (1 + 1e-6) for x, y in zip(rows["logit_linear"], rows["logit_exact"], strict=True)])

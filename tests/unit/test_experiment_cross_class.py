@@ -140,10 +140,10 @@ def split(seed: int, empty: int | None = None) -> Any:
 def study_of(seeds: tuple[int, ...] = (0,), names: list[str] = CLASSES, **more: Any) -> Any:
     train = split(0)
     means = torch.stack([train.activations[train.labels == k].mean(dim=0) for k in range(4)])
-    found = SimpleNamespace(tensors=lambda *_: {"class_means": means})
     sae = SimpleNamespace(decoder=SCALE * torch.eye(4), encode=lambda activations: activations)
     settings = {"sae.dictionary_size": 4, "sae.sparsity": 5.0, "discover.threshold": 0.5}
-    runs = tuple(SimpleNamespace(seed=seed, settings=settings, found=found, sae=sae) for seed in seeds)
+    read: Any = {"flat_settings": settings, "tensors": lambda *_: {"class_means": means}, "sae": sae}
+    runs = tuple(SimpleNamespace(seed=seed, **read) for seed in seeds)
     testbed = TESTBEDS["scenes"]
     tail = LinearTail(WEIGHT, BIAS)
     return SimpleNamespace(

@@ -18,6 +18,7 @@ from scipy.spatial import distance
 
 from experiments.compare import (
     LEVEL,
+    Reader,
     accuracy_at,
     edit_at,
     matched_edit,
@@ -27,16 +28,33 @@ from experiments.compare import (
 )
 from experiments.figures import save
 from experiments.sae_variants.__main__ import TARGETS, main
-from experiments.sae_variants.figure import LOOKS, NAME, comparison_figure
-from experiments.sae_variants.references import (
+from experiments.sae_variants.runs import (
+    EXPERIMENTS,
+    FULL,
     ORACLE,
+    QUICK,
     RANDOM,
+    Family,
+    Plan,
     alignment,
     class_directions,
+    collect,
+    commands,
     reference_edits,
+    sweep_name,
 )
-from experiments.sae_variants.runs import EXPERIMENTS, FULL, QUICK, Family, Plan, collect, commands, sweep_name
-from experiments.sae_variants.tables import Target, at_target, compared, markdown, matched, reference_summary, summary
+from experiments.sae_variants.tables import (
+    LOOKS,
+    NAME,
+    Target,
+    at_target,
+    compared,
+    comparison_figure,
+    markdown,
+    matched,
+    reference_summary,
+    summary,
+)
 from salve.artifacts import _seal, save_tensors, write_record
 from salve.backbones.tail import LinearTail
 from salve.integrity import sealed
@@ -264,7 +282,9 @@ def test_references_tell_a_clean_edit_from_a_blunt_one() -> None:
     activations = torch.eye(4).repeat_interleave(2, dim=1)[labels] + 0.01 * torch.rand(40, 8)
     weight, bias = torch.eye(4).repeat_interleave(2, dim=1), torch.zeros(4)
     rows = (activations, labels)
-    edits = reference_edits(LinearTail(weight, bias), rows, rows, rows, torch.linspace(0, 50, 201), "abcd", (0, 1))
+    edits = reference_edits(
+        Reader(LinearTail(weight, bias), rows, rows, rows), torch.linspace(0, 50, 201), "abcd", (0, 1)
+    )
     found = reference_summary(edits.assign(data="toy")).set_index("reference")
     assert found.loc[ORACLE, "selectivity"] > 0.9
     assert found.loc[ORACLE, "selectivity"] > found.loc[RANDOM, "selectivity"]

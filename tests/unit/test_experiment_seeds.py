@@ -12,8 +12,7 @@ import torch
 from scipy import stats
 
 from experiments.claims import load_claims
-from experiments.salve2025.seeds import analyse
-from experiments.salve2025.seeds.figures import stability_figure
+from experiments.salve2025.seeds import analyse, stability_figure
 from experiments.salve2025.seeds.measures import (
     decoders_of,
     edits_of,
@@ -203,7 +202,7 @@ class OneRun:
             "images diagnose": {**images, "correct": [True, True, True, True, False]},
             "latents features": {"frequency": [0.2, 0.1, 0.3, 0.0]},
         }
-        self.found = SimpleNamespace(table=lambda kind, name: pd.DataFrame(tables[f"{name[:-4]} {kind}"]))
+        self.table = lambda kind, name: pd.DataFrame(tables[f"{name[:-4]} {kind}"])
 
     def curves(self, split: str, mode: str, target: str) -> tuple[Any, Any]:
         assert mode == "suppress"

@@ -35,7 +35,7 @@ class OneRun:
         select: Curves | None = None, **metrics: Any,
     ) -> None:  # fmt: skip
         self.seed = seed
-        self.settings = {"sae.sparsity": setting[0], "sae.dictionary_size": setting[1], "sae.epochs": 25}
+        self.flat_settings = {"sae.sparsity": setting[0], "sae.dictionary_size": setting[1], "sae.epochs": 25}
         self.metrics = {"fve": 0.7, "l0": 9.0, "test_accuracy": 0.8, "select_fve": 0.7, "downstream_accuracy": None}
         self.metrics |= {"select_fve": metrics.get("fve", 0.7), **metrics}
         self._curves = {"test": curves, "select": curves | (select or {})}

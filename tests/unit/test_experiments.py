@@ -27,13 +27,11 @@ from experiments.catalogue import EXPERIMENTS
 from experiments.claims import FILE, Claim, Measured, judged, load_claims, together
 from experiments.experiment import FINDINGS, Experiment, Findings, Picture, carry_out, main, paper_folder
 from experiments.page import NotRun, claims_markdown, claims_table, write_page
-from experiments.runs import SAERun, command
-from experiments.separation import PUBLISHED, STRICTLY, separation
+from experiments.runs import PUBLISHED, STRICTLY, SAERun, command, separation
 from experiments.testbeds import TESTBEDS, Setup, add_setup, quoted, setup_of
 from salve.artifacts import _seal, read_record, read_table, write_record
 from salve.editing.verdict import LIMITS
 from salve.integrity import sealed
-from salve.results import open_run
 from salve.run.explain import conf_dir
 from salve.types import UserError
 
@@ -243,7 +241,7 @@ def test_the_command_of_runs(tmp_path: Path) -> None:
 def test_testbeds_beside_are_for_comparison_only(tmp_path: Path) -> None:
     file = tmp_path / "weights.pt"
     file.touch()
-    one = Experiment("x", "X", ("cifar100",), analysed, beside=("resnet18", "scenes"))
+    one = Experiment("x", "X", analysed, testbeds=("cifar100",), beside=("resnet18", "scenes"))
     poor = Setup(tmp_path, {}, {})
     rich = Setup(tmp_path, {"cifar100": str(tmp_path)}, {"cifar100": str(file)})
 
@@ -286,7 +284,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return notes
 
 
-ONE = Experiment("suppression", "One", ("scenes",), analysed, quick=("sae.epochs=1",))
+ONE = Experiment("suppression", "One", analysed, ("sae.epochs=1",), ("scenes",))
 
 
 def test_findings_are_written_once(tmp_path: Path, made: list[str]) -> None:
@@ -379,7 +377,7 @@ def findings(folder: Path, name: str, **changes: Any) -> None:
 
 def test_a_page_of_some_experiments_escapes_what_it_shows(tmp_path: Path) -> None:
     findings(tmp_path, "suppression")
-    other = Experiment("atlas", "Atlas", ("scenes",), analysed)
+    other = Experiment("atlas", "Atlas", analysed, testbeds=("scenes",))
     missing = [NotRun("Atlas", "ViT", "no <weights>")]
     page = write_page(tmp_path, [other, ONE], missing).read_text(encoding="utf-8")
     assert "Title of suppression &amp; more" in page
@@ -475,7 +473,7 @@ def a_run(tmp_path: Path, classes: list[str]) -> SAERun:
         for kind, key in (("classifier", "c"), ("control", "d"))
     }
     write_record(run / "manifest.json", sealed({"artifacts": made, "files": {}}))
-    return SAERun(open_run(run))
+    return SAERun(run)
 
 
 def test_curves_are_read_by_split(tmp_path: Path) -> None:

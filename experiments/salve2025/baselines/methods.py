@@ -15,17 +15,7 @@ from numpy import ndarray
 from torch import Tensor
 from torch.nn import functional as F
 
-from experiments.compare import (
-    CONFIDENCE,
-    LEVEL,
-    Interval,
-    edit_at,
-    intervals,
-    random_directions,
-    strength_to,
-    t_interval,
-)
-from salve.backbones.tail import LinearTail
+from experiments import compare
 from salve.editing import ablated_logits, edited_logits, rank_one_logits, rank_one_rows, steered_logits, strength_curves
 from salve.editing.curves import LogitsAt
 from salve.types import Activations, Labels
@@ -39,20 +29,6 @@ MEASURES = ("selectivity", "after", "drift", "lost", "worst_loss", "kl")
 
 GATE, STEERING, ABLATION = "gate", "steering", "directional ablation"
 RANK_ONE, BIAS = "rank-one edit", "class bias"
-
-
-class Reader(NamedTuple):
-    """All that an edit of the last site needs of a classifier.
-
-    Attributes:
-        tail: the head. train, select, test: activations ``[N, M]`` with labels ``[N]``. train fits
-            an edit, select chooses its strength, test says what it does.
-    """
-
-    tail: LinearTail
-    train: tuple[Activations, Labels]
-    select: tuple[Activations, Labels]
-    test: tuple[Activations, Labels]
 
 
 class Chosen(NamedTuple):
@@ -82,7 +58,7 @@ class Method(NamedTuple):
     edit: Callable[[int, Tensor], LogitsAt | None]
 
 
-def methods(reader: Reader) -> list[Method]:
+def methods(reader: compare.Reader) -> list[Method]:
     """All methods; the first is the one that the others are compared with."""
     tail = reader.tail
     rows = rank_one_rows(*reader.train, len(tail))
@@ -109,7 +85,7 @@ def methods(reader: Reader) -> list[Method]:
     ]
 
 
-def at_matched_effect(reader: Reader, logits_at: LogitsAt | None, own: int) -> dict[str, float]:
+def at_matched_effect(reader: compare.Reader, logits_at: LogitsAt | None, own: int) -> dict[str, float]:
     """An edit of class ``own`` on test, at the strength that takes its select accuracy to ``LEVEL``; None is no edit.
 
     Returns:
@@ -127,15 +103,15 @@ def at_matched_effect(reader: Reader, logits_at: LogitsAt | None, own: int) -> d
 
     strengths = COARSE if logits_at else COARSE[:1]
     mine = measure(reader.select, strengths)[0][:, own]
-    down = np.flatnonzero(mine <= LEVEL)
+    down = np.flatnonzero(mine <= compare.LEVEL)
     if len(down) and down[0] > 0:
         low, high = COARSE[down[0] - 1 : down[0] + 1].tolist()
         strengths = np.unique(np.append(0.0, np.linspace(low, high, FINE)))
         mine = measure(reader.select, strengths)[0][:, own]
-    alpha = strength_to(strengths, mine)
+    alpha = compare.strength_to(strengths, mine)
     strengths = np.array([0.0, alpha] if math.isfinite(alpha) else [0.0])
     accuracy, kl = measure(reader.test, strengths)
-    edit = edit_at(strengths, accuracy, own, alpha)
+    edit = compare.edit_at(strengths, accuracy, own, alpha)
     found = {"lost": math.nan, "kl": math.nan}
     if edit.reached:
         others = [k for k in range(len(reader.tail)) if k != own and not np.isnan(accuracy[0, k])]
@@ -144,7 +120,7 @@ def at_matched_effect(reader: Reader, logits_at: LogitsAt | None, own: int) -> d
     return {**edit._asdict(), **found}
 
 
-def compare_methods(reader: Reader, chosen: Mapping[int, Chosen], classes: Sequence[str]) -> pd.DataFrame:
+def compare_methods(reader: compare.Reader, chosen: Mapping[int, Chosen], classes: Sequence[str]) -> pd.DataFrame:
     """Every method's edit of every class.
 
     Args:
@@ -162,7 +138,7 @@ def compare_methods(reader: Reader, chosen: Mapping[int, Chosen], classes: Seque
                 columns, signs = chosen[seed]
                 along = columns * signs[:, None]
                 if direction == "random":
-                    along = random_directions(len(columns), columns.shape[1], seed)
+                    along = compare.random_directions(len(columns), columns.shape[1], seed)
                 for k, name in enumerate(classes):
                     possible = direction != "latent" or bool(signs[k])
                     edit = at_matched_effect(reader, method.edit(k, along[k]) if possible else None, k)
@@ -197,19 +173,15 @@ def summarise(edits: pd.DataFrame) -> pd.DataFrame:
     for (name, direction), mine in by_seed.items():
         row = {"method": name, "direction": direction, "seeds": len(mine)}
         row["classes"] = int(table[table["method"] == name]["class"].nunique())
-        row |= intervals({measure: mine[measure] for measure in ("reached", *MEASURES)})
-        ahead = over_random = Interval(math.nan, math.nan, 0)
-        if name != GATE and direction != "random":
-            ahead = _ahead(by_seed[GATE, "latent"], mine, rivals)
-        if direction == "latent":
-            over_random = _ahead(mine, by_seed[name, "random"], directed)
-        row |= {"ahead": ahead.mean, "ahead_half": ahead.half}
-        rows.append({**row, "over_random": over_random.mean, "over_random_half": over_random.half})
+        row |= compare.intervals({measure: mine[measure] for measure in ("reached", *MEASURES)})
+        rival = name != GATE and direction != "random"
+        row |= compare.intervals({"ahead": _ahead(by_seed[GATE, "latent"], mine) if rival else []}, rivals)
+        chance = _ahead(mine, by_seed[name, "random"]) if direction == "latent" else []
+        rows.append(row | compare.intervals({"over_random": chance}, directed))
     return pd.DataFrame(rows)
 
 
-def _ahead(mine: pd.DataFrame, theirs: pd.DataFrame, comparisons: int) -> Interval:
+def _ahead(mine: pd.DataFrame, theirs: pd.DataFrame) -> pd.Series:
     """The difference in selectivity, seed by seed; what has one seed only is the same for all."""
     other = theirs["selectivity"]
-    paired = mine["selectivity"] - (other if len(other) > 1 else float(other.iloc[0]))
-    return t_interval(paired, 1 - (1 - CONFIDENCE) / comparisons)
+    return mine["selectivity"] - (other if len(other) > 1 else float(other.iloc[0]))

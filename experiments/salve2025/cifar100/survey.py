@@ -18,8 +18,6 @@ from numpy import ndarray
 from experiments.compare import MatchedEdit, accuracy_at, t_interval
 from experiments.experiment import joined
 from experiments.runs import SAERun, Study, suppressed
-from experiments.separation import Separation, separation
-from experiments.testbeds import Testbed
 from salve.data.cifar100 import Cifar100Data
 from salve.features import shares
 
@@ -110,21 +108,16 @@ class Survey:
     """What was found on a testbed.
 
     Attributes:
-        classes: names. groups: the superclass of each, where the data know one. images: in the test split.
-        table: a row for each SAE and class, see :func:`_rows`.
-        separates: how many classes do.
+        groups: the superclass of each class, where the data know one. table: a row for each SAE and class.
         change: by SAE, edited class and other class, the change of test accuracy where the edited class is at ``LEVEL``
             on select; NaN where it cannot be taken there. overlap: of two classes' dominant latents. companion: see
             :func:`companions`. falls: see :func:`falling`.
         usage: a row for each SAE, what its latents are.
     """
 
-    testbed: Testbed
-    classes: list[str]
+    study: Study
     groups: tuple[str, ...] | None
-    images: int
     table: pd.DataFrame
-    separates: Separation
     change: Float[ndarray, "S C C"]
     overlap: Float[ndarray, "S C C"]
     companion: Bool[ndarray, "S C C"]
@@ -134,7 +127,7 @@ class Survey:
     @cached_property
     def kin(self) -> Bool[ndarray, "C C"]:
         """Pairs of one superclass; none where there are no superclasses."""
-        return siblings(list(self.groups or self.classes))
+        return siblings(list(self.groups or self.study.classes))
 
     @cached_property
     def summary(self) -> pd.DataFrame:
@@ -143,9 +136,9 @@ class Survey:
         for place, (seed, own) in enumerate(self.table.groupby("seed")):
             reached = own[own["reached"]]
             kin = kinship(loses_most(self.change[place]), self.kin) if self.groups else Kinship(0, np.nan, np.nan)
-            pairs = ~np.eye(len(self.classes), dtype=bool)
+            pairs = ~np.eye(len(self.study.classes), dtype=bool)
             row = {
-                **{"testbed": self.testbed.name, "seed": seed, "classes": len(own)},
+                **{"testbed": self.study.testbed.name, "seed": seed, "classes": len(own)},
                 **{name: own[name].mean() for name in ("separates", "separates_published", "reached")},
                 "alpha": reached["alpha"].median(),
                 **{name: reached[name].mean() for name in ("after", "drift", "worst_loss", "falls")},
@@ -164,9 +157,9 @@ class Survey:
     @cached_property
     def pairs(self) -> pd.DataFrame:
         """A row for each edited class and other class: mean over SAEs and range of the change, and what they share."""
-        edited, other = np.nonzero(~np.eye(len(self.classes), dtype=bool))
+        edited, other = np.nonzero(~np.eye(len(self.study.classes), dtype=bool))
         change = self.change[:, edited, other]
-        names = np.array(self.classes)
+        names = np.array(self.study.classes)
         columns: dict[str, Any] = {"class": names[edited], "other": names[other]}
         if self.groups:
             columns["same_superclass"] = self.kin[edited, other]
@@ -174,7 +167,7 @@ class Survey:
             columns[name] = over_saes(over, change)
         for name in ("falls", "companion", "overlap"):
             columns[name] = getattr(self, name)[:, edited, other].mean(axis=0)
-        return pd.DataFrame(columns).assign(testbed=self.testbed.name)
+        return pd.DataFrame(columns).assign(testbed=self.study.testbed.name)
 
 
 def over_saes(statistic: Callable[..., ndarray], values: Float[ndarray, "S ..."]) -> Float[ndarray, "..."]:
@@ -191,22 +184,20 @@ def survey_of(study: Study) -> Survey:
     groups = data.superclasses if isinstance(data, Cifar100Data) else None
     found = [_read(run, study.classes, groups) for run in study.runs]
     return Survey(
-        study.testbed,
-        study.classes,
+        study,
         groups,
-        len(study.test.labels),
         joined([one["rows"] for one in found]).assign(testbed=study.testbed.name),
-        separation(study.runs, len(study.classes)),
         **{name: np.stack([one[name] for one in found]) for name in ("change", "overlap", "companion", "falls")},
         usage=pd.DataFrame([one["usage"] for one in found]),
     )
 
 
 def _read(run: SAERun, classes: list[str], groups: tuple[str, ...] | None) -> dict[str, Any]:
-    """One SAE's rows, matrices ``[C, C]``, and what its latents are."""
+    """One SAE's rows, matrices ``[C, C]``, and its usage: how many latents are of which kind, and how many classes own
+    a part of one that is alive."""
     selected = run.selected
     latents = selected["latent"].fillna(-1).astype(int).to_numpy()
-    means = run.found.tensors("features", "class_means.safetensors")["class_means"].numpy()
+    means = run.tensors("features", "class_means.safetensors")["class_means"].numpy()
     found: dict[int, MatchedEdit] = {}
     before = np.full(len(classes), np.nan)
     change = np.full((len(classes), len(classes)), np.nan)
@@ -214,7 +205,7 @@ def _read(run: SAERun, classes: list[str], groups: tuple[str, ...] | None) -> di
         found[one.own], before = one.edit, one.test[0]
         if one.edit.reached:
             change[one.own] = accuracy_at(one.alphas, one.test, one.edit.alpha) - before
-    dominant = run.found.table("features", "dominant.csv")
+    dominant = run.table("features", "dominant.csv")
     has = np.zeros((len(classes), means.shape[1]), dtype=bool)
     has[[classes.index(name) for name in dominant["class"]], dominant["latent"]] = True
     matrices = {
@@ -224,7 +215,7 @@ def _read(run: SAERun, classes: list[str], groups: tuple[str, ...] | None) -> di
         "falls": falling(change, before),
     }
     most = loses_most(change)
-    flips = run.found.table("diagnose", "summary.csv").set_index("class").reindex(classes)
+    flips = run.table("diagnose", "summary.csv").set_index("class").reindex(classes)
     columns = {
         "seed": run.seed,
         "class": classes,
@@ -240,18 +231,13 @@ def _read(run: SAERun, classes: list[str], groups: tuple[str, ...] | None) -> di
     }
     rows = pd.DataFrame(columns).join(pd.DataFrame(found.values(), index=list(found)))
     rows = rows[latents >= 0].astype({"reached": bool})
-    return {"rows": rows, "usage": _usage(run, means), **matrices}
-
-
-def _usage(run: SAERun, means: Float[ndarray, "C d"]) -> dict[str, Any]:
-    """What all latents are: how many, of which kind, and how many classes own a part of one that is alive."""
-    kinds = run.found.table("features", "latents.csv")["kind"]
-    owners = (shares(torch.from_numpy(means)) >= run.settings["discover.threshold"] / 2).sum(dim=0).numpy()
-    alive = np.abs(np.nan_to_num(means)).sum(axis=0) > 0
-    return {
+    kinds = run.table("features", "latents.csv")["kind"]
+    owners = (shares(torch.from_numpy(means)) >= run.flat_settings["discover.threshold"] / 2).sum(dim=0).numpy()
+    usage = {
         "seed": run.seed,
         "dictionary_size": means.shape[1],
         **{f"latents {kind}": int((kinds == kind).sum()) for kind in (*KINDS, "dead")},
-        "owners_per_latent": float(owners[alive].mean()),
+        "owners_per_latent": float(owners[np.abs(np.nan_to_num(means)).sum(axis=0) > 0].mean()),  # of those alive
         "latents_of_several": int((owners >= 2).sum()),
     }
+    return {"rows": rows, "usage": usage, **matrices}

@@ -14,9 +14,8 @@ import pandas as pd
 from experiments.claims import Measured
 from experiments.experiment import Experiment, Findings, Picture, joined
 from experiments.runs import Study
+from experiments.salve2025.critical import measures
 from experiments.salve2025.critical.figures import approximation, distributions, logit_and_flip
-from experiments.salve2025.critical.measures import SCAN, agreement, concordance, median_of
-from experiments.salve2025.critical.tables import METHODS, STEP, classes_of, rows_of, shares_of, solved, tried
 from salve.report.text import percent, plural
 
 #: Relative difference up to which the numerical and the exact solution agree.
@@ -40,13 +39,15 @@ class Testbed(NamedTuple):
 
 def testbed_of(study: Study) -> Testbed:
     """Read the runs, and try some images in the network."""
-    tables = [rows_of(study, run) for run in study.runs]
+    tables = [measures.rows_of(study, run) for run in study.runs]
     images = joined(tables)
     images = images[images["correct"]]
-    first = solved(study, study.runs[0], tables[0][tables[0]["correct"]])
-    shares = [shares_of(study, run, table) for run, table in zip(study.runs, tables, strict=True)]
-    network = tried(study, study.runs[0], tables[0]).assign(testbed=study.testbed.name, seed=study.runs[0].seed)
-    return Testbed(study, images, first, joined(shares), classes_of(images), agreements_of(images), network)
+    first = measures.solved(study, study.runs[0], tables[0][tables[0]["correct"]])
+    shares = [measures.shares_of(study, run, table) for run, table in zip(study.runs, tables, strict=True)]
+    network = measures.tried(study, study.runs[0], tables[0]).assign(
+        testbed=study.testbed.name, seed=study.runs[0].seed
+    )
+    return Testbed(study, images, first, joined(shares), measures.classes_of(images), agreements_of(images), network)
 
 
 def agreements_of(images: pd.DataFrame) -> pd.DataFrame:
@@ -56,7 +57,7 @@ def agreements_of(images: pd.DataFrame) -> pd.DataFrame:
     for (testbed, seed), rows in images.groupby(["testbed", "seed"], sort=False):
         for criterion in ("logit", "flip"):
             known = rows[rows[f"{criterion}_exact"] > 0]
-            one = agreement(known[f"{criterion}_linear"], known[f"{criterion}_exact"])._asdict()
+            one = measures.agreement(known[f"{criterion}_linear"], known[f"{criterion}_exact"])._asdict()
             share = float((known["reach"] <= 1).mean()) if criterion == "logit" else np.nan
             found.append({"testbed": testbed, "seed": seed, "criterion": criterion, **one, "open": share})
     return pd.DataFrame(found)
@@ -67,33 +68,17 @@ def analyse(studies: Sequence[Study]) -> Findings:
     found = Findings.together([_analyse(study) for study in studies])
     testbeds, first = [study.testbed for study in studies], found.tables["images"]
     seeds = ", ".join(dict.fromkeys(str(study.runs[0].seed) for study in studies))
-    of = f"Rightly classified test images, SAE {seeds}"
-    closed = (
-        f"{of}. Left: the published approximation of α_logit against the exact value. Middle: its error against "
-        "how far channels have closed (from 1 on some are), with the number of images at each error. Right: where the "
-        "error comes from: closed channels with terms for the class make the approximation too small, those with terms "
-        "against it too large (means over images; grey: 80 % of the images)."
-    )
-    both = (
-        f"{of}. The strength at which the class's logit reaches zero against the one at which the prediction leaves "
-        "the class, both exact; infinite ones lie along the top and right edges."
-    )
     pictures = {
-        "approximation": Picture(approximation(first, testbeds), closed),
-        "logit_flip": Picture(logit_and_flip(first, testbeds), both),
+        "approximation": Picture.of(approximation(first, testbeds), "critical.approximation", seeds=seeds),
+        "logit_flip": Picture.of(logit_and_flip(first, testbeds), "critical.logit_flip", seeds=seeds),
     }
     return replace(found, pictures={**found.pictures, **pictures})
 
 
 def _analyse(study: Study) -> Findings:
     found = testbed_of(study)
-    caption = (
-        f"{study.testbed.title}: share of a class's rightly classified test images that have given way when its latent "
-        f"is suppressed, from the most fragile class to the most robust; mean and range over {len(study.runs)} "
-        "SAEs. Lines: distributions of critical strengths. Dots: images that the edited head, on captured "
-        "activations, no longer assigns to their class."
-    )
-    picture = Picture(distributions(found.shares, _order(found.classes)), caption)
+    figure = distributions(found.shares, _order(found.classes))
+    picture = Picture.of(figure, "critical.distributions", title=study.testbed.title, saes=len(study.runs))
     tables = {name: getattr(found, name) for name in ("shares", "classes", "agreements", "network")}
     return Findings(
         _paragraph(found),
@@ -129,7 +114,7 @@ def _paragraph(found: Testbed) -> str:
 
 def _strengths(found: Testbed) -> str:
     images, study = found.images, found.study
-    medians = images.groupby("seed")[list(METHODS)].agg(median_of)
+    medians = images.groupby("seed")[list(measures.METHODS)].agg(measures.median_of)
     flip, logit = medians["flip_exact"], medians["logit_exact"]
     never = {one: float(np.isinf(images[f"{one}_exact"]).mean()) for one in ("flip", "logit")}
     earlier = float((images["flip_exact"] < images["logit_exact"]).mean())
@@ -182,7 +167,7 @@ def _checks(found: Testbed) -> str:
     parts = []
     for criterion in ("logit", "flip"):
         exact, numerical = (found.first[f"{criterion}_{one}"].to_numpy(float) for one in ("exact", "numerical"))
-        beyond = np.isinf(numerical) & (exact >= float(SCAN[-1]))
+        beyond = np.isinf(numerical) & (exact >= float(measures.SCAN[-1]))
         finite = np.isfinite(numerical)
         same = beyond | (finite & (np.abs(np.where(finite, numerical, 0) - exact) <= SAME * exact))
         parts.append(f"{int(same.sum())} of {len(same)} images for α_{criterion}")
@@ -191,13 +176,13 @@ def _checks(found: Testbed) -> str:
     last = found.study.classes[int(found.study.tail.bias.argmax())]
     agrees = found.network["agrees"]
     return (
-        f"A scan of {len(SCAN)} strengths with bisection finds the exact value, to 1 part in a million, for "
+        f"A scan of {len(measures.SCAN)} strengths with bisection finds the exact value, to 1 part in a million, for "
         f"{' and '.join(parts)}; it misses a class that gives way and recovers between two strengths. The edited "
-        f"network gives way between {1 - STEP:g} and {1 + STEP:g} of it in {int(agrees.sum())} of {len(agrees)} "
-        f"crossings tried. The accuracy lost on the grid and the distribution of α_flip differ by at most "
-        f"{100 * again.abs().max():.1f} points of a class's images ({most['class']} at α = {most['alpha']:g}), which "
-        f"have their class again at a larger strength; with every channel closed all images are {last}, the class with "
-        "the largest bias."
+        f"network gives way between {1 - measures.STEP:g} and {1 + measures.STEP:g} of it in {int(agrees.sum())} of "
+        f"{len(agrees)} crossings tried. The accuracy lost on the grid and the distribution of α_flip differ by at "
+        f"most {100 * again.abs().max():.1f} points of a class's images ({most['class']} at α = {most['alpha']:g}), "
+        f"which have their class again at a larger strength; with every channel closed all images are {last}, the "
+        "class with the largest bias."
     )
 
 
@@ -206,15 +191,9 @@ def _fragility(found: Testbed) -> str:
     ranks = found.classes.pivot_table("rank", "seed", "class").dropna(axis="columns")
     spans = {name: f"rank {ranks[name].min():.0f} to {ranks[name].max():.0f}" for name in ranks}
     ends = [f"{order[k]} ({spans.get(order[k], 'not in all SAEs')})" for k in (0, -1)]
-    stable = concordance(ranks.to_numpy(float))
+    stable = measures.concordance(ranks.to_numpy(float))
     between = "" if np.isnan(stable) else f"; the order's mean rank correlation between SAEs is {stable:.2f}"
     return f"Most fragile by the median of α_flip: {ends[0]}, most robust: {ends[1]} of {len(order)}{between}."
 
 
-EXPERIMENT = Experiment(
-    "critical",
-    "Critical strengths: approximate, exact and empirical",
-    ("resnet18", "vit"),
-    analyse,
-    quick=("sae.seed=0,1", "sae.epochs=20"),
-)
+EXPERIMENT = Experiment("critical", "Critical strengths: approximate, exact and empirical", analyse)

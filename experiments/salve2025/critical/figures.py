@@ -13,18 +13,8 @@ from numpy.typing import NDArray
 
 from experiments.figures import PRINT_WIDTH, class_panels, entry, mean_and_range, printed
 from experiments.testbeds import Testbed
-from salve.report.style import (
-    BLACK,
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    VERMILLION,
-    log_axis,
-    log_range,
-    new_figure,
-    percent_axis,
-)
+from salve.report import style
+from salve.report.style import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILLION
 from salve.report.text import count_of
 
 Values = NDArray[np.float64]
@@ -44,7 +34,7 @@ def distributions(shares: pd.DataFrame, order: Sequence[str]) -> Figure:
     """A panel per class: the share of its images that have given way, against α; mean and range over SAEs.
 
     Args:
-        shares: as :func:`experiments.salve2025.critical.tables.shares_of` gives them. order: of the panels.
+        shares: as :func:`experiments.salve2025.critical.measures.shares_of` gives them. order: of the panels.
     """
     shown = [order[k] for k in np.unique(np.linspace(0, len(order) - 1, min(MOST, len(order))).round().astype(int))]
     x, y = "strength α of suppression (logarithmic)", "images that have given way"
@@ -56,17 +46,17 @@ def distributions(shares: pd.DataFrame, order: Sequence[str]) -> Figure:
     ticks = [m * 10.0**e for e in range(-3, 6) for m in (1, 3) if limits[0] <= m * 10.0**e <= 0.7 * limits[1]]
     for axes, name in zip(panels, shown, strict=True):
         rows = positive[positive["class"] == name]
-        for column, (colour, style) in LINES.items():
+        for column, (colour, dashes) in LINES.items():
             wide = rows.pivot_table(column, "seed", "alpha")
-            mean_and_range(axes, wide.columns, wide.to_numpy(), colour, 0.22, linestyle=style, linewidth=1.3)
+            mean_and_range(axes, wide.columns, wide.to_numpy(), colour, 0.22, linestyle=dashes, linewidth=1.3)
         dots = rows.groupby("alpha")["predicted"].mean().reset_index().to_numpy()
         axes.plot(*_thinned(dots[dots[:, 0] >= limits[0]]).T, "o", color=BLACK, markersize=2.2, markeredgewidth=0)
-        log_axis(axes, "x", limits)
+        style.log_axis(axes, "x", limits)
         axes.xaxis.set_major_locator(FixedLocator(ticks))
     handles = [
-        entry(f"{name}, {what}", colour, linestyle=style)
+        entry(f"{name}, {what}", colour, linestyle=dashes)
         for name, colour in (("α_flip", BLUE), ("α_logit", GREEN))
-        for what, style in (("exact", "-"), ("approximation", _DASHED))
+        for what, dashes in (("exact", "-"), ("approximation", _DASHED))
     ]
     handles.append(entry("prediction lost, edited head", BLACK, "o", markersize=2.6))
     band = Patch(color=GREY, alpha=0.35, linewidth=0, label=f"range over {shares['seed'].nunique()} SAEs")
@@ -91,7 +81,7 @@ def approximation(images: pd.DataFrame, testbeds: Sequence[Testbed]) -> Figure:
     Args:
         images: rightly classified, of one SAE per testbed.
     """
-    figure = new_figure(PRINT_WIDTH, 0.6 + 2.3 * len(testbeds))
+    figure = style.new_figure(PRINT_WIDTH, 0.6 + 2.3 * len(testbeds))
     grid = figure.subplots(len(testbeds), 4, squeeze=False, width_ratios=[1.2, 1.25, 0.4, 1.15])
     for row, testbed in zip(grid, testbeds, strict=True):
         rows = images[(images["testbed"] == testbed.name) & (images["logit_exact"] > 0)]
@@ -124,12 +114,12 @@ def _dots(axes: Axes, x: pd.Series, y: pd.Series, colour: str) -> None:
 
 def _against_exact(axes: Axes, rows: pd.DataFrame) -> None:
     both = rows[rows["error"].notna()]
-    across, up = log_range(both["logit_exact"].to_numpy()), log_range(both["logit_linear"].to_numpy())
+    across, up = style.log_range(both["logit_exact"].to_numpy()), style.log_range(both["logit_linear"].to_numpy())
     axes.plot(across, across, color=BLACK, linewidth=0.8, scalex=False, scaley=False)
     for part, colour in _parts(both):
         _dots(axes, part["logit_exact"], part["logit_linear"], colour)
-    log_axis(axes, "x", across)
-    log_axis(axes, "y", (up[0], max(up[1] * 1.3, across[0] * 1.5)))
+    style.log_axis(axes, "x", across)
+    style.log_axis(axes, "y", (up[0], max(up[1] * 1.3, across[0] * 1.5)))
     axes.set(xlabel="exact α_logit", ylabel="approximate α_logit")
     _never(axes, rows["logit_exact"], rows["logit_linear"], ("exact", "approx."))
 
@@ -150,11 +140,11 @@ def _errors(axes: Axes, margin: Axes, rows: pd.DataFrame) -> None:
     for part, colour in _parts(known):
         _dots(axes, part["reach"], part["error"], colour)
     axes.axvline(1, color=GREY, linewidth=0.8, linestyle=(0, (2, 2)))
-    log_axis(axes, "x", log_range(known["reach"].to_numpy()))
+    style.log_axis(axes, "x", style.log_range(known["reach"].to_numpy()))
     bottom, top = np.quantile(known["error"], [0.001, 0.999]) if len(known) else (-1, 1)
     reach = max(0.05, 1.1 * float(max(-bottom, top)))
     limits = (-min(1.05, reach) if top < -bottom else -reach, max(1.15 * float(top), 0.12 * reach))
-    percent_axis(axes.yaxis)
+    style.percent_axis(axes.yaxis)
     axes.set(xlabel="exact α_logit · max|c|", ylabel="error of the approximation", ylim=limits)
     parts = _parts(known)
     margin.hist(
@@ -183,26 +173,26 @@ def _reasons(axes: Axes, rows: pd.DataFrame) -> None:
     axes.plot(middle, -by["lift"].mean(), color=BLUE, linewidth=2.6)
     axes.plot(middle, by["error"].mean(), color=BLACK, linewidth=1)
     axes.axhline(0, color=GREY, linewidth=0.8)
-    log_axis(axes, "x", log_range(middle.to_numpy()))
-    percent_axis(axes.yaxis)
+    style.log_axis(axes, "x", style.log_range(middle.to_numpy()))
+    style.percent_axis(axes.yaxis)
 
 
 @printed
 def logit_and_flip(images: pd.DataFrame, testbeds: Sequence[Testbed]) -> Figure:
     """A panel per testbed: exact α_logit against exact α_flip of every image; infinite ones along the edges."""
-    figure = new_figure(min(PRINT_WIDTH, 0.4 + 3.4 * len(testbeds)), 3.1)
+    figure = style.new_figure(min(PRINT_WIDTH, 0.4 + 3.4 * len(testbeds)), 3.1)
     for axes, testbed in zip(figure.subplots(1, len(testbeds), squeeze=False)[0], testbeds, strict=True):
         rows = images[images["testbed"] == testbed.name]
         flip, logit = rows["flip_exact"], rows["logit_exact"]
-        (left, right), (low, high) = log_range(flip.to_numpy()), log_range(logit.to_numpy())
+        (left, right), (low, high) = style.log_range(flip.to_numpy()), style.log_range(logit.to_numpy())
         edges = (right * 1.3, high * 1.3)
         for part, colour in ((flip < logit, BLUE), (flip >= logit, ORANGE)):
             x, y = flip[part].clip(left, edges[0]), logit[part].clip(low, edges[1])
             axes.plot(x, y, ".", color=colour, alpha=0.3, markersize=3, markeredgewidth=0, rasterized=True)
         both = (min(left, low), max(edges) * 1.3)
         axes.plot(both, both, color=BLACK, linewidth=0.8)
-        log_axis(axes, "x", (left / 1.15, edges[0] * 1.2))
-        log_axis(axes, "y", (min(low, right) / 1.3, edges[1] * 1.3))
+        style.log_axis(axes, "x", (left / 1.15, edges[0] * 1.2))
+        style.log_axis(axes, "y", (min(low, right) / 1.3, edges[1] * 1.3))
         axes.set_title(testbed.title, pad=16)
         axes.set(xlabel="α_flip: the prediction leaves the class", ylabel="α_logit: the class's logit reaches 0")
         counts = [f"prediction lost first: {count_of((flip < logit).sum())} of {count_of(len(rows))}"]

@@ -10,42 +10,33 @@ from experiments.claims import Measured
 from experiments.compare import LEVEL_TEXT
 from experiments.experiment import Experiment, Findings, Picture
 from experiments.runs import Study
+from experiments.salve2025.cross_class import tables
 from experiments.salve2025.cross_class.figures import counts_figure, images_figure, roles_figure
 from experiments.salve2025.cross_class.roles import FALL, FALLS, REDUNDANT, RISE, RISES
-from experiments.salve2025.cross_class.tables import (
-    Case,
-    cases_of,
-    class_table,
-    curve_table,
-    latent_table,
-    sae_table,
-    telling,
-    tower_table,
-)
 from salve.report.text import plural
 
 
 def analyse(studies: Sequence[Study]) -> Findings:
     """See the module."""
     found = Findings.together([_analyse(study) for study in studies])
-    caption = (
-        "Left: latents of each SAE (dots; bars: means) that two classes hold by share (τ/2 each), of these those that "
-        "count for both (no smaller than the class's average latent), and of these those under which no other class "
-        f"falls. Right: share of latents under which two or more classes lose {100 * FALL:.0f} points or more where "
-        f"the first of their classes is at {LEVEL_TEXT}, by kind; mean and 95 % interval over SAEs. Strengths are "
-        "chosen on select images, changes are those of test images."
-    )
-    counts = Picture(counts_figure(found.tables["saes"], found.tables["latents"]), caption)
-    tables = {name: table for name, table in found.tables.items() if len(table)}
-    return replace(found, pictures={"counts": counts, **found.pictures}, tables=tables)
+    figure = counts_figure(found.tables["saes"], found.tables["latents"])
+    counts = Picture.of(figure, "cross_class.counts", fall=100 * FALL)
+    filled = {name: table for name, table in found.tables.items() if len(table)}
+    return replace(found, pictures={"counts": counts, **found.pictures}, tables=filled)
 
 
 def _analyse(study: Study) -> Findings:
-    readings, cases = cases_of(study)
-    saes, latents = sae_table(readings, cases), latent_table(readings)
-    classes, tower = class_table(cases), tower_table(study, readings, cases)
-    shown = telling(cases)
-    pictures, images = _pictures(study, shown) if shown else ({}, pd.DataFrame())
+    readings, cases = tables.cases_of(study)
+    saes, latents = tables.sae_table(readings, cases), tables.latent_table(readings)
+    classes, tower = tables.class_table(cases), tables.tower_table(study, readings, cases)
+    shown = tables.telling(cases)
+    pictures, images = {}, pd.DataFrame()
+    if shown:
+        title, testbed = study.testbed.title, study.testbed.name
+        said = {"title": title, "latents": plural(len(shown), "shared latent"), "images": len(study.test.labels)}
+        figure, images = images_figure(study, shown)
+        pictures[f"roles-{testbed}"] = Picture.of(roles_figure(study, shown), "cross_class.roles", **said)
+        pictures[f"images-{testbed}"] = Picture.of(figure, "cross_class.images", title=title)
     return Findings(
         " ".join([_shared_text(study, saes, latents), *_roles_text(classes), *_tower_text(tower)]),
         pictures,
@@ -53,37 +44,12 @@ def _analyse(study: Study) -> Findings:
             "saes": saes,
             "latents": latents,
             "classes": classes,
-            "curves": curve_table(shown),
+            "curves": tables.curve_table(shown),
             "images": images,
             "tower": tower,
         },
         _measured(study, saes, latents, tower),
     )
-
-
-def _pictures(study: Study, shown: Sequence[Case]) -> tuple[dict[str, Picture], pd.DataFrame]:
-    """The figures of a testbed's most telling shared latents, and a table of the images in them."""
-    title, testbed = study.testbed.title, study.testbed.name
-    figure, images = images_figure(study, shown)
-    chosen = f"{plural(len(shown), 'shared latent')}, chosen on select images"
-    roles = (
-        f"{title}: {chosen}. Left: class means with 95 % intervals; hatched: classes that depend on the latent. "
-        f"Middle: change of accuracy on {len(study.test.labels)} test images where the first of these classes is at "
-        f"{LEVEL_TEXT} of its select images, with 95 % intervals; the black tick is the mean change when another "
-        "class's own latents are suppressed as far. Right: accuracy by strength; dotted: the strength of the middle "
-        "panel."
-    )
-    look = (
-        f"{title}: where the same latents look (Grad-FAM; bright is where the latent's value comes from, each map by "
-        "its own maximum; below, the value). Classes that depend on it: the test images with the largest values. A "
-        "class that rises: images that it gains, which were taken for a class that depends on the latent; where their "
-        "value is near zero, the edit reaches them through the channels that it closes, not through the latent."
-    )
-    pictures = {
-        f"roles-{testbed}": Picture(roles_figure(study, shown), roles),
-        f"images-{testbed}": Picture(figure, look),
-    }
-    return pictures, images
 
 
 def _main(saes: pd.DataFrame) -> pd.DataFrame:
@@ -192,9 +158,5 @@ def _measured(study: Study, saes: pd.DataFrame, latents: pd.DataFrame, tower: pd
 
 
 EXPERIMENT = Experiment(
-    "cross_class",
-    "Cross-class latents",
-    ("resnet18", "vit"),
-    analyse,
-    quick=("sae.seed=0,1", "sae.epochs=20", "sae.dictionary_size=64"),
+    "cross_class", "Cross-class latents", analyse, quick=("sae.seed=0,1", "sae.epochs=20", "sae.dictionary_size=64")
 )

@@ -19,20 +19,9 @@ from experiments.runs import Study
 from experiments.salve2025.cross_class.roles import ALPHAS, DRAGGED, FALLS, NONE, REDUNDANT, RISES, STAYS
 from experiments.salve2025.cross_class.tables import Case
 from experiments.testbeds import TESTBEDS
+from salve.report import style
 from salve.report.figures.validate import overlay
-from salve.report.style import (
-    BLACK,
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PURPLE,
-    SKY,
-    VERMILLION,
-    new_figure,
-    percent_axis,
-    plain_number,
-)
+from salve.report.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION
 from salve.report.text import label
 from salve.saliency import grad_fam
 
@@ -55,7 +44,7 @@ SETTING = ["dictionary_size", "sparsity"]
 def counts_figure(saes: pd.DataFrame, latents: pd.DataFrame) -> Figure:
     """A row per testbed: shared latents in each SAE, and how often a latent of each kind takes several classes down."""
     by_testbed = saes.groupby("testbed", sort=False)
-    figure = new_figure(PRINT_WIDTH, 0.45 + 1.95 * len(by_testbed))
+    figure = style.new_figure(PRINT_WIDTH, 0.45 + 1.95 * len(by_testbed))
     grid = figure.subplots(len(by_testbed), 2, squeeze=False)
     for row, (testbed, mine) in zip(grid, by_testbed, strict=True):
         settings = list(mine.groupby(SETTING))[::-1]
@@ -69,7 +58,7 @@ def counts_figure(saes: pd.DataFrame, latents: pd.DataFrame) -> Figure:
             axes.grid(False, axis="x")
         row[0].set_ylim(bottom=-0.4)
         row[1].set_ylim(-0.03, 1.05)
-        percent_axis(row[1].yaxis)
+        style.percent_axis(row[1].yaxis)
     looks: Any = {"ncols": 3, "handletextpad": 0.1, "columnspacing": 1.0}
     steps = [entry(name, colour, "o") for name, colour in STEPS.values()]
     kinds = [entry(kind, colour, "s") for kind, colour in KINDS.items()]
@@ -101,7 +90,7 @@ def _several(axes: Axes, one: pd.DataFrame, place: int) -> None:
 def roles_figure(study: Study, cases: Sequence[Case]) -> Figure:
     """A row per latent: class means, change of accuracy where its first class is lost, accuracy by strength."""
     shown = min(len(study.classes), MOST_CLASSES)
-    figure = new_figure(PRINT_WIDTH, 0.4 + (0.75 + 0.155 * shown) * len(cases))
+    figure = style.new_figure(PRINT_WIDTH, 0.4 + (0.75 + 0.155 * shown) * len(cases))
     rows = figure.subfigures(len(cases), 1, squeeze=False)[:, 0]
     for part, case in zip(rows, cases, strict=True):
         classes = _shown(case, shown)
@@ -166,7 +155,7 @@ def _changes(axes: Axes, case: Case, classes: Sequence[int]) -> None:
             axes.text(1.02, row, text, transform=at, fontsize=7, va="center", color=COLOURS[kind])
     axes.axvline(0, color=BLACK, linewidth=0.6)
     axes.set(xlim=(-1.0, 0.3), xlabel="accuracy change (test), points")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: plain_number(100 * share)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: style.plain_number(100 * share)))
     class_rows(axes, [""] * len(classes))
 
 
@@ -179,7 +168,7 @@ def _curves(axes: Axes, case: Case) -> None:
     axes.axvline(case.shared.alpha, color=BLACK, linewidth=0.8, linestyle=":")
     axes.set(xlabel="strength α", ylabel="accuracy (test)", xlim=(0, end), ylim=(-0.03, 1.03))
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    percent_axis(axes.yaxis)
+    style.percent_axis(axes.yaxis)
 
 
 #: Images of each class.
@@ -230,7 +219,7 @@ def maps_of(case: Case, strip: Strip) -> tuple[NDArray[np.uint8], NDArray[np.flo
     """Images ``[n, 3, S, S]``, their Grad-FAM maps ``[n, S, S]`` of the latent, and its values."""
     study, run = case.reading.study, case.reading.run
     context, dataset = study.context, study.context.data.dataset("test")
-    cut = context.cut(run.found.artifact("classifier"))
+    cut = context.cut(run.artifact("classifier"))
     model, site = cut.model, cut.site
     pictures = torch.stack([dataset[i][0] for i in strip.images])
     sae = run.sae.to(context.device)
@@ -247,7 +236,7 @@ def maps_of(case: Case, strip: Strip) -> tuple[NDArray[np.uint8], NDArray[np.flo
 def images_figure(study: Study, cases: Sequence[Case]) -> tuple[Figure, pd.DataFrame]:
     """Two rows per latent: images of up to three classes, and under each its overlay; and a table of what is shown."""
     cell = PRINT_WIDTH / (3 * IMAGES + 1.2)
-    figure = new_figure(PRINT_WIDTH, (2 * cell + 0.70) * len(cases) + 0.05, layout=None)
+    figure = style.new_figure(PRINT_WIDTH, (2 * cell + 0.70) * len(cases) + 0.05, layout=None)
     height, rows = figure.get_size_inches()[1], []
     for place, case in enumerate(cases):
         top = height - 0.05 - place * (2 * cell + 0.70)

@@ -197,13 +197,13 @@ class Reading:
 
     @classmethod
     def of(cls, study: Study, run: SAERun) -> "Reading":
-        means = run.found.tensors("features", "class_means.safetensors")["class_means"]
-        return cls(study, run, means, *counting(means, float(run.settings["discover.threshold"])))
+        means = run.tensors("features", "class_means.safetensors")["class_means"]
+        return cls(study, run, means, *counting(means, float(run.flat_settings["discover.threshold"])))
 
     @property
     def setting(self) -> tuple[int, float]:
         """Dictionary size and λ."""
-        return int(self.run.settings["sae.dictionary_size"]), float(self.run.settings["sae.sparsity"])
+        return int(self.run.flat_settings["sae.dictionary_size"]), float(self.run.flat_settings["sae.sparsity"])
 
     @property
     def in_use(self) -> list[int]:

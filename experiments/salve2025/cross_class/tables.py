@@ -82,7 +82,7 @@ def sae_table(readings: Sequence[Reading], cases: Sequence[Case]) -> pd.DataFram
     for one in readings:
         mine = [case.roles for case in cases if case.reading is one]
         clean = [set(roles.roles) for roles in mine if roles.clean]
-        by_share = kinds(one.means, float(one.run.settings["discover.threshold"])).count("cross-class")
+        by_share = kinds(one.means, float(one.run.flat_settings["discover.threshold"])).count("cross-class")
         rows.append(
             {
                 **_where(one),

@@ -1,16 +1,22 @@
 """SAEs that differ in their seed alone, on one classifier: how different their bases are, how similar their edits."""
 
 import math
+from collections.abc import Sequence
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy import ndarray
 
 from experiments.claims import Measured
-from experiments.compare import LEVEL_TEXT
+from experiments.compare import LEVEL_TEXT, Interval, t_interval
 from experiments.experiment import Experiment, Findings, Picture, per_testbed
-from experiments.runs import Study
-from experiments.salve2025.seeds.figures import curves_figure, stability_figure
+from experiments.figures import PRINT_WIDTH, class_panels, class_rows, entry, mean_and_range, printed
+from experiments.runs import Study, separation
 from experiments.salve2025.seeds.measures import (
     COPY,
     SAME,
@@ -22,7 +28,126 @@ from experiments.salve2025.seeds.measures import (
     stability_of,
     variation,
 )
-from experiments.separation import separation
+from salve.report import style
+from salve.report.style import BLUE, GREEN, GREY, ORANGE, VERMILLION
+from salve.report.text import label, number
+
+#: Quantile of the images' strengths at which the panel of two seeds ends; a few strengths are in the thousands.
+SEEN = 0.998
+
+
+@printed
+def stability_figure(study: Study, found: Stability, edits: pd.DataFrame) -> Figure:
+    """How unlike the bases are, and how alike each class's latent, its edit and its images' critical strengths."""
+    classes, alike = study.classes, found.alike
+    figure = style.new_figure(PRINT_WIDTH, 3.35 + 0.23 * len(classes))
+    grid = figure.add_gridspec(2, 1, height_ratios=(2.3, 0.55 + 0.23 * len(classes)))
+    top: Any = grid[0].subgridspec(1, 2, width_ratios=(1.7, 1)).subplots()
+    _cosines(top[0], alike)
+    _two_seeds(top[1], study, found.strengths)
+    spots: Any = grid[1].subgridspec(1, 4).subplots(sharey=True)
+    pairs = np.triu_indices(len(study.runs), 1)
+    for shift, colour, values, apart in (
+        (-0.17, ORANGE, alike.direction, alike.direction_apart),
+        (0.17, GREEN, alike.gate, alike.gate_apart),
+    ):
+        _dots(spots[0], [table[pairs] for table in values], [over_pairs(table) for table in values], colour, shift)
+        _ticks(spots[0], apart, shift)
+    by_class = [edits[edits["class"] == name] for name in classes]
+    alphas = [rows["alpha"].replace(math.inf, math.nan).to_numpy(float) for rows in by_class]
+    _dots(spots[1], alphas, list(map(t_interval, alphas)), ORANGE)
+    clean = [rows["selectivity"].to_numpy(float) for rows in by_class]
+    _dots(spots[2], clean, list(map(t_interval, clean)), ORANGE)
+    _dots(spots[3], [table[pairs] for table in found.ranks], list(map(over_pairs, found.ranks)), BLUE)
+    _ticks(spots[3], found.margin_ranks, 0)
+    for axes in spots:
+        class_rows(axes, list(map(label, classes)))
+    spots[0].set(title="Latent of the class", xlabel="|cosine| of two seeds", xlim=(-0.03, 1.03))
+    spots[1].set(title="Strength", xlabel=f"α that leaves {LEVEL_TEXT} (select)", xlim=(0, None))
+    spots[2].set(title="Selectivity", xlabel="own drop − others' change")
+    spots[3].set(title="Order of images", xlabel="rank correlation of α")
+    style.percent_axis(spots[2].xaxis)
+    return figure
+
+
+def _cosines(axes: Axes, alike: Likeness) -> None:
+    """Over all pairs of seeds, the share of latents with at least a cosine."""
+    at = np.linspace(0, 1, 201)
+    one, other = np.triu_indices(alike.direction.shape[1], 1)
+    shares = np.stack([(row[:, None] >= at).mean(axis=0) for row in alike.cosines])
+    mean_and_range(axes, at, shares, BLUE, 0.3, label="latents of two seeds, matched one to one")
+    twins = (alike.nearest[:, :, None] >= at).mean(axis=(0, 1))
+    axes.plot(at, twins, color=VERMILLION, linewidth=1.2, label="each latent and its nearest in the same SAE")
+    for values, colour, name in (
+        (alike.direction, ORANGE, "the class's latents of two seeds"),
+        (alike.gate, GREEN, "their gates |c|"),
+    ):
+        found = values[:, one, other].flatten()
+        found = found[~np.isnan(found)]
+        axes.plot(at, (found[:, None] >= at).mean(axis=0), color=colour, label=name)
+    random = "random directions, matched: mean"
+    axes.axvline(alike.chance, color=GREY, linestyle=(0, (4, 2)), linewidth=1.2, label=random)
+    axes.set(title="The bases", xlabel="|cosine| of two latents", ylabel="share with at least this")
+    axes.set(xlim=(0, 1), ylim=(0, 1.02))
+    style.percent_axis(axes.yaxis)
+    axes.legend(loc="lower left", frameon=True, framealpha=0.9, edgecolor="none", borderpad=0.2)
+
+
+def _two_seeds(axes: Axes, study: Study, strengths: pd.DataFrame) -> None:
+    """Each image's critical strength under the first two SAEs."""
+    one, other = (run.seed for run in study.runs[:2])
+    both = strengths[[one, other]].to_numpy(float)
+    both = both[np.isfinite(both).all(axis=1) & (both > 0).all(axis=1)]
+    limits = style.log_range(both[both <= np.quantile(both, SEEN)] if len(both) else both)
+    axes.plot(limits, limits, color=GREY, linewidth=0.9, zorder=1)
+    axes.plot(*both.T, ".", color=BLUE, markersize=2, alpha=0.25, markeredgewidth=0)
+    for which, seed in (("x", one), ("y", other)):
+        style.log_axis(axes, which, limits)
+        axes.set(**{f"{which}label": f"α that flips an image, seed {seed}"})
+    axes.set(title="The images", aspect="equal")
+
+
+def _dots(axes: Axes, values: Sequence[ndarray], intervals: Sequence[Interval], colour: str, shift: float = 0) -> None:
+    """A row per class: every value, and the mean with its interval."""
+    for row, (each, (mean, half, _)) in enumerate(zip(values, intervals, strict=True)):
+        at = row + shift
+        axes.plot(each, np.full(len(each), at), ".", color=colour, markersize=3.5, alpha=0.35, markeredgewidth=0)
+        axes.errorbar(mean, at, xerr=np.nan_to_num(half), fmt="o", color=colour, markersize=3.2, elinewidth=1.4,
+                      markeredgecolor="white", markeredgewidth=0.5, zorder=3)  # fmt: skip
+
+
+def _ticks(axes: Axes, values: Float[ndarray, "C S"], shift: float) -> None:
+    """A grey mark per class at the mean over SAEs of what the values are compared with."""
+    for row, each in enumerate(values):
+        known = each[~np.isnan(each)]
+        if len(known):
+            axes.plot(known.mean(), row + shift, "|", color=GREY, markersize=6, markeredgewidth=1.4)
+
+
+@printed
+def curves_figure(study: Study, edits: pd.DataFrame) -> Figure:
+    """A panel per class: under every SAE the class's accuracy and the mean of the others' while it is suppressed."""
+    names = [name for name in study.classes if name in set(edits["class"])]
+    figure, panels = class_panels(names, "strength α of suppression", "accuracy")
+    for axes, name in zip(panels, names, strict=True):
+        own = study.classes.index(name)
+        mine = edits[edits["class"] == name]
+        for run in study.runs:
+            if run.seed in set(mine["seed"]):
+                alphas, accuracy = run.curves("test", "suppress", name)
+                others = np.nanmean(np.delete(accuracy, own, axis=1), axis=1)
+                axes.plot(alphas, others, color=BLUE, linewidth=0.7, alpha=0.5)
+                axes.plot(alphas, accuracy[:, own], color=ORANGE, linewidth=0.7, alpha=0.6)
+        reached = mine[mine["reached"]]
+        mean, half, count = t_interval(reached["alpha"].to_numpy(float))
+        if count:
+            text = f"{number(mean, 2)} ± {number(half, 1)}" if count > 1 else number(mean, 2)
+            text = f"{LEVEL_TEXT} (select) at α\n{text}"
+            axes.text(0.05, 0.2, text, transform=axes.transAxes, va="center", fontsize=7)
+        style.grid_axis(axes, alphas)
+    handles = [entry("the class, a line per SAE", ORANGE), entry("mean of the others, a line per SAE", BLUE)]
+    figure.legend(handles=handles, loc="outside upper center", ncols=2)
+    return figure
 
 
 @per_testbed
@@ -32,17 +157,12 @@ def analyse(study: Study) -> Findings:
     if len(study.runs) < 2:
         return Findings(f"{testbed.title}: one SAE only, with which nothing can be compared.", {}, {"edits": edits})
     found = stability_of(study, edits)
-    where = f"{testbed.title}, {len(study.runs)} SAEs that differ in their seed alone"
-    curves = (
-        f"{where}: accuracy while one class's latent is suppressed in the weights, a panel per class and a line per "
-        f"SAE, on {len(study.test.labels)} test images. The strength that leaves {LEVEL_TEXT} of the select images: "
-        "mean over SAEs and its 95 % interval."
-    )
+    said = {"title": testbed.title, "saes": len(study.runs), "images": len(study.test.labels)}
     return Findings(
         _paragraph(study, found, edits),
         {
-            f"stability-{testbed.name}": Picture(stability_figure(study, found, edits), _caption(where)),
-            f"curves-{testbed.name}": Picture(curves_figure(study, edits), curves),
+            f"stability-{testbed.name}": Picture.of(stability_figure(study, found, edits), "seeds.stability", **said),
+            f"curves-{testbed.name}": Picture.of(curves_figure(study, edits), "seeds.curves", **said),
         },
         {
             "edits": edits,
@@ -52,20 +172,6 @@ def analyse(study: Study) -> Findings:
             "images": found.strengths.assign(testbed=testbed.name),
         },
         _measured(study, found, edits),
-    )
-
-
-def _caption(where: str) -> str:
-    return (
-        f"{where}. Bases: the share that has at least a cosine, of the latents that a one-to-one matching of two "
-        "dictionaries pairs (band: range over pairs of SAEs), of the latents chosen for the same class, and of what "
-        "these gate by, |c|; and of each latent and the one nearest to it in the same SAE. Images: the strength that "
-        "flips each correctly classified test image under two of the SAEs (the highest 0.2 % lie outside). Below, by "
-        "class: pale dots are pairs of SAEs (first, last) or SAEs, beside them the mean and its 95 % interval "
-        f"(jackknife over SAEs, or Student's). The strength is the one that leaves {LEVEL_TEXT} of the class's select "
-        "images, the selectivity what it does on test images. Grey marks say what to compare with: the cosine of a "
-        "class's latent with those of other classes in the same SAE (upper mark) and of their gates (lower mark); the "
-        "rank correlation of α with the unedited margin."
     )
 
 
@@ -166,13 +272,19 @@ def _interval(table: np.ndarray) -> str:
 
 def _paragraph(study: Study, found: Stability, edits: pd.DataFrame) -> str:
     alike = found.alike
+    matched, nearest = alike.cosines.mean(), alike.nearest.mean()
+    crowded = ", so that a matching can hardly tell which is which" if nearest > matched - 0.1 else ""
     varies, middle = (edits.groupby("class")[name].apply(variation) for name in ("alpha", "alpha_flip"))
     clean = edits.groupby("class")["selectivity"].agg(["min", "max"])
     spread = (clean["max"] - clean["min"]).dropna()
     one, other = np.triu_indices(len(study.runs), 1)
     paired = mean_of_known(alike.partners[:, one, other].flatten())
     return (
-        f"{_bases(study, alike)} The two latents chosen for a class have {_mean(alike.direction)} "
+        f"{study.testbed.title}: of the latents of two SAEs that a one-to-one matching pairs, "
+        f"{_percent(float((alike.cosines >= SAME).mean()))} have a |cosine| of {SAME} or more (mean {matched:.2f}; of "
+        f"random directions {alike.chance:.2f}). A latent's nearest one in its own SAE has {nearest:.2f}, and the "
+        f"latent of a class has {mean_of_known(alike.copies.flatten()):.0f} near-copies there (|cosine| of {COPY} or "
+        f"more){crowded}. The two latents chosen for a class have {_mean(alike.direction)} "
         f"({_range(alike.direction)} by class), what they gate by, |c|, {_mean(alike.gate)} (gates of two classes: "
         f"{mean_of_known(alike.gate_apart.flatten()):.2f}), and the matching pairs them in {_percent(paired)} of the "
         f"cases. For {edits['reached'].sum()} of {len(edits)} edits there is a strength that takes the class to "
@@ -188,22 +300,6 @@ def _paragraph(study: Study, found: Stability, edits: pd.DataFrame) -> str:
     )
 
 
-def _bases(study: Study, alike: Likeness) -> str:
-    matched, nearest = alike.cosines.mean(), alike.nearest.mean()
-    crowded = ", so that a matching can hardly tell which is which" if nearest > matched - 0.1 else ""
-    return (
-        f"{study.testbed.title}: of the latents of two SAEs that a one-to-one matching pairs, "
-        f"{_percent(float((alike.cosines >= SAME).mean()))} have a |cosine| of {SAME} or more (mean {matched:.2f}; of "
-        f"random directions {alike.chance:.2f}). A latent's nearest one in its own SAE has {nearest:.2f}, and the "
-        f"latent of a class has {mean_of_known(alike.copies.flatten()):.0f} near-copies there (|cosine| of {COPY} or "
-        f"more){crowded}."
-    )
-
-
 EXPERIMENT = Experiment(
-    "seeds",
-    "Ten SAE seeds: other bases, the same edits?",
-    ("resnet18", "vit"),
-    analyse,
-    quick=("sae.seed=0,1,2", "sae.epochs=20"),
+    "seeds", "Ten SAE seeds: other bases, the same edits?", analyse, quick=("sae.seed=0,1,2", "sae.epochs=20")
 )

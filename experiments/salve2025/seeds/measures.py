@@ -155,7 +155,7 @@ def decoders_of(study: Study) -> tuple[Float[ndarray, "S M d"], Int[ndarray, "S 
     chosen = [run.selected["latent"].fillna(-1).to_numpy(int) for run in study.runs]
     decoders = []
     for run in study.runs:
-        fires = run.found.table("features", "latents.csv")["frequency"].to_numpy(float) > 0
+        fires = run.table("features", "latents.csv")["frequency"].to_numpy(float) > 0
         decoders.append(np.where(fires, run.sae.decoder.numpy().astype(np.float64), np.nan))
     return np.stack(decoders), np.stack(chosen)
 
@@ -169,7 +169,7 @@ def edits_of(study: Study) -> pd.DataFrame:
     """
     rows = []
     for run in study.runs:
-        flips = run.found.table("diagnose", "summary.csv").set_index("class")["alpha_flip_median"]
+        flips = run.table("diagnose", "summary.csv").set_index("class")["alpha_flip_median"]
         rows += [
             {
                 **{"testbed": study.testbed.name, "seed": run.seed, "class": one.name},
@@ -189,7 +189,7 @@ def strengths_of(study: Study) -> pd.DataFrame:
     """
 
     def column(run: SAERun) -> pd.Series:
-        images = run.found.table("diagnose", "images.csv")
+        images = run.table("diagnose", "images.csv")
         return images[images["correct"].astype(bool)].set_index(["class", "image"])["flip_exact"].rename(run.seed)
 
     table = pd.concat([column(run) for run in study.runs], axis=1)
