@@ -119,8 +119,10 @@ def enliven(model: nn.Module, size: int) -> None:
         model(torch.randn(_IMAGES, 3, size, size))
     for module in normalisations:
         # Their mean is not taken away: that would make rounding grow from layer to layer.
-        module.running_var.add_(module.running_mean.square())
-        module.running_mean.zero_()
+        mean, variance = module.running_mean, module.running_var
+        if mean is not None and variance is not None:
+            variance.add_(mean.square())
+            mean.zero_()
     model.eval()
 
 

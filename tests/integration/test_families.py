@@ -52,7 +52,8 @@ def test_the_law_is_tried_in_at_least_forty_families() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("family", NETWORKS)
 def test_scaling_what_reads_a_site_is_gating_it(family: str) -> None:
-    found = law(*small(family), most=4)
+    model, size = small(family)
+    found = law(model, size, most=4)
     assert found.why == ""
     assert 0 < found.tried <= found.sites
     assert (found.called < found.tried) == (family in UNCALLED)
@@ -64,7 +65,8 @@ def test_scaling_what_reads_a_site_is_gating_it(family: str) -> None:
 @pytest.mark.nightly
 @pytest.mark.parametrize("spec", families.NETWORKS)
 def test_so_it_is_in_networks_of_full_size(spec: str) -> None:
-    found = law(*families.network(spec), most=4)
+    model, size = families.network(spec)
+    found = law(model, size, most=4)
     assert found.why == ""
     assert 0 < found.called <= found.tried <= found.sites
     assert found.difference < ROUNDING[found.precision]
