@@ -36,7 +36,7 @@ test: install  ## the whole test suite; eight minutes on two cores
 test-quick: install  ## what is not marked slow, gpu, cluster or nightly; two minutes on two cores
 	$(BIN)/python $(PYTEST) -m "not slow and not gpu and not cluster and not nightly"
 
-test-nightly: install  ## Law 1 in one network of each further family: half an hour
+test-nightly: install  ## Law 1 in a network of full size of each family: half an hour
 	$(BIN)/python $(PYTEST) -m nightly
 
 coverage: install  ## the tests of test-quick, and the share of lines that they run

@@ -44,8 +44,8 @@ class Exported:
                     program = program.run_decompositions({})  # takes twice as long as the export
         except Exception as error:  # torch.export raises almost anything
             first = (str(error).strip().splitlines() or [""])[0].rstrip(".")
-            name = type(model).__name__
-            raise UserError(f"This {name} cannot be exported ({type(error).__name__}: {first}).") from error
+            reason = f"{type(error).__name__}: {first}" if first else type(error).__name__
+            raise UserError(f"This {type(model).__name__} cannot be exported ({reason}).") from error
         signature = program.graph_signature
         self.graph = program.graph
         self._parts = program.graph_module  # subgraphs that run in a mode of their own, such as autocast

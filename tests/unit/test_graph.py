@@ -303,6 +303,18 @@ def test_a_network_that_has_no_graph_is_refused_in_a_sentence() -> None:
         NetworkGraph(Undecided().eval(), SIZE)
 
 
+class Silent(Net):
+    """Takes no images of this size, and does not say why."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        raise ValueError
+
+
+def test_an_error_that_says_nothing_is_named() -> None:
+    with pytest.raises(UserError, match=r"^This Silent cannot be exported \(ValueError\)\.$"):
+        NetworkGraph(Silent().eval(), SIZE)
+
+
 def test_a_network_in_train_mode_is_refused() -> None:
     with pytest.raises(UserError, match=r"^This Net is in train mode; call model\.eval\(\) first\.$"):
         NetworkGraph(Net().train(), SIZE)
