@@ -75,6 +75,7 @@ def test_a_run_that_is_told_to_end(
     assert bool(new) == (moment not in ("check of the settings", "loading"))
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_after_all_these_the_same_command_ends_as_if_nothing_had_been(
     salve: Salve, folder: Path, whole_run: tuple[Path, dict[str, Artifact]]
 ) -> None:
@@ -147,7 +148,8 @@ JOBLIB = ["-m", "cluster=joblib", "hydra.launcher.n_jobs=2", "sae.sparsity=1,2"]
     ("arguments", "number", "to_all"),
     [
         pytest.param(TWO_RANKS, signal.SIGTERM, False, id="two ranks"),
-        pytest.param(JOBLIB, signal.SIGTERM, False, id="joblib", marks=pytest.mark.cluster),
+        # SIGTERM is tested daily above, and a sweep's jobs below.
+        pytest.param(*(JOBLIB, signal.SIGTERM, False), id="joblib", marks=[pytest.mark.cluster, pytest.mark.nightly]),
         pytest.param(JOBLIB, signal.SIGINT, True, id="joblib Ctrl-C", marks=pytest.mark.cluster),  # as a terminal does
         pytest.param(JOBLIB, signal.SIGKILL, False, id="joblib killed", marks=pytest.mark.cluster),
     ],
