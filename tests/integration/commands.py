@@ -2,7 +2,8 @@
 
 To import torch and Lightning takes seconds of CPU, and a test that starts a command six times would pay for each. A
 fork is what ``python -m salve.cli`` is after its imports: a process with its own session, arguments, environment,
-output, children and end. The commands of this project that a fork starts itself are forks, too.
+output, children and end. Forks are also the commands that one starts itself, its ranks under torchrun, and its jobs
+under joblib and submitit.
 """
 
 import atexit
@@ -23,6 +24,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache, partial
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -223,14 +225,43 @@ def _answer(link: socket.socket, number: int) -> None:
 
 
 def _popen(
-    address: str, args: Sequence[str], env: Mapping[str, str] | None = None, stdout: Any = None, **_: Any
+    address: str,
+    args: Sequence[str],
+    env: Mapping[str, str] | None = None,
+    stdout: Any = None,
+    stderr: Any = None,
+    **_: Any,
 ) -> Fork:
     """In place of ``subprocess.Popen``: ``python -m MODULE …`` as a fork of the server."""
     where = args.index("-m")
     assert args[0] == sys.executable
     assert set(args[1:where]) <= {"-u"}
-    streams = (1 if stdout is None else stdout.fileno(), 2)
+    streams = (1 if stdout is None else stdout.fileno(), 2 if stderr is None else stderr.fileno())
     return Fork(address, args[where + 1], args[where + 2 :], streams, os.environ if env is None else env)
+
+
+def _worker(cmd: Sequence[str], keep_fds: Sequence[int], env: Mapping[str, str] | None = None) -> int:
+    """In place of loky's ``fork_exec``, by which joblib starts a worker: a fork that forgets what the command has done.
+
+    A fork of the server would not do, since loky waits for its own children.
+    """
+    if pid := os.fork():
+        return pid
+    above = [0, *sorted({1, 2, *map(int, keep_fds)}), os.sysconf("SC_OPEN_MAX")]
+    for low, high in pairwise(above):
+        os.closerange(low + 1, high)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    salve.ending._end = None
+    os.environ.update(env or {})
+    where = cmd.index("-m")
+    sys.argv[1:] = cmd[where + 2 :]
+    sys.modules.pop(cmd[where + 1], None)  # else Python warns that it runs what is imported
+    status = _run(cmd[where + 1])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # without the farewells of the command
 
 
 def _run(module: str) -> int:
@@ -260,6 +291,7 @@ if __name__ == "__main__":
     import matplotlib.pyplot  # noqa: F401
     import optuna  # noqa: F401
     import wandb  # noqa: F401
+    from joblib.externals.loky.backend import fork_exec
     from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
     import salve.ending
@@ -270,6 +302,11 @@ if __name__ == "__main__":
     forking: Callable[..., Any] = partial(_popen, sys.argv[1])
     salve.ending.subprocess = SimpleNamespace(Popen=forking, TimeoutExpired=subprocess.TimeoutExpired)  # type: ignore
     subprocess_handler.Popen = forking
+    fork_exec.fork_exec = _worker
+    with suppress(ImportError):  # an extra
+        import submitit.local.local
+
+        submitit.local.local.subprocess = SimpleNamespace(Popen=forking)
     gc.freeze()
     module, sys.argv[1:] = _serve(sys.argv[1])
     _leave(_run(module))

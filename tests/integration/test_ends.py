@@ -148,8 +148,7 @@ JOBLIB = ["-m", "cluster=joblib", "hydra.launcher.n_jobs=2", "sae.sparsity=1,2"]
     ("arguments", "number", "to_all"),
     [
         pytest.param(TWO_RANKS, signal.SIGTERM, False, id="two ranks"),
-        # SIGTERM is tested daily above, and a sweep's jobs below.
-        pytest.param(*(JOBLIB, signal.SIGTERM, False), id="joblib", marks=[pytest.mark.cluster, pytest.mark.nightly]),
+        pytest.param(JOBLIB, signal.SIGTERM, False, id="joblib", marks=pytest.mark.cluster),
         pytest.param(JOBLIB, signal.SIGINT, True, id="joblib Ctrl-C", marks=pytest.mark.cluster),  # as a terminal does
         pytest.param(JOBLIB, signal.SIGKILL, False, id="joblib killed", marks=pytest.mark.cluster),
     ],
