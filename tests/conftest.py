@@ -66,7 +66,7 @@ import torch  # noqa: E402  (after the environment is set)
 from torch import nn  # noqa: E402
 
 # Results of tests need not survive a power cut, and each call waits for the disk.
-os.fsync = lambda _: None
+os.fsync = lambda fd: None
 
 
 def pytest_collection_finish() -> None:

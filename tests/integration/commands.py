@@ -173,8 +173,9 @@ def _serve(address: str) -> tuple[str, list[str]]:
         listener.bind(address)
         listener.listen(100)
         print(flush=True)
+        sources: list[Any] = [0, woken, listener]
         while True:
-            ready, _, _ = select.select([0, woken, listener], [], [])
+            ready, _, _ = select.select(sources, [], [])
             if 0 in ready:  # it has ended that started this process
                 raise SystemExit
             if woken in ready:
@@ -291,22 +292,22 @@ if __name__ == "__main__":
     import matplotlib.pyplot  # noqa: F401
     import optuna  # noqa: F401
     import wandb  # noqa: F401
-    from joblib.externals.loky.backend import fork_exec
-    from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
     import salve.ending
     import salve.run.execute
     import salve.stages.training
     import salve.sweep.jobs
 
-    forking: Callable[..., Any] = partial(_popen, sys.argv[1])
-    salve.ending.subprocess = SimpleNamespace(Popen=forking, TimeoutExpired=subprocess.TimeoutExpired)  # type: ignore
-    subprocess_handler.Popen = forking
-    fork_exec.fork_exec = _worker
-    with suppress(ImportError):  # an extra
-        import submitit.local.local
-
-        submitit.local.local.subprocess = SimpleNamespace(Popen=forking)
+    forking = partial(_popen, sys.argv[1])
+    patch = pytest.MonkeyPatch()
+    patch.setattr("salve.ending.subprocess", SimpleNamespace(Popen=forking, TimeoutExpired=subprocess.TimeoutExpired))
+    patch.setattr("torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler.Popen", forking)
+    for name, put in (
+        ("joblib.externals.loky.backend.fork_exec.fork_exec", _worker),
+        ("submitit.local.local.subprocess", SimpleNamespace(Popen=forking)),
+    ):
+        with suppress(ImportError):  # an extra
+            patch.setattr(name, put)
     gc.freeze()
     module, sys.argv[1:] = _serve(sys.argv[1])
     _leave(_run(module))
