@@ -107,7 +107,7 @@ class Command(Fork):
 
 
 class Rank(Fork):
-    """A follower; the part of ``multiprocessing.Process`` that its leader uses.
+    """A follower, as spawned: it gets its work pickled; the part of ``multiprocessing.Process`` that its leader uses.
 
     Args:
         target: a function of a module. args: its arguments, which can be pickled.

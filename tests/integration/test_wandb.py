@@ -1,7 +1,6 @@
 """W&B offline, read back from the files that wandb wrote with wandb's own reader, ``wandb leet inspect``."""
 
 import json
-import multiprocessing
 import operator
 import os
 import shutil
@@ -24,7 +23,7 @@ from salve.run.schema import STAGES, LoggerSettings, register, resolve
 from salve.run.tracking import Tracker, job_type_of, log_sweep_summary, run_name, wandb_id
 from salve.sweep.jobs import make_runs
 from salve.types import UserError
-from tests.integration.commands import Command
+from tests.integration.commands import Command, Rank
 from tests.integration.conftest import FEW, NARROW, SMALL, Start
 
 
@@ -292,7 +291,7 @@ def test_a_logger_that_was_pickled_for_a_spawned_process_logs_into_the_same_run(
     job = tracker(tmp_path)
     logger = job.logger("discover")
     log = operator.methodcaller("log_metrics", {"fve": 0.25}, 1)
-    process = multiprocessing.get_context("spawn").Process(target=log, args=(logger,))
+    process = Rank(target=log, args=(logger,))
     process.start()
     process.join(200)
     assert process.exitcode == 0
