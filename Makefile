@@ -4,6 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Each process computes on one core: as many processes as there are cores, and no more memory than four need.
 PYTEST := -m pytest -n auto --maxprocesses 4 --dist worksteal
+# Else every process that tests start would compile the package again.
+unexport PYTHONDONTWRITEBYTECODE
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,7 +32,7 @@ quickstart: install  ## understand and change a small classifier, in three minut
 paper: install  ## the paper's figures and claims, with what this machine has (PAPER=--help)
 	$(BIN)/python -m experiments.reproduce $(PAPER)
 
-test: install  ## the whole test suite; eight minutes on two cores
+test: install  ## the whole test suite; six minutes on two cores
 	$(BIN)/python $(PYTEST)
 
 test-quick: install  ## what is not marked slow, gpu, cluster or nightly; two minutes on two cores

@@ -5,6 +5,7 @@ call against them. A test that gives a function what its annotations forbid, to 
 ``unchecked_shapes``. Where beartype is not installed, the tests run unchecked, and the report's first lines say so.
 """
 
+import gc
 import logging
 import os
 import random
@@ -64,6 +65,15 @@ else:
 import torch  # noqa: E402  (after the environment is set)
 from torch import nn  # noqa: E402
 
+# Results of tests need not survive a power cut, and each call waits for the disk.
+os.fsync = lambda fd: None
+
+
+def pytest_collection_finish() -> None:
+    """Leave all that is imported out of garbage collections, which would look through it hundreds of times."""
+    gc.collect()
+    gc.freeze()
+
 
 def pytest_report_header() -> str:
     return "shapes of tensors: checked" if CHECKED else "shapes of tensors: NOT checked, as beartype is not installed"
@@ -112,6 +122,18 @@ def unchecked_shapes() -> Iterator[None]:
     jaxtyping_config.update("jaxtyping_disable", True)
     yield
     jaxtyping_config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Empty files instead of a report's drawings, which take most of its time."""
+
+    def touch(_: object, folder: Path, name: str) -> tuple[int, int]:
+        for suffix in ("png", "svg"):
+            (folder / f"{name}.{suffix}").touch()
+        return 1, 1
+
+    monkeypatch.setattr("salve.report.blocks.save_figure", touch)
 
 
 @pytest.fixture

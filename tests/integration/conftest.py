@@ -19,6 +19,7 @@ from salve.cli import main
 from salve.run.execute import execute
 from salve.run.explain import conf_dir
 from salve.run.schema import register, resolve
+from tests.integration.commands import ranks_are_forks
 
 SMALL = [
     "trainer=cpu",
@@ -98,6 +99,11 @@ def whole_run(start: Start, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
             folder.mkdir()
             made.write_bytes(pickle.dumps(start(folder)))
     return folder, pickle.loads(made.read_bytes())
+
+
+@pytest.fixture
+def _ranks_are_forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks_are_forks(monkeypatch)
 
 
 Salve = Callable[..., int]

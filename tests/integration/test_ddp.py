@@ -1,10 +1,7 @@
 """Two processes give the results of one, in training, measuring and resuming, also with odd batches."""
 
 import logging
-import os
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +36,8 @@ MODES = {
 }
 
 Runs = Callable[[str, bool], dict[str, Artifact]]
+
+pytestmark = pytest.mark.usefixtures("_ranks_are_forks")
 
 
 @pytest.fixture(scope="module")
@@ -120,20 +119,21 @@ def test_ddp_that_would_run_the_command_again_is_refused(start: Start, tmp_path:
 # -- ranks that torchrun starts
 
 
-def torchrun(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"),
-        *("--master-port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "-m", "salve.cli"),
+def torchrun(folder: Path, *overrides: str) -> Command:
+    """A command whose ranks are forks as well."""
+    arguments = [
+        *("--nproc-per-node=2", "--master-addr=127.0.0.1", "--master-port=0", "--rdzv-backend=c10d"),
+        *("--rdzv-endpoint=127.0.0.1:0", "-m", "salve.cli"),
         *(*SMALL, *FEW, f"output_dir={folder / 'store'}", f"hydra.run.dir={folder / 'run'}", *overrides),
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    return Command("torch.distributed.run", arguments, folder, {"TORCH_CPP_LOG_LEVEL": "ERROR"})
 
 
 def test_torchrun_makes_one_run_of_its_ranks(tmp_path: Path, runs: Runs) -> None:
     done = torchrun(tmp_path, *MODES["full"], "trainer.devices=2", "trainer.strategy=ddp")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("sae: ") == 1  # one of them led
+    out, errors = done.communicate(200)
+    assert done.returncode == 0, errors
+    assert out.count("sae: ") == 1  # one of them led
     one = runs("full", False)
     for kind, file, table in (
         ("classifier", "model.safetensors", "history.csv"),

@@ -75,6 +75,7 @@ def test_a_run_that_is_told_to_end(
     assert bool(new) == (moment not in ("check of the settings", "loading"))
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_after_all_these_the_same_command_ends_as_if_nothing_had_been(
     salve: Salve, folder: Path, whole_run: tuple[Path, dict[str, Artifact]]
 ) -> None:

@@ -270,6 +270,7 @@ def test_the_runs_folder_has_each_edit_once(audited: Audited) -> None:
     assert listed == len(CLASSES)
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_file_says_the_same_as_a_mapping(audit: Audit, audited: Audited, start: Start, tmp_path: Path) -> None:
     folder, artifacts = audited
     with (tmp_path / "outputs.csv").open("w", newline="") as file:

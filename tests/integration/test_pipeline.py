@@ -190,6 +190,7 @@ def test_another_sae_reuses_what_does_not_depend_on_it(whole_run: Run, start: St
     assert len(list(found["control"].file("edits").glob("*.json"))) == 11
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_report_alone_only_reads(whole_run: Run, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("fit", "test"):
         monkeypatch.setattr(pl.Trainer, name, lambda *_, **__: pytest.fail("something was computed"))
@@ -255,6 +256,7 @@ def test_a_vit_goes_through_every_stage(start: Start, tmp_path: Path) -> None:
     assert not found["activations"].record("activations.json")["nonnegative"]
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_network_of_which_nothing_is_known_goes_through_every_stage(start: Start, tmp_path: Path) -> None:
     backbone = ["backbone=torchvision", "backbone.name=shufflenet_v2_x0_5", "backbone.weights=random"]
     found = start(tmp_path, *backbone, "edit.modes=[suppress]")

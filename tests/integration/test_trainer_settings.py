@@ -60,6 +60,7 @@ def test_they_apply_to_the_training_of_their_stages_and_are_in_its_key(start: St
     assert keys(again) == keys(plain)
 
 
+@pytest.mark.usefixtures("_ranks_are_forks")
 def test_every_rank_has_them(start: Start, tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     mine = [f"callbacks.mine._target_={MINE}", f"callbacks.mine.folder={tmp_path}/notes", "callbacks=learning_rate"]

@@ -1,12 +1,10 @@
 """W&B offline, read back from the files that wandb wrote with wandb's own reader, ``wandb leet inspect``."""
 
 import json
-import multiprocessing
 import operator
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,20 +23,24 @@ from salve.run.schema import STAGES, LoggerSettings, register, resolve
 from salve.run.tracking import Tracker, job_type_of, log_sweep_summary, run_name, wandb_id
 from salve.sweep.jobs import make_runs
 from salve.types import UserError
+from tests.integration.commands import Command, Rank
 from tests.integration.conftest import FEW, NARROW, SMALL, Start
 
-#: For a process of its own, which does not share this one's wandb service.
-ALONE = {name: value for name, value in os.environ.items() if name != wandb.env.SERVICE}
-ALONE |= {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false"}
+
+def alone(module: str, *arguments: str, folder: Path, silent: bool = True) -> Command:
+    """A process of its own, which does not share this one's wandb service."""
+    environment = {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": str(silent).lower()}
+    return Command(module, list(arguments), folder, {**environment, wandb.env.SERVICE: None})
 
 
 class Read:
     """One file of W&B's, as its reader prints it."""
 
     def __init__(self, path: Path) -> None:
-        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
-        done = subprocess.run(command, env=ALONE, capture_output=True, text=True, check=True)
-        self.records = [json.loads(line) for line in done.stdout.splitlines()]
+        reader = alone("wandb", "leet", "inspect", "--json", str(path), folder=path.parent)
+        said, errors = reader.communicate()
+        assert reader.returncode == 0, errors
+        self.records = [json.loads(line) for line in said.splitlines()]
 
     def of(self, kind: str) -> list[dict[str, Any]]:
         return [record[kind] for record in self.records if record["type"] == kind]
@@ -257,25 +259,17 @@ def test_the_group_that_the_user_sets_wins(tmp_path: Path) -> None:
     assert read_only_one(tmp_path).run["run_group"] == "mine"
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from salve.run.schema import LoggerSettings
-from salve.run.tracking import Tracker
-
-folder = Path(sys.argv[1])
-settings = LoggerSettings(kind="wandb", mode="offline", project="tests")
-job = Tracker(settings, folder, {}, name="a", group="lambda", job_type="discover", run_id="lambda-key")
-job.logger("discover").log_metrics({"fve": 0.5, "epoch": 0}, step=0)
-while b"discover-fve" not in next(folder.rglob("run-*.wandb")).read_bytes():
-    pass
-os.kill(os.getpid(), signal.SIGKILL)
-"""
+def log_and_be_killed(folder: Path) -> None:
+    job = tracker(folder, run_id="lambda-key")
+    job.logger("discover").log_metrics({"fve": 0.5, "epoch": 0}, step=0)
+    while b"discover-fve" not in next(folder.rglob("run-*.wandb")).read_bytes():
+        pass
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_resumed_job_continues_its_run_and_no_curve_comes_twice(tmp_path: Path) -> None:
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], env=ALONE, timeout=200, check=False)
-    assert killed.returncode == -signal.SIGKILL
+    killed = alone("tests.integration.test_wandb", str(tmp_path), folder=tmp_path)
+    assert killed.wait(200) == -signal.SIGKILL
     # The next attempt: the SAE was whole before the kill, or another job has made it meanwhile.
     again = tracker(tmp_path, run_id="lambda-key")
     again.log_results({"sae": stored(tmp_path / "store", "sae", reused=True)}, {"fve": 0.75})
@@ -288,16 +282,16 @@ def test_a_resumed_job_continues_its_run_and_no_curve_comes_twice(tmp_path: Path
     assert second.values("discover-fve") == []
     assert second.summary["fve"] == 0.75
     # `wandb sync` finds both parts in the run's folder.
-    command = [sys.executable, "-m", "wandb", "sync", "--dry-run", "--verbose", str(tmp_path / "wandb")]
-    told = subprocess.run(command, env=ALONE | {"WANDB_SILENT": "false"}, capture_output=True, text=True, check=True)
-    assert "2 run(s)" in told.stdout + told.stderr
+    sync = ("wandb", "sync", "--dry-run", "--verbose", str(tmp_path / "wandb"))
+    told = "".join(alone(*sync, folder=tmp_path, silent=False).communicate())
+    assert "2 run(s)" in told
 
 
 def test_a_logger_that_was_pickled_for_a_spawned_process_logs_into_the_same_run(tmp_path: Path) -> None:
     job = tracker(tmp_path)
     logger = job.logger("discover")
     log = operator.methodcaller("log_metrics", {"fve": 0.25}, 1)
-    process = multiprocessing.get_context("spawn").Process(target=log, args=(logger,))
+    process = Rank(target=log, args=(logger,))
     process.start()
     process.join(200)
     assert process.exitcode == 0
@@ -404,3 +398,7 @@ def test_a_start_that_fails_is_one_sentence(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(wandb, "init", refuse)
     with pytest.raises(UserError, match=r"cannot be started \(api_key not configured.*logger.mode=offline"):
         tracker(tmp_path)
+
+
+if __name__ == "__main__":
+    log_and_be_killed(Path(sys.argv[1]))

@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torchvision.models import ResNet, resnet18
+from torchvision.models import ResNet
+from torchvision.models.resnet import BasicBlock
 
 from salve.backbones import Site, find_site
 from salve.backbones.site import Reader
@@ -33,10 +34,15 @@ State = dict[str, torch.Tensor]
 HALF = (torch.float16, torch.bfloat16)
 
 
+def network() -> ResNet:
+    """ResNet-10: its states are compared in half the time of ResNet-18's."""
+    return ResNet(BasicBlock, [1, 1, 1, 1], num_classes=4).eval()
+
+
 @pytest.fixture(scope="module")
 def parts() -> tuple[ResNet, Site, SAE]:
     torch.manual_seed(0)
-    model = resnet18(num_classes=4).eval()
+    model = network()
     return model, find_site(model, "avgpool"), make_sae("linear_l1", 512, 16, torch.Generator().manual_seed(0))
 
 
@@ -50,7 +56,7 @@ def cast(state: State, dtype: torch.dtype) -> State:
 
 def studied(parts: tuple[ResNet, Site, SAE], state: State) -> ResNet:
     """The network that salve would study with these weights: their values in float32."""
-    model = resnet18(num_classes=4).eval()
+    model = network()
     model.load_state_dict(cast(state, torch.float32))
     return model
 
@@ -74,7 +80,7 @@ def test_the_exported_state_loads_into_a_fresh_model_with_the_edited_logits(
     model, site, sae = parts
     edit_file = make_edit_file(model, site, sae, [Edit(3, 4.0)], "torchvision/resnet18")
     save_file(apply_edit_file(edit_file, model.state_dict()), tmp_path / "edited.safetensors")
-    fresh = resnet18(num_classes=4).eval()
+    fresh = network()
     fresh.load_state_dict(load_file(tmp_path / "edited.safetensors"), strict=True)
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     # The oracle: the untouched model with a gate on the activation.
@@ -132,7 +138,7 @@ def test_digits_that_float32_does_not_hold_are_refused_rather_than_lost(parts: t
     own["fc.weight"] = own["fc.weight"] * (1 + 1e-12)
     with pytest.raises(UserError, match=r"fc\.weight is float64 with digits that float32 cannot hold"):
         apply_edit_file(edit_file, own)
-    model = resnet18(num_classes=4).double().eval()
+    model = network().double()
     model.load_state_dict(own)
     with pytest.raises(UserError, match="digits that float32 cannot hold"):
         make_edit_file(model, *parts[1:], [Edit(3, 4.0)], "r")
@@ -281,7 +287,7 @@ def test_wrong_weights_twice_applied_and_empty_edits_are_refused(parts: tuple[Re
         ({**state, "fc.weight": state["fc.weight"][:2]}, "only fc.weight differs"),
         ({**state, "extra": state["fc.bias"]}, "they have unknown tensors, extra"),
         ({name: t for name, t in state.items() if name != "fc.bias"}, "they lack fc.bias"),
-        (trained, "and 99 more differ"),
+        (trained, "and 59 more differ"),
     ):
         with pytest.raises(
             UserError, match=rf"not the ones that the edit was made for \(torchvision/resnet18\).*{words}"
@@ -297,7 +303,7 @@ def test_wrong_weights_twice_applied_and_empty_edits_are_refused(parts: tuple[Re
         undo_edit_file(another, edited)
     with pytest.raises(UserError, match=r"with the edits that the file lists\): only fc.weight differs"):
         apply_edit_file(another, state, [edit_file])
-    other_model = resnet18(num_classes=4)
+    other_model = network()
     other_model.load_state_dict(trained)
     elsewhere = make_edit_file(other_model, site, sae, [Edit(3, 4.0)], "r")
     with pytest.raises(UserError, match="made for different networks"):

@@ -6,28 +6,21 @@ from dataclasses import asdict
 from typing import Any, get_type_hints
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
-from salve.run.explain import conf_dir
-from salve.run.schema import Config, register, resolve
+from salve.run.schema import Config, resolve
 from salve.settings import NOT_COMPUTED, is_computed
 from salve.sweep.launch import jobs_of
 from salve.sweep.plan import Combination, combinations, plan, run_key
 from salve.types import UserError
 from salve.values import OneOf
+from tests.composing import changed
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def composed() -> Callable[[list[str]], DictConfig]:
-    register()
-
-    def from_overrides(overrides: list[str]) -> DictConfig:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return compose("config", overrides=overrides)
-
-    return from_overrides
+    return lambda overrides: changed(*overrides)
 
 
 def combined(*arguments: str) -> list[Combination]:
@@ -65,7 +58,7 @@ def test_a_key_is_what_is_computed(composed: Callable[[list[str]], DictConfig]) 
     first = key()
     elsewhere = ["output_dir=x", "name=y", "trainer.accelerator=cpu", "logger=wandb", "cluster=local"]
     assert key(*elsewhere, "data.num_workers=1", "sae.ensemble=8", "sae.sparsity=5") == first  # 5 is the default
-    for changed in (
+    for other in (
         "sae.sparsity=4",
         "seed=1",
         "sae.seed=1",
@@ -73,7 +66,7 @@ def test_a_key_is_what_is_computed(composed: Callable[[list[str]], DictConfig]) 
         "stages=[discover]",
         "backbone=resnet18",
     ):
-        assert key(changed) != first
+        assert key(other) != first
 
 
 def leaves(settings: Any, above: str = "") -> Iterator[tuple[str, Any]]:

@@ -426,12 +426,6 @@ def _touch(folder: Path, name: str) -> tuple[int, int]:
 
 
 @pytest.fixture
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Empty files instead of drawings, for tests of the page alone."""
-    monkeypatch.setattr("salve.report.blocks.save_figure", lambda _, folder, name: _touch(folder, name))
-
-
-@pytest.fixture
 def drawn_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are laid out and drawn once, but not encoded: that takes most of the time."""
 
