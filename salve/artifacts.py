@@ -44,7 +44,7 @@ if TYPE_CHECKING:  # importing them takes seconds, and settings are checked with
     from torch import Tensor
 
 #: Part of every key. Raise it when the same settings give another result; otherwise old results would be reused.
-REVISION = 1
+REVISION = 2
 
 
 def digest_of_tensors(tensors: "Mapping[str, Tensor]") -> str:

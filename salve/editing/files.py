@@ -33,7 +33,7 @@ from salve.types import UserError
 from salve.untrusted import check_safetensors, parse_json, read_text, reason
 from salve.values import LARGEST
 
-FORMAT = "salve-edit-1"
+FORMAT = "salve-edit-2"
 #: Entry in the metadata of edited weights: a JSON list of their edits.
 HELD = "salve_edits"
 _SHARED = re.compile(r"originals-[0-9a-f]{12}\.safetensors")
