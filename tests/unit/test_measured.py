@@ -26,17 +26,22 @@ ALPHAS = [0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0]
 
 def network() -> Net:
     torch.manual_seed(0)
-    return Net().eval().requires_grad_(False)
+    model = Net().eval().requires_grad_(False)
+    model.head.bias.zero_()
+    return model
 
 
 class Drawn:
-    """Images of five classes, drawn; more of the first class than of the others."""
+    """Images of one colour each, with noise; their classes are what the network says."""
 
     batch_size = 7
 
     def __init__(self, model: nn.Module) -> None:
         generator = torch.Generator().manual_seed(1)
-        self.images = {split: torch.randn(60, 3, SIZE, SIZE, generator=generator) for split in ("select", "test")}
+        self.images = {}
+        for split in ("select", "test"):
+            colours = 2 * torch.randn(60, 3, 1, 1, generator=generator)
+            self.images[split] = colours + 0.5 * torch.randn(60, 3, SIZE, SIZE, generator=generator)
         self.of = {split: model(images).argmax(dim=1) for split, images in self.images.items()}
 
     def labels(self, split: str) -> Tensor:

@@ -107,7 +107,7 @@ def test_outputs_that_the_head_does_not_make_are_refused(tmp_path: Path, monkeyp
     config, context = built(tmp_path)
     plain = timm.models.resnet.ResNet.forward
     monkeypatch.setattr(timm.models.resnet.ResNet, "forward", lambda self, x: 2 * plain(self, x))
-    with pytest.raises(UserError, match=r"not what its last layer \(fc\) makes of the activations at global_pool"):
+    with pytest.raises(UserError, match=r"not what its layers behind global_pool \(fc\) make of the activations there"):
         try_out(config, context)
 
 
