@@ -125,7 +125,7 @@ def test_the_step_in_which_a_class_goes_is_divided_and_no_other() -> None:
     assert len(alphas) <= 3 + 1 + 2  # of twelve steps three, and two more to divide one of four
     for split in ("select", "test"):
         kept = [ALPHAS.index(alpha) for alpha in alphas]
-        assert torch.equal(found[split], full[1][split][kept])
+        torch.testing.assert_close(found[split], full[1][split][kept], rtol=0, atol=0, equal_nan=True)
     assert few.accuracies(contributions, "enhance", own)[0] == [ALPHAS[at] for at in (0, 4, 8, 12)]
 
 
