@@ -278,12 +278,12 @@ def _depends(node: fx.Node, images: fx.Node) -> bool:
 
 def _aliases(source: fx.Node) -> tuple[str, ...]:
     """The path of the outermost module whose output the tensor is, if it is one's."""
-    for path in _modules(source):
-        if path and all(path not in _modules(user) for user in _users(source)):
+    for path in modules_of(source):
+        if path and all(path not in modules_of(user) for user in _users(source)):
             return (path,)
     return ()
 
 
-def _modules(node: fx.Node) -> list[str]:
+def modules_of(node: fx.Node) -> list[str]:
     """Paths of the modules that a node belongs to, from the outermost in."""
     return [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]

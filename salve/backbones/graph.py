@@ -1,5 +1,6 @@
 """The sites of a network, their activations, and the logits with a site gated."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -7,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from salve.backbones.exported import Exported, ancestors
-from salve.backbones.found import EXAMPLE, find_sites
+from salve.backbones.found import EXAMPLE, find_sites, modules_of
 from salve.backbones.site import Site
 from salve.types import Images, UserError
 
@@ -60,6 +61,25 @@ class NetworkGraph:
         assert site.place is not None, "only sites of the graph have a place in it"
         node = site.place.node
         return site.place.rows(self._for(model, images).run(model, images, (node,))[node])
+
+    def values(
+        self, model: nn.Module, images: Images, nodes: Sequence[str], known: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """The values of nodes, by name; the ``known`` ones are used as they are, not computed."""
+        return self._for(model, images).run(model, images, nodes, known=known)
+
+    def in_front(self, node: str) -> list[str]:
+        """Names of the nodes that a node's value is computed from, in the order of the forward pass."""
+        found = ancestors([one for one in self._exported.graph.nodes if one.name == node])
+        return [one.name for one in self._exported.graph.nodes if one in found and one.op == "call_function"][:-1]
+
+    def outputs_of(self, path: str) -> list[str]:
+        """Names of the nodes inside a module that the network outside of it reads."""
+        return [
+            node.name
+            for node in self._exported.graph.nodes
+            if path in modules_of(node) and any(path not in modules_of(user) for user in node.users)
+        ]
 
     def tail(self, model: nn.Module, site: Site, images: Images, order: Tensor | None = None) -> "GraphTail":
         """The tail of a site for some images; see :class:`GraphTail`."""

@@ -1,8 +1,9 @@
-"""Saliency: where a latent looks (Grad-FAM), which image excites it, and scores for its maps."""
+"""Saliency: where a latent looks (its own map, Grad-FAM), which image excites it, and scores for its maps."""
 
 from salve.saliency.activation_max import ActivationMaximum, maximise
 from salve.saliency.grad_fam import grad_fam
 from salve.saliency.localisation import InsertionDeletion, insertion_deletion_auc, iou, pointing_game
+from salve.saliency.own_maps import own_maps
 
 __all__ = [
     "ActivationMaximum",
@@ -11,5 +12,6 @@ __all__ = [
     "insertion_deletion_auc",
     "iou",
     "maximise",
+    "own_maps",
     "pointing_game",
 ]

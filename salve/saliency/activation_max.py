@@ -7,10 +7,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from salve.backbones.sites import find_site, recorded
+from salve.backbones.sites import find_site
 from salve.data.transforms import Preprocess
 from salve.sae.models import SAE
-from salve.saliency.common import check_width, checked_latents, checked_signs, evaluating
+from salve.saliency.common import (
+    activations_at,
+    at_positions,
+    check_width,
+    checked_latents,
+    checked_signs,
+    evaluating,
+    pooled,
+)
+from salve.settings import Pool
 from salve.types import UserError
 
 _START_NOISE = 0.01
@@ -44,6 +53,7 @@ def maximise(
     tv: float = 0.5,
     jitter: int = 4,
     signs: Tensor | None = None,
+    pool: Pool = "mean",
     seed: int = 0,
 ) -> ActivationMaximum:
     """Find, for each latent, an image that excites it; the images of all latents form one batch.
@@ -51,15 +61,16 @@ def maximise(
         max_x  sign_l φ_l(x) / u_l  −  λ_L2 mean(x²)  −  λ_TV ( mean|∂_h x| + mean|∂_w x| )
 
     ``x`` is the normalised image that the model reads. ``φ_l`` is the latent's *pre-activation*, which has a gradient
-    even where a ReLU or TopK latent is zero. Dividing by ``u_l = ‖E_l‖ · mean‖a‖`` at the start makes φ a number of
-    order one, and the penalties are means, so that one λ suits every SAE, backbone and image size.
+    even where a ReLU or TopK latent is zero; at a site that is a map, it is pooled over positions. Dividing by
+    ``u_l = ‖E_l‖ · mean‖a‖`` at the start makes φ a number of order one, and the penalties are means, so that one λ
+    suits every SAE, backbone and image size.
 
     Two measures keep the images from becoming noise. Their spectrum is optimised, with each frequency scaled by its
     inverse (Olah et al. 2017), and squashed into 0..1 by a sigmoid. And every step shifts the images by a few pixels at
     random. Each step of Adam takes one forward and one backward pass of L images.
 
     Args:
-        model: torchvision or timm model; run in eval mode and left as it was.
+        model: an image classifier; run in eval mode and left as it was.
         layer: name of the site, or ``"last"``.
         sae: an SAE of the site's activations.
         latents: ``[L]`` indices into the dictionary.
@@ -71,6 +82,7 @@ def maximise(
         tv: λ_TV ≥ 0.
         jitter: largest shift in pixels, in both directions along each axis; images wrap around.
         signs: ``[L]``, +1 or −1; −1 makes the latent as negative as possible.
+        pool: how the values at the positions of a site that is a map become the image's.
         seed: of the initial noise and the shifts; it determines the result.
 
     Raises:
@@ -79,8 +91,6 @@ def maximise(
 
     Source: Flovik 2025 (arXiv 2512.15938) for the objective; Olah et al. 2017 (Feature Visualization) for the spectrum.
     """
-    site = find_site(model, layer)
-    check_width(sae, site)
     for name, setting, least in (
         ("size", size, 2),
         ("steps", steps, 1),
@@ -95,6 +105,8 @@ def maximise(
     dtype, device = sae.encoder.dtype, sae.encoder.device
     generator = torch.Generator().manual_seed(seed)
     with torch.inference_mode(False), torch.enable_grad(), evaluating(model):
+        site = find_site(model, layer, size)
+        check_width(sae, site)
         index = checked_latents(latents, sae)
         sign = checked_signs(signs, index, dtype)
         mean, std = (
@@ -103,9 +115,9 @@ def maximise(
         )
 
         def measure(x: Tensor) -> tuple[Tensor, Tensor]:
-            with recorded(model, site) as seen:
-                model(x)
-            return sae.pre_activations(seen[0]).gather(1, index[:, None]).squeeze(1), seen[0]
+            activations = activations_at(model, site, x)  # [L, P, M]
+            values = pooled(at_positions(sae.pre_activations, activations), pool)
+            return values.gather(1, index[:, None]).squeeze(1), activations
 
         scale = _inverse_frequency(size).to(device, dtype)
         noise = torch.randn(len(index), 3, *scale.shape, 2, generator=generator, dtype=dtype)
@@ -113,7 +125,7 @@ def maximise(
         optimiser = torch.optim.Adam([spectrum], lr=lr)
         with torch.no_grad():
             start, activations = measure((_draw(spectrum, scale, size) - mean) / std)
-            unit = sae.encoder[index].norm(dim=1) * activations.norm(dim=1).mean()
+            unit = sae.encoder[index].norm(dim=1) * activations.norm(dim=2).mean()
             unit.clamp_(min=torch.finfo(dtype).tiny)
         for _ in range(steps):
             x = (_draw(spectrum, scale, size) - mean) / std

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,19 @@ from salve.backbones.site import Site
 from salve.backbones.sites import find_site, recorded
 from salve.sae.models import SAE
 from salve.saliency.cells import Cells, CellTracker, enlarge, even_cells
-from salve.saliency.common import check_images, check_width, checked_latents, checked_signs, evaluating
-from salve.types import Activations, Maps, UserError
+from salve.saliency.common import (
+    at_positions,
+    check_images,
+    check_width,
+    checked_latents,
+    checked_signs,
+    evaluating,
+    pooled,
+)
+from salve.saliency.graph_maps import Pass, probe, run_graph
+from salve.saliency.grids import Grid
+from salve.settings import Pool
+from salve.types import Maps, UserError
 
 
 def grad_fam(
@@ -21,16 +32,18 @@ def grad_fam(
     sae: SAE,
     images: Tensor,
     latents: Tensor | Sequence[int],
-    at: str | None = None,
+    at: str | Site | None = None,
     *,
     signs: Tensor | None = None,
+    pool: Pool = "mean",
 ) -> Maps:
     """Saliency maps of SAE latents, for all images and latents of a batch.
 
         map_l = ReLU( Σ_k g_k A_k ),   g_k = mean_hw ∂z_l / ∂A_k,   enlarged to the size of the image
 
-    Here ``A [N, K, h, w]`` is a map inside the model, and ``z_l`` a latent of the site's activation ``a``. A latent of
-    a ReLU or TopK SAE that is zero has a map of zeros. Maps are not scaled, so that images can be compared.
+    Here ``A [N, K, h, w]`` is a map inside the model, and ``z_l`` a latent of the site's activation ``a``; at a site
+    that is a map itself, the latent of the image, which is pooled over positions. A latent of a ReLU or TopK SAE that
+    is zero has a map of zeros. Maps are not scaled, so that images can be compared.
 
     Maps are *enlarged* by bilinear interpolation between the centres of their cells' receptive fields
     (:class:`~salve.saliency.cells.CellTracker`). Pixel ``p`` of an axis gets the value at ``(p − start) / stride``
@@ -42,20 +55,24 @@ def grad_fam(
 
     If ``a`` is the spatial mean of the default map (CNNs with global average pooling), ``∂z_l/∂A_k`` has a closed form:
     ``E_lk / (hw)`` times the derivative of the SAE's activation function. Then one einsum gives the maps of all
-    latents, without a backward pass through the model. Otherwise the model is run once, and only the part behind ``A``
-    is differentiated, once for each latent. If there are more latents than channels of the site, it is differentiated
-    once for each channel, and the maps of latents are sums of those of channels.
+    latents, without a backward pass through the model. So they do if ``A`` is the site itself and latents are averaged
+    over its ``P`` positions: ``∂z_l/∂A_kp`` is ``E_lk / P`` times that derivative at the position. Otherwise the model
+    is run once, and only the part behind ``A`` is differentiated, once for each latent. If a vector site has fewer
+    channels than there are latents, it is differentiated once for each channel, and the maps of latents are sums of
+    those of channels.
 
     Args:
-        model: torchvision or timm model; run in eval mode and left as it was.
+        model: an image classifier; run in eval mode and left as it was.
         layer: name of the site, or ``"last"``.
         sae: an SAE of the site's activations.
         images: ``[N, 3, H, W]``, preprocessed for the model, as one batch.
         latents: ``[L]`` indices into the dictionary.
         at: path of the module whose output is ``A``: a map ``[N, K, h, w]`` (or channels last), or a token grid
-            ``[N, T, K]`` that starts with the site's prefix tokens. Default: the map of the site.
+            ``[N, T, K]`` that starts with the site's prefix tokens; or another site, whose activations are ``A``.
+            Default: the site itself if it is a map, else the last map in front of it.
         signs: ``[L]``, +1 or −1, multiplied with ``z_l``: −1 shows where the *negative* part of a signed latent comes
             from, for a class in which its mean is negative.
+        pool: how the latents at the positions of a site that is a map become the image's.
 
     Returns:
         ``[N, L, H, W]``, ≥ 0, detached, in the dtype of the images.
@@ -67,38 +84,32 @@ def grad_fam(
 
     Source: Flovik 2025 (arXiv 2512.15938); Selvaraju et al. 2017 (Grad-CAM); Zhou et al. 2016 (CAM, the closed form).
     """
-    site = find_site(model, layer)
-    check_width(sae, site)
     check_images(images, model, sae)
     # In a caller's inference mode, no gradients could be taken.
     with torch.inference_mode(False), evaluating(model):
+        site = find_site(model, layer, images.shape[-1])
+        check_width(sae, site)
         index = checked_latents(latents, sae)
         sign = checked_signs(signs, index, images.dtype)
-        run = _run(model, site, images, at)
-        grid = _as_map(run.map, site, images, at)
-        if at is None and _is_spatial_mean(run.activations, grid):
-            maps = _combined(sae, run.activations, grid, index, sign / (grid.shape[2] * grid.shape[3]))
+        if site.place is None and not isinstance(at, Site):
+            run = _run(model, site, images, at)
         else:
-            maps = _by_gradient(sae, run, grid, site, images, index, sign, at)
+            run = run_graph(model, site, images, at)
+        if not run.activations.isfinite().all():
+            raise UserError(f"The activation at site {site.name} is NaN or infinite for some of these images.")
+        grid, positions = run.to_map(run.map.detach()), run.activations.shape[1]
+        if at is None and positions == 1 and _is_spatial_mean(run.activations[:, 0], grid):
+            maps = _combined(sae, run.activations[:, 0], grid, index, sign / (grid.shape[2] * grid.shape[3]))
+        elif run.own is not None and pool == "mean":
+            maps = _at_site(sae, run.activations, run.own, index, sign / positions)
+        else:
+            maps = _by_gradient(sae, run, grid, index, sign, pool)
     count, size = (grid.shape[2], grid.shape[3]), (images.shape[2], images.shape[3])
     cells = run.cells if run.cells is not None and run.cells.count == count else even_cells(count, size)
     return enlarge(maps.relu(), cells, size).to(images.dtype)
 
 
-class _Pass(NamedTuple):
-    """One forward pass.
-
-    Attributes:
-        map: the map or token grid, a leaf of the graph. activations: ``[N, M]``, computed from it.
-        cells: where in the image the cells of the map are centred; None if they could not be tracked.
-    """
-
-    map: Tensor
-    activations: Activations
-    cells: Cells | None
-
-
-def _run(model: nn.Module, site: Site, images: Tensor, at: str | None) -> _Pass:
+def _run(model: nn.Module, site: Site, images: Tensor, at: str | None) -> Pass:
     """Run the model, with a graph only behind the map."""
     path, side = (site.map, site.map_side) if at is None else (at, "output")
     modules = dict(model.named_modules())
@@ -137,9 +148,10 @@ def _run(model: nn.Module, site: Site, images: Tensor, at: str | None) -> _Pass:
         hook.remove()
     if not leaves:
         raise UserError(f"{path} does not run in a forward pass of this model; use {_default(site)}.")
-    if not seen[0].isfinite().all():
-        raise UserError(f"The activation at site {site.name} is NaN or infinite for some of these images.")
-    return _Pass(leaves[0], seen[0], cells[0])
+    where = _default(site) if at is None else f"the output of {at}"
+    advice = "" if at is None else f"; use an earlier module, or the default, {_default(site)}"
+    to_map = partial(_as_map, site=site, images=images, at=at)
+    return Pass(leaves[0], seen[0][:, None], cells[0], to_map, site, where, advice)
 
 
 def _as_map(value: Tensor, site: Site, images: Tensor, at: str | None) -> Tensor:
@@ -182,50 +194,59 @@ def _combined(sae: SAE, activations: Tensor, channels: Tensor, index: Tensor, fa
     Since ``z_l = f(E_l a + …)``, the map of a latent is ``f' Σ_m E_lm`` times the map of ``a_m``. If ``a = mean_hw A``,
     the map of ``a_m`` is ``A_m / (hw)``.
     """
+    rows = sae.encoder.detach()[index] * factor[:, None]  # [L, M]
+    return torch.einsum("lm,nmhw->nlhw", rows, channels) * _slopes(sae, activations)[:, index, None, None]
+
+
+def _slopes(sae: SAE, activations: Tensor) -> Tensor:
+    """The derivatives of latents by their own pre-activations ``[n, d]``; by others' they are zero."""
     with torch.enable_grad():
         pre = sae.pre_activations(activations.detach()).detach().requires_grad_()
-        # A latent depends only on its own pre-activation, so this is the diagonal ∂z_l/∂pre_l.
         (active,) = torch.autograd.grad(sae.activate(pre).sum(), pre)
-    rows = sae.encoder.detach()[index] * factor[:, None]  # [L, M]
-    return torch.einsum("lm,nmhw->nlhw", rows, channels) * active[:, index, None, None]
+    return active
 
 
-def _by_gradient(
-    sae: SAE, run: _Pass, grid: Tensor, site: Site, images: Tensor, index: Tensor, sign: Tensor, at: str | None
-) -> Tensor:
+def _at_site(sae: SAE, activations: Tensor, own: Grid, index: Tensor, factor: Tensor) -> Tensor:
+    """Weighted maps ``[N, L, h, w]`` of latents' means over the positions of the map that they are encoded from.
+
+    ``∂z_l/∂A_kp`` is ``f'_lp E_lk / P``, whose mean over the cells of the grid is the weight of channel k.
+    """
+    slopes = at_positions(partial(_slopes, sae), activations)[:, :, index]  # [N, P, L]
+    mean = own.maps(slopes).mean(dim=(2, 3)) * factor  # [N, L]
+    weighted = torch.einsum("lm,nmhw->nlhw", sae.encoder.detach()[index], own.maps(activations.detach()))
+    return weighted * mean[:, :, None, None]
+
+
+def _by_gradient(sae: SAE, run: Pass, grid: Tensor, index: Tensor, sign: Tensor, pool: Pool) -> Tensor:
     """Weighted maps ``[N, L, h, w]``, by one small backward pass for each latent or channel, for all images at once."""
-    _check_dependence(run, site, images, at)
-    few = len(index) <= run.activations.shape[1]
+    _check_dependence(run)
+    few = len(index) <= run.activations.shape[2] or run.activations.shape[1] > 1
     with torch.enable_grad():
-        targets = (sae.encode(run.activations)[:, index] * sign if few else run.activations).sum(dim=0)
+        if few:
+            targets = (pooled(at_positions(sae.encode, run.activations)[:, :, index], pool) * sign).sum(dim=0)
+        else:
+            targets = run.activations[:, 0].sum(dim=0)
     maps = []
     # A loop, because behind a ViT's last block it is 1.5 to 1.8 times as fast as is_grads_batched (one core).
     for target in targets:
         (gradient,) = torch.autograd.grad(target, run.map, retain_graph=True)
-        weights = _as_map(gradient, site, images, at).mean(dim=(2, 3))  # [N, K]
+        weights = run.to_map(gradient).mean(dim=(2, 3))  # [N, K]
         maps.append(torch.einsum("nk,nkhw->nhw", weights, grid))
     found = torch.stack(maps, dim=1)
-    return found if few else _combined(sae, run.activations, found, index, sign)
+    return found if few else _combined(sae, run.activations[:, 0], found, index, sign)
 
 
-def _check_dependence(run: _Pass, site: Site, images: Tensor, at: str | None) -> None:
-    """Refuse a map that the activation does not depend on. A blank saliency map is no proof: the latent may be zero.
-
-    The test takes the gradient of a linear function of the activation. Its coefficients must differ, because the plain
-    sum, for example, is constant behind a LayerNorm.
-    """
-    probe = None
+def _check_dependence(run: Pass) -> None:
+    """Refuse a map that the activation does not depend on. A blank saliency map is no proof: the latent may be zero."""
+    found = None
     if run.activations.requires_grad:
-        coefficients = torch.arange(1, run.activations.shape[1] + 1).cos().to(run.activations)
         with torch.enable_grad():
-            target = (run.activations * coefficients).sum()
-        (probe,) = torch.autograd.grad(target, run.map, retain_graph=True, allow_unused=True)
-    if probe is None or not _as_map(probe, site, images, at).any():
-        where = _default(site) if at is None else f"the output of {at}"
-        advice = "" if at is None else f"; use an earlier module, or the default, {_default(site)}"
+            target = probe(run.activations)
+        (found,) = torch.autograd.grad(target, run.map, retain_graph=True, allow_unused=True)
+    if found is None or not run.to_map(found).any():
         raise UserError(
-            f"Grad-FAM cannot use {where}, because the activation of site {site.name} does not depend on the image's "
-            f"positions there: its gradient is exactly zero, and every map would be blank{advice}."
+            f"Grad-FAM cannot use {run.where}, because the activation of site {run.site.name} does not depend on the "
+            f"image's positions there: its gradient is exactly zero, and every map would be blank{run.advice}."
         )
 
 

@@ -1,0 +1,87 @@
+"""A latent's own map: its value at every position of a site that is a map."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from salve.backbones.sites import find_site, graph_of
+from salve.sae.models import SAE
+from salve.saliency.cells import CellTracker, enlarge, even_cells
+from salve.saliency.common import (
+    at_positions,
+    check_images,
+    check_square,
+    check_width,
+    checked_latents,
+    checked_signs,
+    evaluating,
+)
+from salve.saliency.graph_maps import map_of_site
+from salve.types import Maps, UserError
+
+#: Latents that are in memory at once.
+_AT_ONCE = 1 << 24
+
+
+def own_maps(
+    model: nn.Module,
+    layer: str,
+    sae: SAE,
+    images: Tensor,
+    latents: Tensor | Sequence[int],
+    *,
+    signs: Tensor | None = None,
+) -> Maps:
+    """The latents' own maps, for all images of a batch: exact, without a gradient.
+
+        map_l = ReLU( z_l(a_p) ) at position p, enlarged to the size of the image
+
+    Positions that have no place in the image, such as a class token, are left out. Nothing behind the site is computed.
+    Maps are enlarged as those of :func:`salve.saliency.grad_fam`.
+
+    Args:
+        model: an image classifier; run in eval mode and left as it was.
+        layer: name of a site that is a map.
+        sae: an SAE of the site's activations.
+        images: ``[N, 3, S, S]``, preprocessed for the model, as one batch.
+        latents: ``[L]`` indices into the dictionary.
+        signs: ``[L]``, +1 or −1, multiplied with ``z_l``; −1 shows the *negative* part of a signed latent.
+
+    Returns:
+        ``[N, L, S, S]``, ≥ 0, detached, in the dtype of the images.
+
+    Raises:
+        UserError: there is no such site or latent, the site is no map, its positions are no grid of the image, the SAE
+            has another width than the site, or images or signs are wrong.
+    """
+    check_images(images, model, sae)
+    with torch.inference_mode(False), torch.no_grad(), evaluating(model):
+        site = find_site(model, layer, images.shape[-1])
+        check_width(sae, site)
+        index = checked_latents(latents, sae)
+        sign = checked_signs(signs, index, images.dtype)
+        if site.kind == "vector":
+            raise UserError(
+                f"The site {site.name} is a vector, so its latents have no maps of their own; use grad_fam."
+            )
+        check_square(images, f"The site {site.name}")
+        graph = graph_of(model, images.shape[-1])
+        found = map_of_site(model, graph, site)
+        if found is None:
+            raise UserError(
+                f"The positions of the site {site.name} are no grid of the image, so its latents have no maps of their "
+                "own; use grad_fam."
+            )
+        images = images.to(memory_format=torch.channels_last)
+        with CellTracker(images) as tracker:
+            tensor = graph.values(model, images, (found.node,))[found.node]
+            cells = tracker.of(tensor)
+        rows = found.rows(tensor)  # [N, P, M]
+        if not rows.isfinite().all():
+            raise UserError(f"The activation at site {site.name} is NaN or infinite for some of these images.")
+        block = max(1, _AT_ONCE // (site.count * sae.dictionary_size))
+        values = torch.cat([at_positions(sae.encode, part)[:, :, index] for part in rows.split(block)])
+        maps = found.grid.maps(values * sign)
+    count, size = found.grid.shape, (images.shape[2], images.shape[3])
+    return enlarge(maps.relu(), cells if cells is not None and cells.count == count else even_cells(count, size), size)
