@@ -195,7 +195,7 @@ def _run_stages(config: Config, context: StageContext) -> dict[str, Artifact]:
     step("sae", behind, lambda c: train_sae(c, config.sae, *inputs(*base[:2])))
     pool = config.sae.pool
     step("features", behind, lambda c: read_features(c, config.discover, pool, *inputs(*base[:3])))
-    step("validate", "validate" in wanted, lambda c: validate(c, config.validate, *inputs(*base)))
+    step("validate", "validate" in wanted, lambda c: validate(c, config.validate, pool, *inputs(*base)))
     step("control", "control" in wanted, lambda c: control(c, config.edit, *inputs(*base)))
     step("diagnose", "diagnose" in wanted, lambda c: diagnose(c, config.edit, *inputs(*base)))
     if not found:

@@ -1,7 +1,7 @@
 """Try everything that a run will do on a few images, before anything is trained."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +22,8 @@ from salve.processes.ranks import Ranks
 from salve.run.build import build_context
 from salve.run.schema import Config
 from salve.sae import SAE, make_sae
-from salve.saliency import grad_fam, maximise
+from salve.saliency import grad_fam, maximise, own_maps
+from salve.saliency.common import NoMap
 from salve.stages import StageContext
 from salve.stages.targets import refuse_signed
 from salve.types import Split, UserError
@@ -189,14 +190,18 @@ def _untrained(config: Config, site: Site, samples: _Samples, activations: Tenso
 
 
 def _look(config: Config, context: StageContext, model: nn.Module, site: Site, sae: SAE, samples: _Samples) -> None:
-    """Make a saliency map and a step of activation maximisation, as stage ``validate`` does."""
+    """Make saliency maps, where there are any, and a step of activation maximisation, as stage ``validate`` does."""
     preprocess = context.data.preprocess
     assert preprocess is not None, "the data are bound to the backbone before any stage runs"
     says = f"Stage validate cannot be run with this {type(model).__name__} {{}}; leave validate out of stages."
     with _refusing(says):
-        grad_fam(model, site.name, sae, samples.images[-1:], [0])
+        image, pool = samples.images[-1:], config.sae.pool
+        with suppress(NoMap):
+            own_maps(model, site.name, sae, image, [0])
+        with suppress(NoMap):
+            grad_fam(model, site.name, sae, image, [0], pool=pool)
         if config.validate.maximisation_steps:
-            maximise(model, site.name, sae, [0], preprocess, size=preprocess.size, steps=1)
+            maximise(model, site.name, sae, [0], preprocess, size=preprocess.size, steps=1, pool=pool)
 
 
 def _check_sets(config: Config, context: StageContext) -> None:

@@ -7,19 +7,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from salve.activations.capture import read_site
 from salve.backbones.sites import find_site
 from salve.data.transforms import Preprocess
 from salve.sae.models import SAE
+from salve.sae.positions import at_positions, pooled
 from salve.saliency.common import (
-    activations_at,
-    at_positions,
     check_width,
     checked_latents,
     checked_signs,
     evaluating,
-    pooled,
 )
-from salve.settings import Pool
 from salve.types import UserError
 
 _START_NOISE = 0.01
@@ -53,7 +51,7 @@ def maximise(
     tv: float = 0.5,
     jitter: int = 4,
     signs: Tensor | None = None,
-    pool: Pool = "mean",
+    pool: str = "mean",
     seed: int = 0,
 ) -> ActivationMaximum:
     """Find, for each latent, an image that excites it; the images of all latents form one batch.
@@ -82,7 +80,7 @@ def maximise(
         tv: λ_TV ≥ 0.
         jitter: largest shift in pixels, in both directions along each axis; images wrap around.
         signs: ``[L]``, +1 or −1; −1 makes the latent as negative as possible.
-        pool: how the values at the positions of a site that is a map become the image's.
+        pool: ``mean`` or ``max``: how the values at the positions of a site that is a map become the image's.
         seed: of the initial noise and the shifts; it determines the result.
 
     Raises:
@@ -115,7 +113,7 @@ def maximise(
         )
 
         def measure(x: Tensor) -> tuple[Tensor, Tensor]:
-            activations = activations_at(model, site, x)  # [L, P, M]
+            activations = read_site(model, site, x)  # [L, P, M]
             values = pooled(at_positions(sae.pre_activations, activations), pool)
             return values.gather(1, index[:, None]).squeeze(1), activations
 

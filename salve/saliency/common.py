@@ -1,17 +1,14 @@
 """Helpers of Grad-FAM and activation maximisation: eval mode, and checks of arguments."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from salve.backbones.site import Site
-from salve.backbones.sites import graph_of, site_activations
 from salve.sae.models import SAE
-from salve.settings import Pool
-from salve.types import Images, UserError
+from salve.types import UserError
 
 
 @contextmanager
@@ -27,21 +24,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def activations_at(model: nn.Module, site: Site, images: Images) -> Float[Tensor, "N P M"]:
-    """The activations at a site; at one inside the network, nothing behind it is computed."""
-    if site.place is None:
-        return site_activations(model, site, images)[:, None]
-    return graph_of(model, images.shape[-1]).activations(model, site, images)
-
-
-def at_positions(function: Callable[[Tensor], Tensor], rows: Float[Tensor, "N P K"]) -> Float[Tensor, "N P d"]:
-    """Apply a function of rows, such as :meth:`salve.sae.SAE.encode`, at every position."""
-    return function(rows.flatten(0, 1)).unflatten(0, rows.shape[:2])
-
-
-def pooled(latents: Float[Tensor, "N P d"], pool: Pool) -> Float[Tensor, "N d"]:
-    """An image's latents from those at its positions: their mean, or the largest of each."""
-    return latents.mean(dim=1) if pool == "mean" else latents.amax(dim=1)
+class NoMap(UserError):
+    """There is no map of the image where one is asked for; all else can be done."""
 
 
 def checked_latents(latents: Tensor | Sequence[int], sae: SAE) -> Tensor:

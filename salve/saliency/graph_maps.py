@@ -14,7 +14,7 @@ from salve.backbones.graph import NetworkGraph
 from salve.backbones.site import Site
 from salve.backbones.sites import graph_of
 from salve.saliency.cells import Cells, CellTracker
-from salve.saliency.common import check_square
+from salve.saliency.common import NoMap, check_square
 from salve.saliency.grids import Grid, PositionTracker, Where, grid_of
 from salve.types import UserError
 
@@ -71,9 +71,16 @@ def run_graph(model: nn.Module, site: Site, images: Tensor, at: str | Site | Non
     Raises:
         UserError: there is no such module or site, it is no map, or images are not square.
     """
-    check_square(images, f"The site {site.name}" if site.place is not None else "at")
-    graph = graph_of(model, images.shape[-1])
-    inner = site if site.place is not None else next(one for one in graph.sites.values() if one.readers == site.readers)
+    check_square(images, f"The site {site.name}" if site.place is not None else "The map")
+    inner = site
+    try:
+        graph = graph_of(model, images.shape[-1])
+        if site.place is None:
+            inner = next(one for one in graph.sites.values() if one.readers == site.readers)
+    except (UserError, StopIteration) as error:
+        raise NoMap(
+            f"This {type(model).__name__} has no spatial map that is known in front of its site {site.name}."
+        ) from error
     assert inner.place is not None, "only sites of the graph have a place in it"
     found = _map_at(model, graph, inner, at)
     images = images.to(memory_format=torch.channels_last)
@@ -130,7 +137,7 @@ def map_for(model: nn.Module, graph: NetworkGraph, site: Site) -> GraphMap:
     """
     found = _remembered(graph, ("default", site.name), lambda: _map_for(model, graph, site))
     if found is None:
-        raise UserError(f"This {type(model).__name__} has no spatial map in front of its site {site.name}.")
+        raise NoMap(f"This {type(model).__name__} has no spatial map in front of its site {site.name}.")
     return found
 
 

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from salve.backbones.sites import find_site, graph_of
 from salve.sae.models import SAE
+from salve.sae.positions import at_positions
 from salve.saliency.cells import CellTracker, enlarge, even_cells
 from salve.saliency.common import (
-    at_positions,
+    NoMap,
     check_images,
     check_square,
     check_width,
@@ -62,14 +63,12 @@ def own_maps(
         index = checked_latents(latents, sae)
         sign = checked_signs(signs, index, images.dtype)
         if site.kind == "vector":
-            raise UserError(
-                f"The site {site.name} is a vector, so its latents have no maps of their own; use grad_fam."
-            )
+            raise NoMap(f"The site {site.name} is a vector, so its latents have no maps of their own; use grad_fam.")
         check_square(images, f"The site {site.name}")
         graph = graph_of(model, images.shape[-1])
         found = map_of_site(model, graph, site)
         if found is None:
-            raise UserError(
+            raise NoMap(
                 f"The positions of the site {site.name} are no grid of the image, so its latents have no maps of their "
                 "own; use grad_fam."
             )

@@ -4,12 +4,12 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from salve.activations import Captured
 from salve.backbones.cut import Cut
 from salve.sae import SAE
+from salve.sae.positions import at_positions, pooled
 from salve.stages.context import StageContext
 from salve.stages.measure import AT_ONCE, blocks
 from salve.types import Split, UserError
@@ -27,11 +27,6 @@ class ImageLatents(NamedTuple):
     latents: Tensor
     scale: Tensor
     labels: Tensor
-
-
-def pooled(latents: Float[Tensor, "n P d"], pool: str) -> Float[Tensor, "n d"]:
-    """An image's latents from those at its positions: their mean, or the largest of each."""
-    return latents.mean(dim=1) if pool == "mean" else latents.amax(dim=1)
 
 
 @torch.no_grad()
@@ -55,8 +50,7 @@ def image_latents(
                 f"The activations at {cut.site.name} are NaN or infinite for some images of the {split} split; check "
                 "the weights and the images."
             )
-        encoded = (sae.encode(part.flatten(0, 1)).unflatten(0, part.shape[:2]) for part in activations.split(at_once))
-        parts = [pooled(part, pool) for part in encoded]
+        parts = [pooled(at_positions(sae.encode, part), pool) for part in activations.split(at_once)]
         yield ImageLatents(torch.cat(parts), activations.norm(dim=2).mean(dim=1, keepdim=True), labels)
 
 

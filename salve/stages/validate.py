@@ -10,54 +10,80 @@ from torch import Tensor, nn
 from torchmetrics.functional.classification import binary_auroc
 from torchvision.transforms.v2 import functional as transforms
 
-from salve.artifacts import Artifact, save_tensors, write_table
-from salve.backbones import Site, site_activations
-from salve.data.base import ConceptTruth
+from salve.activations.capture import read_site
+from salve.artifacts import Artifact, save_tensors, write_record, write_table
+from salve.backbones import Site
+from salve.data.base import ConceptTruth, ImageData
 from salve.data.transforms import Preprocess
 from salve.sae import SAE
-from salve.saliency import grad_fam, insertion_deletion_auc, iou, maximise, pointing_game
+from salve.sae.positions import at_positions, pooled
+from salve.saliency import grad_fam, insertion_deletion_auc, iou, maximise, own_maps, pointing_game
+from salve.saliency.common import NoMap
 from salve.settings import ValidateSettings
 from salve.stages.context import StageContext, settings_of_key
+from salve.stages.latents import latents_of
 from salve.stages.targets import Target, targets_of
 
 #: Images optimised in one batch: bounds memory however many classes there are.
 MAXIMISED_TOGETHER = 5
+#: Kinds of maps, with the beginning of the names of their scores.
+GRAD_FAM, OWN = "grad_fam", "own"
+PREFIX = {GRAD_FAM: "", OWN: "own_"}
 
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What the parts of this stage share: the network, the SAE and the test split's latents."""
+    """What the parts of this stage share: the data, the network, the SAE and the latents of the targets."""
 
-    context: StageContext
+    data: ImageData
+    device: torch.device
+    seed: int
     model: nn.Module
     site: Site
     sae: SAE
-    latents: Tensor  # [N, d] of the test split
+    pool: str
+    values: Tensor  # [T, N]: each target's latent of the test images, times its sign
     labels: Tensor  # [N]
     pictured: int  # classes of which pictures are made, the first ones
 
+    @property
+    def preprocess(self) -> Preprocess:
+        assert self.data.preprocess is not None, "the data are bound to the backbone before any stage runs"
+        return self.data.preprocess
+
     def images(self, indices: Sequence[int]) -> Tensor:
         """Preprocessed test images ``[n, 3, H, W]``."""
-        dataset = self.context.data.dataset("test")
-        return torch.stack([dataset[i][0] for i in indices]).to(self.context.device)
+        dataset = self.data.dataset("test")
+        return torch.stack([dataset[i][0] for i in indices]).to(self.device)
 
-    def maps(self, indices: Sequence[int], latents: Sequence[int], signs: Sequence[int]) -> Tensor:
-        """Grad-FAM ``[n, L, H, W]``."""
-        chosen, sign = (
-            torch.tensor(latents, device=self.context.device),
-            torch.tensor(signs, device=self.context.device),
-        )
-        size = self.context.data.batch_size
-        parts = [
-            grad_fam(self.model, self.site.name, self.sae, self.images(indices[i : i + size]), chosen, signs=sign).cpu()
-            for i in range(0, len(indices), size)
-        ]
+    def maps(self, kind: str, indices: Sequence[int], latents: Sequence[int], signs: Sequence[int]) -> Tensor:
+        """Maps of a kind ``[n, L, H, W]``."""
+        chosen, sign = torch.tensor(latents, device=self.device), torch.tensor(signs, device=self.device)
+        parts, size = [], self.data.batch_size
+        for i in range(0, len(indices), size):
+            images = self.images(indices[i : i + size])
+            if kind == OWN:
+                found = own_maps(self.model, self.site.name, self.sae, images, chosen, signs=sign)
+            else:
+                found = grad_fam(self.model, self.site.name, self.sae, images, chosen, signs=sign, pool=self.pool)
+            parts.append(found.cpu())
         return torch.cat(parts)
+
+    def why_none(self) -> dict[str, str]:
+        """By kind of map, why there is none; an empty text where there is one."""
+        found = dict.fromkeys(PREFIX, "")
+        for kind in found:
+            try:
+                self.maps(kind, [0], [0], [1])
+            except NoMap as error:
+                found[kind] = str(error)
+        return found
 
 
 def validate(
     context: StageContext,
     settings: ValidateSettings,
+    pool: str,
     classifier: Artifact,
     activations: Artifact,
     sae: Artifact,
@@ -65,85 +91,104 @@ def validate(
 ) -> Artifact:
     """Validate each class's latent on the test split.
 
+    Where the site is a map, a latent has a map of its own beside that of Grad-FAM; the names of its scores begin with
+    ``own_``. Without any map of the image, all is done that needs none.
+
+    Args:
+        context, settings: of the run.
+        pool: at a map, how the latents at an image's positions become the image's; see :class:`SAESettings`.
+        classifier, activations, sae, features: what was made before.
+
     Returns:
         Artifact ``validate``: ``top.csv``, and ``localisation.csv`` with scores against masks where the data has them;
-        of the first ``validate.pictures`` classes ``saliency.safetensors``, ``maximisation.csv`` and ``.safetensors``.
+        ``maps.json``, which kinds of maps there are, and why not the others; of the first ``validate.pictures`` classes
+        ``saliency.safetensors``, ``maximisation.csv`` and ``.safetensors``.
     """
     key_settings = settings_of_key(asdict(settings), classifier, activations, sae, features) | {"seed": context.seed}
 
     def make(folder: Path, _: Path) -> None:
         cut = context.cut(classifier)
-        model, site = cut.model, cut.site
         test = context.activations(activations, "test")
         autoencoder = context.sae(sae, activations)
-        latents = autoencoder.encode(test.activations)
-        pictured = min(settings.pictures, len(context.classes))
-        inputs = _Inputs(context, model, site, autoencoder.to(context.device), latents, test.labels, pictured)
         targets = targets_of(context.classes, features, [])
-        _top_images(inputs, settings, targets, folder)
+        latents = latents_of(context, cut, autoencoder, test, "test", pool)
+        values = torch.stack([target.signs[0] * latents[:, target.latents[0]] for target in targets])
+        pictured = min(settings.pictures, len(context.classes))
+        inputs = _Inputs(
+            *(context.data, context.device, context.seed, cut.model, cut.site),
+            *(autoencoder.to(context.device), pool, values, test.labels, pictured),
+        )
+        why = inputs.why_none()
+        kinds = [kind for kind in why if not why[kind]]
+        write_record(folder / "maps.json", {"site": cut.site.name, "kinds": kinds, "why_none": why})
+        _top_images(inputs, settings, targets, kinds, folder)
         shown = [target for target in targets if target.classes[0] < pictured]
         if settings.maximisation_steps and shown:
-            _maximise(inputs, settings, shown, folder)
+            _maximise(context, inputs, settings, shown, folder)
         rows, table = [], features.table("latents.csv")
         with context.progress("scoring saliency maps", len(targets)) as advance:
-            for target in targets:
-                rows.append(_localise(inputs, settings, target, table))
+            for number, target in enumerate(targets):
+                rows.append(_localise(inputs, settings, number, target, table, kinds))
                 advance(1)
         write_table(folder / "localisation.csv", pd.DataFrame(rows))
 
     return context.store.get_or_make("validate", key_settings, make)
 
 
-def _top_images(inputs: _Inputs, settings: ValidateSettings, targets: Sequence[Target], folder: Path) -> None:
+def _top_images(
+    inputs: _Inputs, settings: ValidateSettings, targets: Sequence[Target], kinds: Sequence[str], folder: Path
+) -> None:
     """Write ``top.csv``, the images that excite each class's latent most, and pictures of them with their maps."""
     rows: list[dict[str, object]] = []
-    preprocess = _preprocess(inputs.context)
-    count = min(settings.top_images, len(inputs.latents))
+    preprocess, count = inputs.preprocess, min(settings.top_images, len(inputs.labels))
     # One row per pictured class; that of a class without a latent stays blank.
     images = torch.zeros(inputs.pictured, count, 3, preprocess.size, preprocess.size, dtype=torch.uint8)
-    maps = torch.zeros(inputs.pictured, count, preprocess.size, preprocess.size)
-    for target in targets:
+    maps = {f"{PREFIX[kind]}maps": torch.zeros(inputs.pictured, count, *images.shape[3:]) for kind in kinds}
+    for target, values in zip(targets, inputs.values, strict=True):
         latent, sign = target.latents[0], target.signs[0]
-        values = sign * inputs.latents[:, latent]
         top = values.topk(count)
         indices = top.indices.tolist()
         if target.classes[0] < inputs.pictured:
             shown = preprocess.denormalise(inputs.images(indices).cpu())
             images[target.classes[0]] = (shown * 255).round().to(torch.uint8)
-            maps[target.classes[0]] = inputs.maps(indices, [latent], [sign])[:, 0]
+            for kind in kinds:
+                maps[f"{PREFIX[kind]}maps"][target.classes[0]] = inputs.maps(kind, indices, [latent], [sign])[:, 0]
         rows += [
             {
                 "class": target.name,
                 "rank": rank + 1,
                 "latent": latent,
                 "image": index,
-                "label": inputs.context.classes[int(inputs.labels[index])],
+                "label": inputs.data.classes[int(inputs.labels[index])],
                 "value": value * sign,
             }
             for rank, (index, value) in enumerate(zip(indices, top.values.tolist(), strict=True))
         ]
     write_table(folder / "top.csv", pd.DataFrame(rows))
-    save_tensors(folder / "saliency.safetensors", {"images": images, "maps": maps})
+    save_tensors(folder / "saliency.safetensors", {"images": images, **maps})
 
 
-def _maximise(inputs: _Inputs, settings: ValidateSettings, targets: Sequence[Target], folder: Path) -> None:
+def _maximise(
+    context: StageContext, inputs: _Inputs, settings: ValidateSettings, targets: Sequence[Target], folder: Path
+) -> None:
     """Write ``maximisation.csv`` and ``maximisation.safetensors``: images optimised to excite each target's latent."""
-    preprocess = _preprocess(inputs.context)
+    preprocess = inputs.preprocess
     images = torch.zeros(inputs.pictured, 3, preprocess.size, preprocess.size, dtype=torch.uint8)
     rows = []
-    with inputs.context.progress("maximising activations", len(targets)) as advance:
+    with context.progress("maximising activations", len(targets)) as advance:
         for start in range(0, len(targets), MAXIMISED_TOGETHER):
             part = targets[start : start + MAXIMISED_TOGETHER]
             found = maximise(
                 inputs.model,
                 inputs.site.name,
                 inputs.sae,
-                torch.tensor([target.latents[0] for target in part], device=inputs.context.device),
+                torch.tensor([target.latents[0] for target in part], device=inputs.device),
                 preprocess,
                 size=preprocess.size,
                 steps=settings.maximisation_steps,
-                signs=torch.tensor([target.signs[0] for target in part], device=inputs.context.device),
-                seed=inputs.context.seed,
+                signs=torch.tensor([target.signs[0] for target in part], device=inputs.device),
+                pool=inputs.pool,
+                seed=inputs.seed,
             )
             images[[target.classes[0] for target in part]] = (found.images.cpu() * 255).round().to(torch.uint8)
             values = zip(part, found.start_values.tolist(), found.final_values.tolist(), strict=True)
@@ -156,27 +201,33 @@ def _maximise(inputs: _Inputs, settings: ValidateSettings, targets: Sequence[Tar
     write_table(folder / "maximisation.csv", pd.DataFrame(rows))
 
 
-def _localise(inputs: _Inputs, settings: ValidateSettings, target: Target, table: pd.DataFrame) -> dict[str, object]:
+def _localise(
+    inputs: _Inputs,
+    settings: ValidateSettings,
+    number: int,
+    target: Target,
+    table: pd.DataFrame,
+    kinds: Sequence[str],
+) -> dict[str, object]:
     """One row of ``localisation.csv``: the scores of one class's latent and of its controls.
 
     Args:
-        inputs, settings: of the stage. target: the class. table: ``latents.csv``.
+        inputs, settings: of the stage. number, target: the class's. table: ``latents.csv``. kinds: of maps.
     """
     latent, sign, k = target.latents[0], target.signs[0], target.classes[0]
-    generator = torch.Generator().manual_seed(inputs.context.seed + k)
+    generator = torch.Generator().manual_seed(inputs.seed + k)
     alive = table[(table["kind"] != "dead") & (table["latent"] != latent)]
     drawn = torch.randperm(len(alive), generator=generator)[: settings.random_latents].tolist()
     others = [int(alive["latent"].iloc[i]) for i in drawn]
     # A random signed latent gets the sign of its strongest class mean.
     signs = [sign, *(int(alive["sign"].iloc[i]) for i in drawn)]
-    value = sign * inputs.latents[:, latent]
     row: dict[str, object] = {"class": target.name, "latent": latent}
-    truth = inputs.context.data.truth("test")
+    truth = inputs.data.truth("test")
     own = (inputs.labels == k).nonzero()[:, 0].tolist()
     if truth is not None:
-        row |= _against_truth(inputs, settings, truth, k, value, own, [latent, *others], signs)
-    if settings.faithfulness_steps and own:
-        row |= _faithfulness(inputs, settings, latent, sign, own, generator)
+        row |= _against_truth(inputs, settings, truth, k, inputs.values[number], own, [latent, *others], signs, kinds)
+    if settings.faithfulness_steps and own and kinds:
+        row |= _faithfulness(inputs, settings, latent, sign, own, generator, kinds)
     return row
 
 
@@ -189,6 +240,7 @@ def _against_truth(
     own: list[int],
     latents: list[int],
     signs: list[int],
+    kinds: Sequence[str],
 ) -> dict[str, object]:
     """Scores against the concept's presence and masks: AUROC, pointing game, IoU, and those of random latents."""
     concept = truth.class_concept[k]
@@ -200,19 +252,19 @@ def _against_truth(
     }
     if not indices:
         return row
-    preprocess = _preprocess(inputs.context)
-    masks = masks_like(truth.masks(indices, concept), preprocess)
-    maps = inputs.maps(indices, latents, signs)  # [n, 1 + random, H, W]
-    each = [maps[:, j] for j in range(maps.shape[1])]
+    masks = masks_like(truth.masks(indices, concept), inputs.preprocess)
     near = settings.pointing_tolerance
-    scores = {
-        "pointing": [float(pointing_game(one, masks, near).nanmean()) for one in each],
-        "pointing_strict": [float(pointing_game(one, masks).nanmean()) for one in each],
-        "iou": [float(iou(one, masks).nanmean()) for one in each],
-    }
-    for name, (mine, *random) in scores.items():
-        row[name] = mine
-        row[f"random_{name}"] = sum(random) / len(random) if random else float("nan")
+    for kind in kinds:
+        maps = inputs.maps(kind, indices, latents, signs)  # [n, 1 + random, H, W]
+        each = [maps[:, j] for j in range(maps.shape[1])]
+        scores = {
+            "pointing": [float(pointing_game(one, masks, near).nanmean()) for one in each],
+            "pointing_strict": [float(pointing_game(one, masks).nanmean()) for one in each],
+            "iou": [float(iou(one, masks).nanmean()) for one in each],
+        }
+        for name, (mine, *random) in scores.items():
+            row[f"{PREFIX[kind]}{name}"] = mine
+            row[f"random_{PREFIX[kind]}{name}"] = sum(random) / len(random) if random else float("nan")
     # A random pixel hits with the share of the image that the object, widened by the tolerance, covers.
     wide = nn.functional.max_pool2d(masks.float()[:, None], 2 * near + 1, stride=1, padding=near)
     row["chance_pointing"] = float(wide.mean())
@@ -232,36 +284,35 @@ def masks_like(masks: Tensor, preprocess: Preprocess) -> Tensor:
 
 
 def _faithfulness(
-    inputs: _Inputs, settings: ValidateSettings, latent: int, sign: int, own: list[int], generator: torch.Generator
+    inputs: _Inputs,
+    settings: ValidateSettings,
+    latent: int,
+    sign: int,
+    own: list[int],
+    generator: torch.Generator,
+    kinds: Sequence[str],
 ) -> dict[str, object]:
-    """Areas under the insertion and deletion curves, relative to the whole image's value; also for a random map."""
+    """Areas under the insertion and deletion curves, relative to the whole image's value; also for a random map.
+
+    The value is the latent's pre-activation at a vector, where a latent may be silent, and the image's latent at a map.
+    """
     indices = own[: settings.top_images]
     images = inputs.images(indices)
-    maps = inputs.maps(indices, [latent], [sign])[:, 0].to(inputs.context.device)
+    encode = inputs.sae.pre_activations if inputs.site.kind == "vector" else inputs.sae.encode
 
     @torch.no_grad()
     def score(batch: Tensor) -> Tensor:
-        return sign * inputs.sae.pre_activations(site_activations(inputs.model, inputs.site, batch))[:, latent]
+        rows = read_site(inputs.model, inputs.site, batch)
+        return sign * pooled(at_positions(encode, rows), inputs.pool)[:, latent]
 
-    blank = torch.zeros((), device=inputs.context.device)
+    blank = torch.zeros((), device=inputs.device)
     # Noise as coarse as the map; pixel noise would be too easy to beat.
     coarse = torch.rand(len(indices), 1, 7, 7, generator=generator)
-    noise = nn.functional.interpolate(coarse, size=tuple(maps.shape[1:]), mode="bilinear")[:, 0].to(maps.device)
-    mine = insertion_deletion_auc(score, images, maps, blank, steps=settings.faithfulness_steps)
-    random = insertion_deletion_auc(score, images, noise, blank, steps=settings.faithfulness_steps)
-    whole = score(images)
-
-    def relative(area: Tensor) -> float:
-        return float((area.mean() / whole.mean()).cpu())
-
-    return {
-        "insertion": relative(mine.insertion),
-        "deletion": relative(mine.deletion),
-        "random_insertion": relative(random.insertion),
-        "random_deletion": relative(random.deletion),
-    }
-
-
-def _preprocess(context: StageContext) -> Preprocess:
-    assert context.data.preprocess is not None, "the data are bound to the backbone before any stage runs"
-    return context.data.preprocess
+    noise = nn.functional.interpolate(coarse, size=tuple(images.shape[2:]), mode="bilinear")[:, 0].to(images.device)
+    maps = {PREFIX[kind]: inputs.maps(kind, indices, [latent], [sign])[:, 0].to(images.device) for kind in kinds}
+    whole, row = score(images), dict[str, object]()
+    for prefix, one in {**maps, "random_": noise}.items():
+        areas = insertion_deletion_auc(score, images, one, blank, steps=settings.faithfulness_steps)
+        for name, area in areas._asdict().items():
+            row[prefix + name] = float((area.mean() / whole.mean()).cpu())
+    return row
