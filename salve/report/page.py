@@ -71,7 +71,7 @@ def write_report(
         write_table(out / "tables" / CLASSES_CSV, rows)
         tables = [CLASSES_CSV, *tables]
     main = headline(found, rows)
-    terms = terms_of(main.verdict)
+    terms = terms_of(main.verdict, "own" in found.record("validate", "maps.json").get("kinds", ()))
     figure_folder = FigureFolder(out / "figures")
     sections = [build(found, figure_folder) for build in (classifier, discover, validation, control, diagnose)]
     page = _template(Linker(terms)).render(

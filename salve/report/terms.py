@@ -18,8 +18,8 @@ class Term(NamedTuple):
     meaning: str
 
 
-def terms_of(verdict: Verdict | None) -> list[Term]:
-    """The page's glossary; *separates* is in it where something was judged."""
+def terms_of(verdict: Verdict | None, own_maps: bool = False) -> list[Term]:
+    """The page's glossary; *separates* is in it where something was judged, *own map* where there are ``own_maps``."""
     terms = [
         Term(
             "splits",
@@ -71,6 +71,15 @@ def terms_of(verdict: Verdict | None) -> list[Term]:
             "A heat map over an image that is bright where a latent gets its value from.",
         ),
     ]
+    if own_maps:
+        terms.append(
+            Term(
+                "own-map",
+                "own map",
+                r"\bown maps?\b",
+                "Of a latent at a site with positions: a heat map of its value at each of them.",
+            )
+        )
     if verdict is not None:
         terms += [
             Term("separates", "separates", r"\bseparates?\b", f"Of an edit, on test images: {verdict.meaning}."),

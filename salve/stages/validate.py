@@ -250,7 +250,7 @@ def _against_truth(
         "auroc": float(binary_auroc(value, truth.presence[:, concept].long())),
         "n": len(indices),
     }
-    if not indices:
+    if not (indices and kinds):
         return row
     masks = masks_like(truth.masks(indices, concept), inputs.preprocess)
     near = settings.pointing_tolerance

@@ -22,8 +22,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from salve.artifacts import save_tensors, write_record, write_table
+from salve.artifacts import load_tensors, save_tensors, write_record, write_table
 from salve.report import style, summary_table, write_report
+from salve.report.figures import validate as figures
 from salve.report.figures.control import confusion_matrix, matrix_classes
 from salve.report.figures.diagnose import agreement_scatter
 from salve.report.figures.discover import class_mean_heat_map, heat_map_columns, latent_use
@@ -782,6 +783,80 @@ def test_ground_truth_columns_are_left_out_where_there_are_none(tmp_path: Path) 
     assert "pointing game" not in page.text
     assert "point-" not in _rendered(run.folders)
     assert not (tmp_path / "out" / "figures" / "validate-localisation.png").exists()
+
+
+def at_a_map(run: Run, kinds: tuple[str, ...] = ("grad_fam", "own"), why: str = "") -> None:
+    """Make of a run's validation one at a site that is a map."""
+    folder = run.root / "validate"
+    why_none = {"own": "" if "own" in kinds else "It is a vector.", "grad_fam": why}
+    write_record(folder / "maps.json", {"site": "layer2.0.conv2", "kinds": list(kinds), "why_none": why_none})
+    tensors = load_tensors(folder / "saliency.safetensors")
+    table = run.table("validate", "localisation.csv")
+    of_maps = [name for name in table if name.removeprefix("random_") in ("pointing", "iou", "insertion", "deletion")]
+    if "own" in kinds:
+        own = {f"own_{name}": table[name] / 2 for name in ("pointing", "iou", "insertion", "deletion")}
+        table = table.assign(**own, random_own_pointing=0.13, random_own_iou=0.07)
+        tensors["own_maps"] = tensors["maps"].flip(-1)
+    if "grad_fam" not in kinds:
+        table = table.drop(columns=of_maps)
+        del tensors["maps"]
+    write_table(folder / "localisation.csv", table)
+    save_tensors(folder / "saliency.safetensors", tensors)
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_both_kinds_of_maps_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path / "run", CLASSES[:2], images=5, size=16, top=3)
+    at_a_map(run)
+    drawn: list[dict[str, Any]] = []
+    monkeypatch.setattr(figures, "class_strip", lambda *given: drawn.append(given[2]))
+    page = Page(write(tmp_path / "out", run.folders))
+    tensors = load_tensors(run.root / "validate" / "saliency.safetensors")
+    assert [list(maps) for maps in drawn] == [["own map", "Grad-FAM"]] * 2
+    for i, maps in enumerate(drawn):
+        assert np.array_equal(maps["own map"], tensors["own_maps"][i].numpy())
+        assert np.array_equal(maps["Grad-FAM"], tensors["maps"][i].numpy())
+    assert "under the latent's own map (middle row: its value at each position of the site, exact)" in page.sentences
+    assert "under their Grad-FAM map (bottom row, bright where the latent comes from)" in page.sentences
+    pointing = run.table("validate", "localisation.csv")["pointing"]
+    for value in pointing:
+        mine, own = (f"{100 * one:.0f} %" for one in (value, value / 2))
+        assert f"Pointing game, own map {own} random latent 13 %" in page.sentences
+        assert f"Pointing game, Grad-FAM {mine} random latent 21 %" in page.sentences
+    assert f"Insertion, own map {times(1.3)} random map {times(1.104)}" in page.sentences
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_network_without_a_map_is_said_to_be_one(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", CLASSES[:2], images=5, size=16, top=1)
+    at_a_map(run, (), "This Net has no spatial map in front of its site fc.")
+    page = Page(write(tmp_path / "out", run.folders))
+    assert "This Net has no spatial map in front of its site fc. So there are no saliency maps" in page.sentences
+    validation = page.sentences.split("Validate: what each latent looks at")[1].split("Control:")[0]
+    assert "Grad-FAM" not in validation
+    assert "Pointing game" not in validation
+    assert "AUROC" in validation
+
+
+def test_rows_of_maps_stand_below_their_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.zeros((2, 3, 8, 8), np.uint8)
+    left, right = np.zeros((2, 2, 8, 8))
+    left[..., 0], right[..., 7] = 1, 1
+    figure = figures.class_strip(images[0], images, {"own map": left, "Grad-FAM": right})
+    assert figure is not None
+    axes = next(one for one in figure.axes if one.get_label() == "images")
+    canvas = np.asarray(axes.get_images()[0].get_array())
+    assert canvas.shape[:2] == (3 * 9 - 1, 2 * 9 - 1)
+    rows = [canvas[i * 9 : i * 9 + 8, :8].astype(int).sum(axis=2) for i in range(3)]
+    assert rows[0].max() == 0
+    assert rows[1][:, 0].min() > rows[1][:, 7].max()
+    assert rows[2][:, 7].min() > rows[2][:, 0].max()
+    height = 9 / 8  # of a row, in axes' own cells
+    named = {text.get_text(): text.get_position()[1] / 8 / height for text in axes.texts}
+    assert 1 < named["own map"] < 2 < named["Grad-FAM"] < 3
+    alone = figures.class_strip(None, images, {"Grad-FAM": right})
+    assert alone is not None
+    assert not alone.axes[0].texts  # the page says which kind it is
 
 
 @pytest.mark.usefixtures("drawn_figures")

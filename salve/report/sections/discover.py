@@ -56,7 +56,7 @@ def discover(artifacts: Artifacts, figure_folder: FigureFolder) -> Section:
     if record:
         parts = [
             f"A sparse autoencoder ({record.get('variant', 'unknown')}, {record.get('dictionary_size', '?')} "
-            f"latents) was trained on the {record.get('width', '?')} activations that the head reads"
+            f"latents) was trained on the activations of {record.get('width', '?')} channels{_place(artifacts)}"
             + (f", for {plural(int(record['steps']), 'step')}" if record.get("steps") else "")
             + ".",
             f"On test images it explains {percent(record.get('fve'))} of their variance (FVE) with "
@@ -89,11 +89,22 @@ def discover(artifacts: Artifacts, figure_folder: FigureFolder) -> Section:
     return Section("discover", "Discover: which latents carry which class", blocks, "discover")
 
 
+def _place(artifacts: Artifacts) -> str:
+    """Where the activations were captured."""
+    record = artifacts.record("activations", "activations.json")
+    if not record.get("site"):
+        return ""
+    place = f" at the site {record['site']}"
+    if positions := record.get("positions"):
+        place += f", at {count_of(record['sampled'])} of the {plural(math.prod(positions), 'position')} of each image"
+    return place
+
+
 def _downstream_table(record: Mapping[str, Any]) -> list[Block]:
-    """What the head does on reconstructions, between its own activations and two ablations."""
+    """What the network does on reconstructions, between its own activations and two ablations."""
     if is_missing(record.get("downstream_kl")):
         return []
-    header = [Cell("the head is fed"), *numbers("accuracy", "accuracy recovered", "KL (nats)", "KL recovered")]
+    header = [Cell("the site holds"), *numbers("accuracy", "accuracy recovered", "KL (nats)", "KL recovered")]
     rows = [
         [Cell("unchanged activations"), *numbers(percent(record.get("original_accuracy")), "", number(0.0), "")],
         [
