@@ -4,14 +4,17 @@ A row's random draws, such as its augmentation, depend only on the epoch and the
 or on what it loaded before.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, distributed
 from torch.utils.data import BatchSampler, Dataset, RandomSampler, Sampler, SequentialSampler
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 #: The CPU's generator uses 32 bits of a seed.
 _SEEDS = 2**32
@@ -47,6 +50,40 @@ def alone() -> Iterator[None]:
 
 
 _alone = ContextVar("_alone", default=False)
+
+
+def divided(work: Callable[[T], R], parts: Sequence[T], advance: Callable[[int], None] = lambda _: None) -> list[R]:
+    """``[work(part) for part in parts]``, divided among the ranks; every rank gets all results.
+
+    Args:
+        work: does a part without other ranks. parts: the same on each rank.
+        advance: called with the number of parts done, on all ranks together, for a progress bar.
+    """
+    rank, ranks = rank_and_world_size()
+    own = []
+    with alone():
+        for place in range(rank, len(parts), ranks):
+            own.append(work(parts[place]))
+            advance(min(ranks, len(parts) - place))
+    if ranks == 1:
+        return own
+    by_rank: list[Any] = [None] * ranks
+    group: Any = distributed.new_group(backend="gloo")  # NCCL would need a GPU to meet
+    distributed.all_gather_object(by_rank, own, group)
+    return [by_rank[place % ranks][place // ranks] for place in range(len(parts))]
+
+
+class OnLeader:
+    """A function that does nothing on the other ranks, to which it is sent: the leader shows the progress."""
+
+    def __init__(self, function: Callable[[int], None] = lambda _: None) -> None:
+        self._function = function
+
+    def __call__(self, count: int) -> None:
+        self._function(count)
+
+    def __reduce__(self) -> tuple[type["OnLeader"], tuple[()]]:
+        return OnLeader, ()
 
 
 class RankBatches(Sampler[list[int]]):

@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from salve.activations.capture import read_site
 from salve.backbones.sites import find_site
 from salve.data.transforms import Preprocess
 from salve.sae.models import SAE
 from salve.sae.positions import at_positions, pooled
 from salve.saliency.common import (
+    activations_at,
     check_width,
     checked_latents,
     checked_signs,
@@ -113,7 +113,7 @@ def maximise(
         )
 
         def measure(x: Tensor) -> tuple[Tensor, Tensor]:
-            activations = read_site(model, site, x)  # [L, P, M]
+            activations = activations_at(model, site, x)  # [L, P, M]
             values = pooled(at_positions(sae.pre_activations, activations), pool)
             return values.gather(1, index[:, None]).squeeze(1), activations
 

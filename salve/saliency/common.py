@@ -4,11 +4,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from salve.backbones.site import Site
+from salve.backbones.sites import graph_of, site_activations
 from salve.sae.models import SAE
-from salve.types import UserError
+from salve.types import Images, UserError
 
 
 @contextmanager
@@ -22,6 +24,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         for module, training in modes:
             # Not module.train(), which would also set the children.
             module.training = training
+
+
+def activations_at(model: nn.Module, site: Site, images: Images) -> Float[Tensor, "N P M"]:
+    """The activations at a site; at one inside the network, nothing behind it is computed."""
+    if site.place is None:
+        return site_activations(model, site, images)[:, None]
+    return graph_of(model, images.shape[-1]).activations(model, site, images)
 
 
 class NoMap(UserError):

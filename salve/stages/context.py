@@ -36,7 +36,7 @@ class StageContext:
         trainer: ``trainer(stage, max_epochs, callbacks)`` makes a Trainer with the run's devices and logger.
         device: of forward passes outside a Trainer.
         progress: see :func:`salve.activations.captured`.
-        ranks: the processes that capture, train and test. Everything else runs on the first one only.
+        ranks: the processes that capture, train, test and validate. Everything else runs on the first one only.
         memory: GiB of activations that a process may hold while it trains on them.
         precision: of fine-tuning, as Lightning names it; part of a classifier's key.
         preprocessing: of the images, in words.

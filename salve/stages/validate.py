@@ -1,83 +1,29 @@
 """Stage ``validate``: saliency maps of the classes' latents, scores of the maps, and maximised images."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
-from torchmetrics.functional.classification import binary_auroc
-from torchvision.transforms.v2 import functional as transforms
+from torch import Tensor
 
-from salve.activations.capture import read_site
 from salve.artifacts import Artifact, save_tensors, write_record, write_table
-from salve.backbones import Site
-from salve.data.base import ConceptTruth, ImageData
-from salve.data.transforms import Preprocess
-from salve.sae import SAE
-from salve.sae.positions import at_positions, pooled
-from salve.saliency import grad_fam, insertion_deletion_auc, iou, maximise, own_maps, pointing_game
-from salve.saliency.common import NoMap
+from salve.distributed import OnLeader, divided, rank_and_world_size
+from salve.saliency import maximise
 from salve.settings import ValidateSettings
 from salve.stages.context import StageContext, settings_of_key
 from salve.stages.latents import latents_of
+from salve.stages.localise import PREFIX, Seen, localise
 from salve.stages.targets import Target, targets_of
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 #: Images optimised in one batch: bounds memory however many classes there are.
 MAXIMISED_TOGETHER = 5
-#: Kinds of maps, with the beginning of the names of their scores.
-GRAD_FAM, OWN = "grad_fam", "own"
-PREFIX = {GRAD_FAM: "", OWN: "own_"}
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    """What the parts of this stage share: the data, the network, the SAE and the latents of the targets."""
-
-    data: ImageData
-    device: torch.device
-    seed: int
-    model: nn.Module
-    site: Site
-    sae: SAE
-    pool: str
-    values: Tensor  # [T, N]: each target's latent of the test images, times its sign
-    labels: Tensor  # [N]
-    pictured: int  # classes of which pictures are made, the first ones
-
-    @property
-    def preprocess(self) -> Preprocess:
-        assert self.data.preprocess is not None, "the data are bound to the backbone before any stage runs"
-        return self.data.preprocess
-
-    def images(self, indices: Sequence[int]) -> Tensor:
-        """Preprocessed test images ``[n, 3, H, W]``."""
-        dataset = self.data.dataset("test")
-        return torch.stack([dataset[i][0] for i in indices]).to(self.device)
-
-    def maps(self, kind: str, indices: Sequence[int], latents: Sequence[int], signs: Sequence[int]) -> Tensor:
-        """Maps of a kind ``[n, L, H, W]``."""
-        chosen, sign = torch.tensor(latents, device=self.device), torch.tensor(signs, device=self.device)
-        parts, size = [], self.data.batch_size
-        for i in range(0, len(indices), size):
-            images = self.images(indices[i : i + size])
-            if kind == OWN:
-                found = own_maps(self.model, self.site.name, self.sae, images, chosen, signs=sign)
-            else:
-                found = grad_fam(self.model, self.site.name, self.sae, images, chosen, signs=sign, pool=self.pool)
-            parts.append(found.cpu())
-        return torch.cat(parts)
-
-    def why_none(self) -> dict[str, str]:
-        """By kind of map, why there is none; an empty text where there is one."""
-        found = dict.fromkeys(PREFIX, "")
-        for kind in found:
-            try:
-                self.maps(kind, [0], [0], [1])
-            except NoMap as error:
-                found[kind] = str(error)
-        return found
 
 
 def validate(
@@ -114,7 +60,7 @@ def validate(
         latents = latents_of(context, cut, autoencoder, test, "test", pool)
         values = torch.stack([target.signs[0] * latents[:, target.latents[0]] for target in targets])
         pictured = min(settings.pictures, len(context.classes))
-        inputs = _Inputs(
+        inputs = Seen(
             *(context.data, context.device, context.seed, cut.model, cut.site),
             *(autoencoder.to(context.device), pool, values, test.labels, pictured),
         )
@@ -124,19 +70,18 @@ def validate(
         _top_images(inputs, settings, targets, kinds, folder)
         shown = [target for target in targets if target.classes[0] < pictured]
         if settings.maximisation_steps and shown:
-            _maximise(context, inputs, settings, shown, folder)
-        rows, table = [], features.table("latents.csv")
-        with context.progress("scoring saliency maps", len(targets)) as advance:
-            for number, target in enumerate(targets):
-                rows.append(_localise(inputs, settings, number, target, table, kinds))
-                advance(1)
+            batches = [shown[i : i + MAXIMISED_TOGETHER] for i in range(0, len(shown), MAXIMISED_TOGETHER)]
+            maximised = _on_ranks(context, "maximising activations", inputs, partial(_maximise, settings), batches)
+            _write_maximised(inputs, maximised, folder)
+        work = partial(localise, settings, features.table("latents.csv"), kinds)
+        rows = _on_ranks(context, "scoring saliency maps", inputs, work, list(enumerate(targets)))
         write_table(folder / "localisation.csv", pd.DataFrame(rows))
 
     return context.store.get_or_make("validate", key_settings, make)
 
 
 def _top_images(
-    inputs: _Inputs, settings: ValidateSettings, targets: Sequence[Target], kinds: Sequence[str], folder: Path
+    inputs: Seen, settings: ValidateSettings, targets: Sequence[Target], kinds: Sequence[str], folder: Path
 ) -> None:
     """Write ``top.csv``, the images that excite each class's latent most, and pictures of them with their maps."""
     rows: list[dict[str, object]] = []
@@ -168,151 +113,58 @@ def _top_images(
     save_tensors(folder / "saliency.safetensors", {"images": images, **maps})
 
 
+def _on_ranks(
+    context: StageContext, what: str, inputs: Seen, work: Callable[[Seen, T], R], parts: Sequence[T]
+) -> list[R]:
+    """Do some work for each part, the parts divided among the ranks; no result depends on how many there are."""
+    with context.progress(what, len(parts)) as advance:
+        if context.ranks.several:
+            inputs = inputs.on(torch.device("cpu"))  # a rank would take the weights for those on its own GPU
+        found: list[R] = context.ranks(_on_rank, context.ranks.devices, inputs, work, parts, OnLeader(advance))
+    return found
+
+
+def _on_rank(
+    devices: Sequence[torch.device],
+    inputs: Seen,
+    work: Callable[[Seen, T], R],
+    parts: Sequence[T],
+    advance: Callable[[int], None],
+) -> list[R]:
+    """Do this rank's parts on its device; the devices are those of a node."""
+    rank, _ = rank_and_world_size()
+    return divided(partial(work, inputs.on(devices[rank % len(devices)])), parts, advance)
+
+
 def _maximise(
-    context: StageContext, inputs: _Inputs, settings: ValidateSettings, targets: Sequence[Target], folder: Path
+    settings: ValidateSettings, inputs: Seen, targets: Sequence[Target]
+) -> list[tuple[Target, Tensor, float, float]]:
+    """For each target, an image optimised to excite its latent, and the values before and after."""
+    found = maximise(
+        inputs.model,
+        inputs.site.name,
+        inputs.sae,
+        torch.tensor([target.latents[0] for target in targets], device=inputs.device),
+        inputs.preprocess,
+        size=inputs.preprocess.size,
+        steps=settings.maximisation_steps,
+        signs=torch.tensor([target.signs[0] for target in targets], device=inputs.device),
+        pool=inputs.pool,
+        seed=inputs.seed,
+    )
+    images = (found.images.cpu() * 255).round().to(torch.uint8)
+    return list(zip(targets, images, found.start_values.tolist(), found.final_values.tolist(), strict=True))
+
+
+def _write_maximised(
+    inputs: Seen, batches: Sequence[Sequence[tuple[Target, Tensor, float, float]]], folder: Path
 ) -> None:
-    """Write ``maximisation.csv`` and ``maximisation.safetensors``: images optimised to excite each target's latent."""
-    preprocess = inputs.preprocess
-    images = torch.zeros(inputs.pictured, 3, preprocess.size, preprocess.size, dtype=torch.uint8)
-    rows = []
-    with context.progress("maximising activations", len(targets)) as advance:
-        for start in range(0, len(targets), MAXIMISED_TOGETHER):
-            part = targets[start : start + MAXIMISED_TOGETHER]
-            found = maximise(
-                inputs.model,
-                inputs.site.name,
-                inputs.sae,
-                torch.tensor([target.latents[0] for target in part], device=inputs.device),
-                preprocess,
-                size=preprocess.size,
-                steps=settings.maximisation_steps,
-                signs=torch.tensor([target.signs[0] for target in part], device=inputs.device),
-                pool=inputs.pool,
-                seed=inputs.seed,
-            )
-            images[[target.classes[0] for target in part]] = (found.images.cpu() * 255).round().to(torch.uint8)
-            values = zip(part, found.start_values.tolist(), found.final_values.tolist(), strict=True)
-            rows += [
-                {"class": target.name, "latent": target.latents[0], "start_value": before, "final_value": after}
-                for target, before, after in values
-            ]
-            advance(len(part))
+    """Write ``maximisation.csv`` and ``maximisation.safetensors``."""
+    size, rows = inputs.preprocess.size, []
+    images = torch.zeros(inputs.pictured, 3, size, size, dtype=torch.uint8)
+    for target, image, before, after in (found for batch in batches for found in batch):
+        images[target.classes[0]] = image
+        row = {"class": target.name, "latent": target.latents[0], "start_value": before, "final_value": after}
+        rows.append(row)
     save_tensors(folder / "maximisation.safetensors", {"images": images})
     write_table(folder / "maximisation.csv", pd.DataFrame(rows))
-
-
-def _localise(
-    inputs: _Inputs,
-    settings: ValidateSettings,
-    number: int,
-    target: Target,
-    table: pd.DataFrame,
-    kinds: Sequence[str],
-) -> dict[str, object]:
-    """One row of ``localisation.csv``: the scores of one class's latent and of its controls.
-
-    Args:
-        inputs, settings: of the stage. number, target: the class's. table: ``latents.csv``. kinds: of maps.
-    """
-    latent, sign, k = target.latents[0], target.signs[0], target.classes[0]
-    generator = torch.Generator().manual_seed(inputs.seed + k)
-    alive = table[(table["kind"] != "dead") & (table["latent"] != latent)]
-    drawn = torch.randperm(len(alive), generator=generator)[: settings.random_latents].tolist()
-    others = [int(alive["latent"].iloc[i]) for i in drawn]
-    # A random signed latent gets the sign of its strongest class mean.
-    signs = [sign, *(int(alive["sign"].iloc[i]) for i in drawn)]
-    row: dict[str, object] = {"class": target.name, "latent": latent}
-    truth = inputs.data.truth("test")
-    own = (inputs.labels == k).nonzero()[:, 0].tolist()
-    if truth is not None:
-        row |= _against_truth(inputs, settings, truth, k, inputs.values[number], own, [latent, *others], signs, kinds)
-    if settings.faithfulness_steps and own and kinds:
-        row |= _faithfulness(inputs, settings, latent, sign, own, generator, kinds)
-    return row
-
-
-def _against_truth(
-    inputs: _Inputs,
-    settings: ValidateSettings,
-    truth: ConceptTruth,
-    k: int,
-    value: Tensor,
-    own: list[int],
-    latents: list[int],
-    signs: list[int],
-    kinds: Sequence[str],
-) -> dict[str, object]:
-    """Scores against the concept's presence and masks: AUROC, pointing game, IoU, and those of random latents."""
-    concept = truth.class_concept[k]
-    indices = [i for i in own if bool(truth.presence[i, concept])][: settings.localise_images]
-    row: dict[str, object] = {
-        "concept": truth.concepts[concept],
-        "auroc": float(binary_auroc(value, truth.presence[:, concept].long())),
-        "n": len(indices),
-    }
-    if not (indices and kinds):
-        return row
-    masks = masks_like(truth.masks(indices, concept), inputs.preprocess)
-    near = settings.pointing_tolerance
-    for kind in kinds:
-        maps = inputs.maps(kind, indices, latents, signs)  # [n, 1 + random, H, W]
-        each = [maps[:, j] for j in range(maps.shape[1])]
-        scores = {
-            "pointing": [float(pointing_game(one, masks, near).nanmean()) for one in each],
-            "pointing_strict": [float(pointing_game(one, masks).nanmean()) for one in each],
-            "iou": [float(iou(one, masks).nanmean()) for one in each],
-        }
-        for name, (mine, *random) in scores.items():
-            row[f"{PREFIX[kind]}{name}"] = mine
-            row[f"random_{PREFIX[kind]}{name}"] = sum(random) / len(random) if random else float("nan")
-    # A random pixel hits with the share of the image that the object, widened by the tolerance, covers.
-    wide = nn.functional.max_pool2d(masks.float()[:, None], 2 * near + 1, stride=1, padding=near)
-    row["chance_pointing"] = float(wide.mean())
-    return row
-
-
-def masks_like(masks: Tensor, preprocess: Preprocess) -> Tensor:
-    """Resize and crop masks ``[n, H, W]`` as preprocessing does images: bool ``[n, size, size]``."""
-    side = preprocess.size if preprocess.resize is None else preprocess.resize
-    height, width = masks.shape[1:]
-    shape = (side, side)
-    if preprocess.resize is not None:  # the shorter side becomes `resize`
-        shape = (max(side, round(side * height / width)), max(side, round(side * width / height)))
-    near = transforms.InterpolationMode.NEAREST_EXACT
-    enlarged = transforms.resize(masks.to(torch.uint8), list(shape), interpolation=near)
-    return transforms.center_crop(enlarged, [preprocess.size, preprocess.size]).bool()
-
-
-def _faithfulness(
-    inputs: _Inputs,
-    settings: ValidateSettings,
-    latent: int,
-    sign: int,
-    own: list[int],
-    generator: torch.Generator,
-    kinds: Sequence[str],
-) -> dict[str, object]:
-    """Areas under the insertion and deletion curves, relative to the whole image's value; also for a random map.
-
-    The value is the latent's pre-activation at a vector, where a latent may be silent, and the image's latent at a map.
-    """
-    indices = own[: settings.top_images]
-    images = inputs.images(indices)
-    encode = inputs.sae.pre_activations if inputs.site.kind == "vector" else inputs.sae.encode
-
-    @torch.no_grad()
-    def score(batch: Tensor) -> Tensor:
-        rows = read_site(inputs.model, inputs.site, batch)
-        return sign * pooled(at_positions(encode, rows), inputs.pool)[:, latent]
-
-    blank = torch.zeros((), device=inputs.device)
-    # Noise as coarse as the map; pixel noise would be too easy to beat.
-    coarse = torch.rand(len(indices), 1, 7, 7, generator=generator)
-    noise = nn.functional.interpolate(coarse, size=tuple(images.shape[2:]), mode="bilinear")[:, 0].to(images.device)
-    maps = {PREFIX[kind]: inputs.maps(kind, indices, [latent], [sign])[:, 0].to(images.device) for kind in kinds}
-    whole, row = score(images), dict[str, object]()
-    for prefix, one in {**maps, "random_": noise}.items():
-        areas = insertion_deletion_auc(score, images, one, blank, steps=settings.faithfulness_steps)
-        for name, area in areas._asdict().items():
-            row[prefix + name] = float((area.mean() / whole.mean()).cpu())
-    return row

@@ -34,7 +34,10 @@ FLOORS = (
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 BESIDE = {("backbones", "data")}
 #: Stages meet through artifacts; these files are what they share.
-SHARED_BY_STAGES = ("context", "measure", "outcome", "curves", "targets", "effects", "resume", "training")
+SHARED_BY_STAGES = (
+    *("context", "measure", "measured", "outcome", "curves", "through_tail", "targets", "effects", "latents"),
+    *("localise", "resume", "training"),
+)
 MOST_LINES = 350
 
 

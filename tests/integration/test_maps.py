@@ -1,7 +1,8 @@
 """Stage ``validate`` at a site that is a map, and for a network that has none."""
 
-import importlib
+import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from salve.artifacts import Store, read_record
+from salve.artifacts import Artifact, Store, read_record
 from salve.backbones import load_backbone
 from salve.processes.ranks import Ranks
 from salve.run import tryout
@@ -22,9 +23,8 @@ from salve.run.schema import Config
 from salve.sae import load_sae
 from salve.saliency import grad_fam, own_maps
 from salve.saliency.common import NoMap
+from salve.stages import localise
 from tests.integration.conftest import FEW, NARROW, SMALL, Start
-
-stage = importlib.import_module("salve.stages.validate")
 
 SITE = "layer3.0.conv2"
 EARLY = ["stages=[validate,report]", "validate.pictures=3", "sae.variant=relu_l1", "sae.sparsity=0.05"]
@@ -40,11 +40,26 @@ def by_hand(model: nn.Module, images: Tensor) -> Tensor:
     return seen[0].flatten(2).transpose(1, 2)
 
 
+Mapped = Callable[[str], tuple[Path, dict[str, Artifact]]]
+
+
+@pytest.fixture(scope="module")
+def mapped(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Mapped:
+    """``mapped(pool)``: a run at a site that is a map, and its folder."""
+
+    @cache
+    def run(pool: str) -> tuple[Path, dict[str, Artifact]]:
+        folder = tmp_path_factory.mktemp(pool)
+        return folder, start(folder, *EARLY, f"layer={SITE}", f"sae.pool={pool}")
+
+    return run
+
+
 @pytest.mark.parametrize("pool", ["mean", "max"])
 def test_a_map_is_validated_by_its_pooled_latents(
-    start: Start, composed: Callable[..., Config], tmp_path: Path, pool: str
+    mapped: Mapped, composed: Callable[..., Config], tmp_path: Path, pool: str
 ) -> None:
-    made = start(tmp_path, *EARLY, f"layer={SITE}", f"sae.pool={pool}")
+    root, made = mapped(pool)
     folder = made["validate"].path
     weights = str(made["classifier"].file("model.safetensors"))
     model = load_backbone(
@@ -82,9 +97,23 @@ def test_a_map_is_validated_by_its_pooled_latents(
             assert scores[column].between(0, 1).all()
     for column in ("insertion", "deletion", "own_insertion", "own_deletion", "random_insertion", "random_deletion"):
         assert column in scores
-    page = (tmp_path / "run" / "index.html").read_text()
+    page = (root / "run" / "index.html").read_text()
     assert "own map" in page
     assert f"at the site {SITE}, at 16 of the 16 positions" in page.replace("\u00a0", " ")
+
+
+def test_two_ranks_give_the_bits_of_one(mapped: Mapped, start: Start, tmp_path: Path) -> None:
+    root, made = mapped("mean")
+    one = made["validate"].path
+    shutil.copytree(root / "store", tmp_path / "store", ignore=shutil.ignore_patterns("validate"))
+    again = start(tmp_path, *EARLY, f"layer={SITE}", "trainer.devices=2", "trainer.strategy=ddp_spawn")
+    assert all(again[kind].reused for kind in ("classifier", "activations", "sae", "features"))
+    two = again["validate"].path
+    assert two != one
+    names = {path.name for path in one.iterdir()}
+    assert {"localisation.csv", "maximisation.safetensors", "top.csv"} <= names == {path.name for path in two.iterdir()}
+    for name in ("localisation.csv", "maximisation.csv", "maximisation.safetensors", "saliency.safetensors", "top.csv"):
+        assert (two / name).read_bytes() == (one / name).read_bytes(), name
 
 
 def test_a_network_without_a_map_is_validated_without_one(
@@ -93,7 +122,7 @@ def test_a_network_without_a_map_is_validated_without_one(
     def none(*_: Any, **__: Any) -> Tensor:
         raise NoMap("This Net has no spatial map in front of its site fc.")
 
-    monkeypatch.setattr(stage, "grad_fam", none)
+    monkeypatch.setattr(localise, "grad_fam", none)
     monkeypatch.setattr(tryout, "grad_fam", none)
     folder = start(tmp_path, *EARLY, "finetune.epochs=1")["validate"].path
     assert read_record(folder / "maps.json")["kinds"] == []

@@ -20,9 +20,9 @@ from salve.stages.curves import Measured
 from salve.stages.diagnose import strengths
 from salve.stages.diagnose import summarise as summarise_strengths
 from salve.stages.discover import feature_tables
+from salve.stages.localise import masks_like
 from salve.stages.outcome import choose, reason, summarise
 from salve.stages.targets import Target
-from salve.stages.validate import masks_like
 from salve.types import Split
 
 STRENGTHS = [0.0, 1.0, 2.0, 4.0]
