@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-#: Row and column of each element of a tensor, in cells of the last grid that was made; NaN of one without a place.
+#: Row and column of each element of a tensor, in cells of the last grid that was made; NaN of one without a place. They
+#: lie on the CPU.
 Where = tuple[Tensor, Tensor]
 
 
@@ -108,14 +109,12 @@ class PositionTracker(TorchDispatchMode):
         def places(value: Any) -> Any:
             if isinstance(value, (list, tuple)):
                 return [places(one) for one in value]
-            if not isinstance(value, Tensor) or not value.is_floating_point():
-                return value  # an axis, or an index
+            if not isinstance(value, Tensor):
+                return value
+            if not value.is_floating_point():
+                return value.cpu()  # an index
             where = self.of(value)
-            return (
-                torch.full(value.shape, torch.nan, dtype=torch.float64)
-                if where is None
-                else where[axis].to(value.device)
-            )
+            return torch.full(value.shape, torch.nan, dtype=torch.float64) if where is None else where[axis]
 
         if func.overloadpacket is torch.ops.aten.constant_pad_nd:
             args = (*args[:2], torch.nan)
