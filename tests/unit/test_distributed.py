@@ -1,5 +1,6 @@
 """Batches over several ranks, against torch's own DataLoader; and draws that depend on the row alone."""
 
+import pickle
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from salve.data import ConceptsData
 from salve.data.transforms import Preprocess
-from salve.distributed import DrawnBatches, DrawnItems, RankBatches, batch_share
+from salve.distributed import DrawnBatches, DrawnItems, OnLeader, RankBatches, batch_share, divided
 
 SHAPES = [(10, 3), (12, 4), (1, 4), (13, 13), (9, 1), (7, 100)]
 
@@ -121,3 +122,19 @@ def test_a_rank_may_get_no_image_of_a_batch(as_rank: As, scenes: Callable[[int],
         assert (images.dtype, labels.dtype) == (torch.float32, torch.int64)
         sizes.append(len(labels))
     assert sizes == [1, 1, 1, 0]
+
+
+def test_parts_of_one_rank_are_done_in_order_and_counted() -> None:
+    done: list[int] = []
+    assert divided(lambda part: part * part, [3, 1, 2], done.append) == [9, 1, 4]
+    assert done == [1, 1, 1]
+    assert divided(lambda part: part, []) == []
+
+
+def test_a_function_for_the_leader_does_nothing_where_it_is_sent_to() -> None:
+    done: list[int] = []
+    here = OnLeader(done.append)
+    there = pickle.loads(pickle.dumps(here))
+    there(1)
+    here(2)
+    assert done == [2]
