@@ -26,6 +26,12 @@ Channels = Literal["all", "aligned"]
 Pool = Literal["mean", "max"]
 
 
+TRANSFORMERS, OWN = "transformers", "own"
+#: Where networks come from, with the value of ``backbone.weights`` that stands for the weights that they come with.
+PUBLISHED = {"torchvision": "imagenet", "timm": "imagenet", TRANSFORMERS: "pretrained", OWN: "pretrained"}
+LIBRARIES = tuple(PUBLISHED)
+
+
 #: Settings and groups that a run's key leaves out, each with the reason why they do not change the results. Of the
 #: trainer's settings the key keeps two: precision changes the arithmetic, and memory decides in which order rows are
 #: shuffled. The number of devices changes only the order in which sums are rounded, as another processor does.
@@ -70,22 +76,28 @@ class BackboneSettings:
     """Which backbone, with which weights.
 
     Attributes:
-        library: torchvision or timm.
-        name: the library's name of the model.
-        weights: random, imagenet, or a path.
+        library: torchvision, timm, transformers, or own for a network of the user's own.
+        name: the library's name of the model; of one's own, what ``_target_`` names.
+        weights: random; imagenet (torchvision, timm) or pretrained (the others), which it comes with; or a path.
         args: further arguments of the library's constructor.
         preprocess: changes to the preset.
+        _target_: the class or function that makes a network of the user's own.
     """
 
-    library: Annotated[str, OneOf("torchvision", "timm")]
+    library: Annotated[str, OneOf(*LIBRARIES)]
     name: str
     weights: str
     args: dict[str, Any] = field(default_factory=dict)
     preprocess: PreprocessSettings = field(default_factory=PreprocessSettings)
+    _target_: str | None = None
 
     def __post_init__(self) -> None:
-        # Here and only here, so that keys and records name the file that is read.
+        # Here and only here, so that keys and records name the file that is read, and the network that is made.
         self.weights = os.path.expanduser(self.weights)
+        if self._target_ is not None:
+            self.library, self.name = OWN, self._target_
+        elif self.library == TRANSFORMERS:
+            self.name = os.path.expanduser(self.name)
 
 
 @dataclass
