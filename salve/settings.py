@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from salve.types import UserError
-from salve.values import ABOVE_ZERO, NOT_NEGATIVE, SEED, SHARE, OneOf, Range
+from salve.values import ABOVE_ZERO, LIBRARIES, NOT_NEGATIVE, OWN, SEED, SHARE, OneOf, Range
 from salve.variants import TRAITS, check_variant
 
 #: Precision of the matrix products in an SAE's training.
@@ -24,12 +24,6 @@ Scale = Literal["unit", "max"]
 Channels = Literal["all", "aligned"]
 #: How the latents at the positions of a map become those of an image.
 Pool = Literal["mean", "max"]
-
-
-TRANSFORMERS, OWN = "transformers", "own"
-#: Where networks come from, with the value of ``backbone.weights`` that stands for the weights that they come with.
-PUBLISHED = {"torchvision": "imagenet", "timm": "imagenet", TRANSFORMERS: "pretrained", OWN: "pretrained"}
-LIBRARIES = tuple(PUBLISHED)
 
 
 #: Settings and groups that a run's key leaves out, each with the reason why they do not change the results. Of the
@@ -77,11 +71,10 @@ class BackboneSettings:
 
     Attributes:
         library: torchvision, timm, transformers, or own for a network of the user's own.
-        name: the library's name of the model; of one's own, what ``_target_`` names.
+        name: the library's name of the model; of one's own, what ``_target_``, a class or function, names.
         weights: random; imagenet (torchvision, timm) or pretrained (the others), which it comes with; or a path.
         args: further arguments of the library's constructor.
         preprocess: changes to the preset.
-        _target_: the class or function that makes a network of the user's own.
     """
 
     library: Annotated[str, OneOf(*LIBRARIES)]
@@ -93,11 +86,8 @@ class BackboneSettings:
 
     def __post_init__(self) -> None:
         # Here and only here, so that keys and records name the file that is read, and the network that is made.
-        self.weights = os.path.expanduser(self.weights)
-        if self._target_ is not None:
-            self.library, self.name = OWN, self._target_
-        elif self.library == TRANSFORMERS:
-            self.name = os.path.expanduser(self.name)
+        self.weights, self.name = os.path.expanduser(self.weights), os.path.expanduser(self._target_ or self.name)
+        self.library = self.library if self._target_ is None else OWN
 
 
 @dataclass

@@ -16,10 +16,10 @@ from salve.backbones.probe import outputs_of
 from salve.backbones.sites import head_site
 from salve.backbones.weights import read_checkpoint
 from salve.files import digest_of
-from salve.settings import LIBRARIES, OWN, PUBLISHED, TRANSFORMERS
 from salve.timm_alone import timm
 from salve.types import UserError
 from salve.untrusted import reason, some
+from salve.values import LIBRARIES, OWN, PUBLISHED, TRANSFORMERS
 
 
 class Loaded(NamedTuple):

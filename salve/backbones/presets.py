@@ -12,9 +12,9 @@ from torchvision import models as torchvision_models
 from salve.backbones import hugging_face
 from salve.backbones.probe import can_read, own_size
 from salve.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocess
-from salve.settings import OWN, TRANSFORMERS
 from salve.timm_alone import timm
 from salve.types import UserError
+from salve.values import OWN, TRANSFORMERS
 
 #: Ratio of the resize to the crop if a preset has none.
 USUAL_RATIO = 256 / 224

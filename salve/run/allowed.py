@@ -5,8 +5,9 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from salve.settings import OWN, PUBLISHED, TRAINING_STAGES, BackboneSettings
+from salve.settings import TRAINING_STAGES, BackboneSettings
 from salve.types import UserError
+from salve.values import OWN, PUBLISHED
 
 #: Constructor arguments of timm and torchvision that load weights. They are refused: only ``backbone.weights`` says
 #: where weights come from, and what it names is never unpickled.

@@ -20,8 +20,8 @@ from salve.data.layout import (
 )
 from salve.data.splits import named_splits
 from salve.run.schema import Config
-from salve.settings import OWN, PUBLISHED, TRANSFORMERS
 from salve.types import UserError
+from salve.values import OWN, PUBLISHED, TRANSFORMERS
 
 
 def check_inputs(config: Config) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from salve.ending import as_told
-from salve.settings import OWN, TRANSFORMERS
 from salve.system import in_one_sentence
 from salve.types import UserError
+from salve.values import OWN, TRANSFORMERS
 
 _DESCRIPTION = """\
 List the sites of a backbone: the tensors that nothing but weights reads, so that

@@ -20,8 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from salve.run.explain import explain
 from salve.run.schema import CALLBACKS, DATA, Config, resolve
-from salve.settings import TRANSFORMERS
 from salve.types import UserError
+from salve.values import TRANSFORMERS
 
 #: How many values a file may hold: with YAML's references a few lines can stand for more than fits into memory.
 MOST_VALUES = 200_000
