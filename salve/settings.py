@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from salve.types import UserError
-from salve.values import ABOVE_ZERO, NOT_NEGATIVE, SEED, SHARE, OneOf, Range
+from salve.values import ABOVE_ZERO, LIBRARIES, NOT_NEGATIVE, OWN, SEED, SHARE, OneOf, Range
 from salve.variants import TRAITS, check_variant
 
 #: Precision of the matrix products in an SAE's training.
@@ -70,22 +70,24 @@ class BackboneSettings:
     """Which backbone, with which weights.
 
     Attributes:
-        library: torchvision or timm.
-        name: the library's name of the model.
-        weights: random, imagenet, or a path.
+        library: torchvision, timm, transformers, or own for a network of the user's own.
+        name: the library's name of the model; of one's own, what ``_target_``, a class or function, names.
+        weights: random; imagenet (torchvision, timm) or pretrained (the others), which it comes with; or a path.
         args: further arguments of the library's constructor.
         preprocess: changes to the preset.
     """
 
-    library: Annotated[str, OneOf("torchvision", "timm")]
+    library: Annotated[str, OneOf(*LIBRARIES)]
     name: str
     weights: str
     args: dict[str, Any] = field(default_factory=dict)
     preprocess: PreprocessSettings = field(default_factory=PreprocessSettings)
+    _target_: str | None = None
 
     def __post_init__(self) -> None:
-        # Here and only here, so that keys and records name the file that is read.
-        self.weights = os.path.expanduser(self.weights)
+        # Here and only here, so that keys and records name the file that is read, and the network that is made.
+        self.weights, self.name = os.path.expanduser(self.weights), os.path.expanduser(self._target_ or self.name)
+        self.library = self.library if self._target_ is None else OWN
 
 
 @dataclass

@@ -6,6 +6,10 @@ from typing import Any, get_type_hints
 
 from salve.types import UserError
 
+TRANSFORMERS, OWN = "transformers", "own"
+#: Where networks come from, with the value of ``backbone.weights`` that stands for the weights that they come with.
+PUBLISHED = {"torchvision": "imagenet", "timm": "imagenet", TRANSFORMERS: "pretrained", OWN: "pretrained"}
+LIBRARIES = tuple(PUBLISHED)
 #: The largest float32. Everything is computed in it, and a larger setting would be infinite.
 LARGEST = 3.4028234663852886e38
 

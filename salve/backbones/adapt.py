@@ -10,6 +10,8 @@ from salve.untrusted import shown, some
 
 #: First part of the path of a head under another name than the model's own.
 HEADS = ("fc", "head", "heads", "classifier", "linear")
+#: What ``torch.optim.swa_utils.AveragedModel`` keeps beside the weights.
+AVERAGED = "n_averaged"
 
 
 def adapted(state: Mapping[str, Tensor], model: nn.Module, reader: str) -> tuple[dict[str, Tensor], list[str]]:
@@ -17,19 +19,20 @@ def adapted(state: Mapping[str, Tensor], model: nn.Module, reader: str) -> tuple
 
     A prefix of all names (``module.``, ``model.``, …) and what ``torch.compile`` adds within names are removed. A head
     that is one linear layer in a ``Sequential``, or has another name, becomes the model's head. BatchNorm's counts of
-    batches, which some files lack and no model here reads, start at zero.
+    batches, which some files lack and no model here reads, start at zero; the count of averaged models is left out.
 
     Args:
-        state: names to tensors. model: which they are for. reader: path of its head.
+        state: names to tensors. model: which they are for. reader: path of its head; empty if it has no single one.
 
     Returns:
         The tensors under their new names, and what was done, in parts of a sentence.
     """
     wanted = model.state_dict()
+    state = {name: tensor for name, tensor in state.items() if name != AVERAGED}
     names, left_out = bare_names(state, wanted)
     named = {names[name]: tensor for name, tensor in state.items()}
     done = [f"{left_out} is removed from the names of its tensors"] if left_out else []
-    head = _other_head(named, wanted, reader)
+    head = _other_head(named, wanted, reader) if reader else ""
     if head:
         for part in ("weight", "bias"):
             if f"{head}.{part}" in named:
@@ -111,10 +114,19 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], origin: str) ->
     ):
         if names:
             raise UserError(f"{origin} does not fit {type(model).__name__}: it {complaint} {some(sorted(names))}.")
+    check_finite(state, origin)
+    model.load_state_dict(state)
+
+
+def check_finite(state: Mapping[str, Tensor], origin: str) -> None:
+    """Refuse weights that are NaN or infinite.
+
+    Args:
+        state: names to tensors. origin: where they are from, for the message.
+    """
     bad = [name for name, tensor in state.items() if not tensor.isfinite().all()]
     if bad:
         raise UserError(
             f"{origin} holds NaN or infinite values in {some(sorted(bad))}; either its training diverged, or the file "
             "is damaged."
         )
-    model.load_state_dict(state)

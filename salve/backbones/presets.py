@@ -9,10 +9,12 @@ import torch
 from torch import nn
 from torchvision import models as torchvision_models
 
-from salve.backbones.sites import find_site
+from salve.backbones import hugging_face
+from salve.backbones.probe import can_read, own_size
 from salve.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from salve.timm_alone import timm
 from salve.types import UserError
+from salve.values import OWN, TRANSFORMERS
 
 #: Ratio of the resize to the crop if a preset has none.
 USUAL_RATIO = 256 / 224
@@ -37,7 +39,8 @@ def preset(
     """The preprocessing of the model's published weights, changed by what the user set.
 
     Weights from a file are assumed to be trained from the published ones. Random weights read the data at its own size,
-    squashed, unless the architecture fixes a size. So do the weights of a model whose layers ``args`` change.
+    squashed, unless the network cannot read it. So do the weights of a model whose layers ``args`` change, and those of
+    a network of one's own.
 
     Args:
         library, name, weights, model, args: the backbone, as for :func:`salve.backbones.load_backbone`.
@@ -49,23 +52,25 @@ def preset(
     Raises:
         UserError: a size that the architecture cannot read, or settings that contradict each other.
     """
-    if library == "torchvision":
-        chosen = _torchvision_preset(name)
-        fixed, strict, argument = getattr(model, "image_size", None), True, "image_size"
-    else:
-        chosen = _timm_preset(model)
-        embed = getattr(model, "patch_embed", None)
-        fixed, strict = (getattr(embed, "img_size", None) or (None,))[0], getattr(embed, "strict_img_size", False)
-        argument = "img_size"
+    fixed, strict, argument = _fixed_size(library, model)
+    chosen, origin = _published(library, name, model)
     ratio = USUAL_RATIO if chosen.resize is None else chosen.resize / chosen.size
-    origin = f"{library}'s preset of {name}"
     if fixed is not None and fixed != chosen.size:
         chosen = _resized(chosen, int(fixed))
         origin += f" at its fixed size of {fixed} pixels"
-    elif fixed is None and (weights == "random" or (args and not _is_published(library, name, model))):
-        chosen = replace(chosen, size=native_size, resize=None)
-        why = "the weights are random" if weights == "random" else f"{name} is published without its backbone.args"
+    elif fixed is None and (
+        library == OWN or weights == "random" or (args and not _is_published(library, name, model, args))
+    ):
+        size = _readable(model, native_size, chosen.size)
+        chosen = replace(chosen, size=size, resize=None)
+        why = "the weights are random"
+        if library == OWN:
+            why = "a network of one's own has no preset"
+        elif weights != "random":
+            why = f"{name} is published without its backbone.args"
         origin = f"the data's own size, since {why}"
+        if size != native_size:
+            origin = f"a size that {name} can read, which the data's own {native_size} pixels are not"
     given = {key: value for key, value in overrides.items() if value is not None}
     if given:
         origin += f", with {', '.join(given)} set by backbone.preprocess"
@@ -92,6 +97,38 @@ def preset(
             given[key] = tuple(float(value) for value in given[key])
     chosen = replace(chosen, **given)
     return Preset(chosen, f"{origin}: {chosen.describe()}")
+
+
+def _fixed_size(library: str, model: nn.Module) -> tuple[int | None, bool, str]:
+    """The size that a network is built for, if it says one; whether it reads no other; and what argument sets it."""
+    if library == "torchvision":
+        return getattr(model, "image_size", None), True, "image_size"
+    if library == "timm":
+        embed = getattr(model, "patch_embed", None)
+        size = (getattr(embed, "img_size", None) or (None,))[0]
+        return size, getattr(embed, "strict_img_size", False), "img_size"
+    return None, False, ""
+
+
+def _readable(model: nn.Module, native_size: int, published: int) -> int:
+    """The size of the data's own images, if the network can read them; otherwise the published, or its own."""
+    for size in (native_size, published, own_size(model)):
+        if can_read(model, size):
+            return size
+    return native_size  # what is wrong with it is said when it is tried
+
+
+def _published(library: str, name: str, model: nn.Module) -> tuple[Preprocess, str]:
+    """What was published with the network, and where that comes from; ImageNet's mean and deviation if nothing was."""
+    if library == "torchvision":
+        return _torchvision_preset(name), f"torchvision's preset of {name}"
+    if library == "timm":
+        return _timm_preset(model), f"timm's preset of {name}"
+    chosen, remark = hugging_face.preprocess_of(name) if library == TRANSFORMERS else (None, "")
+    if chosen is not None:
+        return chosen, f"the preprocessor_config.json of {name}{remark}"
+    usual = Preprocess(own_size(model), None, "bilinear", IMAGENET_MEAN, IMAGENET_STD)
+    return usual, f"the usual, since {name} has no preprocessor_config.json that names a size"
 
 
 def _torchvision_preset(name: str) -> Preprocess:
@@ -126,15 +163,19 @@ def _resized(preset: Preprocess, size: int) -> Preprocess:
     return replace(preset, size=size, resize=resize)
 
 
-def _is_published(library: str, name: str, model: nn.Module) -> bool:
+def _is_published(library: str, name: str, model: nn.Module, args: Mapping[str, Any]) -> bool:
     """Whether the model has the layers of the published one, so that its weights may be trained from those."""
+    if library == TRANSFORMERS:
+        return hugging_face.configuration(name, args) == hugging_face.configuration(name, {})
+    make = torchvision_models.get_model if library == "torchvision" else timm.create_model
     with torch.device("meta"):
-        published = torchvision_models.get_model(name) if library == "torchvision" else timm.create_model(name)
-    head = find_site(model, "last").readers[0].path
-    return _layers(model, head) == _layers(published, head)
+        published = make(name, num_classes=2)
+    layers, others = _layers(model), _layers(published)
+    # Not the number of outputs, which for the head is that of the data's classes.
+    return layers.keys() == others.keys() and all(layers[path][1:] == others[path][1:] for path in layers)
 
 
-def _layers(model: nn.Module, head: str) -> dict[str, torch.Size]:
+def _layers(model: nn.Module) -> dict[str, torch.Size]:
     """Shapes of the weights of convolutions and linear layers; other shapes may depend on the size of the image."""
     layers = {path: module for path, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
-    return {path: layer.weight.shape for path, layer in layers.items() if path != head}
+    return {path: layer.weight.shape for path, layer in layers.items()}

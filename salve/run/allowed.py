@@ -1,12 +1,13 @@
-"""What settings may name, whoever wrote them: UTF-8 texts, paths, the class of the data, and classes of callbacks."""
+"""What settings may name, whoever wrote them: UTF-8 texts, paths, and classes of data, callbacks and networks."""
 
 import os
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from salve.settings import TRAINING_STAGES
+from salve.settings import TRAINING_STAGES, BackboneSettings
 from salve.types import UserError
+from salve.values import OWN, PUBLISHED
 
 #: Constructor arguments of timm and torchvision that load weights. They are refused: only ``backbone.weights`` says
 #: where weights come from, and what it names is never unpickled.
@@ -77,7 +78,8 @@ def _refuse_class_in(value: Any, key: str) -> None:
     for name, part in value.items() if isinstance(value, dict) else enumerate(value if isinstance(value, list) else ()):
         if name == "_target_":
             raise UserError(
-                f"{key}._target_={part}: only data and callbacks name a class, and its arguments are plain values."
+                f"{key}._target_={part}: only data, callbacks and backbone name a class, and its arguments are plain "
+                "values."
             )
         _refuse_class_in(part, f"{key}.{name}")
 
@@ -112,17 +114,23 @@ def of_stage(callbacks: dict[str, Any], stage: str) -> dict[str, dict[str, Any]]
     }
 
 
-def check_args(args: dict[str, Any]) -> None:
-    """Check the arguments of a network.
+def check_backbone(backbone: BackboneSettings) -> None:
+    """Check that a network of one's own is named, and the arguments of any network.
 
     Raises:
-        UserError: one is no plain value, or names a file to load.
+        UserError: it is not; or an argument is no plain value, or names a file to load.
     """
+    args = backbone.args
+    if backbone.library == OWN and backbone._target_ is None:
+        raise UserError(
+            "backbone.library=own needs backbone._target_=package.module.name, the class or function that makes the "
+            "network."
+        )
     for name in SOURCES:
         if name in args:
             raise UserError(
                 f"backbone.args.{name} cannot be set: backbone.weights says where the weights come from (random, "
-                "imagenet or a file), and backbone.args how the network is built."
+                f"{PUBLISHED[backbone.library]} or a file), and backbone.args how the network is built."
             )
     _refuse_class_in(args, "backbone.args")
 

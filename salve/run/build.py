@@ -17,15 +17,16 @@ from torch import nn
 
 from salve.artifacts import Store
 from salve.backbones import find_site, graph_of, head_site, load_backbone, preset
-from salve.backbones.load import Loaded
+from salve.backbones.load import Loaded, code_of
 from salve.backbones.presets import Preset
 from salve.data.base import ImageData
+from salve.named import one_line, repr_of
 from salve.processes.progress import counted
 from salve.processes.ranks import Ranks
 from salve.processes.trainer import TrainerFactory
 from salve.run.allowed import of_stage
 from salve.run.schema import Config
-from salve.run.target import callback_class, data_class, one_line, repr_of
+from salve.run.target import callback_class, data_class
 from salve.settings import TRAINING_STAGES
 from salve.stages import BackboneSettings, StageContext
 from salve.stages.training import torch_flags_kept
@@ -93,7 +94,7 @@ def build_context(
     machinery = (trainer_factory, device, progress, ranks, config.trainer.memory, precision)
     return StageContext(
         *(store, data, config.backbone, site.name, config.seed, *machinery, preprocessing, remarks),
-        {stage: _trained_with(config, stage) for stage in TRAINING_STAGES},
+        {stage: _trained_with(config, stage, loaded.model) for stage in TRAINING_STAGES},
         graphs,
     )
 
@@ -147,9 +148,18 @@ def _callbacks(config: Config) -> dict[str, tuple[Callable[[], Callback], ...]]:
     return {stage: tuple(made[name] for name in of_stage(config.callbacks, stage)) for stage in TRAINING_STAGES}
 
 
-def _trained_with(config: Config, stage: str) -> dict[str, Any]:
-    """What the user adds to the training of a stage, for its key; empty where nothing is added."""
-    added = {"trainer": config.trainer.arguments(stage), "callbacks": [*of_stage(config.callbacks, stage).values()]}
+def _trained_with(config: Config, stage: str, model: nn.Module) -> dict[str, Any]:
+    """What the user adds to the training of a stage, for its key; empty where nothing is added.
+
+    To the training of the network belongs the code of one's own.
+    """
+    added: dict[str, Any] = {
+        "trainer": config.trainer.arguments(stage),
+        "callbacks": [*of_stage(config.callbacks, stage).values()],
+    }
+    if stage == "finetune":
+        backbone = config.backbone
+        added["code"] = code_of(backbone.library, backbone.name, backbone.args, model)
     return {name: value for name, value in added.items() if value}
 
 

@@ -21,6 +21,7 @@ from salve.data.layout import (
 from salve.data.splits import named_splits
 from salve.run.schema import Config
 from salve.types import UserError
+from salve.values import OWN, PUBLISHED, TRANSFORMERS
 
 
 def check_inputs(config: Config) -> None:
@@ -33,19 +34,22 @@ def check_inputs(config: Config) -> None:
     target = settings.get("_target_")
     if target in ("salve.data.FolderData", "salve.data.ImagenetteData"):
         _check_folders(settings, imagenette=target == "salve.data.ImagenetteData")
-    _check_name(config.backbone.library, config.backbone.name)
-    weights = config.backbone.weights
-    if weights not in ("random", "imagenet") and not Path(os.path.expanduser(weights)).is_file():
-        raise no_weights(weights)
+    library, weights = config.backbone.library, config.backbone.weights
+    _check_name(library, config.backbone.name)
+    if weights not in ("random", *PUBLISHED.values()) and not Path(os.path.expanduser(weights)).is_file():
+        raise no_weights(library, weights)
 
 
 def _check_name(library: str, name: str) -> None:
     """Refuse a name that is nowhere in the library's sources. Importing the library to ask it would take seconds.
 
     A name that the sources mention in any way, such as a deprecated one, is left to the library, and so is where timm
-    shall load a network from: ``hf-hub:USER/MODEL``, ``local-dir:FOLDER``.
+    shall load a network from: ``hf-hub:USER/MODEL``, ``local-dir:FOLDER``. What makes a network of one's own is looked
+    for when it is made: that runs the user's code.
     """
-    if library == "timm" and ":" in name:
+    if library == TRANSFORMERS:
+        _check_folder_or_hub(name)
+    if library in (TRANSFORMERS, OWN) or (library == "timm" and ":" in name):
         return
     spec = find_spec(library)
     folders = [Path(folder) / "models" for folder in (spec and spec.submodule_search_locations) or []]
@@ -57,6 +61,23 @@ def _check_name(library: str, name: str) -> None:
     raise no_model(library, name, known)
 
 
+def _check_folder_or_hub(name: str) -> None:
+    """Refuse a name of a transformers' network that is neither a folder with its configuration nor could be on the hub.
+
+    Raises:
+        UserError: also if transformers is not installed.
+    """
+    if find_spec(TRANSFORMERS) is None:
+        raise UserError(
+            "backbone.library=transformers needs the package transformers: pip install 'salve[transformers]'."
+        )
+    if os.path.isdir(name):
+        if not (Path(name) / "config.json").is_file():
+            raise UserError(f"backbone.name={name} is a folder without config.json, so it holds no network.")
+    elif not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
+        raise UserError(f"backbone.name={name} is neither a folder nor a name on the hub (USER/MODEL).")
+
+
 def no_model(library: str, name: str, known: Iterable[str]) -> UserError:
     """The error for a name that a library does not know."""
     near = get_close_matches(name, sorted(known), 5)
@@ -64,9 +85,9 @@ def no_model(library: str, name: str, known: Iterable[str]) -> UserError:
     return UserError(f"backbone.name={name} is no model of {library}{hint}.")
 
 
-def no_weights(weights: str) -> UserError:
+def no_weights(library: str, weights: str) -> UserError:
     """The error for weights that are no file."""
-    return UserError(f"backbone.weights={weights} is neither random, imagenet nor a file.")
+    return UserError(f"backbone.weights={weights} is neither random, {PUBLISHED[library]} nor a file.")
 
 
 def _check_folders(settings: dict[str, Any], imagenette: bool) -> None:

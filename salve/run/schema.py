@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from salve.run.allowed import (
     below,
-    check_args,
+    check_backbone,
     check_callbacks,
     check_data,
     input_path,
@@ -210,7 +210,7 @@ def resolve(config: DictConfig) -> Config:
     assert isinstance(resolved, Config)
     refuse_undecodable(asdict(resolved))
     check_data(resolved.data)
-    check_args(resolved.backbone.args)
+    check_backbone(resolved.backbone)
     check_callbacks(resolved.callbacks)
     for key in ("name", "sweep.name"):
         below(key, attrgetter(key)(resolved))

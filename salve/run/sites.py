@@ -11,6 +11,7 @@ from typing import Any
 from salve.ending import as_told
 from salve.system import in_one_sentence
 from salve.types import UserError
+from salve.values import OWN, TRANSFORMERS
 
 _DESCRIPTION = """\
 List the sites of a backbone: the tensors that nothing but weights reads, so that
@@ -110,18 +111,28 @@ def found_sites(store: Any, library: str, name: str, args: dict[str, Any], size:
     """
     from salve.artifacts import read_record, write_record
 
+    packages = ("torch",) if library == OWN else ("torch", library)
     key_settings = {
         **{"library": library, "name": name, "args": args, "size": size},
-        "versions": {package: version(package) for package in ("torch", library)},
+        "versions": {package: version(package) for package in packages},
     }
 
-    def make(folder: Path, scratch: Path) -> None:
+    def build() -> Any:
         from salve.backbones import load_backbone
+
+        # Sites follow from the architecture, and weights need not be there.
+        return load_backbone(library, name, "random", 2, args).model.eval()
+
+    if library in (TRANSFORMERS, OWN):  # whose names do not say what they are
+        from salve.backbones.load import code_of
+
+        key_settings["code"] = code_of(library, name, args, build())
+
+    def make(folder: Path, scratch: Path) -> None:
         from salve.backbones.graph import NetworkGraph
         from salve.backbones.probe import own_size
 
-        # Sites follow from the architecture, and weights need not be there.
-        model = load_backbone(library, name, "random", 2, args).model.eval()
+        model = build()
         side = own_size(model) if size is None else size
         sites = NetworkGraph(model, side).sites
         record = {"backbone": f"{library} {name}", "size": side, "sites": [asdict(site) for site in sites.values()]}

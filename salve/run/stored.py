@@ -2,7 +2,8 @@
 
 A command may name any class of the user's own, and any place to load a network from. A folder may come from somebody
 else. Of the classes that it names, only salve's data classes and some of Lightning's callbacks are used, unless the
-command names the same class again. Texts in it stay texts: ``${oc.env:KEY}`` is not looked up.
+command names the same class again; the same holds for networks of one's own, and from elsewhere. Texts in it stay
+texts: ``${oc.env:KEY}`` is not looked up.
 """
 
 import re
@@ -20,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from salve.run.explain import explain
 from salve.run.schema import CALLBACKS, DATA, Config, resolve
 from salve.types import UserError
+from salve.values import TRANSFORMERS
 
 #: How many values a file may hold: with YAML's references a few lines can stand for more than fits into memory.
 MOST_VALUES = 200_000
@@ -118,18 +120,31 @@ def _refuse_untrusted(
                 f"{file} names the class {key}={target}, which is {none_of} ({', '.join(trusted)}), and what a folder "
                 "names is not run; if you know and trust it, name it again on the command line."
             )
-    backbone = stored.get("backbone")
-    name = backbone.get("name") if isinstance(backbone, dict) else None
-    if "backbone.name" not in typed and isinstance(name, str) and name not in classes and _is_elsewhere(name):
+    found = stored.get("backbone")
+    backbone = found if isinstance(found, dict) else {}
+    network = typed.get("backbone._target_", backbone.get("_target_"))
+    if network is not None:
+        if "backbone._target_" not in typed and not (isinstance(network, str) and network in classes):
+            raise UserError(
+                f"{file} names backbone._target_={network}, which makes a network of somebody's own, and what a folder "
+                "names is not run; if you know and trust it, name it again on the command line."
+            )
+        return
+    name, library = backbone.get("name"), typed.get("backbone.library", backbone.get("library"))
+    elsewhere = isinstance(name, str) and name not in classes and _is_elsewhere(library, name)
+    if "backbone.name" not in typed and elsewhere:
         raise UserError(
             f"{file} has backbone.name={name}, a place to load a network from, and what a folder names is not fetched; "
             "if you know and trust it, name it again on the command line."
         )
 
 
-def _is_elsewhere(name: str) -> bool:
-    """Whether timm would load a network of that name from a hub or folder: hf-hub:USER/MODEL, local-dir:FOLDER."""
-    return bool(set(name) & set(":/\\"))
+def _is_elsewhere(library: Any, name: str) -> bool:
+    """Whether a network of that name is loaded from a hub or folder: all of transformers, and some of timm.
+
+    timm's are named hf-hub:USER/MODEL and local-dir:FOLDER.
+    """
+    return library == TRANSFORMERS or bool(set(name) & set(":/\\"))
 
 
 def named_again(config: Config) -> dict[str, str]:
@@ -140,6 +155,8 @@ def named_again(config: Config) -> dict[str, str]:
         for name, callback in config.callbacks.items()
         if callback is not None and callback["_target_"] not in CALLBACKS
     }
-    name = config.backbone.name
-    networks = {"backbone.name": name} if _is_elsewhere(name) else {}
+    backbone = config.backbone
+    networks = {"backbone.name": backbone.name} if _is_elsewhere(backbone.library, backbone.name) else {}
+    if backbone._target_ is not None:
+        networks = {"backbone._target_": backbone._target_}
     return {**({} if data in DATA else {"data._target_": data}), **callbacks, **networks}

@@ -13,7 +13,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = (
     ("axes", "cells", "lazy", "system", "timm_alone"),
     ("types", "ending"),
-    ("variants", "untrusted", "values"),
+    ("named", "variants", "untrusted", "values"),
     ("settings",),
     ("files",),
     ("integrity",),

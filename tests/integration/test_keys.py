@@ -108,6 +108,7 @@ NOT_IN_ANY: dict[str, str] = {
     "layer": "this backbone has one site only; activations of another have its name in their key",
     "data._target_": "another class has other settings",
     "backbone.library": "torchvision has no model of this name",
+    "backbone._target_": "another network has other arguments; the classifier's key has its name and its code",
     "backbone.preprocess.squash": "it is what this backbone does already",
     "edit.images": "at the last site, all images are measured; at others, test_stage_diagnose.py",
     "sae.steps": "sae.epochs, which is set here, takes their place",

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -262,3 +264,41 @@ def test_a_network_of_which_nothing_is_known_goes_through_every_stage(start: Sta
     found = start(tmp_path, *backbone, "edit.modes=[suppress]")
     assert tuple(found) == KINDS
     assert found["activations"].record("activations.json")["site"] == "fc"
+
+
+MINE = """
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, num_classes, width=8):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, width, 3, stride=2), nn.ReLU(inplace=True), nn.Conv2d(width, width, 3))
+        self.head = nn.Sequential(nn.Dropout(0.1), nn.Linear(width, num_classes))
+
+    def forward(self, images):
+        return {"logits": self.head(self.body(images).relu().mean(dim=(2, 3)))}
+"""
+
+
+def test_a_network_of_ones_own_goes_through_every_stage_and_takes_its_edit_back(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_nets.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    backbone = ["backbone=own", "backbone._target_=own_nets.Net", "+backbone.args.width=12"]
+    found = start(tmp_path, *backbone, "edit.modes=[suppress]")
+    assert tuple(found) == KINDS
+    assert found["activations"].record("activations.json")["site"] == "head.1"
+    network = import_module("own_nets").Net(10, 12)
+    state = load_file(found["classifier"].file("model.safetensors"))
+    network.load_state_dict(state)
+    edit_file = load_edit_file(next((tmp_path / "run" / "edits").glob("*.json")))
+    edited = apply_edit_file(edit_file, state)
+    network.load_state_dict(edited)
+    assert [name for name in state if not torch.equal(edited[name], state[name])] == ["head.1.weight"]
+    # Another code is another network.
+    (tmp_path / "own_nets.py").write_text(MINE.replace("Dropout(0.1)", "Dropout(0.2)"))
+    monkeypatch.delitem(sys.modules, "own_nets")
+    again = start(tmp_path, *backbone, "edit.modes=[suppress]", "stages=[finetune]")
+    assert again["classifier"].key != found["classifier"].key

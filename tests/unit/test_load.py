@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torchvision.models import ResNet18_Weights, resnet18
 
 from salve.backbones import load_backbone
 from salve.backbones.weights import read_checkpoint
+from salve.run import inputs
 from salve.types import UserError
 
 RESNET10: dict[str, Any] = {"channels": (8, 16, 24, 32)}
@@ -224,7 +226,7 @@ def test_a_name_like_no_other_is_refused_without_suggestions() -> None:
 
 
 def test_an_unknown_library_is_refused_with_the_choices() -> None:
-    with pytest.raises(UserError, match=r"backbone\.library=keras .*torchvision and timm"):
+    with pytest.raises(UserError, match=r"backbone\.library=keras .*torchvision, timm, transformers, own"):
         load_backbone("keras", "resnet18", "random", 5)
 
 
@@ -244,10 +246,66 @@ def test_arguments_that_the_library_refuses_are_named(library: str, name: str, a
     assert all(f"{key}" in str(refused.value) for key in arguments)
 
 
-def test_a_model_without_a_site_is_refused_before_its_weights_are_used(tmp_path: Path) -> None:
-    path = written(tmp_path / "w.safetensors", {"a": torch.ones(1)})
-    with pytest.raises(UserError, match="SqueezeNet does not end in one linear layer"):
-        load_backbone("torchvision", "squeezenet1_1", str(path), 5)
+@pytest.mark.parametrize(
+    ("library", "name", "arguments", "of_classes"),
+    [
+        ("torchvision", "squeezenet1_1", {}, "classifier.1."),
+        ("timm", "deit_tiny_distilled_patch16_224", {"img_size": 32, "depth": 1}, "head"),
+    ],
+)
+def test_a_network_without_one_head_is_loaded_for_its_inner_sites(
+    tmp_path: Path, library: str, name: str, arguments: dict[str, Any], of_classes: str
+) -> None:
+    def fresh(classes: int) -> Any:
+        torch.manual_seed(1)
+        return load_backbone(library, name, "random", classes, arguments).model
+
+    state = fresh(7).state_dict()
+    path = str(written(tmp_path / "w.safetensors", state))
+    model, fits, remark = load_backbone(library, name, path, 7, arguments)
+    assert (fits, remark) == (True, "")
+    assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
+    # With its own outputs kept, or replaced.
+    model, fits, _ = load_backbone(library, name, path, 3, arguments, [0, 6, 2])
+    assert fits
+    assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
+    model, fits, remark = load_backbone(library, name, path, 3, arguments)
+    assert not fits
+    assert "its head of 7 outputs is left out" in remark
+    changed = [key for key, tensor in model.state_dict().items() if not torch.equal(tensor, state[key])]
+    assert changed
+    assert all(key.startswith(of_classes) for key in changed)
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
+    # Without them.
+    without = {key: tensor for key, tensor in state.items() if not key.startswith(of_classes)}
+    model, fits, remark = load_backbone(library, name, str(written(tmp_path / "v.safetensors", without)), 3, arguments)
+    assert not fits
+    assert "it has no head" in remark
+    one = next(key for key in state if key.startswith(of_classes))
+    path = str(written(tmp_path / "u.safetensors", {key: state[key] for key in state if key != one}))
+    with pytest.raises(UserError, match=f"lacks {one}"):
+        load_backbone(library, name, path, 7, arguments)
+
+
+@pytest.mark.parametrize("name", ["dpn48b", "resnetv2_50x1_bit"])
+def test_a_head_that_is_a_convolution_is_replaced_by_one(tmp_path: Path, name: str) -> None:
+    state = load_backbone("timm", name, "random", 7).model.state_dict()
+    model, fits, _ = load_backbone("timm", name, str(written(tmp_path / "w.safetensors", state)), 3)
+    assert not fits
+    head = {key for key, tensor in model.state_dict().items() if not torch.equal(tensor, state[key])}
+    reader = {key.rpartition(".")[0] for key in head}
+    assert reader in ({"classifier"}, {"head.fc"})
+    assert model.state_dict()[f"{reader.pop()}.weight"].shape[::2] == (3, 1)
+
+
+def test_without_transformers_its_networks_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UserError) as refused:
+        load_backbone("transformers", "somebody/net", "random", 5)
+    assert "pip install 'salve[transformers]'" in one_sentence(refused)
+    monkeypatch.setattr(inputs, "find_spec", lambda _: None)
+    with pytest.raises(UserError, match=r"pip install 'salve\[transformers\]'"):
+        inputs._check_name("transformers", "somebody/net")
 
 
 # -- the libraries' own weights

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 from torchvision.models import ResNet18_Weights, ViT_B_16_Weights
 
-from salve.backbones import preset
+from salve.backbones import load_backbone, preset
 from salve.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from salve.types import UserError
 
@@ -205,3 +205,34 @@ def test_a_vit_of_any_size_may_be_given_one() -> None:
     with torch.device("meta"):
         model = timm.create_model("test_vit", dynamic_img_size=True)
     assert preset("timm", "test_vit", "random", model, 64, {"size": 64}).preprocess.size == 64
+
+
+@pytest.mark.parametrize(
+    ("library", "name", "size"),
+    [
+        ("timm", "maxvit_pico_rw_256", 256),
+        ("timm", "halonet_h1", 256),
+        ("torchvision", "inception_v3", 299),
+        ("torchvision", "swin_t", 64),
+        ("torchvision", "mobilenet_v3_small", 64),
+    ],
+)
+def test_random_weights_read_the_data_at_their_own_size_only_where_the_network_can(
+    library: str, name: str, size: int
+) -> None:
+    arguments: dict[str, Any] = {"init_weights": False} if name == "inception_v3" else {}
+    model = load_backbone(library, name, "random", 5, arguments).model
+    chosen, origin = preset(library, name, "random", model, 64, {})
+    assert (chosen.size, chosen.resize) == (size, None)
+    with torch.no_grad():
+        assert model.eval()(torch.zeros(2, 3, size, size)).shape == (2, 5)
+    if size == 64:
+        assert origin.startswith("the data's own size, since the weights are random: squashed to 64 × 64")
+    else:
+        assert origin.startswith(
+            f"a size that {name} can read, which the data's own 64 pixels are not: squashed to {size}"
+        )
+        with pytest.raises((AssertionError, RuntimeError, ValueError)):
+            model(torch.zeros(2, 3, 64, 64))
+    # What the user sets is taken.
+    assert preset(library, name, "random", model, 64, {"size": 96}).preprocess.size == 96

@@ -235,7 +235,7 @@ def vit_without_a_head() -> nn.Module:
         head_of_two_layers,
         torchvision_vit_without_a_head,
         vit_without_a_head,
-        lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 5)),
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 5), nn.Softmax(1)),
         lambda: squeezenet1_1(num_classes=5),
         lambda: timm.create_model("deit_tiny_distilled_patch16_224", img_size=32, depth=1, num_classes=5),
     ],

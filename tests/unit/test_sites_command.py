@@ -1,5 +1,6 @@
 """``salve-sites``: a table that is made once, and what it says of a backbone that it does not know."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,10 +36,37 @@ def test_the_table_is_made_once(
     assert capsys.readouterr().out == first
 
 
+def test_a_network_of_ones_own_is_looked_at_anew_when_its_code_changes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = """
+from torch import nn
+
+
+def net(num_classes, width=4):
+    layers = nn.Conv2d(3, width, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes)
+    return nn.Sequential(*layers)
+"""
+    (tmp_path / "looked_at.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    settings = ["backbone=own", "backbone._target_=looked_at.net", f"output_dir={tmp_path}"]
+    assert main(settings) == 0
+    first = capsys.readouterr().out
+    assert first.startswith("1 sites of own looked_at.net, for images of 224 pixels")
+    assert rows(first)["4"][:4] == ["last, 2", "4", "1", ">= 0"]
+    assert main([*settings, "+backbone.args.width=6"]) == 0
+    assert rows(capsys.readouterr().out)["4"][1] == "6"
+    (tmp_path / "looked_at.py").write_text(code.replace("width=4", "width=8"))
+    monkeypatch.delitem(sys.modules, "looked_at")
+    assert main(settings) == 0
+    assert rows(capsys.readouterr().out)["4"][1] == "8"
+
+
 @pytest.mark.parametrize(
     ("setting", "says"),
     [
-        ("backbone=resnet19", "backbone=resnet19 is no choice; backbone can be resnet18, "),
+        ("backbone=resnet19", "backbone=resnet19 is no choice; backbone can be own, resnet18, "),
         ("backbone.name=resnet19", "backbone.name=resnet19 is no model of timm"),
         ("backbone=3", "backbone=3 is no choice; backbone can be "),
         ("backbone.preprocess.size=0", "backbone.preprocess.size=0 must be above 0."),

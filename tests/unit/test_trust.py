@@ -159,7 +159,7 @@ CALL = {"_target_": "os.system", "command": "mkdir proof"}
     ],
 )
 def test_below_the_data_nothing_names_a_class(sent: Callable[[Edit], Path], salve: Salve, key: str, at: Edit) -> None:
-    assert f"{key}._target_=os.system: only data and callbacks name a class" in refused(salve, sent(at))
+    assert f"{key}._target_=os.system: only data, callbacks and backbone name a class" in refused(salve, sent(at))
 
 
 def a_number_for_a_key() -> dict[Any, Any]:
@@ -262,6 +262,44 @@ def test_a_network_is_not_taken_from_a_place_that_only_the_folder_names(
     # A job of a sweep knows from the sweep's command that its user has named it.
     settings = RunFolder(folder).settings(classes=[name])
     assert settings.backbone.name == name
+    assert named_again(settings) == {"backbone.name": name}
+
+
+def test_a_network_of_somebodys_own_is_not_made_for_the_folder_alone(
+    sent: Callable[[Edit], Path], salve: Salve, made: list[tuple[Config, Path]], tmp_path: Path
+) -> None:
+    own = {"_target_": "sent_module.Net", "library": "own", "name": "sent_module.Net", "args": {}}
+    folder = sent(lambda stored: stored["backbone"].update(own))
+    assert "names backbone._target_=sent_module.Net, which makes a network of somebody's own" in refused(salve, folder)
+    assert "sent_module" not in sys.modules
+    # As a name alone it is none, whatever else is named.
+    sent(lambda stored: stored["backbone"].update(own, _target_=None))
+    assert "backbone.library=own needs backbone._target_" in refused(salve, folder)
+    sent(lambda stored: stored["backbone"].update(own, _target_=["x"]))
+    refused(salve, folder)
+    sent(lambda stored: stored["backbone"].update(own))
+    for command in (["backbone._target_=sent_module.Net"], ["backbone._target_=my.Net"]):
+        assert salve(f"rerun={folder}", *command) == (0, "")
+        assert made[-1][0].backbone.name == command[0].partition("=")[2]
+    # A job of a sweep knows from the sweep's command that its user has named it.
+    settings = RunFolder(folder).settings(classes=["sent_module.Net"])
+    assert named_again(settings) == {"backbone._target_": "sent_module.Net"}
+    assert "sent_module" not in sys.modules
+
+
+@pytest.mark.parametrize("name", ["somebody/net", "net", "/tmp/net"])
+def test_a_network_of_transformers_is_not_taken_from_where_only_the_folder_says(
+    sent: Callable[[Edit], Path], salve: Salve, name: str
+) -> None:
+    change = {"name": name, "library": "transformers", "weights": "pretrained"}
+    folder = sent(lambda stored: stored["backbone"].update(change))
+    assert f"backbone.name={name}, a place to load a network from" in refused(salve, folder)
+    assert f"backbone.name={name}, a place" in refused(salve, folder, "backbone._target_=null")
+    # Nor where the command changes only the library.
+    sent(lambda stored: stored["backbone"].update(change, library="timm"))
+    assert f"backbone.name={name}, a place" in refused(salve, folder, "backbone.library=transformers")
+    sent(lambda stored: stored["backbone"].update(change))
+    settings = RunFolder(folder).settings(classes=[name])
     assert named_again(settings) == {"backbone.name": name}
 
 

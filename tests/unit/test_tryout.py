@@ -27,6 +27,11 @@ SMALL = ["data.train_per_class=2", "data.select_per_class=1", "data.test_per_cla
 NARROW = ["backbone.args.channels=[8,16,24,32]", "trainer=cpu", "sae.dictionary_size=8"]
 VIT = ["backbone=timm", "backbone.name=test_vit", "backbone.weights=random", "+backbone.args.img_size=32"]
 
+#: Reads sizes that its windows divide, and no others.
+MAXVIT = [
+    *("backbone=timm", "backbone.name=maxvit_nano_rw_256", "backbone.weights=random", "backbone.preprocess.size=32"),
+]
+
 
 def composed(*overrides: str) -> Config:
     register()
@@ -44,7 +49,7 @@ def built(tmp_path: Path, *overrides: str) -> tuple[Config, StageContext]:
     ("overrides", "says"),
     [
         (
-            ["backbone=timm", "backbone.name=maxvit_nano_rw_256", "backbone.weights=random"],
+            MAXVIT,
             r"^This MaxxVit cannot read 32 × 32 images \(AssertionError: .*divisible.*\); set "
             r"backbone\.preprocess\.size to another size, such as 256, for which it is made\.$",
         ),
@@ -68,7 +73,7 @@ def test_what_cannot_be_done_is_refused(tmp_path: Path, overrides: list[str], sa
     [
         (["edit.sets=[[castle]]"], "discover,validate,diagnose"),
         (["backbone=resnet18", "backbone.weights=random", "data.batch_size=1", "finetune=probe"], "discover"),
-        (["backbone=timm", "backbone.name=maxvit_nano_rw_256", "backbone.weights=random"], "report"),
+        (MAXVIT, "report"),
     ],
 )
 def test_what_is_not_asked_for_is_not_tried(tmp_path: Path, overrides: list[str], stages: str) -> None:

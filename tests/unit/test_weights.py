@@ -17,6 +17,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from torchvision.models import VisionTransformer, resnet18
 
 from salve.backbones import Classifier, load_backbone, read_tensors
@@ -74,13 +75,36 @@ def refusal(path: Path, classes: int = 5, **more: Any) -> str:
 # -- other names
 
 
-@pytest.mark.parametrize("prefix", ["module.", "model.", "module.model.", "net.encoder.backbone."])
+@pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "module.model.", "net.encoder.backbone."])
 def test_what_stands_before_all_names_is_left_out_and_said(tmp_path: Path, prefix: str) -> None:
     state = small().state_dict()
     loaded = load(saved(tmp_path / "w.pt", {prefix + name: tensor for name, tensor in state.items()}))
     assert loaded.fits
     assert_same(loaded.model, state)
     assert loaded.remark == f"{tmp_path / 'w.pt'}: '{prefix}' is removed from the names of its tensors."
+
+
+@pytest.mark.parametrize("prefix", ["module._orig_mod.", "_orig_mod.module.", "model._orig_mod."])
+@pytest.mark.parametrize("entry", ["state_dict", "model"])
+def test_prefixes_upon_each_other_within_a_checkpoint(tmp_path: Path, prefix: str, entry: str) -> None:
+    state = small().state_dict()
+    path = saved(tmp_path / "w.pt", {entry: {prefix + name: tensor for name, tensor in state.items()}, "epoch": 3})
+    loaded = load(path)
+    assert loaded.fits
+    assert_same(loaded.model, state)
+    other = prefix.replace("_orig_mod.", "")
+    assert loaded.remark == (
+        f"{path}: its entry {entry} is read; '_orig_mod.' and '{other}' is removed from the names of its tensors."
+    )
+
+
+def test_an_averaged_model(tmp_path: Path) -> None:
+    averaged = AveragedModel(small())
+    averaged.update_parameters(small())
+    assert "n_averaged" in averaged.state_dict()
+    loaded = load(saved(tmp_path / "w.pt", averaged.state_dict()))
+    assert loaded.fits
+    assert_same(loaded.model, small().state_dict())
 
 
 def compiled_within(model: nn.Module) -> nn.Module:
