@@ -35,13 +35,12 @@ def head_site(model: nn.Module) -> Site:
     from torchvision.models import VisionTransformer as TorchvisionViT
 
     _refuse_wrapped(model)
-    if isinstance(model, TorchvisionResNet):
-        return _last("avgpool", "fc", _linear(model, model.fc).in_features, "avgpool", "input")
-    if isinstance(model, TorchvisionViT):
+    if isinstance(model, TorchvisionResNet) and isinstance(model.fc, nn.Linear):
+        return _last("avgpool", "fc", model.fc.in_features, "avgpool", "input")
+    if isinstance(model, TorchvisionViT) and isinstance(getattr(model.heads, "head", None), nn.Linear):
         # No gradient flows from CLS to the patch tokens of the last block's *output*: the map is one LayerNorm earlier.
         last_block = f"encoder.layers.{list(dict(model.encoder.layers.named_children()))[-1]}"
-        width = _linear(model, getattr(model.heads, "head", None)).in_features
-        return _last("cls", "heads.head", width, f"{last_block}.ln_1", prefix_tokens=1)
+        return _last("cls", "heads.head", model.heads.head.in_features, f"{last_block}.ln_1", prefix_tokens=1)
     if callable(getattr(model, "get_classifier", None)):
         return _timm_site(model) or _probed_site(model)
     return _probed_site(model)
@@ -120,15 +119,11 @@ def _refuse_wrapped(model: nn.Module) -> None:
         )
 
 
-def _linear(model: nn.Module, head: object) -> nn.Linear:
-    if not isinstance(head, nn.Linear):
-        raise UserError(f"This {type(model).__name__} does not end in one linear layer, so it has no site.")
-    return head
-
-
 def _timm_site(model: nn.Module) -> Site | None:
     """The site of a timm model whose map lies where most have it; None for the others."""
-    classifier = _linear(model, model.get_classifier())  # type: ignore[operator]
+    classifier = model.get_classifier()  # type: ignore[operator]
+    if not isinstance(classifier, nn.Linear):  # it lies within what is given, or is a convolution
+        return None
     modules = dict(model.named_modules())
     reader = next(name for name, module in modules.items() if module is classifier)
     blocks = modules.get("blocks")
@@ -146,7 +141,7 @@ def _timm_site(model: nn.Module) -> Site | None:
 def _probed_site(model: nn.Module) -> Site:
     """The site of any other network, found by running it once and then remembered."""
     head = _probed.get(model)
-    if head is None or getattr(model.get_submodule(head.reader), "in_features", None) != head.width:
+    if head is None or model.get_parameter(f"{head.reader}.weight").shape[1] != head.width:
         head = _probed[model] = probed_head(model, own_size(model))
     return _last(head.reader, head.reader, head.width, head.map, prefix_tokens=head.prefix_tokens)
 

@@ -232,7 +232,6 @@ def vit_without_a_head() -> nn.Module:
 @pytest.mark.parametrize(
     "build",
     [
-        head_of_two_layers,
         torchvision_vit_without_a_head,
         vit_without_a_head,
         lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 5), nn.Softmax(1)),
@@ -240,7 +239,6 @@ def vit_without_a_head() -> nn.Module:
         lambda: timm.create_model("deit_tiny_distilled_patch16_224", img_size=32, depth=1, num_classes=5),
     ],
     ids=[
-        "two layers",
         "torchvision no head",
         "timm no head",
         "no known kind",
@@ -253,6 +251,29 @@ def test_models_that_do_not_end_in_one_linear_layer_are_refused(build: Callable[
         sites(build())
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) > 30
+
+
+def torchvision_vit_with_a_wrapped_head() -> nn.Module:
+    model = VisionTransformer(32, 8, num_layers=1, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=5)
+    model.heads = nn.Sequential(nn.Dropout(0.5), nn.Linear(16, 5))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("build", "reader", "width"),
+    [
+        (head_of_two_layers, "fc.2", 8),
+        (torchvision_vit_with_a_wrapped_head, "heads.1", 16),
+        (lambda: timm.create_model("sequencer2d_s", num_classes=5), "head.fc", 384),
+        (lambda: timm.create_model("dla46x_c", num_classes=5), "fc", 256),
+    ],
+    ids=["two layers", "wrapped", "timm's wrapped", "a convolution"],
+)
+def test_heads_that_lie_elsewhere_are_found(build: Callable[[], nn.Module], reader: str, width: int) -> None:
+    model = build()
+    site = find_site(model, "last")
+    assert (site.readers[0].path, site.width) == (reader, width)
+    assert find_site(model, "last") == site
 
 
 @pytest.mark.parametrize(
