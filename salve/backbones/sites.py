@@ -195,7 +195,7 @@ def recorded(model: nn.Module, site: Site) -> Iterator[list[Tensor]]:
     seen: list[Tensor] = []
 
     def record(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen.append(inputs[0])
+        seen.append(inputs[0].flatten(1))  # a head that is a 1 × 1 convolution reads [N, M, 1, 1]
 
     hook = model.get_submodule(site.readers[0].path).register_forward_pre_hook(record)
     try:

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 from salve.artifacts import Store
-from salve.backbones import find_site, graph_of, head_site, load_backbone, preset
+from salve.backbones import Site, find_site, graph_of, head_site, load_backbone, preset
 from salve.backbones.load import Loaded, code_of
 from salve.backbones.presets import Preset
 from salve.data.base import ImageData
@@ -59,7 +59,8 @@ def build_context(
     graphs = [] if site.place is None else [graph_of(loaded.model, chosen.preprocess.size)]
     data.bind(chosen.preprocess)
     preprocessing = chosen.origin
-    remarks = tuple(one for one in (*data.remarks(), loaded.remark) if one)
+    unmapped = _without_map(loaded.model, site) if "validate" in config.stages else ""
+    remarks = tuple(one for one in (*data.remarks(), loaded.remark, unmapped) if one)
     log.info("Images: %s", preprocessing)
     for remark in remarks:
         log.warning("Caution: %s", remark)
@@ -96,6 +97,16 @@ def build_context(
         *(store, data, config.backbone, site.name, config.seed, *machinery, preprocessing, remarks),
         {stage: _trained_with(config, stage, loaded.model) for stage in TRAINING_STAGES},
         graphs,
+    )
+
+
+def _without_map(model: nn.Module, site: Site) -> str:
+    """A sentence about what is left out where no map lies in front of the site; empty if one does."""
+    if site.map or site.place is not None:  # at a site of the graph, the stage looks for one itself
+        return ""
+    return (
+        f"This {type(model).__name__} has no spatial map in front of its site {site.name}, so Grad-FAM is left out: "
+        "there are no saliency maps, and no scores of them."
     )
 
 

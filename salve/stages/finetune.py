@@ -100,6 +100,8 @@ def _train_head(
     activations = captured(context.store, cut, context.data, context.ranks, context.progress)
     train, select = (load_captured(activations.path, split) for split in ("train", "select"))
     head = model.cpu().get_submodule(site.readers[0].path).train()
+    if isinstance(head, nn.Conv2d):
+        head = nn.Sequential(nn.Unflatten(1, (-1, 1, 1)), head, nn.Flatten())
     size = context.data.batch_size
     if within:
         batches: Any = StreamedBatches(*train, batch_size=size, block=within)

@@ -1,6 +1,7 @@
 """The whole pipeline on a few drawn images: what it leaves, what it reuses, and that its two paths agree."""
 
 import json
+import re
 import shutil
 import sys
 from importlib import import_module
@@ -302,3 +303,31 @@ def test_a_network_of_ones_own_goes_through_every_stage_and_takes_its_edit_back(
     monkeypatch.delitem(sys.modules, "own_nets")
     again = start(tmp_path, *backbone, "edit.modes=[suppress]", "stages=[finetune]")
     assert again["classifier"].key != found["classifier"].key
+
+
+FLAT = """
+from torch import nn
+
+
+def flat(num_classes, width=16):
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, width), nn.ReLU(), nn.Linear(width, num_classes))
+"""
+
+
+def test_a_network_without_any_map_goes_through_every_stage_without_grad_fam(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "flat_nets.py").write_text(FLAT)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = start(tmp_path, "backbone=own", "backbone._target_=flat_nets.flat", "edit.modes=[suppress]")
+    assert tuple(found) == KINDS
+    assert set(found["validate"].tensors("saliency.safetensors")) == {"images"}
+    scores = found["validate"].table("localisation.csv")
+    assert scores["auroc"].notna().all()  # of the latents, which need no map
+    assert not {"pointing", "iou", "insertion", "deletion"} & set(scores.columns)
+    says = "has no spatial map in front of its site 3, so Grad-FAM is left out"
+    assert says in " ".join((tmp_path / "console.txt").read_text().split())
+    page = " ".join(re.sub("<[^>]*>", "", (tmp_path / "run" / "index.html").read_text()).split())
+    assert says in page
+    assert "under their Grad-FAM map" not in page
+    assert len(list((tmp_path / "run" / "figures").glob("validate-0*.png"))) == 10
