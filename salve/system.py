@@ -35,6 +35,12 @@ def refused_by_system(error: BaseException, folder: str | os.PathLike[str] = "")
     return None
 
 
+def first_line(error: BaseException) -> str:
+    """An error's type, and the first line of its message without a full stop, if it has one."""
+    first = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
 def in_one_sentence(error: OSError) -> str:
     """A sentence: what the system refused, where, and what to do about it."""
     where = f"{error.filename}: " if error.filename else ""

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, export
 from torch.fx.experimental.symbolic_shapes import free_symbols
 
+from salve.system import first_line
 from salve.types import Images, UserError
 
 aten = torch.ops.aten
@@ -43,9 +44,7 @@ class Exported:
                 if _overwrites(program.graph):
                     program = program.run_decompositions({})  # takes twice as long as the export
         except Exception as error:  # torch.export raises almost anything
-            first = (str(error).strip().splitlines() or [""])[0].rstrip(".")
-            reason = f"{type(error).__name__}: {first}" if first else type(error).__name__
-            raise UserError(f"This {type(model).__name__} cannot be exported ({reason}).") from error
+            raise UserError(f"This {type(model).__name__} cannot be exported ({first_line(error)}).") from error
         signature = program.graph_signature
         self.graph = program.graph
         self._parts = program.graph_module  # subgraphs that run in a mode of their own, such as autocast

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from salve.backbones.exported import Exported, ancestors
 from salve.backbones.found import EXAMPLE, find_sites, modules_of
 from salve.backbones.site import Site
+from salve.system import first_line
 from salve.types import Images, UserError
 
 #: Of the largest logit, by how much the graph's may differ from the network's own.
@@ -28,7 +29,8 @@ class NetworkGraph:
         sites: by name, in the order of the forward pass.
 
     Raises:
-        UserError: the network is in train mode or cannot be exported, or its graph computes something else.
+        UserError: the network is in train mode, cannot read images of this size or cannot be exported, or its graph
+            computes something else.
     """
 
     def __init__(self, model: nn.Module, size: int) -> None:
@@ -38,11 +40,12 @@ class NetworkGraph:
         weight = next(model.parameters(), torch.empty(0))
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(EXAMPLE, 3, size, size, generator=generator).to(weight)
+        own = _answer(model, images)
         self._exported = Exported(model, images)
         self._of_batch = {EXAMPLE: self._exported}
         with torch.no_grad():
             values = self._every_value(model, images)
-            logits, own = values[self._exported.last.name], model(images)
+        logits = values[self._exported.last.name]
         if own.shape != logits.shape or (own - logits).abs().max() > _SAME * own.abs().max().clamp(min=1e-6):
             name = type(model).__name__
             raise UserError(f"The graph that torch.export makes of this {name} does not give its logits.")
@@ -102,6 +105,19 @@ class NetworkGraph:
         if len(images) not in self._of_batch:
             self._of_batch[len(images)] = Exported(model, images)
         return self._of_batch[len(images)]
+
+
+@torch.no_grad()
+def _answer(model: nn.Module, images: Images) -> Tensor:
+    """The network's own logits; what it raises becomes a UserError."""
+    try:
+        logits: Tensor = model(images)
+    except Exception as error:  # a network that was never seen before raises what it likes
+        side = images.shape[-1]
+        raise UserError(
+            f"This {type(model).__name__} cannot read {side} × {side} images ({first_line(error)})."
+        ) from error
+    return logits
 
 
 class GraphTail:

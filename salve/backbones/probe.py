@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from salve.system import first_line
 from salve.types import UserError
 
 #: Most tokens that may stand before those of the image.
@@ -147,10 +148,9 @@ def probed_head(model: nn.Module, size: int) -> Head:
 
 
 def _cannot_read(model: nn.Module, size: int, error: Exception) -> UserError:
-    first = (str(error).strip().splitlines() or [""])[0].rstrip(".")
     hint = "; it may say in an attribute image_size what it reads" if _said_size(model) is None else ""
     return UserError(
-        f"This {type(model).__name__} cannot read {size} × {size} images ({type(error).__name__}: {first}), so its "
+        f"This {type(model).__name__} cannot read {size} × {size} images ({first_line(error)}), so its "
         f"site is unknown{hint}."
     )
 

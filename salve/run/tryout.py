@@ -26,6 +26,7 @@ from salve.saliency import grad_fam, maximise, own_maps
 from salve.saliency.common import NoMap
 from salve.stages import StageContext
 from salve.stages.targets import refuse_signed
+from salve.system import first_line
 from salve.types import Split, UserError
 
 #: Lightning's precisions that convert the weights, with the type that they convert them to.
@@ -101,9 +102,10 @@ def _refusing(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        first = (str(error).strip().splitlines() or [""])[0].rstrip(".")
-        kind = "" if isinstance(error, UserError) else type(error).__name__
-        raise UserError(what.replace("{}", f"({': '.join(part for part in (kind, first) if part)})")) from error
+        said = first_line(error)
+        if isinstance(error, UserError):
+            said = said.removeprefix(f"{type(error).__name__}: ")
+        raise UserError(what.replace("{}", f"({said})")) from error
 
 
 def _load(context: StageContext) -> _Samples:

@@ -14,6 +14,7 @@ from salve.artifacts import digest_of
 from salve.ending import stop_if_told
 from salve.stages import can_share
 from salve.sweep.plan import Run
+from salve.system import first_line
 from salve.types import UserError
 
 #: Seconds between two looks at the runs' folders.
@@ -78,12 +79,12 @@ def _launch_together(jobs: list[Job], sweep: Path, launch: Launch, console: Cons
             begun = [job for job in left if "interrupted" in _states(job, sweep)]
             in_vain = not begun and len(left) == len(jobs)
             if in_vain and failed_in_vain:
-                raise UserError(f"The launcher gave up: {_first_line(error)}") from error
+                raise UserError(f"The launcher gave up: {first_line(error)}") from error
             failed_in_vain = in_vain
             died += begun
             jobs = [job for job in left if job not in begun]
             console.print(
-                f"The launcher stopped early ({_first_line(error)}); jobs launched again: {len(jobs) + len(died)}.",
+                f"The launcher stopped early ({first_line(error)}); jobs launched again: {len(jobs) + len(died)}.",
                 markup=False,
             )
     return died
@@ -97,7 +98,7 @@ def _launch_alone(job: Job, sweep: Path, launch: Launch) -> None:
         stop_if_told()
         for run in job:
             if run.folder(sweep).state() == "interrupted":
-                run.folder(sweep).fail(f"its process was killed, twice ({_first_line(error)})")
+                run.folder(sweep).fail(f"its process was killed, twice ({first_line(error)})")
 
 
 def _keys(job: Job) -> list[str]:
@@ -106,10 +107,6 @@ def _keys(job: Job) -> list[str]:
 
 def _states(job: Job, sweep: Path) -> set[str]:
     return {run.folder(sweep).state() for run in job}
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}".removesuffix(": ")
 
 
 @contextmanager

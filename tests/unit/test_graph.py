@@ -311,10 +311,18 @@ class Silent(Net):
 
 
 def test_an_error_that_says_nothing_is_named() -> None:
-    with pytest.raises(UserError, match=r"^This Silent cannot be exported \(ValueError\)\.$"):
+    with pytest.raises(UserError, match=r"^This Silent cannot read 8 × 8 images \(ValueError\)\.$"):
         NetworkGraph(Silent().eval(), SIZE)
 
 
 def test_a_network_in_train_mode_is_refused() -> None:
     with pytest.raises(UserError, match=r"^This Net is in train mode; call model\.eval\(\) first\.$"):
         NetworkGraph(Net().train(), SIZE)
+
+
+def test_a_size_that_the_network_cannot_read_is_named() -> None:
+    """As opposed to a network that cannot be exported at any size."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, 4), nn.ReLU(), nn.Linear(4, 5)).eval()
+    assert set(NetworkGraph(model, SIZE).sites) == {"3"}
+    with pytest.raises(UserError, match=r"^This Sequential cannot read 16 × 16 images \(RuntimeError: "):
+        NetworkGraph(model, 16)
