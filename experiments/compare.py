@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from numpy import ndarray
+from numpy.typing import ArrayLike
 from scipy import stats
 from torch import Tensor
 
@@ -132,6 +133,14 @@ def random_directions(classes: int, width: int, seed: int) -> Float[Tensor, "C M
     """Directions drawn evenly from the unit sphere ``[C, M]``, the norm of a decoder's columns."""
     generator = torch.Generator().manual_seed(seed)
     return torch.nn.functional.normalize(torch.randn(classes, width, generator=generator), dim=1)
+
+
+def rank_correlation(one: ArrayLike, other: ArrayLike) -> float:
+    """Spearman's, where +inf is the largest; NaN where either is constant."""
+    ranks = np.stack([stats.rankdata(one), stats.rankdata(other)])
+    if ranks.shape[1] < 2 or (ranks == ranks[:, :1]).all(axis=1).any():
+        return float("nan")
+    return float(np.corrcoef(ranks)[0, 1])
 
 
 class Interval(NamedTuple):

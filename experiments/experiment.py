@@ -95,9 +95,10 @@ class Experiment:
     """One figure of the paper.
 
     Attributes:
-        name: of its module and its recipe, ``conf/experiment/salve2025/<name>.yaml``. title: for people.
+        name: of its module and its recipe, ``conf/experiment/<group>/<name>.yaml``. title: for people.
         analyse: from the finished runs on each testbed to what they show. quick: settings for ``--quick``.
         testbeds: where it runs by default. beside: further testbeds to compare with, where they can run here.
+        group: ``salve2025``, or ``beyond`` for what the paper does not have.
     """
 
     name: str
@@ -106,11 +107,17 @@ class Experiment:
     quick: tuple[str, ...] = ("sae.seed=0,1", "sae.epochs=20")
     testbeds: tuple[str, ...] = ("resnet18", "vit")
     beside: tuple[str, ...] = ()
+    group: str = "salve2025"
 
     @property
     def config(self) -> str:
         """Its recipe."""
-        return f"salve2025/{self.name}"
+        return f"{self.group}/{self.name}"
+
+    @property
+    def module(self) -> str:
+        """Its module, to be run."""
+        return f"experiments.{self.group}.{self.name}"
 
     def testbeds_here(self, on: Sequence[str] | None, setup: Setup) -> tuple[list[Testbed], list[Testbed]]:
         """The testbeds ``on`` (None: its own) that it can run on here, and those that it cannot."""
@@ -233,7 +240,7 @@ def main(experiment: Experiment, arguments: list[str] | None = None) -> int:
 
 def _main(experiment: Experiment, arguments: list[str] | None) -> int:
     parser = argparse.ArgumentParser(
-        prog=f"python -m experiments.salve2025.{experiment.name}",
+        prog=f"python -m {experiment.module}",
         description=f"{experiment.title}: make or find its runs, and write figures, tables and findings into "
         f"<output-dir>/paper/{experiment.name}.",
     )

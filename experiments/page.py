@@ -83,7 +83,7 @@ def claims_table(rows: Sequence[Row], found: dict[str, dict[str, Any]]) -> pd.Da
                 "partly": row.claim.partly,
                 "verdict": row.verdict_on(one.testbed),
                 "id": row.claim.id,
-                "command": f"python -m experiments.salve2025.{row.claim.experiment}",
+                "command": f"python -m experiments.reproduce --only {row.claim.experiment}",
                 "quick": found[row.claim.experiment]["quick"],
             }
             for row in rows
@@ -112,7 +112,7 @@ def claims_markdown(rows: Sequence[Row], testbeds: Sequence[str]) -> str:
         *(TESTBEDS[name].title for name in shown),
         "verdict",
         *([PUBLISHED] if beside else []),
-        "command: `python -m experiments.salve2025.…`",
+        "command: `python -m experiments.reproduce --only …`",
     ]
     lines = [_line(heads), _line(["---"] * len(heads))]
     for row in rows:

@@ -98,7 +98,7 @@ def _command(experiment: "Experiment", testbeds: Sequence[Testbed], setup: Setup
     for name, file in setup.weights.items():
         options += ["--weights", f"{name}={file}"]
     options += ["--download"] * setup.download + ["--quick"] * setup.quick
-    return [sys.executable, "-m", f"experiments.salve2025.{experiment.name}", *options, "--", *setup.settings]
+    return [sys.executable, "-m", experiment.module, *options, "--", *setup.settings]
 
 
 if __name__ == "__main__":

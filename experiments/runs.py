@@ -88,6 +88,11 @@ class SAERun(Run):
         """The SAE's seed."""
         return int(self.flat_settings["sae.seed"])
 
+    @property
+    def layer(self) -> str:
+        """The name of the SAE's site."""
+        return str(self.flat_settings["layer"])
+
     @cached_property
     def selected(self) -> pd.DataFrame:
         """By class, the latent chosen for its edits: ``latent``, ``sign``, ``share``, ``kind``, …; NaN for a class
@@ -172,13 +177,51 @@ def edits_by_class(run: SAERun, classes: Sequence[str]) -> pd.DataFrame:
     )
 
 
+#: What :func:`measures_of_edits` tells.
+OF_EDITS = (
+    *("share", "reached", "separating", "separating_published", "selectivity", "select_selectivity"),
+    *("drift", "after", "alpha"),
+)
+
+
+def measures_of_edits(run: SAERun, classes: Sequence[str]) -> dict[str, float]:
+    """An SAE's edits, over the classes, of which one without a latent has a share, a drop and a selectivity of 0.
+
+    Returns:
+        ``share``, mean share of its latent that a class holds; ``reached``, share of classes that some strength takes
+        to ``LEVEL`` on select; ``separating`` and ``separating_published``, that separate, strictly and in the
+        published sense; mean ``selectivity`` on test at that strength, and on select (``select_selectivity``), by which
+        something may be chosen; of those reached mean ``drift`` and ``after``, the accuracy left, and median ``alpha``.
+    """
+    edits = edits_by_class(run, classes)
+    # A class that is at the level without an edit says nothing about one.
+    judged = edits[edits["selectivity"].notna()]
+    reached = judged[judged["reached"]]
+    separating = run.verdicts.loc[judged["class"], ["separates", "separates_published"]].mean()
+
+    def mean(values: pd.Series) -> float:
+        return sum(values) / len(values) if len(values) else np.nan
+
+    return {
+        "share": float(run.selected["share"].fillna(0).mean()),
+        "reached": judged["reached"].mean(),
+        "separating": separating["separates"],
+        "separating_published": separating["separates_published"],
+        "selectivity": mean(judged["selectivity"]),
+        "select_selectivity": mean(edits["select_selectivity"].dropna()),
+        **{name: reached[name].mean() for name in ("drift", "after")},
+        "alpha": reached["alpha"].median(),
+    }
+
+
 @dataclass(frozen=True)
 class Study:
-    """An experiment's finished runs on a testbed, which share a classifier and its activations.
+    """An experiment's finished runs on a testbed, which share a classifier and, at each site, its activations.
 
     Attributes:
         context: images, the network, and what else stages use. runs: in the order of their SAEs' seeds.
-        train, select, test: activations ``[N, M]`` and labels of the splits; select chooses, test reports.
+        train, select, test: activations ``[N, M]`` and labels of the splits at the site of the first run; select
+            chooses, test reports.
     """
 
     testbed: Testbed
@@ -215,7 +258,7 @@ def opened(config: str, testbed: Testbed, setup: Setup) -> Iterator[Study]:
     for run in runs:
         for kind in run.artifacts:
             run.artifact(kind)  # checked before hours of work, not when it is first read
-    if len({run.artifact("activations").key for run in runs}) > 1:
+    if len({run.artifact("activations").key for run in runs}) > len({run.layer for run in runs}):
         raise UserError(f"The runs in {sweep.folder} do not share a classifier; choose an empty --output-dir.")
     settings = RunFolder(sweep[0].folder).settings([f"output_dir={quoted(setup.output_dir)}"])
     with gathered(settings.trainer) as ranks:

@@ -11,7 +11,7 @@ from experiments.claims import Measured
 from experiments.compare import intervals
 from experiments.experiment import Experiment, Findings, Picture, main, per_testbed
 from experiments.figures import PRINT_WIDTH, entry, printed
-from experiments.runs import STRICTLY, SAERun, Study, edits_by_class
+from experiments.runs import OF_EDITS, STRICTLY, SAERun, Study, measures_of_edits
 from salve.report.style import BLACK, BLUE, GREEN, GREY, PURPLE, SKY, VERMILLION, log_axis, new_figure, percent_axis
 from salve.report.text import number
 
@@ -23,11 +23,6 @@ CLEAN = 0.9
 CLOSE = 0.05
 #: Measures of the SAE, which are metrics of its run.
 MEASURES = ("fve", "l0", "dead_fraction", "downstream_accuracy", "test_accuracy", "select_fve")
-#: Measures of its edits.
-OF_EDITS = (
-    *("share", "reached", "separating", "separating_published", "selectivity", "select_selectivity"),
-    *("drift", "after", "alpha"),
-)
 #: What the figure shows: measure, title, axis label, and whether it is a share.
 PANELS = (
     ("fve", "Explained", "FVE", True),
@@ -43,38 +38,18 @@ LOOKS = ((SKY, "v"), (GREEN, "s"), (BLUE, "o"), (PURPLE, "D"), (VERMILLION, "^")
 def runs_of(study: Study) -> pd.DataFrame:
     """One row per SAE.
 
-    Columns: ``testbed``, ``sparsity`` (λ), ``size`` (d), ``seed``; ``MEASURES``; and over the classes, of which one
-    without a latent has a share, a drop and a selectivity of 0: ``share``, mean share of its latent that a class holds;
-    ``reached``, share of classes that some strength takes to ``LEVEL`` on select; ``separating`` and
-    ``separating_published``, that separate, strictly and in the published sense; mean ``selectivity`` on test at that
-    strength, and on select (``select_selectivity``), by which settings are chosen; of those reached mean ``drift`` and
-    ``after``, the accuracy left, and median ``alpha``.
+    Columns: ``testbed``, ``sparsity`` (λ), ``size`` (d), ``seed``; ``MEASURES``; and those of
+    :func:`experiments.runs.measures_of_edits`.
     """
     return pd.DataFrame([_row(study, run) for run in study.runs]).astype(dict.fromkeys(MEASURES, float))
 
 
 def _row(study: Study, run: SAERun) -> dict[str, object]:
-    edits = edits_by_class(run, study.classes)
-    # A class that is at the level without an edit says nothing about one.
-    judged = edits[edits["selectivity"].notna()]
-    reached = judged[judged["reached"]]
-    separating = run.verdicts.loc[judged["class"], ["separates", "separates_published"]].mean()
-
-    def mean(values: pd.Series) -> float:
-        return sum(values) / len(values) if len(values) else np.nan
-
     return {
         **{"testbed": study.testbed.name, "seed": run.seed},
         **{"sparsity": float(run.flat_settings["sae.sparsity"]), "size": int(run.flat_settings["sae.dictionary_size"])},
         **{name: run.metrics.get(name) for name in MEASURES},
-        "share": float(run.selected["share"].fillna(0).mean()),
-        "reached": judged["reached"].mean(),
-        "separating": separating["separates"],
-        "separating_published": separating["separates_published"],
-        "selectivity": mean(judged["selectivity"]),
-        "select_selectivity": mean(edits["select_selectivity"].dropna()),
-        **{name: reached[name].mean() for name in ("drift", "after")},
-        "alpha": reached["alpha"].median(),
+        **measures_of_edits(run, study.classes),
     }
 
 

@@ -35,7 +35,7 @@ from salve.settings import (
     ValidateSettings,
 )
 from salve.types import UserError
-from salve.values import LARGEST, SEED, OneOf, check_values
+from salve.values import ABOVE_ZERO, LARGEST, SEED, OneOf, check_values
 
 STAGES = ("finetune", "discover", "validate", "control", "diagnose", "report")
 
@@ -145,10 +145,12 @@ class SweepSettings:
     Attributes:
         name: the sweep's folder under ``<output_dir>/sweeps``, and its group in W&B.
         search: None for a grid.
+        sites: with ``layer=all``, how many sites at most, evenly over the network's depth; None for all of them.
     """
 
     name: str = MISSING
     search: SearchSettings | None = None
+    sites: Annotated[int | None, ABOVE_ZERO] = None
 
 
 @dataclass

@@ -73,7 +73,9 @@ def label_of(swept: dict[str, Any]) -> str:
 
 def run_key(config: Config) -> str:
     """The key of a run: 12 hex digits, the same for two runs exactly if they compute the same."""
-    settings = {**asdict(config), "sae": {**config.sae.scientific(), "seed": config.sae.seed}}
+    # One SAE is trained whatever its pool, but read differently; and its seed has a key of its own.
+    chosen = {"seed": config.sae.seed, "pool": config.sae.pool}
+    settings = {**asdict(config), "sae": {**config.sae.scientific(), **chosen}}
     return digest_of({"revision": REVISION, "settings": _computed(settings)})[:12]
 
 
@@ -193,13 +195,23 @@ def _value(config: DictConfig, given: Argument) -> Any:
 
 
 def _runs_of(config: Config, swept: dict[str, Any]) -> list[Run]:
-    """One run, or with ``layer=all`` one run per site of the backbone."""
+    """One run, or with ``layer=all`` one run per site of the backbone, at most ``sweep.sites``."""
     if config.layer != ALL_SITES:
         return [Run(run_key(config), swept, config)]
     backbone = config.backbone
-    layers = _site_names(backbone.library, backbone.name, json.dumps(backbone.args, sort_keys=True))
+    layers = evenly(
+        _site_names(backbone.library, backbone.name, json.dumps(backbone.args, sort_keys=True)), config.sweep.sites
+    )
     configs = [replace(config, layer=layer) for layer in layers]
     return [Run(run_key(one), {**swept, "layer": one.layer}, one) for one in configs]
+
+
+def evenly(names: Sequence[str], count: int | None) -> list[str]:
+    """At most ``count`` of the names, evenly from the first to the last; of one, the last. None for all of them."""
+    if count is None or count >= len(names):
+        return list(names)
+    last, steps = len(names) - 1, max(1, count - 1)
+    return [names[last - round(last * step / steps)] for step in reversed(range(count))]
 
 
 @lru_cache(maxsize=64)

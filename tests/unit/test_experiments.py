@@ -445,7 +445,10 @@ def test_the_words_of_the_claims_are_the_limits_of_the_verdict() -> None:
 
 @pytest.mark.parametrize(
     "recipe",
-    ["salve2025/suppression", "salve2025/seeds", "salve2025/sparsity", "salve2025/cifar100", "beyond/sae_variants"],
+    [
+        *("salve2025/suppression", "salve2025/seeds", "salve2025/sparsity", "salve2025/cifar100"),
+        *("beyond/sae_variants", "beyond/layers"),
+    ],
 )
 def test_whoever_reads_every_classs_curve_has_it_written(recipe: str) -> None:
     read = yaml.safe_load((conf_dir() / "experiment" / f"{recipe}.yaml").read_text(encoding="utf-8"))

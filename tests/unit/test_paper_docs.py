@@ -13,6 +13,8 @@ from experiments.page import SIGNS
 ROOT = Path(__file__).parents[2]
 MEASURED = pd.read_csv(ROOT / "docs" / "paper" / "claims.csv", keep_default_na=False, na_values=[""])
 CLAIMS = load_claims()
+#: Experiments that have not been run at full size yet; docs/results.md says so.
+NOT_YET = {"layers"}
 
 
 def test_the_results_show_the_table_that_was_written() -> None:
@@ -20,6 +22,15 @@ def test_the_results_show_the_table_that_was_written() -> None:
     table = (ROOT / "docs" / "paper" / "claims.md").read_text(encoding="utf-8")
     assert len(table.splitlines()) == 2 + len(CLAIMS)
     assert table in results
+
+
+def test_the_results_say_what_was_not_run_at_full_size() -> None:
+    measured = {CLAIMS[name].experiment for name in MEASURED["id"]}
+    results = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    assert not measured & NOT_YET
+    for name in NOT_YET:
+        section = results.split(f"\n## {name.capitalize()}\n")[1].split("\n## ")[0]
+        assert "**It has not been run at full size**" in section
 
 
 @pytest.mark.parametrize("page", ["results.md", "sae_variants.md"])
@@ -41,6 +52,7 @@ def test_a_verdict_follows_from_the_expected_direction(row: dict[str, object]) -
 
 
 def test_every_claim_that_needs_no_download_was_measured() -> None:
-    wanted = {name for name, claim in CLAIMS.items() if EXPERIMENTS[claim.experiment].testbeds != ("cifar100",)}
+    needs = {name for name, experiment in EXPERIMENTS.items() if experiment.testbeds == ("cifar100",)}
+    wanted = {name for name, claim in CLAIMS.items() if claim.experiment not in needs | NOT_YET}
     assert wanted <= set(MEASURED["id"])
     assert set(MEASURED["verdict"]) <= set(SIGNS)

@@ -5,6 +5,7 @@ from copy import deepcopy
 from dataclasses import asdict
 from typing import Any, get_type_hints
 
+import numpy as np
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
@@ -12,7 +13,7 @@ from omegaconf import DictConfig
 from salve.run.schema import Config, resolve
 from salve.settings import NOT_COMPUTED, is_computed
 from salve.sweep.launch import jobs_of
-from salve.sweep.plan import Combination, combinations, plan, run_key
+from salve.sweep.plan import Combination, combinations, evenly, plan, run_key
 from salve.types import UserError
 from salve.values import OneOf
 from tests.composing import changed
@@ -183,10 +184,34 @@ def test_two_combinations_that_compute_the_same_are_one_run(composed: Callable[[
     assert len(plan(combined("sae.sparsity=5,5.0", "seed=0"), composed, nothing)) == 1
 
 
+@pytest.mark.slow
 def test_all_layers_are_the_sites_of_the_backbone(composed: Callable[[list[str]], DictConfig]) -> None:
-    runs = plan(combined("layer=all", "backbone=resnet18,resnet_small"), composed, nothing)
-    assert [run.swept["layer"] for run in runs] == ["avgpool", "global_pool"]
+    runs = plan(combined("layer=all", "backbone=resnet18"), composed, nothing)
+    every = [run.swept["layer"] for run in runs]
+    assert len(every) == len(set(every)) == 12
+    assert every[-1] == "avgpool"
+    assert "layer2.0.conv2" in every
     assert all(run.config.layer == run.swept["layer"] for run in runs)
+    few = combined("discover.select=margin,effect", "layer=all", "backbone=resnet18", "sweep.sites=3")
+    some = plan(few, composed, nothing)
+    layers = [run.swept["layer"] for run in some]
+    assert layers[:3] == layers[3:] == evenly(every, 3)
+
+
+@pytest.mark.parametrize(
+    ("count", "total", "places"),
+    [(None, 3, [0, 1, 2]), (5, 3, [0, 1, 2]), (3, 3, [0, 1, 2]), (1, 12, [11]), (2, 12, [0, 11]), (3, 11, [0, 5, 10])],
+)
+def test_sites_are_taken_evenly_and_always_with_the_last(count: int | None, total: int, places: list[int]) -> None:
+    assert evenly([str(place) for place in range(total)], count) == [str(place) for place in places]
+
+
+@pytest.mark.parametrize(("count", "total"), [(8, 12), (8, 49), (7, 9), (10, 11)])
+def test_neighbouring_sites_are_about_equally_far_apart(count: int, total: int) -> None:
+    found = [int(name) for name in evenly([str(place) for place in range(total)], count)]
+    steps = np.diff(found)
+    assert (len(found), found[0], found[-1]) == (count, 0, total - 1)
+    assert 0 < steps.max() <= steps.min() + 1
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from numpy.typing import ArrayLike
-from scipy import stats
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from experiments.compare import margins
+from experiments.compare import margins, rank_correlation
 from experiments.runs import SAERun, Study
 from salve.backbones import Site
 from salve.backbones.tail import LinearTail
@@ -165,14 +164,6 @@ def relative_error(approximate: ArrayLike, exact: ArrayLike) -> Float[ndarray, "
     error = np.full(len(true), np.nan)
     error[known] = (found[known] - true[known]) / true[known]
     return error
-
-
-def rank_correlation(one: ArrayLike, other: ArrayLike) -> float:
-    """Spearman's, where +inf is the largest; NaN where either is constant."""
-    ranks = np.stack([stats.rankdata(one), stats.rankdata(other)])
-    if ranks.shape[1] < 2 or (ranks == ranks[:, :1]).all(axis=1).any():
-        return float("nan")
-    return float(np.corrcoef(ranks)[0, 1])
 
 
 def given_way(strengths: ArrayLike, alphas: ArrayLike) -> Float[ndarray, " K"]:

@@ -1,0 +1,189 @@
+"""Layers: SAEs and edits from the network's first site to its last. Where does the published edit work?"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from experiments.claims import Measured
+from experiments.compare import LEVEL_TEXT, intervals, rank_correlation, with_half
+from experiments.experiment import Experiment, Findings, Picture, main
+from experiments.figures import PRINT_WIDTH, entry, printed
+from experiments.runs import OF_EDITS, SAERun, Study, measures_of_edits
+from salve.backbones import Site, sites
+from salve.report.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, new_figure
+from salve.report.text import number, percent, plural, points
+
+#: Measures of the SAE and of what it is trained on, which are metrics of its run.
+MEASURES = ("fve", "downstream_accuracy", "test_accuracy", "alpha_flip_infinite")
+#: How a class's latent is chosen, and how its line is drawn.
+SELECTIONS = {"margin": (0, (4, 2)), "effect": "-"}
+#: A site's edits are as selective as the last site's if they are at most this much less so.
+CLOSE = 0.05
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE, BLACK)
+
+
+def sites_of(study: Study) -> dict[str, Site]:
+    """All sites of the network, from the first to the last."""
+    return sites(study.context.cut(study.runs[0].artifact("classifier")).model, study.context.size)
+
+
+def runs_of(study: Study, known: dict[str, Site]) -> pd.DataFrame:
+    """One row per run.
+
+    Columns: ``testbed``, ``site``, ``depth`` (its place among all sites of the network, ``known``, from 0 to 1),
+    ``channels``, ``positions``, ``select`` (how latents are chosen), ``seed``; ``MEASURES``; ``defining``, the share of
+    class-defining latents among those that are not dead; median ``alpha_flip`` of the test images, inf where most never
+    flip; and those of :func:`experiments.runs.measures_of_edits`.
+    """
+    return pd.DataFrame([_row(study, known, run) for run in study.runs]).astype(dict.fromkeys(MEASURES, float))
+
+
+def _row(study: Study, known: dict[str, Site], run: SAERun) -> dict[str, object]:
+    place, site = next((at, one) for at, one in enumerate(known.values()) if run.layer in (one.name, *one.aliases))
+    kinds = run.table("features", "latents.csv")["kind"]
+    flip = run.metrics.get("alpha_flip_median", np.nan)  # None is infinite
+    return {
+        **{"testbed": study.testbed.name, "site": site.name, "depth": place / max(1, len(known) - 1)},
+        **{"channels": site.width, "positions": site.count},
+        **{"select": run.flat_settings["discover.select"], "seed": run.seed},
+        **{name: run.metrics.get(name) for name in MEASURES},
+        "defining": float((kinds == "class-defining").sum() / max(1, (kinds != "dead").sum())),
+        "alpha_flip": np.inf if flip is None else flip,
+        **measures_of_edits(run, study.classes),
+    }
+
+
+def table_of(runs: pd.DataFrame) -> pd.DataFrame:
+    """One row per testbed, site and ``select``, by depth: mean over seeds of every measure, and half its interval's
+    width (``<measure>_half``); of ``alpha_flip`` the median."""
+    keys, measures = ["testbed", "depth", "site", "channels", "positions", "select"], [*MEASURES, "defining", *OF_EDITS]
+    rows = [
+        dict(zip(keys, at, strict=True))
+        | {"seeds": len(same), "alpha_flip": same["alpha_flip"].median(), **intervals(dict(same[measures].items()))}
+        for at, same in runs.groupby(keys, sort=False)
+    ]
+    return pd.DataFrame(rows).sort_values(["testbed", "depth"], kind="stable", ignore_index=True)
+
+
+def chosen(table: pd.DataFrame) -> pd.DataFrame:
+    """By site of a testbed, the row of the selection with the more selective edits on select, which chooses."""
+    return table.loc[table.groupby("site", sort=False)["select_selectivity"].idxmax()]
+
+
+@printed
+def depth_figure(table: pd.DataFrame, titles: dict[str, str]) -> Figure:
+    """Selectivity against depth: a colour per testbed, a line per way to choose latents, a marker per site."""
+    figure = new_figure(PRINT_WIDTH, 3.0)
+    axes = figure.subplots()
+    for colour, (_, mine) in zip(COLOURS, table.groupby("testbed", sort=False), strict=False):
+        for select, line in SELECTIONS.items():
+            one = mine[mine["select"] == select]
+            half = 100 * np.nan_to_num(one["selectivity_half"].to_numpy(float))
+            looks: Any = {"color": colour, "linestyle": line, "marker": "o", "markersize": 3.5, "elinewidth": 0.9}
+            axes.errorbar(one["depth"], 100 * one["selectivity"], yerr=half, linewidth=1.2, **looks)
+    axes.set(xlabel="depth (place among all sites of the network)", ylabel="selectivity (points)", ylim=(-5, 102))
+    handles = [
+        *(entry(title, colour) for colour, title in zip(COLOURS, titles.values(), strict=False)),
+        *(entry(f"latents by {select}", BLACK, linestyle=line) for select, line in SELECTIONS.items()),
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=4)
+    return figure
+
+
+def analyse(studies: Sequence[Study]) -> Findings:
+    """See the module."""
+    found = Findings.together([_analyse(study) for study in studies])
+    settings = studies[0].runs[0].flat_settings
+    figure = depth_figure(found.tables["sites"], {study.testbed.name: study.testbed.title for study in studies})
+    picture = Picture.of(figure, "layers.depth", images=settings["edit.images"])
+    return replace(found, pictures={"depth": picture})
+
+
+def _analyse(study: Study) -> Findings:
+    known = sites_of(study)
+    runs = runs_of(study, known)
+    table = table_of(runs)
+    return Findings(
+        _paragraph(study, table, len(known)), {}, {"runs": runs, "sites": table}, _measured(study.testbed.name, table)
+    )
+
+
+def _measured(testbed: str, table: pd.DataFrame) -> list[Measured]:
+    best = chosen(table)
+    inner, last = best[best["depth"] < 1], best.iloc[-1]
+    found = []
+    for claim, measure in (("deeper", "selectivity"), ("class_bound", "defining")):
+        rank = rank_correlation(best["depth"], best[measure])
+        ends = (
+            f"{percent(best[measure].iloc[0])} at the first of {len(best)} sites, {percent(last[measure])} at the last"
+        )
+        found.append(Measured(f"layers.{claim}", testbed, rank, f"rank correlation {number(rank, 2)}; {ends}"))
+    if len(inner):
+        one = inner.loc[inner["select_selectivity"].idxmax()]
+        gap = float(one["selectivity"] - last["selectivity"])
+        text = f"{points(gap)} points: {points(one['selectivity'], False)} at {one['site']}, the best on select images"
+        found.append(Measured("layers.inner", testbed, gap, text))
+    by = table[table["depth"] < 1].pivot_table("selectivity", "site", "select")
+    if set(SELECTIONS) <= set(by):
+        gain = by["effect"] - by["margin"]
+        text = f"{points(gain.mean())} points; ahead at {(gain > 0).sum()} of {plural(len(gain), 'inner site')}"
+        found.append(Measured("layers.effect", testbed, float(gain.mean()), text))
+    return found
+
+
+def _paragraph(study: Study, table: pd.DataFrame, total: int) -> str:
+    best, settings = chosen(table), study.runs[0].flat_settings
+    last, before = best.iloc[-1], float(table["test_accuracy"].mean())
+    works = [row for row in best.to_dict("records") if row["selectivity"] >= last["selectivity"] - CLOSE]
+    fails = best[best["reached"] < 0.5]["site"]
+    low, high = best.loc[best["selectivity"].idxmin()], best.loc[best["selectivity"].idxmax()]
+    flips = [
+        f"{number(row['alpha_flip'])} at {row['site']} ({percent(row['alpha_flip_infinite'], 0)} never)"
+        for row in (best.iloc[0], last)
+    ]
+    return (
+        f"{study.testbed.title}: {len(best)} of the network's {total} sites, from {best['site'].iloc[0]} to "
+        f"{last['site']}, {plural(int(table['seeds'].max()), 'SAE')} at each. At inner sites SAEs are trained on "
+        f"{settings['capture.positions']} positions of each image, and edits and critical strengths are measured on "
+        f"{settings['edit.images']} images of each class and split; at the last site on all. FVE lies between "
+        f"{_ends(best, 'fve')}; on reconstructions the network is right for {_ends(best, 'downstream_accuracy')} of "
+        f"the test images ({percent(before)} without). Of the latents that are not dead, "
+        f"{percent(best['defining'].iloc[0], 0)} are class-defining at the first of these sites and "
+        f"{percent(last['defining'], 0)} at the last. Where is the edit selective? Where select has the class at "
+        f"{LEVEL_TEXT}, it has a selectivity of {with_half(last, 'selectivity')} points on test at the last site, "
+        f"where {percent(last['separating'], 0)} of the classes separate. The highest is "
+        f"{with_half(high, 'selectivity')} at {high['site']}, the lowest {with_half(low, 'selectivity')} at "
+        f"{low['site']}; {len(works)} of {plural(len(best), 'site')} come within {100 * CLOSE:.0f} points of the last: "
+        f"{', '.join(row['site'] for row in works)}. "
+        f"{'No strength takes half of the classes there at ' + ', '.join(fails) + '. ' if len(fails) else ''}"
+        f"Does depth help? The rank correlation of depth and selectivity is "
+        f"{number(rank_correlation(best['depth'], best['selectivity']), 2)}. Half of the images lose their prediction "
+        f"up to α_flip = {'; '.join(flips)}. At each site latents are chosen by margin or by effect, whichever select "
+        f"prefers: by effect at {(best['select'] == 'effect').sum()}. Sites differ in kind as well as in depth, so "
+        "that two neighbours may differ for either reason."
+    )
+
+
+def _ends(table: pd.DataFrame, measure: str) -> str:
+    """The lowest and the highest value of a share, each with its site."""
+    low, high = table.loc[table[measure].idxmin()], table.loc[table[measure].idxmax()]
+    return f"{percent(low[measure])} ({low['site']}) and {percent(high[measure])} ({high['site']})"
+
+
+EXPERIMENT = Experiment(
+    "layers",
+    "Layers: where in the network the edit works",
+    analyse,
+    quick=(
+        *("sweep.sites=3", "sae.epochs=5", "capture.positions=8"),
+        *("edit.images=10", "edit.resolution=4", "edit.alpha=[0,1,2,3,4,6,8,11,15,20,30,50]"),
+    ),
+    group="beyond",
+)
+
+if __name__ == "__main__":
+    raise SystemExit(main(EXPERIMENT))
