@@ -157,12 +157,12 @@ def _paragraph(study: Study, table: pd.DataFrame, total: int) -> str:
         f"{LEVEL_TEXT}, it has a selectivity of {with_half(last, 'selectivity')} points on test at the last site, "
         f"where {percent(last['separating'], 0)} of the classes separate. The highest is "
         f"{with_half(high, 'selectivity')} at {high['site']}, the lowest {with_half(low, 'selectivity')} at "
-        f"{low['site']}; {len(works)} of {plural(len(best), 'site')} come within {100 * CLOSE:.0f} points of the last: "
+        f"{low['site']}, where the others change by {points(low['drift'], signed=False)} points; {len(works)} of {plural(len(best), 'site')} come within {100 * CLOSE:.0f} points of the last: "
         f"{', '.join(row['site'] for row in works)}. "
         f"{'No strength takes half of the classes there at ' + ', '.join(fails) + '. ' if len(fails) else ''}"
         f"Does depth help? The rank correlation of depth and selectivity is "
         f"{number(rank_correlation(best['depth'], best['selectivity']), 2)}. Half of the images lose their prediction "
-        f"up to α_flip = {'; '.join(flips)}. At each site latents are chosen by margin or by effect, whichever select "
+        f"up to α_flip = {'; '.join(flips)}; strengths of different sites have no common unit. At each site latents are chosen by margin or by effect, whichever select "
         f"prefers: by effect at {(best['select'] == 'effect').sum()}. Sites differ in kind as well as in depth, so "
         "that two neighbours may differ for either reason."
     )
@@ -179,7 +179,7 @@ EXPERIMENT = Experiment(
     "Layers: where in the network the edit works",
     analyse,
     quick=(
-        *("sweep.sites=3", "sae.epochs=5", "capture.positions=8"),
+        *("sweep.sites=3", "sae.steps=300", "capture.positions=8"),
         *("edit.images=10", "edit.resolution=4", "edit.alpha=[0,1,2,3,4,6,8,11,15,20,30,50]"),
     ),
     group="beyond",
