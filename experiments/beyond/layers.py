@@ -137,34 +137,50 @@ def _measured(testbed: str, table: pd.DataFrame) -> list[Measured]:
 
 def _paragraph(study: Study, table: pd.DataFrame, total: int) -> str:
     best, settings = chosen(table), study.runs[0].flat_settings
-    last, before = best.iloc[-1], float(table["test_accuracy"].mean())
-    works = [row for row in best.to_dict("records") if row["selectivity"] >= last["selectivity"] - CLOSE]
-    fails = best[best["reached"] < 0.5]["site"]
-    low, high = best.loc[best["selectivity"].idxmin()], best.loc[best["selectivity"].idxmax()]
+    first, last = best.iloc[0], best.iloc[-1]
+    measured = (
+        f"{study.testbed.title}: {len(best)} of the network's {total} sites, from {first['site']} to {last['site']}, "
+        f"{plural(int(table['seeds'].max()), 'SAE')} at each. At inner sites SAEs are trained on "
+        f"{settings['capture.positions']} positions of each image, and edits and critical strengths are measured on "
+        f"{settings['edit.images']} images of each class and split; at the last site on all. At each site latents are "
+        f"chosen by margin or by effect, whichever select prefers (by effect at {(best['select'] == 'effect').sum()})."
+    )
+    read = (
+        f"FVE lies between {_ends(best, 'fve')}; on reconstructions the network is right for "
+        f"{_ends(best, 'downstream_accuracy')} of the test images ({percent(table['test_accuracy'].mean())} without). "
+        f"Of the latents that are not dead, {percent(first['defining'], 0)} are class-defining at the first of these "
+        f"sites and {percent(last['defining'], 0)} at the last."
+    )
+    return " ".join([measured, read, _where(best), _depth(best)])
+
+
+def _where(best: pd.DataFrame) -> str:
+    """At which sites the edit works, and at which it does not."""
+    last, low, high = best.iloc[-1], *(best.loc[at] for at in best["selectivity"].agg(["idxmin", "idxmax"]))
+    close = best[best["selectivity"] >= last["selectivity"] - CLOSE]["site"]
+    out_of_reach = best[best["reached"] < 0.5]["site"]
+    never = f" At {', '.join(out_of_reach)} no strength takes half of the classes there." if len(out_of_reach) else ""
+    return (
+        f"Where does the edit work? Where select has the class at {LEVEL_TEXT}, its selectivity on test is "
+        f"{with_half(last, 'selectivity')} points at the last site, and {percent(last['separating'], 0)} of the "
+        f"classes separate. No more than {100 * CLOSE:.0f} points below that are {len(close)} of "
+        f"{plural(len(best), 'site')}: {', '.join(close)}. The selectivity is highest at {high['site']} "
+        f"({with_half(high, 'selectivity')}) and lowest at {low['site']} ({with_half(low, 'selectivity')}; the others "
+        f"change by {points(low['drift'], signed=False)} points there).{never}"
+    )
+
+
+def _depth(best: pd.DataFrame) -> str:
+    """Whether depth helps."""
     flips = [
         f"{number(row['alpha_flip'])} at {row['site']} ({percent(row['alpha_flip_infinite'], 0)} never)"
-        for row in (best.iloc[0], last)
+        for row in (best.iloc[0], best.iloc[-1])
     ]
+    rank = number(rank_correlation(best["depth"], best["selectivity"]), 2)
     return (
-        f"{study.testbed.title}: {len(best)} of the network's {total} sites, from {best['site'].iloc[0]} to "
-        f"{last['site']}, {plural(int(table['seeds'].max()), 'SAE')} at each. At inner sites SAEs are trained on "
-        f"{settings['capture.positions']} positions of each image, and edits and critical strengths are measured on "
-        f"{settings['edit.images']} images of each class and split; at the last site on all. FVE lies between "
-        f"{_ends(best, 'fve')}; on reconstructions the network is right for {_ends(best, 'downstream_accuracy')} of "
-        f"the test images ({percent(before)} without). Of the latents that are not dead, "
-        f"{percent(best['defining'].iloc[0], 0)} are class-defining at the first of these sites and "
-        f"{percent(last['defining'], 0)} at the last. Where is the edit selective? Where select has the class at "
-        f"{LEVEL_TEXT}, it has a selectivity of {with_half(last, 'selectivity')} points on test at the last site, "
-        f"where {percent(last['separating'], 0)} of the classes separate. The highest is "
-        f"{with_half(high, 'selectivity')} at {high['site']}, the lowest {with_half(low, 'selectivity')} at "
-        f"{low['site']}, where the others change by {points(low['drift'], signed=False)} points; {len(works)} of {plural(len(best), 'site')} come within {100 * CLOSE:.0f} points of the last: "
-        f"{', '.join(row['site'] for row in works)}. "
-        f"{'No strength takes half of the classes there at ' + ', '.join(fails) + '. ' if len(fails) else ''}"
-        f"Does depth help? The rank correlation of depth and selectivity is "
-        f"{number(rank_correlation(best['depth'], best['selectivity']), 2)}. Half of the images lose their prediction "
-        f"up to α_flip = {'; '.join(flips)}; strengths of different sites have no common unit. At each site latents are chosen by margin or by effect, whichever select "
-        f"prefers: by effect at {(best['select'] == 'effect').sum()}. Sites differ in kind as well as in depth, so "
-        "that two neighbours may differ for either reason."
+        f"Does depth help? It has a rank correlation of {rank} with selectivity; but sites differ in kind as well as "
+        f"in depth. Half of the images lose their prediction up to α_flip = {'; '.join(flips)}, though strengths of "
+        "different sites have no common unit."
     )
 
 

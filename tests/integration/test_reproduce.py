@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from salve.artifacts import read_record, read_table
 from tests.integration.commands import ROOT, Command
 
@@ -55,3 +57,26 @@ def test_one_experiment_and_its_page(tmp_path: Path) -> None:
     written = (paper / "suppression" / "findings.json").stat().st_mtime_ns
     assert "(was there)" in reproduce(tmp_path)
     assert (paper / "suppression" / "findings.json").stat().st_mtime_ns == written
+
+
+@pytest.mark.slow
+def test_layers_of_a_network(tmp_path: Path) -> None:
+    """Two sites, each with latents by margin and by effect; the inner one is a map."""
+    few = ["sae.seed=0", "sweep.sites=2", "edit.images=4", "edit.resolution=2", "capture.positions=4"]
+    arguments = ["--quick", "--on", "scenes", "--output-dir", str(tmp_path), *TINY, *few]
+    process = Command("experiments.beyond.layers", arguments, tmp_path, {"PYTHONPATH": str(ROOT)})
+    out, errors = process.communicate()
+    assert process.returncode == 0, out + errors
+    folder = tmp_path / "paper-quick" / "layers"
+    table = read_table(folder / "sites.csv")
+    assert table["depth"].tolist() == [0, 0, 1, 1]
+    assert sorted(table["select"][:2]) == sorted(table["select"][2:]) == ["effect", "margin"]
+    assert (table["positions"] > 1).tolist() == [True, True, False, False]
+    # The SAE of a site does not depend on how latents are chosen.
+    assert table["fve"].nunique() == 2
+    record = read_record(folder / "findings.json")
+    assert {one["claim"] for one in record["measured"]} == {
+        f"layers.{name}" for name in ("deeper", "class_bound", "inner", "effect")
+    }
+    assert [picture["name"] for picture in record["pictures"]] == ["depth"]
+    assert "2 of the network's 11 sites" in record["paragraph"]

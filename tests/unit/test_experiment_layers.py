@@ -134,14 +134,14 @@ def test_claims_are_measured() -> None:
     assert values["layers.inner"] == pytest.approx(first - last)
     assert values["layers.effect"] == pytest.approx(first)
     assert found.tables["sites"]["depth"].tolist() == [0, 0, 1, 1]
-    assert "1 of 2 sites come within 5 points of the last" in found.paragraph
-    assert "No strength takes half" not in found.paragraph  # church is one of two classes
+    assert "No more than 5 points below that are 1 of 2 sites: " in found.paragraph
+    assert "no strength takes half" not in found.paragraph  # church is one of two classes
 
 
 def test_a_site_where_no_strength_takes_the_classes_is_named() -> None:
     found = analyse([a_study(*a_sweep(FLAT, church(0.2), FLAT))])
     first = next(iter(sites(NETWORK, 8)))
-    assert f"No strength takes half of the classes there at {first}." in found.paragraph
+    assert f"At {first} no strength takes half of the classes there." in found.paragraph
 
 
 def test_the_last_site_alone_says_nothing_of_inner_ones() -> None:
