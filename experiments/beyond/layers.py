@@ -70,7 +70,7 @@ def table_of(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def chosen(table: pd.DataFrame) -> pd.DataFrame:
-    """By site of a testbed, the row of the selection with the more selective edits on select, which chooses."""
+    """By depth, of each site of a testbed the row of the selection whose edits are the more selective on select."""
     return table.loc[table.groupby("site", sort=False)["select_selectivity"].idxmax()]
 
 
@@ -114,7 +114,7 @@ def _analyse(study: Study) -> Findings:
 
 def _measured(testbed: str, table: pd.DataFrame) -> list[Measured]:
     best = chosen(table)
-    inner, last = best[best["depth"] < 1], best.iloc[-1]
+    inner, last = best.iloc[:-1], best.iloc[-1]
     found = []
     for claim, measure in (("deeper", "selectivity"), ("class_bound", "defining")):
         rank = rank_correlation(best["depth"], best[measure])
@@ -127,7 +127,7 @@ def _measured(testbed: str, table: pd.DataFrame) -> list[Measured]:
         gap = float(one["selectivity"] - last["selectivity"])
         text = f"{points(gap)} points: {points(one['selectivity'], False)} at {one['site']}, the best on select images"
         found.append(Measured("layers.inner", testbed, gap, text))
-    by = table[table["depth"] < 1].pivot_table("selectivity", "site", "select")
+    by = table[table["site"] != last["site"]].pivot_table("selectivity", "site", "select")
     if set(SELECTIONS) <= set(by):
         gain = by["effect"] - by["margin"]
         text = f"{points(gain.mean())} points; ahead at {(gain > 0).sum()} of {plural(len(gain), 'inner site')}"
