@@ -353,7 +353,9 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 def test_a_layer_that_is_no_site_lists_the_sites(refused: Salve) -> None:
     said = refused("backbone=resnet_small", "layer=nonsense")
     assert re.fullmatch(
-        r"salve: layer=nonsense is no site of this ResNet; its sites are global_pool \(or last.*\)\.", said
+        r"salve: layer=nonsense is no site of this ResNet; near it: .*global_pool \(last is the one that the head "
+        r"reads; salve-sites lists all 11\)\.",
+        said,
     )
 
 
