@@ -196,7 +196,7 @@ EXPERIMENT = Experiment(
     analyse,
     quick=(
         *("sweep.sites=3", "sae.steps=300", "capture.positions=8"),
-        *("edit.images=10", "edit.resolution=4", "edit.alpha=[0,1,2,3,4,6,8,11,15,20,30,50]"),
+        *("edit.images=5", "edit.resolution=3", "edit.alpha=[0,2,4,8,15,30]"),
     ),
     group="beyond",
 )
