@@ -160,13 +160,14 @@ def _where(best: pd.DataFrame) -> str:
     close = best[best["selectivity"] >= last["selectivity"] - CLOSE]["site"]
     out_of_reach = best[best["reached"] < 0.5]["site"]
     never = f" At {', '.join(out_of_reach)} no strength takes half of the classes there." if len(out_of_reach) else ""
+    cost = f"; the others change by {points(low['drift'], signed=False)} points" if low["reached"] else ""
     return (
         f"Where does the edit work? Where select has the class at {LEVEL_TEXT}, its selectivity on test is "
         f"{with_half(last, 'selectivity')} points at the last site, and {percent(last['separating'], 0)} of the "
         f"classes separate. No more than {100 * CLOSE:.0f} points below that are {len(close)} of "
         f"{plural(len(best), 'site')}: {', '.join(close)}. The selectivity is highest at {high['site']} "
-        f"({with_half(high, 'selectivity')}) and lowest at {low['site']} ({with_half(low, 'selectivity')}; the others "
-        f"change by {points(low['drift'], signed=False)} points there).{never}"
+        f"({with_half(high, 'selectivity')}) and lowest at {low['site']} ({with_half(low, 'selectivity')}{cost})."
+        f"{never}"
     )
 
 

@@ -141,7 +141,7 @@ def test_claims_are_measured() -> None:
 def test_a_site_where_no_strength_takes_the_classes_is_named() -> None:
     found = analyse([a_study(*a_sweep(FLAT, church(0.2), FLAT))])
     first = next(iter(sites(NETWORK, 8)))
-    assert f"At {first} no strength takes half of the classes there." in found.paragraph
+    assert f"lowest at {first} (0.0). At {first} no strength takes half of the classes there." in found.paragraph
 
 
 def test_the_last_site_alone_says_nothing_of_inner_ones() -> None:
