@@ -223,7 +223,7 @@ def _inner(model: nn.Module, found: Found, why: str) -> Found:
     """Try the last site of the network's graph, where it has no site called last."""
     fields = {**asdict(found), "why": why}
     try:
-        graph = NetworkGraph(model, found.pixels)
+        graph = NetworkGraph(model.eval(), found.pixels)
     except UserError as error:
         return Found(**{**fields, "why": f"{why} {error}"})
     if not graph.sites:

@@ -69,7 +69,7 @@ def try_out(config: Config, context: StageContext) -> None:
                 raise refuse_signed(cut.site.name)
             if "control" in stages:
                 _check_sets(config, context)
-                _edit(config, context, cut, sae, samples)
+                _edit(config, context, cut, sae, samples, activations)
         if _trains_head(config, fits) and config.finetune.mode != "probe":
             _train(context, model, samples)  # last, because it changes the model
 
@@ -216,7 +216,7 @@ def _check_sets(config: Config, context: StageContext) -> None:
             )
 
 
-def _edit(config: Config, context: StageContext, cut: Cut, sae: SAE, samples: _Samples) -> None:
+def _edit(config: Config, context: StageContext, cut: Cut, sae: SAE, samples: _Samples, activations: Tensor) -> None:
     """Make, apply and undo an edit, and compute the logits at the largest strength.
 
     Apply and undo check by checksums that the weights changed and came back.
@@ -235,8 +235,8 @@ def _edit(config: Config, context: StageContext, cut: Cut, sae: SAE, samples: _S
     vector, alpha = edit_file.contributions[0], config.edit.alpha[-1]
     for mode in config.edit.modes:
         if cut.linear is not None:
-            activations = cut.read(samples.images)[:, 0].detach().float().cpu()
-            edited_logits(cut.linear.to(activations), activations, vector, [alpha], mode)  # type: ignore[arg-type]
+            rows = activations[:, 0].detach().cpu()
+            edited_logits(cut.linear.to(rows), rows, vector, [alpha], mode)  # type: ignore[arg-type]
             continue
         with torch.no_grad():
             logits = cut.tail(samples.images).gated(gate(vector, alpha, mode).to(samples.images))  # type: ignore[arg-type]

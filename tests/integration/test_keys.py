@@ -111,6 +111,8 @@ NOT_IN_ANY: dict[str, str] = {
     "backbone._target_": "another network has other arguments; the classifier's key has its name and its code",
     "backbone.preprocess.squash": "it is what this backbone does already",
     "edit.images": "at the last site, all images are measured; at others, test_stage_diagnose.py",
+    "edit.resolution": "at the last site, all strengths are measured",
+    "sae.pool": "the latents of a vector are those of the image",
     "sae.steps": "sae.epochs, which is set here, takes their place",
     "sae.bandwidth": "of jumprelu",
     "sae.prefixes": "of matryoshka",

@@ -97,8 +97,8 @@ def test_a_capture_goes_on_from_its_last_shard(start: Start, tmp_path: Path, mon
         start(tmp_path, "stages=[discover]")
     before = len(calls)
     start(tmp_path, "stages=[discover]")
-    # 80 train and 40 val images; the first shard of 30 was whole when the kill came.
-    assert sum(calls[before:]) == 80 + 40 + 40 - 30
+    # Every command first tries itself out on four images. Of the splits, the first shard of 30 was whole at the kill.
+    assert sum(calls[before:]) == 4 + 80 + 40 + 40 - 30
 
 
 def test_sigkill_leaves_nothing_half_written_and_the_same_command_finishes(tmp_path: Path) -> None:

@@ -96,9 +96,12 @@ def test_metadata_say_the_same_in_whatever_order_edits_came() -> None:
 
 DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "format": (lambda r: r.update(format="salve-edit_file-1"), "no edit file of this version"),
-    "no readers": (lambda r: r.update(readers=[]), "readers must be a list that is not empty"),
-    "readers twice": (lambda r: r.update(readers=["1", "1"]), "names a module twice"),
-    "other readers": (lambda r: r.update(readers=["0"]), "originals of another network or site"),
+    "no readers": (lambda r: r.update(readers={}), "readers must be an object that is not empty"),
+    "readers in a list": (lambda r: r.update(readers=["1.weight"]), "readers must be an object that is not empty"),
+    "half a group": (lambda r: r.update(readers={"1.weight": 0.5}), "names of weights with their number of groups"),
+    "no groups": (lambda r: r.update(readers={"1.weight": 0}), "names of weights with their number of groups"),
+    "other groups": (lambda r: r.update(readers={"1.weight": 3}), r"1\.weight has the shape \(.*\) in 3 groups"),
+    "other readers": (lambda r: r.update(readers={"0.weight": 1}), "originals of another network or site"),
     "before": (lambda r: r.update(before="0" * 64), "originals of another network or site"),
     "after": (lambda r: r.update(after="0" * 64), "does not give the checksum"),
     "no after": (lambda r: r.pop("after"), "after must be a text"),

@@ -47,8 +47,8 @@ def test_steering_and_ablation_equal_a_hook_in_the_network(method: object) -> No
     model, images = network(), torch.randn(5, 3, 8, 8, dtype=torch.float64)
     direction = torch.randn(6, dtype=torch.float64)
     with torch.no_grad():
-        activations = model[:4](images)
-        found = method(model[4].weight, model[4].bias, activations, direction, STRENGTHS)  # type: ignore[operator]
+        tail = LinearTail(model.get_parameter("4.weight"), model.get_parameter("4.bias"))
+        found = method(tail, model[:4](images), direction, STRENGTHS)  # type: ignore[operator]
     unit = direction / math.sqrt(sum(x * x for x in direction.tolist()))
     for strength, logits in zip(STRENGTHS, found, strict=True):
 

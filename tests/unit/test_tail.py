@@ -132,6 +132,7 @@ def test_the_tail_of_the_head_is_its_linear_layer() -> None:
 
 def test_a_head_that_is_not_finite_is_refused() -> None:
     model = Net().eval()
+    site = head_site(model)
     nn.init.constant_(model.head.bias, torch.inf)
     with pytest.raises(UserError, match=r"head \(head\) holds NaN or infinite weights"):
-        Cut(model, head_site(model), ORDER)
+        Cut(model, site, ORDER)

@@ -185,7 +185,7 @@ def test_a_follower_has_a_logger_for_callbacks_that_need_one() -> None:
         ([f"callbacks.x._target_={MINE}", "callbacks.x._stages_=finetune"], "must be a list of finetune and discover"),
         (
             [f"callbacks.x._target_={MINE}", "callbacks.x.number._target_=os.getpid"],
-            r"callbacks\.x\.number\._target_=os\.getpid: only data and callbacks name a class",
+            r"callbacks\.x\.number\._target_=os\.getpid: only data, callbacks and backbone name a class",
         ),
         ([f"callbacks.x._target_={MINE}", "sae.ensemble=2"], r"sae\.ensemble=2 .* callbacks\.x .*sae\.ensemble=1"),
     ],
