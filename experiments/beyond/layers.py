@@ -140,10 +140,11 @@ def _paragraph(study: Study, table: pd.DataFrame, total: int) -> str:
     first, last = best.iloc[0], best.iloc[-1]
     measured = (
         f"{study.testbed.title}: {len(best)} of the network's {total} sites, from {first['site']} to {last['site']}, "
-        f"{plural(int(table['seeds'].max()), 'SAE')} at each. At inner sites SAEs are trained on "
-        f"{settings['capture.positions']} positions of each image, and edits and critical strengths are measured on "
-        f"{settings['edit.images']} images of each class and split; at the last site on all. At each site latents are "
-        f"chosen by margin or by effect, whichever select prefers (by effect at {(best['select'] == 'effect').sum()})."
+        f"{plural(int(table['seeds'].max()), 'SAE')} at each, with one λ, which weighs more where there are fewer "
+        f"channels. At inner sites SAEs are trained on {settings['capture.positions']} positions of each image, and "
+        f"edits and critical strengths are measured on {settings['edit.images']} images of each class and split; at "
+        "the last site on all. At each site latents are chosen by margin or by effect, whichever select prefers (by "
+        f"effect at {(best['select'] == 'effect').sum()})."
     )
     read = (
         f"FVE lies between {_ends(best, 'fve')}; on reconstructions the network is right for "
