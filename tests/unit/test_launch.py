@@ -87,7 +87,7 @@ def test_a_job_that_always_dies_fails_and_the_others_do_not(runs: list[Run], tmp
     submit(runs, tmp_path, Launcher(tmp_path, lambda seed, _: seed == 1), Console(quiet=True))
     assert states(runs, tmp_path) == ["finished", "failed", "finished", "finished", "finished"]
     reason = runs[1].folder(tmp_path).reason()
-    assert reason == "its process was killed, twice (RuntimeError: A worker process was terminated.)"
+    assert reason == "its process was killed, twice (RuntimeError: A worker process was terminated)"
 
 
 def test_a_launcher_that_cannot_start_anything_is_refused(runs: list[Run], tmp_path: Path) -> None:

@@ -744,7 +744,7 @@ def test_approximations_are_drawn_against_refined_strengths(tmp_path: Path) -> N
     assert labels == [["exact α_logit", "exact α_flip", "exact α_flip"], ["refined α_logit", "refined α_flip"]]
     dots = [[line.get_xydata() for line in one.axes[1].lines] for one in drawn if one is not None]
     for one, other in zip(*dots, strict=True):
-        np.testing.assert_array_equal(one, other)
+        np.testing.assert_allclose(one, other, rtol=1e-12)
 
 
 @pytest.mark.parametrize(
