@@ -70,7 +70,7 @@ def sites(model: nn.Module, size: int | None = None) -> dict[str, Site]:
         size: side of its square images in pixels; None for the size that it is made for.
 
     Raises:
-        UserError: it has no site at all.
+        UserError: it has no site at all, or is wrapped.
     """
     try:
         inner = graph_of(model, size).sites
@@ -89,8 +89,9 @@ def graph_of(model: nn.Module, size: int | None = None) -> NetworkGraph:
     """The graph of a network, which is exported once and then remembered.
 
     Raises:
-        UserError: see :class:`NetworkGraph`.
+        UserError: it is wrapped, or see :class:`NetworkGraph`.
     """
+    _refuse_wrapped(model)  # a compiled one would be compiled first
     from salve.backbones.graph import NetworkGraph
 
     side = own_size(model) if size is None else size
