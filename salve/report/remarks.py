@@ -58,4 +58,12 @@ def own_remarks(artifacts: Artifacts) -> list[str]:
     if not {"class", "test_images"} <= set(table.columns):
         return []
     images = [int(count) for count in column(table, "test_images").fillna(0)]
-    return remarks_on(overall_accuracy(artifacts), list(table["class"]), images)
+    sampled = artifacts.record("control", "verdict.json").get("images_sampled")
+    said = []
+    if sampled is not None:
+        images = [min(count, int(sampled)) for count in images]
+        said.append(
+            f"At this site edits and critical strengths are measured on {count_of(int(sampled))} images of each class "
+            "and split at most; edit.images sets how many."
+        )
+    return said + remarks_on(overall_accuracy(artifacts), list(table["class"]), images)

@@ -18,7 +18,8 @@ SOURCES = (
     (
         *("control", "summary.csv", "target"),
         (
-            *("alpha", "alpha_used", "accuracy_after", "accuracy_after_low", "accuracy_after_high"),
+            *("alpha", "alpha_used", "accuracy_before"),
+            *("accuracy_after", "accuracy_after_low", "accuracy_after_high"),
             *("others_mean_change", "others_mean_change_low", "others_mean_change_high"),
             *("others_worst_loss", "others_worst_loss_low", "others_worst_loss_high", "worst_class"),
             *("separates", "separates_share", "reason"),
@@ -76,8 +77,9 @@ def class_summary(artifacts: Artifacts) -> pd.DataFrame:
     """One row per class with the numbers that the stages found, missing where a stage has not run.
 
     Returns:
-        Columns ``SUMMARY_COLUMNS``: accuracies and changes are fractions of test images, ``alpha`` is the strength that
-        select images chose (inf if none takes the class away), ``separates`` is text ("True", "False" or "").
+        Columns ``SUMMARY_COLUMNS`` but for ``accuracy_before``, which replaces ``test_accuracy`` where there is an
+        edit: accuracies and changes are fractions of test images, ``alpha`` is the strength that select images chose
+        (inf if none takes the class away), ``separates`` is text ("True", "False" or "").
     """
     rows = pd.DataFrame({"class": class_names(artifacts)})
     for kind, name, key, columns in SOURCES:
@@ -95,7 +97,9 @@ def class_summary(artifacts: Artifacts) -> pd.DataFrame:
             rows[name] = [("" if is_missing(value) else str(value)) for value in rows[name]]
         else:
             rows[name] = column(rows, name)
-    return rows[list(SUMMARY_COLUMNS)]
+    # At an inner site edits are measured on some of the images; what they are compared with is of the same ones.
+    rows["test_accuracy"] = rows["accuracy_before"].fillna(rows["test_accuracy"])
+    return rows[[name for name in SUMMARY_COLUMNS if name != "accuracy_before"]]
 
 
 def failing_first(rows: Sequence[Row], most: int) -> list[Row]:

@@ -82,7 +82,8 @@ def control(
                 lines.to_csv(file, header=not file.tell(), index=False, float_format="%.6g")
                 advance(1)
         if suppressed:
-            rows = _judge(context, settings, edits, autoencoder.decoder, targets, suppressed, folder)
+            sampled = settings.images if cut.linear is None else None
+            rows = _judge(context, settings, edits, autoencoder.decoder, targets, suppressed, folder, sampled)
             _keep_edit_files(context, settings, cut, autoencoder, targets, rows, folder)
             write_table(folder / "summary.csv", pd.DataFrame(rows))
             _evaluate(context, settings, classifier, edits, autoencoder.decoder, targets, rows, folder)
@@ -98,8 +99,12 @@ def _judge(
     targets: Sequence[Target],
     suppressed: Sequence[Measured],
     folder: Path,
+    sampled: int | None,
 ) -> list[dict[str, Any]]:
-    """Write ``verdict.json``; returns the rows of ``summary.csv``."""
+    """Write ``verdict.json``; returns the rows of ``summary.csv``.
+
+    ``sampled``: images of each class that edits are measured on, at most; None for all.
+    """
     chosen = [choose(measured.effects["select"]) for measured in suppressed]
     own = np.stack([own_classes(target, len(context.classes)) for target in targets])
     images = edits.labels("test").numpy()
@@ -140,6 +145,8 @@ def _judge(
         "limits": asdict(LIMITS),
         "images_per_class": int(counts[counts > 0].min()) if counts.any() else 0,
     }
+    if sampled is not None:
+        record["images_sampled"] = sampled
     write_record(folder / "verdict.json", record)
     return rows
 

@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -30,7 +31,7 @@ from salve.report.figures.diagnose import agreement_scatter
 from salve.report.figures.discover import class_mean_heat_map, heat_map_columns, latent_use
 from salve.report.figures.validate import overlay
 from salve.report.page import _copy_edit_files
-from salve.report.remarks import remarks_on
+from salve.report.remarks import own_remarks, remarks_on
 from salve.report.sections.control import panel_order
 from salve.report.tables import class_summary, headline
 from salve.report.terms import Linker, terms_of
@@ -1085,3 +1086,29 @@ def test_numbers_as_text() -> None:
     assert len(slug("x" * 245)) == 40
     assert len(label("x" * 100, 22)) <= 22
     assert label("a\nb\x00c") == "a b c"
+
+
+def test_edits_of_a_sample_are_compared_with_the_same_images() -> None:
+    """At inner sites edits are measured on some of the test images, and the page must not compare them with all."""
+    tables = {
+        ("features", "classes.csv"): pd.DataFrame(
+            {"class": ["a", "b"], "test_images": [400, 9], "test_accuracy": [0.9, 0.5]}
+        ),
+        ("control", "summary.csv"): pd.DataFrame(
+            {"target": ["a"], "accuracy_before": [0.75], "accuracy_after": [0.25], "separates": ["False"]}
+        ),
+    }
+    records = {"verdict.json": {"images_sampled": 16}, "classifier.json": {"classes": ["a", "b"]}}
+    artifacts: Any = SimpleNamespace(
+        table=lambda kind, name: tables.get((kind, name), pd.DataFrame()),
+        record=lambda kind, name: records.get(name, {}),
+    )
+    summary = class_summary(artifacts)
+    assert summary["test_accuracy"].tolist() == [0.75, 0.5]
+    said = " ".join(own_remarks(artifacts))
+    assert "measured on 16 images of each class" in said
+    assert "2 classes of 2 with fewer than 50 test images (fewest: 9, of b)" in said
+    records["verdict.json"] = {}
+    said = " ".join(own_remarks(artifacts))
+    assert "edit.images" not in said
+    assert "1 class of 2 with fewer than 50 test images" in said
