@@ -19,7 +19,7 @@ class Cut:
     Args:
         model: the network, frozen and in eval mode. site: where.
         order: ``[C]``, the network's outputs, those of the data's classes first.
-        graph: of the network; needed if the site has a place in it.
+        graph: of the network; needed for all sites but the last.
 
     Attributes:
         model, site, order: as given.
@@ -32,7 +32,7 @@ class Cut:
     def __init__(self, model: nn.Module, site: Site, order: Tensor, graph: NetworkGraph | None = None) -> None:
         self.model, self.site, self.order = model, site, order
         self._graph = graph
-        self.linear = linear_tail(model, site, order) if site.place is None else None
+        self.linear = linear_tail(model, site, order) if site.in_graph is None else None
 
     def __getstate__(self) -> dict[str, Any]:
         """A graph cannot be pickled: where the cut is sent to, the network is exported again."""
@@ -45,7 +45,7 @@ class Cut:
 
     def read(self, images: Images) -> Float[Tensor, "N P M"]:
         """The activations of images ``[N, 3, H, W]``."""
-        if self.site.place is None:
+        if self.site.in_graph is None:
             return site_activations(self.model, self.site, images)[:, None]
         return self._known_graph().activations(self.model, self.site, images)
 
@@ -60,7 +60,7 @@ class Cut:
 
     def weights_before(self) -> set[str]:
         """Names of the tensors of the ``state_dict`` that the activations depend on."""
-        if self.site.place is None:
+        if self.site.in_graph is None:
             own = {name for reader in self.site.readers for name in (reader.weight, reader.bias)}
             return set(self.model.state_dict()) - own
         return self._known_graph().weights_before(self.site)

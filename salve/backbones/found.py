@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from salve.backbones.exported import Exported, ancestors, function_of
-from salve.backbones.site import Place, Reader, Site
+from salve.backbones.site import GraphTensor, Reader, Site
 
 aten = torch.ops.aten
 
@@ -142,7 +142,7 @@ def _uses(node: fx.Node, readers: Mapping[fx.Node, Reader]) -> list[fx.Node] | N
 
 
 class _Axes(NamedTuple):
-    """Of a site's tensor; see :class:`Place`."""
+    """Of a site's tensor; see :class:`GraphTensor`."""
 
     channel: int
     batch: int
@@ -174,7 +174,7 @@ def _described(exported: Exported, node: fx.Node, source: fx.Node, readers: Sequ
         positions=axes.positions,
         prefix_tokens=_prefix_tokens(exported, source, axes.positions),
         signed=not _is_not_negative(source),
-        place=Place(node.name, axes.channel, axes.batch, axes.folded, axes.batch_first),
+        in_graph=GraphTensor(node.name, axes.channel, axes.batch, axes.folded, axes.batch_first),
     )
 
 

@@ -61,9 +61,9 @@ class NetworkGraph:
 
     def activations(self, model: nn.Module, site: Site, images: Images) -> Float[Tensor, "N P M"]:
         """The activations of a site. Nothing behind the site is computed."""
-        assert site.place is not None, "only sites of the graph have a place in it"
-        node = site.place.node
-        return site.place.rows(self._for(model, images).run(model, images, (node,))[node])
+        assert site.in_graph is not None, "this site is not one of the graph"
+        node = site.in_graph.node
+        return site.in_graph.rows(self._for(model, images).run(model, images, (node,))[node])
 
     def values(
         self, model: nn.Module, images: Images, nodes: Sequence[str], known: Mapping[str, Any] | None = None
@@ -90,8 +90,8 @@ class NetworkGraph:
 
     def weights_before(self, site: Site) -> set[str]:
         """Names of the parameters and buffers that the activations of a site depend on."""
-        assert site.place is not None, "only sites of the graph have a place in it"
-        return self._exported.weights_before(site.place.node)
+        assert site.in_graph is not None, "this site is not one of the graph"
+        return self._exported.weights_before(site.in_graph.node)
 
     def _every_value(self, model: nn.Module, images: Images) -> dict[str, Any]:
         """The values of all nodes that the logits depend on."""
@@ -137,14 +137,14 @@ class GraphTail:
     def __init__(
         self, exported: Exported, model: nn.Module, site: Site, images: Images, order: Tensor | None = None
     ) -> None:
-        assert site.place is not None, "only sites of the graph have a place in it"
+        assert site.in_graph is not None, "this site is not one of the graph"
         self._exported, self._model, self._images, self._order = exported, model, images, order
-        self._place = site.place
-        beside = exported.beside(site.place.node)
+        self._in_graph = site.in_graph
+        beside = exported.beside(site.in_graph.node)
         with torch.no_grad():
-            self._held: dict[str, Any] = exported.run(model, images, (site.place.node, *beside))
-        self._tensor: Tensor = self._held[site.place.node]
-        self.activations = site.place.rows(self._tensor)
+            self._held: dict[str, Any] = exported.run(model, images, (site.in_graph.node, *beside))
+        self._tensor: Tensor = self._held[site.in_graph.node]
+        self.activations = site.in_graph.rows(self._tensor)
 
     def __len__(self) -> int:
         """``N``, the number of images."""
@@ -157,13 +157,13 @@ class GraphTail:
 
     def __call__(self, activations: Float[Tensor, "N P M"]) -> Float[Tensor, "N C"]:
         """The logits with other activations at the site, in the same order of images and positions."""
-        return self._logits(self._place.tensor(activations, self._tensor))
+        return self._logits(self._in_graph.tensor(activations, self._tensor))
 
     def gated(self, gate: Float[Tensor, "*N M"]) -> Float[Tensor, "N C"]:
         """The logits with every position gated, for all images alike ``[M]`` or for each image ``[N, M]``."""
-        return self._logits(self._place.gate(gate, self._tensor))
+        return self._logits(self._in_graph.gate(gate, self._tensor))
 
     def _logits(self, tensor: Tensor) -> Tensor:
-        known = {**self._held, self._place.node: tensor}
+        known = {**self._held, self._in_graph.node: tensor}
         (logits,) = self._exported.run(self._model, self._images, known=known).values()
         return logits if self._order is None else logits[:, self._order]

@@ -76,7 +76,7 @@ def _said_size(model: nn.Module) -> int | None:
 
 def can_read(model: nn.Module, size: int) -> bool:
     """Whether a network can read square images of so many pixels a side; it is not changed."""
-    with _in_eval_mode(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         try:
             model(_noise(model, size))
         except Exception:  # a model that was never seen before raises what it likes
@@ -90,7 +90,7 @@ def outputs_of(model: nn.Module) -> int:
     Raises:
         UserError: it gives no vector of logits for each image.
     """
-    with _in_eval_mode(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         size = own_size(model)
         try:
             logits = model(_noise(model, size))
@@ -126,7 +126,7 @@ def probed_head(model: nn.Module, size: int) -> Head:
 
         hooks.append(module.register_forward_hook(keep))
     try:
-        with _in_eval_mode(model), torch.inference_mode(False), torch.enable_grad():
+        with evaluating(model), torch.inference_mode(False), torch.enable_grad():
             logits = model(_noise(model, size).requires_grad_())
             heads = [path for path, call in read.items() if _is_vector(call) and _gives(call, logits)]
             if len(heads) != 1:
@@ -156,13 +156,15 @@ def _cannot_read(model: nn.Module, size: int, error: Exception) -> UserError:
 
 
 @contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """A context with the model in eval mode; afterwards every module is back in its own mode."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
         for module, training in modes:
+            # Not module.train(), which would also set the children.
             module.training = training
 
 

@@ -37,8 +37,8 @@ class Reader:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where in a network's graph a site's tensor is, and how it is laid out.
+class GraphTensor:
+    """A site's tensor in the network's graph, and how it is laid out.
 
     Attributes:
         node: name of the tensor in the graph.
@@ -99,7 +99,7 @@ class Site:
         map: module path of the spatial map ``[N, M', H, W]`` or token grid ``[N, T, M']`` for Grad-FAM; empty if the
             activation depends on none, or is a map itself.
         map_side: whether the map is the input or the output of that module.
-        place: where it is in the network's graph; None of the last site, which the head's module is given.
+        in_graph: its tensor in the network's graph; None of the last site, which the head's module is given.
     """
 
     name: str
@@ -111,7 +111,7 @@ class Site:
     signed: bool = True
     map: str = ""
     map_side: Literal["input", "output"] = "output"
-    place: Place | None = None
+    in_graph: GraphTensor | None = None
 
     @property
     def kind(self) -> str:

@@ -56,7 +56,7 @@ def build_context(
     loaded = _load(config.backbone, len(data.classes), data.outputs)
     chosen = _preset(config.backbone, loaded.model, data.native_size)
     site = find_site(loaded.model.eval(), config.layer, chosen.preprocess.size)
-    graphs = [] if site.place is None else [graph_of(loaded.model, chosen.preprocess.size)]
+    graphs = [] if site.in_graph is None else [graph_of(loaded.model, chosen.preprocess.size)]
     data.bind(chosen.preprocess)
     preprocessing = chosen.origin
     unmapped = _without_map(loaded.model, site) if "validate" in config.stages else ""
@@ -102,7 +102,7 @@ def build_context(
 
 def _without_map(model: nn.Module, site: Site) -> str:
     """A sentence about what is left out where no map lies in front of the site; empty if one does."""
-    if site.map or site.place is not None:  # at a site of the graph, the stage looks for one itself
+    if site.map or site.in_graph is not None:  # at a site of the graph, the stage looks for one itself
         return ""
     return (
         f"This {type(model).__name__} has no spatial map in front of its site {site.name}, so Grad-FAM is left out: "

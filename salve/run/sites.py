@@ -158,7 +158,7 @@ def _table(record: dict[str, Any]) -> Any:
     table.add_column("also read by", overflow="fold")
     for fields in record["sites"]:
         readers = tuple(Reader(**reader) for reader in fields["readers"])
-        site = Site(**{**fields, "readers": readers, "place": None})
+        site = Site(**{**fields, "readers": readers, "in_graph": None})
         tokens, before = site.positions[:1], site.prefix_tokens
         positions = f"{before} + {tokens[0] - before}" if before else " x ".join(map(str, site.positions))
         others = [reader["weight"].removesuffix(".weight") for reader in fields["readers"][1:]]

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from salve.backbones.probe import evaluating
 from salve.backbones.sites import find_site
 from salve.data.transforms import Preprocess
 from salve.sae.models import SAE
@@ -16,7 +17,6 @@ from salve.saliency.common import (
     check_width,
     checked_latents,
     checked_signs,
-    evaluating,
 )
 from salve.types import UserError
 

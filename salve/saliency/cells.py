@@ -75,13 +75,13 @@ class CellTracker(TorchDispatchMode):
         return self._cells.get(value)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        sources = [(value, cells) for value in _tensors(args) if (cells := self._cells.get(value)) is not None]
+        sources = [(value, cells) for value in tensors_in(args) if (cells := self._cells.get(value)) is not None]
         # Before the call, which may change tensors in place.
         joined = _joined(sources, self._images) if sources else None
         result = func(*args, **(kwargs or {}))
         if sources:
             rule = _RULES.get(func)
-            for value in _tensors((result,)):
+            for value in tensors_in((result,)):
                 cells = joined if rule is None or joined is None else rule(joined, value, *args)
                 if cells is not None:
                     self._cells[value] = cells
@@ -141,12 +141,13 @@ def _spread(maps: Tensor) -> Tensor:
     return variance.sqrt().double().cpu().clamp_min(torch.finfo(torch.float32).tiny)
 
 
-def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
+    """The tensors among some values, and in the lists and tuples among them."""
     for value in values:
         if isinstance(value, Tensor):
             yield value
         elif isinstance(value, (list, tuple)):
-            yield from _tensors(value)
+            yield from tensors_in(value)
 
 
 def _window(

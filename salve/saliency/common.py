@@ -1,7 +1,6 @@
-"""Helpers of Grad-FAM and activation maximisation: eval mode, and checks of arguments."""
+"""Helpers of Grad-FAM and activation maximisation: activations, and checks of arguments."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -13,22 +12,9 @@ from salve.sae.models import SAE
 from salve.types import Images, UserError
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """A context with the model in eval mode; afterwards every module is back in its own mode."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            # Not module.train(), which would also set the children.
-            module.training = training
-
-
 def activations_at(model: nn.Module, site: Site, images: Images) -> Float[Tensor, "N P M"]:
     """The activations at a site; at one inside the network, nothing behind it is computed."""
-    if site.place is None:
+    if site.in_graph is None:
         return site_activations(model, site, images)[:, None]
     return graph_of(model, images.shape[-1]).activations(model, site, images)
 

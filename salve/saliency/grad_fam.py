@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from salve.backbones.probe import evaluating
 from salve.backbones.site import Site
 from salve.backbones.sites import find_site, recorded
 from salve.sae.models import SAE
@@ -17,7 +18,6 @@ from salve.saliency.common import (
     check_width,
     checked_latents,
     checked_signs,
-    evaluating,
 )
 from salve.saliency.graph_maps import Pass, probe, run_graph
 from salve.saliency.grids import Grid
@@ -89,7 +89,7 @@ def grad_fam(
         check_width(sae, site)
         index = checked_latents(latents, sae)
         sign = checked_signs(signs, index, images.dtype)
-        if site.place is None and not isinstance(at, Site) and (at or site.map):
+        if site.in_graph is None and not isinstance(at, Site) and (at or site.map):
             run = _run(model, site, images, at)
         else:
             run = run_graph(model, site, images, at)

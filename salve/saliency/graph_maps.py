@@ -71,27 +71,27 @@ def run_graph(model: nn.Module, site: Site, images: Tensor, at: str | Site | Non
     Raises:
         UserError: there is no such module or site, it is no map, or images are not square.
     """
-    check_square(images, f"The site {site.name}" if site.place is not None else "The map")
+    check_square(images, f"The site {site.name}" if site.in_graph is not None else "The map")
     inner = site
     try:
         graph = graph_of(model, images.shape[-1])
-        if site.place is None:
+        if site.in_graph is None:
             inner = next(one for one in graph.sites.values() if one.readers == site.readers)
     except (UserError, StopIteration) as error:
         raise NoMap(
             f"This {type(model).__name__} has no spatial map that is known in front of its site {site.name}."
         ) from error
-    assert inner.place is not None, "only sites of the graph have a place in it"
+    assert inner.in_graph is not None, "this site is not one of the graph"
     found = _map_at(model, graph, inner, at)
     images = images.to(memory_format=torch.channels_last)
-    goal = inner.place.node
+    goal = inner.in_graph.node
     with torch.no_grad(), CellTracker(images) as tracker:
         value = graph.values(model, images, (found.node,))[found.node]
         cells = tracker.of(value)
     leaf = value.clone().requires_grad_()
     with torch.enable_grad():
         tensor = leaf if found.node == goal else graph.values(model, images, (goal,), {found.node: leaf})[goal]
-        activations = inner.place.rows(tensor)
+        activations = inner.in_graph.rows(tensor)
     advice = "" if at is None else "; use an earlier module, or leave at out"
     own = found.grid if found.node == goal else None
     return Pass(leaf, activations, cells, found.maps, site, found.name, advice, own)
@@ -153,15 +153,15 @@ def _remembered(graph: NetworkGraph, key: tuple[str, str], find: Callable[[], Gr
 
 
 def _map_of_site(model: nn.Module, graph: NetworkGraph, site: Site) -> GraphMap | None:
-    assert site.place is not None, "only sites of the graph have a place in it"
+    assert site.in_graph is not None, "this site is not one of the graph"
     if site.kind == "vector":
         return None
-    ((_, where),) = _tracked(model, graph, [site.place.node])
+    ((_, where),) = _tracked(model, graph, [site.in_graph.node])
     if where is None:
         return None
-    rows, columns = (site.place.rows(one)[0].mean(1) for one in where)
+    rows, columns = (site.in_graph.rows(one)[0].mean(1) for one in where)
     grid = grid_of(rows, columns)
-    return None if grid is None else GraphMap(site.place.node, f"the site {site.name}", site.place.rows, grid)
+    return None if grid is None else GraphMap(site.in_graph.node, f"the site {site.name}", site.in_graph.rows, grid)
 
 
 def _map_of_module(model: nn.Module, graph: NetworkGraph, path: str) -> GraphMap:
@@ -182,8 +182,8 @@ def _map_for(model: nn.Module, graph: NetworkGraph, site: Site) -> GraphMap | No
     own = map_of_site(model, graph, site)
     if own is not None:
         return own
-    assert site.place is not None, "only sites of the graph have a place in it"
-    nodes = graph.in_front(site.place.node)
+    assert site.in_graph is not None, "this site is not one of the graph"
+    nodes = graph.in_front(site.in_graph.node)
     maps = [
         found
         for node, (value, where) in zip(nodes, _tracked(model, graph, nodes), strict=True)
@@ -193,9 +193,9 @@ def _map_for(model: nn.Module, graph: NetworkGraph, site: Site) -> GraphMap | No
         return None
     images = _noise(model, graph)
     with torch.enable_grad():
-        values = graph.values(model, images.requires_grad_(), [*(one.node for one in maps), site.place.node])
+        values = graph.values(model, images.requires_grad_(), [*(one.node for one in maps), site.in_graph.node])
         gradients = torch.autograd.grad(
-            probe(site.place.rows(values[site.place.node])), [values[one.node] for one in maps], allow_unused=True
+            probe(site.in_graph.rows(values[site.in_graph.node])), [values[one.node] for one in maps], allow_unused=True
         )
     for one, gradient in zip(reversed(maps), reversed(gradients), strict=True):
         if gradient is not None and one.maps(gradient).ne(0).any(dim=1).double().mean() >= SEEN:

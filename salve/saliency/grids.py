@@ -1,6 +1,6 @@
 """Where the positions of a tensor lie in the image, told by following them through a network's operations."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -8,6 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from salve.saliency.cells import tensors_in
 
 #: Row and column of each element of a tensor, in cells of the last grid that was made; NaN of one without a place. They
 #: lie on the CPU.
@@ -69,7 +71,7 @@ class PositionTracker(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if any(self.of(value) is not None for value in _tensors(args)):
+        if any(self.of(value) is not None for value in tensors_in(args)):
             made = result if isinstance(result, (list, tuple)) else [result]
             for value, where in zip(made, self._places(func, args, kwargs or {}, made), strict=True):
                 if where is not None and _varies(where):
@@ -97,7 +99,7 @@ class PositionTracker(TorchDispatchMode):
                 return [None] * len(made)
             shape = made[0].shape
             return [_both(source, lambda one: one.mean(dims, keepdim=True).reshape(shape))] * len(made)
-        alike = [other for other in _tensors(args) if self.of(other) is not None]
+        alike = [other for other in tensors_in(args) if self.of(other) is not None]
         return [
             next((self.of(other) for other in alike if isinstance(value, Tensor) and value.shape == other.shape), None)
             for value in made
@@ -132,14 +134,6 @@ class PositionTracker(TorchDispatchMode):
 
 def _both(where: Where, change: Callable[[Tensor], Tensor]) -> Where:
     return change(where[0]), change(where[1])
-
-
-def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from _tensors(value)
 
 
 def _new_grid(value: Tensor) -> Where:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from salve.backbones.probe import evaluating
 from salve.backbones.sites import find_site, graph_of
 from salve.sae.models import SAE
 from salve.sae.positions import at_positions
@@ -16,7 +17,6 @@ from salve.saliency.common import (
     check_width,
     checked_latents,
     checked_signs,
-    evaluating,
 )
 from salve.saliency.graph_maps import map_of_site
 from salve.types import Maps, UserError

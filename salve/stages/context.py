@@ -106,7 +106,7 @@ class StageContext:
         for graph in self.graphs:
             adopt_graph(model, graph)
         site = find_site(model, self.layer, self.size)
-        if site.place is None:
+        if site.in_graph is None:
             return Cut(model, site, self.output_order(model))
         graph = graph_of(model, self.size)
         if not self.graphs:

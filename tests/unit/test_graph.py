@@ -233,8 +233,8 @@ def test_a_batch_that_is_folded_into_another_axis_is_told_apart(outer: bool) -> 
     model = Folded(outer).eval()
     graph = NetworkGraph(model, SIZE)
     site = graph.sites["mlp"]
-    assert site.place is not None
-    assert (site.place.folded, site.place.batch_first, site.positions) == (SIZE * SIZE, outer, (SIZE * SIZE,))
+    assert site.in_graph is not None
+    assert (site.in_graph.folded, site.in_graph.batch_first, site.positions) == (SIZE * SIZE, outer, (SIZE * SIZE,))
     images = torch.randn(4, 3, SIZE, SIZE)
     expected = model.first(images).relu().flatten(2).transpose(1, 2)
     torch.testing.assert_close(graph.activations(model, site, images), expected)

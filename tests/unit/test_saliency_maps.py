@@ -142,7 +142,7 @@ def test_positions_in_shifted_windows_are_put_back_in_their_places() -> None:
     # Their order in windows, which the network shifts first, and their order in the map that it makes of them.
     site, plain = (find_site(model, f"features.1.1.{name}", 64) for name in ("attn.proj", "mlp.0"))
     graph = graph_of(model, 64)
-    assert site.positions != plain.positions or site.place != plain.place
+    assert site.positions != plain.positions or site.in_graph != plain.in_graph
     found = map_of_site(model, graph, site)
     assert found is not None
     assert found.grid.shape == plain.positions == (16, 16)
