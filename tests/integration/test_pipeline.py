@@ -299,7 +299,7 @@ def test_a_network_of_ones_own_goes_through_every_stage_and_takes_its_edit_back(
     network.load_state_dict(edited)
     assert [name for name in state if not torch.equal(edited[name], state[name])] == ["head.1.weight"]
     # Another code is another network.
-    (tmp_path / "own_nets.py").write_text(MINE.replace("Dropout(0.1)", "Dropout(0.2)"))
+    (tmp_path / "own_nets.py").write_text(MINE.replace("Dropout(0.1)", "Dropout(0.25)"))
     monkeypatch.delitem(sys.modules, "own_nets")
     again = start(tmp_path, *backbone, "edit.modes=[suppress]", "stages=[finetune]")
     assert again["classifier"].key != found["classifier"].key

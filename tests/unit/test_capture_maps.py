@@ -330,14 +330,14 @@ def test_a_node_that_does_not_see_the_folder_is_told_so(tmp_path: Path) -> None:
 
 
 def wide(images: Tensor) -> Tensor:
-    """A map ``[n, 1024, 66]`` of images of 32 pixels."""
-    return images.flatten(2).transpose(1, 2).repeat(1, 1, 22)
+    """A map ``[n, 256, 264]`` of images of 16 pixels."""
+    return images.flatten(2).transpose(1, 2).repeat(1, 1, 88)
 
 
 def in_batches(rows: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
     for start in range(0, len(rows), 4):
         count = min(4, len(rows) - start)
-        yield torch.rand(count, 3, 32, 32), torch.zeros(count, dtype=torch.long)
+        yield torch.rand(count, 3, 16, 16), torch.zeros(count, dtype=torch.long)
 
 
 def status(field: str) -> int:
@@ -349,8 +349,8 @@ def status(field: str) -> int:
 def stream(folder: Path, images: int) -> tuple[int, int]:
     """Capture a map, and read it as a training does; returns the rows that were read, and bytes on the disk."""
     folder.mkdir()
-    sample = partial(sampled_positions, 0, "train", 1024, 256)
-    size = shard_images(1024, 256, 66) // 32  # of a MiB
+    sample = partial(sampled_positions, 0, "train", 256, 64)
+    size = shard_images(256, 64, 264) // 32  # of a MiB
     capture(wide, "x", images, in_batches, folder, "train", CPU, sample=sample, images_per_shard=size)
     found = load_captured(folder, "train")
     schedule = Schedule.of_epochs(len(found.rows), 256, 1)
@@ -370,7 +370,7 @@ def measured_stream(folder: Path, images: int, answer: Connection) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a process's peak of memory")
 def test_a_map_of_twenty_times_the_memory_is_captured_and_read(tmp_path: Path) -> None:
-    images = 2000
+    images = 3000
     context = forks()
     here, there = context.Pipe()
     process = context.Process(target=measured_stream, args=(tmp_path, images, there))
@@ -378,8 +378,8 @@ def test_a_map_of_twenty_times_the_memory_is_captured_and_read(tmp_path: Path) -
     there.close()
     read, size, peak = here.recv()
     process.join()
-    assert read == images * 256
-    assert size > images * 256 * 66 * 4
+    assert read == images * 64
+    assert size > images * 64 * 264 * 4
     assert peak < size / 20
 
 
