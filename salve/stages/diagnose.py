@@ -92,7 +92,7 @@ def _on_the_grid(
         for images, labels in context.data.loader("test", indices=chosen):
             own = [targets[label] for label in labels.tolist()]
             contributions = torch.stack([vectors[label] for label in labels.tolist()]).to(context.device)
-            tail = cut.tail(images.to(context.device))
+            tail = cut.tail(context.on_device(images))
             found = crossings(tail, contributions, labels.to(context.device), settings.alpha)
             tables.append(
                 found.assign(**{"class": [one.name for one in own], "latent": [one.latents[0] for one in own]})

@@ -32,7 +32,7 @@ def class_attributions(context: StageContext, classifier: Artifact, activations:
     chosen = balanced(context.data.labels("train"), SAMPLED)
     with context.progress(f"effects at {cut.site.name}", len(chosen)) as advance:
         for images, labels in context.data.loader("train", indices=chosen):
-            _, found = attributions(cut.tail(images.to(context.device)), labels.to(context.device))
+            _, found = attributions(cut.tail(context.on_device(images)), labels.to(context.device))
             means.update(found.cpu(), labels)
             advance(len(labels))
     return means.compute().reshape(classes, width)
