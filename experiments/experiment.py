@@ -3,13 +3,15 @@
 import argparse
 import os
 import platform
+import re
 import shutil
+import string
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import partial, wraps
+from functools import cache, partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +29,45 @@ from experiments.runs import Study, make, opened
 from experiments.testbeds import TESTBEDS, Setup, Testbed, add_setup, as_command, parsed, setup_of
 from salve.artifacts import REVISION, digest_of, digest_of_file, read_record, write_record, write_table
 from salve.files import flush
+from salve.report.text import MISSING, is_missing, number, percent, with_minus
 from salve.run.explain import conf_dir
 from salve.types import UserError
 
 FINDINGS = "findings.json"
-CAPTIONS = CLAIMS.with_name("captions.yaml")
+TEXTS = CLAIMS.with_name("texts.yaml")
+
+
+class _Formatter(string.Formatter):
+    """Beyond Python's formats: ``.1%`` percent, ``.1p`` percentage points, ``.2n`` two significant digits (see
+    :mod:`salve.report.text`)."""
+
+    def format_field(self, value: Any, spec: str) -> str:
+        own = re.fullmatch(r"(\+?)\.(\d)([%pn])", spec)
+        if not own:
+            return str(super().format_field(value, spec))
+        sign, digits, unit = own[1], int(own[2]), own[3]
+        if unit != "p":
+            return percent(value, digits) if unit == "%" else number(value, digits)
+        return MISSING if is_missing(float(value)) else with_minus(f"{100 * value:{sign}.{digits}f}")
+
+
+@cache
+def _texts() -> dict[str, dict[str, str]]:
+    texts: dict[str, dict[str, str]] = yaml.safe_load(TEXTS.read_text(encoding="utf-8"))
+    return texts
+
+
+def said(name: str, study: Study | None = None, **fields: object) -> str:
+    """The text ``<experiment>.<name>`` of ``texts.yaml``, whose fields are filled in.
+
+    Of a study the ``title`` is known, and how many ``saes``, ``classes`` and test ``images`` there are.
+    """
+    experiment, _, text = name.partition(".")
+    known: dict[str, object] = dict(WORDS)
+    if study:
+        known |= {"title": study.testbed.title, "images": len(study.test.labels)}
+        known |= {"saes": len(study.runs), "classes": len(study.classes)}
+    return _Formatter().format(_texts()[experiment][text], **known | fields)
 
 
 @dataclass(frozen=True)
@@ -42,11 +78,9 @@ class Picture:
     caption: str
 
     @classmethod
-    def of(cls, figure: Figure, name: str, **fields: object) -> "Picture":
-        """A figure with the caption ``<experiment>.<name>`` of ``captions.yaml``, whose fields are filled in."""
-        experiment, _, caption = name.partition(".")
-        captions = yaml.safe_load(CAPTIONS.read_text(encoding="utf-8"))
-        return cls(figure, captions[experiment][caption].format(**WORDS, **fields))
+    def of(cls, figure: Figure, name: str, study: Study | None = None, **fields: object) -> "Picture":
+        """A figure with a caption of ``texts.yaml``: see :func:`said`."""
+        return cls(figure, said(name, study, **fields))
 
 
 @dataclass(frozen=True)
@@ -99,6 +133,7 @@ class Experiment:
         analyse: from the finished runs on each testbed to what they show. quick: settings for ``--quick``.
         testbeds: where it runs by default. beside: further testbeds to compare with, where they can run here.
         group: ``salve2025``, or ``beyond`` for what the paper does not have.
+        sweeps, quick_sweeps: where one grid cannot hold all runs, the settings of each sweep, beyond its recipe.
     """
 
     name: str
@@ -108,6 +143,8 @@ class Experiment:
     testbeds: tuple[str, ...] = ("resnet18", "vit")
     beside: tuple[str, ...] = ()
     group: str = "salve2025"
+    sweeps: tuple[tuple[str, ...], ...] = ((),)
+    quick_sweeps: tuple[tuple[str, ...], ...] = ((),)
 
     @property
     def config(self) -> str:
@@ -118,6 +155,10 @@ class Experiment:
     def module(self) -> str:
         """Its module, to be run."""
         return f"experiments.{self.group}.{self.name}"
+
+    def sweeps_for(self, setup: Setup) -> list[tuple[str, ...]]:
+        """The settings of each of its sweeps."""
+        return [(*self.quick, *sweep) for sweep in self.quick_sweeps] if setup.quick else list(self.sweeps)
 
     def testbeds_here(self, on: Sequence[str] | None, setup: Setup) -> tuple[list[Testbed], list[Testbed]]:
         """The testbeds ``on`` (None: its own) that it can run on here, and those that it cannot."""
@@ -148,7 +189,8 @@ def carry_out(experiment: Experiment, testbeds: Sequence[Testbed], setup: Setup)
     if findings_in(final).get("digest") == digest:
         return False
     began = time.monotonic()
-    commands = [make(experiment.config, testbed, setup, experiment.quick) for testbed in testbeds]
+    sweeps = experiment.sweeps_for(setup)
+    commands = [typed for testbed in testbeds for typed in make(experiment.config, testbed, setup, sweeps)]
     with ExitStack() as stack:
         studies = [stack.enter_context(opened(experiment.config, testbed, setup)) for testbed in testbeds]
         with torch.inference_mode(False):
@@ -214,9 +256,9 @@ def _digest(experiment: Experiment, testbeds: Sequence[Testbed], setup: Setup) -
     loaded = {Path(file) for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))}
     sources = sorted(path for path in loaded if here in path.parents)
     recipes = [experiment.config, *(testbed.config for testbed in testbeds if testbed.config)]
-    files = [*sources, CLAIMS, CAPTIONS, *(conf_dir() / "experiment" / f"{recipe}.yaml" for recipe in recipes)]
+    files = [*sources, CLAIMS, TEXTS, *(conf_dir() / "experiment" / f"{recipe}.yaml" for recipe in recipes)]
     overrides = [setup.overrides(testbed) for testbed in testbeds]
-    settings = [overrides, setup.settings, setup.quick and experiment.quick, salve.__version__, REVISION]
+    settings = [overrides, setup.settings, experiment.sweeps_for(setup), setup.quick, salve.__version__, REVISION]
     return digest_of([settings, [digest_of_file(path) for path in files]])
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pytorch_lightning.loggers.logger import DummyLogger
 from rich.console import Console
 
-from experiments.compare import WORDS, MatchedEdit, edit_at, strength_to
+from experiments.compare import WORDS, MatchedEdit, Reader, edit_at, strength_to
 from experiments.testbeds import Setup, Testbed, quoted
 from salve.activations import Captured
 from salve.artifacts import Store
@@ -40,11 +40,11 @@ def sweep_name(config: str, testbed: Testbed, setup: Setup) -> str:
     return f"{config.replace('/', '-')}-{testbed.name}" + ("-quick" if setup.quick else "")
 
 
-def command(config: str, testbed: Testbed, setup: Setup, quick: Sequence[str]) -> list[str]:
-    """The arguments of ``salve`` that make an experiment's runs on a testbed.
+def command(config: str, testbed: Testbed, setup: Setup, sweep: Sequence[str]) -> list[str]:
+    """The arguments of ``salve`` that make one sweep of an experiment's runs on a testbed.
 
     Args:
-        config: the experiment's recipe under ``conf/experiment``. quick: its settings for ``--quick``.
+        config: the experiment's recipe under ``conf/experiment``. sweep: further settings of this sweep.
     """
     recipes = [testbed.config, config] if testbed.config else [config]
     return [
@@ -53,28 +53,29 @@ def command(config: str, testbed: Testbed, setup: Setup, quick: Sequence[str]) -
         f"sweep.name={sweep_name(config, testbed, setup)}",
         f"output_dir={quoted(setup.output_dir)}",
         *setup.overrides(testbed),
-        *(quick if setup.quick else ()),
+        *sweep,
         *setup.settings,
     ]
 
 
-def make(config: str, testbed: Testbed, setup: Setup, quick: Sequence[str]) -> str:
-    """Make the missing runs, in another process.
+def make(config: str, testbed: Testbed, setup: Setup, sweeps: Sequence[Sequence[str]]) -> list[str]:
+    """Make the missing runs, each sweep in another process.
 
     Returns:
-        The command, as one would type it.
+        The commands, as one would type them.
 
     Raises:
         UserError: some runs could not be made; ``salve`` has printed which and why.
     """
-    arguments = command(config, testbed, setup, quick)
     # Finished runs are found again by their keys; a new plan asks for no run of other settings that were once planned.
     (setup.output_dir / "sweeps" / sweep_name(config, testbed, setup) / PLAN).unlink(missing_ok=True)
-    typed = "salve " + shlex.join(arguments)
-    status = run_child([sys.executable, "-m", "salve.cli", *arguments])
-    if status:
-        raise UserError(f"the runs on {testbed.title} ended with status {status} (see above): {typed}")
-    return typed
+    commands = []
+    for sweep in sweeps:
+        arguments = command(config, testbed, setup, sweep)
+        commands.append("salve " + shlex.join(arguments))
+        if status := run_child([sys.executable, "-m", "salve.cli", *arguments]):
+            raise UserError(f"the runs on {testbed.title} ended with status {status} (see above): {commands[-1]}")
+    return commands
 
 
 Values = NDArray[np.float64]
@@ -239,6 +240,12 @@ class Study:
     def tail(self) -> LinearTail:
         """The tail of the last site."""
         return self.context.tail(self.runs[0].artifact("classifier"))
+
+    @property
+    def reader(self) -> Reader:
+        """The tail, and the images of each split."""
+        splits = ((split.activations, split.labels) for split in (self.train, self.select, self.test))
+        return Reader(self.tail, *splits)
 
 
 @contextmanager

@@ -9,8 +9,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from experiments.claims import Measured
-from experiments.compare import LEVEL_TEXT, intervals, rank_correlation, with_half
-from experiments.experiment import Experiment, Findings, Picture, main
+from experiments.compare import intervals, rank_correlation, with_half
+from experiments.experiment import Experiment, Findings, Picture, main, said
 from experiments.figures import PRINT_WIDTH, entry, printed
 from experiments.runs import OF_EDITS, SAERun, Study, measures_of_edits
 from salve.backbones import Site, sites
@@ -136,54 +136,27 @@ def _measured(testbed: str, table: pd.DataFrame) -> list[Measured]:
 
 
 def _paragraph(study: Study, table: pd.DataFrame, total: int) -> str:
-    best, settings = chosen(table), study.runs[0].flat_settings
+    best = chosen(table)
     first, last = best.iloc[0], best.iloc[-1]
-    measured = (
-        f"{study.testbed.title}: {len(best)} of the network's {total} sites, from {first['site']} to {last['site']}, "
-        f"{plural(int(table['seeds'].max()), 'SAE')} at each, with one λ, which weighs more where there are fewer "
-        f"channels. At inner sites SAEs are trained on {settings['capture.positions']} positions of each image, and "
-        f"edits and critical strengths are measured on {settings['edit.images']} images of each class and split; at "
-        "the last site on all. At each site latents are chosen by margin or by effect, whichever select prefers (by "
-        f"effect at {(best['select'] == 'effect').sum()})."
-    )
-    read = (
-        f"FVE lies between {_ends(best, 'fve')}; on reconstructions the network is right for "
-        f"{_ends(best, 'downstream_accuracy')} of the test images ({percent(table['test_accuracy'].mean())} without). "
-        f"Of the latents that are not dead, {percent(first['defining'], 0)} are class-defining at the first of these "
-        f"sites and {percent(last['defining'], 0)} at the last."
-    )
-    return " ".join([measured, read, _where(best), _depth(best)])
-
-
-def _where(best: pd.DataFrame) -> str:
-    """At which sites the edit works, and at which it does not."""
-    last, low, high = best.iloc[-1], *(best.loc[at] for at in best["selectivity"].agg(["idxmin", "idxmax"]))
+    low, high = (best.loc[at] for at in best["selectivity"].agg(["idxmin", "idxmax"]))
     close = best[best["selectivity"] >= last["selectivity"] - CLOSE]["site"]
-    out_of_reach = best[best["reached"] < 0.5]["site"]
-    never = f" At {', '.join(out_of_reach)} no strength takes half of the classes there." if len(out_of_reach) else ""
-    cost = f"; the others change by {points(low['drift'], signed=False)} points" if low["reached"] else ""
-    return (
-        f"Where does the edit work? Where select has the class at {LEVEL_TEXT}, its selectivity on test is "
-        f"{with_half(last, 'selectivity')} points at the last site, and {percent(last['separating'], 0)} of the "
-        f"classes separate. No more than {100 * CLOSE:.0f} points below that are {len(close)} of "
-        f"{plural(len(best), 'site')}: {', '.join(close)}. The selectivity is highest at {high['site']} "
-        f"({with_half(high, 'selectivity')}) and lowest at {low['site']} ({with_half(low, 'selectivity')}{cost})."
-        f"{never}"
-    )
-
-
-def _depth(best: pd.DataFrame) -> str:
-    """Whether depth helps."""
-    flips = [
-        f"{number(row['alpha_flip'])} at {row['site']} ({percent(row['alpha_flip_infinite'], 0)} never)"
-        for row in (best.iloc[0], best.iloc[-1])
-    ]
-    rank = number(rank_correlation(best["depth"], best["selectivity"]), 2)
-    return (
-        f"Does depth help? It has a rank correlation of {rank} with selectivity; but sites differ in kind as well as "
-        f"in depth. Half of the images lose their prediction up to α_flip = {'; '.join(flips)}, though strengths of "
-        "different sites have no common unit."
-    )
+    never = best[best["reached"] < 0.5]["site"]
+    ends = {"first": first, "last": last, "saes": plural(int(table["seeds"].max()), "SAE")}
+    fves, usable = _ends(best, "fve"), _ends(best, "downstream_accuracy")
+    works: dict[str, Any] = {
+        name: with_half(row, "selectivity") for name, row in (("at_last", last), ("at_low", low), ("at_high", high))
+    }
+    text = [
+        said("layers.measured", study, count=len(best), total=total, settings=study.runs[0].flat_settings,
+             by_effect=(best["select"] == "effect").sum(), **ends),
+        said("layers.read", fves=fves, usable=usable, without=table["test_accuracy"].mean(), **ends),
+        said("layers.works", within=CLOSE, close=", ".join(close), count=len(close), sites=plural(len(best), "site"),
+             low=low, high=high, cost=said("layers.cost", low=low) if low["reached"] else "", **works, **ends),
+    ]  # fmt: skip
+    if len(never):
+        text.append(said("layers.never", sites=", ".join(never)))
+    rank = rank_correlation(best["depth"], best["selectivity"])
+    return " ".join([*text, said("layers.depth_found", rank=rank, **ends)])
 
 
 def _ends(table: pd.DataFrame, measure: str) -> str:

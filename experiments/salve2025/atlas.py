@@ -9,7 +9,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from experiments.claims import Measured
-from experiments.experiment import Experiment, Findings, Picture, main, per_testbed
+from experiments.experiment import Experiment, Findings, Picture, main, per_testbed, said
 from experiments.figures import PRINT_WIDTH, printed, tile
 from experiments.runs import Study
 from salve.report.figures.validate import overlay
@@ -105,9 +105,9 @@ def _words(axes: Axes, name: str, dominant: pd.DataFrame) -> None:
     axes.axis("off")
     axes.text(0, 0.93, label(name), fontsize=8.5, fontweight="bold", va="top")
     for place, row in enumerate(dominant.to_dict("records")):
-        said = f"{row['latent']}{'+' if row['sign'] > 0 else '−'}  {100 * row['share']:.0f} %  {row['kind']}"
+        text = f"{row['latent']}{'+' if row['sign'] > 0 else '−'}  {100 * row['share']:.0f} %  {row['kind']}"
         colour = COLOURS[row["kind"]] if row["kind"] in ("class-defining", "cross-class") else BLACK
-        axes.text(0, 0.66 - 0.22 * place, said, fontsize=7, va="top", color=colour)
+        axes.text(0, 0.66 - 0.22 * place, text, fontsize=7, va="top", color=colour)
 
 
 def shown_latents(dominant: pd.DataFrame, listed: int = LISTED) -> list[int]:
@@ -146,10 +146,9 @@ def means_figure(study: Study) -> Figure:
 def analyse(study: Study) -> Findings:
     """See the module."""
     name, table, run = study.testbed.name, classes_table(study), study.runs[0]
-    title = study.testbed.title
     pictures = {
-        f"atlas-{name}": Picture.of(atlas_figure(study), "atlas.dominant", title=title, listed=LISTED),
-        f"means-{name}": Picture.of(means_figure(study), "atlas.means", title=title),
+        f"atlas-{name}": Picture.of(atlas_figure(study), "atlas.dominant", study, listed=LISTED),
+        f"means-{name}": Picture.of(means_figure(study), "atlas.means", study),
     }
     tables = {
         "classes": table,
@@ -186,24 +185,17 @@ def _measured(study: Study, table: pd.DataFrame) -> list[Measured]:
 def _paragraph(study: Study, table: pd.DataFrame) -> str:
     kinds = study.runs[0].table("features", "latents.csv")["kind"].value_counts()
     counts = ", ".join(f"{kinds.get(kind, 0)} {kind}" for kind in ("class-defining", "cross-class", "diffuse", "dead"))
-    said = (
-        f"{study.testbed.title}: of the {kinds.sum()} latents of one SAE {counts}. The {MOST} test images that excite "
-        f"a class's dominant latent most are of that class for {100 * table['own_share'].mean():.0f} % "
-        f"({100 * table['expected_share'].mean():.0f} % by chance)."
-    )
+    means = table.mean(numeric_only=True)
+    text = [said("atlas.found", study, total=kinds.sum(), counts=counts, most=MOST, means=means)]
     if "insertion" in table:
         failing = table[~faithful(table)]["class"].tolist()
         beaten = f"for all classes but {', '.join(failing)}" if failing else "for every class"
-        said += f" Grad-FAM is more faithful than a random map, by insertion and by deletion, {beaten}."
+        text.append(said("atlas.faithful", beaten=beaten))
     if "pointing" in table:
-        said += (
-            f" Its maximum lies on the object for {100 * table['pointing'].mean():.0f} % of the images (a random "
-            f"latent's: {100 * table['random_pointing'].mean():.0f} %)."
-        )
+        text.append(said("atlas.pointing", means=means))
     if table["maximised"].notna().any():
-        over = table["maximised"] / table["strongest"]
-        said += f" Maximised images excite their latent {over.median():.1f} times as much as the strongest real image."
-    return said
+        text.append(said("atlas.maximised", times=(table["maximised"] / table["strongest"]).median()))
+    return " ".join(text)
 
 
 EXPERIMENT = Experiment(

@@ -9,11 +9,10 @@ from matplotlib.figure import Figure
 
 from experiments.claims import Measured
 from experiments.compare import intervals
-from experiments.experiment import Experiment, Findings, Picture, main, per_testbed
+from experiments.experiment import Experiment, Findings, Picture, main, per_testbed, said
 from experiments.figures import PRINT_WIDTH, entry, printed
 from experiments.runs import OF_EDITS, STRICTLY, SAERun, Study, measures_of_edits
 from salve.report.style import BLACK, BLUE, GREEN, GREY, PURPLE, SKY, VERMILLION, log_axis, new_figure, percent_axis
-from salve.report.text import number
 
 #: The default λ and d (conf/sae/linear_l1.yaml).
 DEFAULT = (5.0, 256)
@@ -124,9 +123,8 @@ def analyse(study: Study) -> Findings:
     """See the module."""
     runs = runs_of(study)
     settings = settings_of(runs)
-    said = {"title": study.testbed.title, "length": length_of(study), "seeds": settings["seeds"].max()}
-    figure = grid_figure(study, settings)
-    picture = Picture.of(figure, "sparsity.grid", **said, images=len(study.test.labels), strictly=STRICTLY)
+    more = {"length": length_of(study), "seeds": settings["seeds"].max(), "strictly": STRICTLY}
+    picture = Picture.of(grid_figure(study, settings), "sparsity.grid", study, **more)
     pictures = {f"grid-{study.testbed.name}": picture}
     tables = {"runs": runs, "settings": settings.assign(testbed=study.testbed.name)}
     return Findings(_paragraph(study, settings), pictures, tables, _measured(study, runs, settings))
@@ -184,26 +182,15 @@ def _measured(study: Study, runs: pd.DataFrame, settings: pd.DataFrame) -> list[
 
 
 def _paragraph(study: Study, settings: pd.DataFrame) -> str:
-    best, fit = best_of(settings), settings.loc[settings["select_fve"].idxmax()]
-    worst = settings.loc[settings["select_selectivity"].idxmin()]
-    text = (
-        f"{study.testbed.title}: over {len(settings)} settings (λ {settings['sparsity'].min():g} to "
-        f"{settings['sparsity'].max():g}, d {settings['size'].min()} to {settings['size'].max()}), FVE lies between "
-        f"{settings['fve'].min():.2f} and {settings['fve'].max():.2f} and L0 between {number(settings['l0'].min())} "
-        f"and {number(settings['l0'].max())}. On select images the cleanest edits come from {_name(best)} (selectivity "
-        f"{100 * best['selectivity']:.1f} points on test, FVE {best['fve']:.2f}), the least clean from {_name(worst)} "
-        f"({100 * worst['selectivity']:.1f}, FVE {worst['fve']:.2f}); {_close(settings).sum()} settings lie within "
-        f"{100 * CLOSE:.0f} points of the first. The setting that explains most, {_name(fit)} with FVE "
-        f"{fit['fve']:.2f}, has a selectivity of {100 * fit['selectivity']:.1f}, and a class holds "
-        f"{100 * fit['share']:.0f} % of its latent there against {100 * best['share']:.0f} % at the cleanest."
-    )
+    rows = {
+        **{"low": settings.min(), "high": settings.max(), "best": best_of(settings)},
+        "worst": settings.loc[settings["select_selectivity"].idxmin()],
+        "fit": settings.loc[settings["select_fve"].idxmax()],
+    }
+    close = _close(settings).sum()
+    text = said("sparsity.found", study, count=len(settings), within=CLOSE, close=close, **rows)
     if len(default := settings[_is_default(settings)]):
-        [row] = default.to_dict("records")
-        text += (
-            f" The default's λ and d, trained for {length_of(study)} like the others, have a selectivity of "
-            f"{100 * row['selectivity']:.1f}; {100 * row['separating']:.0f} % of the classes separate, and the FVE is "
-            f"{row['fve']:.2f}."
-        )
+        text += " " + said("sparsity.default", length=length_of(study), default=default.iloc[0])
     return text
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from experiments.claims import Measured
 from experiments.compare import LEVEL_TEXT
-from experiments.experiment import Experiment, Findings, Picture, joined, main, per_testbed
+from experiments.experiment import Experiment, Findings, Picture, joined, main, per_testbed, said
 from experiments.figures import class_panels, entry, mean_and_range, printed
 from experiments.runs import SAERun, Study, Suppressed, separation, suppressed
 from salve.editing.verdict import wilson
@@ -98,9 +98,8 @@ def _line(axes: Axes, alphas: Curves, accuracy: Curves, colour: str, images: int
 def analyse(study: Study) -> Findings:
     """See the module."""
     edits, testbed = edits_of(study), study.testbed
-    said = {"title": testbed.title, "saes": len(study.runs), "images": len(study.test.labels)}
     pictures = {
-        f"{mode}-{testbed.name}": Picture.of(curves_figure(study, mode), "suppression.curves", changed=how, **said)
+        f"{mode}-{testbed.name}": Picture.of(curves_figure(study, mode), "suppression.curves", study, changed=how)
         for mode, how in MODES.items()
     }
     tables = {"edits": edits, "curves": joined([_table(study, mode) for mode in MODES])}
@@ -141,19 +140,13 @@ def _measured(study: Study, edits: pd.DataFrame) -> list[Measured]:
 
 def _paragraph(study: Study, edits: pd.DataFrame) -> str:
     reached = edits[edits["reached"]]
-    up = edits.groupby("class")[["enhance_own", "enhance_worst"]].mean()
-    hardest = edits.groupby("class")["selectivity"].mean().idxmin()
-    own, worst = 100 * up["enhance_own"], 100 * up["enhance_worst"]
-    return (
-        f"{study.testbed.title}: for {len(reached)} of {len(edits)} edits ({len(study.classes)} classes, "
-        f"{len(study.runs)} SAEs) there is a strength that takes the class to {LEVEL_TEXT} of its select "
-        f"images, the median {reached['alpha'].median():.1f}. It leaves {100 * reached['after'].mean():.1f} % of the "
-        f"test images (from {100 * reached['after'].min():.1f} to {100 * reached['after'].max():.1f} %); there the "
-        f"others change by {100 * reached['drift'].mean():.1f} points in the mean of absolute values, and the one that "
-        f"loses most loses {100 * reached['worst_loss'].mean():.1f}. Least clean: {hardest}. Enhanced by the same "
-        f"strength, a class changes by {own.mean():+.1f} points in the mean, and the class that loses most loses "
-        f"{worst.mean():.1f} (worst for {worst.idxmax()}: {worst.max():.1f})."
-    )
+    by_class = edits.groupby("class")[["selectivity", "enhance_own", "enhance_worst"]].mean()
+    worst = by_class["enhance_worst"]
+    return said(
+        "suppression.found", study, edits=len(edits), reached=reached.describe(),
+        hardest=by_class["selectivity"].idxmin(), own=100 * by_class["enhance_own"].mean(),
+        worst=worst.describe(), worst_for=worst.idxmax(),
+    )  # fmt: skip
 
 
 EXPERIMENT = Experiment("suppression", "Suppression and enhancement curves", analyse)

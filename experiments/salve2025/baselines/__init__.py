@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from experiments.claims import Measured
-from experiments.compare import CONFIDENCE, LEVEL_TEXT, Reader, with_half
-from experiments.experiment import Experiment, Findings, Picture
+from experiments.compare import CONFIDENCE, LEVEL_TEXT, with_half
+from experiments.experiment import Experiment, Findings, Picture, said
 from experiments.figures import PRINT_WIDTH, class_rows, entry, printed
 from experiments.runs import SAERun, Study
 from experiments.salve2025.baselines import methods
@@ -138,9 +138,7 @@ def chosen_by(run: SAERun) -> methods.Chosen:
 
 def edits_of(study: Study) -> pd.DataFrame:
     """Every method's edit of every class on a testbed: see :func:`methods.compare_methods`."""
-    splits = ((split.activations, split.labels) for split in (study.train, study.select, study.test))
-    reader = Reader(study.tail, *splits)
-    return methods.compare_methods(reader, {run.seed: chosen_by(run) for run in study.runs}, study.classes)
+    return methods.compare_methods(study.reader, {run.seed: chosen_by(run) for run in study.runs}, study.classes)
 
 
 def analyse(studies: Sequence[Study]) -> Findings:
@@ -149,7 +147,8 @@ def analyse(studies: Sequence[Study]) -> Findings:
     images = " and ".join(f"{len(study.test.labels)} of {study.testbed.title}" for study in studies)
     figure = baselines_figure(found.tables["edits"])
     picture = Picture.of(figure, "baselines.methods", images=images, confidence=100 * CONFIDENCE)
-    return replace(found, paragraph=f"{found.paragraph}\n\n{WHY}", pictures={"baselines": picture})
+    words = f"{found.paragraph}\n\n{said('baselines.why')}"
+    return replace(found, paragraph=words, pictures={"baselines": picture})
 
 
 def _analyse(study: Study) -> Findings:
@@ -158,16 +157,6 @@ def _analyse(study: Study) -> Findings:
     tables = {"edits": edits.assign(testbed=testbed.title), "methods": summary.assign(testbed=testbed.title)}
     words = f"{testbed.title}: {paragraph(summary, edits)}"
     return Findings(words, {}, tables, measured_of(testbed.name, summary))
-
-
-#: What the comparison can show, whatever the numbers are.
-WHY = (
-    "What this can show: where only the class's own logit falls, as with its bias, no right answer for another class "
-    "can be lost; what changes there is gain. So behind a linear head no edit of the representation loses fewer images "
-    "of the others than one of the head, and steering is there itself a change of the biases, the same for every "
-    "image. Accuracy at the last site can show that an edit is clean, not that a gate is the better kind of edit; that "
-    "takes a deeper site, where what follows is not linear."
-)
 
 
 def measured_of(testbed: str, summary: pd.DataFrame) -> list[Measured]:
@@ -192,12 +181,9 @@ def paragraph(summary: pd.DataFrame, edits: pd.DataFrame) -> str:
     random = summary[summary["direction"] == "random"].set_index("method")
     gate, rivals = rows.loc[methods.GATE], rows.drop(index=methods.GATE)
     verdicts = {name: _verdict(row["ahead"], row["ahead_half"]) for name, row in rivals.iterrows()}
-    sentences = [
-        f"{_headline(list(verdicts.values()))} (selectivity {with_half(gate, 'selectivity')} "
-        f"points, mean of {plural(gate['classes'], 'class')} and {plural(gate['seeds'], 'SAE')}; the strengths chosen "
-        f"leave {_points(gate['after'])} % of a class's test images, and the others' accuracy changes by "
-        f"{_points(gate['drift'])} points, {_points(gate['lost'])} of them lost)."
-    ]
+    counts = {"count": plural(gate["classes"], "class"), "saes": plural(gate["seeds"], "SAE")}
+    headline, selectivity = _headline(list(verdicts.values())), with_half(gate, "selectivity")
+    text = [said("baselines.gate", None, headline=headline, selectivity=selectivity, gate=gate, **counts)]
     for verdict, words in VERDICTS.items():
         each = [
             f"{IN_WORDS.get(name, name)} ({with_half(row, 'ahead', signed=True)})"
@@ -205,24 +191,16 @@ def paragraph(summary: pd.DataFrame, edits: pd.DataFrame) -> str:
             if verdicts[name] == verdict
         ]
         if each:
-            sentences.append(f"It is {words} {_listed(each)}.")
-    chance, kl, bias = random["selectivity"], rows["kl"], rows.loc[methods.BIAS]
+            text.append(f"It is {words} {_listed(each)}.")
     ablated = edits[
         (edits["method"] == methods.ABLATION) & (edits["direction"] == "latent") & edits["selectivity"].notna()
     ]
-    alone = float((ablated["reached"] & (ablated["alpha"] <= 1)).mean())
-    sentences += [
-        f"Lowering the class's bias needs neither SAE nor data and reaches {_points(bias['selectivity'])} points; "
-        f"the others change by {_points(bias['drift'])}, {_points(bias['lost'])} of them lost.",
-        f"Along random directions gate, steering and ablation have {_points(chance.min())} to {_points(chance.max())} "
-        f"points, and take {random['reached'].min():.1f} to {random['reached'].max():.1f} classes to "
-        f"{LEVEL_TEXT} of their select images.",
-        f"The others' predictions move least under {IN_WORDS.get(kl.idxmin(), kl.idxmin())} (KL {kl.min():.3f} nats; "
-        f"gate {gate['kl']:.3f}).",
-        f"The strength that select chooses for directional ablation does no more than project the latent's direction "
-        f"out in {100 * alone:.0f} % of edits.",
-    ]
-    return " ".join(sentences)
+    alone, least = float((ablated["reached"] & (ablated["alpha"] <= 1)).mean()), rows["kl"].idxmin()
+    others = said(
+        "baselines.others", gate=gate, bias=rows.loc[methods.BIAS], low=random.min(numeric_only=True),
+        high=random.max(numeric_only=True), least=IN_WORDS.get(least, least), kl=rows["kl"].min(), alone=alone,
+    )  # fmt: skip
+    return " ".join([*text, others])
 
 
 #: What the difference in selectivity between the gate and a rival says, with its interval.

@@ -13,14 +13,14 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from experiments.claims import Measured
-from experiments.compare import LEVEL_TEXT, t_interval
-from experiments.experiment import Experiment, Findings, Picture, joined
+from experiments.compare import t_interval
+from experiments.experiment import Experiment, Findings, Picture, joined, said
 from experiments.figures import PRINT_WIDTH, class_rows, entry, mean_and_range, printed
 from experiments.runs import Study, separation
 from experiments.salve2025.cifar100.survey import KINDS, Survey, over_saes, survey_of
 from salve.editing.verdict import LIMITS, wilson
 from salve.report.style import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILLION, new_figure, percent_axis, plain_number
-from salve.report.text import label, number, percent, plural, points
+from salve.report.text import label, percent, plural
 
 COLOURS = (ORANGE, BLUE, GREEN, BLACK)
 #: More classes than this are shown in two columns.
@@ -228,11 +228,10 @@ def analyse(studies: Sequence[Study]) -> Findings:
     pictures = {"sharing": sharing}
     for one in surveys:
         saes = plural(len(one.summary), "SAE")
-        said = {"title": one.study.testbed.title, "images": len(one.study.test.labels), "saes": saes}
         kin, order = (" Bold: of the same superclass.", ", by superclass") if one.groups else ("", "")
         name = one.study.testbed.name
-        pictures[f"classes-{name}"] = Picture.of(classes_figure(one), "cifar100.classes", kin=kin, **said)
-        pictures[f"drift-{name}"] = Picture.of(drift_figure(one), "cifar100.drift", order=order, **said)
+        pictures[f"classes-{name}"] = Picture.of(classes_figure(one), "cifar100.classes", one.study, kin=kin, saes=saes)
+        pictures[f"drift-{name}"] = Picture.of(drift_figure(one), "cifar100.drift", one.study, order=order, saes=saes)
     paragraphs = [_paragraph(one) for one in surveys]
     many = max(surveys, key=lambda one: len(one.study.classes))
     fewer = next((one for one in surveys if len(one.study.classes) < len(many.study.classes)), None)
@@ -264,41 +263,19 @@ def _measured(surveys: Sequence[Survey], fewer: Survey | None) -> list[Measured]
 
 
 def _paragraph(one: Survey) -> str:
-    mean, counted = one.summary.mean(numeric_only=True), separation(one.study.runs, len(one.study.classes))
-    text = (
-        f"{one.study.testbed.title}: {counted.text} separate, with {mean['dictionary_size']:.0f} latents; in the "
-        f"published sense {counted.published}. For {percent(mean['reached'], 0)} of the edits there is a "
-        f"strength that takes the class to {LEVEL_TEXT} of its select images. It leaves {percent(mean['after'])} of "
-        f"the test images; there the others change by {points(mean['drift'], signed=False)} points in the mean of "
-        f"absolute values, the one that loses most loses {points(mean['worst_loss'], signed=False)}, and "
-        f"{number(mean['falls'], 2)} other classes lose half of their accuracy or more. "
-        f"{percent(mean['with_companion'], 0)} of the classes have a companion, which is a class at least half as "
-        f"strong on the latent they are edited through ({number(mean['companions'], 2)} companions in the mean); "
-        f"{percent(mean['not_alone'], 0)} are edited through a latent that was chosen for another class, too. Their "
-        f"latents are {percent(mean['class-defining'], 0)} class-defining, {percent(mean['cross-class'], 0)} "
-        f"cross-class and {percent(mean['diffuse'], 0)} diffuse."
-    )
-    if math.isnan(mean["sibling_share"]):
-        return text
-    return text + (
-        f" The class that loses most is of the edited one's superclass in {percent(mean['sibling_share'], 0)} of the "
-        f"edits ({percent(mean['sibling_chance'], 0)} by chance); the dominant latents of two such classes overlap by "
-        f"{number(mean['overlap_siblings'], 2)} (Jaccard index), those of other pairs by "
-        f"{number(mean['overlap_others'], 2)}."
-    )
+    means, counted = one.summary.mean(numeric_only=True), separation(one.study.runs, len(one.study.classes))
+    text = said("cifar100.found", one.study, counted=counted, means=means)
+    return text if math.isnan(means["sibling_share"]) else f"{text} {said('cifar100.siblings', means=means)}"
 
 
 def _comparison(many: Survey, fewer: Survey) -> str:
-    more, less = many.summary["with_companion"].mean(), fewer.summary["with_companion"].mean()
-    verb = "share more than" if more > less else "share less than" if more < less else "share as much as"
-    one_of_many, one_of_few = (100 / (len(one.study.classes) - 1) for one in (many, fewer))
-    return (
-        f"{len(many.study.classes)} classes {verb} {len(fewer.study.classes)}: {percent(more, 0)} of them have a "
-        f"companion, against {percent(less, 0)}. Whether a class separates says less with many classes: one that is "
-        f"lost beside the edited one moves the others' mean by {one_of_many:.1f} points at most, by {one_of_few:.1f} "
-        f"with {len(fewer.study.classes)} classes. That is why no class may lose more than "
-        f"{points(LIMITS.others_worst_loss, signed=False)} points."
-    )
+    shares = [one.summary["with_companion"].mean() for one in (many, fewer)]
+    counts = [len(one.study.classes) for one in (many, fewer)]
+    more, less = shares[0] > shares[1], shares[0] < shares[1]
+    verb = "share more than" if more else "share less than" if less else "share as much as"
+    one_of = [1 / (count - 1) for count in counts]
+    limit = LIMITS.others_worst_loss
+    return said("cifar100.compared", verb=verb, counts=counts, shares=shares, one_of=one_of, limit=limit)
 
 
 EXPERIMENT = Experiment(

@@ -7,8 +7,7 @@ from dataclasses import replace
 import pandas as pd
 
 from experiments.claims import Measured
-from experiments.compare import LEVEL_TEXT
-from experiments.experiment import Experiment, Findings, Picture
+from experiments.experiment import Experiment, Findings, Picture, said
 from experiments.runs import Study
 from experiments.salve2025.cross_class import tables
 from experiments.salve2025.cross_class.figures import counts_figure, images_figure, roles_figure
@@ -32,24 +31,14 @@ def _analyse(study: Study) -> Findings:
     shown = tables.telling(cases)
     pictures, images = {}, pd.DataFrame()
     if shown:
-        title, testbed = study.testbed.title, study.testbed.name
-        said = {"title": title, "latents": plural(len(shown), "shared latent"), "images": len(study.test.labels)}
+        testbed, count = study.testbed.name, plural(len(shown), "shared latent")
         figure, images = images_figure(study, shown)
-        pictures[f"roles-{testbed}"] = Picture.of(roles_figure(study, shown), "cross_class.roles", **said)
-        pictures[f"images-{testbed}"] = Picture.of(figure, "cross_class.images", title=title)
-    return Findings(
-        " ".join([_shared_text(study, saes, latents), *_roles_text(classes), *_tower_text(tower)]),
-        pictures,
-        {
-            "saes": saes,
-            "latents": latents,
-            "classes": classes,
-            "curves": tables.curve_table(shown),
-            "images": images,
-            "tower": tower,
-        },
-        _measured(study, saes, latents, tower),
-    )
+        pictures[f"roles-{testbed}"] = Picture.of(roles_figure(study, shown), "cross_class.roles", study, latents=count)
+        pictures[f"images-{testbed}"] = Picture.of(figure, "cross_class.images", study)
+    text = [*_shared_text(study, saes, latents), *_roles_text(classes), *_tower_text(tower)]
+    written = {"saes": saes, "latents": latents, "classes": classes, "curves": tables.curve_table(shown)}
+    written |= {"images": images, "tower": tower}
+    return Findings(" ".join(text), pictures, written, _measured(study, saes, latents, tower))
 
 
 def _main(saes: pd.DataFrame) -> pd.DataFrame:
@@ -62,77 +51,49 @@ def _setting(rows: pd.DataFrame) -> str:
     return f"d {rows['dictionary_size'].iloc[0]}, λ {rows['sparsity'].iloc[0]:g}"
 
 
-def _shared_text(study: Study, saes: pd.DataFrame, latents: pd.DataFrame) -> str:
+def _shared_text(study: Study, saes: pd.DataFrame, latents: pd.DataFrame) -> list[str]:
     main = _main(saes)
-    text = (
-        f"{study.testbed.title}: in the sparsest SAEs ({_setting(main)}; {len(main)} of {len(saes)}) "
-        f"{main['by_share'].mean():.1f} latents per SAE are cross-class by share, {main['shared'].mean():.1f} of them "
-        f"also count for both classes and take one of them to {LEVEL_TEXT} of its select images, and "
-        f"{main['clean'].mean():.1f} do so without dragging along a class that does not depend on them."
-    )
-    others = saes.drop(main.index)
+    means = main.mean(numeric_only=True)
+    text = [said("cross_class.shared", study, setting=_setting(main), count=len(main), means=means)]
+    others = saes.drop(main.index).groupby(["dictionary_size", "sparsity"])
     if len(others):
-        parts = [
-            f"{rows['clean'].mean():.1f} ({_setting(rows)})"
-            for _, rows in others.groupby(["dictionary_size", "sparsity"], sort=True)
-        ]
-        text += f" Elsewhere: {', '.join(parts)} of the last kind."
-    known = latents.dropna(subset="fallen")
-    by_kind = [(kind, rows) for kind, rows in known.groupby("kind") if kind in ("class-defining", "cross-class")]
-    fallen = [f"{100 * (rows['fallen'] >= 2).mean():.0f} % of {len(rows)} {kind} latents" for kind, rows in by_kind]
-    risen = [f"{100 * (rows['risen'] >= 1).mean():.0f} %" for _, rows in by_kind]
-    if not by_kind:
-        return text
-    return (
-        f"{text} Two or more classes fall under {' and '.join(fallen)}; some class gains {100 * RISE:.0f} points or "
-        f"more under {' and '.join(risen)}."
-    )
+        each = ", ".join(f"{rows['clean'].mean():.1f} ({_setting(rows)})" for _, rows in others)
+        text.append(said("cross_class.elsewhere", each=each))
+    by_kind = latents.dropna(subset="fallen").groupby("kind")
+    kinds = [(kind, rows) for kind, rows in by_kind if kind in ("class-defining", "cross-class")]
+    if kinds:
+        fallen = [f"{100 * (rows['fallen'] >= 2).mean():.0f} % of {len(rows)} {kind} latents" for kind, rows in kinds]
+        risen = [f"{100 * (rows['risen'] >= 1).mean():.0f} %" for _, rows in kinds]
+        text.append(said("cross_class.kinds", fallen=" and ".join(fallen), risen=" and ".join(risen), rise=RISE))
+    return text
 
 
 def _roles_text(classes: pd.DataFrame) -> list[str]:
     """What the classes do, over all shared latents that drag no other along."""
     clean = classes[classes["clean"]] if len(classes) else classes
     if not len(clean):
-        return ["No latent that counts for two classes can be suppressed alone, so that there are no roles to tell."]
-    keys = ["dictionary_size", "sparsity", "seed", "latent"]
-    count = len(clean.groupby(keys))
-    mine = clean[clean["depends"]]
-    rising = clean[clean["role"] == RISES]
-    text = [
-        f"Over all settings, {plural(count, 'latent')} are of this kind. Of the {len(mine)} cases of a class that "
-        f"depends on one, the class falls in {(mine['role'] == FALLS).sum()}, is redundant in "
-        f"{(mine['role'] == REDUNDANT).sum()} (it keeps its accuracy, but not when its own latent is suppressed too), "
-        f"and rises in {(mine['role'] == RISES).sum()}."
-    ]
+        return [said("cross_class.no_roles")]
+    latents = plural(len(clean.groupby(["dictionary_size", "sparsity", "seed", "latent"])), "latent")
+    roles, rising = clean[clean["depends"]]["role"], clean[clean["role"] == RISES]
+    counts = roles.value_counts().reindex([FALLS, REDUNDANT, RISES], fill_value=0)
+    text = [said("cross_class.roles_found", latents=latents, count=len(roles), roles=counts)]
     if len(rising):
         most = rising["class"].value_counts()
         gained = float((rising["gained"] * rising["taken"].fillna(0)).sum() / max(rising["gained"].sum(), 1))
-        wrong = float(rising["mistaken"].mean())
-        text.append(
-            f"{len(rising)} times a class rises by more than is usual for it, most often {most.index[0]} "
-            f"({most.iloc[0]} times): {100 * gained:.0f} % of the images gained had been taken for a class that "
-            f"depends on the latent, against {100 * wrong:.0f} % of all mistakes."
-        )
+        often = {"count": len(rising), "most": most.index[0], "times": most.iloc[0]}
+        text.append(said("cross_class.rising", **often, gained=gained, mistaken=float(rising["mistaken"].mean())))
     return text
 
 
 def _tower_text(tower: pd.DataFrame) -> list[str]:
     if not len(tower):
         return []
-    text = (
-        f"The paper's own case: church and gas pump both depend on a latent in {(tower['depend'] > 0).sum()} of "
-        f"{len(tower)} SAEs, and show the paper's pattern in {(tower['tower'] > 0).sum()} (the largest share that both "
-        f"hold of one latent is {100 * tower['nearest_share'].max():.0f} %, in the mean over SAEs "
-        f"{100 * tower['nearest_share'].mean():.0f} %). By effect alone (gas pump falls, church changes by less than "
-        f"{100 * RISE:.0f} points, chain saw gains {100 * RISE:.0f} or more) {tower['by_effect'].sum()} latents look "
-        "like it."
-    )
-    if alone := int(tower["by_effect_defining"].sum()):
-        text += (
-            f" {alone} of those are latents that define gas pump and nothing else: the pattern of effects alone is no "
-            "evidence of sharing."
-        )
-    return [text]
+    seen, sums = (tower[["depend", "tower"]] > 0).sum(), tower.sum(numeric_only=True)
+    share = tower["nearest_share"].describe()
+    text = [said("cross_class.tower", saes=len(tower), seen=seen, share=share, rise=RISE, alike=sums["by_effect"])]
+    if alone := sums["by_effect_defining"]:
+        text.append(said("cross_class.tower_defining", alone=alone))
+    return text
 
 
 def _measured(study: Study, saes: pd.DataFrame, latents: pd.DataFrame, tower: pd.DataFrame) -> list[Measured]:

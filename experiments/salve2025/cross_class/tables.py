@@ -83,17 +83,9 @@ def sae_table(readings: Sequence[Reading], cases: Sequence[Case]) -> pd.DataFram
         mine = [case.roles for case in cases if case.reading is one]
         clean = [set(roles.roles) for roles in mine if roles.clean]
         by_share = kinds(one.means, float(one.run.flat_settings["discover.threshold"])).count("cross-class")
-        rows.append(
-            {
-                **_where(one),
-                "in_use": len(one.in_use),
-                "by_share": by_share,
-                "shared": len(mine),
-                "clean": len(clean),
-                "falls_redundant": sum({FALLS, REDUNDANT} <= roles for roles in clean),
-                "falls_rises": sum({FALLS, RISES} <= roles for roles in clean),
-            }
-        )
+        both = [sum({FALLS, other} <= roles for roles in clean) for other in (REDUNDANT, RISES)]
+        counts = {"in_use": len(one.in_use), "by_share": by_share, "shared": len(mine), "clean": len(clean)}
+        rows.append({**_where(one), **counts, "falls_redundant": both[0], "falls_rises": both[1]})
     return pd.DataFrame(rows)
 
 

@@ -14,20 +14,11 @@ from numpy import ndarray
 
 from experiments.claims import Measured
 from experiments.compare import LEVEL_TEXT, Interval, t_interval
-from experiments.experiment import Experiment, Findings, Picture, per_testbed
+from experiments.experiment import Experiment, Findings, Picture, per_testbed, said
 from experiments.figures import PRINT_WIDTH, class_panels, class_rows, entry, mean_and_range, printed
 from experiments.runs import Study, separation
-from experiments.salve2025.seeds.measures import (
-    COPY,
-    SAME,
-    Likeness,
-    Stability,
-    edits_of,
-    mean_of_known,
-    over_pairs,
-    stability_of,
-    variation,
-)
+from experiments.salve2025.seeds import measures
+from experiments.salve2025.seeds.measures import Likeness, Stability, mean_of_known, over_pairs, variation
 from salve.report import style
 from salve.report.style import BLUE, GREEN, GREY, ORANGE, VERMILLION
 from salve.report.text import label, number
@@ -153,26 +144,19 @@ def curves_figure(study: Study, edits: pd.DataFrame) -> Figure:
 @per_testbed
 def analyse(study: Study) -> Findings:
     """See the module."""
-    testbed, edits = study.testbed, edits_of(study)
+    testbed, edits = study.testbed, measures.edits_of(study)
     if len(study.runs) < 2:
         return Findings(f"{testbed.title}: one SAE only, with which nothing can be compared.", {}, {"edits": edits})
-    found = stability_of(study, edits)
-    said = {"title": testbed.title, "saes": len(study.runs), "images": len(study.test.labels)}
-    return Findings(
-        _paragraph(study, found, edits),
-        {
-            f"stability-{testbed.name}": Picture.of(stability_figure(study, found, edits), "seeds.stability", **said),
-            f"curves-{testbed.name}": Picture.of(curves_figure(study, edits), "seeds.curves", **said),
-        },
-        {
-            "edits": edits,
-            "pairs": _pairs_table(study, found),
-            "bases": _bases_table(study, found),
-            "within": _within_table(study, found),
-            "images": found.strengths.assign(testbed=testbed.name),
-        },
-        _measured(study, found, edits),
-    )
+    found = measures.stability_of(study, edits)
+    pictures = {
+        f"stability-{testbed.name}": Picture.of(stability_figure(study, found, edits), "seeds.stability", study),
+        f"curves-{testbed.name}": Picture.of(curves_figure(study, edits), "seeds.curves", study),
+    }
+    tables = {
+        **{"edits": edits, "pairs": _pairs_table(study, found), "bases": _bases_table(study, found)},
+        **{"within": _within_table(study, found), "images": found.strengths.assign(testbed=testbed.name)},
+    }
+    return Findings(_paragraph(study, found, edits), pictures, tables, _measured(study, found, edits))
 
 
 def _pairs_table(study: Study, found: Stability) -> pd.DataFrame:
@@ -202,12 +186,8 @@ def _bases_table(study: Study, found: Stability) -> pd.DataFrame:
 def _within_table(study: Study, found: Stability) -> pd.DataFrame:
     """One row per SAE and class: what the likeness of two SAEs is to be compared with."""
     alike = found.alike
-    columns = {
-        "copies": alike.copies,
-        "direction_apart": alike.direction_apart,
-        "gate_apart": alike.gate_apart,
-        "margin_rank": found.margin_ranks,
-    }
+    columns = {"copies": alike.copies, "direction_apart": alike.direction_apart, "gate_apart": alike.gate_apart}
+    columns["margin_rank"] = found.margin_ranks
     rows = [
         {"testbed": study.testbed.name, "seed": run.seed, "class": name, "nearest": alike.nearest[s].mean()}
         | {column: values[k, s] for column, values in columns.items()}
@@ -227,15 +207,16 @@ def _measured(study: Study, found: Stability, edits: pd.DataFrame) -> list[Measu
     mean = counted.share * classes
     several = f"{always} of {classes} classes under all {seeds} SAEs; {mean:.1f} in the mean ({counted.span})"
     varies = f"it varies by {_percent(strengths.median())} in the median of the classes{_most(strengths)}"
+    direction, ranks = _mean(found.alike.direction), _mean(found.ranks)
     apart = mean_of_known(found.alike.direction_apart.flatten())
-    alike = f"|cosine| {_mean(found.alike.direction)}; with another class's latent {apart:.2f}"
-    order = f"{_mean(found.ranks)} (classes {_range(found.ranks)}); of the classes' medians"
+    alike = f"|cosine| {direction:.2f}; with another class's latent {apart:.2f}"
+    order = f"{ranks:.2f} (classes {_range(found.ranks)}); of the classes' medians {_interval(found.median_ranks)}"
     as_published = f"{published} of {classes} classes under all {seeds} SAEs"
     return [
         Measured("seeds.separates", testbed, always / classes, several, as_published),
         Measured("seeds.strength", testbed, float(strengths.median()), varies),
-        Measured("seeds.direction", testbed, _mean_over_pairs(found.alike.direction), alike),
-        Measured("seeds.ranks", testbed, _mean_over_pairs(found.ranks), f"{order} {_interval(found.median_ranks)}"),
+        Measured("seeds.direction", testbed, direction, alike),
+        Measured("seeds.ranks", testbed, ranks, order),
     ]
 
 
@@ -250,12 +231,9 @@ def _most(varies: pd.Series) -> str:
     return f" (most for {known.idxmax()}: {_percent(known.max())})" if len(known) else ""
 
 
-def _mean_over_pairs(tables: np.ndarray) -> float:
+def _mean(tables: np.ndarray) -> float:
+    """Over pairs of seeds and classes."""
     return mean_of_known(over_pairs(table).mean for table in tables)
-
-
-def _mean(tables: np.ndarray) -> str:
-    return f"{_mean_over_pairs(tables):.2f}"
 
 
 def _range(tables: np.ndarray) -> str:
@@ -273,31 +251,25 @@ def _interval(table: np.ndarray) -> str:
 def _paragraph(study: Study, found: Stability, edits: pd.DataFrame) -> str:
     alike = found.alike
     matched, nearest = alike.cosines.mean(), alike.nearest.mean()
-    crowded = ", so that a matching can hardly tell which is which" if nearest > matched - 0.1 else ""
-    varies, middle = (edits.groupby("class")[name].apply(variation) for name in ("alpha", "alpha_flip"))
+    varies, flips = (edits.groupby("class")[name].apply(variation) for name in ("alpha", "alpha_flip"))
     clean = edits.groupby("class")["selectivity"].agg(["min", "max"])
     spread = (clean["max"] - clean["min"]).dropna()
     one, other = np.triu_indices(len(study.runs), 1)
-    paired = mean_of_known(alike.partners[:, one, other].flatten())
-    return (
-        f"{study.testbed.title}: of the latents of two SAEs that a one-to-one matching pairs, "
-        f"{_percent(float((alike.cosines >= SAME).mean()))} have a |cosine| of {SAME} or more (mean {matched:.2f}; of "
-        f"random directions {alike.chance:.2f}). A latent's nearest one in its own SAE has {nearest:.2f}, and the "
-        f"latent of a class has {mean_of_known(alike.copies.flatten()):.0f} near-copies there (|cosine| of {COPY} or "
-        f"more){crowded}. The two latents chosen for a class have {_mean(alike.direction)} "
-        f"({_range(alike.direction)} by class), what they gate by, |c|, {_mean(alike.gate)} (gates of two classes: "
-        f"{mean_of_known(alike.gate_apart.flatten()):.2f}), and the matching pairs them in {_percent(paired)} of the "
-        f"cases. For {edits['reached'].sum()} of {len(edits)} edits there is a strength that takes the class to "
-        f"{LEVEL_TEXT} of its select images; it leaves {100 * edits['after'].mean():.1f} % of the test images in the "
-        f"mean, and varies over the seeds by {_percent(varies.median())} in the median of the classes{_most(varies)}; "
-        f"the strength that flips the median image of a class by {_percent(middle.median())}{_most(middle)}. The "
-        f"selectivity of a class spans {100 * spread.median():.1f} points over the seeds in the median"
-        + (f", most for {spread.idxmax()} ({100 * spread.max():.1f})" if len(spread) else "")
-        + f". The order in which a class's images flip agrees between seeds with a rank correlation of "
-        f"{_mean(found.ranks)} ({_range(found.ranks)} by class), that of the classes' medians with "
-        f"{_interval(found.median_ranks)}. The unedited margin alone has "
-        f"{mean_of_known(found.margin_ranks.flatten()):.2f} with α."
-    )
+    return said(
+        "seeds.found", study, same_cosine=measures.SAME, copy_cosine=measures.COPY,
+        chance=alike.chance, matched=matched, nearest=nearest,
+        alike=_percent(float((alike.cosines >= measures.SAME).mean())),
+        crowded=", so that a matching can hardly tell which is which" if nearest > matched - 0.1 else "",
+        copies=mean_of_known(alike.copies.flatten()), gate_apart=mean_of_known(alike.gate_apart.flatten()),
+        direction=_mean(alike.direction), directions=_range(alike.direction), gate=_mean(alike.gate),
+        paired=_percent(mean_of_known(alike.partners[:, one, other].flatten())),
+        reached=edits["reached"].sum(), edits=len(edits), after=edits["after"].mean(),
+        varies=_percent(varies.median()), varies_most=_most(varies),
+        flips=_percent(flips.median()), flips_most=_most(flips), spread=spread.median(),
+        spread_most=f", most for {spread.idxmax()} ({100 * spread.max():.1f})" if len(spread) else "",
+        ranks=_mean(found.ranks), ranks_by_class=_range(found.ranks), medians=_interval(found.median_ranks),
+        margins=mean_of_known(found.margin_ranks.flatten()),
+    )  # fmt: skip
 
 
 EXPERIMENT = Experiment(

@@ -1,0 +1,6 @@
+"""``python -m experiments.beyond.sae_variants``."""
+
+from experiments.beyond.sae_variants import EXPERIMENT
+from experiments.experiment import main
+
+raise SystemExit(main(EXPERIMENT))
