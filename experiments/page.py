@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from experiments.claims import Measured, Row, judged, load_claims
-from experiments.experiment import Experiment, findings_in
-from experiments.runs import AS_PUBLISHED, PUBLISHED
+from experiments.experiment import Experiment, findings_in, said
+from experiments.runs import PUBLISHED
 from experiments.testbeds import TESTBEDS
 from salve.artifacts import write_table
 from salve.report.page import page_environment
@@ -52,7 +52,7 @@ def write_page(folder: Path, experiments: Sequence[Experiment], missing: Sequenc
     template = page_environment(Path(__file__).parent).get_template("paper.html.j2")
     page = folder / "index.html"
     text = template.render(
-        rows=rows, published=published(rows), in_published=PUBLISHED, as_published=AS_PUBLISHED,
+        rows=rows, published=published(rows), in_published=PUBLISHED, as_published=said("separating.published"),
         testbeds=[TESTBEDS[name] for name in testbeds], found=found, missing=missing, signs=SIGNS,
         titles={one.name: one.title for one in experiments},
         minutes=sum(record["seconds"] for record in found.values()) / 60,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pytorch_lightning.loggers.logger import DummyLogger
 from rich.console import Console
 
-from experiments.compare import WORDS, MatchedEdit, Reader, edit_at, strength_to
+from experiments.compare import MatchedEdit, Reader, edit_at, strength_to
 from experiments.testbeds import Setup, Testbed, quoted
 from salve.activations import Captured
 from salve.artifacts import Store
@@ -273,20 +273,8 @@ def opened(config: str, testbed: Testbed, setup: Setup) -> Iterator[Study]:
         yield Study(testbed, context, tuple(runs), *map(runs[0].activations, get_args(Split)))
 
 
-# How many classes separate, strictly and in the published sense; the strict count decides.
-
-#: When an edit separates its class, for captions.
-STRICTLY = (
-    "at the strength chosen on select images, the class is at {level} of the test images or less, the others' accuracy "
-    "changes by less than {mean} in the mean of absolute values, and no other class loses more than {loss}"
-).format(**WORDS)
-#: The heading of the weaker count.
+#: The heading of the weaker count of classes that separate; the strict count decides.
 PUBLISHED = "in the published sense"
-#: What it means.
-AS_PUBLISHED = (
-    "the class is at {level} or less, and the others' mean accuracy changes by less than {mean}, where gains make up "
-    "for losses and one class may lose all"
-).format(**WORDS)
 
 
 class Separation(NamedTuple):

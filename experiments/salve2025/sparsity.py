@@ -11,7 +11,7 @@ from experiments.claims import Measured
 from experiments.compare import intervals
 from experiments.experiment import Experiment, Findings, Picture, main, per_testbed, said
 from experiments.figures import PRINT_WIDTH, entry, printed
-from experiments.runs import OF_EDITS, STRICTLY, SAERun, Study, measures_of_edits
+from experiments.runs import OF_EDITS, SAERun, Study, measures_of_edits
 from salve.report.style import BLACK, BLUE, GREEN, GREY, PURPLE, SKY, VERMILLION, log_axis, new_figure, percent_axis
 
 #: The default λ and d (conf/sae/linear_l1.yaml).
@@ -123,7 +123,7 @@ def analyse(study: Study) -> Findings:
     """See the module."""
     runs = runs_of(study)
     settings = settings_of(runs)
-    more = {"length": length_of(study), "seeds": settings["seeds"].max(), "strictly": STRICTLY}
+    more = {"length": length_of(study), "seeds": settings["seeds"].max(), "strictly": said("separating.strictly")}
     picture = Picture.of(grid_figure(study, settings), "sparsity.grid", study, **more)
     pictures = {f"grid-{study.testbed.name}": picture}
     tables = {"runs": runs, "settings": settings.assign(testbed=study.testbed.name)}

@@ -343,13 +343,11 @@ def test_findings_of_two_testbeds(latents: list[float]) -> None:
     given = reader()
     signs = [1, math.nan if math.isnan(latents[1]) else -1, 1]
     runs = (a_run(0, latents, signs), a_run(3, [1, 2, 3], [1, -1, 1]))
-    splits = {
-        name: SimpleNamespace(activations=rows.float(), labels=labels)
-        for name, (rows, labels) in (("train", given.train), ("select", given.select), ("test", given.test))
-    }
     tail = LinearTail(given.tail.weight.float(), given.tail.bias.float())
+    single = Reader(tail, *((rows.float(), labels) for rows, labels in (given.train, given.select, given.test)))
+    test = SimpleNamespace(labels=given.test[1])
     studies: Any = [
-        SimpleNamespace(testbed=TESTBEDS[name], classes=list(CLASSES), runs=runs, tail=tail, **splits)
+        SimpleNamespace(testbed=TESTBEDS[name], classes=list(CLASSES), runs=runs, reader=single, test=test)
         for name in ("resnet18", "scenes")
     ]
     found = analyse(studies)

@@ -11,7 +11,7 @@ import torch
 from scipy import interpolate, optimize, stats
 
 from experiments.claims import judged, load_claims
-from experiments.compare import accuracy_at, margins, strength_to
+from experiments.compare import Reader, accuracy_at, margins, strength_to
 from experiments.salve2025 import cross_class
 from experiments.salve2025.cross_class import figures
 from experiments.salve2025.cross_class.figures import images_figure, strips_of
@@ -146,10 +146,9 @@ def study_of(seeds: tuple[int, ...] = (0,), names: list[str] = CLASSES, **more: 
     runs = tuple(SimpleNamespace(seed=seed, **read) for seed in seeds)
     testbed = TESTBEDS["scenes"]
     tail = LinearTail(WEIGHT, BIAS)
-    return SimpleNamespace(
-        **{"testbed": testbed, "classes": names, "runs": runs, "tail": tail, "train": train},
-        **{"select": more.get("select", split(2)), "test": more.get("test", split(1))},
-    )
+    splits = {"train": train, "select": more.get("select", split(2)), "test": more.get("test", split(1))}
+    reader = Reader(tail, *((one.activations, one.labels) for one in splits.values()))
+    return SimpleNamespace(testbed=testbed, classes=names, runs=runs, tail=tail, reader=reader, **splits)
 
 
 def test_the_planted_tower_is_found_with_everyones_role() -> None:

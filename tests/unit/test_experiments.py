@@ -25,9 +25,9 @@ from experiments import experiment as experiments_module
 from experiments import reproduce as reproduce_module
 from experiments.catalogue import EXPERIMENTS
 from experiments.claims import FILE, Claim, Measured, judged, load_claims, together
-from experiments.experiment import FINDINGS, Experiment, Findings, Picture, carry_out, main, paper_folder
+from experiments.experiment import FINDINGS, Experiment, Findings, Picture, carry_out, main, paper_folder, said
 from experiments.page import NotRun, claims_markdown, claims_table, write_page
-from experiments.runs import PUBLISHED, STRICTLY, SAERun, command, separation
+from experiments.runs import PUBLISHED, SAERun, command, separation
 from experiments.testbeds import TESTBEDS, Setup, add_setup, quoted, setup_of
 from salve.artifacts import _seal, read_record, read_table, write_record
 from salve.editing.verdict import LIMITS
@@ -438,9 +438,8 @@ def test_the_words_of_the_claims_are_the_limits_of_the_verdict() -> None:
     assert load_claims()["suppression.church"].at_most == LIMITS.accuracy
     for name in ("seeds.separates", "sparsity.plateau", "cifar100.separates"):
         assert "separate, as in suppression" in load_claims()[name].measure
-    assert (
-        f"less than {mean} points in the mean of absolute values, and no other class loses more than {loss}" in STRICTLY
-    )
+    words = f"less than {mean} points in the mean of absolute values, and no other class loses more than {loss}"
+    assert words in said("separating.strictly")
 
 
 @pytest.mark.parametrize(

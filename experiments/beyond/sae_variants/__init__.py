@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -40,12 +39,7 @@ LEAST_FVE = 0.2
 
 @printed
 def comparison_figure(runs: pd.DataFrame, table: pd.DataFrame, references: pd.DataFrame) -> Figure:
-    """A row per testbed: selectivity against L0, FVE and alignment, and at matched points.
-
-    Args:
-        runs, table, references: see :func:`measures.runs_of`, :func:`measures.summary` and
-        :func:`measures.reference_summary`.
-    """
+    """A row per testbed: selectivity against L0, FVE and alignment, and at matched points (``table``)."""
     names = list(dict.fromkeys(runs["testbed"]))
     figure = new_figure(FIGURE_WIDTH, 0.9 + 2.8 * len(names))
     grid = figure.subplots(len(names), 4, squeeze=False, gridspec_kw={"width_ratios": (1, 1, 0.8, 1)})
@@ -90,9 +84,8 @@ def _curves(axes: Axes, runs: pd.DataFrame, x: str) -> None:
 def _scatter(axes: Axes, runs: pd.DataFrame) -> None:
     """Every run as a point."""
     for variant, mine in runs.groupby("variant", sort=False):
-        colour, marker = LOOKS[str(variant)]
-        looks: Any = {"color": colour, "markersize": 3, "alpha": 0.6, "markeredgewidth": 0}
-        axes.plot(mine["alignment"], 100 * mine["selectivity"], marker, **looks)
+        axes.plot(mine["alignment"], 100 * mine["selectivity"], LOOKS[str(variant)][1], color=LOOKS[str(variant)][0],
+                  markersize=3, alpha=0.6, markeredgewidth=0)  # fmt: skip
 
 
 def _matched(axes: Axes, table: pd.DataFrame) -> None:

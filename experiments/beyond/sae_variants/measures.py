@@ -14,7 +14,7 @@ from jaxtyping import Float
 from numpy import ndarray
 from torch import Tensor
 
-from experiments.compare import Reader, intervals, matched_edit, random_directions
+from experiments.compare import intervals, matched_edit, random_directions
 from experiments.runs import SAERun, Study, edits_by_class
 from salve.editing.curves import edit_curves
 from salve.types import Activations, Labels
@@ -49,36 +49,24 @@ def alignment(columns: Float[Tensor, "C M"], directions: Float[Tensor, "C M"]) -
     return torch.nn.functional.cosine_similarity(columns.abs(), directions.abs(), dim=1)
 
 
-def reference_edits(
-    reader: Reader, alphas: Float[Tensor, " K"], classes: Sequence[str], seeds: Sequence[int]
-) -> pd.DataFrame:
-    """The edits of every class along a random direction (one for each class and seed) and along its own direction.
-
-    Args:
-        reader: its train split gives the class directions. alphas: strengths. classes: their names. seeds: of the
-            random directions.
+def references_of(study: Study) -> pd.DataFrame:
+    """The edits of every class along a random direction (one for each class and SAE seed) and along its own direction.
 
     Returns:
-        One row per reference, seed and class: ``reference``, ``seed``, ``class`` and the fields of ``MatchedEdit``.
+        One row per reference, seed and class: ``reference``, ``seed``, ``class``, the fields of ``MatchedEdit`` and
+        ``testbed``. The train split gives the class directions.
     """
-    drawn = [(RANDOM, seed, random_directions(len(reader.tail), reader.tail.weight.shape[1], seed)) for seed in seeds]
-    rows = []
-    for reference, seed, directions in [*drawn, (ORACLE, 0, class_directions(reader.tail.weight, *reader.train))]:
-        for k, name in enumerate(classes):
-            choosing, reporting = (
-                edit_curves(reader.tail, *images, directions[k], alphas)[0].numpy()
-                for images in (reader.select, reader.test)
-            )
-            edit = matched_edit(alphas.numpy(), choosing, reporting, k)
-            rows.append({"reference": reference, "seed": seed, "class": name, **edit._asdict()})
-    return pd.DataFrame(rows)
-
-
-def references_of(study: Study) -> pd.DataFrame:
-    """See :func:`reference_edits`; ``testbed``."""
+    tail, train, select, test = study.reader
     alphas = torch.tensor(study.runs[0].flat_settings["edit.alpha"], dtype=torch.float32)
     seeds = sorted({run.seed for run in study.runs})
-    return reference_edits(study.reader, alphas, study.classes, seeds).assign(testbed=study.testbed.name)
+    drawn = [(RANDOM, seed, random_directions(len(tail), tail.weight.shape[1], seed)) for seed in seeds]
+    rows = []
+    for reference, seed, directions in [*drawn, (ORACLE, 0, class_directions(tail.weight, *train))]:
+        for k, name in enumerate(study.classes):
+            on = [edit_curves(tail, *images, directions[k], alphas)[0].numpy() for images in (select, test)]
+            edit = matched_edit(alphas.numpy(), *on, k)
+            rows.append({"reference": reference, "seed": seed, "class": name, **edit._asdict()})
+    return pd.DataFrame(rows).assign(testbed=study.testbed.name)
 
 
 def knob_of(run: SAERun) -> float:

@@ -18,13 +18,12 @@ from torch import Tensor
 
 from experiments.compare import CONFIDENCE, accuracy_at, margins, strength_to
 from experiments.runs import SPLITS, SAERun, Study
-from salve.activations import Captured
 from salve.backbones.tail import LinearTail
 from salve.editing import gate
 from salve.editing.curves import edit_curves
 from salve.editing.verdict import LIMITS
 from salve.features import kinds, shares
-from salve.types import Activations, Contribution, Split
+from salve.types import Activations, Contribution, Labels, Split
 
 #: Strengths at which every latent is tried.
 ALPHAS = (0, 0.5, 1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 18, 20, 24, 28, 32, 40, 50, 60, 80, 100)
@@ -222,20 +221,15 @@ class Reading:
     @cached_property
     def curves(self) -> dict[Split, dict[int, NDArray[np.float64]]]:
         """By split and latent in use, accuracy ``[K, C]`` at ``ALPHAS``."""
-        tail = self.study.tail
-        alphas = torch.tensor(ALPHAS, dtype=tail.weight.dtype)
         return {
-            split: {
-                latent: edit_curves(tail, *self._images(split), self.column(latent), alphas)[0].numpy()
-                for latent in self.in_use
-            }
+            split: {latent: self._curve(latent, *getattr(self.study.reader, split)) for latent in self.in_use}
             for split in SPLITS
         }
 
-    def _images(self, split: Split) -> tuple[Tensor, Tensor]:
-        """Activations ``[N, M]`` and labels ``[N]``."""
-        captured: Captured = getattr(self.study, split)
-        return captured.activations, captured.labels
+    def _curve(self, latent: int, activations: Activations, labels: Labels) -> NDArray[np.float64]:
+        tail = self.study.tail
+        alphas = torch.tensor(ALPHAS, dtype=tail.weight.dtype)
+        return edit_curves(tail, activations, labels, self.column(latent), alphas)[0].numpy()
 
     @cached_property
     def alphas(self) -> dict[int, float]:
@@ -252,13 +246,8 @@ class Reading:
         curve, alpha = self.curves[split][latent], min(self.alphas[latent], ALPHAS[-1])
         return accuracy_at(np.array(ALPHAS), curve, alpha) - curve[0]
 
-    @cached_property
-    def usual(self) -> dict[Split, NDArray[np.float64]]:
-        """By split, see :class:`Roles`: over class-defining latents that take their class to ``LEVEL``; NaN if there
-        are none."""
-        return {split: self._usual(split) for split in SPLITS}
-
-    def _usual(self, split: Split) -> NDArray[np.float64]:
+    def usual(self, split: Split) -> NDArray[np.float64]:
+        """See :class:`Roles`: over class-defining latents that take their class to ``LEVEL``; NaN if there are none."""
         known: list[list[float]] = [[] for _ in self.study.classes]
         for latent in self.in_use:
             if self.kinds[latent] == "class-defining" and math.isfinite(self.alphas[latent]):
@@ -288,8 +277,8 @@ class Reading:
 
     def roles(self, shared: Shared, split: Split = "test") -> Roles:
         """What the classes do when a shared latent is suppressed at its strength, on the images of a split."""
-        tail = self.study.tail
-        (activations, labels), classes = self._images(split), len(self.study.classes)
+        tail, classes, usual = self.study.tail, len(self.study.classes), self.usual(split)
+        activations, labels = getattr(self.study.reader, split)
         first = gated_logits(tail, activations, torch.ones(tail.weight.shape[1]))
         last = gated_logits(tail, activations, gate(self.column(shared.latent), shared.alpha))
         before, after = first.argmax(dim=1), last.argmax(dim=1)
@@ -299,26 +288,24 @@ class Reading:
         right = change_by_class((before == labels).float(), (after == labels).float(), labels, classes)
         margin = change_by_class(nothing, gain, labels, classes)
         backing, roles = {}, []
-        usual = np.nan_to_num(self.usual[split])
         for k in range(classes):
             depends, change = k in shared.classes, float(right.mean[k])
             if depends and change > -FALL:
                 backing[k] = self._backing(shared, k, split)
             backed = k in backing and backing[k].control - backing[k].joint >= FALL
-            roles.append(role(depends, change, float(right.half[k]), float(usual[k]), backed))
-        return Roles(before, after, gain, accuracy, right, margin, self.usual[split], backing, roles)
+            roles.append(role(depends, change, float(right.half[k]), float(np.nan_to_num(usual[k])), backed))
+        return Roles(before, after, gain, accuracy, right, margin, usual, backing, roles)
 
     def _backing(self, shared: Shared, k: int, split: Split) -> Backing:
         """See :class:`Backing`; on the images of class ``k``."""
         nothing = Backing(own := self.own_latent(k, shared.latent), *[math.nan] * 4)
-        activations, labels = self._images(split)
+        activations, labels = getattr(self.study.reader, split)
         activations, labels = activations[labels == k], labels[labels == k]
         if own < 0 or not len(labels):
             return nothing
-        tail, (choosing, known) = self.study.tail, self._images("select")
-        alphas = torch.tensor(ALPHAS, dtype=tail.weight.dtype)
-        curve = edit_curves(tail, choosing[known == k], known[known == k], self.column(own), alphas)[0][:, k]
-        half = strength_to(np.array(ALPHAS), curve.numpy(), float(curve[0]) / 2)
+        tail, (choosing, known) = self.study.tail, self.study.reader.select
+        curve = self._curve(own, choosing[known == k], known[known == k])[:, k]
+        half = strength_to(np.array(ALPHAS), curve, float(curve[0]) / 2)
         if not math.isfinite(half):
             return nothing
         halved = gate(self.column(own), half)
@@ -329,8 +316,7 @@ class Reading:
             return float((gated_logits(tail, activations, together).argmax(dim=1) == labels).double().mean())
 
         others = [right(gate(self.column(latent), self.alphas[latent])) for latent in self._others(shared.classes)]
-        alone = right()
-        joint = right(gate(self.column(shared.latent), shared.alpha))
+        alone, joint = right(), right(gate(self.column(shared.latent), shared.alpha))
         return Backing(own, half, alone, joint, float(np.mean(others)) if others else alone)
 
     def _others(self, classes: tuple[int, ...]) -> Iterator[int]:

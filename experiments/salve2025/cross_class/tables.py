@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from experiments.experiment import joined
 from experiments.runs import Study
 from experiments.salve2025.cross_class.roles import (
     ALPHAS,
@@ -98,12 +99,10 @@ def latent_table(readings: Sequence[Reading]) -> pd.DataFrame:
         for latent in one.in_use:
             names = [one.study.classes[k] for k in one.owners(latent)]
             alpha = one.alphas[latent]
-            row = {**_where(one), "latent": latent, "kind": one.kinds[latent], "owners": "; ".join(names)}
-            row |= {"alpha": alpha, "fallen": math.nan, "risen": math.nan}
-            if math.isfinite(alpha):
-                change = one.changes(latent)
-                row |= {"fallen": float((change <= -FALL).sum()), "risen": float((change >= RISE).sum())}
-            rows.append(row)
+            row = {"latent": latent, "kind": one.kinds[latent], "owners": "; ".join(names), "alpha": alpha}
+            change = one.changes(latent) if math.isfinite(alpha) else None
+            fallen, risen = (math.nan,) * 2 if change is None else ((change <= -FALL).sum(), (change >= RISE).sum())
+            rows.append({**_where(one), **row, "fallen": float(fallen), "risen": float(risen)})
     return pd.DataFrame(rows)
 
 
@@ -150,19 +149,17 @@ def _origin(case: Case, k: int) -> dict[str, float]:
 
 def curve_table(cases: Sequence[Case]) -> pd.DataFrame:
     """Test accuracy of every class by strength, of the latents in the figure."""
-    parts = []
+    parts = [pd.DataFrame()]
     for case in cases:
-        curve = pd.DataFrame(case.reading.curves["test"][case.shared.latent], columns=case.reading.study.classes)
-        where = {**_where(case.reading), "latent": case.shared.latent}
-        curve = curve.assign(alpha=ALPHAS).melt("alpha", var_name="class", value_name="accuracy")
-        parts.append(curve.assign(**where))
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+        one, latent = case.reading, case.shared.latent
+        curve = pd.DataFrame(one.curves["test"][latent], columns=one.study.classes).assign(alpha=ALPHAS)
+        parts.append(curve.melt("alpha", var_name="class", value_name="accuracy").assign(**_where(one), latent=latent))
+    return joined(parts)
 
 
 def _where(one: Reading) -> dict[str, object]:
     size, sparsity = one.setting
-    where = {"testbed": one.study.testbed.name, "dictionary_size": size, "sparsity": sparsity}
-    return {**where, "seed": one.run.seed}
+    return {"testbed": one.study.testbed.name, "dictionary_size": size, "sparsity": sparsity, "seed": one.run.seed}
 
 
 def tower_table(study: Study, readings: Sequence[Reading], cases: Sequence[Case]) -> pd.DataFrame:
@@ -181,13 +178,8 @@ def tower_table(study: Study, readings: Sequence[Reading], cases: Sequence[Case]
     rows = []
     for one in readings:
         both = [case for case in cases if case.reading is one and {church, pump} <= set(case.shared.classes)]
-        tower = [
-            case
-            for case in both
-            if case.roles.roles[pump] == FALLS
-            and case.roles.roles[church] in (REDUNDANT, STAYS)
-            and case.roles.roles[saw] == RISES
-        ]
+        roles = [[case.roles.roles[k] for k in (church, pump, saw)] for case in both]
+        tower = [seen for seen in roles if seen[0] in (REDUNDANT, STAYS) and seen[1:] == [FALLS, RISES]]
         share = shares(one.means)[[church, pump]].amin(dim=0)
         nearest = max(one.in_use, key=lambda latent: float(share[latent]))
         alike = []
@@ -195,12 +187,7 @@ def tower_table(study: Study, readings: Sequence[Reading], cases: Sequence[Case]
             change = one.changes(latent) if math.isfinite(one.alphas[latent]) else np.zeros(len(names))
             if change[pump] <= -FALL and abs(change[church]) < RISE and change[saw] >= RISE:
                 alike.append(one.kinds[latent] == "class-defining" and one.owners(latent) == [pump])
-        rows.append(
-            {
-                **_where(one),
-                **{"depend": len(both), "tower": len(tower)},
-                **{"nearest": nearest, "nearest_share": float(share[nearest])},
-                **{"by_effect": len(alike), "by_effect_defining": sum(alike)},
-            }
-        )
+        row = {**_where(one), "depend": len(both), "tower": len(tower), "nearest": nearest}
+        row |= {"nearest_share": float(share[nearest]), "by_effect": len(alike), "by_effect_defining": sum(alike)}
+        rows.append(row)
     return pd.DataFrame(rows)
