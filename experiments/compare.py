@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from numpy import ndarray
 from numpy.typing import ArrayLike
 from scipy import stats
 from torch import Tensor
@@ -71,7 +70,7 @@ class MatchedEdit(NamedTuple):
     selectivity: float
 
 
-def strength_to(alphas: Float[ndarray, " K"], accuracy: Float[ndarray, " K"], level: float = LEVEL) -> float:
+def strength_to(alphas: Float[np.ndarray, " K"], accuracy: Float[np.ndarray, " K"], level: float = LEVEL) -> float:
     """The smallest strength at which a class's accuracy is at most a level, linear between strengths of the grid.
 
     Args:
@@ -90,12 +89,14 @@ def strength_to(alphas: Float[ndarray, " K"], accuracy: Float[ndarray, " K"], le
     return float(alphas[at - 1] + share * (alphas[at] - alphas[at - 1]))
 
 
-def accuracy_at(alphas: Float[ndarray, " K"], accuracy: Float[ndarray, "K C"], alpha: float) -> Float[ndarray, " C"]:
+def accuracy_at(
+    alphas: Float[np.ndarray, " K"], accuracy: Float[np.ndarray, "K C"], alpha: float
+) -> Float[np.ndarray, " C"]:
     """Accuracy of every class at a strength, linear between strengths of the grid."""
     return np.array([np.interp(alpha, alphas, column) for column in accuracy.T])
 
 
-def edit_at(alphas: Float[ndarray, " K"], accuracy: Float[ndarray, "K C"], own: int, alpha: float) -> MatchedEdit:
+def edit_at(alphas: Float[np.ndarray, " K"], accuracy: Float[np.ndarray, "K C"], own: int, alpha: float) -> MatchedEdit:
     """The edit of class ``own`` at a strength, on the images that report.
 
     Args:
@@ -113,7 +114,7 @@ def edit_at(alphas: Float[ndarray, " K"], accuracy: Float[ndarray, "K C"], own: 
 
 
 def matched_edit(
-    alphas: Float[ndarray, " K"], select: Float[ndarray, "K C"], test: Float[ndarray, "K C"], own: int
+    alphas: Float[np.ndarray, " K"], select: Float[np.ndarray, "K C"], test: Float[np.ndarray, "K C"], own: int
 ) -> MatchedEdit:
     """The edit of class ``own`` on test, at the first strength where the class is at ``LEVEL`` on select.
 

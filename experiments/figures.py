@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from numpy import ndarray
 
 from salve.report.style import RC, new_figure, percent_axis, save_figure
 from salve.report.text import label
@@ -60,14 +59,14 @@ def class_rows(axes: Axes, names: Sequence[str]) -> None:
 
 
 def mean_and_range(
-    axes: Axes, x: Float[ndarray, " K"], values: Float[ndarray, "S K"], colour: str, alpha: float, **look: object
+    axes: Axes, x: Float[np.ndarray, " K"], values: Float[np.ndarray, "S K"], colour: str, alpha: float, **look: object
 ) -> None:
     """A curve: the mean over SAEs, and their range as a band of the opacity ``alpha``."""
     axes.fill_between(x, values.min(axis=0), values.max(axis=0), color=colour, alpha=alpha, linewidth=0)
     axes.plot(x, values.mean(axis=0), color=colour, **look)  # type: ignore[arg-type]
 
 
-def tile(figure: Figure, box: tuple[float, float, float, float], picture: ndarray) -> Axes:
+def tile(figure: Figure, box: tuple[float, float, float, float], picture: np.ndarray) -> Axes:
     """An image without axes; ``box`` is its left, bottom, width and height in inches."""
     size = np.tile(figure.get_size_inches(), 2)
     axes = figure.add_axes(tuple(np.array(box) / size))

@@ -5,7 +5,6 @@ import pandas as pd
 from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy import ndarray
 from torch import Tensor
 
 from experiments.claims import Measured
@@ -120,7 +119,7 @@ def means_figure(study: Study) -> Figure:
     """Heat map of class means: classes by the latents that any of them lists."""
     run = study.runs[0]
     dominant = run.table("features", "dominant.csv")
-    means: Float[ndarray, "C d"] = run.tensors("features", "class_means.safetensors")["class_means"].numpy()
+    means: Float[np.ndarray, "C d"] = run.tensors("features", "class_means.safetensors")["class_means"].numpy()
     kinds = run.table("features", "latents.csv").set_index("latent")["kind"]
     columns = shown_latents(dominant, LISTED if len(study.classes) <= ROWS else 1)
     shown = means[:, columns]

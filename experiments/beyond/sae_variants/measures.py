@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from numpy import ndarray
 from torch import Tensor
 
 from experiments.compare import intervals, matched_edit, random_directions
@@ -111,7 +110,7 @@ def _where(study: Study, run: SAERun) -> dict[str, object]:
     return {"testbed": study.testbed.name, **what}
 
 
-def at_target(x: Float[ndarray, " n"], values: Float[ndarray, "n m"], target: float) -> Float[ndarray, " m"]:
+def at_target(x: Float[np.ndarray, " n"], values: Float[np.ndarray, "n m"], target: float) -> Float[np.ndarray, " m"]:
     """Values where ``x`` is ``target``, linear between the two neighbours by ``x``.
 
     Returns:

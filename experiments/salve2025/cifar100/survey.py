@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
-from numpy import ndarray
 
 from experiments.compare import MatchedEdit, accuracy_at, t_interval
 from experiments.experiment import joined
@@ -27,7 +26,7 @@ COMPANION = 0.5
 FALLS = 0.5
 
 
-def companions(means: Float[ndarray, "C d"], latents: Int[ndarray, " C"]) -> Bool[ndarray, "C C"]:
+def companions(means: Float[np.ndarray, "C d"], latents: Int[np.ndarray, " C"]) -> Bool[np.ndarray, "C C"]:
     """Who shares the latent through which a class is edited: entry ``(k, m)`` is ``|μ_ml| ≥ COMPANION · |μ_kl|``,
     ``m ≠ k``, for the latent ``l`` of class ``k``.
 
@@ -39,12 +38,12 @@ def companions(means: Float[ndarray, "C d"], latents: Int[ndarray, " C"]) -> Boo
     return (size >= COMPANION * own) & (own > 0) & (latents >= 0)[:, None] & ~np.eye(len(means), dtype=bool)
 
 
-def chosen_by(latents: Int[ndarray, " C"]) -> Int[ndarray, " C"]:
+def chosen_by(latents: Int[np.ndarray, " C"]) -> Int[np.ndarray, " C"]:
     """How many classes are edited through the latent of each class: 1 where it is its own alone; 0 for −1."""
     return (latents[:, None] == latents[None]).sum(axis=1) * (latents >= 0)
 
 
-def jaccard(has: Bool[ndarray, "C d"]) -> Float[ndarray, "C C"]:
+def jaccard(has: Bool[np.ndarray, "C d"]) -> Float[np.ndarray, "C C"]:
     """``|a ∩ b| / |a ∪ b|`` of the sets of two classes, such as their dominant latents; NaN where both are empty."""
     sets = has.astype(float)
     both, count = sets @ sets.T, sets.sum(axis=1)
@@ -52,7 +51,7 @@ def jaccard(has: Bool[ndarray, "C d"]) -> Float[ndarray, "C C"]:
     return np.divide(both, either, out=np.full_like(both, np.nan), where=either > 0)
 
 
-def falling(change: Float[ndarray, "C C"], before: Float[ndarray, " C"]) -> Bool[ndarray, "C C"]:
+def falling(change: Float[np.ndarray, "C C"], before: Float[np.ndarray, " C"]) -> Bool[np.ndarray, "C C"]:
     """Who falls with whom: entry ``(k, m)`` says that editing ``k`` takes ``FALLS`` of the accuracy that ``m`` had.
 
     Args:
@@ -62,7 +61,7 @@ def falling(change: Float[ndarray, "C C"], before: Float[ndarray, " C"]) -> Bool
     return lost & (before > 0)[None] & ~np.eye(len(change), dtype=bool)
 
 
-def loses_most(change: Float[ndarray, "C C"]) -> Bool[ndarray, "C C"]:
+def loses_most(change: Float[np.ndarray, "C C"]) -> Bool[np.ndarray, "C C"]:
     """For each edited class (row) the other classes that lose most: several if they lose the same, none if nothing
     is lost."""
     others = np.where(np.eye(len(change), dtype=bool) | np.isnan(change), 0.0, change)
@@ -70,7 +69,7 @@ def loses_most(change: Float[ndarray, "C C"]) -> Bool[ndarray, "C C"]:
     return (others == least) & (least < 0)
 
 
-def siblings(groups: list[str]) -> Bool[ndarray, "C C"]:
+def siblings(groups: list[str]) -> Bool[np.ndarray, "C C"]:
     """Which pairs of different classes are of the same superclass."""
     names = np.array(groups)
     return (names[:, None] == names[None]) & ~np.eye(len(names), dtype=bool)
@@ -90,7 +89,7 @@ class Kinship(NamedTuple):
     chance: float
 
 
-def kinship(most: Bool[ndarray, "C C"], kin: Bool[ndarray, "C C"]) -> Kinship:
+def kinship(most: Bool[np.ndarray, "C C"], kin: Bool[np.ndarray, "C C"]) -> Kinship:
     """See :class:`Kinship`; ``most`` is :func:`loses_most`, ``kin`` is :func:`siblings`."""
     edited = np.flatnonzero(most.any(axis=1))
     if not len(edited):
@@ -118,14 +117,14 @@ class Survey:
     study: Study
     groups: tuple[str, ...] | None
     table: pd.DataFrame
-    change: Float[ndarray, "S C C"]
-    overlap: Float[ndarray, "S C C"]
-    companion: Bool[ndarray, "S C C"]
-    falls: Bool[ndarray, "S C C"]
+    change: Float[np.ndarray, "S C C"]
+    overlap: Float[np.ndarray, "S C C"]
+    companion: Bool[np.ndarray, "S C C"]
+    falls: Bool[np.ndarray, "S C C"]
     usage: pd.DataFrame
 
     @cached_property
-    def kin(self) -> Bool[ndarray, "C C"]:
+    def kin(self) -> Bool[np.ndarray, "C C"]:
         """Pairs of one superclass; none where there are no superclasses."""
         return siblings(list(self.groups or self.study.classes))
 
@@ -170,7 +169,7 @@ class Survey:
         return pd.DataFrame(columns).assign(testbed=self.study.testbed.name)
 
 
-def over_saes(statistic: Callable[..., ndarray], values: Float[ndarray, "S ..."]) -> Float[ndarray, "..."]:
+def over_saes(statistic: Callable[..., np.ndarray], values: Float[np.ndarray, "S ..."]) -> Float[np.ndarray, "..."]:
     """A statistic over SAEs, of the values that are not NaN; NaN where all are."""
     known = ~np.isnan(values).all(axis=0)
     found = np.full(known.shape, np.nan)

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
-from numpy import ndarray
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -145,28 +144,23 @@ class Agreement(NamedTuple):
 def agreement(approximate: ArrayLike, exact: ArrayLike) -> Agreement:
     """Compare critical strengths ``[N]`` of images whose class holds without an edit; all NaN for no image."""
     found, true = np.asarray(approximate, dtype=float), np.asarray(exact, dtype=float)
-    error = relative_error(found, true)
-    same = np.isinf(found) & np.isinf(true)
+    error, never = relative_error(found, true), (np.isinf(found), np.isinf(true))
+    within = [(np.abs(error) <= part) | (never[0] & never[1]) for part in (0.01, 0.05)]
+    shares = [found <= true * (1 + ROUNDING), *within, *never]
+    means = [float(share.mean()) if len(true) else np.nan for share in shares]
     finite = error[np.isfinite(error)]
-    shares = [found <= true * (1 + ROUNDING), *((np.abs(error) <= part) | same for part in (0.01, 0.05))]
-    bound, one, five, infinite, never = (
-        float(share.mean()) if len(true) else float("nan") for share in (*shares, np.isinf(found), np.isinf(true))
-    )
-    low, median, high = np.quantile(finite, [0.05, 0.5, 0.95]).tolist() if len(finite) else [float("nan")] * 3
-    rank = rank_correlation(found, true)
-    return Agreement(len(true), bound, one, five, infinite, never, low, median, high, rank)
+    quantiles = np.quantile(finite, [0.05, 0.5, 0.95]).tolist() if len(finite) else [np.nan] * 3
+    return Agreement(len(true), *means, *quantiles, rank_correlation(found, true))
 
 
-def relative_error(approximate: ArrayLike, exact: ArrayLike) -> Float[ndarray, " N"]:
+def relative_error(approximate: ArrayLike, exact: ArrayLike) -> Float[np.ndarray, " N"]:
     """``(α̂ − α*) / α*``; NaN where either is not finite or ``α*`` is 0."""
     found, true = np.asarray(approximate, dtype=float), np.asarray(exact, dtype=float)
     known = np.isfinite(found) & np.isfinite(true) & (true > 0)
-    error = np.full(len(true), np.nan)
-    error[known] = (found[known] - true[known]) / true[known]
-    return error
+    return np.divide(found - true, true, out=np.full(len(true), np.nan), where=known)
 
 
-def given_way(strengths: ArrayLike, alphas: ArrayLike) -> Float[ndarray, " K"]:
+def given_way(strengths: ArrayLike, alphas: ArrayLike) -> Float[np.ndarray, " K"]:
     """Share of images whose critical strength is at most ``α``: the empirical distribution function."""
     known = np.sort(np.asarray(strengths, dtype=float))
     return np.searchsorted(known, np.asarray(alphas), side="right") / len(known)
@@ -178,7 +172,7 @@ def median_of(strengths: ArrayLike) -> float:
     return float(np.quantile(known, 0.5, method="lower")) if len(known) else float("nan")
 
 
-def concordance(values: Float[ndarray, "S C"]) -> float:
+def concordance(values: Float[np.ndarray, "S C"]) -> float:
     """Mean Spearman correlation over all pairs of rows; NaN for fewer than two rows."""
     pairs = [rank_correlation(a, b) for k, a in enumerate(values) for b in values[:k]]
     return float(np.mean(pairs)) if pairs else float("nan")

@@ -10,7 +10,6 @@ import pandas as pd
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy import ndarray
 
 from experiments.claims import Measured
 from experiments.compare import LEVEL_TEXT, Interval, t_interval
@@ -98,7 +97,9 @@ def _two_seeds(axes: Axes, study: Study, strengths: pd.DataFrame) -> None:
     axes.set(title="The images", aspect="equal")
 
 
-def _dots(axes: Axes, values: Sequence[ndarray], intervals: Sequence[Interval], colour: str, shift: float = 0) -> None:
+def _dots(
+    axes: Axes, values: Sequence[np.ndarray], intervals: Sequence[Interval], colour: str, shift: float = 0
+) -> None:
     """A row per class: every value, and the mean with its interval."""
     for row, (each, (mean, half, _)) in enumerate(zip(values, intervals, strict=True)):
         at = row + shift
@@ -107,7 +108,7 @@ def _dots(axes: Axes, values: Sequence[ndarray], intervals: Sequence[Interval], 
                       markeredgecolor="white", markeredgewidth=0.5, zorder=3)  # fmt: skip
 
 
-def _ticks(axes: Axes, values: Float[ndarray, "C S"], shift: float) -> None:
+def _ticks(axes: Axes, values: Float[np.ndarray, "C S"], shift: float) -> None:
     """A grey mark per class at the mean over SAEs of what the values are compared with."""
     for row, each in enumerate(values):
         known = each[~np.isnan(each)]

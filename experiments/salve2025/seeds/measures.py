@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
-from numpy import ndarray
 from scipy import stats
 
 from experiments.compare import CONFIDENCE, Interval, margins
@@ -22,7 +21,7 @@ SAME = 0.7
 COPY = 0.9
 
 
-def rank_correlations(values: Float[ndarray, "S n"]) -> Float[ndarray, "S S"]:
+def rank_correlations(values: Float[np.ndarray, "S n"]) -> Float[np.ndarray, "S S"]:
     """Spearman's rank correlation of every two rows; equal values, such as infinite ones, share their mean rank.
 
     Returns:
@@ -32,11 +31,11 @@ def rank_correlations(values: Float[ndarray, "S n"]) -> Float[ndarray, "S S"]:
     ranks = ranks - ranks.mean(axis=1, keepdims=True)
     length = np.sqrt((ranks**2).sum(axis=1))
     length[length == 0] = np.nan
-    found: Float[ndarray, "S S"] = (ranks @ ranks.T) / np.outer(length, length)
+    found: Float[np.ndarray, "S S"] = (ranks @ ranks.T) / np.outer(length, length)
     return found
 
 
-def over_pairs(values: Float[ndarray, "S S"]) -> Interval:
+def over_pairs(values: Float[np.ndarray, "S S"]) -> Interval:
     """Mean over the pairs of seeds, of a symmetric table; a seed with NaN on the diagonal is left out.
 
     Pairs that share a seed are not independent. So the interval is the jackknife's: Student's for ``S − 1`` degrees of
@@ -81,18 +80,18 @@ class Likeness(NamedTuple):
         copies: ``[C, S]``, how many others of the same SAE have ``|cos|`` of ``COPY`` or more with the class's latent.
     """
 
-    direction: Float[ndarray, "C S S"]
-    gate: Float[ndarray, "C S S"]
-    partners: Float[ndarray, "C S S"]
-    direction_apart: Float[ndarray, "C S"]
-    gate_apart: Float[ndarray, "C S"]
-    cosines: Float[ndarray, "P k"]
+    direction: Float[np.ndarray, "C S S"]
+    gate: Float[np.ndarray, "C S S"]
+    partners: Float[np.ndarray, "C S S"]
+    direction_apart: Float[np.ndarray, "C S"]
+    gate_apart: Float[np.ndarray, "C S"]
+    cosines: Float[np.ndarray, "P k"]
     chance: float
-    nearest: Float[ndarray, "S k"]
-    copies: Float[ndarray, "C S"]
+    nearest: Float[np.ndarray, "S k"]
+    copies: Float[np.ndarray, "C S"]
 
 
-def likeness(decoders: Float[ndarray, "S M d"], chosen: Int[ndarray, "S C"], signed: bool) -> Likeness:
+def likeness(decoders: Float[np.ndarray, "S M d"], chosen: Int[np.ndarray, "S C"], signed: bool) -> Likeness:
     """Compare SAEs by their decoders.
 
     Args:
@@ -129,8 +128,8 @@ def likeness(decoders: Float[ndarray, "S M d"], chosen: Int[ndarray, "S C"], sig
 
 
 def _within(
-    decoders: Float[ndarray, "S M d"], vectors: Float[ndarray, "S M C"], size: int
-) -> tuple[Float[ndarray, "S k"], Float[ndarray, "C S"]]:
+    decoders: Float[np.ndarray, "S M d"], vectors: Float[np.ndarray, "S M C"], size: int
+) -> tuple[Float[np.ndarray, "S k"], Float[np.ndarray, "C S"]]:
     """``nearest`` and ``copies`` of :class:`Likeness`."""
     nearest, copies = [], []
     for decoder, own in zip(decoders, vectors, strict=True):
@@ -143,14 +142,14 @@ def _within(
     return np.stack(nearest), np.stack(copies, axis=1)
 
 
-def _apart(cosines: Float[ndarray, "S C C"]) -> Float[ndarray, "C S"]:
+def _apart(cosines: Float[np.ndarray, "S C C"]) -> Float[np.ndarray, "C S"]:
     """Mean over the other classes that have a latent."""
     others = np.where(np.eye(cosines.shape[1], dtype=bool), np.nan, cosines)
     count = (~np.isnan(others)).sum(axis=2)
     return np.where(count > 0, np.nansum(others, axis=2) / np.maximum(count, 1), np.nan).T
 
 
-def decoders_of(study: Study) -> tuple[Float[ndarray, "S M d"], Int[ndarray, "S C"]]:
+def decoders_of(study: Study) -> tuple[Float[np.ndarray, "S M d"], Int[np.ndarray, "S C"]]:
     """What :func:`likeness` takes."""
     chosen = [run.selected["latent"].fillna(-1).to_numpy(int) for run in study.runs]
     decoders = []
@@ -202,7 +201,7 @@ def strengths_of(study: Study) -> pd.DataFrame:
 
 def ranks_of(
     strengths: pd.DataFrame, classes: Sequence[str], seeds: Sequence[int]
-) -> tuple[Float[ndarray, "C S S"], Float[ndarray, "C S"]]:
+) -> tuple[Float[np.ndarray, "C S S"], Float[np.ndarray, "C S"]]:
     """Rank correlations of the images' strengths, by class: of every two SAEs, and of each with the unedited margin."""
     found = np.full((len(classes), 1 + len(seeds), 1 + len(seeds)), np.nan)
     for k, name in enumerate(classes):
@@ -222,12 +221,12 @@ class Stability(NamedTuple):
 
     alike: Likeness
     strengths: pd.DataFrame
-    ranks: Float[ndarray, "C S S"]
-    margin_ranks: Float[ndarray, "C S"]
-    median_ranks: Float[ndarray, "S S"]
+    ranks: Float[np.ndarray, "C S S"]
+    margin_ranks: Float[np.ndarray, "C S"]
+    median_ranks: Float[np.ndarray, "S S"]
 
     @property
-    def by_class(self) -> dict[str, Float[ndarray, "C S S"]]:
+    def by_class(self) -> dict[str, Float[np.ndarray, "C S S"]]:
         """The measures of every two SAEs, by name."""
         alike = self.alike
         return {"direction": alike.direction, "gate": alike.gate, "partners": alike.partners, "ranks": self.ranks}
