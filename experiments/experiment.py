@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import cache, partial, wraps
+from functools import cache, partial, reduce, wraps
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,8 @@ class _Formatter(string.Formatter):
 
 
 @cache
-def _texts() -> dict[str, dict[str, str]]:
-    texts: dict[str, dict[str, str]] = yaml.safe_load(TEXTS.read_text(encoding="utf-8"))
-    return texts
+def _texts() -> Any:
+    return yaml.safe_load(TEXTS.read_text(encoding="utf-8"))
 
 
 def said(name: str, study: Study | None = None, **fields: object) -> str:
@@ -62,12 +62,18 @@ def said(name: str, study: Study | None = None, **fields: object) -> str:
 
     Of a study the ``title`` is known, and how many ``saes``, ``classes`` and test ``images`` there are.
     """
-    experiment, _, text = name.partition(".")
+    text = reduce(getitem, name.split("."), _texts())
     known: dict[str, object] = dict(WORDS)
     if study:
         known |= {"title": study.testbed.title, "images": len(study.test.labels)}
         known |= {"saes": len(study.runs), "classes": len(study.classes)}
-    return _Formatter().format(_texts()[experiment][text], **known | fields)
+    return _Formatter().format(text, **known | fields)
+
+
+def measured(claim: str, study: Study, value: float, published: str = "", **fields: object) -> Measured:
+    """What was found for a claim, in the words ``measured.<claim>`` of ``texts.yaml``; see :func:`said`."""
+    text = said(f"measured.{claim}", study, value=value, **fields)
+    return Measured(claim, study.testbed.name, float(value), text, published)
 
 
 @dataclass(frozen=True)
@@ -263,16 +269,12 @@ def _digest(experiment: Experiment, testbeds: Sequence[Testbed], setup: Setup) -
 
 
 def _machine() -> dict[str, Any]:
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
-    return {"device": device, "cores": os.cpu_count(), "torch": torch.__version__}
-
-
-def _processor() -> str:
-    """The processor's name, where the system tells it."""
+    """The GPU or the processor, with its name where the system tells it."""
     file = Path("/proc/cpuinfo")
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    told = re.search(r"(?m)^model name\s*: (.*)$", file.read_text(encoding="utf-8")) if file.is_file() else None
+    processor = told[1] if told else platform.processor() or platform.machine()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor
+    return {"device": device, "cores": os.cpu_count(), "torch": torch.__version__}
 
 
 def main(experiment: Experiment, arguments: list[str] | None = None) -> int:

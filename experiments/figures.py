@@ -28,14 +28,8 @@ printed = mpl.rc_context(
 def class_panels(
     names: Sequence[str], x: str, y: str, above: float = 0.75, row: float = 1.5
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with a small panel per class, whose y axis is a share.
-
-    Args:
-        names: of the classes. x, y: what all axes show. above: inches for the legend. row: inches for a row.
-
-    Returns:
-        The figure, and a panel for each name.
-    """
+    """A figure with a small panel for each name, whose y axis is a share; ``above`` and ``row`` are the inches for the
+    legend and for a row of panels."""
     columns = max(1, min(5, len(names)))
     rows = -(-len(names) // columns)
     figure = new_figure(PRINT_WIDTH, above + row * rows)

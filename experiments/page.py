@@ -32,13 +32,9 @@ class NotRun(NamedTuple):
 
 
 def write_page(folder: Path, experiments: Sequence[Experiment], missing: Sequence[NotRun]) -> Path:
-    """Write ``index.html``, ``claims.csv`` and ``claims.md`` from the findings in a folder.
+    """Write ``index.html``, ``claims.csv`` and ``claims.md`` from the findings in a folder; returns the page.
 
-    Args:
-        experiments: in the page's order; one without findings is left out. missing: what was not run.
-
-    Returns:
-        The page.
+    Experiments stand on it in their order; one without findings is left out.
     """
     folder.mkdir(parents=True, exist_ok=True)
     found = {one.name: record for one in experiments if (record := findings_in(folder / one.name))}
@@ -123,9 +119,6 @@ def claims_markdown(rows: Sequence[Row], testbeds: Sequence[str]) -> str:
 
 
 def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(_escaped(cell) for cell in cells)} |"
-
-
-def _escaped(text: str) -> str:
-    """Text for a cell of a Markdown table."""
-    return " ".join(re.sub(r"([|<\\])", r"\\\1", text).split())
+    """A row of a Markdown table, whose cells may hold any text."""
+    escaped = (" ".join(re.sub(r"([|<\\])", r"\\\1", cell).split()) for cell in cells)
+    return f"| {' | '.join(escaped)} |"

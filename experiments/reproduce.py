@@ -52,10 +52,7 @@ def _main(arguments: list[str] | None) -> int:
 
 
 def reproduce(setup: Setup, only: Sequence[str], on: Sequence[str] | None, console: "Console") -> list[str]:
-    """Run experiments one after the other, and write the page of all findings.
-
-    Args:
-        only: names of experiments. on: names of testbeds; None for each experiment's own.
+    """Run experiments one after the other, ``on`` these testbeds or each on its own, and write the page of all.
 
     Returns:
         The names of those that failed.

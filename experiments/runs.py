@@ -33,6 +33,10 @@ from salve.types import Split, UserError
 
 #: The split that chooses a strength, and the one that reports its effect.
 SPLITS: tuple[Split, Split] = ("select", "test")
+#: Whether an edit separates its class, strictly and in the published sense; the strict verdict decides.
+SENSES = ("separates", "separates_published")
+#: The heading of the weaker one.
+PUBLISHED = "in the published sense"
 
 
 def sweep_name(config: str, testbed: Testbed, setup: Setup) -> str:
@@ -41,11 +45,7 @@ def sweep_name(config: str, testbed: Testbed, setup: Setup) -> str:
 
 
 def command(config: str, testbed: Testbed, setup: Setup, sweep: Sequence[str]) -> list[str]:
-    """The arguments of ``salve`` that make one sweep of an experiment's runs on a testbed.
-
-    Args:
-        config: the experiment's recipe under ``conf/experiment``. sweep: further settings of this sweep.
-    """
+    """The arguments of ``salve`` that make one sweep of an experiment's recipe on a testbed, with further settings."""
     recipes = [testbed.config, config] if testbed.config else [config]
     return [
         "-m",
@@ -59,10 +59,7 @@ def command(config: str, testbed: Testbed, setup: Setup, sweep: Sequence[str]) -
 
 
 def make(config: str, testbed: Testbed, setup: Setup, sweeps: Sequence[Sequence[str]]) -> list[str]:
-    """Make the missing runs, each sweep in another process.
-
-    Returns:
-        The commands, as one would type them.
+    """Make the missing runs, each sweep in another process; returns the commands, as one would type them.
 
     Raises:
         UserError: some runs could not be made; ``salve`` has printed which and why.
@@ -105,7 +102,7 @@ class SAERun(Run):
         """By class, the edit that stage ``control`` kept: ``alpha_used``, chosen on select, and on test
         ``accuracy_after``, ``separates``, ``separates_published``, …; NaN and False for a class without a latent."""
         table = self.table("control", "summary.csv").set_index("target").reindex(self.classes)
-        for sense in ("separates", "separates_published"):
+        for sense in SENSES:
             table[sense] = table[sense].eq(True)
         return table
 
@@ -164,12 +161,8 @@ def suppressed(run: SAERun, classes: Sequence[str]) -> Iterator[Suppressed]:
 
 
 def edits_by_class(run: SAERun, classes: Sequence[str]) -> pd.DataFrame:
-    """Each class's edit on test at the strength that select has chosen, and its selectivity on select itself.
-
-    Returns:
-        One row per class: ``class``, the fields of ``MatchedEdit`` and ``select_selectivity``. No strength reaches a
-        class that has no latent.
-    """
+    """One row per ``class``: its edit on test at the strength that select has chosen (the fields of ``MatchedEdit``),
+    and its selectivity on select itself (``select_selectivity``). No strength reaches a class that has no latent."""
     none = MatchedEdit(False, math.inf, math.nan, math.nan, 0.0, math.nan, math.nan, 0.0)
     found = {one.name: (one.edit, one.on_select) for one in suppressed(run, classes)}
     pairs = [(name, *found.get(name, (none, none))) for name in classes]
@@ -198,7 +191,7 @@ def measures_of_edits(run: SAERun, classes: Sequence[str]) -> dict[str, float]:
     # A class that is at the level without an edit says nothing about one.
     judged = edits[edits["selectivity"].notna()]
     reached = judged[judged["reached"]]
-    separating = run.verdicts.loc[judged["class"], ["separates", "separates_published"]].mean()
+    separating = run.verdicts.loc[judged["class"], list(SENSES)].mean()
 
     def mean(values: pd.Series) -> float:
         return sum(values) / len(values) if len(values) else np.nan
@@ -206,8 +199,7 @@ def measures_of_edits(run: SAERun, classes: Sequence[str]) -> dict[str, float]:
     return {
         "share": float(run.selected["share"].fillna(0).mean()),
         "reached": judged["reached"].mean(),
-        "separating": separating["separates"],
-        "separating_published": separating["separates_published"],
+        **dict(zip(("separating", "separating_published"), separating, strict=True)),
         "selectivity": mean(judged["selectivity"]),
         "select_selectivity": mean(edits["select_selectivity"].dropna()),
         **{name: reached[name].mean() for name in ("drift", "after")},
@@ -273,10 +265,6 @@ def opened(config: str, testbed: Testbed, setup: Setup) -> Iterator[Study]:
         yield Study(testbed, context, tuple(runs), *map(runs[0].activations, get_args(Split)))
 
 
-#: The heading of the weaker count of classes that separate; the strict count decides.
-PUBLISHED = "in the published sense"
-
-
 class Separation(NamedTuple):
     """How many classes separate, over SAEs.
 
@@ -296,9 +284,7 @@ def separation(runs: Sequence[SAERun], classes: int) -> Separation:
 
     The interval over images is the mean of the SAEs' intervals, which are all from the same images.
     """
-    strict, published = (
-        pd.Series([int(run.verdicts[sense].sum()) for run in runs]) for sense in ("separates", "separates_published")
-    )
+    strict, published = (pd.Series([int(run.verdicts[sense].sum()) for run in runs]) for sense in SENSES)
     low, high = (pd.Series([run.verdict[f"separates_{end}"] for run in runs]).mean() for end in ("low", "high"))
     over = f"{strict.min()} to {strict.max()} over {plural(len(runs), 'SAE')}"
     span = f"{over}; {100 * CONFIDENCE:.0f} % over test images: {low:.1f} to {high:.1f}"

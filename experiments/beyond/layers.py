@@ -10,12 +10,12 @@ from matplotlib.figure import Figure
 
 from experiments.claims import Measured
 from experiments.compare import intervals, rank_correlation, with_half
-from experiments.experiment import Experiment, Findings, Picture, main, said
+from experiments.experiment import Experiment, Findings, Picture, main, measured, said
 from experiments.figures import PRINT_WIDTH, entry, printed
-from experiments.runs import OF_EDITS, SAERun, Study, measures_of_edits
+from experiments.runs import OF_EDITS, Study, measures_of_edits
 from salve.backbones import Site, sites
 from salve.report.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, new_figure
-from salve.report.text import number, percent, plural, points
+from salve.report.text import percent, plural, points
 
 #: Measures of the SAE and of what it is trained on, which are metrics of its run.
 MEASURES = ("fve", "downstream_accuracy", "test_accuracy", "alpha_flip_infinite")
@@ -26,11 +26,6 @@ CLOSE = 0.05
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, BLACK)
 
 
-def sites_of(study: Study) -> dict[str, Site]:
-    """All sites of the network, from the first to the last."""
-    return sites(study.context.cut(study.runs[0].artifact("classifier")).model, study.context.size)
-
-
 def runs_of(study: Study, known: dict[str, Site]) -> pd.DataFrame:
     """One row per run.
 
@@ -39,22 +34,21 @@ def runs_of(study: Study, known: dict[str, Site]) -> pd.DataFrame:
     class-defining latents among those that are not dead; median ``alpha_flip`` of the test images, inf where most never
     flip; and those of :func:`experiments.runs.measures_of_edits`.
     """
-    return pd.DataFrame([_row(study, known, run) for run in study.runs]).astype(dict.fromkeys(MEASURES, float))
-
-
-def _row(study: Study, known: dict[str, Site], run: SAERun) -> dict[str, object]:
-    place, site = next((at, one) for at, one in enumerate(known.values()) if run.layer in (one.name, *one.aliases))
-    kinds = run.table("features", "latents.csv")["kind"]
-    flip = run.metrics.get("alpha_flip_median", np.nan)  # None is infinite
-    return {
-        **{"testbed": study.testbed.name, "site": site.name, "depth": place / max(1, len(known) - 1)},
-        **{"channels": site.width, "positions": site.count},
-        **{"select": run.flat_settings["discover.select"], "seed": run.seed},
-        **{name: run.metrics.get(name) for name in MEASURES},
-        "defining": float((kinds == "class-defining").sum() / max(1, (kinds != "dead").sum())),
-        "alpha_flip": np.inf if flip is None else flip,
-        **measures_of_edits(run, study.classes),
-    }
+    rows = []
+    for run in study.runs:
+        place, site = next((k, one) for k, one in enumerate(known.values()) if run.layer in (one.name, *one.aliases))
+        kinds = run.table("features", "latents.csv")["kind"]
+        flip = run.metrics.get("alpha_flip_median", np.nan)  # None is infinite
+        row = {
+            **{"testbed": study.testbed.name, "site": site.name, "depth": place / max(1, len(known) - 1)},
+            **{"channels": site.width, "positions": site.count},
+            **{"select": run.flat_settings["discover.select"], "seed": run.seed},
+            **{name: run.metrics.get(name) for name in MEASURES},
+            "defining": float((kinds == "class-defining").sum() / max(1, (kinds != "dead").sum())),
+            "alpha_flip": np.inf if flip is None else flip,
+        }
+        rows.append(row | measures_of_edits(run, study.classes))
+    return pd.DataFrame(rows).astype(dict.fromkeys(MEASURES, float))
 
 
 def table_of(runs: pd.DataFrame) -> pd.DataFrame:
@@ -95,7 +89,6 @@ def depth_figure(table: pd.DataFrame, titles: dict[str, str]) -> Figure:
 
 
 def analyse(studies: Sequence[Study]) -> Findings:
-    """See the module."""
     found = Findings.together([_analyse(study) for study in studies])
     settings = studies[0].runs[0].flat_settings
     figure = depth_figure(found.tables["sites"], {study.testbed.name: study.testbed.title for study in studies})
@@ -104,34 +97,30 @@ def analyse(studies: Sequence[Study]) -> Findings:
 
 
 def _analyse(study: Study) -> Findings:
-    known = sites_of(study)
+    known = sites(study.context.cut(study.runs[0].artifact("classifier")).model, study.context.size)
     runs = runs_of(study, known)
     table = table_of(runs)
-    return Findings(
-        _paragraph(study, table, len(known)), {}, {"runs": runs, "sites": table}, _measured(study.testbed.name, table)
-    )
+    words = _paragraph(study, table, len(known))
+    return Findings(words, {}, {"runs": runs, "sites": table}, _measured(study, table))
 
 
-def _measured(testbed: str, table: pd.DataFrame) -> list[Measured]:
+def _measured(study: Study, table: pd.DataFrame) -> list[Measured]:
     best = chosen(table)
     inner, last = best.iloc[:-1], best.iloc[-1]
     found = []
     for claim, measure in (("deeper", "selectivity"), ("class_bound", "defining")):
-        rank = rank_correlation(best["depth"], best[measure])
-        ends = (
-            f"{percent(best[measure].iloc[0])} at the first of {len(best)} sites, {percent(last[measure])} at the last"
-        )
-        found.append(Measured(f"layers.{claim}", testbed, rank, f"rank correlation {number(rank, 2)}; {ends}"))
+        rank, ends = rank_correlation(best["depth"], best[measure]), best[measure].iloc
+        found.append(measured(f"layers.{claim}", study, rank, first=ends[0], last=ends[-1], count=len(best)))
     if len(inner):
         one = inner.loc[inner["select_selectivity"].idxmax()]
-        gap = float(one["selectivity"] - last["selectivity"])
-        text = f"{points(gap)} points: {points(one['selectivity'], False)} at {one['site']}, the best on select images"
-        found.append(Measured("layers.inner", testbed, gap, text))
+        gap = one["selectivity"] - last["selectivity"]
+        found.append(measured("layers.inner", study, gap, gap=points(gap), best=one))
     by = table[table["site"] != last["site"]].pivot_table("selectivity", "site", "select")
     if set(SELECTIONS) <= set(by):
         gain = by["effect"] - by["margin"]
-        text = f"{points(gain.mean())} points; ahead at {(gain > 0).sum()} of {plural(len(gain), 'inner site')}"
-        found.append(Measured("layers.effect", testbed, float(gain.mean()), text))
+        inside, ahead = plural(len(gain), "inner site"), (gain > 0).sum()
+        mean = gain.mean()
+        found.append(measured("layers.effect", study, mean, gain=points(mean), ahead=ahead, sites=inside))
     return found
 
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from experiments.claims import Measured
-from experiments.experiment import Experiment, Findings, Picture, main, per_testbed, said
+from experiments.experiment import Experiment, Findings, Picture, main, measured, per_testbed, said
 from experiments.figures import PRINT_WIDTH, printed, tile
 from experiments.runs import Study
 from salve.report.figures.validate import overlay
@@ -143,7 +143,6 @@ def means_figure(study: Study) -> Figure:
 
 @per_testbed
 def analyse(study: Study) -> Findings:
-    """See the module."""
     name, table, run = study.testbed.name, classes_table(study), study.runs[0]
     pictures = {
         f"atlas-{name}": Picture.of(atlas_figure(study), "atlas.dominant", study, listed=LISTED),
@@ -163,21 +162,15 @@ def faithful(table: pd.DataFrame) -> pd.Series:
 
 
 def _measured(study: Study, table: pd.DataFrame) -> list[Measured]:
-    testbed, count = study.testbed.name, len(table)
-    found = []
-
-    def share(claim: str, true: pd.Series, text: str) -> None:
-        found.append(Measured(f"atlas.{claim}", testbed, float(true.mean()), f"{int(true.sum())} of {count} {text}"))
-
-    pure = float(table["own_share"].mean())
     lowest = table.loc[table["own_share"].idxmin()]
-    text = f"{100 * pure:.0f} % of the top {MOST} (lowest: {lowest['class']}, {100 * lowest['own_share']:.0f} %)"
-    found.append(Measured("atlas.own_images", testbed, pure, text))
-    share("defining", table["kind"] == "class-defining", "dominant latents are class-defining")
+    shares = {"defining": table["kind"] == "class-defining"}
     if "insertion" in table:
-        share("faithful", faithful(table), "maps beat a random one both ways")
+        shares["faithful"] = faithful(table)
     if table["maximised"].notna().any():
-        share("maximised", table["maximised"] > table["strongest"], "images beat the strongest real one")
+        shares["maximised"] = table["maximised"] > table["strongest"]
+    found = [measured("atlas.own_images", study, table["own_share"].mean(), most=MOST, lowest=lowest)]
+    for claim, true in shares.items():
+        found.append(measured(f"atlas.{claim}", study, true.mean(), count=true.sum(), of=len(true)))
     return found
 
 

@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 
 from experiments.claims import Measured
 from experiments.compare import intervals
-from experiments.experiment import Experiment, Findings, Picture, main, per_testbed, said
+from experiments.experiment import Experiment, Findings, Picture, main, measured, per_testbed, said
 from experiments.figures import PRINT_WIDTH, entry, printed
-from experiments.runs import OF_EDITS, SAERun, Study, measures_of_edits
+from experiments.runs import OF_EDITS, Study, measures_of_edits
 from salve.report.style import BLACK, BLUE, GREEN, GREY, PURPLE, SKY, VERMILLION, log_axis, new_figure, percent_axis
 
 #: The default λ and d (conf/sae/linear_l1.yaml).
@@ -35,21 +35,18 @@ LOOKS = ((SKY, "v"), (GREEN, "s"), (BLUE, "o"), (PURPLE, "D"), (VERMILLION, "^")
 
 
 def runs_of(study: Study) -> pd.DataFrame:
-    """One row per SAE.
-
-    Columns: ``testbed``, ``sparsity`` (λ), ``size`` (d), ``seed``; ``MEASURES``; and those of
-    :func:`experiments.runs.measures_of_edits`.
-    """
-    return pd.DataFrame([_row(study, run) for run in study.runs]).astype(dict.fromkeys(MEASURES, float))
-
-
-def _row(study: Study, run: SAERun) -> dict[str, object]:
-    return {
-        **{"testbed": study.testbed.name, "seed": run.seed},
-        **{"sparsity": float(run.flat_settings["sae.sparsity"]), "size": int(run.flat_settings["sae.dictionary_size"])},
-        **{name: run.metrics.get(name) for name in MEASURES},
-        **measures_of_edits(run, study.classes),
-    }
+    """One row per SAE: ``testbed``, ``seed``, ``sparsity`` (λ), ``size`` (d), ``MEASURES``, and those of
+    :func:`experiments.runs.measures_of_edits`."""
+    rows = [
+        {
+            **{"testbed": study.testbed.name, "seed": run.seed, "sparsity": float(run.flat_settings["sae.sparsity"])},
+            "size": int(run.flat_settings["sae.dictionary_size"]),
+            **{name: run.metrics.get(name) for name in MEASURES},
+            **measures_of_edits(run, study.classes),
+        }
+        for run in study.runs
+    ]
+    return pd.DataFrame(rows).astype(dict.fromkeys(MEASURES, float))
 
 
 def settings_of(runs: pd.DataFrame) -> pd.DataFrame:
@@ -120,7 +117,6 @@ def _line(axes: Axes, mine: pd.DataFrame, measure: str, shift: float, look: tupl
 
 @per_testbed
 def analyse(study: Study) -> Findings:
-    """See the module."""
     runs = runs_of(study)
     settings = settings_of(runs)
     more = {"length": length_of(study), "seeds": settings["seeds"].max(), "strictly": said("separating.strictly")}
@@ -141,10 +137,6 @@ def length_of(study: Study) -> str:
     return f"{settings['sae.steps']} steps" if epochs is None else f"{epochs} epochs"
 
 
-def _name(setting: pd.Series) -> str:
-    return f"λ {setting['sparsity']:g}, d {setting['size']:g}"
-
-
 def best_of(settings: pd.DataFrame) -> pd.Series:
     """The setting with the most selective edits on select, which chooses."""
     return settings.loc[settings["select_selectivity"].idxmax()]
@@ -161,23 +153,18 @@ def _span(values: pd.Series) -> str:
 
 
 def _measured(study: Study, runs: pd.DataFrame, settings: pd.DataFrame) -> list[Measured]:
-    testbed = study.testbed.name
-    fall = falling(runs)
-    found = [] if np.isnan(fall) else [Measured("sparsity.trade", testbed, fall, f"in {100 * fall:.0f} % of the steps")]
+    of, fall, best = len(settings), falling(runs), best_of(settings)
+    found = [] if np.isnan(fall) else [measured("sparsity.trade", study, fall)]
     clean = settings["separating"] >= CLEAN
-    text = f"{clean.sum()} of {len(settings)} settings"
-    if clean.any():
-        where = settings[clean]
-        text += f" (λ {_span(where['sparsity'])}, d {_span(where['size'])})"
-    text += f"; {_close(settings).sum()} have a selectivity within {100 * CLOSE:.0f} points of the one chosen"
-    published = f"{(settings['separating_published'] >= CLEAN).sum()} of {len(settings)} settings"
-    found.append(Measured("sparsity.plateau", testbed, float(clean.mean()), text, published))
+    rows, close = settings[clean], _close(settings).sum()
+    where = f" (λ {_span(rows['sparsity'])}, d {_span(rows['size'])})" if len(rows) else ""
+    published = f"{(settings['separating_published'] >= CLEAN).sum()} of {of} settings"
+    found.append(measured("sparsity.plateau", study, clean.mean(), published, count=len(rows), of=of, where=where,
+                          close=close, within=CLOSE))  # fmt: skip
     if len(default := settings[_is_default(settings)]):
-        best = best_of(settings)
-        gap = float(best["selectivity"] - default["selectivity"].iloc[0])
+        gap = best["selectivity"] - default["selectivity"].iloc[0]
         side = "below" if gap >= 0 else "above"
-        text = f"{100 * abs(gap):.1f} points {side} the best of {len(settings)} on select images ({_name(best)})"
-        found.append(Measured("sparsity.default", testbed, gap, text))
+        found.append(measured("sparsity.default", study, gap, gap=abs(gap), side=side, of=of, best=best))
     return found
 
 

@@ -8,10 +8,9 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from experiments.claims import Measured
-from experiments.compare import LEVEL_TEXT
-from experiments.experiment import Experiment, Findings, Picture, joined, main, per_testbed, said
+from experiments.experiment import Experiment, Findings, Picture, joined, main, measured, per_testbed, said
 from experiments.figures import class_panels, entry, mean_and_range, printed
-from experiments.runs import SAERun, Study, Suppressed, separation, suppressed
+from experiments.runs import SENSES, Study, separation, suppressed
 from salve.editing.verdict import wilson
 from salve.report.style import BLUE, GREY, ORANGE, SKY, grid_axis
 
@@ -42,26 +41,24 @@ def edits_of(study: Study) -> pd.DataFrame:
     ``separates_published``: of the edit that is kept; ``enhance_alpha``: the first strength of the grid from ``alpha``
     on, ``enhance_own``: the class's change when enhanced by it, ``enhance_worst``: the largest loss of any class.
     """
-    return pd.DataFrame([_edit_row(study, run, one) for run in study.runs for one in suppressed(run, study.classes)])
-
-
-def _edit_row(study: Study, run: SAERun, one: Suppressed) -> dict[str, object]:
-    chosen, kept = run.selected.loc[one.name], run.verdicts.loc[one.name]
-    # A class without select images has no strength of its own: the first of the grid, which is no edit.
-    lowest = int(np.nan_to_num(one.select[:, one.own]).argmin())
-    strengths, up = run.curves("test", "enhance", one.name)
-    at = int(np.searchsorted(strengths, one.edit.alpha)) if one.edit.reached else len(strengths) - 1
-    return {
-        **{"testbed": study.testbed.name, "seed": run.seed, "class": one.name},
-        **{"latent": int(chosen["latent"]), "sign": int(chosen["sign"]), "kind": chosen["kind"]},
-        **one.edit._asdict(),
-        **{"lowest_alpha": float(one.alphas[lowest]), "lowest": float(one.test[lowest, one.own])},
-        **{"kept_alpha": float(kept["alpha_used"]), "kept_after": float(kept["accuracy_after"])},
-        **{sense: bool(kept[sense]) for sense in ("separates", "separates_published")},
-        "enhance_alpha": float(strengths[at]),
-        "enhance_own": float(up[at, one.own] - up[0, one.own]),
-        "enhance_worst": float(np.nanmax(up[0] - up[at])),
-    }
+    rows = []
+    for run, one in [(sae, edited) for sae in study.runs for edited in suppressed(sae, study.classes)]:
+        chosen, kept = run.selected.loc[one.name], run.verdicts.loc[one.name]
+        # A class without select images has no strength of its own: the first of the grid, which is no edit.
+        lowest = int(np.nan_to_num(one.select[:, one.own]).argmin())
+        strengths, up = run.curves("test", "enhance", one.name)
+        at = int(np.searchsorted(strengths, one.edit.alpha)) if one.edit.reached else len(strengths) - 1
+        row = {
+            **{"testbed": study.testbed.name, "seed": run.seed, "class": one.name},
+            **{"latent": int(chosen["latent"]), "sign": int(chosen["sign"]), "kind": chosen["kind"]},
+            **one.edit._asdict(),
+            **{"lowest_alpha": float(one.alphas[lowest]), "lowest": float(one.test[lowest, one.own])},
+            **{"kept_alpha": float(kept["alpha_used"]), "kept_after": float(kept["accuracy_after"])},
+            **{sense: bool(kept[sense]) for sense in SENSES},
+            **{"enhance_alpha": float(strengths[at]), "enhance_own": float(up[at, one.own] - up[0, one.own])},
+        }
+        rows.append(row | {"enhance_worst": float(np.nanmax(up[0] - up[at]))})
+    return pd.DataFrame(rows)
 
 
 @printed
@@ -96,7 +93,6 @@ def _line(axes: Axes, alphas: Curves, accuracy: Curves, colour: str, images: int
 
 @per_testbed
 def analyse(study: Study) -> Findings:
-    """See the module."""
     edits, testbed = edits_of(study), study.testbed
     pictures = {
         f"{mode}-{testbed.name}": Picture.of(curves_figure(study, mode), "suppression.curves", study, changed=how)
@@ -118,23 +114,15 @@ def _table(study: Study, mode: str) -> pd.DataFrame:
 
 
 def _measured(study: Study, edits: pd.DataFrame) -> list[Measured]:
-    testbed, counted = study.testbed.name, separation(study.runs, len(study.classes))
-    found = [Measured("suppression.separates", testbed, counted.share, counted.text, counted.published)]
-    church = edits[edits["class"].str.lower() == CHURCH]
+    counted = separation(study.runs, len(study.classes))
+    found = [Measured("suppression.separates", study.testbed.name, counted.share, counted.text, counted.published)]
+    church, ball = (edits[edits["class"].str.lower() == name] for name in (CHURCH, GOLF_BALL))
     if len(church):
-        worst = float(church["lowest"].max())
-        drift = 100 * church["drift"].mean()
-        left = 100 * church["after"].mean()
-        text = (
-            f"{100 * worst:.1f} % in the worst SAE, where select has it lowest; others change by {drift:.1f} points "
-            f"where select has it at {LEVEL_TEXT} and test at {left:.1f} %"
-        )
-        found.append(Measured("suppression.church", testbed, worst, text))
-    ball = edits[edits["class"].str.lower() == GOLF_BALL]
+        means = church.mean(numeric_only=True)
+        found.append(measured("suppression.church", study, church["lowest"].max(), means=means))
     if len(ball):
-        loss, own = ball["enhance_worst"].mean(), ball["enhance_own"].mean()
-        text = f"golf ball {100 * own:+.1f} points; the class that loses most {-100 * loss:+.1f}".replace("-", "−")
-        found.append(Measured("suppression.golf_ball", testbed, float(loss), text))
+        means, loss = ball.mean(numeric_only=True), ball["enhance_worst"].mean()
+        found.append(measured("suppression.golf_ball", study, loss, means=means, change=-loss))
     return found
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from torch import nn
 
@@ -62,7 +63,8 @@ class OneRun:
 
 def a_study(*runs: OneRun, testbed: str = "scenes") -> Any:
     context = SimpleNamespace(cut=lambda classifier: SimpleNamespace(model=NETWORK), size=8)
-    return SimpleNamespace(testbed=TESTBEDS[testbed], classes=CLASSES, runs=runs, context=context)
+    test = SimpleNamespace(labels=torch.zeros(4))
+    return SimpleNamespace(testbed=TESTBEDS[testbed], classes=CLASSES, runs=runs, context=context, test=test)
 
 
 def the_sites(*names: str) -> dict[str, Site]:

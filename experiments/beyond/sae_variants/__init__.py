@@ -113,7 +113,6 @@ def targets_of(testbed: str) -> list[Target]:
 
 
 def analyse(studies: Sequence[Study]) -> Findings:
-    """See the module."""
     found = Findings.together([_analyse(study) for study in studies])
     tables = found.tables
     figure = comparison_figure(tables["runs"], tables["summary"], measures.reference_summary(tables["references"]))

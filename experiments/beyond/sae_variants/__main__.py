@@ -1,5 +1,3 @@
-"""``python -m experiments.beyond.sae_variants``."""
-
 from experiments.beyond.sae_variants import EXPERIMENT
 from experiments.experiment import main
 

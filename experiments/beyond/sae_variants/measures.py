@@ -111,11 +111,8 @@ def _where(study: Study, run: SAERun) -> dict[str, object]:
 
 
 def at_target(x: Float[np.ndarray, " n"], values: Float[np.ndarray, "n m"], target: float) -> Float[np.ndarray, " m"]:
-    """Values where ``x`` is ``target``, linear between the two neighbours by ``x``.
-
-    Returns:
-        ``[m]``; NaN if the target lies outside of the range of ``x``: nothing is extrapolated.
-    """
+    """Values where ``x`` is ``target``, linear between the two neighbours by ``x``; NaN if the target lies outside of
+    the range of ``x``: nothing is extrapolated."""
     known = ~np.isnan(x)
     x, values = x[known], values[known]
     order = np.argsort(x, kind="stable")
@@ -143,10 +140,6 @@ def matched(runs: pd.DataFrame, target: Target, measures: Sequence[str]) -> pd.D
     Select matches and chooses settings; the measures are of test. For ``best``, a seed takes the setting at which the
     variant's *other* seeds have the highest mean selectivity on select, so an SAE is judged neither on the images that
     chose its setting nor by its own luck.
-
-    Args:
-        runs: one row per run, with ``variant``, ``knob`` (λ or k), ``seed``, ``select_l0``, ``select_fve``,
-            ``select_selectivity`` and the measures.
 
     Returns:
         One row per variant and seed: ``variant``, ``seed``, the measures (all NaN if the seed's runs do not reach the

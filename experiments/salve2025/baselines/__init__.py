@@ -142,7 +142,6 @@ def edits_of(study: Study) -> pd.DataFrame:
 
 
 def analyse(studies: Sequence[Study]) -> Findings:
-    """See the module."""
     found = Findings.together([_analyse(study) for study in studies])
     images = " and ".join(f"{len(study.test.labels)} of {study.testbed.title}" for study in studies)
     figure = baselines_figure(found.tables["edits"])

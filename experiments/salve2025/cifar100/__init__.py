@@ -221,7 +221,6 @@ MANY = "cifar100"
 
 
 def analyse(studies: Sequence[Study]) -> Findings:
-    """See the module."""
     surveys = [survey_of(study) for study in studies]
     related, titles = any(one.groups for one in surveys), " and ".join(one.study.testbed.title for one in surveys)
     sharing = Picture.of(sharing_figure(surveys), "cifar100.sharing", titles=titles, kinship=KINSHIP if related else "")

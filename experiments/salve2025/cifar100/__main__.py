@@ -1,5 +1,3 @@
-"""``python -m experiments.salve2025.cifar100``."""
-
 from experiments.experiment import main
 from experiments.salve2025.cifar100 import EXPERIMENT
 

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 
 from experiments.compare import MatchedEdit, accuracy_at, t_interval
 from experiments.experiment import joined
-from experiments.runs import SAERun, Study, suppressed
+from experiments.runs import SENSES, SAERun, Study, suppressed
 from salve.data.cifar100 import Cifar100Data
 from salve.features import shares
 
@@ -28,11 +28,7 @@ FALLS = 0.5
 
 def companions(means: Float[np.ndarray, "C d"], latents: Int[np.ndarray, " C"]) -> Bool[np.ndarray, "C C"]:
     """Who shares the latent through which a class is edited: entry ``(k, m)`` is ``|μ_ml| ≥ COMPANION · |μ_kl|``,
-    ``m ≠ k``, for the latent ``l`` of class ``k``.
-
-    Args:
-        means: ``μ``; NaN for a class without images. latents: of each class; −1 for one without, which has none.
-    """
+    ``m ≠ k``, for the latent ``l`` of class ``k``; −1 for a class without a latent, which has no companions."""
     size = np.abs(np.nan_to_num(means))[:, latents].T  # [C edited, C]
     own = np.diagonal(size)[:, None]
     return (size >= COMPANION * own) & (own > 0) & (latents >= 0)[:, None] & ~np.eye(len(means), dtype=bool)
@@ -138,7 +134,7 @@ class Survey:
             pairs = ~np.eye(len(self.study.classes), dtype=bool)
             row = {
                 **{"testbed": self.study.testbed.name, "seed": seed, "classes": len(own)},
-                **{name: own[name].mean() for name in ("separates", "separates_published", "reached")},
+                **{name: own[name].mean() for name in (*SENSES, "reached")},
                 "alpha": reached["alpha"].median(),
                 **{name: reached[name].mean() for name in ("after", "drift", "worst_loss", "falls")},
                 "with_companion": (own["companions"] > 0).mean(),
@@ -182,13 +178,9 @@ def survey_of(study: Study) -> Survey:
     data = study.context.data
     groups = data.superclasses if isinstance(data, Cifar100Data) else None
     found = [_read(run, study.classes, groups) for run in study.runs]
-    return Survey(
-        study,
-        groups,
-        joined([one["rows"] for one in found]).assign(testbed=study.testbed.name),
-        **{name: np.stack([one[name] for one in found]) for name in ("change", "overlap", "companion", "falls")},
-        usage=pd.DataFrame([one["usage"] for one in found]),
-    )
+    table = joined([one["rows"] for one in found]).assign(testbed=study.testbed.name)
+    by_sae = {name: np.stack([one[name] for one in found]) for name in ("change", "overlap", "companion", "falls")}
+    return Survey(study, groups, table, **by_sae, usage=pd.DataFrame([one["usage"] for one in found]))
 
 
 def _read(run: SAERun, classes: list[str], groups: tuple[str, ...] | None) -> dict[str, Any]:
@@ -220,7 +212,7 @@ def _read(run: SAERun, classes: list[str], groups: tuple[str, ...] | None) -> di
         "class": classes,
         "superclass": groups or "",
         **{name: selected[name].to_numpy() for name in ("latent", "sign", "kind", "share")},
-        **{sense: run.verdicts[sense].to_numpy(bool) for sense in ("separates", "separates_published")},
+        **{sense: run.verdicts[sense].to_numpy(bool) for sense in SENSES},
         "companions": matrices["companion"].sum(axis=1),
         "chosen_by": chosen_by(latents),
         "falls": matrices["falls"].sum(axis=1),

@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 
 from experiments.claims import Measured
-from experiments.experiment import Experiment, Findings, Picture, joined, said
+from experiments.experiment import Experiment, Findings, Picture, joined, measured, said
 from experiments.runs import Study
 from experiments.salve2025.critical import measures
 from experiments.salve2025.critical.figures import approximation, distributions, logit_and_flip
-from salve.report.text import percent, plural
+from salve.report.text import plural
 
 #: Relative difference up to which the numerical and the exact solution agree.
 SAME = 1e-6
@@ -35,7 +35,6 @@ def agreements_of(images: pd.DataFrame) -> pd.DataFrame:
 
 
 def analyse(studies: Sequence[Study]) -> Findings:
-    """See the module."""
     found = Findings.together([_analyse(study) for study in studies])
     testbeds, first = [study.testbed for study in studies], found.tables["images"]
     seeds = ", ".join(dict.fromkeys(str(study.runs[0].seed) for study in studies))
@@ -62,7 +61,7 @@ def _analyse(study: Study) -> Findings:
     pictures = {f"distributions-{study.testbed.name}": Picture.of(figure, "critical.distributions", study)}
     parts = [_strengths(study, every, tables["images"]), _errors(every, tables["agreements"])]
     parts += [_checks(study, tables), _fragility(tables["classes"])]
-    return Findings(" ".join(parts), pictures, tables, _measured(study.testbed.name, tables))
+    return Findings(" ".join(parts), pictures, tables, _measured(study, tables))
 
 
 def _order(classes: pd.DataFrame) -> list[str]:
@@ -70,18 +69,16 @@ def _order(classes: pd.DataFrame) -> list[str]:
     return list(classes.groupby("class", sort=False)["rank"].mean().sort_values(kind="stable").index)
 
 
-def _measured(testbed: str, tables: dict[str, pd.DataFrame]) -> list[Measured]:
+def _measured(study: Study, tables: dict[str, pd.DataFrame]) -> list[Measured]:
     logit = tables["agreements"][tables["agreements"]["criterion"] == "logit"]
-    bound, within, rank = logit["bound"].mean(), logit["within_5"].mean(), logit["rank"].mean()
-    agrees, count = int(tables["network"]["agrees"].sum()), len(tables["network"])
-    span = f"{percent(logit['bound'].min())} to {percent(logit['bound'].max())} over {plural(len(logit), 'SAE')}"
+    means, bounds = logit.mean(numeric_only=True), logit["bound"].agg(["min", "max"])
+    agrees, tried = tables["network"]["agrees"].sum(), len(tables["network"])
+    share, saes = agrees / tried if tried else np.nan, plural(len(logit), "SAE")
     return [
-        Measured("critical.lower_bound", testbed, float(bound), f"for {percent(bound)} of the images ({span})"),
-        Measured("critical.agrees", testbed, float(within),
-                 f"{percent(within)} of the images within 5 %; rank correlation {rank:.2f}"),
-        Measured("critical.empirical", testbed, agrees / count if count else np.nan,
-                 f"{agrees} of {count} crossings tried in the edited network"),
-    ]  # fmt: skip
+        measured("critical.lower_bound", study, means["bound"], bounds=bounds, saes=saes),
+        measured("critical.agrees", study, means["within_5"], rank=means["rank"]),
+        measured("critical.empirical", study, share, agrees=agrees, tried=tried),
+    ]
 
 
 def _strengths(study: Study, every: pd.DataFrame, first: pd.DataFrame) -> str:

@@ -31,11 +31,7 @@ MOST = 20
 
 @printed
 def distributions(shares: pd.DataFrame, order: Sequence[str]) -> Figure:
-    """A panel per class: the share of its images that have given way, against α; mean and range over SAEs.
-
-    Args:
-        shares: as :func:`experiments.salve2025.critical.measures.shares_of` gives them. order: of the panels.
-    """
+    """A panel per class: the share of its images that have given way, against α; mean and range over SAEs."""
     shown = [order[k] for k in np.unique(np.linspace(0, len(order) - 1, min(MOST, len(order))).round().astype(int))]
     x, y = "strength α of suppression (logarithmic)", "images that have given way"
     figure, panels = class_panels(shown, x, y, above=1.0, row=1.45)
@@ -76,11 +72,7 @@ def _thinned(points: Values, apart: float = 0.09) -> Values:
 @printed
 def approximation(images: pd.DataFrame, testbeds: Sequence[Testbed]) -> Figure:
     """A row per testbed: approximate against exact α_logit; the error against how far channels have closed, with its
-    distribution; and what closed channels of either sign do to it.
-
-    Args:
-        images: rightly classified, of one SAE per testbed.
-    """
+    distribution; and what closed channels of either sign do to it."""
     figure = style.new_figure(PRINT_WIDTH, 0.6 + 2.3 * len(testbeds))
     grid = figure.subplots(len(testbeds), 4, squeeze=False, width_ratios=[1.2, 1.25, 0.4, 1.15])
     for row, testbed in zip(grid, testbeds, strict=True):

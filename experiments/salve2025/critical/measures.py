@@ -91,12 +91,8 @@ def numerical(
 
     It knows nothing of the logits' form, and misses a class that gives way and recovers between two strengths.
 
-    Args:
-        tail: of the site. activations: at the site. contribution: of the latent. labels: the class of each image
-        to watch. criterion: as in :func:`salve.diagnosis.critical_strength`. scan: rising strengths.
-
     Returns:
-        float64; +inf where the class holds throughout the scan.
+        float64, for the class in ``labels``; +inf where it holds throughout the scan of rising strengths.
     """
     tail = LinearTail(tail.weight.double(), tail.bias.double())
     activations, contribution = activations.double(), contribution.double()
@@ -276,10 +272,7 @@ def spread(strengths: Sequence[float], count: int) -> list[int]:
 
 
 def tried(study: Study, run: SAERun, images: pd.DataFrame) -> pd.DataFrame:
-    """Some images of each class through the edited network, for α_logit and for α_flip.
-
-    Args:
-        images: of one SAE, as :func:`experiments.salve2025.critical.measures.rows_of` gives them.
+    """Some images of each class in one SAE's :func:`rows_of` through the edited network, for α_logit and for α_flip.
 
     Returns:
         Columns ``class``, ``image``, ``criterion``, ``alpha``; ``below``, ``above``: what is positive while the class

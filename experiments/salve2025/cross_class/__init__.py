@@ -16,7 +16,6 @@ from salve.report.text import plural
 
 
 def analyse(studies: Sequence[Study]) -> Findings:
-    """See the module."""
     found = Findings.together([_analyse(study) for study in studies])
     figure = counts_figure(found.tables["saes"], found.tables["latents"])
     counts = Picture.of(figure, "cross_class.counts", fall=100 * FALL)

@@ -1,5 +1,3 @@
-"""``python -m experiments.salve2025.cross_class``."""
-
 from experiments.experiment import main
 from experiments.salve2025.cross_class import EXPERIMENT
 

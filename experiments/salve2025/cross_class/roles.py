@@ -4,7 +4,6 @@ Axes: ``N`` images, ``M`` width, ``d`` latents, ``C`` classes, ``K`` strengths.
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -33,9 +32,7 @@ def weights(means: Float[Tensor, "C d"]) -> Float[Tensor, "C d"]:
     """How much a latent counts for a class, as a multiple of the class's average latent: ``|μ_kl| / mean_l |μ_kl|``.
 
     A share says nothing of size: it may be large for a latent that hardly ever leaves zero. A latent counts from 1 on.
-
-    Returns:
-        ``[C, d]``; 0 for a class without images or with nothing but zeros.
+    0 for a class without images or with nothing but zeros.
     """
     size = means.nan_to_num(0.0).abs()
     average = size.mean(dim=1, keepdim=True)
@@ -43,17 +40,11 @@ def weights(means: Float[Tensor, "C d"]) -> Float[Tensor, "C d"]:
 
 
 def counting(means: Float[Tensor, "C d"], threshold: float) -> tuple[list[str], Bool[Tensor, "C d"]]:
-    """What each latent is, and the classes that depend on it.
+    """What each of ``d`` latents is, and the classes that depend on it, by their means ``μ`` and the threshold τ.
 
     A class depends on a latent of which it holds a share of at least τ/2, and which counts for it (:func:`weights`). A
     latent that :func:`salve.features.kinds` calls cross-class stays so only if two classes depend on it in this
     sense; a latent that counts for no class is ``"idle"``.
-
-    Args:
-        means: class means ``μ [C, d]``. threshold: τ.
-
-    Returns:
-        ``d`` kinds, and ``[C, d]``.
     """
     counts = weights(means) >= 1
     depends = (shares(means) >= threshold / 2) & counts
@@ -246,15 +237,18 @@ class Reading:
         curve, alpha = self.curves[split][latent], min(self.alphas[latent], ALPHAS[-1])
         return accuracy_at(np.array(ALPHAS), curve, alpha) - curve[0]
 
+    def able(self, kind: str) -> list[int]:
+        """The latents of a kind that take one of their classes to ``LEVEL`` on select."""
+        return [latent for latent, name in enumerate(self.kinds) if name == kind and math.isfinite(self.alphas[latent])]
+
     def usual(self, split: Split) -> NDArray[np.float64]:
-        """See :class:`Roles`: over class-defining latents that take their class to ``LEVEL``; NaN if there are none."""
+        """See :class:`Roles`: over class-defining latents that are able to; NaN if there are none."""
         known: list[list[float]] = [[] for _ in self.study.classes]
-        for latent in self.in_use:
-            if self.kinds[latent] == "class-defining" and math.isfinite(self.alphas[latent]):
-                owners, changes = self.owners(latent), self.changes(latent, split)
-                for k, values in enumerate(known):
-                    if k not in owners:
-                        values.append(float(changes[k]))
+        for latent in self.able("class-defining"):
+            owners, changes = self.owners(latent), self.changes(latent, split)
+            for k, values in enumerate(known):
+                if k not in owners:
+                    values.append(float(changes[k]))
         return np.array([np.mean(values) if values else math.nan for values in known])
 
     @cached_property
@@ -262,10 +256,9 @@ class Reading:
         """The latents that several classes depend on and that can take one of them to ``LEVEL`` on select."""
         weight = weights(self.means)
         found = []
-        for latent, kind in enumerate(self.kinds):
-            if kind == "cross-class" and math.isfinite(self.alphas[latent]):
-                classes = sorted(self.owners(latent), key=lambda k: -float(weight[k, latent]))
-                found.append(Shared(latent, tuple(classes), self.alphas[latent], float(weight[classes[1], latent])))
+        for latent in self.able("cross-class"):
+            classes = sorted(self.owners(latent), key=lambda k: -float(weight[k, latent]))
+            found.append(Shared(latent, tuple(classes), self.alphas[latent], float(weight[classes[1], latent])))
         return found
 
     def own_latent(self, k: int, but: int | None = None) -> int:
@@ -315,13 +308,8 @@ class Reading:
             together = torch.stack([halved, *more]).prod(dim=0)
             return float((gated_logits(tail, activations, together).argmax(dim=1) == labels).double().mean())
 
-        others = [right(gate(self.column(latent), self.alphas[latent])) for latent in self._others(shared.classes)]
+        # The largest latents of the other classes, where they are class-defining and take their class to LEVEL.
+        largest = [self.own_latent(m) for m in range(len(self.study.classes)) if m not in shared.classes]
+        others = [right(gate(self.column(m), self.alphas[m])) for m in largest if m in self.able("class-defining")]
         alone, joint = right(), right(gate(self.column(shared.latent), shared.alpha))
         return Backing(own, half, alone, joint, float(np.mean(others)) if others else alone)
-
-    def _others(self, classes: tuple[int, ...]) -> Iterator[int]:
-        """The largest latent of each class but some, where it is class-defining and takes its class to ``LEVEL``."""
-        for k in range(len(self.study.classes)):
-            own = self.own_latent(k) if k not in classes else -1
-            if own >= 0 and self.kinds[own] == "class-defining" and math.isfinite(self.alphas[own]):
-                yield own

@@ -121,6 +121,10 @@ def class_table(cases: Sequence[Case]) -> pd.DataFrame:
         share, weight = shares(one.means)[:, shared.latent], weights(one.means)[:, shared.latent]
         for k, name in enumerate(one.study.classes):
             backing = roles.backing.get(k, NO_BACKING)
+            wrong = (one.study.test.labels == k) & (roles.before != k)
+            gained = wrong & (roles.after == k)
+            taken, mistaken = (float(np.isin(roles.before[some], shared.classes).mean()) if some.any() else math.nan
+                               for some in (gained, wrong))  # fmt: skip
             rows.append(
                 {
                     **{**_where(one), "latent": shared.latent, "alpha": shared.alpha, "clean": roles.clean},
@@ -129,22 +133,12 @@ def class_table(cases: Sequence[Case]) -> pd.DataFrame:
                     **{"role": roles.roles[k], "accuracy": roles.accuracy[k], "change": roles.change.mean[k]},
                     **{"half": roles.change.half[k], "usual": roles.usual[k]},
                     **{"margin": roles.margin.mean[k], "margin_half": roles.margin.half[k]},
-                    **_origin(case, k),
+                    **{"gained": int(gained.sum()), "taken": taken, "mistaken": mistaken},
                     **{"own": backing.own, "own_alpha": backing.alpha},
                     **{"alone": backing.alone, "joint": backing.joint, "control": backing.control},
                 }
             )
     return pd.DataFrame(rows)
-
-
-def _origin(case: Case, k: int) -> dict[str, float]:
-    """Where the images come from that class ``k`` gains."""
-    roles, labels = case.roles, case.reading.study.test.labels
-    wrong = (labels == k) & (roles.before != k)
-    gained = wrong & (roles.after == k)
-    taken = [float(np.isin(roles.before[some], case.shared.classes).mean()) if some.any() else math.nan
-             for some in (gained, wrong)]  # fmt: skip
-    return {"gained": int(gained.sum()), "taken": taken[0], "mistaken": taken[1]}
 
 
 def curve_table(cases: Sequence[Case]) -> pd.DataFrame:

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 
 from experiments.claims import Measured
 from experiments.compare import LEVEL_TEXT, Interval, t_interval
-from experiments.experiment import Experiment, Findings, Picture, per_testbed, said
+from experiments.experiment import Experiment, Findings, Picture, measured, per_testbed, said
 from experiments.figures import PRINT_WIDTH, class_panels, class_rows, entry, mean_and_range, printed
-from experiments.runs import Study, separation
+from experiments.runs import SENSES, Study, separation
 from experiments.salve2025.seeds import measures
 from experiments.salve2025.seeds.measures import Likeness, Stability, mean_of_known, over_pairs, variation
 from salve.report import style
@@ -144,7 +144,6 @@ def curves_figure(study: Study, edits: pd.DataFrame) -> Figure:
 
 @per_testbed
 def analyse(study: Study) -> Findings:
-    """See the module."""
     testbed, edits = study.testbed, measures.edits_of(study)
     if len(study.runs) < 2:
         return Findings(f"{testbed.title}: one SAE only, with which nothing can be compared.", {}, {"edits": edits})
@@ -199,25 +198,19 @@ def _within_table(study: Study, found: Stability) -> pd.DataFrame:
 
 
 def _measured(study: Study, found: Stability, edits: pd.DataFrame) -> list[Measured]:
-    testbed, seeds, classes = study.testbed.name, len(study.runs), len(study.classes)
+    seeds, classes = len(study.runs), len(study.classes)
     counted = separation(study.runs, classes)
-    always, published = (
-        int((edits.groupby("class")[sense].sum() == seeds).sum()) for sense in ("separates", "separates_published")
-    )
+    always, published = (int((edits.groupby("class")[sense].sum() == seeds).sum()) for sense in SENSES)
+    of_all, count = f"{published} of {classes} classes under all {seeds} SAEs", counted.share * classes
     strengths = edits.groupby("class")["alpha"].apply(variation)
-    mean = counted.share * classes
-    several = f"{always} of {classes} classes under all {seeds} SAEs; {mean:.1f} in the mean ({counted.span})"
-    varies = f"it varies by {_percent(strengths.median())} in the median of the classes{_most(strengths)}"
-    direction, ranks = _mean(found.alike.direction), _mean(found.ranks)
+    varies, most = strengths.median(), _most(strengths)
     apart = mean_of_known(found.alike.direction_apart.flatten())
-    alike = f"|cosine| {direction:.2f}; with another class's latent {apart:.2f}"
-    order = f"{ranks:.2f} (classes {_range(found.ranks)}); of the classes' medians {_interval(found.median_ranks)}"
-    as_published = f"{published} of {classes} classes under all {seeds} SAEs"
+    ranks = {"by_class": _range(found.ranks), "medians": _interval(found.median_ranks)}
     return [
-        Measured("seeds.separates", testbed, always / classes, several, as_published),
-        Measured("seeds.strength", testbed, float(strengths.median()), varies),
-        Measured("seeds.direction", testbed, direction, alike),
-        Measured("seeds.ranks", testbed, ranks, order),
+        measured("seeds.separates", study, always / classes, of_all, always=always, count=count, span=counted.span),
+        measured("seeds.strength", study, varies, varies=_percent(varies), most=most),
+        measured("seeds.direction", study, _mean(found.alike.direction), apart=apart),
+        measured("seeds.ranks", study, _mean(found.ranks), "", **ranks),
     ]
 
 

@@ -1,5 +1,3 @@
-"""``python -m experiments.salve2025.seeds``."""
-
 from experiments.experiment import main
 from experiments.salve2025.seeds import EXPERIMENT
 

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from scipy import stats
 
 from experiments.compare import CONFIDENCE, Interval, margins
-from experiments.runs import SAERun, Study, suppressed
+from experiments.runs import SENSES, SAERun, Study, suppressed
 from salve.metrics import match_columns, random_stability
 
 #: Two latents with this cosine or more count as the same (:func:`salve.metrics.stability`).
@@ -174,7 +174,7 @@ def edits_of(study: Study) -> pd.DataFrame:
                 **{"testbed": study.testbed.name, "seed": run.seed, "class": one.name},
                 **{key: int(run.selected[key][one.name]) for key in ("latent", "sign")},
                 **one.edit._asdict(),
-                **{sense: bool(run.verdicts.loc[one.name, sense]) for sense in ("separates", "separates_published")},
+                **{sense: bool(run.verdicts.loc[one.name, sense]) for sense in SENSES},
                 "alpha_flip": float(flips[one.name]),
             }
             for one in suppressed(run, study.classes)
