@@ -188,7 +188,8 @@ def test_a_reserve_is_seen_when_both_latents_go() -> None:
     assert 0 < backing.alone < 1
     # Only chain saw's own latent can be the control: tench is never lost, and it says nothing of churches.
     assert backing.control == backing.alone
-    assert list(reading._others((0, 1))) == [2]
+    able = reading.able("class-defining")
+    assert [reading.own_latent(k) for k in (2, 3) if reading.own_latent(k) in able] == [2]
 
 
 def test_strengths_are_those_of_select_and_changes_those_of_test() -> None:

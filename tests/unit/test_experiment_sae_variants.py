@@ -1,9 +1,9 @@
 """The comparison of SAE variants: matching, intervals, tables and what is read from runs."""
 
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,22 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from scipy import interpolate, optimize, stats
 from scipy.spatial import distance
 
+from experiments.beyond.sae_variants import EXPERIMENT, LOOKS, analyse, comparison_figure, targets_of
+from experiments.beyond.sae_variants.measures import (
+    ORACLE,
+    RANDOM,
+    Target,
+    alignment,
+    at_target,
+    class_directions,
+    compared,
+    edits_of,
+    matched,
+    reference_summary,
+    references_of,
+    runs_of,
+    summary,
+)
 from experiments.compare import (
     LEVEL,
     Reader,
@@ -27,34 +43,8 @@ from experiments.compare import (
     t_interval,
 )
 from experiments.figures import save
-from experiments.sae_variants.__main__ import TARGETS, main
-from experiments.sae_variants.runs import (
-    EXPERIMENTS,
-    FULL,
-    ORACLE,
-    QUICK,
-    RANDOM,
-    Family,
-    Plan,
-    alignment,
-    class_directions,
-    collect,
-    commands,
-    reference_edits,
-    sweep_name,
-)
-from experiments.sae_variants.tables import (
-    LOOKS,
-    NAME,
-    Target,
-    at_target,
-    compared,
-    comparison_figure,
-    markdown,
-    matched,
-    reference_summary,
-    summary,
-)
+from experiments.runs import SAERun, command
+from experiments.testbeds import TESTBEDS, Setup
 from salve.artifacts import _seal, save_tensors, write_record
 from salve.backbones.tail import LinearTail
 from salve.integrity import sealed
@@ -62,7 +52,6 @@ from salve.run.explain import conf_dir
 from salve.run.schema import Config, register
 from salve.sae import VARIANTS, make_sae, save_sae
 from salve.sweep.plan import combinations, plan
-from salve.types import UserError
 
 # -- edits at a matched effect
 
@@ -282,10 +271,14 @@ def test_references_tell_a_clean_edit_from_a_blunt_one() -> None:
     activations = torch.eye(4).repeat_interleave(2, dim=1)[labels] + 0.01 * torch.rand(40, 8)
     weight, bias = torch.eye(4).repeat_interleave(2, dim=1), torch.zeros(4)
     rows = (activations, labels)
-    edits = reference_edits(
-        Reader(LinearTail(weight, bias), rows, rows, rows), torch.linspace(0, 50, 201), "abcd", (0, 1)
+    alphas = {"edit.alpha": torch.linspace(0, 50, 201).tolist()}
+    study: Any = SimpleNamespace(
+        reader=Reader(LinearTail(weight, bias), rows, rows, rows),
+        runs=[SimpleNamespace(seed=seed, flat_settings=alphas) for seed in (0, 1, 1)],
+        **{"classes": "abcd", "testbed": TESTBEDS["scenes"]},
     )
-    found = reference_summary(edits.assign(data="toy")).set_index("reference")
+    edits = references_of(study)
+    found = reference_summary(edits).set_index("reference")
     assert found.loc[ORACLE, "selectivity"] > 0.9
     assert found.loc[ORACLE, "selectivity"] > found.loc[RANDOM, "selectivity"]
     assert edits["reference"].value_counts().to_dict() == {RANDOM: 8, ORACLE: 4}
@@ -296,61 +289,47 @@ def test_references_tell_a_clean_edit_from_a_blunt_one() -> None:
 KNOBS = ("sae.sparsity", "sae.k")
 
 
-@pytest.mark.parametrize("data", EXPERIMENTS)
+def commands(testbed: str, quick: bool, *settings: str, folders: dict[str, str] | None = None) -> list[list[str]]:
+    setup = Setup(Path("out"), folders or {}, {}, quick=quick, settings=settings)
+    return [command(EXPERIMENT.config, TESTBEDS[testbed], setup, sweep) for sweep in EXPERIMENT.sweeps_for(setup)]
+
+
+@pytest.mark.parametrize("testbed", EXPERIMENT.testbeds)
 @pytest.mark.slow
-def test_every_variant_composes(data: str, tmp_path: Path) -> None:
+def test_every_variant_composes(testbed: str, tmp_path: Path) -> None:
     for folder in ("train/n01440764", "train/n02102040", "val/n01440764", "val/n02102040"):
         (tmp_path / folder).mkdir(parents=True)
-    where = [f"data.root={tmp_path}"] if data == "imagenette" else []
     register()
     configs: list[Config] = []
-    few = QUICK._replace(
-        families=tuple(family._replace(values=family.values[:1]) for family in QUICK.families), seeds=(7,)
-    )
+    few = ("sae.seed=7", "data.batch_size=8")
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        for command in commands(data, few, Path("out"), ["data.batch_size=8", *where]):
-            assert command[:3] == [sys.executable, "-m", "salve.cli"]
-            overrides = OverridesParser.create().parse_overrides(command[3:])
+        for arguments in commands(testbed, True, *few, folders={"imagenette": str(tmp_path)}):
+            overrides = OverridesParser.create().parse_overrides(arguments[1:])
             plan(combinations(overrides), lambda given: compose("config", overrides=given), configs.append)
-    assert sorted(config.sae.variant for config in configs) == sorted(VARIANTS)
+    assert sorted(config.sae.variant for config in configs) == sorted([*VARIANTS] * 2)  # two settings of each
     for config in configs:
         assert (config.stages, config.edit.modes) == (["discover", "control"], ["suppress"])
         assert (config.sae.seed, config.data.batch_size) == (7, 8)
-        assert config.backbone.name == {"concepts": "resnet10t", "imagenette": "resnet18"}[data]
-    assert (
-        len(
-            {
-                (config.sae.dictionary_size, config.sae.steps, config.sae.epochs, config.sae.batch_size)
-                for config in configs
-            }
-        )
-        == 1
-    )
+        assert config.backbone.name == {"scenes": "resnet10t", "resnet18": "resnet18"}[testbed]
+    alike = {(c.sae.dictionary_size, c.sae.steps, c.sae.epochs, c.sae.batch_size) for c in configs}
+    assert len(alike) == 1
 
 
-@pytest.mark.parametrize("data", EXPERIMENTS)
-def test_a_command_sweeps_the_whole_grid_of_its_family(data: str) -> None:
+@pytest.mark.parametrize("testbed", EXPERIMENT.testbeds)
+def test_a_command_sweeps_the_whole_grid_of_its_family(testbed: str) -> None:
+    recipe = yaml.safe_load((conf_dir() / "experiment" / f"{EXPERIMENT.config}.yaml").read_text(encoding="utf-8"))
+    seeds = len(recipe["hydra"]["sweeper"]["params"]["sae.seed"].split(","))
     sizes = []
-    for command in commands(data, FULL, Path("out"), ["sae.epochs=2"]):
-        overrides = OverridesParser.create().parse_overrides(command[3:])
+    for arguments in commands(testbed, False, "sae.epochs=2"):
+        overrides = OverridesParser.create().parse_overrides(arguments[1:])
         swept = [override for override in overrides if override.is_sweep_override()]
-        assert {override.get_key_element() for override in swept} in ({"sae", knob, "sae.seed"} for knob in KNOBS)
-        sizes.append(len(combinations(overrides)))
-        assert command[-1] == "sae.epochs=2"
+        assert {override.get_key_element() for override in swept} in ({"sae", knob} for knob in KNOBS)
+        sizes.append(seeds * len(combinations(overrides)))
+        assert arguments[-1] == "sae.epochs=2"
     assert sum(sizes) == 5 * (4 * 7 + 3 * 6)
 
 
-def test_imagenette_must_be_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--output-dir", str(tmp_path / "out"), "--data", "imagenette"]
-    assert main([*arguments, "--imagenette", ""]) == 2
-    assert "--imagenette FOLDER" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
 # -- what runs have found
-
-SMALL = Plan((Family(("linear_l1", "topk"), "sae.k", (2, 4)),), seeds=(0, 1))
-
 
 #: Of a class that is gone on select.
 LEFT = 0.02
@@ -361,8 +340,7 @@ class Outputs:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.count = folder, 0
-        self.sweep = folder / "sweeps" / sweep_name("concepts", SMALL)
-        self.planned: dict[str, Any] = {}
+        self.runs: list[SAERun] = []
         artifacts = folder / "artifacts"
         (artifacts / "classifier" / "c").mkdir(parents=True)
         write_record(artifacts / "classifier" / "c" / "classifier.json", {"classes": ["x", "y", "z"]})
@@ -382,14 +360,14 @@ class Outputs:
         for folder in artifacts.glob("*/*"):
             _seal(folder, {})
 
-    def add(self, variant: str, k: int, seed: int, fall: float = 0.0, epochs: int = 1) -> None:
+    def add(self, variant: str, k: int, seed: int, fall: float) -> None:
         """A run whose classes fall to 0 at α = 1 on select, to ``LEFT`` on test; each other class loses ``fall``."""
         key = f"{self.count:012x}"
         self.count += 1
-        run, control = self.sweep / key, self.folder / "artifacts" / "control" / key
+        run, control = self.folder / "sweeps" / "s" / key, self.folder / "artifacts" / "control" / key
         for path in (run, control):
             path.mkdir(parents=True)
-        sae = {"variant": variant, "k": k, "seed": seed, "epochs": epochs}
+        sae = {"variant": variant, "k" if variant == "topk" else "sparsity": k, "seed": seed}
         settings = {"data": {"_target_": "salve.data.ConceptsData"}, "sae": sae, "edit": {"alpha": [0, 1]}}
         (run / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
         select = {"select_fve": 0.5 + 0.1 * k, "select_l0": float(k)}
@@ -397,8 +375,7 @@ class Outputs:
         keys = {"control": key, "classifier": "c", "activations": "a", "sae": "s", "features": "f"}
         made = {kind: {"key": value, "path": f"../../../artifacts/{kind}/{value}"} for kind, value in keys.items()}
         write_record(run / "manifest.json", sealed({"artifacts": made, "files": {}}))
-        self.planned[key] = {"swept": {"sae.seed": seed}}
-        write_record(self.sweep / "sweep.json", {"name": "s", "runs": self.planned})
+        self.runs.append(SAERun(run, self.folder / "artifacts"))
         rows = [
             {"split": split, "mode": mode, "target": target, "alpha": alpha, "class": name, "accuracy": accuracy}
             for split, left in (("select", 0.0), ("test", LEFT))
@@ -410,27 +387,28 @@ class Outputs:
         pd.DataFrame(rows).to_parquet(control / "curves.parquet", index=False)
         _seal(control, {})
 
-    def add_all(self) -> None:
-        for variant in ("linear_l1", "topk"):
-            for k in (2, 4):
-                for seed in (0, 1):
-                    self.add(variant, k, seed, fall=0.1 * (variant == "topk") + 0.01 * k + 0.001 * seed)
-
 
 @pytest.fixture
-def outputs(tmp_path: Path) -> Outputs:
-    return Outputs(tmp_path)
+def study(tmp_path: Path) -> Any:
+    outputs = Outputs(tmp_path)
+    for seed in (0, 1):
+        for variant in ("topk", "linear_l1"):  # in no order
+            for k in (4, 2):
+                outputs.add(variant, k, seed, fall=0.1 * (variant == "topk") + 0.01 * k + 0.001 * seed)
+    tail, rows = LinearTail(torch.eye(3), torch.zeros(3)), (torch.eye(3), torch.arange(3))
+    return SimpleNamespace(
+        **{"testbed": TESTBEDS["scenes"], "classes": ["x", "y", "z"], "runs": outputs.runs, "tail": tail},
+        **{"reader": Reader(tail, rows, rows, rows), "test": SimpleNamespace(labels=rows[1])},
+    )
 
 
-def test_runs_are_read_with_their_edits(outputs: Outputs) -> None:
-    outputs.add_all()
-    outputs.add("topk", 3, 0)  # no part of the plan
-    outputs.add("gated", 2, 0)
-    found = collect("concepts", SMALL, outputs.folder)
-    assert list(zip(found.runs["variant"], found.runs["knob"], found.runs["seed"], strict=True)) == [
+def test_runs_are_read_with_their_edits(study: Any) -> None:
+    every = edits_of(study)
+    runs, references = runs_of(study, every), references_of(study)
+    assert list(zip(runs["variant"], runs["knob"], runs["seed"], strict=True)) == [
         (variant, k, seed) for variant in ("linear_l1", "topk") for k in (2, 4) for seed in (0, 1)
     ]
-    row = found.runs.iloc[7]  # topk, k 4, seed 1: the level is crossed at α = 0.95
+    row = runs.iloc[7]  # topk, k 4, seed 1: the level is crossed at α = 0.95
     drift = 0.95 * 0.141
     assert (row["reached"], row["classes"]) == (2, 3)
     assert row["drift"] == pytest.approx(drift)
@@ -440,53 +418,44 @@ def test_runs_are_read_with_their_edits(outputs: Outputs) -> None:
     assert row["after"] == pytest.approx(1 - taken)
     assert row["worst_loss"] == pytest.approx(drift)
     assert row["fve"] == pytest.approx(0.9)
-    edits = found.edits[found.edits["run"] == row["run"]].set_index("class")
+    edits = every[every["run"] == row["run"]].set_index("class")
     assert edits["reached"].tolist() == [True, True, False]
     assert edits.loc["x", "alpha"] == pytest.approx(0.95)
     # The class directions are the channels themselves; latent 1 is the first channel, and 0.6 of latent 0 the second.
     assert edits["alignment"].tolist() == pytest.approx([1.0, 0.6, math.nan], nan_ok=True)
     assert row["alignment"] == pytest.approx(0.8)
     # Along its own channel a class goes and nothing else does: with logits all zero the first class is predicted.
-    oracle = found.references[found.references["reference"] == ORACLE].set_index("class")
+    oracle = references[references["reference"] == ORACLE].set_index("class")
     assert oracle.loc["y", "selectivity"] == pytest.approx(0.95)
 
 
-def test_a_missing_run_is_an_error(outputs: Outputs) -> None:
-    outputs.add("topk", 2, 0)
-    with pytest.raises(UserError, match=r"lacks 7 of 8 runs"):
-        collect("concepts", SMALL, outputs.folder)
-
-
-def test_two_runs_for_one_place_are_an_error(outputs: Outputs) -> None:
-    outputs.add_all()
-    outputs.add("topk", 2, 0, epochs=2)
-    with pytest.raises(UserError, match=r"two runs of topk, sae.k=2, sae.seed=0"):
-        collect("concepts", SMALL, outputs.folder)
-
-
 @pytest.mark.slow
-def test_table_and_figure_show_what_the_runs_found(outputs: Outputs, tmp_path: Path) -> None:
-    outputs.add_all()
-    found = collect("concepts", SMALL, outputs.folder)
-    table = summary(found.runs, TARGETS)
-    assert len(table) == 2 * len(TARGETS["concepts"])
-    text = markdown(table, reference_summary(found.references))
-    at_four = table[(table["target"] == "L0 = 4") & (table["variant"] == "topk")].iloc[0]
-    assert f"{100 * at_four['selectivity']:.1f} ± " in text
-    assert "| L0 = 8 | `topk` | L0 2 to 4 |" in text
-    rows = [line.count("|") for line in text.splitlines() if line.startswith("|")]
-    assert len(set(rows)) == 1
+def test_table_and_figure_show_what_the_runs_found(study: Any, tmp_path: Path) -> None:
+    found = analyse([study])
+    runs, table, references = found.tables["runs"], found.tables["summary"], found.tables["references"]
+    assert set(table["testbed"]) == {"scenes"}
+    assert len(table) == 2 * len(targets_of("scenes"))
+    pd.testing.assert_frame_equal(table, summary(runs, targets_of("scenes")))
+    by = table.set_index(["target", "variant"])
+    at_four, beyond = by.loc[("L0 = 4", "topk")], by.loc[("L0 = 8", "topk")]
+    mine = runs[(runs["variant"] == "topk") & (runs["knob"] == 4)]["selectivity"]
+    assert at_four["selectivity"] == pytest.approx(mine.mean())
+    assert (math.isnan(beyond["selectivity"]), beyond["reason"]) == (True, "L0 2 to 4")
+    best = by.loc[("own best", "topk"), "selectivity"]
+    assert f"topk {100 * best:.1f} ± " in found.paragraph
+    # Class x cannot be taken away: it is predicted where all logits are zero.
+    assert f"class direction {100 * 2 / 3 * 0.95:.1f}" in found.paragraph
 
-    figure = comparison_figure(found.runs, table, reference_summary(found.references))
+    figure = comparison_figure(runs, table, reference_summary(references))
     against_l0 = figure.axes[0]
     line: Any
     [line] = [line for line in against_l0.get_lines() if line.get_color() == LOOKS["topk"][0]]
-    means = found.runs[found.runs["variant"] == "topk"].groupby("knob")[["l0", "selectivity"]].mean()
+    means = runs[runs["variant"] == "topk"].groupby("knob")[["l0", "selectivity"]].mean()
     np.testing.assert_allclose(line.get_xdata(), means["l0"])
     np.testing.assert_allclose(line.get_ydata(), 100 * means["selectivity"])
     for folder in (tmp_path / "one", tmp_path / "two"):
         folder.mkdir()
-        save(comparison_figure(found.runs, table, reference_summary(found.references)), folder, NAME)
+        save(comparison_figure(runs, table, reference_summary(references)), folder, "sae-variants")
     for suffix in ("pdf", "png", "svg"):
-        first, again = ((tmp_path / folder / f"{NAME}.{suffix}").read_bytes() for folder in ("one", "two"))
+        first, again = ((tmp_path / folder / f"sae-variants.{suffix}").read_bytes() for folder in ("one", "two"))
         assert first == again

@@ -23,11 +23,12 @@ from matplotlib.figure import Figure
 
 from experiments import experiment as experiments_module
 from experiments import reproduce as reproduce_module
+from experiments import runs as runs_module
 from experiments.catalogue import EXPERIMENTS
 from experiments.claims import FILE, Claim, Measured, judged, load_claims, together
 from experiments.experiment import FINDINGS, Experiment, Findings, Picture, carry_out, main, paper_folder, said
 from experiments.page import NotRun, claims_markdown, claims_table, write_page
-from experiments.runs import PUBLISHED, SAERun, command, separation
+from experiments.runs import PUBLISHED, SAERun, command, make, separation
 from experiments.testbeds import TESTBEDS, Setup, add_setup, quoted, setup_of
 from salve.artifacts import _seal, read_record, read_table, write_record
 from salve.editing.verdict import LIMITS
@@ -226,13 +227,42 @@ def test_the_command_of_runs(tmp_path: Path) -> None:
         "a=1",  # the last word is the user's
     ]
     slow = replace(here, quick=False, download=False, output_dir=tmp_path)
-    assert command("salve2025/x", TESTBEDS["scenes"], slow, ("sae.seed=0",)) == [
+    assert command("salve2025/x", TESTBEDS["scenes"], slow, ()) == [
         "-m",
         "experiment=[salve2025/x]",
         "sweep.name=salve2025-x-scenes",
         f"output_dir={tmp_path}",
         "a=1",
     ]
+
+
+def test_quick_settings_and_those_of_each_sweep(tmp_path: Path) -> None:
+    one = replace(ONE, sweeps=(("sae=topk",), ("sae=gated",)), quick_sweeps=(("sae=topk", "sae.k=2"),))
+    here = Setup(tmp_path, {}, {})
+    assert one.sweeps_for(here) == [("sae=topk",), ("sae=gated",)]
+    assert one.sweeps_for(replace(here, quick=True)) == [("sae.epochs=1", "sae=topk", "sae.k=2")]
+    assert ONE.sweeps_for(here) == [()]
+
+
+def test_every_sweep_is_made_and_one_that_fails_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[list[str]] = []
+
+    def run(arguments: list[str]) -> int:
+        called.append(arguments)
+        return 1 if "a=3" in arguments else 0
+
+    monkeypatch.setattr(runs_module, "run_child", run)
+    here = Setup(tmp_path, {}, {})
+    plan = tmp_path / "sweeps" / "beyond-x-scenes" / "sweep.json"
+    plan.parent.mkdir(parents=True)
+    plan.touch()
+    typed = make("beyond/x", TESTBEDS["scenes"], here, [("a=1",), ("a=2",)])
+    assert [arguments[-1] for arguments in called] == ["a=1", "a=2"]
+    assert [one.split()[-1] for one in typed] == ["a=1", "a=2"]
+    assert not plan.exists()  # what an earlier plan asked for is not waited for
+    with pytest.raises(UserError, match=r"ended with status 1 .* a=3$"):
+        make("beyond/x", TESTBEDS["scenes"], here, [("a=3",), ("a=4",)])
+    assert called[-1][-1] == "a=3"
 
 
 # -- an experiment
@@ -270,9 +300,9 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Runs that are not made but noted; what would be read from them is little."""
     notes: list[str] = []
 
-    def make(config: str, testbed: Any, at: Setup, quick: Any) -> str:
+    def make(config: str, testbed: Any, at: Setup, sweeps: Any) -> list[str]:
         notes.append(testbed.name)
-        return f"salve -m <{testbed.name}>"
+        return [f"salve -m <{testbed.name}>"]
 
     @contextmanager
     def opened(config: str, testbed: Any, at: Setup) -> Iterator[Any]:

@@ -62,8 +62,8 @@ def references_of(study: Study) -> pd.DataFrame:
     rows = []
     for reference, seed, directions in [*drawn, (ORACLE, 0, class_directions(tail.weight, *train))]:
         for k, name in enumerate(study.classes):
-            on = [edit_curves(tail, *images, directions[k], alphas)[0].numpy() for images in (select, test)]
-            edit = matched_edit(alphas.numpy(), *on, k)
+            chosen, found = (edit_curves(tail, *on, directions[k], alphas)[0].numpy() for on in (select, test))
+            edit = matched_edit(alphas.numpy(), chosen, found, k)
             rows.append({"reference": reference, "seed": seed, "class": name, **edit._asdict()})
     return pd.DataFrame(rows).assign(testbed=study.testbed.name)
 

@@ -146,14 +146,16 @@ def agreement(approximate: ArrayLike, exact: ArrayLike) -> Agreement:
     means = [float(share.mean()) if len(true) else np.nan for share in shares]
     finite = error[np.isfinite(error)]
     quantiles = np.quantile(finite, [0.05, 0.5, 0.95]).tolist() if len(finite) else [np.nan] * 3
-    return Agreement(len(true), *means, *quantiles, rank_correlation(found, true))
+    return Agreement._make([len(true), *means, *quantiles, rank_correlation(found, true)])
 
 
 def relative_error(approximate: ArrayLike, exact: ArrayLike) -> Float[np.ndarray, " N"]:
     """``(α̂ − α*) / α*``; NaN where either is not finite or ``α*`` is 0."""
     found, true = np.asarray(approximate, dtype=float), np.asarray(exact, dtype=float)
     known = np.isfinite(found) & np.isfinite(true) & (true > 0)
-    return np.divide(found - true, true, out=np.full(len(true), np.nan), where=known)
+    error = np.full(len(true), np.nan)
+    error[known] = (found[known] - true[known]) / true[known]
+    return error
 
 
 def given_way(strengths: ArrayLike, alphas: ArrayLike) -> Float[np.ndarray, " K"]:

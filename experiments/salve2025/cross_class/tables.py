@@ -86,7 +86,7 @@ def sae_table(readings: Sequence[Reading], cases: Sequence[Case]) -> pd.DataFram
         by_share = kinds(one.means, float(one.run.flat_settings["discover.threshold"])).count("cross-class")
         both = [sum({FALLS, other} <= roles for roles in clean) for other in (REDUNDANT, RISES)]
         counts = {"in_use": len(one.in_use), "by_share": by_share, "shared": len(mine), "clean": len(clean)}
-        rows.append({**_where(one), **counts, "falls_redundant": both[0], "falls_rises": both[1]})
+        rows.append(_where(one) | counts | {"falls_redundant": both[0], "falls_rises": both[1]})
     return pd.DataFrame(rows)
 
 
