@@ -34,9 +34,7 @@ class Claim:
     def __post_init__(self) -> None:
         if (self.at_least is None) == (self.at_most is None):
             raise ValueError(f"{self.id} must say at_least or at_most.")
-        limit = self.at_least if self.at_least is not None else self.at_most
-        assert limit is not None
-        if (self.partly > limit) if self.at_least is not None else (self.partly < limit):
+        if self.verdict(self.partly) == "holds" and self.partly not in (self.at_least, self.at_most):
             raise ValueError(f"{self.id} would hold partly where it holds no more.")
 
     @property

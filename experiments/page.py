@@ -65,27 +65,19 @@ def _machine(machine: dict[str, Any]) -> str:
 
 def claims_table(rows: Sequence[Row], found: dict[str, dict[str, Any]]) -> pd.DataFrame:
     """One row per claim and testbed: what was measured, the limits, and the verdict."""
-    return pd.DataFrame(
-        [
-            {
-                "claim": row.claim.claim,
-                "testbed": one.testbed,
-                "measured": one.text,
-                "measure": row.claim.measure,
-                "value": one.value,
-                PUBLISHED.replace(" ", "_"): one.published,
-                "at_least": row.claim.at_least,
-                "at_most": row.claim.at_most,
-                "partly": row.claim.partly,
-                "verdict": row.verdict_on(one.testbed),
-                "id": row.claim.id,
-                "command": f"python -m experiments.reproduce --only {row.claim.experiment}",
-                "quick": found[row.claim.experiment]["quick"],
-            }
-            for row in rows
-            for one in row.measured.values()
-        ]
-    )
+    rows_of = [
+        {
+            **{"claim": row.claim.claim, "testbed": one.testbed, "measured": one.text, "measure": row.claim.measure},
+            **{"value": one.value, PUBLISHED.replace(" ", "_"): one.published},
+            **{"at_least": row.claim.at_least, "at_most": row.claim.at_most, "partly": row.claim.partly},
+            **{"verdict": row.verdict_on(one.testbed), "id": row.claim.id},
+            "command": f"python -m experiments.reproduce --only {row.claim.experiment}",
+            "quick": found[row.claim.experiment]["quick"],
+        }
+        for row in rows
+        for one in row.measured.values()
+    ]
+    return pd.DataFrame(rows_of)
 
 
 def published(rows: Sequence[Row]) -> dict[str, str]:
@@ -103,13 +95,8 @@ def claims_markdown(rows: Sequence[Row], testbeds: Sequence[str]) -> str:
     """The table in Markdown: a row per claim, a column per testbed, and one for the published sense of separating."""
     beside = published(rows)
     shown = [name for name in testbeds if any(name in row.measured for row in rows)]
-    heads = [
-        "claim",
-        *(TESTBEDS[name].title for name in shown),
-        "verdict",
-        *([PUBLISHED] if beside else []),
-        "command: `python -m experiments.reproduce --only …`",
-    ]
+    heads = ["claim", *(TESTBEDS[name].title for name in shown), "verdict", *([PUBLISHED] if beside else [])]
+    heads.append("command: `python -m experiments.reproduce --only …`")
     lines = [_line(heads), _line(["---"] * len(heads))]
     for row in rows:
         cells = [row.measured[name].text if name in row.measured else "–" for name in shown]

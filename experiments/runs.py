@@ -37,6 +37,12 @@ SPLITS: tuple[Split, Split] = ("select", "test")
 SENSES = ("separates", "separates_published")
 #: The heading of the weaker one.
 PUBLISHED = "in the published sense"
+#: What :func:`measures_of_edits` tells.
+OF_EDITS = (
+    *("share", "reached", "separating", "separating_published", "selectivity", "select_selectivity"),
+    *("drift", "after", "alpha"),
+)
+Values = NDArray[np.float64]
 
 
 def sweep_name(config: str, testbed: Testbed, setup: Setup) -> str:
@@ -73,9 +79,6 @@ def make(config: str, testbed: Testbed, setup: Setup, sweeps: Sequence[Sequence[
         if status := run_child([sys.executable, "-m", "salve.cli", *arguments]):
             raise UserError(f"the runs on {testbed.title} ended with status {status} (see above): {commands[-1]}")
     return commands
-
-
-Values = NDArray[np.float64]
 
 
 class SAERun(Run):
@@ -166,16 +169,8 @@ def edits_by_class(run: SAERun, classes: Sequence[str]) -> pd.DataFrame:
     none = MatchedEdit(False, math.inf, math.nan, math.nan, 0.0, math.nan, math.nan, 0.0)
     found = {one.name: (one.edit, one.on_select) for one in suppressed(run, classes)}
     pairs = [(name, *found.get(name, (none, none))) for name in classes]
-    return pd.DataFrame(
-        [{"class": name, **edit._asdict(), "select_selectivity": chose.selectivity} for name, edit, chose in pairs]
-    )
-
-
-#: What :func:`measures_of_edits` tells.
-OF_EDITS = (
-    *("share", "reached", "separating", "separating_published", "selectivity", "select_selectivity"),
-    *("drift", "after", "alpha"),
-)
+    rows = [{"class": name, **edit._asdict(), "select_selectivity": chose.selectivity} for name, edit, chose in pairs]
+    return pd.DataFrame(rows)
 
 
 def measures_of_edits(run: SAERun, classes: Sequence[str]) -> dict[str, float]:

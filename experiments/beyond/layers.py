@@ -90,9 +90,8 @@ def depth_figure(table: pd.DataFrame, titles: dict[str, str]) -> Figure:
 
 def analyse(studies: Sequence[Study]) -> Findings:
     found = Findings.together([_analyse(study) for study in studies])
-    settings = studies[0].runs[0].flat_settings
     figure = depth_figure(found.tables["sites"], {study.testbed.name: study.testbed.title for study in studies})
-    picture = Picture.of(figure, "layers.depth", images=settings["edit.images"])
+    picture = Picture.of(figure, "layers.depth", images=studies[0].runs[0].flat_settings["edit.images"])
     return replace(found, pictures={"depth": picture})
 
 

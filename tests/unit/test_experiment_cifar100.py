@@ -194,7 +194,7 @@ def good(seed: int) -> OneRun:
 
 def test_a_row_says_what_an_edit_takes_and_whom_it_meets(monkeypatch: pytest.MonkeyPatch) -> None:
     found = survey_of(a_study("cifar100", monkeypatch, good(0)))
-    rows = found.table.set_index("class")
+    rows = found.classes.set_index("class")
     maple = rows.loc["maple"]
     share = 0.75 / 0.8  # 5 % lies there between α = 0 and 1
     assert maple["alpha"] == pytest.approx(share)

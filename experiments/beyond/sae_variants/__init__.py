@@ -32,7 +32,6 @@ LOOKS = {
 DASHES = {ORACLE: (0, (5, 2)), RANDOM: (0, (1, 1.5))}
 #: The targets of the right-hand panels, with their markers; the table has more.
 SHOWN = {"own best": "o", "FVE = 0.85": "s", "L0 = 8": "^"}
-FIGURE_WIDTH = 1.2 * WIDTH
 #: Settings that explain less are in the table only.
 LEAST_FVE = 0.2
 
@@ -41,7 +40,7 @@ LEAST_FVE = 0.2
 def comparison_figure(runs: pd.DataFrame, table: pd.DataFrame, references: pd.DataFrame) -> Figure:
     """A row per testbed: selectivity against L0, FVE and alignment, and at matched points (``table``)."""
     names = list(dict.fromkeys(runs["testbed"]))
-    figure = new_figure(FIGURE_WIDTH, 0.9 + 2.8 * len(names))
+    figure = new_figure(1.2 * WIDTH, 0.9 + 2.8 * len(names))
     grid = figure.subplots(len(names), 4, squeeze=False, gridspec_kw={"width_ratios": (1, 1, 0.8, 1)})
     for row, testbed in zip(grid, names, strict=True):
         mine = runs[runs["testbed"] == testbed]
@@ -131,9 +130,7 @@ def _analyse(study: Study) -> Findings:
     return Findings(words, {}, {"runs": runs, "edits": edits, "references": references, "summary": table})
 
 
-def _sweep(variants: Sequence[str], *settings: str) -> tuple[str, ...]:
-    return (f"sae={','.join(variants)}", *settings)
-
+_PRICED, _BUDGETED = (f"sae={','.join(variants)}" for variants in (measures.PRICED, measures.BUDGETED))
 
 EXPERIMENT = Experiment(
     "sae_variants",
@@ -145,10 +142,7 @@ EXPERIMENT = Experiment(
     ),
     testbeds=("scenes", "resnet18"),
     group="beyond",
-    # Their papers train the second ones with AuxK. Without it most of their latents die here.
-    sweeps=(
-        _sweep(measures.PRICED, "sae.sparsity=0.5,1,2,3,5,10,20"),
-        _sweep(measures.BUDGETED, "sae.k=1,2,3,4,8,20", "sae.auxk=32"),
-    ),
-    quick_sweeps=(_sweep(measures.PRICED, "sae.sparsity=0.1,1"), _sweep(measures.BUDGETED, "sae.k=2,4", "sae.auxk=8")),
+    # Their papers train the budgeted ones with AuxK. Without it most of their latents die here.
+    sweeps=((_PRICED, "sae.sparsity=0.5,1,2,3,5,10,20"), (_BUDGETED, "sae.k=1,2,3,4,8,20", "sae.auxk=32")),
+    quick_sweeps=((_PRICED, "sae.sparsity=0.1,1"), (_BUDGETED, "sae.k=2,4", "sae.auxk=8")),
 )

@@ -29,6 +29,13 @@ MEASURES = (
 )
 #: Measures of a run's edits: their means over classes.
 MEANS = ("selectivity", "select_selectivity", "after", "drift", "worst_loss", "alignment")
+#: What is compared at each target, besides selectivity.
+COMPARED = (
+    *("selectivity", "alignment", "reached", "after", "drift", "worst_loss"),
+    *("fve", "l0", "downstream_accuracy", "concept_auroc", "separating", "separating_published"),
+)
+#: The default SAE; and the next of its kind, for an L0 that the default's latents, which are never zero, do not reach.
+BASELINES = ("linear_l1", "relu_l1")
 
 
 def class_directions(weight: Float[Tensor, "C M"], activations: Activations, labels: Labels) -> Float[Tensor, "C M"]:
@@ -201,15 +208,6 @@ def _out_of_reach(runs: pd.DataFrame, target: Target, reaching: int) -> str:
     ends = runs.groupby("seed")[f"select_{target.by}"].agg(["min", "max"])
     seeds = f", {reaching} of {len(ends)} seeds" if reaching else ""
     return f"{target.by.upper()} {ends['min'].max():.3g} to {ends['max'].min():.3g}{seeds}"
-
-
-#: What is compared at each target, besides selectivity.
-COMPARED = (
-    *("selectivity", "alignment", "reached", "after", "drift", "worst_loss"),
-    *("fve", "l0", "downstream_accuracy", "concept_auroc", "separating", "separating_published"),
-)
-#: The default SAE; and the next of its kind, for an L0 that the default's latents, which are never zero, do not reach.
-BASELINES = ("linear_l1", "relu_l1")
 
 
 def summary(runs: pd.DataFrame, targets: Sequence[Target]) -> pd.DataFrame:

@@ -183,14 +183,14 @@ def paragraph(summary: pd.DataFrame, edits: pd.DataFrame) -> str:
     counts = {"count": plural(gate["classes"], "class"), "saes": plural(gate["seeds"], "SAE")}
     headline, selectivity = _headline(list(verdicts.values())), with_half(gate, "selectivity")
     text = [said("baselines.gate", None, headline=headline, selectivity=selectivity, gate=gate, **counts)]
-    for verdict, words in VERDICTS.items():
+    for verdict in VERDICTS:
         each = [
             f"{IN_WORDS.get(name, name)} ({with_half(row, 'ahead', signed=True)})"
             for name, row in rivals.iterrows()
             if verdicts[name] == verdict
         ]
         if each:
-            text.append(f"It is {words} {_listed(each)}.")
+            text.append(said(f"baselines.{verdict}", each=_listed(each)))
     ablated = edits[
         (edits["method"] == methods.ABLATION) & (edits["direction"] == "latent") & edits["selectivity"].notna()
     ]
@@ -203,12 +203,7 @@ def paragraph(summary: pd.DataFrame, edits: pd.DataFrame) -> str:
 
 
 #: What the difference in selectivity between the gate and a rival says, with its interval.
-VERDICTS = {
-    "more": "more selective than",
-    "less": "less selective than",
-    "same": "not told apart from",
-    "single": "compared by one SAE, hence without an interval, with",
-}
+VERDICTS = ("more", "less", "same", "single")
 #: Names of methods inside a sentence, where they differ.
 IN_WORDS = {methods.RANK_ONE: "the rank-one edit", methods.BIAS: "a lower bias of the class"}
 

@@ -26,12 +26,16 @@ COLOURS = (ORANGE, BLUE, GREEN, BLACK)
 #: More classes than this are shown in two columns.
 ONE_COLUMN = 30
 DIVERGING = LinearSegmentedColormap.from_list("loss and gain", [VERMILLION, "#edaa85", "#ffffff", "#86b9de", BLUE])
+#: Of the figure's last panel, which is there where classes have superclasses.
+KINSHIP = " d: how often the class that loses most is of the edited one's superclass; 95 % over edits."
+#: The testbed that the claims are about.
+MANY = "cifar100"
 
 
 @printed
 def classes_figure(found: Survey) -> Figure:
     """A row per class, the most harmful edits first: what its edit costs the others, and how many share its latent."""
-    table = found.table
+    table = found.classes
     harm = table.groupby("class")[["worst_loss", "drift"]].mean()
     order = list(harm.sort_values(["worst_loss", "drift"], ascending=False, na_position="last").index)
     columns = 1 if len(order) <= ONE_COLUMN else 2
@@ -150,11 +154,11 @@ def sharing_figure(surveys: Sequence[Survey]) -> Figure:
 
 def _companions(axes: Axes, surveys: Sequence[Survey]) -> None:
     """Share of the classes with at least so many companions; mean and range over SAEs."""
-    most = max(1, *(int(one.table["companions"].max()) for one in surveys))
+    most = max(1, *(int(one.classes["companions"].max()) for one in surveys))
     steps = np.arange(1, most + 1)
     for one, colour in zip(surveys, COLOURS, strict=False):
         shares = np.stack(
-            [(own.to_numpy()[:, None] >= steps).mean(axis=0) for _, own in one.table.groupby("seed")["companions"]]
+            [(own.to_numpy()[:, None] >= steps).mean(axis=0) for _, own in one.classes.groupby("seed")["companions"]]
         )
         mean_and_range(axes, steps, shares, colour, 0.25, marker="o", markersize=2.5, linewidth=1.2)
     axes.set(title="a  companions", xlabel="companions on its latent, at least", ylabel="classes")
@@ -214,12 +218,6 @@ def _kinship(axes: Axes, surveys: Sequence[Survey]) -> None:
     axes.grid(axis="x", visible=False)
 
 
-#: Of the figure's last panel, which is there where classes have superclasses.
-KINSHIP = " d: how often the class that loses most is of the edited one's superclass; 95 % over edits."
-#: The testbed that the claims are about.
-MANY = "cifar100"
-
-
 def analyse(studies: Sequence[Study]) -> Findings:
     surveys = [survey_of(study) for study in studies]
     related, titles = any(one.groups for one in surveys), " and ".join(one.study.testbed.title for one in surveys)
@@ -231,16 +229,10 @@ def analyse(studies: Sequence[Study]) -> Findings:
         name = one.study.testbed.name
         pictures[f"classes-{name}"] = Picture.of(classes_figure(one), "cifar100.classes", one.study, kin=kin, saes=saes)
         pictures[f"drift-{name}"] = Picture.of(drift_figure(one), "cifar100.drift", one.study, order=order, saes=saes)
-    paragraphs = [_paragraph(one) for one in surveys]
     many = max(surveys, key=lambda one: len(one.study.classes))
     fewer = next((one for one in surveys if len(one.study.classes) < len(many.study.classes)), None)
-    if fewer:
-        paragraphs.append(_comparison(many, fewer))
-    tables = {
-        "summary": joined([one.summary for one in surveys]),
-        "classes": joined([one.table for one in surveys]),
-        "pairs": joined([one.pairs for one in surveys]),
-    }
+    paragraphs = [*map(_paragraph, surveys), *([_comparison(many, fewer)] if fewer else [])]
+    tables = {name: joined([getattr(one, name) for one in surveys]) for name in ("summary", "classes", "pairs")}
     return Findings("\n\n".join(paragraphs), pictures, tables, _measured(surveys, fewer))
 
 

@@ -24,6 +24,7 @@ from salve.features import shares
 COMPANION = 0.5
 #: A class falls with an edited one if it loses at least this part of its accuracy.
 FALLS = 0.5
+KINDS = ("class-defining", "cross-class", "diffuse")
 
 
 def companions(means: Float[np.ndarray, "C d"], latents: Int[np.ndarray, " C"]) -> Bool[np.ndarray, "C C"]:
@@ -95,15 +96,12 @@ def kinship(most: Bool[np.ndarray, "C C"], kin: Bool[np.ndarray, "C C"]) -> Kins
     return Kinship(len(edited), float(share.mean()), float(chance.mean()))
 
 
-KINDS = ("class-defining", "cross-class", "diffuse")
-
-
 @dataclass(frozen=True)
 class Survey:
     """What was found on a testbed.
 
     Attributes:
-        groups: the superclass of each class, where the data know one. table: a row for each SAE and class.
+        groups: the superclass of each class, where the data know one. classes: a row for each SAE and class.
         change: by SAE, edited class and other class, the change of test accuracy where the edited class is at ``LEVEL``
             on select; NaN where it cannot be taken there. overlap: of two classes' dominant latents. companion: see
             :func:`companions`. falls: see :func:`falling`.
@@ -112,7 +110,7 @@ class Survey:
 
     study: Study
     groups: tuple[str, ...] | None
-    table: pd.DataFrame
+    classes: pd.DataFrame
     change: Float[np.ndarray, "S C C"]
     overlap: Float[np.ndarray, "S C C"]
     companion: Bool[np.ndarray, "S C C"]
@@ -128,7 +126,7 @@ class Survey:
     def summary(self) -> pd.DataFrame:
         """A row for each SAE: means over its classes, counts of latents, and how siblings fare."""
         rows = []
-        for place, (seed, own) in enumerate(self.table.groupby("seed")):
+        for place, (seed, own) in enumerate(self.classes.groupby("seed")):
             reached = own[own["reached"]]
             kin = kinship(loses_most(self.change[place]), self.kin) if self.groups else Kinship(0, np.nan, np.nan)
             pairs = ~np.eye(len(self.study.classes), dtype=bool)

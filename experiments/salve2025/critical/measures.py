@@ -26,6 +26,11 @@ ROUNDING = 1e-6
 #: Strengths that the numerical solution tries before it bisects. A class that holds at the last counts as infinite.
 SCAN = torch.from_numpy(np.geomspace(1e-2, 1e4, 400))
 _HALVINGS = 60
+#: Images of each class that are tried.
+TRIED = 5
+#: How far below and above the critical strength, as a part of it.
+STEP = 1e-3
+METHODS = ("logit_linear", "logit_exact", "flip_linear", "flip_exact")
 
 
 class Closing(NamedTuple):
@@ -176,9 +181,6 @@ def concordance(values: Float[np.ndarray, "S C"]) -> float:
     return float(np.mean(pairs)) if pairs else float("nan")
 
 
-METHODS = ("logit_linear", "logit_exact", "flip_linear", "flip_exact")
-
-
 def contribution_of(run: SAERun, name: str) -> Tensor:
     """The contribution vector ``[M]`` of a class's latent, as stage ``diagnose`` has it."""
     chosen = run.selected.loc[name]
@@ -244,12 +246,6 @@ def classes_of(images: pd.DataFrame) -> pd.DataFrame:
         parts.append({**key, "images": len(rows), **medians, **never})
     found = pd.DataFrame(parts)
     return found.assign(rank=found.groupby(["testbed", "seed"])["flip_exact"].rank())
-
-
-#: Images of each class that are tried.
-TRIED = 5
-#: How far below and above the critical strength, as a part of it.
-STEP = 1e-3
 
 
 def edited_outputs(

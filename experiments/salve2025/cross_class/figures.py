@@ -29,9 +29,9 @@ COLOURS = {FALLS: VERMILLION, REDUNDANT: BLUE, STAYS: SKY, RISES: GREEN, DRAGGED
 MARKS = {FALLS: "v", REDUNDANT: "s", STAYS: "D", RISES: "^", DRAGGED: "X", NONE: "o"}
 #: Classes in a panel: those that depend on the latent or change most.
 MOST_CLASSES = 12
+#: Images of each class in the figure of images.
+IMAGES = 3
 KINDS = {"class-defining": BLUE, "cross-class": ORANGE, "diffuse": GREY}
-
-
 STEPS = {
     "by_share": ("shared by share", GREY),
     "shared": ("and count for both", SKY),
@@ -169,10 +169,6 @@ def _curves(axes: Axes, case: Case) -> None:
     axes.set(xlabel="strength α", ylabel="accuracy (test)", xlim=(0, end), ylim=(-0.03, 1.03))
     axes.xaxis.set_major_locator(MaxNLocator(5))
     style.percent_axis(axes.yaxis)
-
-
-#: Images of each class.
-IMAGES = 3
 
 
 class Strip(NamedTuple):

@@ -26,6 +26,9 @@ from salve.types import Activations, Contribution, Labels, Split
 
 #: Strengths at which every latent is tried.
 ALPHAS = (0, 0.5, 1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 18, 20, 24, 28, 32, 40, 50, 60, 80, 100)
+#: Losses and gains of accuracy from which on a class falls and rises.
+FALL, RISE = LIMITS.others_worst_loss, LIMITS.others_mean_change
+FALLS, REDUNDANT, STAYS, RISES, DRAGGED, NONE = "falls", "redundant", "stays", "rises", "dragged", ""
 
 
 def weights(means: Float[Tensor, "C d"]) -> Float[Tensor, "C d"]:
@@ -62,11 +65,6 @@ def counting(means: Float[Tensor, "C d"], threshold: float) -> tuple[list[str], 
 def gated_logits(tail: LinearTail, activations: Activations, gate: Contribution) -> Float[Tensor, "N C"]:
     """Logits behind a gate ``[M]`` on the activations."""
     return activations @ (tail.weight * gate).T + tail.bias
-
-
-#: Losses and gains of accuracy from which on a class falls and rises.
-FALL, RISE = LIMITS.others_worst_loss, LIMITS.others_mean_change
-FALLS, REDUNDANT, STAYS, RISES, DRAGGED, NONE = "falls", "redundant", "stays", "rises", "dragged", ""
 
 
 class Change(NamedTuple):

@@ -125,19 +125,16 @@ def class_table(cases: Sequence[Case]) -> pd.DataFrame:
             gained = wrong & (roles.after == k)
             taken, mistaken = (float(np.isin(roles.before[some], shared.classes).mean()) if some.any() else math.nan
                                for some in (gained, wrong))  # fmt: skip
-            rows.append(
-                {
-                    **{**_where(one), "latent": shared.latent, "alpha": shared.alpha, "clean": roles.clean},
-                    **{"class": name, "depends": k in shared.classes, "share": float(share[k])},
-                    **{"weight": float(weight[k]), "mean": float(one.means[k, shared.latent])},
-                    **{"role": roles.roles[k], "accuracy": roles.accuracy[k], "change": roles.change.mean[k]},
-                    **{"half": roles.change.half[k], "usual": roles.usual[k]},
-                    **{"margin": roles.margin.mean[k], "margin_half": roles.margin.half[k]},
-                    **{"gained": int(gained.sum()), "taken": taken, "mistaken": mistaken},
-                    **{"own": backing.own, "own_alpha": backing.alpha},
-                    **{"alone": backing.alone, "joint": backing.joint, "control": backing.control},
-                }
-            )
+            row = {
+                **{**_where(one), "latent": shared.latent, "alpha": shared.alpha, "clean": roles.clean},
+                **{"class": name, "depends": k in shared.classes, "share": float(share[k])},
+                **{"weight": float(weight[k]), "mean": float(one.means[k, shared.latent])},
+                **{"role": roles.roles[k], "accuracy": roles.accuracy[k], "change": roles.change.mean[k]},
+                **{"half": roles.change.half[k], "usual": roles.usual[k], "margin": roles.margin.mean[k]},
+                **{"margin_half": roles.margin.half[k], "gained": int(gained.sum())},
+                **{"taken": taken, "mistaken": mistaken, "own": backing.own, "own_alpha": backing.alpha},
+            }
+            rows.append(row | {field: getattr(backing, field) for field in ("alone", "joint", "control")})
     return pd.DataFrame(rows)
 
 

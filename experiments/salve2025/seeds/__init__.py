@@ -75,8 +75,8 @@ def _cosines(axes: Axes, alike: Likeness) -> None:
         found = values[:, one, other].flatten()
         found = found[~np.isnan(found)]
         axes.plot(at, (found[:, None] >= at).mean(axis=0), color=colour, label=name)
-    random = "random directions, matched: mean"
-    axes.axvline(alike.chance, color=GREY, linestyle=(0, (4, 2)), linewidth=1.2, label=random)
+    dashed: Any = {"color": GREY, "linestyle": (0, (4, 2)), "linewidth": 1.2}
+    axes.axvline(alike.chance, **dashed, label="random directions, matched: mean")
     axes.set(title="The bases", xlabel="|cosine| of two latents", ylabel="share with at least this")
     axes.set(xlim=(0, 1), ylim=(0, 1.02))
     style.percent_axis(axes.yaxis)
@@ -161,32 +161,29 @@ def analyse(study: Study) -> Findings:
 
 def _pairs_table(study: Study, found: Stability) -> pd.DataFrame:
     """One row per class and two SAEs: every measure of the two."""
-    seeds = [run.seed for run in study.runs]
+    pairs = list(combinations(enumerate(run.seed for run in study.runs), 2))
     rows = [
-        {
-            **{"testbed": study.testbed.name, "class": name, "seed_a": seeds[a], "seed_b": seeds[b]},
-            **{measure: table[k, a, b] for measure, table in found.by_class.items()},
-        }
+        {"testbed": study.testbed.name, "class": name, "seed_a": seed_a, "seed_b": seed_b}
+        | {measure: table[k, a, b] for measure, table in found.by_class.items()}
         for k, name in enumerate(study.classes)
-        for a, b in combinations(range(len(seeds)), 2)
+        for (a, seed_a), (b, seed_b) in pairs
     ]
     return pd.DataFrame(rows)
 
 
 def _bases_table(study: Study, found: Stability) -> pd.DataFrame:
     """One row per two SAEs and rank of a matched pair of latents: their cosine."""
-    seeds = [run.seed for run in study.runs]
-    pairs = list(combinations(seeds, 2))
+    pairs = list(combinations([run.seed for run in study.runs], 2))
     count, size = found.alike.cosines.shape
     table = pd.DataFrame(np.repeat(pairs, size, axis=0), columns=["seed_a", "seed_b"])
-    table["rank"], table["cosine"] = np.tile(np.arange(1, size + 1), count), found.alike.cosines.flatten()
-    return table.assign(testbed=study.testbed.name)
+    rank, cosine = np.tile(np.arange(1, size + 1), count), found.alike.cosines.flatten()
+    return table.assign(rank=rank, cosine=cosine, testbed=study.testbed.name)
 
 
 def _within_table(study: Study, found: Stability) -> pd.DataFrame:
     """One row per SAE and class: what the likeness of two SAEs is to be compared with."""
     alike = found.alike
-    columns = {"copies": alike.copies, "direction_apart": alike.direction_apart, "gate_apart": alike.gate_apart}
+    columns = {name: getattr(alike, name) for name in ("copies", "direction_apart", "gate_apart")}
     columns["margin_rank"] = found.margin_ranks
     rows = [
         {"testbed": study.testbed.name, "seed": run.seed, "class": name, "nearest": alike.nearest[s].mean()}
