@@ -29,6 +29,7 @@ from experiments.claims import FILE, Claim, Measured, judged, load_claims, toget
 from experiments.experiment import FINDINGS, Experiment, Findings, Picture, carry_out, main, paper_folder, said
 from experiments.page import NotRun, claims_markdown, claims_table, write_page
 from experiments.runs import PUBLISHED, SAERun, command, make, separation
+from experiments.salve2025.baselines import VERDICTS
 from experiments.testbeds import TESTBEDS, Setup, add_setup, quoted, setup_of
 from salve.artifacts import _seal, read_record, read_table, write_record
 from salve.editing.verdict import LIMITS
@@ -119,6 +120,33 @@ def test_judged_keeps_the_order_of_claims_and_those_not_measured() -> None:
         judged(claims, [Measured("suppression.none", "vit", 0.2, "a")])
     with pytest.raises(ValueError, match="measured twice on vit"):
         judged(claims, [Measured("suppression.low", "vit", 0.2, "a"), Measured("suppression.low", "vit", 0.3, "a")])
+
+
+# -- texts
+
+
+def test_a_text_writes_numbers_as_the_reports_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "{title}, {saes} SAEs: {a:.1%}, {a:.0p}, {b:+.1p}, {c:.2n}, {c:.2f}, {rows[x]:.1p}, {none:.1p}; {level}"
+    monkeypatch.setattr(experiments_module, "_texts", lambda: {"one": {"found": text}})
+    study: Any = SimpleNamespace(
+        **{"testbed": TESTBEDS["scenes"], "runs": [0, 1], "classes": ["a"], "test": SimpleNamespace(labels=[0])}
+    )
+    fields = {"a": 0.4567, "b": -0.0123, "c": math.inf, "rows": pd.Series({"x": 0.5}), "none": math.nan}
+    assert said("one.found", study, **fields) == (
+        "small ResNet, drawn scenes, 2 SAEs: 45.7\u00a0%, 46, −1.2, ∞, inf, 50.0, –; 5 %"
+    )
+
+
+def test_every_text_is_used() -> None:
+    folder = Path(experiments_module.__file__).parent
+    code = "".join(path.read_text(encoding="utf-8") for path in folder.rglob("*.py"))
+    texts = yaml.safe_load(experiments_module.TEXTS.read_text(encoding="utf-8"))
+    claims = {f"{experiment}.{name}" for experiment, each in texts.pop("measured").items() for name in each}
+    assert claims <= load_claims().keys()
+    names = {f"{experiment}.{name}" for experiment, each in texts.items() for name in each}
+    verdicts = {f"baselines.{name}" for name in VERDICTS}
+    assert verdicts <= names
+    assert [name for name in names - verdicts if f'"{name}"' not in code and f"'{name}'" not in code] == []
 
 
 # -- testbeds and places
