@@ -280,6 +280,23 @@ class EditSettings:
     by_class: bool = False
 
 
+@dataclass
+class CompareSettings:
+    """How edit methods are compared, at the strength at which each takes its class to the same accuracy.
+
+    Attributes:
+        methods: by a name of one's own, each a mapping with ``method`` (or ``_target_``) and that method's settings.
+        images: of each class and split, at most, on which strengths are chosen and effects measured.
+        targets: names of the classes that are edited; None for all.
+        relearn: after how many steps of training on all classes it is measured whether the class is back.
+    """
+
+    methods: dict[str, Any]
+    images: Annotated[int, ABOVE_ZERO]
+    targets: list[str] | None = None
+    relearn: list[int] = field(default_factory=list)
+
+
 class TrainerArgument:
     """Marks a setting that is passed to Lightning's Trainer.
 

@@ -95,6 +95,31 @@ def write_report(
     return path
 
 
+def write_page(
+    out: Path,
+    *,
+    title: str,
+    statement: str,
+    sections: Sequence[Section],
+    commands: Sequence[str],
+    tables: Sequence[str],
+) -> Path:
+    """Write ``index.html`` of sections whose figures and tables lie in ``out`` already; returns its path."""
+    page = _template(Linker([])).render(
+        title=title,
+        statement=statement,
+        sections=sections,
+        commands=list(commands),
+        tables=list(tables),
+        nav=[*sections, Section("reproduce", "Reproduce", (), "")],
+        **{"facts": {}, "remarks": [], "terms": [], "cards": [], "summary": None, "config": "", "edit_files": []},
+        most_links=MOST_ROWS,
+    )
+    path = out / "index.html"
+    write_whole(path, page)
+    return path
+
+
 def _template(link: Linker) -> jinja2.Template:
     environment = page_environment()
     environment.filters["sub"] = lambda text: Markup(subscripts(str(escape(text))))

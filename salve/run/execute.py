@@ -26,6 +26,7 @@ from salve.sae import remarks as sae_remarks
 from salve.stages import (
     StageContext,
     capture,
+    compare,
     control,
     diagnose,
     finetune,
@@ -198,6 +199,8 @@ def _run_stages(config: Config, context: StageContext) -> dict[str, Artifact]:
     step("validate", "validate" in wanted, lambda c: validate(c, config.validate, pool, *inputs(*base)))
     step("control", "control" in wanted, lambda c: control(c, config.edit, *inputs(*base)))
     step("diagnose", "diagnose" in wanted, lambda c: diagnose(c, config.edit, *inputs(*base)))
+    seed = config.sae.seed
+    step("compare", "compare" in wanted, lambda c: compare(c, config.compare, seed, *inputs(*base)))
     if not found:
         raise UserError(
             f"There is nothing to report for these settings under {config.output_dir}; run their other stages first."

@@ -27,6 +27,7 @@ from salve.run.explain import list_of_choices, no_setting
 from salve.settings import (
     BackboneSettings,
     CaptureSettings,
+    CompareSettings,
     DiscoverSettings,
     EditSettings,
     FinetuneSettings,
@@ -37,7 +38,7 @@ from salve.settings import (
 from salve.types import UserError
 from salve.values import ABOVE_ZERO, LARGEST, SEED, OneOf, check_values
 
-STAGES = ("finetune", "discover", "validate", "control", "diagnose", "report")
+STAGES = ("finetune", "discover", "validate", "control", "diagnose", "compare", "report")
 
 
 @dataclass
@@ -170,6 +171,7 @@ class Config:
     discover: DiscoverSettings = MISSING
     validate: ValidateSettings = MISSING
     edit: EditSettings = MISSING
+    compare: CompareSettings = MISSING
     trainer: TrainerSettings = MISSING
     callbacks: dict[str, Any] = field(default_factory=dict)
     logger: LoggerSettings = MISSING

@@ -3,12 +3,14 @@
 from salve.settings import (
     BackboneSettings,
     CaptureSettings,
+    CompareSettings,
     DiscoverSettings,
     EditSettings,
     FinetuneSettings,
     SAESettings,
     ValidateSettings,
 )
+from salve.stages.compare import compare
 from salve.stages.context import StageContext
 from salve.stages.control import control
 from salve.stages.diagnose import diagnose
@@ -20,6 +22,7 @@ from salve.stages.validate import validate
 __all__ = [
     "BackboneSettings",
     "CaptureSettings",
+    "CompareSettings",
     "DiscoverSettings",
     "EditSettings",
     "FinetuneSettings",
@@ -28,6 +31,7 @@ __all__ = [
     "ValidateSettings",
     "can_share",
     "capture",
+    "compare",
     "control",
     "diagnose",
     "finetune",

@@ -19,6 +19,7 @@ from salve.editing.verdict import effect, takes_away
 from salve.metrics import kl_divergence, per_class_accuracy
 from salve.settings import EditSettings
 from salve.stages.context import StageContext
+from salve.stages.targets import balanced
 from salve.stages.through_tail import Tails
 from salve.types import Contribution, Split
 
@@ -96,7 +97,10 @@ class TailMeasures:
     """
 
     def __init__(self, context: StageContext, cut: Cut, settings: EditSettings) -> None:
-        self._tails = {split: Tails(context, cut, split, settings.images) for split in MEASURED_ON}
+        self._tails = {
+            split: Tails(context, cut, split, balanced(context.data.labels(split), settings.images))
+            for split in MEASURED_ON
+        }
         self._settings, self._classes = settings, len(context.classes)
         self._original = {split: tails.logits() for split, tails in self._tails.items()}
 

@@ -51,7 +51,7 @@ def network(kind: type[nn.Module] = Plain) -> nn.Module:
     torch.manual_seed(0)
     model = kind().eval().double().requires_grad_(False)
     images = 2 * torch.randn(200, 3, 1, 1).double() + 0.5 * torch.randn(200, 3, SIZE, SIZE).double()
-    model.head.bias -= model(images).mean(dim=0)  # type: ignore[union-attr, operator]
+    model.head.bias -= model(images).mean(dim=0)  # type: ignore[union-attr]
     return model
 
 
@@ -70,6 +70,7 @@ def fitting_at(model: nn.Module, layer: str, latents: int = 6) -> Fitting:
         read = torch.cat([cut.read(batch) for batch, _ in images(None)])  # [N, P, M]
     sae = make_sae("relu_l1", read.shape[2], latents, torch.Generator().manual_seed(2)).eval().double()
     sae.requires_grad_(False)
-    sae.bias += 0.05 - sae.pre_activations(read.flatten(0, 1)).mean(dim=0)  # every latent fires for some rows
+    # Every latent fires for some rows.
+    sae.bias.add_(0.05 - sae.pre_activations(read.flatten(0, 1)).mean(dim=0))
     labels = images.labels.repeat_interleave(read.shape[1])
     return Fitting(cut, read.flatten(0, 1), labels, CLASSES, sae, images.labels, images, seed=0)

@@ -143,7 +143,9 @@ def test_tails_that_do_not_fit_are_made_again_and_say_the_same() -> None:
     model = network()
     context, cut = context_of(model), cut_at(model, "second")
     closed = torch.rand(4)
-    held, none = (Tails(context, cut, "test", 9, room=room) for room in (1 << 30, 0))
+    held, none = (
+        Tails(context, cut, "test", balanced(context.data.labels("test"), 9), room=room) for room in (1 << 30, 0)
+    )
     assert torch.equal(held.logits(closed), none.logits(closed))
     assert [one is other for one, other in zip(held, held, strict=True)] == [True] * len(list(held))
     assert not any(one is other for one, other in zip(none, none, strict=True))

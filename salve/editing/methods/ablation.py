@@ -7,7 +7,7 @@ import torch
 
 from salve.editing.methods.base import FittedEdit, Fitting, Method, Target
 from salve.editing.methods.change import Affine, Change
-from salve.editing.methods.directions import check_direction, directions
+from salve.editing.methods.directions import check_direction, directions, drawn, of_sae
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,19 @@ class Ablation(Method):
 
     source: ClassVar[str] = "Arditi et al. 2024 (arXiv 2406.11717)"
     full_size: ClassVar[str] = "each image's component along the direction is taken"
-    needs_sae: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_direction(self.direction)
+
+    @property
+    def needs_sae(self) -> bool:
+        """See :class:`Method`."""
+        return of_sae(self.direction)
+
+    @property
+    def draws(self) -> bool:
+        """See :class:`Method`."""
+        return drawn(self.direction)
 
     def fit(self, fitting: Fitting, target: Target) -> FittedEdit:
         """See :class:`Method`."""

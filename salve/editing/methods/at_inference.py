@@ -18,7 +18,11 @@ _WHY = "it needs the SAE whenever the network runs"
 class _AtInference(Method):
     source: ClassVar[str]
     permanent: ClassVar[bool] = False
-    needs_sae: ClassVar[bool] = True
+
+    @property
+    def needs_sae(self) -> bool:
+        """See :class:`Method`."""
+        return True
 
 
 def _latents(sae: SAE, activations: Tensor, chosen: list[int]) -> Tensor:

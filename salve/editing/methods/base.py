@@ -185,6 +185,12 @@ def logits_at_head(cut: Cut, rows: Float[Tensor, "N M"], change: Change) -> Floa
     return changed_head(cut, change.weights())(rows)
 
 
+def head_weights(cut: Cut) -> set[str]:
+    """Names of the tensors of the head, at the last site."""
+    (reader,) = cut.site.readers
+    return {reader.weight, reader.bias}
+
+
 def changed_head(cut: Cut, weights: dict[str, Tensor]) -> LinearTail:
     """The linear tail of the last site with other weights.
 
@@ -192,7 +198,7 @@ def changed_head(cut: Cut, weights: dict[str, Tensor]) -> LinearTail:
         UserError: they are not the head's.
     """
     (reader,) = cut.site.readers
-    if others := sorted(weights.keys() - {reader.weight, reader.bias}):
+    if others := sorted(weights.keys() - head_weights(cut)):
         raise UserError(f"The edit changes {others[0]}, which is not part of the head, so that images must run again.")
     assert cut.linear is not None, "only the last site has a linear tail"
     weight = weights[reader.weight].flatten(1)[cut.order] if reader.weight in weights else cut.linear.weight
@@ -207,14 +213,23 @@ class Method(ABC):
         source: the paper that it comes from.
         full_size: what the edit does at α = 1, as part of a sentence.
         permanent: whether a plain ``state_dict`` can hold it, at a site whose readers can.
-        needs_sae: whether it uses the SAE and its latents. needs_images: whether it runs train images again.
+        needs_images: whether it runs train images again.
     """
 
     source: ClassVar[str]
     full_size: ClassVar[str]
     permanent: ClassVar[bool] = True
-    needs_sae: ClassVar[bool] = False
     needs_images: ClassVar[bool] = False
+
+    @property
+    def needs_sae(self) -> bool:
+        """Whether it uses the SAE and its latents."""
+        return False
+
+    @property
+    def draws(self) -> bool:
+        """Whether it draws something at random."""
+        return False
 
     @abstractmethod
     def fit(self, fitting: Fitting, target: Target) -> FittedEdit:

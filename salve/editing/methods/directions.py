@@ -22,6 +22,16 @@ def check_direction(direction: str) -> None:
         raise UserError(f"direction={direction} is unknown; choose {', '.join(get_args(Direction))}.")
 
 
+def of_sae(direction: str) -> bool:
+    """Whether directions of this kind come from an SAE."""
+    return direction in ("latent", "random_latent")
+
+
+def drawn(direction: str) -> bool:
+    """Whether directions of this kind are drawn at random."""
+    return direction in ("random", "random_latent")
+
+
 def directions(fitting: Fitting, target: Target, direction: str, method: str) -> Float[Tensor, "S M"]:
     """The unit directions that an edit of a target follows, each with the sign that it has for the target.
 

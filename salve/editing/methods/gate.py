@@ -12,7 +12,7 @@ from salve.backbones.cut import Cut
 from salve.editing.gating import gate, logits_by_strength
 from salve.editing.methods.base import FittedEdit, Fitting, Method, Target
 from salve.editing.methods.change import Affine
-from salve.editing.methods.directions import check_direction, directions
+from salve.editing.methods.directions import check_direction, directions, drawn, of_sae
 from salve.settings import Channels, Mode, Scale
 
 
@@ -59,10 +59,19 @@ class Gate(Method):
 
     source: ClassVar[str] = "Flovik 2025 (arXiv 2512.15938)"
     full_size: ClassVar[str] = "a channel that the latent alone makes up is closed"
-    needs_sae: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_direction(self.direction)
+
+    @property
+    def needs_sae(self) -> bool:
+        """See :class:`Method`."""
+        return of_sae(self.direction)
+
+    @property
+    def draws(self) -> bool:
+        """See :class:`Method`."""
+        return drawn(self.direction)
 
     def fit(self, fitting: Fitting, target: Target) -> FittedEdit:
         """See :class:`Method`."""
