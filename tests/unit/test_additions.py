@@ -1,5 +1,6 @@
 """Additions: new weights given as they are, stacked with gates in any order, and undone to the same bits."""
 
+import itertools
 import random
 from base64 import b64encode
 from collections.abc import Callable
@@ -111,6 +112,27 @@ def test_random_orders_of_applying_and_undoing_change_no_bit(dtype: torch.dtype)
     assert len(seen) > 20
     assert len({str(found) for found in seen.values()}) == len(seen)
     assert bits(undo_edit_files(held, state) if held else state) == bits(own)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_differences_of_very_different_size_are_summed_in_one_order(dtype: torch.dtype) -> None:
+    """In float64, 1e25 + 1 − 1e25 is 0 in this order and 1 in another: what counts are the keys."""
+    model = network()
+    own = cast(model.state_dict(), dtype)
+    edit_files = [added(model, {"2.bias": torch.full((4,), new)}) for new in (1e25, 1.0, -1e25)]
+    expected, original = own["2.bias"].double(), model.state_dict()["2.bias"].double()
+    for edit_file in sorted(edit_files, key=lambda edit: edit.key):
+        expected = expected + (edit_file.edited["2.bias"].double() - original)
+    for order in itertools.permutations(edit_files):
+        state, held = own, list[EditFile]()
+        for edit_file in order:
+            state = apply_edit_file(edit_file, state, held)
+            held.append(edit_file)
+        assert torch.equal(state["2.bias"], expected.to(dtype))
+        for edit_file in order:
+            held.remove(edit_file)
+            state = undo_edit_file(edit_file, state, held[::-1])
+        assert bits(state) == bits(own)
 
 
 def test_an_addition_is_needed_where_it_shares_a_tensor_and_only_there() -> None:
