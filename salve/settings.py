@@ -285,14 +285,16 @@ class CompareSettings:
     """How edit methods are compared, at the strength at which each takes its class to the same accuracy.
 
     Attributes:
-        methods: by a name of one's own, each a mapping with ``method`` (or ``_target_``) and that method's settings.
+        methods: names of edit methods, or of ``variants``; the first is the one that others are compared with.
+        variants: by a name of one's own, a mapping with ``method`` (or ``_target_``) and that method's settings.
         images: of each class and split, at most, on which strengths are chosen and effects measured.
         targets: names of the classes that are edited; None for all.
         relearn: after how many steps of training on all classes it is measured whether the class is back.
     """
 
-    methods: dict[str, Any]
+    methods: list[str]
     images: Annotated[int, ABOVE_ZERO]
+    variants: dict[str, Any] = field(default_factory=dict)
     targets: list[str] | None = None
     relearn: list[int] = field(default_factory=list)
 

@@ -171,7 +171,7 @@ class Config:
     discover: DiscoverSettings = MISSING
     validate: ValidateSettings = MISSING
     edit: EditSettings = MISSING
-    compare: CompareSettings = MISSING
+    compare: CompareSettings = field(default_factory=lambda: CompareSettings(MISSING, MISSING))
     trainer: TrainerSettings = MISSING
     callbacks: dict[str, Any] = field(default_factory=dict)
     logger: LoggerSettings = MISSING
@@ -185,7 +185,8 @@ def register() -> None:
     OmegaConf.register_new_resolver("salve.below", below, replace=True)
     store = ConfigStore.instance()
     schema = OmegaConf.structured(Config)
-    OmegaConf.set_struct(schema.callbacks, False)  # so that callbacks.NAME._target_=CLASS needs no +
+    for free in (schema.callbacks, schema.compare.variants):
+        OmegaConf.set_struct(free, False)  # so that callbacks.NAME._target_=CLASS needs no +
     store.store(name="config_schema", node=schema)
     sweeper = {"_target_": "hydra_plugins.salve_sweeper.SalveSweeper", "params": None}
     store.store(group="hydra/sweeper", name="salve", node=sweeper)

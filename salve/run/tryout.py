@@ -25,6 +25,7 @@ from salve.sae import SAE, make_sae
 from salve.saliency import grad_fam, maximise, own_maps
 from salve.saliency.common import NoMap
 from salve.stages import StageContext
+from salve.stages.compare import check_compare
 from salve.stages.targets import refuse_signed
 from salve.system import first_line
 from salve.types import Split, UserError
@@ -54,6 +55,8 @@ def try_out(config: Config, context: StageContext) -> None:
     stages = set(config.stages) - {"report"}
     if not stages:
         return
+    if "compare" in stages:
+        check_compare(config.compare, context.classes)
     with torch.random.fork_rng(devices=[]):
         model, fits = context.build()
         samples = _load(context)

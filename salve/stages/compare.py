@@ -36,15 +36,24 @@ def methods_of(settings: CompareSettings) -> dict[str, Method]:
         UserError: there are none, or one does not exist or has no such setting.
     """
     if not settings.methods:
-        raise UserError("compare.methods is empty; name at least one, such as {gate: {method: gate}}.")
+        raise UserError("compare.methods is empty; name at least one, such as gate.")
     found = {}
-    for name, chosen in settings.methods.items():
-        key = f"compare.methods.{name}"
+    for name in settings.methods:
+        chosen, key = settings.variants.get(name, {"method": name}), "compare.methods"
+        if name in settings.variants:
+            key = f"compare.variants.{name}"
         if not isinstance(chosen, Mapping) or len({"method", "_target_"} & set(chosen)) != 1:
             raise UserError(f"{key} must say method=NAME or _target_=package.module.Class, and the method's settings.")
         own = {field: value for field, value in chosen.items() if field not in ("method", "_target_")}
-        found[str(name)] = make_method(str(chosen.get("method") or chosen["_target_"]), own, key)
+        found[name] = make_method(str(chosen.get("method", chosen.get("_target_"))), own, key)
     return found
+
+
+def check_compare(settings: CompareSettings, classes: Sequence[str]) -> None:
+    """Raise UserError unless all methods exist and all targets are classes."""
+    methods_of(settings)
+    if unknown := [name for name in settings.targets or [] if name not in classes]:
+        raise UserError(f"compare.targets names {unknown[0]}; the classes are {', '.join(classes)}.")
 
 
 def compare(
@@ -70,7 +79,6 @@ def compare(
     """
     bench = _Bench(context, settings, seed, classifier, activations, sae, features)
     methods = methods_of(settings)
-    bench.check_targets()
     with context.progress("comparing edits", len(methods)) as advance:
         found = {}
         for name, method in methods.items():
@@ -132,11 +140,6 @@ class _Bench:
     def original(self) -> Tensor:
         """The test images' logits without an edit."""
         return self.samples["test"].logits()
-
-    def check_targets(self) -> None:
-        """Raise UserError unless the targets are classes."""
-        if unknown := [name for name in self.settings.targets or [] if name not in self.context.classes]:
-            raise UserError(f"compare.targets names {unknown[0]}; the classes are {', '.join(self.context.classes)}.")
 
     def targets(self, of_latents: bool) -> list[Target]:
         """The classes that are edited; with the latents that were chosen for them, or without any."""

@@ -40,7 +40,7 @@ examples:
       all methods on the drawn scenes, at the last site
   salve-compare experiment=imagenette/resnet18 data.root=FOLDER \\
       backbone.weights=FILE layer=last,layer3.0.conv1
-  salve-compare 'compare.methods={gate: {method: gate}, mine: {_target_: my.Method}}'
+  salve-compare compare.methods=[gate,mine] compare.variants.mine._target_=my.Method
 """
 
 

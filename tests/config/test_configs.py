@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from salve.cli import main
 from salve.data.transforms import Preprocess
 from salve.run.explain import conf_dir
-from salve.run.schema import Config, register, resolve
+from salve.run.schema import STAGES, Config, register, resolve
 from salve.settings import PreprocessSettings
 from salve.sweep.plan import refuse_idle_axis
 from salve.types import UserError
@@ -416,7 +416,7 @@ def test_help_teaches() -> None:
         assert names in [set(line.split(", ")) for line in lines]
     commands = re.findall(r"^ +(salve(?: -m)?(?: \S+=\S+)*)$", done.stdout, re.MULTILINE)
     assert len(commands) == 4
-    for stage in ("finetune", "discover", "validate", "control", "diagnose", "report"):
+    for stage in STAGES:
         assert re.search(rf"^ +{stage} +\w+", done.stdout, re.MULTILINE), f"{stage} is not explained"
     for command in commands:  # and what it proposes works
         overrides = [part.replace("FOLDER", "p").replace("FILE", "f") for part in command.split()[1:] if part != "-m"]

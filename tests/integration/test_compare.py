@@ -1,0 +1,173 @@
+"""Edit methods compared: what the table says is what the edited networks do, and nothing is made twice."""
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from salve.artifacts import Artifact
+from salve.backbones import graph_of
+from salve.backbones.cut import Cut
+from salve.stages.targets import balanced
+from salve.sweep.compare import command_of
+from salve.sweep.compare import main as compare_command
+from salve.types import UserError
+from tests.integration.commands import Command
+from tests.integration.conftest import FEW, NARROW, SMALL, Start
+from tests.integration.test_pipeline import images_and_labels, plain_model
+
+METHODS = ("compare.methods=[gate,push,bias,one,mute]", "compare.variants.push.method=steering",
+           "compare.variants.bias.method=head_bias", "compare.variants={one: {method: rank_one}}")  # fmt: skip
+COMPARE = ["stages=[compare]", "compare.images=4", *METHODS]
+
+
+def edits(artifacts: dict[str, Artifact]) -> pd.DataFrame:
+    return artifacts["compare"].table("edits.csv").set_index(["method", "class"])
+
+
+def accuracies(logits: Tensor, labels: Tensor) -> list[float]:
+    right = logits.argmax(dim=1) == labels
+    return [float(right[labels == k].double().mean()) for k in range(10)]
+
+
+def test_the_table_says_what_networks_with_a_lower_bias_do(tmp_path: Path, start: Start) -> None:
+    artifacts = start(tmp_path, *COMPARE)
+    table, model = edits(artifacts), plain_model(artifacts)
+    classes = artifacts["classifier"].record("classifier.json")["classes"]
+    assert set(table.index.get_level_values("method")) == {"gate", "push", "bias", "one", "mute"}
+    images, labels = images_and_labels()
+    assert len(labels) == len(balanced(labels, 4))  # the sample is all there is
+    with torch.no_grad():
+        before = accuracies(model(images), labels)
+    assert not table.loc["mute", "permanent"].any()
+    taken = table[table["reached"]]
+    assert len(taken) >= 6
+    assert len(taken.loc["bias"])
+    for (_, name), row in table.iterrows():
+        assert row["before"] == pytest.approx(before[classes.index(name)])
+    for name, row in taken.loc["bias"].iterrows():
+        own = classes.index(name)
+        state = dict(model.state_dict())
+        # The only weight that the edit changes is one bias, so that the strength can be read from the accuracies.
+        assert (row["tensors"], row["parameters"], row["permanent"]) == (1, 1, True)
+        lowered = state["fc.bias"].clone()
+        low, high = 0.0, 100.0
+        for _ in range(60):
+            middle = (low + high) / 2
+            lowered[own] = state["fc.bias"][own] - middle
+            with torch.no_grad():
+                gone = (
+                    accuracies(functional_call(model, {**state, "fc.bias": lowered}, (images,)), labels)[own]
+                    <= row["after"]
+                )
+            low, high = (low, middle) if gone else (middle, high)
+        lowered[own] = state["fc.bias"][own] - high
+        with torch.no_grad():
+            found = accuracies(functional_call(model, {**state, "fc.bias": lowered}, (images,)), labels)
+        assert found[own] == pytest.approx(row["after"])
+        assert row["drop"] == pytest.approx(before[own] - found[own])
+    # Another SAE repeats only what needs one.
+    again = start(tmp_path, *COMPARE, "sae.seed=1")
+    keys, others = (run["compare"].record("methods.json") for run in (artifacts, again))
+    assert [name for name in keys if keys[name] == others[name]] == ["bias", "one"]
+    same = start(tmp_path, *COMPARE)
+    assert same["compare"].reused
+    assert same["compare"].digest == artifacts["compare"].digest
+
+
+def test_at_an_inner_site_the_table_says_what_scaled_weights_do(tmp_path: Path, start: Start) -> None:
+    layer = "layer4.0.conv2"
+    trained = ("finetune.epochs=12", "data.train_per_class=24", "discover.select=effect")
+    artifacts = start(tmp_path, *COMPARE, f"layer={layer}", "capture.positions=4", *trained)
+    model = plain_model(artifacts)
+    classes = artifacts["classifier"].record("classifier.json")["classes"]
+    site = graph_of(model, 32).sites[layer]
+    images, labels = images_and_labels()
+    from salve.editing.gating import gate
+    from salve.sae import load_sae
+
+    decoder = load_sae(artifacts["sae"].file("sae.safetensors")).decoder.detach()
+    selected = artifacts["features"].table("selected.csv").set_index("class")
+    table = edits(artifacts).loc["gate"]
+    taken = table[table["reached"]]
+    assert len(taken)
+    for name, row in taken.iterrows():
+        state = dict(model.state_dict())
+        closed = gate(decoder[:, int(selected.loc[name, "latent"])], row["alpha"])
+        for reader in site.readers:
+            state[reader.weight] = reader.scaled(state[reader.weight], closed)
+        with torch.no_grad():
+            found = accuracies(functional_call(model, state, (images,)), labels)
+            before = accuracies(model(images), labels)
+        own = classes.index(name)
+        others = [abs(a - b) for k, (a, b) in enumerate(zip(found, before, strict=True)) if k != own]
+        assert row["after"] == pytest.approx(found[own])
+        assert row["drift"] == pytest.approx(sum(others) / 9)
+    cut = Cut(model, site, torch.arange(10), graph_of(model, 32))
+    assert cut.linear is None
+    assert table["alpha"].gt(0).all()
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("compare.methods=[]", "compare.methods is empty"),
+        ("compare.methods=[gat]", r"compare\.methods=gat is no edit method; did you mean gate\?"),
+        ("compare.variants={random_gate: {method: gate, strength: 2}}", "has no setting strength; it has scale"),
+        ("compare.variants.random_gate={method: null}", r"compare\.variants\.random_gate=None is no edit method"),
+        ("compare.targets=[church]", "compare.targets names church; the classes are harbour, "),
+        ("compare.images=0", "compare.images=0 must be above 0"),
+    ],
+)
+def test_a_wrong_setting_is_one_sentence_before_any_work(tmp_path: Path, start: Start, setting: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        start(tmp_path, "stages=[compare]", setting)
+    assert not list((tmp_path / "artifacts").glob("*/*"))
+
+
+def in_a_fork(folder: Path, command: Sequence[str]) -> int:
+    """What ``run_child`` does, without the seconds of a fresh interpreter."""
+    assert command[:3] == [sys.executable, "-m", "salve.cli"]
+    return Command("salve.cli", command[3:], folder, {}).wait()
+
+
+def test_the_command_writes_a_page_and_prints_a_table(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    small = [*SMALL, *FEW, *NARROW, f"output_dir={tmp_path}", "sae.seed=0,1", "compare.images=4", *METHODS]
+    monkeypatch.setattr("salve.sweep.compare.run_child", partial(in_a_fork, tmp_path))
+    assert compare_command([setting for setting in small if "validate" not in setting]) == 0
+    said = capfd.readouterr().out
+    folder = tmp_path / "sweeps" / "rivals" / "compare"
+    table = pd.read_csv(folder / "tables" / "methods.csv").set_index("method")
+    every = pd.read_csv(folder / "tables" / "edits.csv")
+    assert list(table.index) == ["gate", "push", "bias", "one", "mute"]
+    assert len(every) == 2 * 5 * 10
+    for method, row in table.iterrows():
+        by_seed = every[(every["method"] == method) & every["selectivity"].notna()].groupby("seed")["selectivity"]
+        assert row["selectivity"] == pytest.approx(by_seed.mean().mean())
+        assert str(method) in said
+    assert table.loc["bias", "selectivity_half"] == pytest.approx(0)
+    assert (folder / "figures" / "methods.svg").is_file()
+    assert "gate" in (folder / "index.html").read_text()
+    assert compare_command(["sae.seed=x", f"output_dir={tmp_path}"]) == 2
+
+
+def test_settings_of_the_command_become_a_sweep() -> None:
+    typed, folder, name = command_of(
+        ["experiment=imagenette/resnet18", "output_dir=there", "layer=last,fc"], quick=True
+    )
+    assert typed[:2] == ["-m", "experiment=[imagenette/resnet18,beyond/rivals]"]
+    assert {"sweep.name=rivals-quick", "sae.seed=0,1", "layer=last,fc", "output_dir=there"} <= set(typed)
+    assert (folder, name) == (Path("there"), "rivals-quick")
+    typed, folder, name = command_of(["sweep.name=mine", "sae.seed=3"], quick=True)
+    assert (folder, name) == (Path("outputs"), "mine")
+    assert typed.count("sae.seed=3") == 1
+    assert "sae.seed=0,1" not in typed
