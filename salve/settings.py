@@ -19,9 +19,6 @@ Precision = Literal["float32", "bf16"]
 WARMUP, DECAY = 0.05, 0.2
 #: How the latent of a class is chosen.
 Selection = Literal["largest", "margin", "effect"]
-Mode = Literal["suppress", "enhance"]
-Scale = Literal["unit", "max"]
-Channels = Literal["all", "aligned"]
 #: How the latents at the positions of a map become those of an image.
 Pool = Literal["mean", "max"]
 
@@ -249,54 +246,6 @@ class ValidateSettings:
     random_latents: Annotated[int, NOT_NEGATIVE]
     faithfulness_steps: Annotated[int, NOT_NEGATIVE]
     maximisation_steps: Annotated[int, NOT_NEGATIVE]
-
-
-@dataclass
-class EditSettings:
-    """How latents are turned into edits.
-
-    Attributes:
-        alpha: strengths, increasing from 0; all are measured in one pass.
-        modes: suppress, enhance or both.
-        scale: unit or max.
-        channels: all or aligned.
-        sets: further edits of several latents together, each a list of class names (their latents) or latent numbers.
-        evaluate: how many edits are also measured through the edited network, image by image.
-        images: of each class and split at most, always the same ones, that run through the network behind the site, at
-            all sites but the last.
-        resolution: there, the number of equal steps of the grid that are measured before the step in which a class
-            gives way is divided.
-        by_class: also keep every class's accuracy at every strength; the table grows with the square of the classes.
-    """
-
-    alpha: list[float]
-    modes: Annotated[list[str], OneOf(*get_args(Mode))]
-    scale: Annotated[str, OneOf(*get_args(Scale))]
-    channels: Annotated[str, OneOf(*get_args(Channels))]
-    sets: list[list[Any]] = field(default_factory=list)
-    evaluate: Annotated[int, NOT_NEGATIVE] = 1
-    images: Annotated[int, ABOVE_ZERO] = 16
-    resolution: Annotated[int, ABOVE_ZERO] = 8
-    by_class: bool = False
-
-
-@dataclass
-class CompareSettings:
-    """How edit methods are compared, at the strength at which each takes its class to the same accuracy.
-
-    Attributes:
-        methods: names of edit methods, or of ``variants``; the first is the one that others are compared with.
-        variants: by a name of one's own, a mapping with ``method`` (or ``_target_``) and that method's settings.
-        images: of each class and split, at most, on which strengths are chosen and effects measured.
-        targets: names of the classes that are edited; None for all.
-        relearn: after how many steps of training on all classes it is measured whether the class is back.
-    """
-
-    methods: list[str]
-    images: Annotated[int, ABOVE_ZERO]
-    variants: dict[str, Any] = field(default_factory=dict)
-    targets: list[str] | None = None
-    relearn: list[int] = field(default_factory=list)
 
 
 class TrainerArgument:

@@ -170,9 +170,10 @@ def statement(artifacts: Artifacts, main: Headline) -> str:
         )
     if main.verdict is not None:
         verdict = main.verdict
+        edit = f"the edit method {verdict.method}" if verdict.method else "suppressing one latent in the weights"
         sentences.append(
             f"For {count_of(verdict.separates)} of {plural(verdict.judged, 'class')} "
-            f"({percent(verdict.confidence, 0)} interval: {verdict.range}), suppressing one latent in the weights "
+            f"({percent(verdict.confidence, 0)} interval: {verdict.range}), {edit} "
             f"separates the class, at a strength α that select images chose: {verdict.meaning}."
         )
     if main.flip_low is not None and main.flip_high is not None:

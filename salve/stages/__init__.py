@@ -1,11 +1,10 @@
 """The stages of a run, one file each. They exchange data only through artifacts."""
 
+from salve.edit_settings import CompareSettings, EditSettings
 from salve.settings import (
     BackboneSettings,
     CaptureSettings,
-    CompareSettings,
     DiscoverSettings,
-    EditSettings,
     FinetuneSettings,
     SAESettings,
     ValidateSettings,

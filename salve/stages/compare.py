@@ -15,13 +15,13 @@ from torch import Tensor
 
 from salve.artifacts import Artifact, digest_of, write_record, write_table
 from salve.backbones.cut import Cut
+from salve.edit_settings import CompareSettings
 from salve.editing.matched import LEVEL, strength_to
 from salve.editing.methods import FittedEdit, Fitting, Method, Target, make_method
 from salve.editing.verdict import effect
 from salve.metrics import kl_divergence, per_class_accuracy
-from salve.settings import CompareSettings
 from salve.stages.context import StageContext, settings_of_key
-from salve.stages.sampled import Sample
+from salve.stages.sampled import Sample, fitting_of
 from salve.stages.targets import targets_of
 from salve.types import Split, UserError
 
@@ -118,17 +118,8 @@ class _Bench:
 
     @cached_property
     def fitting(self) -> Fitting:
-        train, data = self.context.activations(self.activations, "train"), self.context.data
-        rows = torch.as_tensor(train.rows[:])
-
-        def images(numbers: Sequence[int] | None) -> Any:
-            for batch, labels in data.loader("train", indices=numbers):
-                yield self.context.on_device(batch), labels
-
         sae = self.context.sae(self.sae, self.activations)
-        labels = torch.as_tensor(data.labels("train"))
-        classes = len(self.context.classes)
-        return Fitting(self.cut, rows, train.row_labels, classes, sae, labels, images, self.seed)
+        return fitting_of(self.context, self.cut, self.activations, sae, self.seed)
 
     @cached_property
     def samples(self) -> dict[Split, Sample]:

@@ -1,6 +1,6 @@
 """A sample of a split's images, run through a changed network in the cheapest way that there is."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -9,12 +9,26 @@ from torch.func import functional_call
 
 from salve.artifacts import Artifact
 from salve.backbones.cut import Cut
+from salve.editing.methods import Fitting
 from salve.editing.methods.base import head_weights, logits_at_head
 from salve.editing.methods.change import Change
+from salve.sae import SAE
 from salve.stages.context import StageContext
 from salve.stages.targets import balanced
 from salve.stages.through_tail import HELD_BYTES, Tails
 from salve.types import Split
+
+
+def fitting_of(context: StageContext, cut: Cut, activations: Artifact, sae: SAE, seed: int) -> Fitting:
+    """What edits of a network are fitted on: the train split, with the activations that were captured."""
+    train, data = context.activations(activations, "train"), context.data
+
+    def images(numbers: Sequence[int] | None) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch, labels in data.loader("train", indices=numbers):
+            yield context.on_device(batch), labels
+
+    rows, labels = torch.as_tensor(train.rows[:]), torch.as_tensor(data.labels("train"))
+    return Fitting(cut, rows, train.row_labels, len(context.classes), sae, labels, images, seed)
 
 
 class Sample:
@@ -35,7 +49,7 @@ class Sample:
         self,
         context: StageContext,
         cut: Cut,
-        activations: Artifact,
+        activations: Artifact | None,
         split: Split,
         per_class: int,
         room: int = HELD_BYTES,
@@ -49,6 +63,7 @@ class Sample:
         self._rows: dict[int, Tensor] = {}
         self._tails: dict[int, Tails] = {}
         if cut.linear is not None:
+            assert activations is not None, "activations of the last site are captured"
             rows = context.activations(activations, split).activations
             self._rows = {label: rows[torch.tensor(own)] for label, own in self._of.items()}
         else:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from salve.artifacts import Artifact
+from salve.edit_settings import EditSettings
 from salve.editing import contribution
 from salve.editing.methods import Target
-from salve.settings import EditSettings
 from salve.types import Labels, UserError
 
 

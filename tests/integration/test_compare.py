@@ -15,6 +15,7 @@ from torch.func import functional_call
 from salve.artifacts import Artifact
 from salve.backbones import graph_of
 from salve.data import ConceptsData, Preprocess
+from salve.editing import apply_edit_file, load_edit_file, undo_edit_file
 from salve.editing.gating import gate
 from salve.sae import load_sae
 from salve.stages.targets import balanced
@@ -183,3 +184,52 @@ def test_settings_of_the_command_become_a_sweep() -> None:
     assert (folder, name) == (Path("outputs"), "mine")
     assert typed.count("sae.seed=3") == 1
     assert "sae.seed=0,1" not in typed
+
+
+@pytest.mark.parametrize("method", ["steering", "rank_one", "head_bias"])
+def test_any_method_edits_is_saved_and_is_undone(tmp_path: Path, start: Start, method: str) -> None:
+    artifacts = start(tmp_path, f"edit={method}", "stages=[control,diagnose]", "edit.evaluate=3")
+    assert "diagnose" not in artifacts  # critical strengths are of the gate
+    control, model = artifacts["control"], plain_model(artifacts)
+    original, (images, labels) = dict(model.state_dict()), images_and_labels()
+    summary = control.table("summary.csv")
+    assert len(summary) == 10
+    for row in summary.itertuples():
+        edit_file = load_edit_file(control.file(row.edit_file))
+        edited = apply_edit_file(edit_file, original)
+        changed = [name for name in original if not torch.equal(edited[name], original[name])]
+        assert changed == (["fc.weight"] if method == "rank_one" else ["fc.bias"])
+        undone = undo_edit_file(edit_file, edited)
+        assert all(torch.equal(undone[name], original[name]) for name in original)
+        with torch.no_grad():
+            found = accuracies(functional_call(model, edited, (images,)), labels)
+        own = artifacts["classifier"].record("classifier.json")["classes"].index(row.target)
+        assert found[own] == pytest.approx(row.accuracy_after)
+    evaluation = control.table("evaluation.csv")
+    assert len(evaluation) == 30
+    assert evaluation["accuracy_edited"].tolist() == pytest.approx(evaluation["accuracy_cached"].tolist())
+
+
+def test_an_edit_that_needs_the_sae_leaves_no_edit_file(tmp_path: Path, start: Start) -> None:
+    artifacts = start(tmp_path, "edit=mute", "stages=[control,report]")
+    assert artifacts["control"].table("summary.csv")["edit_file"].eq("").all()
+    assert not list(artifacts["control"].file("edits").iterdir())
+    page = (tmp_path / "run" / "index.html").read_text()
+    assert "mute" in page
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["edit.method=steering"], r"edit\.method=steering can only suppress; set edit\.modes=\[suppress\]"),
+        (["edit.args={direction: random}"], r"The gate's settings are edit\.scale and edit\.channels"),
+        (["edit=steering", "edit.args={to: x}"], "edit.method=steering has no setting to; it has direction"),
+        (["edit=steering", "edit.method=steer"], "edit.method=steer is no edit method; did you mean steering?"),
+    ],
+)
+def test_a_wrong_method_is_one_sentence_before_any_work(
+    tmp_path: Path, start: Start, settings: list[str], says: str
+) -> None:
+    with pytest.raises(UserError, match=says):
+        start(tmp_path, "stages=[control]", *settings)
+    assert not list((tmp_path / "artifacts").glob("*/*"))

@@ -9,11 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from salve.backbones.cut import Cut
+from salve.edit_settings import Channels, Mode, Scale
 from salve.editing.gating import gate, logits_by_strength
 from salve.editing.methods.base import FittedEdit, Fitting, Method, Target
 from salve.editing.methods.change import Affine
 from salve.editing.methods.directions import check_direction, directions, drawn, of_sae
-from salve.settings import Channels, Mode, Scale
 
 
 @dataclass(frozen=True, eq=False)
