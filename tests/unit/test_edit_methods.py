@@ -14,7 +14,9 @@ from tests.unit.methods import ORDER, TARGET, Drawn, Plain, cut_at, fitting_at, 
 from tests.unit.test_graph import SIZE, Net
 
 SITES = ("second", "hidden", "last")
-AT_THE_SITE = ("gate", "steering", "ablation")
+AT_THE_SITE = ("gate", "steering", "ablation", "inlp", "leace", "pruning")
+ALONG_A_DIRECTION = ("gate", "steering", "ablation")
+SETTINGS = {"null_space": {"threshold": 0.5}}  # the network is too narrow for the default
 ALPHAS = (0.0, 0.4, 1.0, 2.5)
 
 
@@ -49,7 +51,7 @@ def by_weights(fitting: Fitting, change: Change, images: Tensor) -> Tensor:
 @torch.no_grad()
 def test_both_forms_of_a_change_give_the_same_logits(fitting: Fitting, name: str) -> None:
     edit = make_method(name).fit(fitting, TARGET)
-    images = torch.randn(4, 3, SIZE, SIZE).double()
+    images = Drawn(fitting.cut.model).all[:12]
     original = fitting.cut.model(images)[:, ORDER]
     for alpha in ALPHAS:
         change = edit.at(alpha)
@@ -62,15 +64,26 @@ def test_both_forms_of_a_change_give_the_same_logits(fitting: Fitting, name: str
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in ("reconstruction",)])
 @torch.no_grad()
 def test_at_strength_0_nothing_changes(fitting: Fitting, name: str) -> None:
-    if name == "rank_one" and fitting.cut.linear is None:
-        return
-    change = make_method(name).fit(fitting, TARGET).at(0.0)
+    change = make_method(name, SETTINGS.get(name)).fit(fitting, TARGET).at(0.0)
     if change.activations is not None:
         rows = fitting.cut.read(torch.randn(2, 3, SIZE, SIZE).double())
         assert torch.equal(change.activations(rows), rows)
     if change.weights is not None:
         state = fitting.cut.model.state_dict()
         assert all(torch.equal(tensor, state[tensor_name]) for tensor_name, tensor in change.weights().items())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_given_network_is_never_changed(fitting: Fitting, name: str) -> None:
+    model = fitting.cut.model
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    change = make_method(name, SETTINGS.get(name)).fit(fitting, TARGET).at(1.0)
+    if change.weights is not None:
+        changed = change.weights()
+        assert all(not torch.equal(tensor, before[key]) for key, tensor in changed.items())
+        assert not any(tensor.data_ptr() == model.state_dict()[key].data_ptr() for key, tensor in changed.items())
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in model.parameters())
 
 
 @torch.no_grad()
@@ -197,7 +210,7 @@ def test_channels_of_a_grouped_convolution_are_gated_but_not_mixed() -> None:
     assert "2 groups" in make_method("ablation").fit(fitting, TARGET).at(0.7).why_not_permanent
 
 
-@pytest.mark.parametrize("name", AT_THE_SITE)
+@pytest.mark.parametrize("name", ALONG_A_DIRECTION)
 @torch.no_grad()
 def test_random_controls_follow_the_seed_and_neither_latent_nor_class(model: nn.Module, name: str) -> None:
     one, again, other = (fitting_at(model, "hidden") for _ in range(3))
@@ -256,8 +269,15 @@ def test_methods_are_named_and_their_settings_checked() -> None:
 def test_a_class_without_images_and_a_missing_sae_are_refused(model: nn.Module) -> None:
     fitting = fitting_at(model, "hidden")
     absent = TARGET._replace(name="none", classes=(4,))
-    without = Fitting(fitting.cut, fitting.rows[fitting.labels != 4], fitting.labels[fitting.labels != 4], 5)
+    there, images = fitting.labels != 4, fitting.image_labels
+    assert images is not None
+    without = Fitting(
+        fitting.cut, fitting.rows[there], fitting.labels[there], 5, None, images.where(images != 4, -1), fitting.images
+    )
     with pytest.raises(UserError, match="none has no train images"):
         make_method("steering", {"direction": "class_mean"}).fit(without, absent)
+    for name in ("inlp", "leace", "rank_one", "null_space", "memit", "pruning", "head_bias"):
+        with pytest.raises(UserError, match="none has no train images"):
+            make_method(name).fit(without, absent)
     with pytest.raises(UserError, match="The edit method mute needs an SAE of the site hidden"):
         make_method("mute").fit(without, TARGET)

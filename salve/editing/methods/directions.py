@@ -45,7 +45,7 @@ def directions(fitting: Fitting, target: Target, direction: str, method: str) ->
     check_direction(direction)
     if direction == "class_mean":
         return F.normalize(fitting.own_mean(target) - fitting.mean, dim=0)[None].float()
-    generator = torch.Generator().manual_seed(_seed(fitting.seed, target))
+    generator = drawing(fitting, target)
     if direction == "random":
         drawn = torch.randn(max(1, len(target.latents)), fitting.rows.shape[1], generator=generator)
         return F.normalize(drawn, dim=1)
@@ -60,9 +60,10 @@ def directions(fitting: Fitting, target: Target, direction: str, method: str) ->
     return sae.decoder.detach()[:, latents].T * signs[:, None]
 
 
-def _seed(seed: int, target: Target) -> int:
-    """Of a target's random draw: another for every class, and for sets of latents."""
-    return seed * 100_003 + sum((at + 1) * (label + 1) for at, label in enumerate(target.classes))
+def drawing(fitting: Fitting, target: Target) -> torch.Generator:
+    """Of a target's random draw: another for every class, and for sets of classes."""
+    own = sum((at + 1) * (label + 1) for at, label in enumerate(target.classes))
+    return torch.Generator().manual_seed(fitting.seed * 100_003 + own)
 
 
 @torch.no_grad()
