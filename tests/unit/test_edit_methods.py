@@ -16,7 +16,6 @@ from tests.unit.test_graph import SIZE, Net
 SITES = ("second", "hidden", "last")
 AT_THE_SITE = ("gate", "steering", "ablation", "inlp", "leace", "pruning")
 ALONG_A_DIRECTION = ("gate", "steering", "ablation")
-SETTINGS = {"null_space": {"threshold": 0.5}}  # the network is too narrow for the default
 ALPHAS = (0.0, 0.4, 1.0, 2.5)
 
 
@@ -64,7 +63,7 @@ def test_both_forms_of_a_change_give_the_same_logits(fitting: Fitting, name: str
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in ("reconstruction",)])
 @torch.no_grad()
 def test_at_strength_0_nothing_changes(fitting: Fitting, name: str) -> None:
-    change = make_method(name, SETTINGS.get(name)).fit(fitting, TARGET).at(0.0)
+    change = make_method(name).fit(fitting, TARGET).at(0.0)
     if change.activations is not None:
         rows = fitting.cut.read(torch.randn(2, 3, SIZE, SIZE).double())
         assert torch.equal(change.activations(rows), rows)
@@ -77,7 +76,7 @@ def test_at_strength_0_nothing_changes(fitting: Fitting, name: str) -> None:
 def test_the_given_network_is_never_changed(fitting: Fitting, name: str) -> None:
     model = fitting.cut.model
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    change = make_method(name, SETTINGS.get(name)).fit(fitting, TARGET).at(1.0)
+    change = make_method(name).fit(fitting, TARGET).at(1.0)
     if change.weights is not None:
         changed = change.weights()
         assert all(not torch.equal(tensor, before[key]) for key, tensor in changed.items())

@@ -80,8 +80,7 @@ def factors(change: Tensor, row: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", ["rank_one", "null_space", "memit"])
 def test_at_full_size_the_class_no_longer_leads(fitting: Fitting, name: str, target: Target) -> None:
     model = fitting.cut.model
-    method = make_method(name, {"threshold": 0.3} if name == "null_space" else {})
-    edit = method.fit(fitting, target)
+    edit = make_method(name).fit(fitting, target)
     start = mean_lead(model, {}, target)
     assert start > 0.01
     full, half = edit.at(1.0).weights, edit.at(0.3).weights
@@ -173,7 +172,7 @@ def test_alphaedit_says_where_nothing_is_free(model: Plain) -> None:
     with pytest.raises(
         UserError, match=r"leave no direction free at the site second for null_space; raise threshold=0\.02"
     ):
-        NullSpace().fit(fitting, TARGET)
+        NullSpace(threshold=0.02).fit(fitting, TARGET)
     last, labels = cut_at(model, "last"), torch.arange(50) % 5
     rows = torch.zeros(50, 7).double()
     rows[:, :3] = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)).double()  # no class has the other four

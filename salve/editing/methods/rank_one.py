@@ -105,7 +105,7 @@ class NullSpace(_Stored):
         threshold: the largest eigenvalue that counts as small, as a share of the mean eigenvalue.
     """
 
-    threshold: float = 0.02
+    threshold: float = 0.1
 
     source: ClassVar[str] = "Fang et al. 2024 (arXiv 2410.02355), AlphaEdit"
     name: ClassVar[str] = "null_space"
