@@ -246,6 +246,7 @@ def test_settings_out_of_range_and_a_missing_key_are_refused(model: Plain) -> No
         ("null_space", {"images": 0}, "images=0 of null_space must be 1 or more"),
         ("null_space", {"threshold": 0.0}, "threshold=0 of null_space must be above 0"),
         ("memit", {"sites": 0}, "sites=0 of memit must be 1 or more"),
+        ("memit", {"steps": 0}, "steps=0 of memit must be 1 or more"),
         ("memit", {"ridge": 0.0}, "ridge=0 of a rank-one edit must be above 0"),
     ):
         with pytest.raises(UserError, match=says):

@@ -48,9 +48,10 @@ class Memit(Method):
     needs_images: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.sites < 1:
-            raise UserError(f"sites={self.sites} of memit must be 1 or more.")
-        self._single()
+        for setting in ("sites", "images", "steps"):
+            if getattr(self, setting) < 1:
+                raise UserError(f"{setting}={getattr(self, setting)} of memit must be 1 or more.")
+        self._single()  # refuses a ridge
 
     def _single(self) -> RankOne:
         return RankOne(self.images, self.steps, self.ridge)
