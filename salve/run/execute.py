@@ -216,7 +216,8 @@ def _facts(config: Config, context: StageContext) -> dict[str, str]:
     def described(values: dict[str, Any], *names: str) -> str:
         return ", ".join(f"{name} {values[name]}" for name in names if values[name] is not None)
 
-    sae, gated = asdict(config.sae), config.edit.method == GATE
+    sae, edit = asdict(config.sae), config.edit
+    how = described(asdict(edit), "scale", "channels") if edit.method == GATE else edit.method
     chosen = ("dictionary_size", "k" if "k" in VARIANTS[config.sae.variant].takes else "sparsity")
     return {
         "backbone": f"{config.backbone.library} {config.backbone.name}, weights {Path(config.backbone.weights).name}",
@@ -225,9 +226,6 @@ def _facts(config: Config, context: StageContext) -> dict[str, str]:
         "data": f"{context.data.name}: {len(context.classes)} classes; images to train, select and test: "
         + ", ".join(str(len(context.data.labels(split))) for split in SPLITS),
         "SAE": f"{config.sae.variant}, {described(sae, *chosen)}",
-        "edit": (
-            described(asdict(config.edit), "scale", "channels") if config.edit.method == GATE else config.edit.method
-        )
-        + f", latents chosen by {config.discover.select}",
+        "edit": f"{how}, latents chosen by {config.discover.select}",
         "seed": str(config.seed),
     }
