@@ -128,7 +128,7 @@ def _used(settings: EditSettings, cut: Cut, method: Method | None, seed: int) ->
     else:
         idle = {"scale", "channels", "args"}
         used |= {"settings": method.settings(), "seed": seed if method.draws else None}
-    if cut.linear is not None and not (method and method.needs_images):
+    if cut.linear is not None and not (method and method.everywhere):
         idle |= {"images", "resolution"}  # all images are measured at all strengths
     return {name: value for name, value in used.items() if name not in idle}
 

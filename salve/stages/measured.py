@@ -155,7 +155,7 @@ def measures_of(
     At the last site, edits of the site and of the head are measured on all images. What changes other weights runs
     whole images, and a sample of them.
     """
-    if cut.linear is None or (method is not None and method.needs_images):
+    if cut.linear is None or (method is not None and method.everywhere):
         return SampledMeasures(context, cut, settings, activations)
     splits = {split: context.activations(activations, split) for split in MEASURED_ON}
     return LinearMeasures(cut, splits, settings, len(context.classes))

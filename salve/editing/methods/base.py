@@ -314,6 +314,11 @@ class Method(ABC):
     needs_images: ClassVar[bool] = False
 
     @property
+    def everywhere(self) -> bool:
+        """Whether its edits change weights in front of the site, too."""
+        return False
+
+    @property
     def needs_sae(self) -> bool:
         """Whether it uses the SAE and its latents."""
         return False
