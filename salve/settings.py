@@ -19,9 +19,6 @@ Precision = Literal["float32", "bf16"]
 WARMUP, DECAY = 0.05, 0.2
 #: How the latent of a class is chosen.
 Selection = Literal["largest", "margin", "effect"]
-Mode = Literal["suppress", "enhance"]
-Scale = Literal["unit", "max"]
-Channels = Literal["all", "aligned"]
 #: How the latents at the positions of a map become those of an image.
 Pool = Literal["mean", "max"]
 
@@ -249,35 +246,6 @@ class ValidateSettings:
     random_latents: Annotated[int, NOT_NEGATIVE]
     faithfulness_steps: Annotated[int, NOT_NEGATIVE]
     maximisation_steps: Annotated[int, NOT_NEGATIVE]
-
-
-@dataclass
-class EditSettings:
-    """How latents are turned into edits.
-
-    Attributes:
-        alpha: strengths, increasing from 0; all are measured in one pass.
-        modes: suppress, enhance or both.
-        scale: unit or max.
-        channels: all or aligned.
-        sets: further edits of several latents together, each a list of class names (their latents) or latent numbers.
-        evaluate: how many edits are also measured through the edited network, image by image.
-        images: of each class and split at most, always the same ones, that run through the network behind the site, at
-            all sites but the last.
-        resolution: there, the number of equal steps of the grid that are measured before the step in which a class
-            gives way is divided.
-        by_class: also keep every class's accuracy at every strength; the table grows with the square of the classes.
-    """
-
-    alpha: list[float]
-    modes: Annotated[list[str], OneOf(*get_args(Mode))]
-    scale: Annotated[str, OneOf(*get_args(Scale))]
-    channels: Annotated[str, OneOf(*get_args(Channels))]
-    sets: list[list[Any]] = field(default_factory=list)
-    evaluate: Annotated[int, NOT_NEGATIVE] = 1
-    images: Annotated[int, ABOVE_ZERO] = 16
-    resolution: Annotated[int, ABOVE_ZERO] = 8
-    by_class: bool = False
 
 
 class TrainerArgument:

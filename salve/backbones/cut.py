@@ -58,6 +58,17 @@ class Cut:
         logits: Tensor = self.model(images)
         return logits[:, self.order.to(logits.device)]
 
+    def on(self, model: nn.Module, site: Site) -> "Cut":
+        """The cut of a network that differs from this one in its weights alone, at another site of the graph."""
+        return Cut(model, site, self.order, self._known_graph())
+
+    def sites_onward(self) -> list[Site]:
+        """This site and those that come later in the forward pass; the last site alone if the cut is there."""
+        if self.site.in_graph is None:
+            return [self.site]
+        found = list(self._known_graph().sites.values())
+        return found[[site.readers for site in found].index(self.site.readers) :]
+
     def weights_before(self) -> set[str]:
         """Names of the tensors of the ``state_dict`` that the activations depend on."""
         if self.site.in_graph is None:

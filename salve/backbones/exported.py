@@ -78,6 +78,7 @@ class Exported:
         goals: Sequence[str] = (),
         *,
         known: Mapping[str, Any] | None = None,
+        weights: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Any]:
         """Run the graph, or the part of it that some nodes need.
 
@@ -86,11 +87,13 @@ class Exported:
             images: the batch.
             goals: names of nodes; none for the logits.
             known: by node, values that are not computed again, but used as they are.
+            weights: by name, parameters and buffers that are used in the place of the network's own.
 
         Returns:
             The values of the goals by name.
         """
-        known, state, values = known or {}, state_of(model), dict[str, Any]()
+        known, values = known or {}, dict[str, Any]()
+        state = state_of(model) | dict(weights or {})
         for node, done in self._plan(tuple(goals) or (self.last.name,), frozenset(known)):
             if node.name in known:
                 values[node.name] = known[node.name]
@@ -135,6 +138,11 @@ class Exported:
         behind &= ancestors([self.last])
         read = {other for one in behind - {start} for other in one.all_input_nodes} - behind
         return tuple(one.name for one in self.graph.nodes if one in read and one.op == "call_function")
+
+    def depends_on(self, node: str, weights: Container[str]) -> bool:
+        """Whether a node's value depends on some of these parameters and buffers."""
+        (goal,) = (one for one in self.graph.nodes if one.name == node)
+        return any(self._states[one.name] in weights for one in ancestors([goal]) if one.name in self._states)
 
     def weights_before(self, node: str) -> set[str]:
         """Names of the parameters and buffers that a node's value depends on."""

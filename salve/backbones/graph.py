@@ -144,6 +144,7 @@ class GraphTail:
         with torch.no_grad():
             self._held: dict[str, Any] = exported.run(model, images, (site.in_graph.node, *beside))
         self._tensor: Tensor = self._held[site.in_graph.node]
+        self._kept: dict[frozenset[str], list[str]] = {}  # by changed weights, what is held and does not depend on them
         self.activations = site.in_graph.rows(self._tensor)
 
     def __len__(self) -> int:
@@ -163,7 +164,21 @@ class GraphTail:
         """The logits with every position gated, for all images alike ``[M]`` or for each image ``[N, M]``."""
         return self._logits(self._in_graph.gate(gate, self._tensor))
 
+    def with_weights(self, weights: Mapping[str, Tensor]) -> Float[Tensor, "N C"]:
+        """The logits with other values of some parameters and buffers, wherever in the network they are.
+
+        Only what depends on them is computed again. Gradients flow to the weights where they are on.
+        """
+        moved = frozenset(weights)
+        if moved not in self._kept:
+            self._kept[moved] = [node for node in self._held if not self._exported.depends_on(node, moved)]
+        known = {node: self._held[node] for node in self._kept[moved]}
+        return self._ordered(self._exported.run(self._model, self._images, known=known, weights=weights))
+
     def _logits(self, tensor: Tensor) -> Tensor:
         known = {**self._held, self._in_graph.node: tensor}
-        (logits,) = self._exported.run(self._model, self._images, known=known).values()
+        return self._ordered(self._exported.run(self._model, self._images, known=known))
+
+    def _ordered(self, found: Mapping[str, Tensor]) -> Tensor:
+        (logits,) = found.values()
         return logits if self._order is None else logits[:, self._order]

@@ -8,36 +8,35 @@ from typing import TYPE_CHECKING
 from salve.lazy import lazy
 
 if TYPE_CHECKING:
+    from salve.editing.additions import AdditionFile
+    from salve.editing.applying import apply_edit_file, apply_edit_files, undo_edit_file, undo_edit_files
     from salve.editing.curves import edit_curves, strength_curves
-    from salve.editing.edits import (
-        Edit,
-        EditFile,
-        HeldEdit,
-        apply_edit_file,
-        apply_edit_files,
-        undo_edit_file,
-        undo_edit_files,
-    )
+    from salve.editing.edits import Edit, EditFile, GateFile, HeldEdit
     from salve.editing.evaluation import EditEvaluation
     from salve.editing.files import load_edit_file, save_edit_file
     from salve.editing.gating import contribution, edited_logits, gate, gates
-    from salve.editing.make import make_edit_file, make_edit_files
+    from salve.editing.make import NewWeights, make_addition, make_additions, make_edit_file, make_edit_files
     from salve.editing.rivals import ablated_logits, rank_one_logits, rank_one_rows, rank_one_weight, steered_logits
 
 _MODULES = {
+    "AdditionFile": "additions",
     "Edit": "edits",
     "EditEvaluation": "evaluation",
     "HeldEdit": "edits",
     "EditFile": "edits",
+    "GateFile": "edits",
+    "NewWeights": "make",
     "ablated_logits": "rivals",
-    "apply_edit_file": "edits",
-    "apply_edit_files": "edits",
+    "apply_edit_file": "applying",
+    "apply_edit_files": "applying",
     "contribution": "gating",
     "edit_curves": "curves",
     "edited_logits": "gating",
     "gate": "gating",
     "gates": "gating",
     "load_edit_file": "files",
+    "make_addition": "make",
+    "make_additions": "make",
     "make_edit_file": "make",
     "make_edit_files": "make",
     "rank_one_logits": "rivals",
@@ -46,15 +45,18 @@ _MODULES = {
     "save_edit_file": "files",
     "steered_logits": "rivals",
     "strength_curves": "curves",
-    "undo_edit_file": "edits",
-    "undo_edit_files": "edits",
+    "undo_edit_file": "applying",
+    "undo_edit_files": "applying",
 }
 
 __all__ = [
+    "AdditionFile",
     "Edit",
     "EditEvaluation",
     "EditFile",
+    "GateFile",
     "HeldEdit",
+    "NewWeights",
     "ablated_logits",
     "apply_edit_file",
     "apply_edit_files",
@@ -64,6 +66,8 @@ __all__ = [
     "gate",
     "gates",
     "load_edit_file",
+    "make_addition",
+    "make_additions",
     "make_edit_file",
     "make_edit_files",
     "rank_one_logits",

@@ -1,6 +1,6 @@
 """The effect of a grid of strengths on every class, from cached activations."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 import torch
@@ -60,11 +60,30 @@ def edit_accuracies(
     Returns:
         ``[K, C]`` float64; NaN for a class without images.
     """
-    classes = len(tail)
-    right = torch.zeros(len(alphas), classes, dtype=torch.float64)
+
+    def logits(block: Tensor) -> Iterator[tuple[int, Tensor]]:
+        return logits_by_strength(tail, block, contribution, alphas, mode)
+
+    return accuracies_of(logits, activations, labels, len(alphas), len(tail))
+
+
+def accuracies_of(
+    logits_by_strength: Callable[[Tensor], Iterator[tuple[int, Tensor]]],
+    activations: Activations,
+    labels: Labels,
+    count: int,
+    classes: int,
+) -> Float[Tensor, "K C"]:
+    """As :func:`edit_accuracies`, of any edit.
+
+    Args:
+        logits_by_strength: of a block of activations, by the index of each strength the logits ``[n, C]``.
+        activations, labels: see :func:`edit_curves`. count: ``K``. classes: ``C``.
+    """
+    right = torch.zeros(count, classes, dtype=torch.float64)
     rows = max(_ROWS, _BLOCK // (2 * classes))
     for block, own in zip(activations.split(rows), labels.split(rows), strict=True):
-        for k, logits in logits_by_strength(tail, block, contribution, alphas, mode):
+        for k, logits in logits_by_strength(block):
             right[k].index_add_(0, own, (logits.argmax(dim=1) == own).double())
     return right / torch.bincount(labels, minlength=classes)
 
@@ -85,10 +104,19 @@ def edit_outcomes(
     Returns:
         Whether the edited head is right, ``[N]``, and ``KL(original ‖ edited)`` in nats, ``[N]``.
     """
+    return outcomes_of(
+        tail, lambda block: edited_logits(tail, block, contribution, [alpha], mode)[0], activations, labels
+    )
+
+
+def outcomes_of(
+    tail: LinearTail, logits_of: Callable[[Tensor], Tensor], activations: Activations, labels: Labels
+) -> tuple[Bool[Tensor, " N"], Float[Tensor, " N"]]:
+    """As :func:`edit_outcomes`, of any edit; ``logits_of`` gives the edited logits ``[n, C]`` of activations."""
     right, drift = [], []
     rows = max(_ROWS, _BLOCK // (2 * len(tail)))
     for block, own in zip(activations.split(rows), labels.split(rows), strict=True):
-        logits = edited_logits(tail, block, contribution, [alpha], mode)
+        logits = logits_of(block)[None]
         highest, predictions = logits.max(dim=2, keepdim=True)
         right.append(predictions[0, :, 0] == own)
         drift.append(_drift(tail(block).log_softmax(dim=1), logits - highest)[0])

@@ -1,51 +1,44 @@
-"""Edit files: an edit as a JSON record that people can read, and the originals that all edits of a network share.
+"""Edit files: an edit as a JSON record that people can read, and the weights that applying and undoing it needs.
 
-``NAME.json`` describes the edit. It has the contribution vectors (a few numbers per channel), so that applying needs no
-SAE. ``originals-<checksum>.safetensors`` beside it holds the readers' weights without edits, because multiplying by a
-gate cannot be undone by arithmetic, and the checksums of all tensors of the network. It is written once for a network
-and site, and serves all their edits in a folder. The files belong together and must be moved together.
+``NAME.json`` describes the edit. That of gates has the contribution vectors (a few numbers per channel), so that
+applying needs no SAE. ``originals-<checksum>.safetensors`` beside it holds the tensors that the edit changes, without
+edits, because neither multiplying nor rounding can be undone by arithmetic, and the checksums of all tensors of the
+network. It is written once for a network and the names of the tensors, and serves all edits of these in a folder. The
+new values of an addition lie in ``changes-<checksum>.safetensors``. The files belong together and must be moved
+together.
 
 The metadata of a ``.safetensors`` file that ``salve-edit`` wrote lists, under :data:`HELD`, the edits that it holds.
 """
 
-import base64
-import binascii
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from salve.artifacts import digest_of, save_tensors, write_record, written_whole
-from salve.backbones.site import Reader
 from salve.backbones.weights import check_tensors
-from salve.editing.edits import Edit, EditFile, HeldEdit, checksum, checksums
-from salve.editing.gating import Channels, Mode, Scale
+from salve.editing.additions import AdditionFile, HeldAddition
+from salve.editing.edits import EditFile, GateFile, HeldEdit, HeldGates, checksum, checksums
+from salve.editing.records import CHECKSUM, expect, held_from, record_of, text_of
 from salve.types import UserError
 from salve.untrusted import check_safetensors, parse_json, read_text, reason
-from salve.values import LARGEST
 
-FORMAT = "salve-edit-2"
+#: What the files of gates say that they are, and those of additions. Originals are of the first format for both.
+FORMAT, ADDITION = "salve-edit-2", "salve-addition-1"
 #: Entry in the metadata of edited weights: a JSON list of their edits.
 HELD = "salve_edits"
-_SHARED = re.compile(r"originals-[0-9a-f]{12}\.safetensors")
-_CHECKSUM = re.compile(r"[0-9a-f]{32}")
-#: Letters of a text in an edit file, at most; the name of an edit of many classes is long.
-_MOST_LETTERS = 10_000
-#: An index of a latent must be smaller.
-_MOST_LATENTS = 2**31
+_ORIGINALS = re.compile(r"originals-[0-9a-f]{12}\.safetensors")
+_BESIDE = re.compile(r"(originals|changes)-[0-9a-f]{12}\.safetensors")
 
 
 def save_edit_file(edit_file: EditFile, path: Path) -> None:
-    """Write an edit file and, unless it exists, the file of originals beside it.
+    """Write an edit file; beside it the new values of an addition and, unless it exists, the file of originals.
 
     Each file is written completely or not at all.
 
@@ -62,6 +55,10 @@ def save_edit_file(edit_file: EditFile, path: Path) -> None:
         with written_whole(shared) as unfinished:
             save_tensors(unfinished, edit_file.originals, header)
     record = {"format": FORMAT, **record_of(edit_file), "after": edit_file.after, "originals": shared.name}
+    if isinstance(edit_file, AdditionFile):
+        record |= {"format": ADDITION, "changes": edit_file.file_of_changes}
+        with written_whole(path.with_name(edit_file.file_of_changes)) as unfinished:
+            save_tensors(unfinished, edit_file.edited)
     with written_whole(path) as unfinished:
         write_record(unfinished, record)
 
@@ -81,22 +78,29 @@ def load_edit_files(paths: Sequence[Path]) -> list[EditFile]:
     return [_edit_file(path, known) for path in paths]
 
 
-def load_held(path: Path) -> HeldEdit:
-    """Read an edit file without its originals; raises as :func:`load_edit_file`."""
+def load_held(path: Path) -> HeldGates | HeldAddition:
+    """Read an edit file without its weights; raises as :func:`load_edit_file`."""
     return _said(path)[0]
 
 
-def _said(path: Path) -> tuple[HeldEdit, str, str]:
+def _said(path: Path) -> tuple[HeldGates | HeldAddition, str, str]:
     """Read an edit file: the edit, the checksum of the network with it, and the name of the file of originals."""
     record = _read_json(path)
-    if record.get("format") != FORMAT:
-        raise UserError(f"{path} is no edit file of this version of salve: its format is not {FORMAT}.")
+    if record.get("format") not in (FORMAT, ADDITION):
+        raise UserError(f"{path} is no edit file of this version of salve: its format is not {FORMAT} or {ADDITION}.")
     try:
-        held, after, shared = held_from(record), _text(record, "after"), _text(record, "originals")
-        # Only a plain name, so that no file in another folder is read.
-        _expect(is_originals(shared), "originals must be the name of a file such as originals-….safetensors")
+        fits = ("changed" in record) == (record["format"] == ADDITION)
+        expect(fits, f"files of the format {ADDITION}, and only these, must have the field changed")
+        held, after, shared = held_from(record), text_of(record, "after"), text_of(record, "originals")
+        # Only plain names, so that no file in another folder is read.
+        expect(
+            bool(_ORIGINALS.fullmatch(shared)), "originals must be the name of a file such as originals-….safetensors"
+        )
+        if isinstance(held, HeldAddition):
+            named = held.file_of_changes
+            expect(record.get("changes") == named, f"changes must be {named}, which its checksums give")
     except UserError as error:
-        raise UserError(f"{path} is damaged: {error}.") from error
+        raise UserError(f"{path} is damaged: {reason(error)}.") from error
     return held, after, shared
 
 
@@ -106,54 +110,25 @@ def _edit_file(path: Path, known: dict[Path, tuple[dict[str, str], dict[str, Ten
     if shared not in known:
         known[shared] = _read_originals(shared)
     weights, originals = known[shared]
-    if checksum(weights) != held.before or set(originals) != set(held.weights_scaled):
+    if checksum(weights) != held.before or set(originals) != set(held.tensors):
         raise UserError(f"{path} is damaged: {name} holds the originals of another network or site.")
+    facts = {field: getattr(held, field) for field in type(held).__dataclass_fields__}
+    edit_file: EditFile
+    edited: dict[str, Tensor] = {}
+    if isinstance(held, HeldAddition):
+        changes = path.with_name(held.file_of_changes)
+        missing = f"There is no {changes}, which holds the new weights of {path.name}; it must lie beside it."
+        edited, _ = read_safetensors(changes, missing)
     try:
-        facts = {field: getattr(held, field) for field in HeldEdit.__dataclass_fields__}
-        edit_file = EditFile(**facts, weights=weights, originals=originals)
+        if isinstance(held, HeldAddition):
+            edit_file = AdditionFile(**facts, weights=weights, originals=originals, edited=edited)
+        else:
+            edit_file = GateFile(**facts, weights=weights, originals=originals)
     except UserError as error:
         raise UserError(f"{path} is damaged: {reason(error)}.") from error
     if edit_file.after != after:
         raise UserError(f"{path} is damaged: its edit does not give the checksum that it states.")
     return edit_file
-
-
-def record_of(held: HeldEdit) -> dict[str, Any]:
-    """The JSON record of an edit, without its originals."""
-    rows = held.contributions.detach().cpu().numpy().astype("<f4")
-    return {
-        **{name: getattr(held, name) for name in ("name", "backbone", "site", "sae", "before")},
-        "readers": {reader.weight: reader.groups for reader in held.readers},
-        # Standard JSON has no infinity.
-        "edits": [{**asdict(edit), "alpha": "inf" if math.isinf(edit.alpha) else edit.alpha} for edit in held.edits],
-        # float32, little-endian, in base64: short and exact.
-        "contributions": [base64.b64encode(row.tobytes()).decode() for row in rows],
-    }
-
-
-def held_from(record: Any) -> HeldEdit:
-    """Read the JSON record of an edit, and check every field.
-
-    Raises:
-        UserError: a field is missing or has a wrong value; the message is part of a sentence.
-    """
-    _expect(isinstance(record, dict), "an edit must be a JSON object")
-    edits, rows = (_list(record, name) for name in ("edits", "contributions"))
-    readers = record.get("readers")
-    _expect(isinstance(readers, dict) and bool(readers), "readers must be an object that is not empty")
-    _expect(
-        all(name and type(groups) is int and groups >= 1 for name, groups in readers.items()),
-        "readers must give names of weights with their number of groups",
-    )
-    _expect(len(edits) == len(rows), "there must be one contribution for each edit")
-    contributions = [_contribution(row) for row in rows]
-    _expect(len({len(row) for row in contributions}) == 1, "contributions must have the same length")
-    return HeldEdit(
-        **{name: _text(record, name) for name in ("name", "backbone", "site", "sae", "before")},
-        readers=tuple(Reader(name, groups) for name, groups in readers.items()),
-        edits=tuple(_edit(edit) for edit in edits),
-        contributions=torch.stack(contributions),
-    )
 
 
 def held_in(metadata: Mapping[str, str], path: Path) -> list[HeldEdit]:
@@ -167,7 +142,7 @@ def held_in(metadata: Mapping[str, str], path: Path) -> list[HeldEdit]:
     """
     try:
         records = parse_json(metadata.get(HELD, "[]"))
-        _expect(isinstance(records, list), "it must be a JSON list")
+        expect(isinstance(records, list), "it must be a JSON list")
         return [held_from(record) for record in records]
     except ValueError as error:
         raise UserError(f"{path} has a damaged list of its edits ({HELD} in its metadata): {reason(error)}.") from error
@@ -182,9 +157,9 @@ def metadata_with(metadata: Mapping[str, str], held: Sequence[HeldEdit]) -> dict
     return rest | {HELD: json.dumps(records, sort_keys=True, ensure_ascii=False, separators=(",", ":"))}
 
 
-def is_originals(name: str) -> bool:
-    """Whether a name, without folder, is that of a file of originals."""
-    return bool(_SHARED.fullmatch(name))
+def is_beside(name: str) -> bool:
+    """Whether a name, without folder, is that of a file of weights beside edit files."""
+    return bool(_BESIDE.fullmatch(name))
 
 
 def read_safetensors(path: Path, missing: str = "") -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -221,7 +196,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     text = read_text(path, f"There is no edit file {path}.")
     try:
         record = parse_json(text)
-        _expect(isinstance(record, dict), "it holds no JSON object")
+        expect(isinstance(record, dict), "it holds no JSON object")
     except ValueError as error:
         raise UserError(f"{path} is no edit file: {reason(error)}.") from error
     return record
@@ -233,16 +208,18 @@ def _read_originals(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     originals, metadata = read_safetensors(path, missing)
     try:
         header = parse_json(metadata.get("salve", ""))
-        _expect(isinstance(header, dict) and header.get("format") == FORMAT, "it is of another version")
+        expect(isinstance(header, dict) and header.get("format") == FORMAT, "it is of another version")
         weights = header.get("weights")
-        _expect(isinstance(weights, dict) and bool(weights), "it has no checksums")
-        _expect(all(isinstance(s, str) and _CHECKSUM.fullmatch(s) for s in weights.values()), "a checksum is malformed")
-        _expect(all(weight.dtype == torch.float32 for weight in originals.values()), "its weights are not float32")
-        _expect(checksums(originals).items() <= weights.items(), "its weights do not have their checksums")
+        expect(isinstance(weights, dict) and bool(weights), "it has no checksums")
+        expect(all(isinstance(s, str) and CHECKSUM.fullmatch(s) for s in weights.values()), "a checksum is malformed")
+        expect(all(weight.dtype == torch.float32 for weight in originals.values()), "its weights are not float32")
+        known = checksums(originals)
+        expect(known.items() <= weights.items(), "its weights do not have their checksums")
+        expect(known.keys() == originals.keys(), "it holds a counter of batches, which no edit changes")
         named = f"originals-{_key_of_originals(weights, originals)}.safetensors" == path.name
-        _expect(named, "its checksum is not the one in its name")
+        expect(named, "its checksum is not the one in its name")
         finite = all(bool(weight.isfinite().all()) for weight in originals.values())
-        _expect(finite, "its weights are not finite")
+        expect(finite, "its weights are not finite")
     except ValueError as error:
         raise UserError(f"{path} is damaged: {reason(error)}.") from error
     return weights, originals
@@ -265,50 +242,3 @@ def _is_whole(path: Path, *_: int) -> bool:
 def _stamp(path: Path) -> tuple[int, int, int]:
     found = path.stat()
     return found.st_mtime_ns, found.st_size, found.st_ino
-
-
-def _expect(true: bool, otherwise: str) -> None:
-    """Raise a UserError whose message is part of a sentence; the caller adds the file."""
-    if not true:
-        raise UserError(otherwise)
-
-
-def _text(record: Mapping[str, Any], name: str) -> str:
-    value = record.get(name)
-    if not isinstance(value, str) or len(value) > _MOST_LETTERS:
-        raise UserError(f"{name} must be a text of at most {_MOST_LETTERS:,} letters")
-    return value
-
-
-def _list(record: Mapping[str, Any], name: str) -> list[Any]:
-    value = record.get(name)
-    if not isinstance(value, list) or not value:
-        raise UserError(f"{name} must be a list that is not empty")
-    return value
-
-
-def _edit(record: Any) -> Edit:
-    _expect(isinstance(record, dict), "an edit must be a JSON object")
-    known = set(Edit.__dataclass_fields__)
-    _expect(set(record) == known, f"an edit must say {', '.join(sorted(known))}, and nothing else")
-    for name, allowed in (("mode", Mode), ("scale", Scale), ("channels", Channels)):
-        choices = get_args(allowed)
-        _expect(record[name] in choices, f"{name} must be {' or '.join(choices)}")
-    for name in ("latent", "sign"):
-        _expect(type(record[name]) is int, f"{name} must be a whole number")
-    _expect(0 <= record["latent"] < _MOST_LATENTS, f"latent must not be negative, and below {_MOST_LATENTS:,}")
-    _expect(record["sign"] in (-1, 1), "sign must be 1 or -1")
-    alpha = record["alpha"]
-    finite = type(alpha) in (int, float) and 0 <= alpha <= LARGEST
-    _expect(finite or (alpha == "inf" and record["mode"] == "suppress"), 'alpha must be a number from 0, or "inf"')
-    return Edit(**{**record, "alpha": float(alpha)})
-
-
-def _contribution(text: Any) -> Tensor:
-    try:
-        _expect(isinstance(text, str), "contributions must be texts")
-        row = np.frombuffer(base64.b64decode(text, validate=True), "<f4")
-    except (binascii.Error, ValueError) as error:
-        raise UserError(f"contributions must be float32 numbers in base64 ({reason(error)})") from error
-    _expect(len(row) > 0 and bool(np.isfinite(row).all()), "contributions must be finite numbers")
-    return torch.from_numpy(row.astype(np.float32))

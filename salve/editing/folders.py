@@ -52,7 +52,7 @@ def edits_of(folder: Path) -> dict[Path, str]:
             record = parse_json(read_text(path))
         except ValueError:  # reported when the file is loaded
             record = {"contributions": []} if edits.name == EDITS else {}
-        if isinstance(record, dict) and "contributions" in record:
+        if isinstance(record, dict) and ("contributions" in record or "changed" in record):
             name = record.get("name")
             found[path] = name if isinstance(name, str) else ""
     if not found:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from salve.backbones.tail import LinearTail
-from salve.settings import Channels, Mode, Scale
+from salve.edit_settings import Channels, Mode, Scale
 from salve.types import Activations, Contribution, UserError
 
 

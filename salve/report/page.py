@@ -95,6 +95,31 @@ def write_report(
     return path
 
 
+def write_page(
+    out: Path,
+    *,
+    title: str,
+    statement: str,
+    sections: Sequence[Section],
+    commands: Sequence[str],
+    tables: Sequence[str],
+) -> Path:
+    """Write ``index.html`` of sections whose figures and tables lie in ``out`` already; returns its path."""
+    page = _template(Linker([])).render(
+        title=title,
+        statement=statement,
+        sections=sections,
+        commands=list(commands),
+        tables=list(tables),
+        nav=[*sections, Section("reproduce", "Reproduce", (), "")],
+        **{"facts": {}, "remarks": [], "terms": [], "cards": [], "summary": None, "config": "", "edit_files": []},
+        most_links=MOST_ROWS,
+    )
+    path = out / "index.html"
+    write_whole(path, page)
+    return path
+
+
 def _template(link: Linker) -> jinja2.Template:
     environment = page_environment()
     environment.filters["sub"] = lambda text: Markup(subscripts(str(escape(text))))
@@ -145,9 +170,10 @@ def statement(artifacts: Artifacts, main: Headline) -> str:
         )
     if main.verdict is not None:
         verdict = main.verdict
+        edit = f"the edit method {verdict.method}" if verdict.method else "suppressing one latent in the weights"
         sentences.append(
             f"For {count_of(verdict.separates)} of {plural(verdict.judged, 'class')} "
-            f"({percent(verdict.confidence, 0)} interval: {verdict.range}), suppressing one latent in the weights "
+            f"({percent(verdict.confidence, 0)} interval: {verdict.range}), {edit} "
             f"separates the class, at a strength α that select images chose: {verdict.meaning}."
         )
     if main.flip_low is not None and main.flip_high is not None:

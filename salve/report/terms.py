@@ -20,6 +20,12 @@ class Term(NamedTuple):
 
 def terms_of(verdict: Verdict | None, own_maps: bool = False) -> list[Term]:
     """The page's glossary; *separates* is in it where something was judged, *own map* where there are ``own_maps``."""
+    strength = (
+        "The strength of an edit: suppressing a latent multiplies each weight that reads the activation by "
+        "max(0, 1 − α · the latent's share in its channel), for good; at α = 0 nothing changes."
+    )
+    if verdict is not None and verdict.method:
+        strength = f"The strength of an edit: at α = 0 nothing changes, and at α = 1 {verdict.full_size}."
     terms = [
         Term(
             "splits",
@@ -54,8 +60,7 @@ def terms_of(verdict: Verdict | None, own_maps: bool = False) -> list[Term]:
             "alpha",
             "α",
             r"α(?!_)",
-            "The strength of an edit: suppressing a latent multiplies each weight that reads the activation by "
-            "max(0, 1 − α · the latent's share in its channel), for good; at α = 0 nothing changes.",
+            strength,
         ),
         Term(
             "critical",

@@ -15,6 +15,7 @@ class Verdict:
         judged: classes that have an edit. separates: how many of them separate on test; low, high: its interval.
         published: how many do in the published sense. confidence: of the interval.
         accuracy, mean_change, worst_loss: the limits of *separates* [fractions].
+        method: the edit method, if it is not the gate. full_size: what its edits do at α = 1.
     """
 
     judged: int
@@ -26,6 +27,8 @@ class Verdict:
     accuracy: float
     mean_change: float
     worst_loss: float
+    method: str = ""
+    full_size: str = ""
 
     def __post_init__(self) -> None:
         if not 0 <= self.low <= self.separates <= self.high <= self.judged or not 0 <= self.published <= self.judged:
@@ -47,6 +50,8 @@ class Verdict:
             float(limits["accuracy"]),
             float(limits["others_mean_change"]),
             float(limits["others_worst_loss"]),
+            str(record.get("method", "")),
+            str(record.get("full_size", "")),
         )
 
     @property

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from salve.activations.capture import SPLITS
 from salve.artifacts import Artifact, NotMade, Store, write_record, written_whole
+from salve.edit_settings import GATE
 from salve.integrity import METRICS
 from salve.processes.ranks import gathered
 from salve.report import summary_table
@@ -26,6 +27,7 @@ from salve.sae import remarks as sae_remarks
 from salve.stages import (
     StageContext,
     capture,
+    compare,
     control,
     diagnose,
     finetune,
@@ -188,6 +190,7 @@ def _run_stages(config: Config, context: StageContext) -> dict[str, Artifact]:
     def inputs(*kinds: str) -> list[Artifact]:
         return [found[kind] for kind in kinds]
 
+    seed = config.sae.seed
     behind = bool(wanted - {"finetune", "report"})
     base = ("classifier", "activations", "sae", "features")
     step("classifier", behind or "finetune" in wanted, lambda c: finetune(c, config.finetune))
@@ -196,8 +199,12 @@ def _run_stages(config: Config, context: StageContext) -> dict[str, Artifact]:
     pool = config.sae.pool
     step("features", behind, lambda c: read_features(c, config.discover, pool, *inputs(*base[:3])))
     step("validate", "validate" in wanted, lambda c: validate(c, config.validate, pool, *inputs(*base)))
-    step("control", "control" in wanted, lambda c: control(c, config.edit, *inputs(*base)))
-    step("diagnose", "diagnose" in wanted, lambda c: diagnose(c, config.edit, *inputs(*base)))
+    step("control", "control" in wanted, lambda c: control(c, config.edit, seed, *inputs(*base)))
+    gated = config.edit.method == GATE
+    if "diagnose" in wanted and not gated:
+        log.info("diagnose: left out, since critical strengths are of the gate, not of %s", config.edit.method)
+    step("diagnose", "diagnose" in wanted and gated, lambda c: diagnose(c, config.edit, *inputs(*base)))
+    step("compare", "compare" in wanted, lambda c: compare(c, config.compare, seed, *inputs(*base)))
     if not found:
         raise UserError(
             f"There is nothing to report for these settings under {config.output_dir}; run their other stages first."
@@ -209,7 +216,8 @@ def _facts(config: Config, context: StageContext) -> dict[str, str]:
     def described(values: dict[str, Any], *names: str) -> str:
         return ", ".join(f"{name} {values[name]}" for name in names if values[name] is not None)
 
-    sae = asdict(config.sae)
+    sae, edit = asdict(config.sae), config.edit
+    how = described(asdict(edit), "scale", "channels") if edit.method == GATE else edit.method
     chosen = ("dictionary_size", "k" if "k" in VARIANTS[config.sae.variant].takes else "sparsity")
     return {
         "backbone": f"{config.backbone.library} {config.backbone.name}, weights {Path(config.backbone.weights).name}",
@@ -218,6 +226,6 @@ def _facts(config: Config, context: StageContext) -> dict[str, str]:
         "data": f"{context.data.name}: {len(context.classes)} classes; images to train, select and test: "
         + ", ".join(str(len(context.data.labels(split))) for split in SPLITS),
         "SAE": f"{config.sae.variant}, {described(sae, *chosen)}",
-        "edit": described(asdict(config.edit), "scale", "channels") + f", latents chosen by {config.discover.select}",
+        "edit": f"{how}, latents chosen by {config.discover.select}",
         "seed": str(config.seed),
     }

@@ -13,6 +13,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from salve.edit_settings import GATE, CompareSettings, EditSettings
 from salve.run.allowed import (
     below,
     check_backbone,
@@ -28,7 +29,6 @@ from salve.settings import (
     BackboneSettings,
     CaptureSettings,
     DiscoverSettings,
-    EditSettings,
     FinetuneSettings,
     SAESettings,
     TrainerSettings,
@@ -37,7 +37,7 @@ from salve.settings import (
 from salve.types import UserError
 from salve.values import ABOVE_ZERO, LARGEST, SEED, OneOf, check_values
 
-STAGES = ("finetune", "discover", "validate", "control", "diagnose", "report")
+STAGES = ("finetune", "discover", "validate", "control", "diagnose", "compare", "report")
 
 
 @dataclass
@@ -169,7 +169,8 @@ class Config:
     capture: CaptureSettings = MISSING
     discover: DiscoverSettings = MISSING
     validate: ValidateSettings = MISSING
-    edit: EditSettings = MISSING
+    edit: EditSettings = field(default_factory=lambda: EditSettings(MISSING, MISSING, MISSING, MISSING))
+    compare: CompareSettings = field(default_factory=lambda: CompareSettings(MISSING, MISSING))
     trainer: TrainerSettings = MISSING
     callbacks: dict[str, Any] = field(default_factory=dict)
     logger: LoggerSettings = MISSING
@@ -183,7 +184,8 @@ def register() -> None:
     OmegaConf.register_new_resolver("salve.below", below, replace=True)
     store = ConfigStore.instance()
     schema = OmegaConf.structured(Config)
-    OmegaConf.set_struct(schema.callbacks, False)  # so that callbacks.NAME._target_=CLASS needs no +
+    for free in (schema.callbacks, schema.edit.args, schema.compare.variants):
+        OmegaConf.set_struct(free, False)  # so that callbacks.NAME._target_=CLASS needs no +
     store.store(name="config_schema", node=schema)
     sweeper = {"_target_": "hydra_plugins.salve_sweeper.SalveSweeper", "params": None}
     store.store(group="hydra/sweeper", name="salve", node=sweeper)
@@ -264,6 +266,10 @@ def _check_together(config: Config) -> None:
     config.sae.check()
     if config.edit.by_class and find_spec("pyarrow") is None:
         raise UserError("edit.by_class=true writes a Parquet file, which needs pyarrow: pip install 'salve[parquet]'.")
+    if config.edit.method != GATE and config.edit.modes != ["suppress"]:
+        raise UserError(f"edit.method={config.edit.method} can only suppress; set edit.modes=[suppress].")
+    if config.edit.method == GATE and config.edit.args:
+        raise UserError("The gate's settings are edit.scale and edit.channels; edit.args is for other edit methods.")
     alphas = config.edit.alpha
     if not alphas or alphas[0] != 0 or not all(a < b for a, b in pairwise(alphas)):
         raise UserError(f"edit.alpha must increase from 0, which is the model without an edit; it is {alphas}.")

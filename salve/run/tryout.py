@@ -25,6 +25,8 @@ from salve.sae import SAE, make_sae
 from salve.saliency import grad_fam, maximise, own_maps
 from salve.saliency.common import NoMap
 from salve.stages import StageContext
+from salve.stages.compare import check_compare
+from salve.stages.control import method_of
 from salve.stages.targets import refuse_signed
 from salve.system import first_line
 from salve.types import Split, UserError
@@ -54,6 +56,10 @@ def try_out(config: Config, context: StageContext) -> None:
     stages = set(config.stages) - {"report"}
     if not stages:
         return
+    if "compare" in stages:
+        check_compare(config.compare, context.classes)
+    if "control" in stages:
+        method_of(config.edit)
     with torch.random.fork_rng(devices=[]):
         model, fits = context.build()
         samples = _load(context)

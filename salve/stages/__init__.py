@@ -1,14 +1,15 @@
 """The stages of a run, one file each. They exchange data only through artifacts."""
 
+from salve.edit_settings import CompareSettings, EditSettings
 from salve.settings import (
     BackboneSettings,
     CaptureSettings,
     DiscoverSettings,
-    EditSettings,
     FinetuneSettings,
     SAESettings,
     ValidateSettings,
 )
+from salve.stages.compare import compare
 from salve.stages.context import StageContext
 from salve.stages.control import control
 from salve.stages.diagnose import diagnose
@@ -20,6 +21,7 @@ from salve.stages.validate import validate
 __all__ = [
     "BackboneSettings",
     "CaptureSettings",
+    "CompareSettings",
     "DiscoverSettings",
     "EditSettings",
     "FinetuneSettings",
@@ -28,6 +30,7 @@ __all__ = [
     "ValidateSettings",
     "can_share",
     "capture",
+    "compare",
     "control",
     "diagnose",
     "finetune",

@@ -1,6 +1,6 @@
 """Stage ``control``: edit each class's latent over a grid of strengths, and save the chosen edits as files."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,7 +14,20 @@ from torch import Tensor
 from salve.artifacts import Artifact, write_record, write_table
 from salve.backbones.cut import Cut
 from salve.cells import for_spreadsheets
-from salve.editing import Edit, EditEvaluation, apply_edit_file, load_edit_file, make_edit_files, save_edit_file
+from salve.edit_settings import GATE, EditSettings
+from salve.editing import (
+    Edit,
+    EditEvaluation,
+    EditFile,
+    NewWeights,
+    apply_edit_file,
+    load_edit_file,
+    make_additions,
+    make_edit_files,
+    save_edit_file,
+)
+from salve.editing.methods import FittedEdit, Method, Target, make_method
+from salve.editing.methods.gate import GateEdit
 from salve.editing.verdict import (
     CONFIDENCE,
     LIMITS,
@@ -24,12 +37,13 @@ from salve.editing.verdict import (
     verdict,
 )
 from salve.report.text import slug
-from salve.settings import EditSettings
+from salve.sae import SAE
 from salve.stages.context import StageContext, settings_of_key
 from salve.stages.curves import CurvesByClass, Measured, curve_tables, measure, own_classes
-from salve.stages.measured import EditMeasures, measures_of
+from salve.stages.measured import EditMeasures, SampledMeasures, measures_of
 from salve.stages.outcome import choose, summarise
-from salve.stages.targets import Target, contributions_of, refuse_aligned_on_signed, targets_of
+from salve.stages.sampled import fitting_of
+from salve.stages.targets import contributions_of, refuse_aligned_on_signed, targets_of
 from salve.stages.training import evaluate
 
 #: The name in ``confusion.csv`` of the network's outputs that are no class of the data.
@@ -39,6 +53,7 @@ OTHER_OUTPUT = "other output"
 def control(
     context: StageContext,
     settings: EditSettings,
+    seed: int,
     classifier: Artifact,
     activations: Artifact,
     sae: Artifact,
@@ -50,19 +65,19 @@ def control(
         Artifact ``control``: ``curves.csv``, ``summary.csv``, ``verdict.json``, ``evaluation.csv``, ``confusion.csv``,
         one edit file per target under ``edits/``, and with ``edit.by_class`` also ``curves.parquet``.
     """
-    refuse_aligned_on_signed(settings, activations)
-    cut = context.cut(classifier)
-    # At the last site all images are measured at all strengths.
-    idle = ("images", "resolution") if cut.linear is not None else ()
-    used = {name: value for name, value in asdict(settings).items() if name not in idle}
-    key_settings = settings_of_key(used, classifier, activations, sae, features)
+    cut, method = context.cut(classifier), method_of(settings)
+    if method is None:
+        refuse_aligned_on_signed(settings, activations)
+    key_settings = settings_of_key(_used(settings, cut, method, seed), classifier, activations, sae, features)
 
     def make(folder: Path, _: Path) -> None:
         autoencoder = context.sae(sae, activations)
-        edits = measures_of(context, cut, settings, activations)
+        edits = measures_of(context, cut, settings, activations, method)
+        fitted = _fitted(context, settings, cut, method, activations, autoencoder, seed)
         targets = targets_of(context.classes, features, settings.sets)
         # Keep only per-edit effects: accuracies of all classes for all edits would grow with the square of the classes.
         suppressed: list[Measured] = []
+        chosen_edits: list[FittedEdit] = []
         by_class = CurvesByClass(folder / "curves.parquet") if settings.by_class else nullcontext()
         with (
             context.progress("editing", len(targets)) as advance,
@@ -72,50 +87,93 @@ def control(
             for target in targets:
                 curves: list[pd.DataFrame] = []
                 for mode in settings.modes:
-                    measured = measure(settings, edits, autoencoder.decoder, target, mode, len(context.classes))
+                    edit = fitted(target, mode)
+                    measured = measure(edits, edit, target, len(context.classes))
                     curves += curve_tables(measured, mode, target)
                     if table is not None:
                         table.add(measured, mode, target.name, context.classes)
                     if mode == "suppress":
                         suppressed.append(replace(measured, accuracy={}))
+                        chosen_edits.append(edit)
                 lines = for_spreadsheets(pd.concat(curves))
                 lines.to_csv(file, header=not file.tell(), index=False, float_format="%.6g")
                 advance(1)
         if suppressed:
-            sampled = settings.images if cut.linear is None else None
-            rows = _judge(context, settings, edits, autoencoder.decoder, targets, suppressed, folder, sampled)
-            _keep_edit_files(context, settings, cut, autoencoder, targets, rows, folder)
+            sampled = settings.images if isinstance(edits, SampledMeasures) else None
+            known: dict[str, Any] = {} if method is None else {"method": settings.method, "full_size": method.full_size}
+            if sampled is not None:
+                known["images_sampled"] = sampled
+            rows = _judge(context, edits, chosen_edits, targets, suppressed, folder, len(settings.sets), known)
+            if method is None:
+                files = _gate_files(context, settings, cut, autoencoder, targets, rows)
+            else:
+                files = _addition_files(context, settings, cut, chosen_edits, rows)
+            _keep_edit_files(files, rows, folder)
             write_table(folder / "summary.csv", pd.DataFrame(rows))
-            _evaluate(context, settings, classifier, edits, autoencoder.decoder, targets, rows, folder)
+            _evaluate(context, settings, classifier, edits, chosen_edits, targets, rows, folder)
 
     return context.store.get_or_make("control", key_settings, make)
 
 
-def _judge(
+def method_of(settings: EditSettings) -> Method | None:
+    """The edit method; None for the gate, which the settings themselves describe."""
+    return None if settings.method == GATE else make_method(settings.method, settings.args)
+
+
+def _used(settings: EditSettings, cut: Cut, method: Method | None, seed: int) -> dict[str, Any]:
+    """The settings that the results depend on."""
+    used = asdict(settings)
+    if method is None:
+        idle = {"method", "args"}
+    else:
+        idle = {"scale", "channels", "args"}
+        used |= {"settings": method.settings(), "seed": seed if method.draws else None}
+    if cut.linear is not None and not (method and method.everywhere):
+        idle |= {"images", "resolution"}  # all images are measured at all strengths
+    return {name: value for name, value in used.items() if name not in idle}
+
+
+def _fitted(
     context: StageContext,
     settings: EditSettings,
+    cut: Cut,
+    method: Method | None,
+    activations: Artifact,
+    sae: SAE,
+    seed: int,
+) -> Callable[[Target, Any], FittedEdit]:
+    """What gives the edit of a target in a mode."""
+    if method is None:
+        return lambda target, mode: GateEdit.of(cut, contributions_of(sae.decoder, target, settings), mode)
+    fitting = fitting_of(context, cut, activations, sae, seed)
+    return lambda target, _: method.fit(fitting, target)
+
+
+def _judge(
+    context: StageContext,
     edits: EditMeasures,
-    decoder: Tensor,
+    fitted: Sequence[FittedEdit],
     targets: Sequence[Target],
     suppressed: Sequence[Measured],
     folder: Path,
-    sampled: int | None,
+    sets: int,
+    known: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
     """Write ``verdict.json``; returns the rows of ``summary.csv``.
 
-    ``sampled``: images of each class that edits are measured on, at most; None for all.
+    ``sets``: how many of the targets, the last ones, are sets of latents. ``known``: what else the record says.
     """
     chosen = [choose(measured.effects["select"]) for measured in suppressed]
     own = np.stack([own_classes(target, len(context.classes)) for target in targets])
     images = edits.labels("test").numpy()
     counts = np.bincount(images, minlength=len(context.classes))
-    untouched = edits.outcomes(torch.zeros_like(decoder[:, :1]).T, 0.0)[0].numpy()
+    untouched = edits.outcomes(fitted[0], 0.0)[0].numpy()
     # Allocated beforehand: small arrays that stay between large temporary ones fragment the heap, by a gigabyte with a
     # thousand classes.
     right, kl = np.empty((len(targets), len(images)), bool), np.full(len(targets), np.nan)
-    for i, (target, (at, _)) in enumerate(zip(targets, chosen, strict=True)):
+    for i, (at, _) in enumerate(chosen):
         alpha = suppressed[i].alphas[at]
-        kept, drift = edits.outcomes(contributions_of(decoder, target, settings), alpha)
+        kept, drift = edits.outcomes(fitted[i], alpha)
         right[i] = kept.numpy()
         others = ~own[i] & (counts > 0)
         if others.any():
@@ -132,9 +190,9 @@ def _judge(
         row["kl_others"] = float(kl[i])
         rows.append(row)
     stacked = Effect(*(np.stack(field) for field in zip(*found, strict=True)))
-    of_class = [i < len(targets) - len(settings.sets) for i in range(len(targets))]  # sets come last
+    of_class = [i < len(targets) - sets for i in range(len(targets))]  # sets come last
     said = verdict(stacked, resampled, of_class, [reached for _, reached in chosen])
-    record = {
+    record: dict[str, Any] = {
         "judged": said.judged,
         "separates": said.separates,
         "separates_low": said.low,
@@ -145,35 +203,58 @@ def _judge(
         "limits": asdict(LIMITS),
         "images_per_class": int(counts[counts > 0].min()) if counts.any() else 0,
     }
-    if sampled is not None:
-        record["images_sampled"] = sampled
-    write_record(folder / "verdict.json", record)
+    write_record(folder / "verdict.json", {**record, **known})
     return rows
 
 
-def _keep_edit_files(
+def _gate_files(
     context: StageContext,
     settings: EditSettings,
     cut: Cut,
-    autoencoder: Any,
+    autoencoder: SAE,
     targets: Sequence[Target],
-    rows: list[dict[str, Any]],
-    folder: Path,
-) -> None:
-    """Write one edit file per target, at its chosen strength; adds their names to the rows of ``summary.csv``."""
-    (folder / "edits").mkdir()
+    rows: Sequence[dict[str, Any]],
+) -> list[EditFile | None]:
+    """The gates at their chosen strengths, as edit files."""
     named = []
     for target, row in zip(targets, rows, strict=True):
         edit = Edit(0, row["alpha_used"], "suppress", settings.scale, settings.channels)  # type: ignore[arg-type]
         edits = [replace(edit, latent=la, sign=s) for la, s in zip(target.latents, target.signs, strict=True)]
         named.append((target.name, edits))
-    edit_files = make_edit_files(
-        cut.model, cut.site, autoencoder, named, f"{context.backbone.library}/{context.backbone.name}"
-    )
-    digits = max(2, len(str(len(edit_files) - 1)))
-    for number_, (edit_file, row) in enumerate(zip(edit_files, rows, strict=True)):
-        row["edit_file"] = f"edits/{number_:0{digits}d}-{slug(edit_file.name) or 'unnamed'}.json"
-        save_edit_file(edit_file, folder / row["edit_file"])
+    return [*make_edit_files(cut.model, cut.site, autoencoder, named, _backbone(context))]
+
+
+def _addition_files(
+    context: StageContext,
+    settings: EditSettings,
+    cut: Cut,
+    fitted: Sequence[FittedEdit],
+    rows: Sequence[dict[str, Any]],
+) -> list[EditFile | None]:
+    """The edits of another method at their chosen strengths; None for one that is not permanent."""
+    weights = [edit.at(row["alpha_used"]).weights for edit, row in zip(fitted, rows, strict=True)]
+    new = [
+        NewWeights(change(), row["target"], settings.method, row["alpha_used"], cut.site.name)
+        for change, row in zip(weights, rows, strict=True)
+        if change is not None
+    ]
+    made = iter(make_additions(cut.model, new, _backbone(context)))
+    return [None if change is None else next(made) for change in weights]
+
+
+def _backbone(context: StageContext) -> str:
+    return f"{context.backbone.library}/{context.backbone.name}"
+
+
+def _keep_edit_files(files: Sequence[EditFile | None], rows: Sequence[dict[str, Any]], folder: Path) -> None:
+    """Write the edit files; adds their names to the rows of ``summary.csv``."""
+    (folder / "edits").mkdir()
+    digits = max(2, len(str(len(files) - 1)))
+    for number_, (edit_file, row) in enumerate(zip(files, rows, strict=True)):
+        row["edit_file"] = ""
+        if edit_file is not None:
+            row["edit_file"] = f"edits/{number_:0{digits}d}-{slug(edit_file.name) or 'unnamed'}.json"
+            save_edit_file(edit_file, folder / row["edit_file"])
 
 
 def _evaluate(
@@ -181,7 +262,7 @@ def _evaluate(
     settings: EditSettings,
     classifier: Artifact,
     edits: EditMeasures,
-    decoder: Tensor,
+    fitted: Sequence[FittedEdit],
     targets: Sequence[Target],
     rows: list[dict[str, Any]],
     folder: Path,
@@ -194,12 +275,14 @@ def _evaluate(
     evaluated: list[dict[str, Any]] = []
     confusion: list[pd.DataFrame] = []
     counts = torch.bincount(edits.labels("test"), minlength=len(context.classes))
-    for target, row in list(zip(targets, rows, strict=True))[: settings.evaluate]:
+    for target, edit, row in list(zip(targets, fitted, rows, strict=True))[: settings.evaluate]:
+        if not row["edit_file"]:  # no weights hold the edit
+            continue
         model = context.cut(classifier).model.cpu()
         edit_file = load_edit_file(folder / row["edit_file"])
         module = EditEvaluation(model, apply_edit_file(edit_file, model.state_dict()), context.output_order(model))
         found = evaluate(context, "control", module)
-        right, _ = edits.outcomes(contributions_of(decoder, target, settings), row["alpha_used"])
+        right, _ = edits.outcomes(edit, row["alpha_used"])
         cached = torch.bincount(edits.labels("test")[right], minlength=len(counts)) / counts
         for k, name in enumerate(context.classes):
             evaluated.append(

@@ -9,10 +9,9 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from salve.editing.methods import FittedEdit, Target
 from salve.editing.verdict import Effect, effect
-from salve.settings import EditSettings
 from salve.stages.measured import EditMeasures
-from salve.stages.targets import Target, contributions_of
 from salve.types import Split
 
 
@@ -37,19 +36,15 @@ def own_classes(target: Target, classes: int) -> np.ndarray:
     return own
 
 
-def measure(
-    settings: EditSettings, edits: EditMeasures, decoder: Tensor, target: Target, mode: Any, classes: int
-) -> Measured:
-    """Measure one target at its strengths, on every split.
+def measure(edits: EditMeasures, edit: FittedEdit, target: Target, classes: int) -> Measured:
+    """Measure one target's edit at its strengths, on every split.
 
     Args:
-        settings: of the edits. edits: measures them.
-        decoder: ``[M, d]``.
-        target: what is edited. mode: suppress or enhance.
-        classes: ``C``, of the data.
+        edits: measures it. edit: of the target.
+        target: what is edited. classes: ``C``, of the data.
     """
     own = own_classes(target, classes)
-    alphas, accuracy = edits.accuracies(contributions_of(decoder, target, settings), mode, own)
+    alphas, accuracy = edits.accuracies(edit, own)
     effects = {split: effect(found[0].numpy(), found.numpy(), own) for split, found in accuracy.items()}
     return Measured(alphas, accuracy, effects)
 

@@ -15,8 +15,8 @@ from salve.backbones.graph import GraphTail
 from salve.backbones.tail import LinearTail
 from salve.diagnosis import critical_strength, first_crossing, linear_crossing
 from salve.diagnosis.crossing import CRITERIA, TOLERANCE
+from salve.edit_settings import EditSettings
 from salve.editing import edited_logits
-from salve.settings import EditSettings
 from salve.stages.context import StageContext, settings_of_key
 from salve.stages.targets import Target, balanced, contributions_of, refuse_aligned_on_signed, targets_of
 

@@ -1,31 +1,17 @@
 """Targets of edits: each class's latent, and sets of latents. Shared by the stages that edit."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
 
 from salve.artifacts import Artifact
+from salve.edit_settings import EditSettings
 from salve.editing import contribution
-from salve.settings import EditSettings
+from salve.editing.methods import Target
 from salve.types import Labels, UserError
-
-
-class Target(NamedTuple):
-    """The target of one edit: a class's own latent, or a set of latents.
-
-    Attributes:
-        name: for tables. classes: labels of the classes meant.
-        latents, signs, kinds: of each latent; see :mod:`salve.features`.
-    """
-
-    name: str
-    classes: tuple[int, ...]
-    latents: tuple[int, ...]
-    signs: tuple[int, ...]
-    kinds: tuple[str, ...]
 
 
 def targets_of(classes: Sequence[str], features: Artifact, sets: Sequence[Sequence[Any]]) -> list[Target]:

@@ -55,19 +55,19 @@ class Tails:
     """The tails of some images of a split, in batches, held in memory as far as :data:`HELD_BYTES` go.
 
     Args:
-        context: of the run. cut: the network. split: its name. per_class: images of each class.
+        context: of the run. cut: the network. split: its name. numbers: of the images in the split.
         room: bytes that may be held.
 
     Attributes:
         labels: ``[n]``, of the images.
     """
 
-    def __init__(self, context: StageContext, cut: Cut, split: Split, per_class: int, room: int = HELD_BYTES) -> None:
+    def __init__(
+        self, context: StageContext, cut: Cut, split: Split, numbers: Sequence[int], room: int = HELD_BYTES
+    ) -> None:
         self._context, self._cut, self._split = context, cut, split
-        labels = context.data.labels(split)
-        indices = balanced(labels, per_class)
-        self.labels = torch.as_tensor(labels)[indices]
-        self._batches = [list(part) for part in torch.tensor(indices).split(context.data.batch_size)]
+        self.labels = torch.as_tensor(context.data.labels(split))[list(numbers)]
+        self._batches = [list(part) for part in torch.tensor(list(numbers)).split(context.data.batch_size)]
         self._held: dict[int, GraphTail] = {}
         self._room = room
 

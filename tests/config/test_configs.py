@@ -23,9 +23,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from salve.cli import main
 from salve.data.transforms import Preprocess
+from salve.editing.methods import METHODS, make_method
 from salve.run.explain import conf_dir
-from salve.run.schema import Config, register, resolve
+from salve.run.schema import STAGES, Config, register, resolve
 from salve.settings import PreprocessSettings
+from salve.stages.compare import methods_of
 from salve.sweep.plan import refuse_idle_axis
 from salve.types import UserError
 from tests.composing import base, changed
@@ -193,6 +195,18 @@ def test_settings_are_plain_and_typed() -> None:
     assert [type(alpha) for alpha in config.edit.alpha] == [float, float]
     assert type(config.backbone.args) is dict
     assert config.backbone.preprocess.mean == [0.0, 0.0, 1.0]
+
+
+def test_every_edit_method_has_a_file_of_its_settings() -> None:
+    files = {path.stem for path in (CONF / "edit").glob("*.yaml")} - {"default"}
+    assert files == set(METHODS) - {"gate", "reconstruction"}  # the default, and a control without a strength
+    for name in files:
+        edit = settings(f"edit={name}").edit
+        assert edit.method == name
+        assert make_method(name, edit.args).settings().keys() >= edit.args.keys()
+    compared = settings().compare
+    assert {name for name in METHODS if name not in compared.methods} == set()
+    assert list(methods_of(compared)) == compared.methods
 
 
 def test_arguments_of_a_backbone_are_free() -> None:
@@ -416,7 +430,7 @@ def test_help_teaches() -> None:
         assert names in [set(line.split(", ")) for line in lines]
     commands = re.findall(r"^ +(salve(?: -m)?(?: \S+=\S+)*)$", done.stdout, re.MULTILINE)
     assert len(commands) == 4
-    for stage in ("finetune", "discover", "validate", "control", "diagnose", "report"):
+    for stage in STAGES:
         assert re.search(rf"^ +{stage} +\w+", done.stdout, re.MULTILINE), f"{stage} is not explained"
     for command in commands:  # and what it proposes works
         overrides = [part.replace("FOLDER", "p").replace("FILE", "f") for part in command.split()[1:] if part != "-m"]

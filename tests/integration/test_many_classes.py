@@ -44,7 +44,7 @@ def arrays_alive(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many tables of strengths by classes stage control holds whenever it asks for the next one."""
     made: list[weakref.ref[Any]] = []
     alive: list[int] = []
-    measure = salve.stages.measured.edit_accuracies
+    measure = salve.stages.measured.accuracies_of
 
     def counted(*args: Any) -> Tensor:
         array = measure(*args).numpy().copy()
@@ -52,7 +52,7 @@ def arrays_alive(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         alive.append(sum(ref() is not None for ref in made))
         return torch.from_numpy(array)
 
-    monkeypatch.setattr(salve.stages.measured, "edit_accuracies", counted)
+    monkeypatch.setattr(salve.stages.measured, "accuracies_of", counted)
     return alive
 
 

@@ -19,7 +19,7 @@ from torch import nn
 from salve.artifacts import Artifact
 from salve.backbones import Site
 from salve.backbones.site import Reader
-from salve.editing import Edit, EditFile, apply_edit_files, gate, make_edit_files, save_edit_file
+from salve.editing import Edit, GateFile, apply_edit_files, gate, make_edit_files, save_edit_file
 from salve.editing.cli import _write, main
 from salve.editing.files import HELD
 from salve.run.manifest import write_manifest
@@ -66,7 +66,7 @@ class Studied:
         model.load_state_dict({name: t.float() for name, t in own.items()})
         sae = _sae()
         named = [(name, [Edit(k, 0.5 + k)]) for k, name in enumerate(NAMES)]
-        self.edit_files: list[EditFile] = make_edit_files(model, SITE, sae, named, "two layers")
+        self.edit_files: list[GateFile] = make_edit_files(model, SITE, sae, named, "two layers")
         self.files = []
         for k, edit_file in enumerate(self.edit_files):
             slug = edit_file.name.lower().replace(" ", "-")
@@ -387,7 +387,10 @@ def test_refusals_come_before_anything_is_written(studied: Studied, capsys: pyte
     for words, reason in (
         (["apply", edit, weights, studied.root / "x.pt"], "must end in .safetensors"),
         (["apply", edit, weights, weights], "is one of the input files"),
-        (["apply", edit, weights, edit.parent / next(edit.parent.glob("*.safetensors")).name], "a file of originals"),
+        (
+            ["apply", edit, weights, edit.parent / next(edit.parent.glob("*.safetensors")).name],
+            "a file that edit files need",
+        ),
         (["apply", edit, weights, studied.root / "none" / "x.safetensors"], "There is no folder"),
         (["apply", edit, weights, studied.root / "folder.safetensors"], "is a folder"),
         (["apply", edit, studied.root / "none.safetensors", out], "There is no file of weights"),

@@ -17,7 +17,7 @@ from torch import nn
 
 from salve.backbones import Site
 from salve.backbones.site import Reader
-from salve.editing import Edit, EditFile, apply_edit_file, load_edit_file, make_edit_files, save_edit_file
+from salve.editing import Edit, GateFile, apply_edit_file, load_edit_file, make_edit_files, save_edit_file
 from salve.editing.files import HELD, held_in, metadata_with
 from salve.report.text import slug
 from salve.sae import make_sae
@@ -31,7 +31,7 @@ def network(classes: int = 4) -> nn.Sequential:
     return nn.Sequential(nn.Linear(3, 6), nn.Linear(6, classes))
 
 
-def edit_files(count: int = 2, classes: int = 4) -> list[EditFile]:
+def edit_files(count: int = 2, classes: int = 4) -> list[GateFile]:
     sae = make_sae("linear_l1", 6, count, torch.Generator().manual_seed(0))
     named = [(f"class {k}", [Edit(k, 0.5 + k)]) for k in range(count)]
     return make_edit_files(network(classes), SITE, sae, named, "two layers")
@@ -95,7 +95,7 @@ def test_metadata_say_the_same_in_whatever_order_edits_came() -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "format": (lambda r: r.update(format="salve-edit_file-1"), "no edit file of this version"),
+    "format": (lambda r: r.update(format="salve-edit_file-1"), "its format is not salve-edit-2 or salve-addition-1"),
     "no readers": (lambda r: r.update(readers={}), "readers must be an object that is not empty"),
     "readers in a list": (lambda r: r.update(readers=["1.weight"]), "readers must be an object that is not empty"),
     "half a group": (lambda r: r.update(readers={"1.weight": 0.5}), "names of weights with their number of groups"),
@@ -216,6 +216,7 @@ def test_only_sentences_come_out_of_damaged_files(folder: Path) -> None:
     path, shared = folder / "00.json", originals_in(folder)
     text, binary = path.read_bytes(), shared.read_bytes()
     good, refused = load_edit_file(path), list[str]()
+    assert isinstance(good, GateFile)
     for turn in range(600):
         record, content = text, binary
         if turn % 3 == 0:
@@ -236,6 +237,7 @@ def test_only_sentences_come_out_of_damaged_files(folder: Path) -> None:
         except UserError as error:
             refused.append(str(error))
         else:
+            assert isinstance(found, GateFile)
             assert (found.before, found.after, found.edits[0].alpha) == (good.before, good.after, good.edits[0].alpha)
             assert torch.equal(found.contributions, good.contributions)
             assert torch.equal(found.originals["1.weight"], good.originals["1.weight"])

@@ -17,6 +17,7 @@ from salve.backbones.site import Reader
 from salve.editing import (
     Edit,
     EditFile,
+    GateFile,
     apply_edit_file,
     apply_edit_files,
     gate,
@@ -235,6 +236,7 @@ def test_a_saved_edit_file_comes_back_the_same(parts: tuple[ResNet, Site, SAE], 
     loaded = load_edit_file(tmp_path / "r.json")
     for name in ("name", "backbone", "site", "edits", "before", "after", "sae", "readers", "key", "weights"):
         assert getattr(loaded, name) == getattr(edit_file, name)
+    assert isinstance(loaded, GateFile)
     assert torch.equal(loaded.contributions, edit_file.contributions)
     assert bits(apply_edit_file(loaded, model.state_dict())) == bits(apply_edit_file(edit_file, model.state_dict()))
     text = (tmp_path / "r.json").read_text()

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from salve.activations import Captured
 from salve.backbones import graph_of, head_site
 from salve.backbones.cut import Cut
+from salve.edit_settings import EditSettings
 from salve.editing import gate
+from salve.editing.methods.gate import GateEdit
 from salve.metrics import downstream
 from salve.sae import make_sae
-from salve.settings import EditSettings
-from salve.stages.measured import LinearMeasures, TailMeasures
+from salve.stages.measured import LinearMeasures, SampledMeasures
 from salve.stages.targets import balanced
 from salve.stages.through_tail import Tails, measure_through_tail
 from tests.unit.test_graph import SIZE, Net
@@ -76,28 +77,29 @@ def test_at_the_last_site_the_tail_measures_what_the_closed_form_does(mode: str)
         split: Captured(head.read(images)[:, 0], context.data.of[split])
         for split, images in context.data.images.items()
     }
-    exact = LinearMeasures(head.linear, splits, settings(), CLASSES)
-    tail = TailMeasures(context, cut_at(model, "head"), settings())
+    exact = LinearMeasures(head, splits, settings(), CLASSES)
+    tail = SampledMeasures(context, cut_at(model, "head"), settings(), None)
     contributions = torch.nn.functional.normalize(torch.rand(2, 6), dim=1)
     own = np.array([True, *[False] * 4])
-    alphas, expected = exact.accuracies(contributions, mode, own)
-    found_alphas, found = tail.accuracies(contributions, mode, own)
+    ours, theirs = (GateEdit.of(cut, contributions, mode) for cut in (head, cut_at(model, "head")))  # type: ignore[arg-type]
+    alphas, expected = exact.accuracies(ours, own)
+    found_alphas, found = tail.accuracies(theirs, own)
     assert found_alphas == alphas
     for split in ("select", "test"):
-        assert torch.equal(tail.labels(split), exact.labels(split))
+        assert torch.equal(tail.labels(split), exact.labels(split).sort().values)
         torch.testing.assert_close(found[split], expected[split], equal_nan=True)
         assert not torch.equal(expected[split][0], expected[split][-1])
     for alpha in (0.0, 2.0):
-        for one, other in zip(tail.outcomes(contributions, alpha), exact.outcomes(contributions, alpha), strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
+        for one, other in zip(tail.outcomes(theirs, alpha), exact.outcomes(ours, alpha), strict=True):
+            torch.testing.assert_close(one, other[exact.labels("test").argsort(stable=True)], rtol=1e-3, atol=1e-6)
 
 
 def test_in_the_middle_it_measures_the_network_with_scaled_weights() -> None:
     model = network()
     context, cut = context_of(model), cut_at(model, "second")
-    measures = TailMeasures(context, cut, settings())
+    measures = SampledMeasures(context, cut, settings(), None)
     contributions = torch.nn.functional.normalize(torch.rand(1, 4), dim=1)
-    alphas, found = measures.accuracies(contributions, "suppress", np.array([True, *[False] * 4]))
+    alphas, found = measures.accuracies(GateEdit.of(cut, contributions), np.array([True, *[False] * 4]))
     for k, alpha in enumerate(alphas):
         (reader,) = cut.site.readers
         edited = {reader.weight: reader.scaled(model.get_parameter(reader.weight), gate(contributions, alpha))}
@@ -116,17 +118,19 @@ def test_the_step_in_which_a_class_goes_is_divided_and_no_other() -> None:
     context = context_of(model)
     # The channels that speak for the first class most close first.
     contributions = (model.head.weight[:1] - model.head.weight.mean(dim=0)).clamp_min(0.0) + 0.01
-    full = TailMeasures(context, cut_at(model, "head"), settings()).accuracies(contributions, "suppress", own)
+    cut = cut_at(model, "head")
+    edit = GateEdit.of(cut, contributions)
+    full = SampledMeasures(context, cut_at(model, "head"), settings(), None).accuracies(edit, own)
     first = next(k for k in range(len(ALPHAS)) if full[1]["select"][k, 0] <= 0.05)
-    few = TailMeasures(context, cut_at(model, "head"), settings(resolution=3))
-    alphas, found = few.accuracies(contributions, "suppress", own)
+    few = SampledMeasures(context, cut_at(model, "head"), settings(resolution=3), None)
+    alphas, found = few.accuracies(edit, own)
     assert ALPHAS[first] in alphas
     assert ALPHAS[first - 1] in alphas
     assert len(alphas) <= 3 + 1 + 2  # of twelve steps three, and two more to divide one of four
     for split in ("select", "test"):
         kept = [ALPHAS.index(alpha) for alpha in alphas]
         torch.testing.assert_close(found[split], full[1][split][kept], rtol=0, atol=0, equal_nan=True)
-    assert few.accuracies(contributions, "enhance", own)[0] == [ALPHAS[at] for at in (0, 4, 8, 12)]
+    assert few.accuracies(GateEdit.of(cut, contributions, "enhance"), own)[0] == [ALPHAS[at] for at in (0, 4, 8, 12)]
 
 
 def test_images_are_drawn_evenly_and_always_the_same() -> None:
@@ -143,7 +147,9 @@ def test_tails_that_do_not_fit_are_made_again_and_say_the_same() -> None:
     model = network()
     context, cut = context_of(model), cut_at(model, "second")
     closed = torch.rand(4)
-    held, none = (Tails(context, cut, "test", 9, room=room) for room in (1 << 30, 0))
+    held, none = (
+        Tails(context, cut, "test", balanced(context.data.labels("test"), 9), room=room) for room in (1 << 30, 0)
+    )
     assert torch.equal(held.logits(closed), none.logits(closed))
     assert [one is other for one, other in zip(held, held, strict=True)] == [True] * len(list(held))
     assert not any(one is other for one, other in zip(none, none, strict=True))

@@ -699,7 +699,8 @@ def test_headline_refuses_numbers_that_contradict_each_other(ten: Run) -> None:
     main = headline(found, class_summary(found))
     assert main.verdict is not None
     assert (main.verdict.separates, main.verdict.judged, main.classes) == (9, 10, 10)
-    for wrong in ({"separates": 11}, {"separates": 6}, {"high": 11}, {"published": 11}):
+    wrongs: list[dict[str, Any]] = [{"separates": 11}, {"separates": 6}, {"high": 11}, {"published": 11}]
+    for wrong in wrongs:
         with pytest.raises(ValueError, match="separate"):
             replace(main.verdict, **wrong)
 

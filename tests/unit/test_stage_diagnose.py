@@ -13,10 +13,10 @@ from torch import Tensor
 from salve.artifacts import Artifact, write_record, write_table
 from salve.backbones import head_site, site_activations
 from salve.backbones.cut import Cut
+from salve.edit_settings import EditSettings
 from salve.editing import gate
 from salve.sae import make_sae
 from salve.sae.io import save_sae
-from salve.settings import EditSettings
 from salve.stages import diagnose
 from salve.stages.context import StageContext
 from salve.stages.diagnose import summarise

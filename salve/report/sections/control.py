@@ -72,12 +72,14 @@ def control(artifacts: Artifacts, figure_folder: FigureFolder) -> Section:
     edits = records(summary) if "target" in summary else []
     if edits or len(curves):
         separates = f" An edit separates its class when {verdict.meaning}." if verdict else ""
+        what = (
+            "An edit scales the weights that read the activation, channel by channel, by how much the latent "
+            "contributes to each: suppressing closes channels as the strength α grows, enhancing opens them."
+        )
+        if verdict and verdict.method:
+            what = f"The edits are those of the method {verdict.method}: at α = 1 {verdict.full_size}."
         blocks.append(
-            Prose(
-                "An edit scales the weights that read the activation, channel by channel, by how much the latent "
-                "contributes to each: suppressing closes channels as the strength α grows, enhancing opens them. "
-                f"Select images choose the strength; every number here is of test images.{separates}"
-            )
+            Prose(f"{what} Select images choose the strength; every number here is of test images.{separates}")
         )
     if {"target", "mode", "split"} <= set(curves.columns):
         blocks += _curve_figures(curves[curves["split"] == "test"], edits, verdict, figure_folder)

@@ -1,0 +1,100 @@
+"""Erasers: take what linear classifiers can tell of a class from every activation. They use labels, and no SAE."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from salve.editing.methods.base import FittedEdit, Fitting, Method, Target
+from salve.editing.methods.change import Affine, Change
+from salve.types import UserError
+
+
+@dataclass(frozen=True)
+class INLP(Method):
+    """Iterative null-space projection, ``a' = a − α U Uᵀ a``, with an orthonormal basis ``U`` of classifiers.
+
+    Each step fits a linear classifier of the target against the rest to what the earlier steps have left, and projects
+    its direction out. The classifier is least squares on the labels (ridge regression, as good as a linear discriminant
+    here), since it follows from moments that all targets share. Permanent as ``W (I − α U Uᵀ)``. At a map, rows are
+    positions.
+
+    Attributes:
+        steps: how many classifiers at most; fewer where nothing is left to tell, or where the site has fewer channels.
+        ridge: as a share of a channel's mean variance.
+    """
+
+    steps: int = 10
+    ridge: float = 1e-4
+
+    source: ClassVar[str] = "Ravfogel et al. 2020 (arXiv 2004.07667)"
+    full_size: ClassVar[str] = "the directions of all classifiers are projected out"
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UserError(f"steps={self.steps} of inlp must be 1 or more.")
+        if not self.ridge > 0:
+            raise UserError(f"ridge={self.ridge:g} of inlp must be above 0.")
+
+    def fit(self, fitting: Fitting, target: Target) -> FittedEdit:
+        """See :class:`Method`."""
+        basis = self.basis(fitting, target)
+
+        def at(alpha: float) -> Change:
+            return Affine(left=alpha * basis, right=basis).change(fitting.cut.model, fitting.cut.site)
+
+        return FittedEdit(at)
+
+    def basis(self, fitting: Fitting, target: Target) -> Float[Tensor, "M r"]:
+        """``U``, float64, one column for each step."""
+        across, covariance = fitting.cross_covariance(target), fitting.covariance
+        ridge = self.ridge * covariance.diagonal().mean() * torch.eye(len(across), dtype=torch.float64)
+        found = torch.empty(len(across), 0, dtype=torch.float64)
+        for _ in range(min(self.steps, len(across) - 1)):
+            left = covariance - found @ (found.T @ covariance)
+            left = left - (left @ found) @ found.T  # P Σ P
+            told = across - found @ (found.T @ across)
+            if told.norm() <= 1e-9 * across.norm():
+                break
+            direction = torch.cholesky_solve(told[:, None], torch.linalg.cholesky(left + ridge))[:, 0]
+            direction = F.normalize(direction - found @ (found.T @ direction), dim=0)  # again, for rounding
+            found = torch.cat([found, direction[:, None]], dim=1)
+        return found
+
+
+@dataclass(frozen=True)
+class LEACE(Method):
+    """The least change of the activations after which no linear classifier can tell the class from the rest.
+
+    ``a' = a − α Σ^½ P Σ^(−½) (a − μ)``, where ``P`` projects on ``Σ^(−½) σ`` and ``σ`` is the covariance of the
+    activations with the label. For one label this is ``a' = a − α σ rᵀ (a − μ)`` with ``r = Σ⁻¹σ / (σᵀ Σ⁻¹ σ)``: at
+    α = 1 the covariance with the label is 0. Neither shrinkage nor a bound on the variance is added. Permanent as
+    ``W (I − α σ rᵀ)`` and ``b + α W σ rᵀμ``; it has no permanent form at a convolution that pads, or without a bias.
+    At a map, rows are positions.
+    """
+
+    source: ClassVar[str] = "Belrose et al. 2023 (arXiv 2306.03819)"
+    full_size: ClassVar[str] = "no linear classifier can tell the class on train activations"
+
+    def fit(self, fitting: Fitting, target: Target) -> FittedEdit:
+        """See :class:`Method`."""
+        across = fitting.cross_covariance(target)
+        covariance = fitting.covariance
+        inverse = torch.linalg.pinv(covariance, rtol=1e-12, hermitian=True)
+        solved = inverse @ across
+        explained = across @ solved
+        if not float(explained) > 1e-12:
+            raise UserError(
+                f"The site {fitting.cut.site.name} tells nothing of {target.name}, so nothing can be erased."
+            )
+        row = solved / explained
+        level = row @ fitting.mean
+
+        def at(alpha: float) -> Change:
+            affine = Affine(left=alpha * across[:, None], right=row[:, None], shift=alpha * level * across)
+            return affine.change(fitting.cut.model, fitting.cut.site)
+
+        return FittedEdit(at)

@@ -1,0 +1,119 @@
+"""A sample of a split's images, run through a changed network in the cheapest way that there is."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.func import functional_call
+
+from salve.artifacts import Artifact
+from salve.backbones.cut import Cut
+from salve.editing.methods import Fitting
+from salve.editing.methods.base import head_weights, logits_at_head
+from salve.editing.methods.change import Change
+from salve.sae import SAE
+from salve.stages.context import StageContext
+from salve.stages.targets import balanced
+from salve.stages.through_tail import HELD_BYTES, Tails
+from salve.types import Split
+
+
+def fitting_of(context: StageContext, cut: Cut, activations: Artifact, sae: SAE, seed: int) -> Fitting:
+    """What edits of a network are fitted on: the train split, with the activations that were captured."""
+    train, data = context.activations(activations, "train"), context.data
+
+    def images(numbers: Sequence[int] | None) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch, labels in data.loader("train", indices=numbers):
+            yield context.on_device(batch), labels
+
+    rows, labels = torch.as_tensor(train.rows[:]), torch.as_tensor(data.labels("train"))
+    return Fitting(cut, rows, train.row_labels, len(context.classes), sae, labels, images, seed)
+
+
+class Sample:
+    """Equally many images of each class, always the same ones.
+
+    At the last site a change of activations, or of the head's weights, is one product with cached activations. At other
+    sites images run through what the change reaches. All other changes run whole images through the network.
+
+    Args:
+        context: of the run. cut: the network. activations: captured at its site. split: the split.
+        per_class: images of each class, at most. room: bytes that may be held of the images' tails.
+
+    Attributes:
+        labels: ``[n]``, of the images, class by class.
+    """
+
+    def __init__(
+        self,
+        context: StageContext,
+        cut: Cut,
+        activations: Artifact | None,
+        split: Split,
+        per_class: int,
+        room: int = HELD_BYTES,
+    ) -> None:
+        self._context, self._cut, self._split = context, cut, split
+        every = torch.as_tensor(context.data.labels(split))
+        numbers = torch.tensor(balanced(every, per_class))
+        #: By class, the numbers of its images.
+        self._of = {label: numbers[every[numbers] == label].tolist() for label in every[numbers].unique().tolist()}
+        self.labels = torch.cat([torch.full((len(own),), label) for label, own in self._of.items()])
+        self._rows: dict[int, Tensor] = {}
+        self._tails: dict[int, Tails] = {}
+        if cut.linear is not None:
+            assert activations is not None, "activations of the last site are captured"
+            rows = context.activations(activations, split).activations
+            self._rows = {label: rows[torch.tensor(own)] for label, own in self._of.items()}
+        else:
+            share = room // len(self._of)
+            self._tails = {label: Tails(context, cut, split, own, share) for label, own in self._of.items()}
+
+    @torch.no_grad()
+    def logits(self, change: Change | None = None, classes: Sequence[int] | None = None) -> Float[Tensor, "n C"]:
+        """The logits of a changed network, in float32; without a change, of the network as it is.
+
+        Args:
+            change: see :class:`Change`. classes: labels of the classes whose images run; None for all.
+        """
+        weights = (
+            None
+            if change is None or change.activations is not None
+            else dict(change.weights() if change.weights else {})
+        )
+        found = [self._of_class(label, change, weights) for label in self.chosen(classes)]
+        return torch.cat(found).float().cpu() if found else torch.empty(0, len(self._context.classes))
+
+    def labels_of(self, classes: Sequence[int] | None) -> Int[Tensor, " n"]:
+        """The labels of the images of classes, as :meth:`logits` orders them."""
+        chosen = self.chosen(classes)
+        return torch.cat([torch.full((len(self._of[label]),), label) for label in chosen] or [self.labels[:0]])
+
+    def chosen(self, classes: Sequence[int] | None) -> list[int]:
+        """Those of the classes that have images."""
+        return [label for label in self._of if classes is None or label in classes]
+
+    def _of_class(self, label: int, change: Change | None, weights: dict[str, Tensor] | None) -> Tensor:
+        if self._cut.linear is not None:
+            if weights is None or weights.keys() <= head_weights(self._cut):
+                rows = self._rows[label]
+                return self._cut.linear(rows) if change is None else logits_at_head(self._cut, rows, change)
+            return self._whole(label, weights)
+        if weights is not None:
+            return torch.cat([tail.with_weights(weights) for tail in self._tails[label]])
+        edit = None if change is None else change.activations
+        return torch.cat(
+            [tail(tail.activations if edit is None else edit(tail.activations)) for tail in self._tails[label]]
+        )
+
+    def _whole(self, label: int, weights: dict[str, Tensor]) -> Tensor:
+        """Through the whole network with other weights."""
+        context, model = self._context, self._cut.model
+        order = self._cut.order.to(context.device)
+        return torch.cat(
+            [
+                functional_call(model, weights, (context.on_device(images),))[:, order]
+                for images, _ in context.data.loader(self._split, indices=self._of[label])
+            ]
+        )

@@ -1,0 +1,115 @@
+"""What a sweep of stage ``compare`` found: one tidy table of edits, and one row per site and method."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from salve.report.intervals import t_interval
+from salve.report.style import BLACK, BLUE, GREY, WIDTH, new_figure, styled
+from salve.results import Run, Sweep
+from salve.results.artifacts import table_in
+from salve.types import UserError
+
+#: Measures of a method, means over the classes. Those of the second line are of the classes that it takes away.
+MEASURES = ("selectivity", "reached")
+OF_REACHED = ("after", "drift", "worst_loss", "kl_others")
+SECONDS = ("fit_seconds", "apply_seconds")
+
+
+def edits_of(sweep: Sweep) -> pd.DataFrame:
+    """One row per backbone, site, seed of the SAE, method and class, from a sweep's finished runs.
+
+    Columns: ``backbone``, ``site``, ``seed``, those of the stage's ``edits.csv``, and ``fit_seconds`` and
+    ``apply_seconds``, as measured where the edit was made.
+
+    Raises:
+        UserError: no run has finished stage ``compare``.
+    """
+    tables = [table for run in sweep.finished for table in _edits(run)]
+    if not tables:
+        raise UserError(f"No run of {sweep.folder} has finished stage compare.")
+    return pd.concat(tables, ignore_index=True)
+
+
+def _edits(run: Run) -> Iterator[pd.DataFrame]:
+    table = run.table("compare", "edits.csv")
+    if not len(table):
+        return
+    settings = run.flat_settings
+    facts = {
+        "backbone": settings["backbone.name"],
+        "site": settings["layer"],
+        "seed": int(settings["sae.seed"]),
+    }
+    seconds, store = [], run.artifact("compare").path.parent.parent
+    for method, key in run.record("compare", "methods.json").items():
+        path = store / "method" / Path(str(key)).name / "seconds.csv"
+        if path.is_file():
+            seconds.append(table_in(path).assign(method=method))
+    if seconds:
+        table = table.merge(pd.concat(seconds), on=["method", "class"], how="left")
+    yield pd.concat([pd.DataFrame(facts, index=table.index), table], axis=1)
+
+
+def table_of(edits: pd.DataFrame) -> pd.DataFrame:
+    """One row per backbone, site and method.
+
+    Means over classes, then over seeds, each with half of Student's interval over seeds (``<measure>_half``).
+    ``ahead``: by how much the first method is ahead of this one in selectivity, paired by seed. Further ``seeds``,
+    ``classes``, ``permanent``, and medians of ``parameters``, ``fit_seconds`` and ``apply_seconds``.
+    """
+    rows = []
+    for (backbone, site), here in edits.groupby(["backbone", "site"], sort=False):
+        by_method = dict(list(here.groupby("method", sort=False)))
+        first = next(iter(by_method))
+        reference = _by_seed(by_method[first], "selectivity")
+        for method, mine in by_method.items():
+            row: dict[str, Any] = {"backbone": backbone, "site": site, "method": method}
+            row |= {"classes": mine["class"].nunique(), "seeds": mine["seed"].nunique()}
+            for measure in (*MEASURES, *OF_REACHED):
+                row[measure], row[f"{measure}_half"], _ = t_interval(_by_seed(mine, measure))
+            ahead = reference - _by_seed(mine, "selectivity") if method != first else []
+            row["ahead"], row["ahead_half"], _ = t_interval(ahead)
+            reached = mine[mine["reached"].eq(True)]
+            row["permanent"] = bool(len(reached)) and bool(reached["permanent"].eq(True).all())
+            for name in ("parameters", *SECONDS):
+                row[name] = reached[name].median() if name in reached and len(reached) else np.nan
+            reasons = mine.loc[mine["reason"].notna(), "reason"].astype(str)
+            row["reason"] = reasons.mode().iloc[0] if len(reasons) else ""
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _by_seed(edits: pd.DataFrame, measure: str) -> pd.Series:
+    """The mean over classes of a measure, by seed; classes in which there is nothing to take away do not count."""
+    judged = edits[edits["selectivity"].notna()] if measure in MEASURES else edits
+    return judged.groupby("seed")[measure].apply(lambda values: values.astype(float).mean())
+
+
+@styled
+def forest_figure(table: pd.DataFrame) -> Figure:
+    """A row of panels per site: selectivity, what the others lose, and their KL; a line per method."""
+    sites = list(table.groupby(["backbone", "site"], sort=False))
+    lines = max(len(here) for _, here in sites)
+    figure = new_figure(WIDTH, 0.9 + (0.5 + 0.24 * lines) * len(sites))
+    grid = figure.subplots(len(sites), 3, squeeze=False, sharex="col", width_ratios=[2, 1, 1])
+    panels = (("selectivity", 100, "selectivity (points)"), ("drift", 100, "others' change (points)"),
+              ("kl_others", 1, "others' KL (nats)"))  # fmt: skip
+    for row, ((backbone, site), here) in zip(grid, sites, strict=True):
+        places = np.arange(len(here))
+        for axes, (measure, unit, _) in zip(row, panels, strict=True):
+            half = unit * np.nan_to_num(here[f"{measure}_half"].to_numpy(float))
+            colours = [BLUE if permanent else GREY for permanent in here["permanent"]]
+            for place, value, error, colour in zip(places, unit * here[measure], half, colours, strict=True):
+                axes.errorbar(value, place, xerr=error, fmt="o", color=BLACK, markerfacecolor=colour, markersize=5,
+                              mew=0.8, elinewidth=1.0, capsize=2)  # fmt: skip
+            axes.set_yticks(places, here["method"] if axes is row[0] else [""] * len(here))
+            axes.set_ylim(len(here) - 0.5, -0.5)
+        row[0].set_title(f"{backbone}, {site}")
+    for axes, (_, _, label) in zip(grid[-1], panels, strict=True):
+        axes.set_xlabel(label)
+    return figure

@@ -1,0 +1,235 @@
+"""Edit methods compared: what the table says is what the edited networks do, and nothing is made twice."""
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from salve.artifacts import Artifact
+from salve.backbones import graph_of
+from salve.data import ConceptsData, Preprocess
+from salve.editing import apply_edit_file, load_edit_file, undo_edit_file
+from salve.editing.gating import gate
+from salve.sae import load_sae
+from salve.stages.targets import balanced
+from salve.sweep.compare import command_of
+from salve.sweep.compare import main as compare_command
+from salve.types import UserError
+from tests.integration.commands import Command
+from tests.integration.conftest import FEW, NARROW, SMALL, Start
+from tests.integration.test_pipeline import images_and_labels, plain_model
+
+METHODS = ("compare.methods=[gate,push,bias,one,mute]", "compare.variants.push.method=steering",
+           "compare.variants.bias.method=head_bias", "compare.variants={one: {method: rank_one}}")  # fmt: skip
+COMPARE = ["stages=[compare]", "compare.images=4", *METHODS]
+
+
+def edits(artifacts: dict[str, Artifact]) -> pd.DataFrame:
+    return artifacts["compare"].table("edits.csv").set_index(["method", "class"])
+
+
+def accuracies(logits: Tensor, labels: Tensor) -> list[float]:
+    right = logits.argmax(dim=1) == labels
+    return [float(right[labels == k].double().mean()) for k in range(10)]
+
+
+def lead(model: Any, data: ConceptsData, own: int) -> float:
+    """By how much a class leads in the mean over its train images."""
+    batches = [(images[labels == own], labels) for images, labels in data.loader("train")]
+    with torch.no_grad():
+        logits = model(torch.cat([images for images, _ in batches]))
+    others = logits.index_fill(1, torch.tensor([own]), -torch.inf).amax(dim=1)
+    return max(float((logits[:, own] - others).mean()), 0.1 * float(logits.std()))
+
+
+def test_the_table_says_what_networks_with_a_lower_bias_do(tmp_path: Path, start: Start) -> None:
+    artifacts = start(tmp_path, *COMPARE)
+    table, model = edits(artifacts), plain_model(artifacts)
+    classes = artifacts["classifier"].record("classifier.json")["classes"]
+    assert set(table.index.get_level_values("method")) == {"gate", "push", "bias", "one", "mute"}
+    images, labels = images_and_labels()
+    assert len(labels) == len(balanced(labels, 4))  # the sample is all there is
+    with torch.no_grad():
+        before = accuracies(model(images), labels)
+    assert not table.loc["mute", "permanent"].any()
+    taken = table[table["reached"]]
+    assert len(taken) >= 6
+    assert len(taken.loc["bias"])
+    for (_, name), row in table.iterrows():
+        assert row["before"] == pytest.approx(before[classes.index(name)])
+    for name, row in taken.loc["bias"].iterrows():
+        own = classes.index(name)
+        state = dict(model.state_dict())
+        # The only weight that the edit changes is one bias, so that the strength can be read from the accuracies.
+        assert (row["tensors"], row["parameters"], row["permanent"]) == (1, 1, True)
+        lowered = state["fc.bias"].clone()
+        low, high = 0.0, 100.0
+        for _ in range(60):
+            middle = (low + high) / 2
+            lowered[own] = state["fc.bias"][own] - middle
+            with torch.no_grad():
+                gone = (
+                    accuracies(functional_call(model, {**state, "fc.bias": lowered}, (images,)), labels)[own]
+                    <= row["after"]
+                )
+            low, high = (low, middle) if gone else (middle, high)
+        lowered[own] = state["fc.bias"][own] - high
+        with torch.no_grad():
+            found = accuracies(functional_call(model, {**state, "fc.bias": lowered}, (images,)), labels)
+        assert found[own] == pytest.approx(row["after"])
+        assert row["drop"] == pytest.approx(before[own] - found[own])
+    # Another SAE repeats only what needs one.
+    again = start(tmp_path, *COMPARE, "sae.seed=1")
+    keys, others = (run["compare"].record("methods.json") for run in (artifacts, again))
+    assert [name for name in keys if keys[name] == others[name]] == ["bias", "one"]
+    same = start(tmp_path, *COMPARE)
+    assert same["compare"].reused
+    assert same["compare"].digest == artifacts["compare"].digest
+
+
+def test_at_an_inner_site_the_table_says_what_scaled_weights_do(tmp_path: Path, start: Start) -> None:
+    layer = "layer4.0.conv2"
+    trained = ("finetune.epochs=12", "data.train_per_class=24", "discover.select=effect")
+    artifacts = start(tmp_path, *COMPARE, f"layer={layer}", "capture.positions=4", *trained)
+    model = plain_model(artifacts)
+    classes = artifacts["classifier"].record("classifier.json")["classes"]
+    site = graph_of(model, 32).sites[layer]
+    data = ConceptsData(20, image_size=32, train_per_class=24, select_per_class=4, test_per_class=4)
+    data.bind(Preprocess(32, None))
+    images, labels = images_and_labels()
+    decoder = load_sae(artifacts["sae"].file("sae.safetensors")).decoder.detach()
+    selected = artifacts["features"].table("selected.csv").set_index("class")
+    table = edits(artifacts)
+    taken = table[table["reached"]]
+    assert len(taken.loc["bias"])
+    with torch.no_grad():
+        before = accuracies(model(images), labels)
+    for method, name in [(method, name) for method, name in taken.index if method in ("gate", "bias")]:
+        row, own, state = taken.loc[(method, name)], classes.index(name), dict(model.state_dict())
+        if method == "gate":
+            closed = gate(decoder[:, int(selected.loc[name, "latent"])], row["alpha"])
+            for reader in site.readers:
+                state[reader.weight] = reader.scaled(state[reader.weight], closed)
+        else:
+            state["fc.bias"] = state["fc.bias"].clone()
+            state["fc.bias"][own] -= row["alpha"] * lead(model, data, own)
+        with torch.no_grad():
+            found = accuracies(functional_call(model, state, (images,)), labels)
+        others = [abs(a - b) for k, (a, b) in enumerate(zip(found, before, strict=True)) if k != own]
+        assert row["after"] == pytest.approx(found[own])
+        assert row["drift"] == pytest.approx(sum(others) / 9)
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("compare.methods=[]", "compare.methods is empty"),
+        ("compare.methods=[gat]", r"compare\.methods=gat is no edit method; did you mean gate\?"),
+        ("compare.variants={random_gate: {method: gate, strength: 2}}", "has no setting strength; it has scale"),
+        ("compare.variants.random_gate={method: null}", r"compare\.variants\.random_gate=None is no edit method"),
+        ("compare.targets=[church]", "compare.targets names church; the classes are harbour, "),
+        ("compare.images=0", "compare.images=0 must be above 0"),
+    ],
+)
+def test_a_wrong_setting_is_one_sentence_before_any_work(tmp_path: Path, start: Start, setting: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        start(tmp_path, "stages=[compare]", setting)
+    assert not list((tmp_path / "artifacts").glob("*/*"))
+
+
+def in_a_fork(folder: Path, command: Sequence[str]) -> int:
+    """What ``run_child`` does, without the seconds of a fresh interpreter."""
+    assert command[:3] == [sys.executable, "-m", "salve.cli"]
+    return Command("salve.cli", list(command[3:]), folder, {}).wait()
+
+
+def test_the_command_writes_a_page_and_prints_a_table(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    small = [*SMALL, *FEW, *NARROW, f"output_dir={tmp_path}", "sae.seed=0,1", "compare.images=4", *METHODS]
+    monkeypatch.setattr("salve.sweep.compare.run_child", partial(in_a_fork, tmp_path))
+    assert compare_command([setting for setting in small if "validate" not in setting]) == 0
+    said = capfd.readouterr().out
+    folder = tmp_path / "sweeps" / "rivals" / "compare"
+    table = pd.read_csv(folder / "tables" / "methods.csv").set_index("method")
+    every = pd.read_csv(folder / "tables" / "edits.csv")
+    assert list(table.index) == ["gate", "push", "bias", "one", "mute"]
+    assert len(every) == 2 * 5 * 10
+    for method, row in table.iterrows():
+        by_seed = every[(every["method"] == method) & every["selectivity"].notna()].groupby("seed")["selectivity"]
+        assert row["selectivity"] == pytest.approx(by_seed.mean().mean())
+        assert str(method) in said
+    assert table.loc["bias", "selectivity_half"] == pytest.approx(0)
+    assert (folder / "figures" / "methods.svg").is_file()
+    assert "gate" in (folder / "index.html").read_text()
+    assert compare_command(["sae.seed=x", f"output_dir={tmp_path}"]) == 2
+
+
+def test_settings_of_the_command_become_a_sweep() -> None:
+    typed, folder, name = command_of(
+        ["experiment=imagenette/resnet18", "output_dir=there", "layer=last,fc"], quick=True
+    )
+    assert typed[:2] == ["-m", "experiment=[imagenette/resnet18,beyond/rivals]"]
+    assert {"sweep.name=rivals-quick", "sae.seed=0,1", "layer=last,fc", "output_dir=there"} <= set(typed)
+    assert (folder, name) == (Path("there"), "rivals-quick")
+    typed, folder, name = command_of(["sweep.name=mine", "sae.seed=3"], quick=True)
+    assert (folder, name) == (Path("outputs"), "mine")
+    assert typed.count("sae.seed=3") == 1
+    assert "sae.seed=0,1" not in typed
+
+
+@pytest.mark.parametrize("method", ["steering", "rank_one", "head_bias"])
+def test_any_method_edits_is_saved_and_is_undone(tmp_path: Path, start: Start, method: str) -> None:
+    artifacts = start(tmp_path, f"edit={method}", "stages=[control,diagnose]", "edit.evaluate=3")
+    assert "diagnose" not in artifacts  # critical strengths are of the gate
+    control, model = artifacts["control"], plain_model(artifacts)
+    original, (images, labels) = dict(model.state_dict()), images_and_labels()
+    summary = control.table("summary.csv")
+    assert len(summary) == 10
+    for row in summary.itertuples():
+        edit_file = load_edit_file(control.file(row.edit_file))
+        edited = apply_edit_file(edit_file, original)
+        changed = [name for name in original if not torch.equal(edited[name], original[name])]
+        assert changed == (["fc.weight"] if method == "rank_one" else ["fc.bias"])
+        undone = undo_edit_file(edit_file, edited)
+        assert all(torch.equal(undone[name], original[name]) for name in original)
+        with torch.no_grad():
+            found = accuracies(functional_call(model, edited, (images,)), labels)
+        own = artifacts["classifier"].record("classifier.json")["classes"].index(row.target)
+        assert found[own] == pytest.approx(row.accuracy_after)
+    evaluation = control.table("evaluation.csv")
+    assert len(evaluation) == 30
+    assert evaluation["accuracy_edited"].tolist() == pytest.approx(evaluation["accuracy_cached"].tolist())
+
+
+def test_an_edit_that_needs_the_sae_leaves_no_edit_file(tmp_path: Path, start: Start) -> None:
+    artifacts = start(tmp_path, "edit=mute", "stages=[control,report]")
+    assert artifacts["control"].table("summary.csv")["edit_file"].eq("").all()
+    assert not list(artifacts["control"].file("edits").iterdir())
+    page = (tmp_path / "run" / "index.html").read_text()
+    assert "mute" in page
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["edit.method=steering"], r"edit\.method=steering can only suppress; set edit\.modes=\[suppress\]"),
+        (["edit.args={direction: random}"], r"The gate's settings are edit\.scale and edit\.channels"),
+        (["edit=steering", "edit.args={to: x}"], "edit.method=steering has no setting to; it has direction"),
+        (["edit=steering", "edit.method=steer"], "edit.method=steer is no edit method; did you mean steering?"),
+    ],
+)
+def test_a_wrong_method_is_one_sentence_before_any_work(
+    tmp_path: Path, start: Start, settings: list[str], says: str
+) -> None:
+    with pytest.raises(UserError, match=says):
+        start(tmp_path, "stages=[control]", *settings)
+    assert not list((tmp_path / "artifacts").glob("*/*"))
