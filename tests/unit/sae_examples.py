@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jaxtyping
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
@@ -55,8 +56,20 @@ def plain_trainer(epochs: int, **options: Any) -> pl.Trainer:
     )
 
 
+class _OneEpochChecked(pl.Callback):
+    """No shapes are checked after the first epoch, whose steps are those of all epochs: that takes half of the time."""
+
+    def on_train_epoch_end(self, *_: Any) -> None:
+        jaxtyping.config.update("jaxtyping_disable", True)
+
+
 def fit(module: pl.LightningModule, epochs: int, *loaders: Any, **options: Any) -> None:
     """Train and keep nothing; loaders or ``datamodule=`` go to Lightning, the rest to its Trainer."""
     data = {name: options.pop(name) for name in ("datamodule",) if name in options}
-    with quiet_lightning():
-        plain_trainer(epochs, enable_checkpointing=False, **options).fit(module, *loaders, **data)
+    trainer = plain_trainer(epochs, enable_checkpointing=False, callbacks=[_OneEpochChecked()], **options)
+    unchecked = jaxtyping.config.jaxtyping_disable
+    try:
+        with quiet_lightning():
+            trainer.fit(module, *loaders, **data)
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", unchecked)
