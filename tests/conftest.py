@@ -138,16 +138,21 @@ def unchecked_shapes() -> Iterator[None]:
     jaxtyping_config.update("jaxtyping_disable", False)
 
 
-@pytest.fixture
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Empty files instead of a report's drawings, which take most of its time."""
+def draw_nothing(patch: pytest.MonkeyPatch) -> None:
+    """From now on, let a report have empty files instead of drawings, which take most of its time."""
 
     def touch(_: object, folder: Path, name: str) -> tuple[int, int]:
         for suffix in ("png", "svg"):
             (folder / f"{name}.{suffix}").touch()
         return 1, 1
 
-    monkeypatch.setattr("salve.report.blocks.save_figure", touch)
+    patch.setattr("salve.report.blocks.save_figure", touch)
+
+
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Empty files instead of a report's drawings."""
+    draw_nothing(monkeypatch)
 
 
 @pytest.fixture

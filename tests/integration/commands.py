@@ -183,14 +183,15 @@ def _serve(address: str) -> tuple[str, list[str]]:
         listener.bind(address)
         listener.listen(100)
         print(flush=True)
-        if 0 in select.select([0, listener], [], [])[0]:
+        sources: list[Any] = [0, listener]
+        if 0 in select.select(sources, [], [])[0]:
             raise SystemExit
         _prepare(address)
         woken, wake = os.pipe()
         os.set_blocking(wake, False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(wake)
-        sources: list[Any] = [0, woken, listener]
+        sources.append(woken)
         while True:
             ready, _, _ = select.select(sources, [], [])
             if 0 in ready:  # it has ended that started this process
@@ -263,6 +264,8 @@ def _worker(cmd: Sequence[str], keep_fds: Sequence[int], env: Mapping[str, str] 
 
     A fork of the server would not do, since loky waits for its own children.
     """
+    from salve import ending
+
     if pid := os.fork():
         return pid
     above = [0, *sorted({1, 2, *map(int, keep_fds)}), os.sysconf("SC_OPEN_MAX")]
@@ -271,7 +274,7 @@ def _worker(cmd: Sequence[str], keep_fds: Sequence[int], env: Mapping[str, str] 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
-    import_module("salve.ending")._end = None
+    ending._end = None
     os.environ.update(env or {})
     where = cmd.index("-m")
     sys.argv[1:] = cmd[where + 2 :]
@@ -322,6 +325,7 @@ def _prepare(address: str) -> None:
     ):
         with suppress(ImportError):  # an extra
             patch.setattr(name, put)
+    os.fsync = lambda fd: None  # as in tests/conftest.py
     gc.freeze()
 
 

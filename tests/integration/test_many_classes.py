@@ -20,6 +20,7 @@ from torch import Tensor
 import salve.stages.measured
 from salve.artifacts import Artifact
 from salve.editing.cli import main as salve_edit
+from tests.conftest import draw_nothing
 from tests.integration.conftest import Start
 
 CHANNELS = (8, 16, 24, 32)
@@ -164,7 +165,9 @@ MORE = ("edit.evaluate=3", "edit.by_class=true", "sae.sparsity=0.5")
 def audited(audit: Audit, start: Start, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Artifact]]:
     """A run of all stages with the weights as they are; read only."""
     folder = tmp_path_factory.mktemp("audited")
-    return folder, start(folder, *audit.settings, BY_MAPPING, *MORE, "finetune.mode=auto")
+    with pytest.MonkeyPatch.context() as patch:
+        draw_nothing(patch)
+        return folder, start(folder, *audit.settings, BY_MAPPING, *MORE, "finetune.mode=auto")
 
 
 Audited = tuple[Path, dict[str, Artifact]]

@@ -1,5 +1,6 @@
 """SAEs of every variant with something in each of their tensors."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jaxtyping
@@ -43,9 +44,26 @@ def example(variant: str, width: int = 6, size: int = 9, dtype: torch.dtype = to
 ALL = list(VARIANTS)
 
 
-def plain_trainer(epochs: int, **options: Any) -> pl.Trainer:
+class _OneEpochChecked(pl.Callback):
+    """No shapes are checked after a training's first epoch, whose steps are like all: they take half of the time."""
+
+    def setup(self, *_: Any, **__: Any) -> None:
+        self._before = jaxtyping.config.jaxtyping_disable
+
+    def on_train_epoch_end(self, *_: Any) -> None:
+        jaxtyping.config.update("jaxtyping_disable", True)
+
+    def teardown(self, *_: Any, **__: Any) -> None:
+        jaxtyping.config.update("jaxtyping_disable", self._before)
+
+    def on_exception(self, *_: Any) -> None:
+        self.teardown()
+
+
+def plain_trainer(epochs: int, callbacks: Sequence[pl.Callback] = (), **options: Any) -> pl.Trainer:
     """A Trainer on the CPU that logs and shows nothing."""
     return pl.Trainer(
+        callbacks=[*callbacks, _OneEpochChecked()],
         accelerator="cpu",
         max_epochs=epochs,
         logger=False,
@@ -56,20 +74,8 @@ def plain_trainer(epochs: int, **options: Any) -> pl.Trainer:
     )
 
 
-class _OneEpochChecked(pl.Callback):
-    """No shapes are checked after the first epoch, whose steps are those of all epochs: that takes half of the time."""
-
-    def on_train_epoch_end(self, *_: Any) -> None:
-        jaxtyping.config.update("jaxtyping_disable", True)
-
-
 def fit(module: pl.LightningModule, epochs: int, *loaders: Any, **options: Any) -> None:
     """Train and keep nothing; loaders or ``datamodule=`` go to Lightning, the rest to its Trainer."""
     data = {name: options.pop(name) for name in ("datamodule",) if name in options}
-    trainer = plain_trainer(epochs, enable_checkpointing=False, callbacks=[_OneEpochChecked()], **options)
-    unchecked = jaxtyping.config.jaxtyping_disable
-    try:
-        with quiet_lightning():
-            trainer.fit(module, *loaders, **data)
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", unchecked)
+    with quiet_lightning():
+        plain_trainer(epochs, enable_checkpointing=False, **options).fit(module, *loaders, **data)
