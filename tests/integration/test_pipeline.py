@@ -254,7 +254,7 @@ def test_a_set_that_names_nothing_is_refused(whole_run: Run, start: Start, tmp_p
 @pytest.mark.usefixtures("no_figures")
 def test_a_vit_goes_through_every_stage(start: Start, tmp_path: Path) -> None:
     backbone = ["backbone=timm", "backbone.name=test_vit", "backbone.weights=random", "+backbone.args.img_size=32"]
-    found = start(tmp_path, *backbone, "finetune.epochs=1", "edit.modes=[suppress]")
+    found = start(tmp_path, *backbone, "+backbone.args.depth=2", "finetune.epochs=1", "edit.modes=[suppress]")
     assert tuple(found) == KINDS
     assert found["activations"].record("activations.json")["site"] == "cls"
     assert not found["activations"].record("activations.json")["nonnegative"]
