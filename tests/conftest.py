@@ -1,8 +1,9 @@
 """What every test runs under: shapes checked at run time, no network, nothing in the user's home, nothing left behind.
 
 The functions on tensors say their shapes in their annotations; here, and only here, jaxtyping and beartype check every
-call against them. A test that gives a function what its annotations forbid, to see it refused, asks for the fixture
-``unchecked_shapes``. Where beartype is not installed, the tests run unchecked, and the report's first lines say so.
+call against them, but for the later epochs of trainings in unit tests (``plain_trainer``). A test that gives a function
+what its annotations forbid, to see it refused, asks for the fixture ``unchecked_shapes``. Where beartype is not
+installed, the tests run unchecked, and the report's first lines say so.
 """
 
 import gc
@@ -139,7 +140,7 @@ def unchecked_shapes() -> Iterator[None]:
 
 
 def draw_nothing(patch: pytest.MonkeyPatch) -> None:
-    """From now on, let a report have empty files instead of drawings, which take most of its time."""
+    """From now on, let reports and sweeps have empty files instead of drawings, which take most of their time."""
 
     def touch(_: object, folder: Path, name: str) -> tuple[int, int]:
         for suffix in ("png", "svg"):
@@ -147,11 +148,12 @@ def draw_nothing(patch: pytest.MonkeyPatch) -> None:
         return 1, 1
 
     patch.setattr("salve.report.blocks.save_figure", touch)
+    patch.setattr("salve.sweep.summary.save_figure", touch)
 
 
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Empty files instead of a report's drawings."""
+    """Empty files instead of the drawings of reports and sweeps."""
     draw_nothing(monkeypatch)
 
 

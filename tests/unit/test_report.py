@@ -350,8 +350,9 @@ class Run:
             for name in {"class", "target", "true", "predicted", "worst_class", "label"} & set(table):
                 table[name] = table[name].replace(renamed)
             first = table[table[key] == classes[0]]
-            copies = [first.assign(**{key: name}) for name in more[1:]]
-            write_table(path, pd.concat([table, *copies], ignore_index=True))
+            copies = pd.concat([first] * (len(more) - 1))
+            copies[key] = np.repeat(more[1:], len(first))
+            write_table(path, pd.concat([table, copies], ignore_index=True))
         verdict = json.loads((self.root / "control" / "verdict.json").read_text())
         count = len(classes)
         verdict |= {"judged": count, "separates": count - 1, "separates_low": count - 9, "separates_high": count - 1}
