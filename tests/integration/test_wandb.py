@@ -137,6 +137,7 @@ def stored(folder: Path, kind: str, reused: bool = False) -> Artifact:
 # -- whole runs
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_offline_run_holds_config_curves_media_lineage_and_results(
     whole_run: tuple[Path, dict[str, Artifact]], start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
