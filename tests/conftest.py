@@ -1,8 +1,9 @@
 """What every test runs under: shapes checked at run time, no network, nothing in the user's home, nothing left behind.
 
 The functions on tensors say their shapes in their annotations; here, and only here, jaxtyping and beartype check every
-call against them. A test that gives a function what its annotations forbid, to see it refused, asks for the fixture
-``unchecked_shapes``. Where beartype is not installed, the tests run unchecked, and the report's first lines say so.
+call against them, but for the later epochs of trainings in unit tests (``plain_trainer``). A test that gives a function
+what its annotations forbid, to see it refused, asks for the fixture ``unchecked_shapes``. Where beartype is not
+installed, the tests run unchecked, and the report's first lines say so.
 """
 
 import gc
@@ -20,7 +21,9 @@ import pytest
 from jaxtyping import config as jaxtyping_config
 from jaxtyping import install_import_hook
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the process that hands out tests to others runs none
+    from torch import nn
+
     from salve.run.schema import Config
 
 HOME = Path(__file__).parents[1] / ".pytest_cache" / "home"
@@ -62,11 +65,21 @@ else:
     checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
     install_import_hook(PURE, f"{__name__}.checked")
 
-import torch  # noqa: E402  (after the environment is set)
-from torch import nn  # noqa: E402
+from tests.integration import commands  # noqa: E402  (after the environment is set)
 
 # Results of tests need not survive a power cut, and each call waits for the disk.
 os.fsync = lambda fd: None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a process that will run tests, of several, which server they share."""
+    node.workerinput["server"] = commands.server()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):
+        commands.shared = config.workerinput["server"]
 
 
 def pytest_collection_finish() -> None:
@@ -82,6 +95,8 @@ def pytest_report_header() -> str:
 @pytest.fixture(autouse=True)
 def _leave_no_trace(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every test starts from the same random state and leaves generators, threads, logs and environment alone."""
+    import torch
+
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     threads, environment = torch.get_num_threads(), dict(os.environ)
@@ -124,16 +139,24 @@ def unchecked_shapes() -> Iterator[None]:
     jaxtyping_config.update("jaxtyping_disable", False)
 
 
-@pytest.fixture
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Empty files instead of a report's drawings, which take most of its time."""
+def draw_nothing(patch: pytest.MonkeyPatch) -> None:
+    """From now on, let reports and sweeps have a dot for every drawing: drawings take most of their time."""
 
-    def touch(_: object, folder: Path, name: str) -> tuple[int, int]:
-        for suffix in ("png", "svg"):
-            (folder / f"{name}.{suffix}").touch()
+    from PIL import Image
+
+    def dot(_: object, folder: Path, name: str) -> tuple[int, int]:
+        Image.new("L", (1, 1)).save(folder / f"{name}.png")
+        (folder / f"{name}.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
         return 1, 1
 
-    monkeypatch.setattr("salve.report.blocks.save_figure", touch)
+    patch.setattr("salve.report.blocks.save_figure", dot)
+    patch.setattr("salve.sweep.summary.save_figure", dot)
+
+
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dot for every drawing of reports and sweeps."""
+    draw_nothing(monkeypatch)
 
 
 @pytest.fixture
@@ -152,19 +175,19 @@ def composed() -> "Callable[..., Config]":
     return make
 
 
-def _resnet18() -> nn.Module:
+def _resnet18() -> "nn.Module":
     from torchvision.models import resnet18
 
     return resnet18(num_classes=5)
 
 
-def _resnet50() -> nn.Module:
+def _resnet50() -> "nn.Module":
     from torchvision.models import resnet50
 
     return resnet50(num_classes=5, width_per_group=8)
 
 
-def _vit() -> nn.Module:
+def _vit() -> "nn.Module":
     from torchvision.models import VisionTransformer
 
     return VisionTransformer(
@@ -172,8 +195,8 @@ def _vit() -> nn.Module:
     )
 
 
-def _timm(name: str, **arguments: Any) -> Callable[[], nn.Module]:
-    def build() -> nn.Module:
+def _timm(name: str, **arguments: Any) -> "Callable[[], nn.Module]":
+    def build() -> "nn.Module":
         import timm
 
         return timm.create_model(name, num_classes=5, **arguments)
@@ -181,7 +204,7 @@ def _timm(name: str, **arguments: Any) -> Callable[[], nn.Module]:
     return build
 
 
-TINY: dict[str, Callable[[], nn.Module]] = {
+TINY: "dict[str, Callable[[], nn.Module]]" = {
     "resnet18": _resnet18,
     "resnet50": _resnet50,
     "vit": _vit,
@@ -194,11 +217,14 @@ TINY: dict[str, Callable[[], nn.Module]] = {
 
 
 @pytest.fixture
-def tiny() -> Callable[[str], nn.Module]:
+def tiny() -> "Callable[[str], nn.Module]":
     """``tiny(name)``: a small backbone with random weights, five classes and inputs of 32 pixels, in eval mode.
 
     The input of ``timm dinov2 registers`` is 28 pixels: its patches are of 14.
     """
+
+    import torch
+    from torch import nn
 
     def build(name: str) -> nn.Module:
         torch.manual_seed(0)

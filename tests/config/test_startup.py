@@ -1,8 +1,10 @@
 """Commands that compute nothing load nothing that takes seconds: not an absolute time, but what is not imported."""
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,33 +14,68 @@ HEAVY = (
     *("torch", "torchvision", "timm", "pytorch_lightning", "lightning", "torchmetrics", "wandb", "optuna", "joblib"),
     *("numpy", "scipy", "pandas", "matplotlib", "sklearn", "jaxtyping"),
 )
+#: Runs each command that it is told of in a fork of its own, in which only Hydra is imported; says when it has ended.
 PROGRAM = f"""
-import runpy, sys
-sys.argv[1:] = sys.argv[2:]
-status = None
-try:
-    runpy.run_module({{module!r}}, run_name="__main__", alter_sys=True)
-except SystemExit as left:
-    status = left.code
-print("STATUS", status)
-print("LOADED", *sorted(set({HEAVY!r}) & set(sys.modules)))
+import json, os, runpy, sys
+import hydra._internal.hydra, hydra._internal.utils
+for line in sys.stdin:
+    order = json.loads(line)
+    if child := os.fork():
+        os.waitpid(child, 0)
+        print(flush=True)
+        continue
+    os.chdir(order["folder"])
+    for number in (1, 2):
+        os.dup2(os.open(order["said"] + str(number), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    sys.argv[1:] = order["arguments"]
+    status = None
+    try:
+        runpy.run_module(order["module"], run_name="__main__", alter_sys=True)
+    except SystemExit as left:
+        status = left.code
+    print("STATUS", status)
+    print("LOADED", *sorted(set({HEAVY!r}) & set(sys.modules)))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 """
 
 
-def started(module: str, *arguments: str, folder: Path) -> tuple[str, str, str]:
-    """Runs a command in a process of its own: its status, the heavy modules that it loaded, and all that it said."""
-    program = PROGRAM.format(module=module)
+class Commands:
+    """Commands in processes of their own, which start with nothing heavy loaded.
+
+    Args:
+        process: runs ``PROGRAM``. folder: where what commands say is kept.
+    """
+
+    def __init__(self, process: "subprocess.Popen[str]", folder: Path) -> None:
+        self._process, self._said = process, folder / "said"
+
+    def run(self, module: str, *arguments: str, folder: Path) -> tuple[str, str, str]:
+        """A command's status, the heavy modules that it loaded, and all that it said."""
+        order = {"module": module, "arguments": arguments, "folder": str(folder), "said": str(self._said)}
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps(order), file=self._process.stdin, flush=True)
+        assert self._process.stdout.readline() == "\n"
+        out, errors = (Path(f"{self._said}{number}").read_text() for number in (1, 2))
+        *said, status, loaded = out.splitlines()
+        return status.removeprefix("STATUS "), loaded.removeprefix("LOADED").strip(), "\n".join(said) + errors
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path[1:]])}
-    done = subprocess.run(
-        [sys.executable, "-c", program, "command", *arguments],
-        capture_output=True,
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        check=False,
-        cwd=folder,
         env=environment,
-    )
-    *said, status, loaded = done.stdout.splitlines()
-    return status.removeprefix("STATUS "), loaded.removeprefix("LOADED").strip(), "\n".join(said) + done.stderr
+    ) as process:
+        yield Commands(process, tmp_path_factory.mktemp("commands"))
+        assert process.stdin is not None
+        process.stdin.close()
 
 
 @pytest.mark.parametrize(
@@ -81,20 +118,20 @@ def started(module: str, *arguments: str, folder: Path) -> tuple[str, str, str]:
 )
 @pytest.mark.slow
 def test_what_computes_nothing_loads_nothing_heavy(
-    tmp_path: Path, module: str, arguments: list[str], status: str, named: str
+    commands: Commands, tmp_path: Path, module: str, arguments: list[str], status: str, named: str
 ) -> None:
-    ended, loaded, said = started(module, *arguments, folder=tmp_path)
+    ended, loaded, said = commands.run(module, *arguments, folder=tmp_path)
     assert (ended, loaded) == (status, "")
     assert named in said
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 @pytest.mark.slow
-def test_a_run_that_does_not_log_to_wandb_does_not_load_it(tmp_path: Path) -> None:
+def test_a_run_that_does_not_log_to_wandb_does_not_load_it(commands: Commands, tmp_path: Path) -> None:
     """Its folders for temporary files stay behind where a process is killed."""
     few = ["data.train_per_class=4", "data.select_per_class=2", "data.test_per_class=2", "data.image_size=32"]
     small = ["backbone.args.channels=[8,8,8,8]", "finetune.epochs=1", "sae.steps=1", "stages=[discover]", "trainer=cpu"]
-    status, loaded, said = started("salve.cli", *few, *small, folder=tmp_path)
+    status, loaded, said = commands.run("salve.cli", *few, *small, folder=tmp_path)
     assert status == "None", said
     assert "wandb" not in loaded.split()
     assert {"timm", "torch"} <= set(loaded.split())  # the check sees what it is there to see

@@ -24,6 +24,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache, partial
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -98,7 +99,7 @@ class Command(Fork):
         self._out, self._err = (folder / f".{name}-{kind}" for kind in ("out", "err"))
         variables = {name: value for name, value in {**os.environ, **(environment or {})}.items() if value is not None}
         with self._out.open("a") as out, self._err.open("a") as err:
-            super().__init__(_server(), module, arguments, (out.fileno(), err.fileno()), variables)
+            super().__init__(server(), module, arguments, (out.fileno(), err.fileno()), variables)
 
     def communicate(self, timeout: float = 280) -> tuple[str, str]:
         """Wait until it has ended; what it and its children wrote to stdout and stderr."""
@@ -107,7 +108,9 @@ class Command(Fork):
 
 
 class Rank(Fork):
-    """A follower, as spawned: it gets its work pickled; the part of ``multiprocessing.Process`` that its leader uses.
+    """A function in a process of its own, as a spawned follower has its work: pickled.
+
+    It has the part of ``multiprocessing.Process`` that the leader of such a follower uses.
 
     Args:
         target: a function of a module. args: its arguments, which can be pickled.
@@ -117,7 +120,7 @@ class Rank(Fork):
         self._arguments = [pickle.dumps((target, args)).hex(), str(os.getpid())]
 
     def start(self) -> None:
-        super().__init__(_server(), "tests.integration.rank", self._arguments, (1, 2), os.environ)
+        super().__init__(server(), "tests.integration.rank", self._arguments, (1, 2), os.environ)
         self.sentinel = self._link
 
     def join(self, timeout: float | None = None) -> None:
@@ -140,11 +143,20 @@ def ranks_are_forks(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("salve.processes.followers.get_context", lambda _: SimpleNamespace(Process=Rank))
 
 
+#: The address of the server of the process that started this one, if it said so.
+shared = ""
+
+
+def server() -> str:
+    """The address of the server for this process and those that it starts to run tests."""
+    return shared or _started()
+
+
 @cache
-def _server() -> str:
-    """The address of a server for this process, with which it ends."""
+def _started() -> str:
+    """The address of a new server, which ends with this process."""
     folder = tempfile.mkdtemp(prefix="salve-")  # under pytest's it would be too long for a socket
-    server = subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "tests.integration.commands", address := f"{folder}/orders"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -152,28 +164,34 @@ def _server() -> str:
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
     )
     atexit.register(shutil.rmtree, folder)
-    atexit.register(server.communicate)  # which tells it to end
-    assert server.stdout is not None
-    server.stdout.readline()
+    atexit.register(process.communicate)  # which tells it to end
+    assert process.stdout is not None
+    process.stdout.readline()
     return address
 
 
 def _serve(address: str) -> tuple[str, list[str]]:
     """Fork for each order that comes to a socket, and answer with the fork's process id and, at its end, its status.
 
+    The first order has it import what forks need.
+
     Returns:
         Only in a fork: the module that it shall run, and its arguments.
     """
-    woken, wake = os.pipe()
-    os.set_blocking(wake, False)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    signal.set_wakeup_fd(wake)
     links: dict[int, socket.socket] = {}
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen(100)
         print(flush=True)
-        sources: list[Any] = [0, woken, listener]
+        sources: list[Any] = [0, listener]
+        if 0 in select.select(sources, [], [])[0]:
+            raise SystemExit
+        _prepare(address)
+        woken, wake = os.pipe()
+        os.set_blocking(wake, False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(wake)
+        sources.append(woken)
         while True:
             ready, _, _ = select.select(sources, [], [])
             if 0 in ready:  # it has ended that started this process
@@ -246,6 +264,8 @@ def _worker(cmd: Sequence[str], keep_fds: Sequence[int], env: Mapping[str, str] 
 
     A fork of the server would not do, since loky waits for its own children.
     """
+    from salve import ending
+
     if pid := os.fork():
         return pid
     above = [0, *sorted({1, 2, *map(int, keep_fds)}), os.sysconf("SC_OPEN_MAX")]
@@ -254,7 +274,7 @@ def _worker(cmd: Sequence[str], keep_fds: Sequence[int], env: Mapping[str, str] 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
-    salve.ending._end = None
+    ending._end = None
     os.environ.update(env or {})
     where = cmd.index("-m")
     sys.argv[1:] = cmd[where + 2 :]
@@ -288,17 +308,14 @@ def _leave(status: int) -> NoReturn:
     os._exit(status)
 
 
-if __name__ == "__main__":
-    import matplotlib.pyplot  # noqa: F401
-    import optuna  # noqa: F401
-    import wandb  # noqa: F401
-
-    import salve.ending
-    import salve.run.execute
-    import salve.stages.training
-    import salve.sweep.jobs
-
-    forking = partial(_popen, sys.argv[1])
+def _prepare(address: str) -> None:
+    """Import what commands need, and have them fork where they would start an interpreter."""
+    for module in (
+        *("matplotlib.pyplot", "optuna", "wandb"),
+        *("salve.run.execute", "salve.stages.training", "salve.sweep.jobs"),
+    ):
+        import_module(module)
+    forking = partial(_popen, address)
     patch = pytest.MonkeyPatch()
     patch.setattr("salve.ending.subprocess", SimpleNamespace(Popen=forking, TimeoutExpired=subprocess.TimeoutExpired))
     patch.setattr("torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler.Popen", forking)
@@ -308,6 +325,10 @@ if __name__ == "__main__":
     ):
         with suppress(ImportError):  # an extra
             patch.setattr(name, put)
+    os.fsync = lambda fd: None  # as in tests/conftest.py
     gc.freeze()
+
+
+if __name__ == "__main__":
     module, sys.argv[1:] = _serve(sys.argv[1])
     _leave(_run(module))

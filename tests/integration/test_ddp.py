@@ -17,6 +17,7 @@ from tests.integration.test_resume import Killed, die_after
 
 #: Without BatchNorm. 40 images in each split: the last batch of 13 has one row, and one rank none.
 VIT = ["backbone=timm", "backbone.name=test_vit", "backbone.weights=random", "+backbone.args.img_size=32"]
+VIT += ["+backbone.args.depth=1"]
 UNEVEN = [
     "data.train_per_class=4",
     "data.select_per_class=4",

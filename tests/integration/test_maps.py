@@ -55,6 +55,7 @@ def mapped(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Mapped:
     return run
 
 
+@pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize("pool", ["mean", "max"])
 def test_a_map_is_validated_by_its_pooled_latents(
     mapped: Mapped, composed: Callable[..., Config], tmp_path: Path, pool: str
@@ -102,11 +103,13 @@ def test_a_map_is_validated_by_its_pooled_latents(
     assert f"at the site {SITE}, at 16 of the 16 positions" in page.replace("\u00a0", " ")
 
 
+@pytest.mark.usefixtures("_ranks_are_forks")
 def test_two_ranks_give_the_bits_of_one(mapped: Mapped, start: Start, tmp_path: Path) -> None:
     root, made = mapped("mean")
     one = made["validate"].path
     shutil.copytree(root / "store", tmp_path / "store", ignore=shutil.ignore_patterns("validate"))
-    again = start(tmp_path, *EARLY, f"layer={SITE}", "trainer.devices=2", "trainer.strategy=ddp_spawn")
+    ranks = ["trainer.devices=2", "trainer.strategy=ddp_spawn"]
+    again = start(tmp_path, *EARLY, f"layer={SITE}", *ranks, "stages=[validate]")
     assert all(again[kind].reused for kind in ("classifier", "activations", "sae", "features"))
     two = again["validate"].path
     assert two != one
@@ -116,6 +119,7 @@ def test_two_ranks_give_the_bits_of_one(mapped: Mapped, start: Start, tmp_path: 
         assert (two / name).read_bytes() == (one / name).read_bytes(), name
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_network_without_a_map_is_validated_without_one(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -251,9 +251,10 @@ def test_a_set_that_names_nothing_is_refused(whole_run: Run, start: Start, tmp_p
         start(tmp_path, "stages=[control]", "edit.sets=[[castle]]")
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_vit_goes_through_every_stage(start: Start, tmp_path: Path) -> None:
     backbone = ["backbone=timm", "backbone.name=test_vit", "backbone.weights=random", "+backbone.args.img_size=32"]
-    found = start(tmp_path, *backbone, "finetune.epochs=1", "edit.modes=[suppress]")
+    found = start(tmp_path, *backbone, "+backbone.args.depth=2", "finetune.epochs=1", "edit.modes=[suppress]")
     assert tuple(found) == KINDS
     assert found["activations"].record("activations.json")["site"] == "cls"
     assert not found["activations"].record("activations.json")["nonnegative"]
@@ -282,6 +283,7 @@ class Net(nn.Module):
 """
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_network_of_ones_own_goes_through_every_stage_and_takes_its_edit_back(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -314,6 +316,7 @@ def flat(num_classes, width=16):
 """
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_network_without_any_map_goes_through_every_stage_without_grad_fam(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,6 +30,8 @@ from salve.sweep.plan import Run, run_key
 from tests.integration.commands import Command
 from tests.integration.conftest import FEW, NARROW, SMALL, Salve
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 SETTINGS = [*SMALL, *FEW, *NARROW, "stages=[discover,control,diagnose]", "edit.evaluate=0"]
 
 
@@ -189,7 +191,6 @@ def test_a_sweep_makes_once_what_its_runs_share_and_later_only_what_is_new(
     assert found["fve"].between(-1, 1).all()
 
 
-@pytest.mark.usefixtures("no_figures")
 def test_what_was_damaged_since_is_named_and_made_again_by_the_same_command(
     salve: Salve, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

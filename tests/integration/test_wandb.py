@@ -137,6 +137,7 @@ def stored(folder: Path, kind: str, reused: bool = False) -> Artifact:
 # -- whole runs
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_offline_run_holds_config_curves_media_lineage_and_results(
     whole_run: tuple[Path, dict[str, Artifact]], start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,6 +147,7 @@ def test_offline_run_holds_config_curves_media_lineage_and_results(
     shutil.copytree(folder / "store", tmp_path / "store")
     # The classifier is found, so its curves are replayed; the SAE is trained, so its curves are logged as it goes.
     options = ["logger=wandb", "logger.mode=offline", "logger.group=mine", "logger.tags=[paper]", "sae.sparsity=2.0"]
+    options += ["edit.modes=[suppress]", "validate.pictures=1"]
     made = start(tmp_path, *options)
     read = read_only_one(tmp_path / "run")
 

@@ -4,7 +4,6 @@ import csv
 import errno
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -41,7 +40,7 @@ from salve.artifacts import (
     write_table,
 )
 from salve.types import UserError
-from tests.forks import forks
+from tests.integration.commands import Rank
 
 KEY_SETTINGS = {"weights": "abc", "sae": {"k": 2, "sparsity": 0.5}}
 
@@ -275,7 +274,22 @@ def test_a_killed_process_leaves_nothing_that_is_found_and_the_next_one_complete
     assert store.get_or_make("thing", {"a": 1}, finish).file("whole.txt").read_text() == "epoch 3"
 
 
-def _want(root: Path, answers: "multiprocessing.Queue[tuple[str, bool]]") -> None:
+def _answer(root: Path, answer: object) -> None:
+    """Leave what a process found for the one that started it."""
+    (root / f"answer-{os.getpid()}.json").write_text(json.dumps(answer))
+
+
+def _answers(root: Path, processes: list[Rank]) -> list[Any]:
+    """Run processes beside each other; what each left."""
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0] * len(processes)
+    return [json.loads((root / f"answer-{process.pid}.json").read_text()) for process in processes]
+
+
+def _want(root: Path) -> None:
     def make(folder: Path, _: Path) -> None:
         with (root / "calls").open("a") as calls:
             calls.write(f"{os.getpid()}\n")
@@ -283,20 +297,12 @@ def _want(root: Path, answers: "multiprocessing.Queue[tuple[str, bool]]") -> Non
         (folder / "who.txt").write_text(str(os.getpid()))
 
     artifact = Store(root / "store").get_or_make("thing", {"a": 1}, make)
-    answers.put((artifact.digest, artifact.reused))
+    _answer(root, (artifact.digest, artifact.reused))
 
 
 @pytest.mark.slow
 def test_processes_that_want_the_same_artifact_make_it_once(tmp_path: Path) -> None:
-    context = forks()
-    answers: multiprocessing.Queue[tuple[str, bool]] = context.Queue()
-    processes = [context.Process(target=_want, args=(tmp_path, answers)) for _ in range(4)]
-    for process in processes:
-        process.start()
-    got = [answers.get(timeout=60) for _ in processes]
-    for process in processes:
-        process.join(30)
-    assert [process.exitcode for process in processes] == [0, 0, 0, 0]
+    got = _answers(tmp_path, [Rank(_want, (tmp_path,)) for _ in range(4)])
     assert len((tmp_path / "calls").read_text().split()) == 1
     assert len({digest for digest, _ in got}) == 1
     assert sorted(reused for _, reused in got) == [False, True, True, True]
@@ -600,7 +606,7 @@ def test_a_kill_while_results_are_marked_leaves_the_scratch_of_all(
     assert not [path for path in (tmp_path / "unfinished").iterdir() if path.is_dir()]
 
 
-def _want_several(root: Path, wanted: list[int], answers: "multiprocessing.Queue[list[tuple[int, str]]]") -> None:
+def _want_several(root: Path, wanted: list[int]) -> None:
     def make(folders: Mapping[int, Path], _: Path) -> None:
         for i, folder in folders.items():
             with (root / "calls").open("a") as calls:
@@ -610,21 +616,14 @@ def _want_several(root: Path, wanted: list[int], answers: "multiprocessing.Queue
 
     keys_settings = [{"seed": seed} for seed in wanted]
     found = made_of(Store(root / "store"), keys_settings, make)
-    answers.put([(seed, artifact.file("index.txt").read_text()) for seed, artifact in zip(wanted, found, strict=True)])
+    texts = [artifact.file("index.txt").read_text() for artifact in found]
+    _answer(root, list(zip(wanted, texts, strict=True)))
 
 
 @pytest.mark.slow
 def test_processes_whose_groups_overlap_make_each_once_and_never_wait_for_each_other(tmp_path: Path) -> None:
-    context = forks()
-    answers: multiprocessing.Queue[list[tuple[int, str]]] = context.Queue()
     groups = [[0, 1, 2, 3], [5, 4, 3, 2], [3, 0, 5], [1]]
-    processes = [context.Process(target=_want_several, args=(tmp_path, group, answers)) for group in groups]
-    for process in processes:
-        process.start()
-    got = [answers.get(timeout=120) for _ in processes]
-    for process in processes:
-        process.join(30)
-    assert [process.exitcode for process in processes] == [0, 0, 0, 0]
+    got = _answers(tmp_path, [Rank(_want_several, (tmp_path, group)) for group in groups])
     assert sorted((tmp_path / "calls").read_text().split()) == ["0", "1", "2", "3", "4", "5"]
     assert all(text == str(seed) for group in got for seed, text in group)
 

@@ -1,13 +1,12 @@
 """Capture at maps, and on several ranks: sampled positions, and the bits of one rank."""
 
-import multiprocessing
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from salve.settings import TrainerSettings
 from salve.stages import train_sae
 from salve.stages.measure import check_activations, measure_sae
 from salve.types import UserError
-from tests.forks import forks
+from tests.integration.commands import Rank, ranks_are_forks
 from tests.unit.test_capture import COUNTS, PREPROCESS, Count, Noise, cut_at_last, no_progress, small
 from tests.unit.test_sae_ensemble import CLASSES, SETTINGS, SmallContext, context_and_inputs
 
@@ -216,9 +215,10 @@ def test_one_position_that_is_no_number_is_refused_and_its_image_named(
 @pytest.fixture(scope="module")
 def two() -> Iterator[Ranks]:
     """Two processes, shared by the tests of this module."""
-    with gathered(TrainerSettings("cpu", 2, "ddp_spawn", "32-true")) as ranks:
-        yield ranks
-    assert not multiprocessing.active_children()
+    with pytest.MonkeyPatch.context() as patch:
+        ranks_are_forks(patch)
+        with gathered(TrainerSettings("cpu", 2, "ddp_spawn", "32-true")) as ranks:
+            yield ranks
 
 
 @pytest.mark.slow
@@ -359,25 +359,24 @@ def stream(folder: Path, images: int) -> tuple[int, int]:
     return read, sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
-def measured_stream(folder: Path, images: int, answer: Connection) -> None:
+def measured_stream(folder: Path, images: int) -> None:
     torch.set_num_threads(1)
     stream(folder / "warm", 64)
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = status("VmRSS")
-    answer.send((*stream(folder / "measured", images), status("VmHWM") - before))
+    found = *stream(folder / "measured", images), status("VmHWM") - before
+    (folder / "found.json").write_text(json.dumps(found))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a process's peak of memory")
 def test_a_map_of_twenty_times_the_memory_is_captured_and_read(tmp_path: Path) -> None:
     images = 3000
-    context = forks()
-    here, there = context.Pipe()
-    process = context.Process(target=measured_stream, args=(tmp_path, images, there))
+    process = Rank(measured_stream, (tmp_path, images))
     process.start()
-    there.close()
-    read, size, peak = here.recv()
     process.join()
+    assert process.exitcode == 0
+    read, size, peak = json.loads((tmp_path / "found.json").read_text())
     assert read == images * 64
     assert size > images * 64 * 264 * 4
     assert peak < size / 20

@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,12 +15,15 @@ from torch import distributed
 
 from salve.activations.rows import rows_loader
 from salve.backbones import Classifier
-from salve.distributed import batch_share
+from salve.distributed import batch_share, rank_and_world_size
+from salve.processes.followers import StartedFollowers
 from salve.processes.ranks import Ranks, _OutsideRank, check_ranks, gathered
 from salve.processes.trainer import TrainerFactory, _SharedBatchNorm
 from salve.settings import TrainerSettings
 from salve.stages.training import quiet_lightning
 from salve.types import UserError
+from tests.integration.commands import Command, ranks_are_forks
+from tests.unit.test_ending import is_gone
 
 TWO = TrainerSettings("cpu", 2, "ddp_spawn", "32-true")
 
@@ -145,7 +147,8 @@ def test_an_error_on_any_rank_is_raised_by_the_leader(two: Ranks, rank: int) -> 
 
 
 @pytest.mark.slow
-def test_a_rank_that_is_killed_is_named_and_replaced(two: Ranks) -> None:
+def test_a_rank_that_is_killed_is_named_and_replaced(two: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks_are_forks(monkeypatch)
     with pytest.raises(RuntimeError, match="status -9"):
         two(die, 1)
     assert two(rank_and_sum, 0.0) == (0, 1.0)
@@ -205,38 +208,35 @@ def test_batchnorm_over_ranks_keeps_the_activations_inside_timms(tiny: Callable[
         assert list(_SharedBatchNorm().revert(shared).state_dict()) == keys
 
 
-LEADER = """
-import time
-from salve.distributed import rank_and_world_size
-from salve.processes.ranks import gathered
-from salve.settings import TrainerSettings
-if __name__ == "__main__":
-    with gathered(TrainerSettings("cpu", 2, "ddp_spawn", "32-true")) as ranks:
+def lead(told: Path) -> None:
+    """Write the process id of a follower, and wait."""
+    with gathered(TWO) as ranks:
         assert ranks(rank_and_world_size) == (0, 2)
-        print(ranks._followers._followers[0].pid, flush=True)
+        assert isinstance(ranks._followers, StartedFollowers)
+        told.with_suffix(".new").write_text(str(ranks._followers._followers[0].pid))
+        told.with_suffix(".new").rename(told)
         time.sleep(60)
-"""
 
 
 @pytest.mark.slow
 def test_followers_end_with_a_leader_that_is_killed(tmp_path: Path) -> None:
-    (tmp_path / "lead.py").write_text(LEADER)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    leader = subprocess.Popen(
-        [sys.executable, str(tmp_path / "lead.py")],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert leader.stdout is not None
-    # Some versions of gloo say before it that they are connected.
-    follower = next(int(line) for line in leader.stdout if line.strip().isdigit())
-    os.kill(follower, 0)
-    leader.kill()
-    _, errors = leader.communicate(timeout=60)  # the follower holds the other end until it ends
-    assert errors == ""
-    deadline = time.monotonic() + 30
-    while Path(f"/proc/{follower}").exists() and time.monotonic() < deadline:
+    """The follower is not a fork: it is spawned, as users have it."""
+    leader = Command("tests.unit.test_ranks", [str(tmp_path / "told")], tmp_path)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "told").exists():
+        assert leader.poll() is None, leader.communicate()
+        assert time.monotonic() < deadline
         time.sleep(0.05)
-    assert not Path(f"/proc/{follower}").exists()
+    follower = int((tmp_path / "told").read_text())
+    os.kill(follower, 0)
+    leader.send_signal(signal.SIGKILL)
+    leader.wait(60)
+    deadline = time.monotonic() + 30
+    while not is_gone(follower) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert is_gone(follower)
+    assert leader.communicate()[1] == ""
+
+
+if __name__ == "__main__":
+    lead(Path(sys.argv[1]))

@@ -10,7 +10,7 @@ from salve.distributed import batch_share
 from salve.sae import objective
 from salve.sae.revival import update_rows_since_fired
 from salve.sae.topk import learn_threshold
-from tests.forks import forks
+from tests.integration.commands import Rank
 from tests.unit.sae_examples import drawn, example
 
 #: Rows of a batch: shared evenly, unevenly, and so that the second rank has none.
@@ -42,7 +42,7 @@ def _rank(rank: int, ranks: int, folder: str) -> None:
 def parts(tmp_path_factory: pytest.TempPathFactory) -> list[dict[tuple[str, int], dict[str, Any]]]:
     """Each rank's steps, by variant and number of rows."""
     folder = tmp_path_factory.mktemp("ranks")
-    ranks = [forks().Process(target=_rank, args=(rank, 2, str(folder))) for rank in range(2)]
+    ranks = [Rank(_rank, (rank, 2, str(folder))) for rank in range(2)]
     for process in ranks:
         process.start()
     for process in ranks:

@@ -123,6 +123,7 @@ def shown(summary: SweepSummary, width: int) -> str:
 # -- the table
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_the_table_has_a_row_per_run_and_its_settings_and_measures(grid: Sweep) -> None:
     summary = summarise_sweep(grid.folder)
     with summary.csv.open(encoding="utf-8", newline="") as file:
@@ -230,6 +231,7 @@ def test_a_moved_folder_reads_the_same(grid: Sweep, tmp_path: Path) -> None:
         assert next(moved.rglob(name)).read_bytes() == content
 
 
+@pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_terminal_table_fits_and_leaves_no_run_out(grid: Sweep, width: int) -> None:
     text = shown(summarise_sweep(grid.folder), width)

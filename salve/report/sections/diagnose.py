@@ -35,9 +35,8 @@ def diagnose(artifacts: Artifacts, figure_folder: FigureFolder) -> Section:
         )
     if len(images) and "class" in images:
         right = images[[yes_no(value) == "yes" for value in images["correct"]]] if "correct" in images else images
-        order = [name for name in class_names(artifacts) if name in set(images["class"])] or sorted(
-            set(images["class"])
-        )
+        there = set(images["class"])
+        order = [name for name in class_names(artifacts) if name in there] or sorted(there)
         shown = figures.MAX_ROWS
         blocks += figure_folder.figure(
             figures.strength_distributions(right, order),
