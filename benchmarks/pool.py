@@ -127,9 +127,9 @@ def at_site(config: Config, store: Store, seeds: Sequence[int], edits: bool) -> 
             )
         if edits:
             count = Separating(config, context, measures_of(context, cut, config.edit, activations))
-            for (number, pool), latents in selected.items():
+            for (number, pool), chosen in selected.items():
                 key = seeds[number], pool
-                found[key] = found[key]._replace(separate=count(number, saes[number], latents))
+                found[key] = found[key]._replace(separate=count(number, saes[number], chosen))
                 print(f"{config.layer}, seed {key[0]}, {pool}: separate {found[key].separate:.0f}", flush=True)
     return found
 
