@@ -5,7 +5,8 @@
 A small network with a map of 8 × 8 positions and 512 channels looks at drawn images, and 32 positions of each are
 kept, through the stages' own code: data, loader, store and SAE. The peak is that of resident memory, over what there is
 once everything is imported and warm. Pages of a file count while the file is mapped. If the peak is above what is
-allowed, the run fails.
+allowed, the run fails. ``trainer.memory`` is a quarter of it; blocks of a fixed size, in which a finished SAE is
+measured, come on top (docs/scale.md): about 80 MiB.
 
     OMP_NUM_THREADS=1 python benchmarks/maps.py --rate   # the rate of the plan in docs/scale.md
 """

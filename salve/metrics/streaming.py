@@ -12,6 +12,9 @@ from salve.metrics.functional import (
     reconstruction_cosine,
 )
 
+#: Rows of which float64 copies are made at once, where sums do not depend on it.
+ROWS = 1024
+
 
 class BatchMean(Metric):
     """Mean over all rows, from the mean of each batch. NaN stays NaN, so that a divergence is seen.
@@ -64,11 +67,15 @@ class FractionOfVarianceExplained(Metric):
 
     def update(self, x: Tensor, x_hat: Tensor) -> None:
         """Add ``[N, M]`` activations and their reconstructions."""
-        x, x_hat = x.double(), x_hat.double()
         self.count += x.shape[0]
-        self.total += x.sum(dim=0)
-        self.squares += x.square().sum(dim=0)
-        self.residual += (x - x_hat).square().sum()
+        # One float64 copy at a time: five of them would be most of the memory that a training from disk takes.
+        copy = x.to(torch.float64, copy=True)
+        self.total += copy.sum(dim=0)
+        self.squares += copy.square_().sum(dim=0)
+        copy.copy_(x)
+        for error, reconstruction in zip(copy.split(ROWS), x_hat.split(ROWS), strict=True):
+            error -= reconstruction
+        self.residual += copy.square_().sum()
 
     def compute(self) -> Tensor:
         """Scalar FVE."""
@@ -94,7 +101,8 @@ class ReconstructionCosine(Metric):
     def update(self, x: Tensor, x_hat: Tensor) -> None:
         """Add ``[N, M]`` activations and their reconstructions."""
         self.count += len(x)
-        self.total += reconstruction_cosine(x.double(), x_hat.double()).sum()
+        parts = zip(x.split(ROWS), x_hat.split(ROWS), strict=True)
+        self.total += torch.cat([reconstruction_cosine(a.double(), b.double()) for a, b in parts]).sum()
 
     def compute(self) -> Tensor:
         """Scalar in −1 … 1; NaN if there were no rows."""

@@ -46,7 +46,7 @@ class LatentUsage(Metric):
         """Add latents ``[N, d]`` of activations ``[N, M]``."""
         self.count += latents.shape[0]
         self.fires += firing(latents, activations, self.firing_threshold).sum(dim=0)
-        self.l1 += latents.double().abs().sum()
+        self.l1 += latents.to(torch.float64, copy=True).abs_().sum()
 
     def compute(self) -> dict[str, Tensor]:
         """The measures by name; NaN if there were no images.

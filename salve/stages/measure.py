@@ -26,7 +26,11 @@ AT_ONCE = 1 << 22
 def blocks(split: Captured, columns: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Activations and labels in blocks of rows, in order, small enough for arrays ``[rows, columns]`` of them."""
     rows = max(1, AT_ONCE // max(columns, split.rows.shape[1]))
-    yield from zip(split.rows.split(rows), split.row_labels.split(rows), strict=True)
+    start = 0
+    for activations in split.rows.split(rows):
+        # Not from the labels of all rows, which at a map take eight bytes for each.
+        yield activations, split.labels[torch.arange(start, start + len(activations)) // split.sampled]
+        start += len(activations)
 
 
 def check_activations(split: Captured, of: str) -> tuple[float, float]:
@@ -42,7 +46,7 @@ def check_activations(split: Captured, of: str) -> tuple[float, float]:
     squares = torch.zeros_like(total)
     for activations, _ in blocks(split, 1):
         total += activations.sum(dim=0, dtype=torch.float64)
-        squares += activations.double().square().sum(dim=0)
+        squares += activations.to(torch.float64, copy=True).square_().sum(dim=0)
     mean, square = total / len(split.rows), float(squares.sum()) / len(split.rows)
     variance = square - float(mean.square().sum())
     if not variance > _CONSTANT * square:

@@ -298,5 +298,5 @@ def _mean(rows: AnyRows) -> Tensor:
 
 def _root_mean_square(rows: AnyRows, b_dec: Tensor) -> float:
     """``√ mean (a − b_dec)²`` over rows and channels, summed in float64; not finite if an activation is not."""
-    total = sum(float((block - b_dec).double().square().sum()) for block in rows.split(4096))
+    total = sum(float((block - b_dec).to(torch.float64, copy=True).square_().sum()) for block in rows.split(4096))
     return math.sqrt(total / (len(rows) * rows.shape[1]))

@@ -60,6 +60,15 @@ def test_blocks_cover_a_split_in_order_and_stay_small(columns: int, monkeypatch:
     assert len(parts) > 1
 
 
+@pytest.mark.parametrize("columns", [1, 7, 4000])
+def test_rows_of_a_map_come_with_their_images_labels(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("salve.stages.measure.AT_ONCE", 100)
+    of_map = Captured(TRAIN.rows, torch.arange(len(TRAIN) // 3) % CLASSES, 3)
+    parts = [labels for _, labels in blocks(of_map, columns)]
+    assert len(parts) > 1
+    assert torch.cat(parts).tolist() == [(row // 3) % CLASSES for row in range(len(TRAIN))]
+
+
 # -- the record of an SAE
 
 

@@ -194,6 +194,25 @@ def test_cosine_equals_scikit_learn() -> None:
     assert float(metric.compute()) == pytest.approx(expected.mean(), rel=1e-9)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rows", [0, 5, 2051])
+def test_measures_of_many_rows_have_the_bits_of_plain_formulas(dtype: torch.dtype, rows: int) -> None:
+    """They spare memory; neither their sums nor what they are given may change by that."""
+    given = normal(rows, 7).to(dtype), normal(rows, 7, seed=1).to(dtype)
+    (x, x_hat), (a, b) = (one.clone() for one in given), (one.double() for one in given)
+    fve, cosine, usage = FractionOfVarianceExplained(7), ReconstructionCosine(), LatentUsage(7)
+    fve.update(x, x_hat)
+    cosine.update(x, x_hat)
+    usage.update(x, x_hat)
+    assert torch.equal(fve.total, a.sum(dim=0))
+    assert torch.equal(fve.squares, a.square().sum(dim=0))
+    assert torch.equal(fve.residual, (a - b).square().sum())
+    assert torch.equal(cosine.total, reconstruction_cosine(a, b).sum())
+    assert torch.equal(usage.l1, a.abs().sum())
+    assert torch.equal(x, given[0])
+    assert torch.equal(x_hat, given[1])
+
+
 def test_recovered_share_by_hand() -> None:
     value, original, ablated = torch.tensor(
         [[0.9, 1.0, 0.1], [0.05, 0.9, 0.1], [1.0, 0.9, 0.1], [0.9, 0.9, 0.9], [0.5, 0.9, 0.9], [2.0, 0.0, 8.0]]
