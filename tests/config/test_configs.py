@@ -265,6 +265,8 @@ def test_arguments_of_a_backbone_are_free() -> None:
         (["sae=matryoshka", "sae.base=relu_l1"], ["sae.base=relu_l1", "batch_topk", "topk"]),
         (["sae=matryoshka", "sae.base=null"], ["sae.base=None", "batch_topk", "topk"]),
         (["sae.start=pca"], ["sae.start", "pca", "random", "data"]),
+        (["sae.decoder=tied"], ["sae.decoder", "tied", "trained", "random"]),
+        (["sae.decoder=random", "sae.start=data"], ["sae.decoder=random", "sae.start=data"]),
         (["sae.auxk=-1"], ["sae.auxk", "negative"]),
         (["sae.auxk=4"], ["sae.auxk=4", "topk, batch_topk, matryoshka", "linear_l1"]),
         (["sae=topk", "sae.auxk=33"], ["sae.auxk=33", "sae.dictionary_size=32"]),

@@ -80,6 +80,7 @@ CHANGES: dict[str, tuple[str, str]] = {
     "sae.seed": ("1", "sae"),
     "sae.learn_b_dec": ("true", "sae"),
     "sae.start": ("data", "sae"),
+    "sae.decoder": ("random", "sae"),
     "sae.resample": ("1", "sae"),
     "sae.precision": ("bf16", "sae"),
     "discover.threshold": ("0.4", "features"),
