@@ -96,6 +96,7 @@ class FinetuneSettings:
             is ``none`` when the weights bring a head that fits the data, and ``full`` when they do not.
         epochs, learning_rate, weight_decay, label_smoothing, warmup: see :class:`salve.backbones.Classifier`.
         patience: epochs without better select accuracy before training stops early; None never stops early.
+        without: names of classes whose train and select images are left out. Their outputs of the head stay.
     """
 
     mode: Annotated[str, OneOf("auto", "full", "probe", "none")]
@@ -105,6 +106,7 @@ class FinetuneSettings:
     label_smoothing: Annotated[float, SHARE]
     warmup: Annotated[float, SHARE]
     patience: Annotated[int | None, ABOVE_ZERO]
+    without: list[str] = field(default_factory=list)
 
 
 @dataclass

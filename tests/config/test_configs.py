@@ -249,6 +249,7 @@ def test_arguments_of_a_backbone_are_free() -> None:
         (["finetune.warmup=1.5"], ["finetune.warmup", "at most 1"]),
         (["finetune.label_smoothing=-0.1"], ["finetune.label_smoothing", "negative"]),
         (["finetune.weight_decay=-1"], ["finetune.weight_decay", "negative"]),
+        (["finetune.without=[storm]", "finetune.mode=none"], ["finetune.without", "finetune.mode=none", "full"]),
         (["finetune.patience=0"], ["finetune.patience", "above 0"]),
         (["sae.sparsity=-1"], ["sae.sparsity", "negative"]),
         (["sae.sparsity=nan"], ["sae.sparsity"]),

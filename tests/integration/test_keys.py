@@ -51,6 +51,7 @@ CHANGES: dict[str, tuple[str, str]] = {
     "finetune.label_smoothing": ("0.2", "classifier"),
     "finetune.warmup": ("0.2", "classifier"),
     "finetune.patience": ("7", "classifier"),
+    "finetune.without": ("[storm]", "classifier"),
     "trainer.precision": ("bf16-true", "classifier"),
     "trainer.memory": ("1e-6", "sae"),
     "trainer.accumulate_grad_batches": ("2", "classifier"),
