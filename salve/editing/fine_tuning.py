@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from salve.backbones.cut import Cut
-from salve.editing.methods.base import TrainImages
+from salve.editing.methods.base import Fitting, Target, TrainImages
 from salve.editing.methods.change import Weights
 from salve.types import Diverged, Images, UserError
 
@@ -136,6 +136,40 @@ def cross_entropies(order: Int[Tensor, " C"], batches: Iterable[tuple[Tensor, Te
 
 def _cross_entropy(order: Tensor, images: Images, labels: Int[Tensor, " N"], net: nn.Module) -> Float[Tensor, ""]:
     return F.cross_entropy(net(images)[:, order.to(images.device)], labels.to(images.device))
+
+
+def train_images(fitting: Fitting, what: str) -> tuple[TrainImages, Int[Tensor, " N"]]:
+    """What gives the train images, and their labels; ``what`` needs them, for the message.
+
+    Raises:
+        UserError: there are none.
+    """
+    if fitting.images is None or fitting.image_labels is None:
+        raise UserError(f"{what} needs the train images.")
+    return fitting.images, fitting.image_labels
+
+
+def numbers_of(labels: Int[Tensor, " N"], target: Target) -> Int[Tensor, " n"]:
+    """The numbers of the target's train images.
+
+    Raises:
+        UserError: some class of the target has none.
+    """
+    if not target.classes or any(not bool((labels == label).any()) for label in target.classes):
+        raise UserError(f"{target.name} has no train images, so that no edit can be fitted to it.")
+    return torch.isin(labels, torch.tensor(target.classes)).nonzero()[:, 0]
+
+
+def numbers_beside(labels: Int[Tensor, " N"], target: Target) -> Int[Tensor, " n"]:
+    """The numbers of all other train images.
+
+    Raises:
+        UserError: there are none.
+    """
+    found = (~torch.isin(labels, torch.tensor(target.classes))).nonzero()[:, 0]
+    if not len(found):
+        raise UserError(f"All train images are of {target.name}, so that there are none to keep right.")
+    return found
 
 
 def drawn(pools: Sequence[Tensor], count: int, generator: torch.Generator) -> Int[Tensor, " count"]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from salve.backbones.cut import Cut
-from salve.editing.fine_tuning import FineTuning, batches_of, check_whole, drawn
+from salve.editing.fine_tuning import FineTuning, batches_of, check_whole, drawn, train_images
 from salve.editing.methods.base import Fitting, Target
 from salve.editing.methods.change import Weights, changed_state
 from salve.editing.methods.directions import drawing
@@ -20,7 +20,7 @@ TestImages = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 #: The logits that a network gives for images, or for their activations.
 Logits = Callable[[Tensor, nn.Module], Tensor]
 
-BEHIND = FineTuning(where="behind")
+BEHIND = FineTuning(learning_rate=1e-3, where="behind")
 
 
 @torch.no_grad()
@@ -55,15 +55,14 @@ def relearned(
     """
     for number in steps:
         check_whole("steps", number, 0)
-    cut, images = fitting.cut, fitting.train_images("Relearning")
-    assert fitting.image_labels is not None, "the train images come with their labels"
-    pools = [(fitting.image_labels == label).nonzero()[:, 0] for label in fitting.image_labels.unique()]
+    cut, (images, labels) = fitting.cut, train_images(fitting, "Relearning")
+    pools = [(labels == label).nonzero()[:, 0] for label in labels.unique()]
     numbers = drawn(pools, max(steps, default=0) * tuning.batch_size, drawing(fitting, target))
     net = tuning.copy_of(cut)
     net.load_state_dict(changed_state(cut.model, weights))
 
     if _head_alone(fitting, tuning, weights):
-        logits, labels = partial(_logits_of_head, cut), fitting.image_labels
+        logits = partial(_logits_of_head, cut)
         batches: Iterable[tuple[Tensor, Tensor]] = (
             (fitting.rows[some], labels[some]) for some in numbers.split(tuning.batch_size)
         )

@@ -175,39 +175,6 @@ class Fitting:
             known.append(labels.cpu())
         return torch.cat(found), torch.cat(known)
 
-    def train_images(self, what: str) -> TrainImages:
-        """What gives the train images; ``what`` needs them, for the message.
-
-        Raises:
-            UserError: there are none.
-        """
-        if self.images is None or self.image_labels is None:
-            raise UserError(f"{what} needs the train images.")
-        return self.images
-
-    def numbers_of(self, target: Target) -> Int[Tensor, " n"]:
-        """The numbers of the target's train images.
-
-        Raises:
-            UserError: some class of the target has none.
-        """
-        assert self.image_labels is not None, "the train images come with their labels"
-        if not target.classes or any(not bool((self.image_labels == label).any()) for label in target.classes):
-            raise UserError(f"{target.name} has no train images, so that no edit can be fitted to it.")
-        return torch.isin(self.image_labels, torch.tensor(target.classes)).nonzero()[:, 0]
-
-    def numbers_beside(self, target: Target) -> Int[Tensor, " n"]:
-        """The numbers of all other train images.
-
-        Raises:
-            UserError: there are none.
-        """
-        assert self.image_labels is not None, "the train images come with their labels"
-        found = (~torch.isin(self.image_labels, torch.tensor(target.classes))).nonzero()[:, 0]
-        if not len(found):
-            raise UserError(f"All train images are of {target.name}, so that there are none to keep right.")
-        return found
-
     def known_sae(self, method: str) -> SAE:
         """The SAE.
 

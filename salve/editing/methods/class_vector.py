@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -14,6 +14,7 @@ from salve.backbones.adapt import adapted
 from salve.backbones.cut import Cut
 from salve.backbones.sites import head_site
 from salve.backbones.weights import read_checkpoint, read_tensors
+from salve.editing.fine_tuning import numbers_of, train_images
 from salve.editing.methods.base import FittedEdit, Fitting, Method, Target
 from salve.editing.methods.change import Affine, Change
 from salve.types import UserError
@@ -58,13 +59,11 @@ class ClassVector(Method):
 
     def fit(self, fitting: Fitting, target: Target) -> FittedEdit:
         """See :class:`Method`."""
-        fitting.train_images("The edit method class_vector")
-        fitting.numbers_of(target)
+        seen = len(_numbers(fitting, target))
         former = fitting.cut.of(_former(fitting.cut, self.before))
         one_by_one = [target._replace(classes=(label,)) for label in target.classes]
         centres = torch.stack([_centre(fitting, fitting.cut, one) for one in one_by_one])  # [K, M]
         vectors = centres - torch.stack([_centre(fitting, former, one) for one in one_by_one])
-        seen = len(fitting.numbers_of(target))
 
         def at(alpha: float) -> Change:
             if self.threshold is None:
@@ -110,11 +109,17 @@ def _former(cut: Cut, path: str) -> torch.nn.Module:
     return model
 
 
+def _numbers(fitting: Fitting, target: Target) -> Int[Tensor, " n"]:
+    """The numbers of the target's train images."""
+    return numbers_of(train_images(fitting, "The edit method class_vector")[1], target)
+
+
 @torch.no_grad()
 def _centre(fitting: Fitting, cut: Cut, target: Target) -> Float[Tensor, " M"]:
     """The mean activation of the target's train images, each position counted alike, float64 on the CPU."""
-    images, total, count = fitting.train_images("The edit method class_vector"), torch.zeros(()).double(), 0
-    for batch, _ in images(fitting.numbers_of(target).tolist()):
+    assert fitting.images is not None, "the method needs them"
+    total, count = torch.zeros(()).double(), 0
+    for batch, _ in fitting.images(_numbers(fitting, target).tolist()):
         rows = cut.read(batch).flatten(0, 1)
         total, count = total + rows.double().sum(dim=0).cpu(), count + len(rows)
     return total / count

@@ -20,6 +20,9 @@ from salve.editing.fine_tuning import (
     cross_entropies,
     drawn,
     gradients,
+    numbers_beside,
+    numbers_of,
+    train_images,
 )
 from salve.editing.methods.base import FittedEdit, Fitting, Method, Target
 from salve.editing.methods.change import Change, Weights
@@ -71,8 +74,8 @@ class Forget(FineTuning, Method):
 
     def fit(self, fitting: Fitting, target: Target) -> FittedEdit:
         """See :class:`Method`."""
-        cut, images = fitting.cut, fitting.train_images("The edit method forget")
-        own, others, generator = fitting.numbers_of(target), fitting.numbers_beside(target), drawing(fitting, target)
+        cut, (images, known) = fitting.cut, train_images(fitting, "The edit method forget")
+        own, others, generator = numbers_of(known, target), numbers_beside(known, target), drawing(fitting, target)
         numbers = drawn([own, others], self.steps * self.batch_size, generator)
         masks = None if self.saliency is None else self._masks(cut, batches_of(images, own, self.batch_size))
         end = self.tuned(cut, self._losses(fitting, target, numbers, generator), masks)
@@ -88,8 +91,8 @@ class Forget(FineTuning, Method):
     ) -> Iterator[Loss]:
         """The loss of each batch of the images that are drawn."""
         weight = self.weight if self.labels == "random" else -self.weight
-        batches = batches_of(fitting.train_images("The edit method forget"), numbers, self.batch_size)
-        for images, labels in batches:
+        train, _ = train_images(fitting, "The edit method forget")
+        for images, labels in batches_of(train, numbers, self.batch_size):
             taught, mine = labels.cpu(), torch.isin(labels.cpu(), torch.tensor(target.classes))
             if self.labels == "random":
                 taught = torch.where(mine, _other_labels(target, fitting.classes, len(mine), generator), taught)

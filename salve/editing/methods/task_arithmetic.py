@@ -3,7 +3,16 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from salve.editing.fine_tuning import FineTuning, batches_of, between, check_whole, cross_entropies, drawn
+from salve.editing.fine_tuning import (
+    FineTuning,
+    batches_of,
+    between,
+    check_whole,
+    cross_entropies,
+    drawn,
+    numbers_of,
+    train_images,
+)
 from salve.editing.methods.base import FittedEdit, Fitting, Method, Target
 from salve.editing.methods.change import Change
 from salve.editing.methods.directions import drawing
@@ -35,8 +44,8 @@ class TaskArithmetic(FineTuning, Method):
 
     def fit(self, fitting: Fitting, target: Target) -> FittedEdit:
         """See :class:`Method`."""
-        cut, images = fitting.cut, fitting.train_images("The edit method task_arithmetic")
-        numbers = drawn([fitting.numbers_of(target)], self.steps * self.batch_size, drawing(fitting, target))
+        cut, (images, labels) = fitting.cut, train_images(fitting, "The edit method task_arithmetic")
+        numbers = drawn([numbers_of(labels, target)], self.steps * self.batch_size, drawing(fitting, target))
         end = self.tuned(cut, cross_entropies(cut.order, batches_of(images, numbers, self.batch_size)))
         seen = len(numbers.unique())
 
