@@ -96,6 +96,7 @@ class FinetuneSettings:
             is ``none`` when the weights bring a head that fits the data, and ``full`` when they do not.
         epochs, learning_rate, weight_decay, label_smoothing, warmup: see :class:`salve.backbones.Classifier`.
         patience: epochs without better select accuracy before training stops early; None never stops early.
+        without: names of classes whose train and select images are left out. Their outputs of the head stay.
     """
 
     mode: Annotated[str, OneOf("auto", "full", "probe", "none")]
@@ -105,6 +106,7 @@ class FinetuneSettings:
     label_smoothing: Annotated[float, SHARE]
     warmup: Annotated[float, SHARE]
     patience: Annotated[int | None, ABOVE_ZERO]
+    without: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -126,6 +128,7 @@ class SAESettings:
         bandwidth: for jumprelu. prefixes, base: for matryoshka.
         learn_b_dec: train ``b_dec``, which is subtracted before encoding and added after decoding.
         start: ``random``, or ``data``: decoder columns start as directions to training rows.
+        decoder: ``trained``, or ``random``: the decoder stays as it was drawn, and only the rest is trained. A control.
         auxk: how many dead latents also reconstruct the error, at most; 0 is none.
         resample: how many times dead latents are reset, evenly over the first half of the steps; 0 is never. For when
             a latent is dead, see :meth:`salve.activations.Schedule.patience`.
@@ -149,6 +152,7 @@ class SAESettings:
     base: str | None = None
     learn_b_dec: bool = False
     start: Annotated[str, OneOf("random", "data")] = "random"
+    decoder: Annotated[str, OneOf("trained", "random")] = "trained"
     auxk: Annotated[int, NOT_NEGATIVE] = 0
     resample: Annotated[int, NOT_NEGATIVE] = 0
     precision: Annotated[str, OneOf(*get_args(Precision))] = "float32"
@@ -180,6 +184,8 @@ class SAESettings:
             raise UserError(
                 f"sae.pool=max is for latents that are not negative; those of sae.variant={self.variant} are signed."
             )
+        if self.decoder == "random" and self.start == "data":
+            raise UserError("sae.start=data chooses the decoder's columns, and sae.decoder=random leaves them random.")
         if self.warmup + self.decay > 1:
             raise UserError(
                 f"sae.warmup={self.warmup} and sae.decay={self.decay} are shares of the steps, together at most 1."
@@ -192,10 +198,10 @@ class SAESettings:
 
     def scientific(self) -> dict[str, Any]:
         """All settings that the trained SAE depends on, except the seed."""
-        replaced = "epochs" if self.epochs is None else "steps"
-        return {
-            name: value for name, value in asdict(self).items() if name not in ("seed", "ensemble", "pool", replaced)
-        }
+        left_out = {"seed", "ensemble", "pool", "epochs" if self.epochs is None else "steps"}
+        if self.decoder == "trained":  # so that SAEs made before there was the setting stay valid
+            left_out.add("decoder")
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
 
 @dataclass

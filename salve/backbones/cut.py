@@ -43,6 +43,10 @@ class Cut:
         self.__dict__.update(state)
         self._graph = None if size is None else graph_of(self.model, size)
 
+    def of(self, model: nn.Module) -> "Cut":
+        """The same cut through the same network with other weights."""
+        return Cut(model, self.site, self.order, self._graph)
+
     def read(self, images: Images) -> Float[Tensor, "N P M"]:
         """The activations of images ``[N, 3, H, W]``."""
         if self.site.in_graph is None:

@@ -29,6 +29,7 @@ from salve.run.schema import Config
 from salve.run.target import callback_class, data_class
 from salve.settings import TRAINING_STAGES
 from salve.stages import BackboneSettings, StageContext
+from salve.stages.finetune import classes_without
 from salve.stages.training import torch_flags_kept
 from salve.types import UserError
 
@@ -52,6 +53,7 @@ def build_context(
     """
     additions = _additions(config)
     data = _data(config.data)
+    classes_without(data.classes, config.finetune.without)
     # This copy is for its errors, remarks and preset. Stages build their own, after seeding.
     loaded = _load(config.backbone, len(data.classes), data.outputs)
     chosen = _preset(config.backbone, loaded.model, data.native_size)
@@ -182,7 +184,9 @@ def check_job(config: Config) -> None:
     """
     _additions(config)
     plain = asdict(config)
-    classes, outputs, native_size = _known(_checked_data, json.dumps(plain["data"], sort_keys=True))
+    names, outputs, native_size = _known(_checked_data, json.dumps(plain["data"], sort_keys=True))
+    classes_without(names, config.finetune.without)
+    classes = len(names)
     backbone = json.dumps(plain["backbone"], sort_keys=True)
     head = head_site(_known(_checked_model, backbone, classes, outputs, native_size))
     if config.layer not in (head.name, *head.aliases):
@@ -199,11 +203,11 @@ def _known(check: Callable[..., Any], *args: Any) -> Any:
 
 
 @lru_cache(maxsize=64)
-def _checked_data(settings: str) -> tuple[int, tuple[int, ...] | None, int] | UserError:
-    """The number of classes, their outputs, and the size of the images in pixels; or what is wrong."""
+def _checked_data(settings: str) -> tuple[tuple[str, ...], tuple[int, ...] | None, int] | UserError:
+    """The names of the classes, their outputs, and the size of the images in pixels; or what is wrong."""
     try:
         data = _data(json.loads(settings))
-        return len(data.classes), data.outputs, data.native_size
+        return data.classes, data.outputs, data.native_size
     except UserError as error:
         return error
 

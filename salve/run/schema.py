@@ -264,6 +264,11 @@ def _check_together(config: Config) -> None:
             "all of them as one; set sae.ensemble=1, or give the callback _stages_: [finetune]."
         )
     config.sae.check()
+    if config.finetune.without and config.finetune.mode == "none":
+        raise UserError(
+            f"finetune.without={config.finetune.without} leaves images out of a training, but finetune.mode=none "
+            "trains nothing; choose full or probe."
+        )
     if config.edit.by_class and find_spec("pyarrow") is None:
         raise UserError("edit.by_class=true writes a Parquet file, which needs pyarrow: pip install 'salve[parquet]'.")
     if config.edit.method != GATE and config.edit.modes != ["suppress"]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from salve.sae.losses import l1_losses, squared_errors
 from salve.sae.sparse import SparseLatents
-from salve.types import Activations, Latents
+from salve.types import Activations, Latents, UserError
 from salve.variants import TRAITS, check_variant
 
 
@@ -151,8 +151,9 @@ class SAE(nn.Module):
 
     @torch.no_grad()
     def normalise_decoder(self) -> None:
-        """Scale the decoder's columns to unit norm, in place."""
-        normalise_columns(self.decoder)
+        """Scale the decoder's columns to unit norm, in place; a frozen decoder stays as it is."""
+        if not self.decoder_frozen:
+            normalise_columns(self.decoder)
 
     @torch.no_grad()
     def fold(self, scale: float) -> None:
@@ -170,6 +171,15 @@ class SAE(nn.Module):
         del self.b_dec
         self.b_dec = nn.Parameter(b_dec)
 
+    def freeze_decoder(self) -> None:
+        """Leave the decoder as it is in all that follows: a control for what its directions are worth."""
+        self.decoder.requires_grad_(False)
+
+    @property
+    def decoder_frozen(self) -> bool:
+        """Whether training leaves the decoder as it is."""
+        return not self.decoder.requires_grad
+
     @torch.no_grad()
     def start_from(self, rows: Activations, mean: Float[Tensor, " M"]) -> None:
         """Initialise decoder columns as directions from the mean activation to rows, and the encoder accordingly.
@@ -178,7 +188,12 @@ class SAE(nn.Module):
 
         Args:
             rows: ``[n, M]``, n ≤ d, drawn from all activations. mean: ``[M]``, of all activations.
+
+        Raises:
+            UserError: the decoder is frozen.
         """
+        if self.decoder_frozen:
+            raise UserError("A frozen decoder keeps its columns, and cannot start from data.")
         directions = rows - mean
         length = directions.norm(dim=1, keepdim=True)
         drawn = self.decoder.T[: len(rows)]
@@ -196,13 +211,18 @@ class SAE(nn.Module):
     def restart(self, latents: Tensor, directions: Tensor) -> None:
         """Reset latents to new directions, with a weak encoder (Bricken et al. 2023).
 
+        Those of a frozen decoder keep their directions, and only the encoder is reset.
+
         Args:
             latents: ``[L]``, their indices. directions: ``[L, M]``, of unit norm.
         """
         alive = torch.ones(self.dictionary_size, dtype=torch.bool, device=latents.device)
         alive[latents] = False
         strength = self.encoder[alive].norm(dim=1).mean() if alive.any() else 1.0
-        self.decoder[:, latents] = directions.T
+        if self.decoder_frozen:
+            directions = self.decoder[:, latents].T
+        else:
+            self.decoder[:, latents] = directions.T
         self.encoder[latents] = 0.2 * strength * directions
         self.bias[latents] = 0
 

@@ -54,7 +54,8 @@ class Stack(nn.Module):
         saes = [member.sae for member in members.values()]
         parameters, buffers = stack_module_state(list[nn.Module](saes))
         # Stored column by column, as in each member.
-        parameters["decoder"] = parameters["decoder"].detach().mT.contiguous().mT.requires_grad_()
+        columns = parameters["decoder"].detach().mT.contiguous().mT
+        parameters["decoder"] = columns.requires_grad_(not saes[0].decoder_frozen)
         for name, value in parameters.items():
             self.register_parameter(name, nn.Parameter(value, requires_grad=value.requires_grad))
         for name, value in buffers.items():
@@ -104,8 +105,10 @@ class Stack(nn.Module):
         return result
 
     def normalise_decoders(self) -> None:
-        """Scale the columns of all decoders to unit norm, in place."""
-        normalise_columns(self.get_parameter("decoder"))
+        """Scale the columns of all decoders to unit norm, in place; frozen ones stay as they are."""
+        decoders = self.get_parameter("decoder")
+        if decoders.requires_grad:
+            normalise_columns(decoders)
 
 
 class SAEEnsemble(pl.LightningModule):
@@ -145,7 +148,8 @@ class SAEEnsemble(pl.LightningModule):
         self._columns = [name for name in MEASURES if head is not None or name != "downstream_accuracy"]
         shapes: dict[str, dict[int, Member]] = {}
         for number, member in enumerate(members):
-            shape = str((member.sae.variant, member.sae.dictionary_size, member.sae.settings()))
+            sae = member.sae
+            shape = str((sae.variant, sae.dictionary_size, sae.settings(), sae.decoder_frozen))
             shapes.setdefault(shape, {})[number] = member
         self._stacks = [Stack(held, auxk, patience) for held in shapes.values()]
         self._measures = [Measures(member.sae, head) for member in members]

@@ -177,4 +177,6 @@ class _DecoderGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         [gradient], [values] = gradients, ctx.saved_tensors
+        if not ctx.needs_input_grad[1]:
+            return gradient, None, None, None
         return gradient, ctx.pattern.sum_by_latent(gradient.contiguous(), values).T, None, None

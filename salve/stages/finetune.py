@@ -1,6 +1,6 @@
 """Stage ``finetune``: get a classifier whose head fits the data."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,12 @@ from salve.activations.rows import StreamedBatches, rows_loader
 from salve.artifacts import Artifact, digest_of_tensors, save_tensors, write_record, write_table
 from salve.backbones import Classifier, find_site
 from salve.backbones.cut import Cut
+from salve.data.base import ImageData
 from salve.settings import FinetuneSettings
 from salve.stages.context import StageContext
 from salve.stages.training import fit
-from salve.types import UserError
+from salve.types import Labels, Split, UserError
+from salve.untrusted import some
 
 
 def finetune(context: StageContext, settings: FinetuneSettings) -> Artifact:
@@ -29,6 +31,7 @@ def finetune(context: StageContext, settings: FinetuneSettings) -> Artifact:
         Artifact ``classifier``: ``model.safetensors`` (a plain state_dict), ``classifier.json``, ``history.csv``.
     """
     pl.seed_everything(context.seed, workers=True, verbose=False)
+    without = classes_without(context.classes, settings.without)
     model, fits = context.build()
     mode = settings.mode
     if mode == "auto":
@@ -37,6 +40,11 @@ def finetune(context: StageContext, settings: FinetuneSettings) -> Artifact:
         raise UserError(
             f"finetune.mode=none needs weights whose head fits the data; {context.backbone.weights} has none for the "
             f"{len(context.classes)} classes of the data; choose full, probe or auto."
+        )
+    if mode == "none" and without:
+        raise UserError(
+            f"finetune.without={settings.without} leaves images out of a training, but these weights fit the data and "
+            "are not trained; choose finetune.mode=full or probe."
         )
     key_settings: dict[str, Any] = {
         "backbone": {"library": context.backbone.library, "name": context.backbone.name, "args": context.backbone.args},
@@ -54,7 +62,8 @@ def finetune(context: StageContext, settings: FinetuneSettings) -> Artifact:
             "batch_size": context.data.batch_size,
             "precision": context.precision,
             "seed": context.seed,
-            "settings": {name: value for name, value in asdict(settings).items() if name != "mode"},
+            "settings": {name: value for name, value in asdict(settings).items() if name not in ("mode", "without")},
+            **({"without": sorted(without)} if without else {}),
             **context.trained_with.get("finetune", {}),
         }
 
@@ -63,18 +72,24 @@ def finetune(context: StageContext, settings: FinetuneSettings) -> Artifact:
         images = sum(len(context.data.labels(split)) for split in SPLITS)
         within = context.shuffled_within(images, find_site(model, "last").width, context.data.batch_size)
         key_settings["shuffled_within"] = within
+        if within and without:
+            raise UserError(
+                "finetune.without needs activations that fit into memory; raise trainer.memory, or choose "
+                "finetune.mode=full."
+            )
 
     def make(folder: Path, scratch: Path) -> None:
         if mode == "full":
-            _train_fully(context, settings, model, folder, scratch)
+            _train_fully(context, settings, model, without, folder, scratch)
         elif mode == "probe":
-            _train_head(context, settings, model, within, folder, scratch)
+            _train_head(context, settings, model, without, within, folder, scratch)
         save_tensors(folder / "model.safetensors", model.state_dict())
         record = {
             "backbone": f"{context.backbone.library}/{context.backbone.name}",
             "weights": Path(context.backbone.weights).name,
             "mode": mode,
             "classes": list(context.classes),
+            **({"without": [context.classes[label] for label in without]} if without else {}),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
         }
         write_record(folder / "classifier.json", record)
@@ -82,17 +97,79 @@ def finetune(context: StageContext, settings: FinetuneSettings) -> Artifact:
     return context.store.get_or_make("classifier", key_settings, make)
 
 
+def classes_without(classes: Sequence[str], without: Sequence[str]) -> list[int]:
+    """The labels of the classes that a training leaves out.
+
+    Args:
+        classes: names of all classes. without: names of those left out.
+
+    Raises:
+        UserError: there is no such class, or fewer than two are left.
+    """
+    if unknown := [name for name in without if name not in classes]:
+        raise UserError(
+            f"finetune.without names {some(unknown, 3)}, which is no class; choose from {some(classes, 20)}."
+        )
+    left = len(classes) - len(set(without))
+    if without and left < 2:
+        raise UserError(
+            f"finetune.without leaves {left} of {len(classes)} classes to train on; at least two must stay."
+        )
+    return [label for label, name in enumerate(classes) if name in without]
+
+
+def _others(labels: Labels, without: Sequence[int]) -> Tensor:
+    """The numbers of the images that are of none of these classes."""
+    return (~torch.isin(labels, torch.tensor(without, dtype=labels.dtype))).nonzero()[:, 0]
+
+
+class _Without(pl.LightningDataModule):
+    """Data for a training, without the images of some classes.
+
+    Args:
+        data: all images. without: labels of the classes left out.
+    """
+
+    def __init__(self, data: ImageData, without: Sequence[int]) -> None:
+        super().__init__()
+        self._data, self._without = data, tuple(without)
+
+    def _kept(self, split: Split) -> list[int]:
+        return _others(self._data.labels(split), self._without).tolist()
+
+    def train_dataloader(self) -> Any:
+        """See :meth:`ImageData.train_dataloader`."""
+        kept = self._kept("train")
+        more_than_one = len(kept) > self._data.batch_size
+        return self._data.loader("train", augment=True, shuffle=True, drop_last=more_than_one, indices=kept)
+
+    def val_dataloader(self) -> Any:
+        """The select split in its fixed order: Lightning's validation chooses the epoch."""
+        return self._data.loader("select", indices=self._kept("select"))
+
+
 def _train_fully(
-    context: StageContext, settings: FinetuneSettings, model: nn.Module, folder: Path, scratch: Path
+    context: StageContext,
+    settings: FinetuneSettings,
+    model: nn.Module,
+    without: Sequence[int],
+    folder: Path,
+    scratch: Path,
 ) -> None:
     model.to(memory_format=torch.channels_last)
     module = _classifier(settings, model, context.output_order(model))
-    data = {"datamodule": context.data}
+    data = {"datamodule": _Without(context.data, without) if without else context.data}
     _fit(context, settings, module, data, folder, scratch)
 
 
 def _train_head(
-    context: StageContext, settings: FinetuneSettings, model: nn.Module, within: int | None, folder: Path, scratch: Path
+    context: StageContext,
+    settings: FinetuneSettings,
+    model: nn.Module,
+    without: Sequence[int],
+    within: int | None,
+    folder: Path,
+    scratch: Path,
 ) -> None:
     """Train the head alone, on captured activations; ``within``: rows to shuffle at a time if read from disk."""
     site = find_site(model, "last")
@@ -106,7 +183,11 @@ def _train_head(
     if within:
         batches: Any = StreamedBatches(*train, batch_size=size, block=within)
     else:
-        train, select = (Captured(split.activations, split.labels) for split in (train, select))
+        train, select = (
+            Captured(split.activations[kept], split.labels[kept])
+            for split in (train, select)
+            for kept in [_others(split.labels, without)]
+        )
         batches = rows_loader(*train, batch_size=size, shuffle=True)
     data = {
         "train_dataloaders": batches,

@@ -242,6 +242,8 @@ class _TrainingInputs:
         """An SAE at the start of its training."""
         generator = torch.Generator().manual_seed(settings.seed)
         sae = make_sae(settings.variant, len(self.b_dec), settings.dictionary_size, generator, **settings.options())
+        if settings.decoder == "random":
+            sae.freeze_decoder()
         sae.b_dec.copy_(self.b_dec / self.scale)
         if settings.start == "data":
             drawn = torch.randperm(len(self.rows), generator=generator)[: sae.dictionary_size]

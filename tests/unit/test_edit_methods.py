@@ -1,7 +1,11 @@
 """Edit methods: both forms of a change do the same, and each is what its equation says."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -60,10 +64,22 @@ def test_both_forms_of_a_change_give_the_same_logits(fitting: Fitting, name: str
         assert ((changed - original).abs().max() > 1e-6) == (alpha > 0)
 
 
+def short(name: str, fitting: Fitting, folder: Path) -> Method:
+    """A method that trains for a few steps at most, with the file that it needs."""
+    before = folder / "before.safetensors"
+    save_file({key: tensor + 1 for key, tensor in fitting.cut.model.state_dict().items()}, before)
+    settings: dict[str, dict[str, Any]] = {
+        "class_vector": {"before": str(before)},
+        "forget": {"steps": 2},
+        "task_arithmetic": {"steps": 2},
+    }
+    return make_method(name, settings.get(name))
+
+
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in ("reconstruction",)])
 @torch.no_grad()
-def test_at_strength_0_nothing_changes(fitting: Fitting, name: str) -> None:
-    change = make_method(name).fit(fitting, TARGET).at(0.0)
+def test_at_strength_0_nothing_changes(fitting: Fitting, name: str, tmp_path: Path) -> None:
+    change = short(name, fitting, tmp_path).fit(fitting, TARGET).at(0.0)
     if change.activations is not None:
         rows = fitting.cut.read(torch.randn(2, 3, SIZE, SIZE).double())
         assert torch.equal(change.activations(rows), rows)
@@ -73,10 +89,10 @@ def test_at_strength_0_nothing_changes(fitting: Fitting, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_given_network_is_never_changed(fitting: Fitting, name: str) -> None:
+def test_the_given_network_is_never_changed(fitting: Fitting, name: str, tmp_path: Path) -> None:
     model = fitting.cut.model
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    change = make_method(name).fit(fitting, TARGET).at(1.0)
+    change = short(name, fitting, tmp_path).fit(fitting, TARGET).at(1.0)
     if change.weights is not None:
         changed = change.weights()
         assert all(not torch.equal(tensor, before[key]) for key, tensor in changed.items())

@@ -301,6 +301,7 @@ def test_only_what_is_missing_is_trained(tmp_path: Path, fits: list[type]) -> No
         ),
         *(({name: value}, False) for name, value in {"learning_rate": 0.1, "batch_size": 8, "warmup": 0.2}.items()),
         *(({name: value}, False) for name, value in {"learn_b_dec": True, "start": "data", "resample": 2}.items()),
+        ({"decoder": "random"}, False),
     ],
 )
 def test_what_may_differ(change: dict[str, Any], fits_together: bool, tmp_path: Path) -> None:

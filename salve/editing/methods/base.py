@@ -23,7 +23,7 @@ from salve.features import class_means
 from salve.sae import SAE
 from salve.types import UserError
 
-#: Train images, by number in the split or all of them, in batches with their labels.
+#: Train images, by number in the split and in the order of these numbers, or all of them, in batches with their labels.
 TrainImages = Callable[[Sequence[int] | None], Iterator[tuple[Tensor, Tensor]]]
 
 #: Train images of each class that run through the network where a method needs logits or other sites.
