@@ -65,6 +65,24 @@ def update_rows_since_fired(
     return torch.where(fired > 0, 0, rows_since_fired + rows)
 
 
+#: ``torch.multinomial`` refuses more weights.
+_MOST_WEIGHTS = 2**24
+
+
+def draw_rows(
+    weights: Float[Tensor, " N"], count: int, replacement: bool, generator: torch.Generator
+) -> Int[Tensor, " count"]:
+    """As ``torch.multinomial``, for any number of weights."""
+    if len(weights) <= _MOST_WEIGHTS:
+        return torch.multinomial(weights, count, replacement=replacement, generator=generator)
+    if replacement:
+        total = weights.cumsum(dim=0)
+        return torch.searchsorted(total, total[-1] * torch.rand(count, dtype=total.dtype, generator=generator))
+    # The largest of w / Exp(1) are a draw without replacement (Efraimidis & Spirakis 2006).
+    waits = torch.empty_like(weights).exponential_(generator=generator)
+    return (weights / waits).topk(count).indices
+
+
 @torch.no_grad()
 def resample(
     sae: SAE,
@@ -102,7 +120,7 @@ def resample(
     if not len(which) or not 0 < float(weights.sum()) < torch.inf:
         return 0
     short = len(which) > int((weights > 0).sum())
-    rows = torch.multinomial(weights, len(which), replacement=short, generator=generator)
+    rows = draw_rows(weights, len(which), short, generator)
     chosen = activations[rows].to(sae.b_dec)
     directions = chosen - sae.run(chosen).reconstruction
     length = directions.norm(dim=1, keepdim=True)

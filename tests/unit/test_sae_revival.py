@@ -11,7 +11,7 @@ from torch import Tensor
 
 from salve.activations import ActivationsData, Schedule
 from salve.sae import SAE, SparseAutoencoder, auxk_losses, make_sae, objective, resample
-from salve.sae.revival import AUXILIARY, update_rows_since_fired
+from salve.sae.revival import AUXILIARY, draw_rows, update_rows_since_fired
 from salve.types import UserError
 from tests.unit.sae_examples import drawn, example, fit
 
@@ -209,3 +209,20 @@ def test_dead_needs_a_number_of_rows() -> None:
     sae = make_sae("topk", 4, 4, k=1)
     with pytest.raises(UserError, match="patience=0"):
         SparseAutoencoder(sae, 0.0, 1e-3, head=lambda a: a, auxk=2)
+
+
+@pytest.mark.parametrize("replacement", [True, False])
+def test_more_rows_than_torch_draws_from_are_drawn_by_their_weights(
+    replacement: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("salve.sae.revival._MOST_WEIGHTS", 3)
+    weights = torch.tensor([0.0, 1.0, 2.0, 5.0]).double()
+    generator, times = torch.Generator().manual_seed(0), 4000
+    first = torch.bincount(
+        torch.stack([draw_rows(weights, 2, replacement, generator)[0] for _ in range(times)]), minlength=4
+    )
+    torch.testing.assert_close(first / times, (weights / weights.sum()).float(), rtol=0, atol=0.03)
+    assert first[0] == 0
+    if not replacement:
+        pairs = torch.stack([draw_rows(weights, 2, False, generator) for _ in range(200)])
+        assert (pairs[:, 0] != pairs[:, 1]).all()
