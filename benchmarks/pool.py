@@ -28,6 +28,9 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from salve.artifacts import Store
+from salve.backbones.cut import Cut
+from salve.editing.methods import Target
+from salve.editing.methods.gate import GateEdit
 from salve.editing.verdict import separated
 from salve.features import class_means, concept_detectors, kinds, select_latents
 from salve.processes.ranks import gathered
@@ -40,7 +43,7 @@ from salve.stages import StageContext, capture, finetune, train_saes
 from salve.stages.curves import measure
 from salve.stages.measured import EditMeasures, measures_of
 from salve.stages.outcome import choose
-from salve.stages.targets import Target
+from salve.stages.targets import contributions_of
 from salve.types import Split
 
 POOLS = ("mean", "max")
@@ -80,9 +83,9 @@ def presence(context: StageContext, split: Split, labels: Tensor) -> Tensor:
 class Separating:
     """Counts the classes that edits of their latents separate; an edit that was measured is not measured again."""
 
-    def __init__(self, config: Config, context: StageContext, edits: EditMeasures) -> None:
+    def __init__(self, config: Config, context: StageContext, cut: Cut, edits: EditMeasures) -> None:
         self._settings = replace(config.edit, modes=["suppress"])
-        self._context, self._edits = context, edits
+        self._context, self._cut, self._edits = context, cut, edits
         self._known: dict[tuple[int, int, int], bool] = {}
 
     def __call__(self, number: int, sae: SAE, chosen: Sequence[int]) -> float:
@@ -92,9 +95,8 @@ class Separating:
     def _one(self, number: int, sae: SAE, k: int, latent: int) -> bool:
         if (number, k, latent) not in self._known:
             target = Target(self._context.classes[k], (k,), (latent,), (1,), ("",))
-            found = measure(
-                self._settings, self._edits, sae.decoder, target, "suppress", len(self._context.classes)
-            ).effects
+            edit = GateEdit.of(self._cut, contributions_of(sae.decoder, target, self._settings))
+            found = measure(self._edits, edit, target, len(self._context.classes)).effects
             at, reached = choose(found["select"])
             self._known[number, k, latent] = reached and bool(separated(found["test"].at(at)))
         return self._known[number, k, latent]
@@ -126,7 +128,7 @@ def at_site(config: Config, store: Store, seeds: Sequence[int], edits: bool) -> 
                 flush=True,
             )
         if edits:
-            count = Separating(config, context, measures_of(context, cut, config.edit, activations))
+            count = Separating(config, context, cut, measures_of(context, cut, config.edit, activations, None))
             for (number, pool), chosen in selected.items():
                 key = seeds[number], pool
                 found[key] = found[key]._replace(separate=count(number, saes[number], chosen))

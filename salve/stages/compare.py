@@ -18,6 +18,7 @@ from salve.backbones.cut import Cut
 from salve.edit_settings import CompareSettings
 from salve.editing.matched import LEVEL, strength_to
 from salve.editing.methods import FittedEdit, Fitting, Method, Target, make_method
+from salve.editing.relearning import relearned
 from salve.editing.verdict import effect
 from salve.metrics import kl_divergence, per_class_accuracy
 from salve.stages.context import StageContext, settings_of_key
@@ -52,6 +53,8 @@ def methods_of(settings: CompareSettings) -> dict[str, Method]:
 def check_compare(settings: CompareSettings, classes: Sequence[str]) -> None:
     """Raise UserError unless all methods exist and all targets are classes."""
     methods_of(settings)
+    if wrong := [number for number in settings.relearn if number < 1]:
+        raise UserError(f"compare.relearn={settings.relearn} names {wrong[0]} steps; each must be 1 or more.")
     if unknown := [name for name in settings.targets or [] if name not in classes]:
         raise UserError(f"compare.targets names {unknown[0]}; the classes are {', '.join(classes)}.")
 
@@ -205,6 +208,10 @@ class _Bench:
             "selectivity": row["before"] - float(found.after) - float(found.mean_change),
             "worst_class": self.context.classes[worst] if worst >= 0 else "",
         }
+        if self.settings.relearn and change.permanent:
+            test, steps = self.samples["test"].images, self.settings.relearn
+            found_after = relearned(self.fitting, target, weights, test, steps)
+            row |= {f"relearned_{number}": found_after[number] for number in steps}
         reason = "" if change.permanent else change.why_not_permanent
         return row | self._facts(weights if change.permanent else None, reason), seconds
 

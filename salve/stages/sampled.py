@@ -85,6 +85,12 @@ class Sample:
         found = [self._of_class(label, change, weights) for label in self.chosen(classes)]
         return torch.cat(found).float().cpu() if found else torch.empty(0, len(self._context.classes))
 
+    def images(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The images on the network's device, in batches with their labels."""
+        numbers = [number for own in self._of.values() for number in own]
+        for images, labels in self._context.data.loader(self._split, indices=numbers):
+            yield self._context.on_device(images), labels
+
     def labels_of(self, classes: Sequence[int] | None) -> Int[Tensor, " n"]:
         """The labels of the images of classes, as :meth:`logits` orders them."""
         chosen = self.chosen(classes)
@@ -110,6 +116,9 @@ class Sample:
     def _whole(self, label: int, weights: dict[str, Tensor]) -> Tensor:
         """Through the whole network with other weights."""
         context, model = self._context, self._cut.model
+        # Of a module that the network holds twice, functional_call takes one name, and ties the other to it.
+        once = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
+        weights = {name: tensor for name, tensor in weights.items() if name in once}
         order = self._cut.order.to(context.device)
         return torch.cat(
             [

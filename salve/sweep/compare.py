@@ -174,6 +174,17 @@ HEADER = (
 )
 
 
+def header_of(table: "pd.DataFrame") -> list[str]:
+    """Names of the columns; of relearning where it was measured."""
+    steps = [name.removeprefix("relearned_") for name in _relearned(table)]
+    return [*HEADER, *(f"back after {number} steps" for number in steps)]
+
+
+def _relearned(table: "pd.DataFrame | pd.Series") -> list[str]:
+    names = table.columns if hasattr(table, "columns") else table.index
+    return [name for name in names if name.startswith("relearned_") and not name.endswith("_half")]
+
+
 def _cells(row: "pd.Series") -> list[str]:
     from salve.report.text import MISSING, is_missing, number, percent, points, yes_no
 
@@ -190,6 +201,7 @@ def _cells(row: "pd.Series") -> list[str]:
         yes_no(row["permanent"]),
         MISSING if is_missing(row["parameters"]) else f"{int(row['parameters']):,}",
         number(row["fit_seconds"] + row["apply_seconds"], 2) if "fit_seconds" in row else MISSING,
+        *(percent(row[name]) for name in _relearned(row)),
     ]
 
 
@@ -197,11 +209,11 @@ def block(table: "pd.DataFrame") -> "TableBlock":
     """The table for the page."""
     from salve.report.blocks import Cell, TableBlock
 
-    header = [Cell(name, "" if name in ("site", "method") else "num") for name in HEADER]
+    header = [Cell(name, "" if name in ("site", "method") else "num") for name in header_of(table)]
     rows = [
         [
             Cell(text, "" if name in ("site", "method") else "num")
-            for name, text in zip(HEADER, _cells(row), strict=True)
+            for name, text in zip(header_of(table), _cells(row), strict=True)
         ]
         for _, row in table.iterrows()
     ]
@@ -213,7 +225,7 @@ def _print(table: "pd.DataFrame", console: "Console") -> None:
     from rich.table import Table
 
     shown = Table(box=box.SIMPLE_HEAD)
-    for name in HEADER:
+    for name in header_of(table):
         shown.add_column(name, justify="left" if name in ("site", "method") else "right")
     for _, row in table.iterrows():
         shown.add_row(*_cells(row))

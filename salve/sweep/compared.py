@@ -73,6 +73,8 @@ def table_of(edits: pd.DataFrame) -> pd.DataFrame:
             for measure in (*MEASURES, *OF_REACHED):
                 row[measure], row[f"{measure}_half"], _ = t_interval(_by_seed(mine, measure))
             ahead = reference - _by_seed(mine, "selectivity") if method != first else []
+            for measure in [name for name in mine if name.startswith("relearned_")]:
+                row[measure], row[f"{measure}_half"], _ = t_interval(_by_seed(mine, measure))
             row["ahead"], row["ahead_half"], _ = t_interval(ahead)
             reached = mine[mine["reached"].eq(True)]
             row["permanent"] = bool(len(reached)) and bool(reached["permanent"].eq(True).all())

@@ -135,6 +135,7 @@ def test_at_an_inner_site_the_table_says_what_scaled_weights_do(tmp_path: Path, 
         ("compare.variants={random_gate: {method: gate, strength: 2}}", "has no setting strength; it has scale"),
         ("compare.variants.random_gate={method: null}", r"compare\.variants\.random_gate=None is no edit method"),
         ("compare.targets=[church]", "compare.targets names church; the classes are harbour, "),
+        ("compare.relearn=[10,0]", r"compare\.relearn=\[10, 0\] names 0 steps"),
         ("compare.images=0", "compare.images=0 must be above 0"),
     ],
 )
