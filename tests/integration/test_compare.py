@@ -127,6 +127,19 @@ def test_at_an_inner_site_the_table_says_what_scaled_weights_do(tmp_path: Path, 
         assert row["drift"] == pytest.approx(sum(others) / 9)
 
 
+def test_every_setting_of_a_comparison_or_a_method_is_in_its_key(tmp_path: Path, start: Start) -> None:
+    one = ("compare.methods=[bias]", "compare.variants.bias={method: head_bias}", "compare.images=4")
+    keys = [start(tmp_path, "stages=[compare]", *one)["compare"].key]
+    for other in ("compare.images=3", "compare.targets=[storm]", "compare.relearn=[1]",
+                  "compare.methods=[bias,head_row]", "compare.variants.bias.method=head_row"):  # fmt: skip
+        keys.append(start(tmp_path, "stages=[compare]", *one, other)["compare"].key)
+    for edit in (["edit=default"], ["edit=steering"], ["edit=steering", "edit.args.direction=class_mean"]):
+        keys.append(
+            start(tmp_path, "stages=[control]", "edit.evaluate=0", *edit, "edit.modes=[suppress]")["control"].key
+        )
+    assert len(set(keys)) == len(keys) == 9
+
+
 @pytest.mark.parametrize(
     ("setting", "says"),
     [

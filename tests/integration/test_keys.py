@@ -114,6 +114,21 @@ NOT_IN_ANY: dict[str, str] = {
     "backbone.preprocess.squash": "it is what this backbone does already",
     "edit.images": "at the last site, all images are measured; at others, test_stage_diagnose.py",
     "edit.resolution": "at the last site, all strengths are measured",
+    "edit.method": "other methods only suppress; test_compare.py",
+    "edit.args": "of other methods than the gate; test_compare.py",
+    **{
+        f"compare.{name}": "stage compare is not in this run; test_compare.py"
+        for name in (
+            "methods",
+            "images",
+            "targets",
+            "relearn",
+            "variants.random_gate.method",
+            "variants.random_gate.direction",
+            "variants.random_latent.method",
+            "variants.random_latent.direction",
+        )
+    },
     "sae.pool": "the latents of a vector are those of the image",
     "sae.steps": "sae.epochs, which is set here, takes their place",
     "sae.bandwidth": "of jumprelu",
