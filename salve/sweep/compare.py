@@ -70,7 +70,8 @@ def _main(arguments: list[str] | None) -> int:
     from salve.results import open_sweep
 
     try:
-        page = write_comparison(open_sweep(output_dir / "sweeps" / name), f"salve {shlex.join(typed)}", Console())
+        console = Console(markup=False, emoji=False)
+        page = write_comparison(open_sweep(output_dir / "sweeps" / name), f"salve {shlex.join(typed)}", console)
     except UserError as error:
         print(f"salve-compare: {error}", file=sys.stderr)
         return 2
