@@ -29,11 +29,8 @@ SUMMARY = "summary"
 
 
 def job_type_of(stages: Sequence[str]) -> str:
-    """W&B's job type for these stages: ``discover``, ``control+diagnose``, or ``pipeline`` for all of them.
-
-    Stage ``compare`` is no part of the pipeline: it looks at other edits.
-    """
-    return "pipeline" if set(stages) == set(STAGES) - {"compare"} else "+".join(sorted(stages, key=STAGES.index))
+    """W&B's job type for these stages: ``discover``, ``control+diagnose``, or ``pipeline`` for all but ``compare``, at least."""
+    return "pipeline" if set(stages) >= set(STAGES) - {"compare"} else "+".join(sorted(stages, key=STAGES.index))
 
 
 def run_name(swept: Mapping[str, Any] | None) -> str:
