@@ -29,7 +29,7 @@ SUMMARY = "summary"
 
 
 def job_type_of(stages: Sequence[str]) -> str:
-    """W&B's job type: ``discover``, ``control+diagnose``, or ``pipeline`` for all stages, with ``compare`` or without."""
+    """W&B's job type: ``discover``, ``control+diagnose``, or ``pipeline`` for all stages, ``compare`` apart."""
     return "pipeline" if set(stages) >= set(STAGES) - {"compare"} else "+".join(sorted(stages, key=STAGES.index))
 
 
