@@ -40,7 +40,7 @@ class OneRun:
 
     def __init__(self, layer: str, select: str, curves: Any, on_select: Any = None, **metrics: Any) -> None:
         self.layer, self.seed = layer, 0
-        self.flat_settings = {"discover.select": select, "edit.images": 20, "capture.positions": 16}
+        self.flat_settings = {"discover.select": select, "edit.images": 20, "capture.positions": 16, "sae.k": 16}
         self.metrics = {"fve": 0.7, "downstream_accuracy": 0.6, "test_accuracy": 0.85, **metrics}
         self.metrics = {"alpha_flip_median": 3.0, "alpha_flip_infinite": 0.1} | self.metrics
         self._curves = {"test": curves, "select": on_select or curves}
