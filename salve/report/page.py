@@ -12,6 +12,7 @@ from markupsafe import Markup, escape
 from salve.artifacts import write_table, write_whole
 from salve.report.blocks import MOST_ROWS, Cell, FigureFolder, Section, TableBlock
 from salve.report.remarks import own_remarks
+from salve.report.sections.compare import compare
 from salve.report.sections.control import (
     CHANGE,
     INTERVALS,
@@ -74,6 +75,8 @@ def write_report(
     terms = terms_of(main.verdict, "own" in found.record("validate", "maps.json").get("kinds", ()))
     figure_folder = FigureFolder(out / "figures")
     sections = [build(found, figure_folder) for build in (classifier, discover, validation, control, diagnose)]
+    if (compared := compare(found)) is not None:
+        sections.append(compared)
     page = _template(Linker(terms)).render(
         title=title,
         facts=dict(facts),

@@ -89,7 +89,11 @@ def test_the_table_says_what_networks_with_a_lower_bias_do(tmp_path: Path, start
     again = start(tmp_path, *COMPARE, "sae.seed=1")
     keys, others = (run["compare"].record("methods.json") for run in (artifacts, again))
     assert [name for name in keys if keys[name] == others[name]] == ["bias", "one"]
-    same = start(tmp_path, *COMPARE)
+    same = start(tmp_path, "stages=[compare,report]", *COMPARE[1:])
+    page = (tmp_path / "run" / "index.html").read_text()
+    assert "Edit methods at a matched effect" in page
+    assert all(f"<td>{method}" in page for method in ("gate", "push", "bias", "one", "mute"))
+    assert "compare-edits.csv" in page
     assert same["compare"].reused
     assert same["compare"].digest == artifacts["compare"].digest
 
