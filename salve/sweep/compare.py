@@ -118,9 +118,9 @@ def write_comparison(sweep: "Sweep", command: str, console: "Console") -> Path:
         write_table(folder / "tables" / "edits.csv", edits)
         write_table(folder / "tables" / "methods.csv", table)
         caption = (
-            "Mean over classes, with the 95 % interval over SAE seeds. Blue: the edit is permanent, grey: it needs the "
-            "SAE, or more than the weights, whenever the network runs. Selectivity is what the class loses minus the "
-            "mean absolute change of the others, on test images."
+            "Mean over classes, with the 95 % interval over SAE seeds. Blue: the edit is permanent, grey: it needs "
+            "the SAE whenever the network runs, white: it takes no class away. Selectivity is what the class loses minus "
+            "the mean absolute change of the others, on test images."
         )
         figure = FigureFolder(folder / "figures").figure(
             forest_figure(table),
@@ -151,7 +151,7 @@ def statement(table: "pd.DataFrame") -> str:
     said = []
     for (_, site), here in table.groupby(["backbone", "site"], sort=False):
         first, best = here.iloc[0], here.loc[here["selectivity"].idxmax()]
-        permanent = here[here["permanent"]]
+        permanent = here[here["permanent"].eq(True)]
         line = f"At {site}, over {plural(int(here['seeds'].max()), 'SAE')}: "
         if best["method"] == first["method"]:
             line += f"{first['method']} is the most selective ({points(first['selectivity'], False)} points)."
@@ -199,7 +199,7 @@ def _cells(row: "pd.Series") -> list[str]:
     return [
         *(str(row["site"]), str(row["method"]), half("selectivity"), half("ahead", True), taken),
         *(percent(row["after"]), half("drift"), half("worst_loss"), number(row["kl_others"], 2)),
-        yes_no(row["permanent"]),
+        MISSING if is_missing(row["permanent"]) else yes_no(row["permanent"]),
         MISSING if is_missing(row["parameters"]) else f"{int(row['parameters']):,}",
         number(row["fit_seconds"] + row["apply_seconds"], 2) if "fit_seconds" in row else MISSING,
         *(percent(row[name]) for name in _relearned(row)),

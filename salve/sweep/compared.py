@@ -60,7 +60,8 @@ def table_of(edits: pd.DataFrame) -> pd.DataFrame:
 
     Means over classes, then over seeds, each with half of Student's interval over seeds (``<measure>_half``).
     ``ahead``: by how much the first method is ahead of this one in selectivity, paired by seed. Further ``seeds``,
-    ``classes``, ``permanent``, and medians of ``parameters``, ``fit_seconds`` and ``apply_seconds``.
+    ``classes``, ``permanent``
+    (None where no class was taken away), and medians of ``parameters``, ``fit_seconds`` and ``apply_seconds``.
     """
     rows = []
     for (backbone, site), here in edits.groupby(["backbone", "site"], sort=False):
@@ -77,7 +78,7 @@ def table_of(edits: pd.DataFrame) -> pd.DataFrame:
                 row[measure], row[f"{measure}_half"], _ = t_interval(_by_seed(mine, measure))
             row["ahead"], row["ahead_half"], _ = t_interval(ahead)
             reached = mine[mine["reached"].eq(True)]
-            row["permanent"] = bool(len(reached)) and bool(reached["permanent"].eq(True).all())
+            row["permanent"] = bool(reached["permanent"].eq(True).all()) if len(reached) else None
             for name in ("parameters", *SECONDS):
                 row[name] = reached[name].median() if name in reached and len(reached) else np.nan
             reasons = mine.loc[mine["reason"].notna(), "reason"].astype(str)
@@ -105,7 +106,7 @@ def forest_figure(table: pd.DataFrame) -> Figure:
         places = np.arange(len(here))
         for axes, (measure, unit, _) in zip(row, panels, strict=True):
             half = unit * np.nan_to_num(here[f"{measure}_half"].to_numpy(float))
-            colours = [BLUE if permanent else GREY for permanent in here["permanent"]]
+            colours = [{True: BLUE, False: GREY}.get(permanent, "white") for permanent in here["permanent"]]
             for place, value, error, colour in zip(places, unit * here[measure], half, colours, strict=True):
                 axes.errorbar(value, place, xerr=error, fmt="o", color=BLACK, markerfacecolor=colour, markersize=5,
                               mew=0.8, elinewidth=1.0, capsize=2)  # fmt: skip

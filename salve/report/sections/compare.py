@@ -18,7 +18,9 @@ def compare(artifacts: Artifacts) -> Section | None:
     rows = []
     for method, mine in edits.groupby("method", sort=False):
         reached = mine[[yes_no(value) == "yes" for value in mine["reached"]]]
-        permanent = bool(len(reached)) and all(yes_no(value) == "yes" for value in reached["permanent"])
+        permanent = MISSING
+        if len(reached):
+            permanent = yes_no(all(yes_no(value) == "yes" for value in reached["permanent"]))
         means = {name: mean_of_known(column(reached, name)) for name in ("after", "drift", "worst_loss")}
         selectivity = mean_of_known(column(mine, "selectivity"))
         rows.append(
@@ -26,7 +28,7 @@ def compare(artifacts: Artifacts) -> Section | None:
                 Cell(str(method)),
                 *numbers(_points(selectivity), f"{len(reached)} of {len(mine)}", percent(means["after"])),
                 *numbers(_points(means["drift"]), _points(means["worst_loss"])),
-                Cell(yes_no(permanent)),
+                Cell(permanent),
             ]
         )
     blocks: list[Block] = [
