@@ -119,8 +119,8 @@ def write_comparison(sweep: "Sweep", command: str, console: "Console") -> Path:
         write_table(folder / "tables" / "methods.csv", table)
         caption = (
             "Mean over classes, with the 95 % interval over SAE seeds. Blue: the edit is permanent, grey: it needs "
-            "the SAE whenever the network runs, white: it takes no class away. Selectivity is what the class loses minus "
-            "the mean absolute change of the others, on test images."
+            "the SAE whenever the network runs, white: it takes no class away. Selectivity is what the class loses "
+            "minus the mean absolute change of the others, on test images."
         )
         figure = FigureFolder(folder / "figures").figure(
             forest_figure(table),

@@ -60,8 +60,8 @@ def table_of(edits: pd.DataFrame) -> pd.DataFrame:
 
     Means over classes, then over seeds, each with half of Student's interval over seeds (``<measure>_half``).
     ``ahead``: by how much the first method is ahead of this one in selectivity, paired by seed. Further ``seeds``,
-    ``classes``, ``permanent``
-    (None where no class was taken away), and medians of ``parameters``, ``fit_seconds`` and ``apply_seconds``.
+    ``classes``, ``permanent`` (None where no class was taken away), and medians of ``parameters``, ``fit_seconds`` and
+    ``apply_seconds``.
     """
     rows = []
     for (backbone, site), here in edits.groupby(["backbone", "site"], sort=False):
