@@ -35,6 +35,12 @@ def edits(artifacts: dict[str, Artifact]) -> pd.DataFrame:
     return artifacts["compare"].table("edits.csv").set_index(["method", "class"])
 
 
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Where tests share a classifier and an SAE."""
+    return f"output_dir={tmp_path_factory.mktemp('compare') / 'store'}"
+
+
 def accuracies(logits: Tensor, labels: Tensor) -> list[float]:
     right = logits.argmax(dim=1) == labels
     return [float(right[labels == k].double().mean()) for k in range(10)]
@@ -49,8 +55,8 @@ def lead(model: Any, data: ConceptsData, own: int) -> float:
     return max(float((logits[:, own] - others).mean()), 0.1 * float(logits.std()))
 
 
-def test_the_table_says_what_networks_with_a_lower_bias_do(tmp_path: Path, start: Start) -> None:
-    artifacts = start(tmp_path, *COMPARE)
+def test_the_table_says_what_networks_with_a_lower_bias_do(tmp_path: Path, start: Start, store: str) -> None:
+    artifacts = start(tmp_path, store, *COMPARE)
     table, model = edits(artifacts), plain_model(artifacts)
     classes = artifacts["classifier"].record("classifier.json")["classes"]
     assert set(table.index.get_level_values("method")) == {"gate", "push", "bias", "one", "mute"}
@@ -86,10 +92,10 @@ def test_the_table_says_what_networks_with_a_lower_bias_do(tmp_path: Path, start
         assert found[own] == pytest.approx(row["after"])
         assert row["drop"] == pytest.approx(before[own] - found[own])
     # Another SAE repeats only what needs one.
-    again = start(tmp_path, *COMPARE, "sae.seed=1")
+    again = start(tmp_path, store, *COMPARE, "sae.seed=1")
     keys, others = (run["compare"].record("methods.json") for run in (artifacts, again))
     assert [name for name in keys if keys[name] == others[name]] == ["bias", "one"]
-    same = start(tmp_path, "stages=[compare,report]", *COMPARE[1:])
+    same = start(tmp_path, store, "stages=[compare,report]", *COMPARE[1:])
     page = (tmp_path / "run" / "index.html").read_text()
     assert "Edit methods at a matched effect" in page
     assert all(f"<td>{method}" in page for method in ("gate", "push", "bias", "one", "mute"))
@@ -131,8 +137,8 @@ def test_at_an_inner_site_the_table_says_what_scaled_weights_do(tmp_path: Path, 
         assert row["drift"] == pytest.approx(sum(others) / 9)
 
 
-def test_every_setting_of_a_comparison_or_a_method_is_in_its_key(tmp_path: Path, start: Start) -> None:
-    one = ("compare.methods=[bias]", "compare.variants.bias={method: head_bias}", "compare.images=4")
+def test_every_setting_of_a_comparison_or_a_method_is_in_its_key(tmp_path: Path, start: Start, store: str) -> None:
+    one = (store, "compare.methods=[bias]", "compare.variants.bias={method: head_bias}", "compare.images=4")
     keys = [start(tmp_path, "stages=[compare]", *one)["compare"].key]
     for other in ("compare.images=3", "compare.targets=[storm]", "compare.relearn=[1]",
                   "compare.methods=[bias,head_row]", "compare.variants.bias.method=head_row"):  # fmt: skip
@@ -205,8 +211,8 @@ def test_settings_of_the_command_become_a_sweep() -> None:
 
 
 @pytest.mark.parametrize("method", ["steering", "rank_one", "head_bias"])
-def test_any_method_edits_is_saved_and_is_undone(tmp_path: Path, start: Start, method: str) -> None:
-    artifacts = start(tmp_path, f"edit={method}", "stages=[control,diagnose]", "edit.evaluate=3")
+def test_any_method_edits_is_saved_and_is_undone(tmp_path: Path, start: Start, store: str, method: str) -> None:
+    artifacts = start(tmp_path, store, f"edit={method}", "stages=[control,diagnose]", "edit.evaluate=3")
     assert "diagnose" not in artifacts  # critical strengths are of the gate
     control, model = artifacts["control"], plain_model(artifacts)
     original, (images, labels) = dict(model.state_dict()), images_and_labels()
@@ -228,8 +234,8 @@ def test_any_method_edits_is_saved_and_is_undone(tmp_path: Path, start: Start, m
     assert evaluation["accuracy_edited"].tolist() == pytest.approx(evaluation["accuracy_cached"].tolist())
 
 
-def test_an_edit_that_needs_the_sae_leaves_no_edit_file(tmp_path: Path, start: Start) -> None:
-    artifacts = start(tmp_path, "edit=mute", "stages=[control,report]")
+def test_an_edit_that_needs_the_sae_leaves_no_edit_file(tmp_path: Path, start: Start, store: str) -> None:
+    artifacts = start(tmp_path, store, "edit=mute", "stages=[control,report]")
     assert artifacts["control"].table("summary.csv")["edit_file"].eq("").all()
     assert not list(artifacts["control"].file("edits").iterdir())
     page = (tmp_path / "run" / "index.html").read_text()
