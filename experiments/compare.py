@@ -18,6 +18,7 @@ from torch import Tensor
 
 from salve.backbones.tail import LinearTail
 from salve.editing.verdict import CONFIDENCE, LIMITS, effect
+from salve.report.intervals import t_interval
 from salve.report.text import MISSING, is_missing, points
 from salve.types import Activations, Labels
 
@@ -142,25 +143,6 @@ def rank_correlation(one: ArrayLike, other: ArrayLike) -> float:
     if ranks.shape[1] < 2 or (ranks == ranks[:, :1]).all(axis=1).any():
         return float("nan")
     return float(np.corrcoef(ranks)[0, 1])
-
-
-class Interval(NamedTuple):
-    """A mean, half the width of its confidence interval (NaN for fewer than two values), and how many values ``n``."""
-
-    mean: float
-    half: float
-    n: int
-
-
-def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
-    """Student's interval for the mean, of the values that are not NaN: ``mean ± t s / √n``."""
-    known = np.asarray(values, dtype=float)
-    known = known[~np.isnan(known)]
-    count = len(known)
-    if count < 2:
-        return Interval(float(known[0]) if count else math.nan, math.nan, count)
-    quantile = float(stats.t.ppf((1 + confidence) / 2, count - 1))
-    return Interval(float(known.mean()), quantile * float(known.std(ddof=1)) / math.sqrt(count), count)
 
 
 def intervals(values: Mapping[str, Sequence[float]], comparisons: int = 1) -> dict[str, float]:

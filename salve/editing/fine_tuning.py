@@ -52,6 +52,11 @@ class FineTuning:
                 raise UserError(f"{name}={value} is unknown; choose {' or '.join(get_args(choices))}.")
 
     @property
+    def everywhere(self) -> bool:
+        """Whether weights in front of the site are trained, too."""
+        return self.where == "all"
+
+    @property
     def draws(self) -> bool:
         """The images of each batch are drawn."""
         return True

@@ -120,6 +120,12 @@ def _refuse_untrusted(
                 f"{file} names the class {key}={target}, which is {none_of} ({', '.join(trusted)}), and what a folder "
                 "names is not run; if you know and trust it, name it again on the command line."
             )
+    for key, target in _own_methods(stored).items():
+        if key not in typed and target not in classes:
+            raise UserError(
+                f"{file} names the class {key}={target}, which is no edit method of salve's, and what a folder names "
+                "is not run; if you know and trust it, name it again on the command line."
+            )
     found = stored.get("backbone")
     backbone = found if isinstance(found, dict) else {}
     network = typed.get("backbone._target_", backbone.get("_target_"))
@@ -137,6 +143,17 @@ def _refuse_untrusted(
             f"{file} has backbone.name={name}, a place to load a network from, and what a folder names is not fetched; "
             "if you know and trust it, name it again on the command line."
         )
+
+
+def _own_methods(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The edit methods of somebody's own, by setting. Only these have a dot in their names."""
+    edit, compare = (found if isinstance(found := settings.get(name), dict) else {} for name in ("edit", "compare"))
+    methods = {"edit.method": edit.get("method")}
+    variants = compare.get("variants")
+    for name, variant in variants.items() if isinstance(variants, dict) else ():
+        if isinstance(variant, dict) and "_target_" in variant:
+            methods[f"compare.variants.{name}._target_"] = variant["_target_"]
+    return {key: str(target) for key, target in methods.items() if key != "edit.method" or "." in str(target)}
 
 
 def _is_elsewhere(library: Any, name: str) -> bool:
@@ -159,4 +176,5 @@ def named_again(config: Config) -> dict[str, str]:
     networks = {"backbone.name": backbone.name} if _is_elsewhere(backbone.library, backbone.name) else {}
     if backbone._target_ is not None:
         networks = {"backbone._target_": backbone._target_}
-    return {**({} if data in DATA else {"data._target_": data}), **callbacks, **networks}
+    methods = _own_methods({"edit": asdict(config.edit), "compare": asdict(config.compare)})
+    return {**({} if data in DATA else {"data._target_": data}), **callbacks, **networks, **methods}

@@ -17,7 +17,7 @@ from salve.artifacts import Artifact, digest_of, write_record, write_table
 from salve.backbones.cut import Cut
 from salve.edit_settings import CompareSettings
 from salve.editing.matched import LEVEL, strength_to
-from salve.editing.methods import FittedEdit, Fitting, Method, Target, make_method
+from salve.editing.methods import FittedEdit, Fitting, Method, Target, key_of, make_method
 from salve.editing.relearning import relearned
 from salve.editing.verdict import effect
 from salve.metrics import kl_divergence, per_class_accuracy
@@ -46,7 +46,8 @@ def methods_of(settings: CompareSettings) -> dict[str, Method]:
         if not isinstance(chosen, Mapping) or len({"method", "_target_"} & set(chosen)) != 1:
             raise UserError(f"{key} must say method=NAME or _target_=package.module.Class, and the method's settings.")
         own = {field: value for field, value in chosen.items() if field not in ("method", "_target_")}
-        found[name] = make_method(str(chosen.get("method", chosen.get("_target_"))), own, key)
+        target = str(chosen.get("_target_", chosen.get("method")))
+        found[name] = make_method(target, own, key, own="_target_" in chosen)
     return found
 
 
@@ -144,9 +145,8 @@ class _Bench:
 
     def measured(self, name: str, method: Method) -> Artifact:
         """The artifact of one method's edits."""
-        own = {"class": f"{type(method).__module__}.{type(method).__qualname__}", "settings": method.settings()}
         used = {"images": self.settings.images, "targets": self.settings.targets, "relearn": self.settings.relearn}
-        key = {**own, **used, "level": LEVEL, "seed": self.seed if method.draws else None}
+        key = {**key_of(method), **used, "level": LEVEL, "seed": self.seed if method.draws else None}
         inputs = [self.classifier, self.activations, *((self.sae, self.features) if method.needs_sae else ())]
 
         def make(folder: Path, _: Path) -> None:

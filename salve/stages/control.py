@@ -26,7 +26,7 @@ from salve.editing import (
     make_edit_files,
     save_edit_file,
 )
-from salve.editing.methods import FittedEdit, Method, Target, make_method
+from salve.editing.methods import FittedEdit, Method, Target, key_of, make_method
 from salve.editing.methods.gate import GateEdit
 from salve.editing.verdict import (
     CONFIDENCE,
@@ -127,7 +127,7 @@ def _used(settings: EditSettings, cut: Cut, method: Method | None, seed: int) ->
         idle = {"method", "args"}
     else:
         idle = {"scale", "channels", "args"}
-        used |= {"settings": method.settings(), "seed": seed if method.draws else None}
+        used |= {**key_of(method), "seed": seed if method.draws else None}
     if cut.linear is not None and not (method and method.everywhere):
         idle |= {"images", "resolution"}  # all images are measured at all strengths
     return {name: value for name, value in used.items() if name not in idle}

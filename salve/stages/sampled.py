@@ -10,7 +10,7 @@ from torch.func import functional_call
 from salve.artifacts import Artifact
 from salve.backbones.cut import Cut
 from salve.editing.methods import Fitting
-from salve.editing.methods.base import head_weights, logits_at_head
+from salve.editing.methods.base import changed_head, head_weights
 from salve.editing.methods.change import Change
 from salve.sae import SAE
 from salve.stages.context import StageContext
@@ -59,7 +59,7 @@ class Sample:
         numbers = torch.tensor(balanced(every, per_class))
         #: By class, the numbers of its images.
         self._of = {label: numbers[every[numbers] == label].tolist() for label in every[numbers].unique().tolist()}
-        self.labels = torch.cat([torch.full((len(own),), label) for label, own in self._of.items()])
+        self.labels = every[[number for own in self._of.values() for number in own]]
         self._rows: dict[int, Tensor] = {}
         self._tails: dict[int, Tails] = {}
         if cut.linear is not None:
@@ -67,7 +67,7 @@ class Sample:
             rows = context.activations(activations, split).activations
             self._rows = {label: rows[torch.tensor(own)] for label, own in self._of.items()}
         else:
-            share = room // len(self._of)
+            share = room // max(1, len(self._of))
             self._tails = {label: Tails(context, cut, split, own, share) for label, own in self._of.items()}
 
     @torch.no_grad()
@@ -77,13 +77,24 @@ class Sample:
         Args:
             change: see :class:`Change`. classes: labels of the classes whose images run; None for all.
         """
-        weights = (
-            None
-            if change is None or change.activations is not None
-            else dict(change.weights() if change.weights else {})
-        )
-        found = [self._of_class(label, change, weights) for label in self.chosen(classes)]
-        return torch.cat(found).float().cpu() if found else torch.empty(0, len(self._context.classes))
+        chosen = self.chosen(classes)
+        if not chosen:
+            return torch.empty(0, len(self._cut.order))
+        edit = None if change is None else change.activations
+        weights = change.weights() if change is not None and change.weights is not None and edit is None else {}
+        if self._cut.linear is not None and weights.keys() <= head_weights(self._cut):
+            rows = torch.cat([self._rows[label] for label in chosen])
+            tail = changed_head(self._cut, weights) if weights else self._cut.linear
+            found = tail(rows if edit is None else edit(rows[:, None]))
+        elif self._cut.linear is not None:
+            found = torch.cat([self._whole(label, weights) for label in chosen])
+        else:
+            tails = (tail for label in chosen for tail in self._tails[label])
+            if weights:
+                found = torch.cat([tail.with_weights(weights) for tail in tails])
+            else:
+                found = torch.cat([tail(edit(tail.activations) if edit else tail.activations) for tail in tails])
+        return found.float().cpu()
 
     def images(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The images on the network's device, in batches with their labels."""
@@ -99,19 +110,6 @@ class Sample:
     def chosen(self, classes: Sequence[int] | None) -> list[int]:
         """Those of the classes that have images."""
         return [label for label in self._of if classes is None or label in classes]
-
-    def _of_class(self, label: int, change: Change | None, weights: dict[str, Tensor] | None) -> Tensor:
-        if self._cut.linear is not None:
-            if weights is None or weights.keys() <= head_weights(self._cut):
-                rows = self._rows[label]
-                return self._cut.linear(rows) if change is None else logits_at_head(self._cut, rows, change)
-            return self._whole(label, weights)
-        if weights is not None:
-            return torch.cat([tail.with_weights(weights) for tail in self._tails[label]])
-        edit = None if change is None else change.activations
-        return torch.cat(
-            [tail(tail.activations if edit is None else edit(tail.activations)) for tail in self._tails[label]]
-        )
 
     def _whole(self, label: int, weights: dict[str, Tensor]) -> Tensor:
         """Through the whole network with other weights."""

@@ -221,16 +221,27 @@ def block(table: "pd.DataFrame") -> "TableBlock":
     return TableBlock("Means over classes; points are percentage points of test images", header, rows, "methods.csv")
 
 
+#: What the terminal shows, in 80 columns; the page has all of :data:`HEADER`.
+SHOWN = {"method": "method", "selectivity": "selectivity", "first ahead by": "first ahead", "classes taken": "taken",
+         "others change": "others", "KL": "KL", "permanent": "for good"}  # fmt: skip
+
+
 def _print(table: "pd.DataFrame", console: "Console") -> None:
     from rich import box
     from rich.table import Table
 
-    shown = Table(box=box.SIMPLE_HEAD)
-    for name in header_of(table):
-        shown.add_column(name, justify="left" if name in ("site", "method") else "right")
-    for _, row in table.iterrows():
-        shown.add_row(*_cells(row))
-    console.print(shown)
+    for (backbone, site), here in table.groupby(["backbone", "site"], sort=False):
+        shown = Table(
+            title=f"{backbone}, {site}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+        )
+        for name in SHOWN.values():
+            shown.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
+        for _, row in here.iterrows():
+            cells = dict(zip(header_of(table), _cells(row), strict=True))
+            # Of what the others lose the page has the interval.
+            cells["others change"] = cells["others change"].partition(" ±")[0]
+            shown.add_row(*(cells[name] for name in SHOWN))
+        console.print(shown)
 
 
 if __name__ == "__main__":

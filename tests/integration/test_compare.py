@@ -155,7 +155,7 @@ def test_every_setting_of_a_comparison_or_a_method_is_in_its_key(tmp_path: Path,
     [
         ("compare.methods=[]", "compare.methods is empty"),
         ("compare.methods=[gat]", r"compare\.methods=gat is no edit method; did you mean gate\?"),
-        ("compare.variants={random_gate: {method: gate, strength: 2}}", "has no setting strength; it has scale"),
+        ("compare.variants={random_gate: {method: gate, strength: 2}}", "has no setting strength; it has direction"),
         ("compare.variants.random_gate={method: null}", r"compare\.variants\.random_gate=None is no edit method"),
         ("compare.targets=[church]", "compare.targets names church; the classes are harbour, "),
         ("compare.relearn=[10,0]", r"compare\.relearn=\[10, 0\] names 0 steps"),

@@ -1,5 +1,7 @@
 """Edit methods: both forms of a change do the same, and each is what its equation says."""
 
+import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from salve.editing import ablated_logits, edited_logits, rank_one_logits, rank_one_rows, steered_logits
-from salve.editing.methods import METHODS, Affine, Change, FittedEdit, Fitting, Method, Target, make_method
+from salve.editing.methods import METHODS, Affine, Change, FittedEdit, Fitting, Method, Target, key_of, make_method
 from salve.editing.methods.base import logits_at_head
 from salve.editing.methods.change import changed_state
 from salve.types import UserError
@@ -199,6 +201,15 @@ def test_a_shift_cannot_be_held_by_a_convolution_that_pads_or_has_no_bias() -> N
             with pytest.raises(UserError, match=f"At the site {layer} this edit has no permanent form: {layer} {says}"):
                 affine.weights(model, cut.site)
 
+    class Bordered(Plain):
+        def __init__(self, padding: int, mode: str = "zeros") -> None:
+            super().__init__()
+            self.second = nn.Conv2d(6, 8, 1, padding=padding, padding_mode=mode)  # type: ignore[arg-type]
+
+    for padding, mode, held in ((1, "zeros", False), (0, "zeros", True), (1, "circular", True)):
+        padded = network(partial(Bordered, padding, mode))  # type: ignore[arg-type]
+        assert (not Affine(shift=shift).obstacle(padded, cut_at(padded, "second").site)) == held
+
     class NoBias(Plain):
         def __init__(self) -> None:
             super().__init__()
@@ -265,6 +276,22 @@ class Own(Method):
         raise NotImplementedError
 
 
+def test_a_method_of_ones_own_is_another_one_when_its_code_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "from dataclasses import dataclass\nfrom tests.unit.test_edit_methods import Own\n\n"
+    code += "@dataclass(frozen=True)\nclass Mine(Own):\n    size: float = 1.0\n"
+    keys = []
+    for more in ("", "# changed\n"):
+        (tmp_path / "my_methods.py").write_text(code + more)
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "my_methods", raising=False)
+        keys.append(key_of(make_method("my_methods.Mine", {"size": 2.0})))
+    assert keys[0] != keys[1]
+    assert {**keys[0], "code": ""} == {**keys[1], "code": ""}
+    assert "code" not in key_of(make_method("gate"))
+
+
 def test_methods_are_named_and_their_settings_checked() -> None:
     for name in METHODS:
         assert make_method(name).source
@@ -273,7 +300,7 @@ def test_methods_are_named_and_their_settings_checked() -> None:
         UserError, match=r"edit.method=steerin is no edit method; did you mean steering\? Choose gate, "
     ):
         make_method("steerin")
-    with pytest.raises(UserError, match=r"edit.method=gate has no setting alpha; it has scale, channels, direction\."):
+    with pytest.raises(UserError, match=r"edit.method=gate has no setting alpha; it has direction, scale, channels\."):
         make_method("gate", {"alpha": 1})
     with pytest.raises(UserError, match="direction=up is unknown; choose latent, class_mean, random, random_latent"):
         make_method("steering", {"direction": "up"})

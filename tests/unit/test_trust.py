@@ -15,6 +15,7 @@ from hydra import compose, initialize_config_dir
 
 from salve.cli import main
 from salve.data import ConceptsData
+from salve.edit_settings import CompareSettings
 from salve.integrity import sealed
 from salve.processes.trainer import _Checkpoints
 from salve.run import execute as execution
@@ -22,6 +23,7 @@ from salve.run.explain import conf_dir
 from salve.run.folder import RunFolder
 from salve.run.schema import DATA, Config, register, resolve
 from salve.run.stored import named_again
+from salve.stages.compare import methods_of
 from salve.sweep import summarise_sweep
 from salve.sweep.jobs import make_runs
 from salve.types import UserError
@@ -532,3 +534,47 @@ def test_a_lock_that_is_a_link_leaves_what_it_leads_to_alone(tmp_path: Path) -> 
 def test_the_classes_that_are_trusted_are_salves_own() -> None:
     assert set(DATA) == {f"salve.data.{name}Data" for name in ("Concepts", "Folder", "Imagenette", "Cifar100")}
     assert ConceptsData.__module__.startswith("salve.data.")
+
+
+@pytest.mark.parametrize("target", ["sent_module.Mine", "os.system", "salve.editing.methods.gate.Gate"])
+@pytest.mark.parametrize(
+    ("key", "at"),
+    [
+        ("edit.method", lambda stored, target: stored["edit"].update(method=target)),
+        (
+            "compare.variants.mine._target_",
+            lambda stored, target: stored["compare"]["variants"].update(mine={"_target_": target}),
+        ),
+    ],
+)
+def test_an_edit_method_that_only_the_folder_names_is_neither_made_nor_imported(
+    sent: Callable[[Edit], Path],
+    salve: Salve,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    made: list[tuple[Config, Path]],
+    target: str,
+    key: str,
+    at: Callable[[Any, str], None],
+) -> None:
+    (tmp_path / "sent_module.py").write_text(f"import os; os.mkdir({str(tmp_path / 'proof')!r})")
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = sent(lambda stored: at(stored, target))
+    assert f"names the class {key}={target}, which is no edit method of salve's" in refused(salve, folder)
+    assert "sent_module" not in sys.modules
+    more = ["edit.modes=[suppress]"] if key == "edit.method" else []
+    assert salve(f"rerun={folder}", f"{key}={target}", *more) == (0, "")
+    config, _ = made[0]
+    assert named_again(config)[key] == target
+
+
+@pytest.mark.parametrize("name", ["sent_module.Mine", "os.system"])
+def test_the_name_of_a_method_is_none_of_a_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Lists of names stand in stored settings, too: only ``_target_`` says that a class is meant."""
+    (tmp_path / "sent_module.py").write_text(f"import os; os.mkdir({str(tmp_path / 'proof')!r})")
+    monkeypatch.syspath_prepend(tmp_path)
+    for settings in (CompareSettings([name], 4), CompareSettings(["a"], 4, {"a": {"method": name}})):
+        with pytest.raises(UserError, match=f"={name} is no edit method"):
+            methods_of(settings)
+    assert "sent_module" not in sys.modules
+    assert not (tmp_path / "proof").exists()

@@ -12,13 +12,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.claims import Measured
-from experiments.compare import LEVEL_TEXT, Interval, t_interval
+from experiments.compare import LEVEL_TEXT, t_interval
 from experiments.experiment import Experiment, Findings, Picture, measured, per_testbed, said
 from experiments.figures import PRINT_WIDTH, class_panels, class_rows, entry, mean_and_range, printed
 from experiments.runs import SENSES, Study, separation
 from experiments.salve2025.seeds import measures
 from experiments.salve2025.seeds.measures import Likeness, Stability, mean_of_known, over_pairs, variation
 from salve.report import style
+from salve.report.intervals import Interval
 from salve.report.style import BLUE, GREEN, GREY, ORANGE, VERMILLION
 from salve.report.text import label, number
 

@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Float, Int
 from scipy import stats
 
-from experiments.compare import CONFIDENCE, Interval, margins
+from experiments.compare import CONFIDENCE, margins
 from experiments.runs import SENSES, SAERun, Study, suppressed
 from salve.metrics import match_columns, random_stability
+from salve.report.intervals import Interval
 
 #: Two latents with this cosine or more count as the same (:func:`salve.metrics.stability`).
 SAME = 0.7

@@ -1,11 +1,14 @@
 """Edit methods behind one protocol: :class:`.base.Method`. A user's own class is named by ``_target_``."""
 
+import sys
 from dataclasses import fields
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from salve.editing.methods.base import FittedEdit, Fitting, Method, Target
 from salve.editing.methods.change import Affine, Change
+from salve.files import digest_of_file
 from salve.named import named
 from salve.types import UserError
 
@@ -31,19 +34,23 @@ METHODS = {
 }
 
 
-def make_method(name: str, settings: dict[str, Any] | None = None, key: str = "edit.method") -> Method:
+def make_method(
+    name: str, settings: dict[str, Any] | None = None, key: str = "edit.method", own: bool = True
+) -> Method:
     """A method by its name in :data:`METHODS`, or by the path of a user's own class.
 
     Args:
         name: such as ``steering`` or ``package.module.Class``. settings: its fields. key: the setting, for messages.
+        own: whether the setting may name a user's own class.
 
     Raises:
         UserError: there is no such method, or it has no such setting.
     """
-    if name not in METHODS and "." not in name:
+    if name not in METHODS and ("." not in name or not own):
         close = get_close_matches(name, METHODS, 1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise UserError(f"{key}={name} is no edit method{hint} Choose {', '.join(METHODS)}, or package.module.Class.")
+        hint = f"; did you mean {close[0]}?" if close else "."
+        or_own = ", or package.module.Class" if own else ""
+        raise UserError(f"{key}={name} is no edit method{hint} Choose {', '.join(METHODS)}{or_own}.")
     found = named(key, METHODS.get(name, name))
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise UserError(f"{key}={name} is no subclass of salve.editing.methods.Method.")
@@ -55,4 +62,14 @@ def make_method(name: str, settings: dict[str, Any] | None = None, key: str = "e
     return method
 
 
-__all__ = ["METHODS", "Affine", "Change", "FittedEdit", "Fitting", "Method", "Target", "make_method"]
+def key_of(method: Method) -> dict[str, Any]:
+    """What an artifact's key holds of a method: its class, its settings and, of a user's own, a digest of its code."""
+    kind = type(method)
+    found = {"class": f"{kind.__module__}.{kind.__qualname__}", "settings": method.settings()}
+    file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    if kind.__module__.partition(".")[0] != "salve" and file:
+        found["code"] = digest_of_file(Path(file))
+    return found
+
+
+__all__ = ["METHODS", "Affine", "Change", "FittedEdit", "Fitting", "Method", "Target", "key_of", "make_method"]

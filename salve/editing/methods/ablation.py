@@ -5,13 +5,13 @@ from typing import ClassVar
 
 import torch
 
-from salve.editing.methods.base import FittedEdit, Fitting, Method, Target
+from salve.editing.methods.base import FittedEdit, Fitting, Target
 from salve.editing.methods.change import Affine, Change
-from salve.editing.methods.directions import check_direction, directions, drawn, of_sae
+from salve.editing.methods.directions import AlongDirection, directions
 
 
 @dataclass(frozen=True)
-class Ablation(Method):
+class Ablation(AlongDirection):
     """``a' = a − α U Uᵀ a`` with an orthonormal basis ``U`` of the directions; permanent as ``W (I − α U Uᵀ)``.
 
     At α = 1 the directions are projected out; beyond, the component changes its sign.
@@ -20,23 +20,8 @@ class Ablation(Method):
         direction: see :data:`.directions.Direction`.
     """
 
-    direction: str = "latent"
-
     source: ClassVar[str] = "Arditi et al. 2024 (arXiv 2406.11717)"
     full_size: ClassVar[str] = "each image's component along the direction is taken"
-
-    def __post_init__(self) -> None:
-        check_direction(self.direction)
-
-    @property
-    def needs_sae(self) -> bool:
-        """See :class:`Method`."""
-        return of_sae(self.direction)
-
-    @property
-    def draws(self) -> bool:
-        """See :class:`Method`."""
-        return drawn(self.direction)
 
     def fit(self, fitting: Fitting, target: Target) -> FittedEdit:
         """See :class:`Method`."""

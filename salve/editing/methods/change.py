@@ -116,13 +116,17 @@ class Affine:
 
 
 def _pads(model: nn.Module, reader: Reader) -> bool:
-    """Whether a convolution adds rows or columns of zeros to its input. A weight that no module of torch's uses is
-    taken to pad if it has a kernel of more than one tap."""
+    """Whether a convolution adds zeros around its input.
+
+    A weight that no module of torch's uses is taken to pad if it has a kernel of more than one tap.
+    """
     weight, module = model.get_parameter(reader.weight), model.get_submodule(reader.path)
-    if weight.ndim <= 2 or weight[0, 0].numel() == 1:
+    padding = getattr(module, "padding", "same")  # of one tap, "same" pads nothing
+    if weight.ndim <= 2 or getattr(module, "padding_mode", "zeros") != "zeros":
         return False
-    padding = getattr(module, "padding", None)
-    return not (isinstance(padding, tuple) and not any(padding)) and padding != "valid"
+    if isinstance(padding, str):
+        return padding == "same" and weight[0, 0].numel() > 1
+    return any(padding) if isinstance(padding, tuple) else bool(padding)
 
 
 def changed_state(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

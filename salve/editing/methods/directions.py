@@ -1,5 +1,6 @@
 """The directions that edits along a direction follow, and the controls that they must beat."""
 
+from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 import torch
@@ -7,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from salve.editing.methods.base import Fitting, Target
+from salve.editing.methods.base import Fitting, Method, Target
 from salve.types import UserError
 
 #: ``latent``: the decoder columns of the target's latents; ``class_mean``: from the mean activation to that of the
@@ -22,14 +23,31 @@ def check_direction(direction: str) -> None:
         raise UserError(f"direction={direction} is unknown; choose {', '.join(get_args(Direction))}.")
 
 
-def of_sae(direction: str) -> bool:
-    """Whether directions of this kind come from an SAE."""
-    return direction in ("latent", "random_latent")
+@dataclass(frozen=True)
+class AlongDirection(Method):
+    """A method that follows a direction.
 
+    Attributes:
+        direction: see :data:`Direction`.
 
-def drawn(direction: str) -> bool:
-    """Whether directions of this kind are drawn at random."""
-    return direction in ("random", "random_latent")
+    Raises:
+        UserError: there is no such direction.
+    """
+
+    direction: str = "latent"
+
+    def __post_init__(self) -> None:
+        check_direction(self.direction)
+
+    @property
+    def needs_sae(self) -> bool:
+        """See :class:`Method`."""
+        return self.direction in ("latent", "random_latent")
+
+    @property
+    def draws(self) -> bool:
+        """See :class:`Method`."""
+        return self.direction in ("random", "random_latent")
 
 
 def directions(fitting: Fitting, target: Target, direction: str, method: str) -> Float[Tensor, "S M"]:

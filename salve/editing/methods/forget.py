@@ -61,16 +61,6 @@ class Forget(FineTuning, Method):
     full_size: ClassVar[str] = "the weights are those after fine-tuning"
     needs_images: ClassVar[bool] = True
 
-    @property
-    def everywhere(self) -> bool:
-        """See :class:`Method`."""
-        return self.where == "all"
-
-    @property
-    def draws(self) -> bool:
-        """See :class:`Method`."""
-        return True
-
     def __post_init__(self) -> None:
         super().__post_init__()
         check_whole("steps", self.steps, 1)

@@ -11,9 +11,9 @@ from torch import Tensor
 from salve.backbones.cut import Cut
 from salve.edit_settings import Channels, Mode, Scale
 from salve.editing.gating import gate, logits_by_strength
-from salve.editing.methods.base import FittedEdit, Fitting, Method, Target
+from salve.editing.methods.base import FittedEdit, Fitting, Target
 from salve.editing.methods.change import Affine
-from salve.editing.methods.directions import check_direction, directions, drawn, of_sae
+from salve.editing.methods.directions import AlongDirection, directions
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ class GateEdit(FittedEdit):
 
 
 @dataclass(frozen=True)
-class Gate(Method):
+class Gate(AlongDirection):
     """The permanent gate of Flovik 2025 (docs/method.md, *Control*).
 
     Attributes:
@@ -55,23 +55,9 @@ class Gate(Method):
 
     scale: Scale = "unit"
     channels: Channels = "all"
-    direction: str = "latent"
 
     source: ClassVar[str] = "Flovik 2025 (arXiv 2512.15938)"
     full_size: ClassVar[str] = "a channel that the latent alone makes up is closed"
-
-    def __post_init__(self) -> None:
-        check_direction(self.direction)
-
-    @property
-    def needs_sae(self) -> bool:
-        """See :class:`Method`."""
-        return of_sae(self.direction)
-
-    @property
-    def draws(self) -> bool:
-        """See :class:`Method`."""
-        return drawn(self.direction)
 
     def fit(self, fitting: Fitting, target: Target) -> FittedEdit:
         """See :class:`Method`."""

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from salve.editing.methods.base import FittedEdit, Fitting, Method, Target
+from salve.editing.methods.base import FittedEdit, Fitting, Target
 from salve.editing.methods.change import Affine, Change
-from salve.editing.methods.directions import check_direction, directions, drawn, of_sae
+from salve.editing.methods.directions import AlongDirection, directions
 
 
 @dataclass(frozen=True)
-class Steering(Method):
+class Steering(AlongDirection):
     """Activation addition, ``a' = a − α Σ_i (u_iᵀ μ) u_i`` with the mean activation ``μ`` of the target's classes.
 
     The papers add a constant multiple of a direction; here its unit is what the class has of the direction, so that
@@ -20,23 +20,8 @@ class Steering(Method):
         direction: see :data:`.directions.Direction`.
     """
 
-    direction: str = "latent"
-
     source: ClassVar[str] = "Turner et al. 2023 (arXiv 2308.10248)"
     full_size: ClassVar[str] = "the class's mean component along the direction is taken from every image"
-
-    def __post_init__(self) -> None:
-        check_direction(self.direction)
-
-    @property
-    def needs_sae(self) -> bool:
-        """See :class:`Method`."""
-        return of_sae(self.direction)
-
-    @property
-    def draws(self) -> bool:
-        """See :class:`Method`."""
-        return drawn(self.direction)
 
     def fit(self, fitting: Fitting, target: Target) -> FittedEdit:
         """See :class:`Method`."""

@@ -38,16 +38,6 @@ class TaskArithmetic(FineTuning, Method):
     full_size: ClassVar[str] = "the weights go as far away from those fine-tuned on the class as these are from them"
     needs_images: ClassVar[bool] = True
 
-    @property
-    def everywhere(self) -> bool:
-        """See :class:`Method`."""
-        return self.where == "all"
-
-    @property
-    def draws(self) -> bool:
-        """See :class:`Method`."""
-        return True
-
     def __post_init__(self) -> None:
         super().__post_init__()
         check_whole("steps", self.steps, 1)
