@@ -30,9 +30,9 @@ def runs_of(study: Study, known: dict[str, Site]) -> pd.DataFrame:
     """One row per run.
 
     Columns: ``testbed``, ``site``, ``depth`` (its place among all sites of the network, ``known``, from 0 to 1),
-    ``channels``, ``positions``, ``select`` (how latents are chosen), ``seed``; ``MEASURES``; ``defining``, the share of
-    class-defining latents among those that are not dead; median ``alpha_flip`` of the test images, inf where most never
-    flip; and those of :func:`experiments.runs.measures_of_edits`.
+    ``channels``, ``positions``, ``bypassed``, ``select`` (how latents are chosen), ``seed``; ``MEASURES``;
+    ``defining``, the share of class-defining latents among those that are not dead; median ``alpha_flip`` of the test
+    images, inf where most never flip; and those of :func:`experiments.runs.measures_of_edits`.
     """
     rows = []
     for run in study.runs:
@@ -41,7 +41,7 @@ def runs_of(study: Study, known: dict[str, Site]) -> pd.DataFrame:
         flip = run.metrics.get("alpha_flip_median", np.nan)  # None is infinite
         row = {
             **{"testbed": study.testbed.name, "site": site.name, "depth": place / max(1, len(known) - 1)},
-            **{"channels": site.width, "positions": site.count},
+            **{"channels": site.width, "positions": site.count, "bypassed": site.bypassed},
             **{"select": run.flat_settings["discover.select"], "seed": run.seed},
             **{name: run.metrics.get(name) for name in MEASURES},
             "defining": float((kinds == "class-defining").sum() / max(1, (kinds != "dead").sum())),
@@ -54,7 +54,10 @@ def runs_of(study: Study, known: dict[str, Site]) -> pd.DataFrame:
 def table_of(runs: pd.DataFrame) -> pd.DataFrame:
     """One row per testbed, site and ``select``, by depth: mean over seeds of every measure, and half its interval's
     width (``<measure>_half``); of ``alpha_flip`` the median."""
-    keys, measures = ["testbed", "depth", "site", "channels", "positions", "select"], [*MEASURES, "defining", *OF_EDITS]
+    keys, measures = (
+        ["testbed", "depth", "site", "channels", "positions", "bypassed", "select"],
+        [*MEASURES, "defining", *OF_EDITS],
+    )
     rows = [
         dict(zip(keys, at, strict=True))
         | {"seeds": len(same), "alpha_flip": same["alpha_flip"].median(), **intervals(dict(same[measures].items()))}

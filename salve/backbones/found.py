@@ -174,6 +174,7 @@ def _described(exported: Exported, node: fx.Node, source: fx.Node, readers: Sequ
         positions=axes.positions,
         prefix_tokens=_prefix_tokens(exported, source, axes.positions),
         signed=not _is_not_negative(source),
+        bypassed=_depends(exported.last, exported.images, without=source),
         in_graph=GraphTensor(node.name, axes.channel, axes.batch, axes.folded, axes.batch_first),
     )
 
@@ -262,9 +263,9 @@ def _prefix_tokens(exported: Exported, source: fx.Node, positions: tuple[int, ..
     return 0
 
 
-def _depends(node: fx.Node, images: fx.Node) -> bool:
-    """Whether a tensor's values depend on the images, and not on their number alone."""
-    waiting, seen = [node], {node}
+def _depends(node: fx.Node, images: fx.Node, without: fx.Node | None = None) -> bool:
+    """Whether a tensor's values depend on the images, not on their number alone, on ways that avoid ``without``."""
+    waiting, seen = [node], {node, without}
     while waiting:
         node = waiting.pop()
         if node is images:

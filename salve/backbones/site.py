@@ -96,6 +96,8 @@ class Site:
         prefix_tokens: how many of the ``T`` tokens, of the site or of its map, come before those of the image (CLS,
             registers).
         signed: whether activations can be negative, as far as the network's graph tells.
+        bypassed: whether the images also reach the logits on a way around it, such as a skip connection, as far as
+            the graph tells. Gates cannot take away what goes that way.
         map: module path of the spatial map ``[N, M', H, W]`` or token grid ``[N, T, M']`` for Grad-FAM; empty if the
             activation depends on none, or is a map itself.
         map_side: whether the map is the input or the output of that module.
@@ -109,6 +111,7 @@ class Site:
     positions: tuple[int, ...] = ()
     prefix_tokens: int = 0
     signed: bool = True
+    bypassed: bool = False
     map: str = ""
     map_side: Literal["input", "output"] = "output"
     in_graph: GraphTensor | None = None

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +23,8 @@ answer is there at once.
 _EXAMPLES = """\
 columns: the site's name, which is its first reader; other names that it goes by;
 channels; positions (height x width, or tokens: those before the image's own + the
-image's); whether activations can be negative; the other weights that read it.
+image's); the sign that activations can have; whether images also reach the logits
+on a way around the site, which its gates cannot close; what else reads it.
 
 Any name goes into a run: salve layer=NAME. salve -m sweep=layer runs them all.
 
@@ -110,10 +111,11 @@ def found_sites(store: Any, library: str, name: str, args: dict[str, Any], size:
         UserError: there is no such backbone, or it has no graph.
     """
     from salve.artifacts import read_record, write_record
+    from salve.backbones.site import Site
 
     packages = ("torch",) if library == OWN else ("torch", library)
     key_settings = {
-        **{"library": library, "name": name, "args": args, "size": size},
+        **{"library": library, "name": name, "args": args, "size": size, "fields": [one.name for one in fields(Site)]},
         "versions": {package: version(package) for package in packages},
     }
 
@@ -149,22 +151,23 @@ def _table(record: dict[str, Any]) -> Any:
     from salve.backbones.site import Reader, Site
 
     title = f"{len(record['sites'])} sites of {record['backbone']}, for images of {record['size']} pixels"
-    table = Table(title=title, box=box.SIMPLE, title_justify="left", pad_edge=False)
-    table.add_column("site", overflow="fold")
+    table = Table(title=title, box=box.SIMPLE, title_justify="left", pad_edge=False, padding=(0, 0, 0, 1))
+    table.add_column("site", no_wrap=True)  # to be copied
     table.add_column("also called", overflow="fold")
     table.add_column("channels", justify="right")
     table.add_column("positions")
-    table.add_column("values")
+    table.add_column("sign")
+    table.add_column("by-passed")
     table.add_column("also read by", overflow="fold")
-    for fields in record["sites"]:
-        readers = tuple(Reader(**reader) for reader in fields["readers"])
-        site = Site(**{**fields, "readers": readers, "in_graph": None})
+    for one in record["sites"]:
+        readers = tuple(Reader(**reader) for reader in one["readers"])
+        site = Site(**{**one, "readers": readers, "in_graph": None})
         tokens, before = site.positions[:1], site.prefix_tokens
         positions = f"{before} + {tokens[0] - before}" if before else " x ".join(map(str, site.positions))
-        others = [reader["weight"].removesuffix(".weight") for reader in fields["readers"][1:]]
+        others = [reader["weight"].removesuffix(".weight") for reader in one["readers"][1:]]
         table.add_row(
             *(site.name, ", ".join(site.aliases), str(site.width), positions or "1"),
-            *("signed" if site.signed else ">= 0", ", ".join(others)),
+            *("+ -" if site.signed else "+", "yes" if site.bypassed else "no", ", ".join(others)),
         )
     return table
 

@@ -159,6 +159,37 @@ def test_a_tensor_that_a_skip_connection_reads_is_none() -> None:
     assert summary(Skip()) == {"head": (6, ())}
 
 
+class Branch(Net):
+    """A site inside a residual branch, and one behind the sum, which all that the head sees comes through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = nn.Conv2d(4, 4, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.first(images).relu()
+        x = (x + self.inside(x.sigmoid())).relu()
+        return self.head(self.between(self.second(x)))
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (Net(), {"second": False, "head": False}),
+        (Branch(), {"inside": True, "second": False, "head": False}),
+        (TwoReaders(), {"second": False, "head": False}),
+    ],
+    ids=lambda one: type(one).__name__ if isinstance(one, nn.Module) else "",
+)
+def test_a_closed_site_that_is_by_passed_still_lets_images_through(model: nn.Module, expected: dict[str, bool]) -> None:
+    graph, images = NetworkGraph(model.eval(), SIZE), torch.randn(3, 3, SIZE, SIZE)
+    assert {name: site.bypassed for name, site in graph.sites.items()} == expected
+    for site in graph.sites.values():
+        tail = graph.tail(model, site, images)
+        closed = tail.gated(torch.zeros(site.width))
+        assert ((closed - closed[:1]).abs().max() > 1e-6) == site.bypassed
+
+
 def test_a_site_has_all_its_readers() -> None:
     assert [reader.path for reader in found(TwoReaders())["second"].readers] == ["second", "other"]
     views = found(TwoViews())["other"]

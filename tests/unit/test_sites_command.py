@@ -25,8 +25,8 @@ def test_the_table_is_made_once(
     assert main(settings) == 0
     first = capsys.readouterr().out
     assert first.startswith("25 sites of timm test_vit, for images of 32 pixels")
-    assert rows(first)["blocks.0.attn.qkv"] == ["blocks.0.norm1", "64", "1 + 4", "signed"]
-    assert rows(first)["head"] == ["last", "64", "1", "signed"]
+    assert rows(first)["blocks.0.attn.qkv"] == ["blocks.0.norm1", "64", "1 + 4", "+ -", "yes"]
+    assert rows(first)["head"] == ["last", "64", "1", "+ -", "no"]
 
     def export(*_: object) -> None:
         raise AssertionError("the sites are known")
@@ -54,7 +54,7 @@ def net(num_classes, width=4):
     assert main(settings) == 0
     first = capsys.readouterr().out
     assert first.startswith("1 sites of own looked_at.net, for images of 224 pixels")
-    assert rows(first)["4"][:4] == ["last, 2", "4", "1", ">= 0"]
+    assert rows(first)["4"][:4] == ["last, 2", "4", "1", "+"]
     assert main([*settings, "+backbone.args.width=6"]) == 0
     assert rows(capsys.readouterr().out)["4"][1] == "6"
     # Of another length: within a second Python does not compile a file of the same size again.
