@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from salve.data.cifar100 import Cifar100Data
     from salve.data.concepts import ConceptsData
     from salve.data.folders import FolderData
+    from salve.data.groups import Groups
     from salve.data.imagenette import ImagenetteData
+    from salve.data.pairs import Pairs
     from salve.data.transforms import Preprocess
 
 _MODULES = {
@@ -21,8 +23,10 @@ _MODULES = {
     "ConceptTruth": "base",
     "ConceptsData": "concepts",
     "FolderData": "folders",
+    "Groups": "groups",
     "ImageData": "base",
     "ImagenetteData": "imagenette",
+    "Pairs": "pairs",
     "Preprocess": "transforms",
 }
 
@@ -31,8 +35,10 @@ __all__ = [
     "ConceptTruth",
     "ConceptsData",
     "FolderData",
+    "Groups",
     "ImageData",
     "ImagenetteData",
+    "Pairs",
     "Preprocess",
 ]
 

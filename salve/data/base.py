@@ -13,6 +13,8 @@ from jaxtyping import Bool
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
+from salve.data.groups import Groups
+from salve.data.pairs import Pairs
 from salve.data.transforms import Preprocess, RawImage
 from salve.distributed import DrawnBatches, DrawnItems, RankBatches
 from salve.types import Labels, Split, UserError
@@ -181,6 +183,16 @@ class ImageData(pl.LightningDataModule):
 
     def truth(self, split: Split) -> ConceptTruth | None:
         """Ground truth about the concepts in a split; None if the data have none."""
+        check_split(split)
+        return None
+
+    def groups(self, split: Split) -> Groups | None:
+        """An attribute of the images of a split beside their class; None if none is known."""
+        check_split(split)
+        return None
+
+    def pairs(self, split: Split) -> Pairs | None:
+        """Every image of a split with and without a shortcut; None if they cannot be had."""
         check_split(split)
         return None
 

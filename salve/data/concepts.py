@@ -11,11 +11,15 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from salve.data import scenes
-from salve.data.base import ConceptTruth, ImageData, RawImages, check_split
+from salve.data.base import ConceptTruth, ImageData, check_split
+from salve.data.groups import ABSENT_PRESENT, Groups
+from salve.data.pairs import Pairs
 from salve.data.transforms import RawImage
 from salve.types import Labels, Split, UserError
 
 _SPLIT_STREAM: dict[str, int] = {"train": 0, "test": 1, "select": 2}
+_ADDED = 2  # the part of an image's random numbers that places its first concept, if it is added; then the others
+_DEFINES = {concept: name for name, concept in scenes.SCENES.items()}
 _SMALLEST_IMAGE = 32  # in smaller ones the thin parts of the objects vanish
 
 
@@ -49,6 +53,9 @@ class ConceptsData(ImageData):
         train_per_class, select_per_class, test_per_class: images per class.
         spurious_correlation: P(tag | clinic), 0..1; in other classes it is :data:`scenes.SPURIOUS_BASE_RATE`.
         clutter: 0..1, how many meaningless specks and strokes there may be.
+        shortcut: the concept whose presence :meth:`groups` tells, and that :meth:`pairs` puts in and takes out. It
+            changes no image of a split. A concept that defines a class is none: without it, an image is not of its
+            class.
 
     Raises:
         UserError: a value outside its range.
@@ -69,6 +76,7 @@ class ConceptsData(ImageData):
         test_per_class: int = 50,
         spurious_correlation: float = 0.5,
         clutter: float = 0.5,
+        shortcut: str = scenes.SPURIOUS,
     ) -> None:
         super().__init__(batch_size, num_workers)
         if seed < 0:
@@ -82,18 +90,23 @@ class ConceptsData(ImageData):
         for name, share in (("spurious_correlation", spurious_correlation), ("clutter", clutter)):
             if not 0 <= share <= 1:
                 raise UserError(f"data.{name}={share} must lie between 0 and 1.")
+        if shortcut not in (choices := (*scenes.SHARED, scenes.SPURIOUS)):
+            why = f"defines the class {of}" if (of := _DEFINES.get(shortcut)) else "is no concept of the scenes"
+            raise UserError(f"data.shortcut={shortcut} {why}; choose a concept from {', '.join(choices)}.")
         self.seed = seed
+        self.shortcut = shortcut
         self.native_size = image_size
         self.spurious_correlation = float(spurious_correlation)
         self.clutter = float(clutter)
         self._rates = scenes.rates(self.spurious_correlation)
         self._drawn: dict[str, DrawnImages] = {}
+        self._pairs: dict[tuple[str, str], Pairs] = {}
 
     @property
     def classes(self) -> tuple[str, ...]:
         return scenes.CLASSES
 
-    def raw(self, split: Split) -> RawImages:
+    def raw(self, split: Split) -> DrawnImages:
         """All images of a split; drawn on the first call, then kept."""
         labels = self.labels(split)
         if split not in self._drawn:
@@ -137,6 +150,47 @@ class ConceptsData(ImageData):
             masks=partial(self._masks, split),
         )
 
+    def groups(self, split: Split) -> Groups:
+        """Whether an image shows the shortcut."""
+        shown = self.truth(split).presence[:, scenes.CONCEPTS.index(self.shortcut)]
+        return Groups(self.shortcut, ABSENT_PRESENT, shown.long())
+
+    def pairs(self, split: Split) -> Pairs:
+        """Every scene without the shortcut and with it."""
+        return self.counterfactuals(split, self.shortcut)
+
+    def counterfactuals(self, split: Split, concept: str) -> Pairs:
+        """Every scene of a split without a concept and with it; drawn on the first call, then kept.
+
+        One of the two is the image of the split. The other has the same layout and the same pixels, but where the
+        concept lies. Where it is added, it lies beside the other objects if there is room, the tag in a corner.
+
+        Args:
+            split: which split.
+            concept: one of :data:`scenes.CONCEPTS`. If it defines a class, the image without it is of no class, and the
+                image with it may be of two.
+
+        Raises:
+            UserError: there is no such concept.
+        """
+        if concept not in scenes.CONCEPTS:
+            raise UserError(f"The scenes have no concept {concept!r}; choose from {', '.join(scenes.CONCEPTS)}.")
+        if (split, concept) not in self._pairs:
+            labels, number = self.labels(split), scenes.CONCEPTS.index(concept)
+            own, shown = self.raw(split), self.truth(split).presence[:, number].tolist()
+            without: list[Tensor] = []
+            with_it: list[Tensor] = []
+            for i, is_shown in enumerate(shown):
+                scene = self.scene(split, i)
+                added = scenes.stream(self.seed, _SPLIT_STREAM[split], i, _ADDED + number)
+                other = scenes.without(scene, number) if is_shown else scenes.with_added(scene, number, added)
+                images = [own.images[i], torch.from_numpy(self._draw(split, i, other))]
+                without.append(images[is_shown])
+                with_it.append(images[not is_shown])
+            both = (DrawnImages(torch.stack(images), labels) for images in (without, with_it))
+            self._pairs[split, concept] = Pairs(concept, *both)
+        return self._pairs[split, concept]
+
     def scene(self, split: Split, index: int) -> scenes.Scene:
         """What is in image ``index`` of a split, and where."""
         label = index % len(self.classes)
@@ -145,9 +199,10 @@ class ConceptsData(ImageData):
     def _layout(self, split: Split, index: int) -> np.random.Generator:
         return scenes.stream(self.seed, _SPLIT_STREAM[split], index, 0)
 
-    def _draw(self, split: Split, index: int) -> np.ndarray:
+    def _draw(self, split: Split, index: int, scene: scenes.Scene | None = None) -> np.ndarray:
+        """Draw an image, or another scene on its background."""
         pixels = scenes.stream(self.seed, _SPLIT_STREAM[split], index, 1)
-        return scenes.draw(self.scene(split, index), pixels, self.native_size)
+        return scenes.draw(scene or self.scene(split, index), pixels, self.native_size)
 
     def _masks(self, split: Split, indices: Sequence[int], concept: int) -> Bool[Tensor, "n H W"]:
         size = self.native_size

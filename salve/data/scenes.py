@@ -5,7 +5,7 @@ Image ``i`` of a split is a function of ``(seed, split, i)`` alone. It uses two 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,16 +109,29 @@ def sample_scene(rng: np.random.Generator, class_rates: NDArray[np.float64], clu
     objects: list[Layer] = []
     # The tag comes first, because it must lie in a corner; the others then avoid it.
     for concept in sorted(map(int, present), key=lambda k: CONCEPTS[k] != SPURIOUS):
-        name = CONCEPTS[concept]
-        radius = rng.uniform(*_radius_range(name))
-        x, y = _corner(rng, radius) if name == SPURIOUS else _free_position(rng, radius, objects)
-        angle = 0.0 if name == SPURIOUS else rng.uniform(-_TILT, _TILT)
-        colour = _contrasting(rng, colours)
-        objects.append(Layer(concept, name, x, y, radius, angle, colour, rng.uniform(-0.25, 0.25)))
+        objects.append(_object(rng, concept, objects, colours))
     pieces = int(rng.integers(0, round(clutter * _MOST_CLUTTER) + 1))
     layers = objects + [_clutter(rng) for _ in range(pieces)]
     order = rng.permutation(len(layers))
     return Scene(tuple(layers[i] for i in order), colours)
+
+
+def without(scene: Scene, concept: int) -> Scene:
+    """The scene without a concept; all else stays."""
+    return Scene(tuple(layer for layer in scene.layers if layer.concept != concept), scene.colours)
+
+
+def with_added(scene: Scene, concept: int, rng: np.random.Generator) -> Scene:
+    """The scene with a concept that it does not show, where it hides as little as possible; all else stays."""
+    objects = [layer for layer in scene.layers if layer.concept != _NO_CONCEPT]
+    added = _object(rng, concept, objects, scene.colours)
+    if CONCEPTS[concept] == SPURIOUS:  # the other objects were placed without it, so not every corner is free
+        r = added.radius
+        corners = np.array([(added.x, added.y), *((x, y) for x in (r, 1 - r) for y in (r, 1 - r))])
+        x, y = _freest(corners, r, objects)
+        added = replace(added, x=x, y=y)
+    at = int(rng.integers(len(scene.layers) + 1))
+    return Scene((*scene.layers[:at], added, *scene.layers[at:]), scene.colours)
 
 
 def draw(scene: Scene, rng: np.random.Generator, size: int) -> NDArray[np.uint8]:
@@ -161,6 +174,16 @@ def _cover(layer: Layer, size: int) -> tuple[slice, slice, Field]:
     return rows, columns, np.clip(np.float32(0.5) - distance, 0, 1)
 
 
+def _object(rng: np.random.Generator, concept: int, placed: list[Layer], colours: tuple[Field, Field]) -> Layer:
+    """A concept's object at a free place, in a colour that stands out from the background."""
+    name = CONCEPTS[concept]
+    radius = rng.uniform(*_radius_range(name))
+    x, y = _corner(rng, radius) if name == SPURIOUS else _free_position(rng, radius, placed)
+    angle = 0.0 if name == SPURIOUS else rng.uniform(-_TILT, _TILT)
+    colour = _contrasting(rng, colours)
+    return Layer(concept, name, x, y, radius, angle, colour, rng.uniform(-0.25, 0.25))
+
+
 def _radius_range(concept: str) -> tuple[float, float]:
     if concept == SPURIOUS:
         return _TAG_RADIUS
@@ -174,8 +197,12 @@ def _corner(rng: np.random.Generator, radius: float) -> tuple[float, float]:
 
 def _free_position(rng: np.random.Generator, radius: float, placed: list[Layer]) -> tuple[float, float]:
     """The first of some random positions that overlaps no object; if all do, the one with the least overlap."""
-    positions = radius + (1 - 2 * radius) * rng.random((_TRIES, 2))
-    clearance = np.full(_TRIES, np.inf)
+    return _freest(radius + (1 - 2 * radius) * rng.random((_TRIES, 2)), radius, placed)
+
+
+def _freest(positions: NDArray[np.float64], radius: float, placed: list[Layer]) -> tuple[float, float]:
+    """The first of the positions ``[n, 2]`` that overlaps no object; if all do, the one with the least overlap."""
+    clearance = np.full(len(positions), np.inf)
     for other in placed:
         dx, dy = positions[:, 0] - other.x, positions[:, 1] - other.y
         clearance = np.minimum(clearance, np.sqrt(dx * dx + dy * dy) - radius - other.radius)

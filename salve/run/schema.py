@@ -54,6 +54,7 @@ class ConceptsConfig:
     test_per_class: int = MISSING
     spurious_correlation: float = MISSING
     clutter: float = MISSING
+    shortcut: str = "tag"
 
 
 @dataclass

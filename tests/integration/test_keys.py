@@ -109,6 +109,7 @@ NOT_IN_ANY: dict[str, str] = {
     "capture.positions": "this backbone's site is a vector",
     "layer": "this backbone has one site only; activations of another have its name in their key",
     "data._target_": "another class has other settings",
+    "data.shortcut": "it changes no image of a split",
     "backbone.library": "torchvision has no model of this name",
     "backbone._target_": "another network has other arguments; the classifier's key has its name and its code",
     "backbone.preprocess.squash": "it is what this backbone does already",

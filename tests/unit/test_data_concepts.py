@@ -25,7 +25,10 @@ SPLITS: tuple[Split, ...] = ("train", "select", "test")
 
 
 def pixels(data: ConceptsData, split: Split = "test") -> torch.Tensor:
-    raw: Any = data.raw(split)
+    return stacked(data.raw(split))
+
+
+def stacked(raw: Any) -> torch.Tensor:
     return torch.stack([raw[i][0] for i in range(len(raw))])
 
 
@@ -139,6 +142,41 @@ def test_masks_lie_where_drawing_the_object_changed_the_picture(data: ConceptsDa
     assert min(covered) > 0.9  # now and then an object has the colour of the clutter behind it
     assert np.mean(covered) > 0.99
     assert stray / len(covered) < 2  # soft edges beside clutter that lies in front
+
+
+@pytest.mark.parametrize("concept", ["tag", "tower", "anchor"])
+def test_pairs_differ_where_the_concept_lies_and_nowhere_else(data: ConceptsData, concept: str) -> None:
+    number, size, images = CONCEPTS.index(concept), data.native_size, pixels(data)
+    pairs, shown = data.counterfactuals("test", concept), data.truth("test").presence[:, number]
+    both = [stacked(pairs.without), stacked(pairs.with_mark)]
+    assert 0 < shown.sum() < len(shown)
+    assert torch.equal(both[0][~shown], images[~shown])
+    assert torch.equal(both[1][shown], images[shown])
+    axis = np.arange(size) + 0.5
+    for i, changed in enumerate((both[0] != both[1]).any(1).numpy()):
+        assert changed.sum() > 20
+        if shown[i]:
+            (layer,) = [one for one in data.scene("test", i).layers if one.concept == number]
+            reach = np.hypot(axis[:, None] - layer.y * size, axis[None] - layer.x * size)
+            assert reach[changed].max() <= layer.radius * size + 1
+        elif concept == "tag":
+            corners = [np.hypot(axis[:, None] - y, axis[None] - x)[changed].max() for x in (0, size) for y in (0, size)]
+            assert min(corners) <= math.hypot(0.2, 0.2) * size + 1
+        else:
+            rows, columns = np.nonzero(changed)
+            assert max(np.ptp(rows), np.ptp(columns)) <= 2 * 0.235 * size + 2
+
+
+def test_pairs_and_groups_are_of_the_shortcut(data: ConceptsData) -> None:
+    tower = ConceptsData(batch_size=1, test_per_class=8, shortcut="tower")
+    assert (data.pairs("test").name, tower.pairs("test").name) == ("tag", "tower")
+    for one in (data, tower):
+        groups, truth, labels = one.groups("test"), one.truth("test"), one.labels("test")
+        assert torch.equal(groups.of_image == 1, truth.presence[:, CONCEPTS.index(groups.name)])
+        named = groups.named(CLASSES)
+        for i, group in enumerate(groups.numbered(labels)):
+            assert named[group] == (CLASSES[labels[i]], ("absent", "present")[groups.of_image[i]])
+    assert tower.fingerprint() == ConceptsData(batch_size=1, test_per_class=8).fingerprint()
 
 
 def test_occluded_pixels_are_left_out() -> None:
@@ -290,6 +328,8 @@ def test_other_sizes_show_the_same_scene() -> None:
         ({"select_per_class": 0}, "data.select_per_class=0 must be at least 1"),
         ({"spurious_correlation": 1.5}, "data.spurious_correlation=1.5 must lie between 0 and 1"),
         ({"clutter": -0.1}, "data.clutter=-0.1 must lie between 0 and 1"),
+        ({"shortcut": "anchor"}, "data.shortcut=anchor defines the class harbour; choose .* tower, cloud, flag, tag"),
+        ({"shortcut": "Tag"}, "data.shortcut=Tag is no concept of the scenes; choose"),
         ({"batch_size": 0}, "data.batch_size=0 must be at least 1"),
         ({"num_workers": -1}, "data.num_workers=-1 must be at least 0"),
     ],
