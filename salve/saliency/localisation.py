@@ -62,14 +62,61 @@ def iou(maps: Tensor, masks: Tensor, fraction: float = 0.5) -> Float[Tensor, " N
     _check_maps(maps, masks)
     if not 0 < fraction <= 1:
         raise UserError(f"fraction={fraction} must lie in (0, 1].")
-    if bool((maps < 0).any()):
-        raise UserError("maps must not be negative, because a share of their maximum would then have no meaning.")
+    _refuse_negative(maps, "maximum")
     high = maps.amax(dim=(1, 2), keepdim=True)
     marked = (maps >= fraction * high) & (high > 0)
     union = (marked | masks).sum(dim=(1, 2))
     # An empty union, which needs an empty mask, gives 0/0 = NaN too.
     score = (marked & masks).sum(dim=(1, 2)).to(maps.dtype) / union.to(maps.dtype)
     return torch.where(masks.any(dim=2).any(dim=1), score, torch.nan)
+
+
+def relevance_mass(maps: Tensor, masks: Tensor) -> Float[Tensor, " N"]:
+    """Share of each map's sum that lies on the object.
+
+    Args:
+        maps: ``[N, H, W]``, ≥ 0. masks: boolean ``[N, H, W]``, True on the object.
+
+    Returns:
+        ``[N]`` in 0..1; 0 for a blank map; NaN for an empty mask.
+
+    Raises:
+        UserError: shapes differ, or a map has negative values or is not finite.
+
+    Source: Arras et al. 2022 (CLEVR-XAI).
+    """
+    _check_maps(maps, masks)
+    _refuse_negative(maps, "sum")
+    total = maps.sum(dim=(1, 2))
+    share = (maps * masks).sum(dim=(1, 2)) / torch.where(total > 0, total, 1)
+    return torch.where(masks.any(dim=2).any(dim=1), share, torch.nan)
+
+
+def relevance_rank(maps: Tensor, masks: Tensor) -> Float[Tensor, " N"]:
+    """Share of the K most salient pixels that lie on the object, where K is the object's size.
+
+    Pixels that share the value at which the K-th lies count with the share of them on the object: the expected score of
+    choosing among them at random.
+
+    Args:
+        maps: ``[N, H, W]``. masks: boolean ``[N, H, W]``, True on the object.
+
+    Returns:
+        ``[N]`` in 0..1; of a constant map, the share of the image that the object covers; NaN for an empty mask.
+
+    Raises:
+        UserError: shapes differ, or a map is not finite.
+
+    Source: Arras et al. 2022 (CLEVR-XAI).
+    """
+    _check_maps(maps, masks)
+    flat, on = maps.flatten(1), masks.flatten(1)
+    size = on.sum(dim=1, keepdim=True)  # [N, 1]
+    last = flat.sort(dim=1, descending=True).values.gather(1, (size - 1).clamp(min=0))
+    above, tied = flat > last, flat == last
+    of_ties = (size - above.sum(dim=1, keepdim=True)) / tied.sum(dim=1, keepdim=True)
+    score = ((above & on).sum(dim=1) + of_ties[:, 0] * (tied & on).sum(dim=1)) / size[:, 0]
+    return torch.where(size[:, 0] > 0, score, torch.nan).to(maps.dtype)
 
 
 class InsertionDeletion(NamedTuple):
@@ -84,7 +131,7 @@ def insertion_deletion_auc(
     score_fn: Callable[[Tensor], Tensor],
     images: Tensor,
     maps: Tensor,
-    baseline: Tensor,
+    baseline: Tensor | Callable[[Tensor, Tensor], Tensor],
     steps: int = 32,
     seed: int = 0,
 ) -> InsertionDeletion:
@@ -101,7 +148,8 @@ def insertion_deletion_auc(
         images: ``[N, 3, H, W]``.
         maps: ``[N, H, W]``; equal pixels (such as the zeros of a Grad-FAM map) come in random order.
         baseline: the values of removed pixels, broadcast to the images: zeros (the mean colour of normalised images),
-            or a blurred copy of the images.
+            or a blurred copy of the images. Or a function that fills them in: image ``[3, H, W]`` and boolean
+            ``[H, W]``, True where a pixel is removed → image (:func:`salve.saliency.imputed`, as in ROAD).
         steps: intervals of each curve.
         seed: of the random order of equal pixels.
 
@@ -116,24 +164,38 @@ def insertion_deletion_auc(
         raise UserError("maps must be finite, but some of their values are NaN or infinite.")
     if steps < 1:
         raise UserError(f"steps={steps} must be at least 1.")
-    try:
-        baseline = baseline.to(images).expand_as(images)
-    except RuntimeError as error:
-        raise UserError(f"baseline {list(baseline.shape)} does not fit images {list(images.shape)}.") from error
+    fill = baseline if callable(baseline) else None
+    blanks = images if callable(baseline) else _expanded(baseline, images)
     pixels = maps[0].numel()
     generator = torch.Generator().manual_seed(seed)
     counts = torch.linspace(0, pixels, steps + 1, dtype=torch.float64, device=images.device).round()
     areas = []
-    for image, saliency, blank in zip(images, maps, baseline, strict=True):
+    for image, saliency, blank in zip(images, maps, blanks, strict=True):
         shuffled = torch.randperm(pixels, generator=generator).to(images.device)
         order = shuffled[saliency.flatten()[shuffled].argsort(descending=True, stable=True)]
         rank = torch.empty_like(order).scatter_(0, order, torch.arange(pixels, device=images.device))
         first = (rank[None] < counts[:, None]).view(steps + 1, 1, *saliency.shape)  # the t most salient pixels
-        variants = torch.cat([torch.where(first, image, blank), torch.where(first, blank, image)])
+        removed = torch.cat([~first, first])  # for insertion, then for deletion
+        if fill is None:
+            variants = torch.where(removed, blank, image)
+        else:
+            variants = torch.stack([fill(image, one[0]) for one in removed])
         scores = score_fn(variants).view(2, steps + 1)
         areas.append(torch.trapezoid(scores, (counts / pixels).to(scores.dtype), dim=1))
     insertion, deletion = torch.stack(areas, dim=1)
     return InsertionDeletion(insertion, deletion)
+
+
+def _expanded(baseline: Tensor, images: Tensor) -> Tensor:
+    try:
+        return baseline.to(images).expand_as(images)
+    except RuntimeError as error:
+        raise UserError(f"baseline {list(baseline.shape)} does not fit images {list(images.shape)}.") from error
+
+
+def _refuse_negative(maps: Tensor, what: str) -> None:
+    if bool((maps < 0).any()):
+        raise UserError(f"maps must not be negative, because a share of their {what} would then have no meaning.")
 
 
 def _check_maps(maps: Tensor, masks: Tensor) -> None:

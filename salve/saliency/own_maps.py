@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from salve.backbones.probe import evaluating
+from salve.backbones.site import Site
 from salve.backbones.sites import find_site, graph_of
 from salve.sae.models import SAE
 from salve.sae.positions import at_positions
-from salve.saliency.cells import CellTracker, enlarge, even_cells
+from salve.saliency.cells import Cells, CellTracker, enlarge, even_cells
 from salve.saliency.common import (
     NoMap,
     check_images,
@@ -19,6 +20,7 @@ from salve.saliency.common import (
     checked_signs,
 )
 from salve.saliency.graph_maps import map_of_site
+from salve.saliency.grids import Grid
 from salve.types import Maps, UserError
 
 #: Latents that are in memory at once.
@@ -62,25 +64,37 @@ def own_maps(
         check_width(sae, site)
         index = checked_latents(latents, sae)
         sign = checked_signs(signs, index, images.dtype)
-        if site.kind == "vector":
-            raise NoMap(f"The site {site.name} is a vector, so its latents have no maps of their own; use grad_fam.")
-        check_square(images, f"The site {site.name}")
-        graph = graph_of(model, images.shape[-1])
-        found = map_of_site(model, graph, site)
-        if found is None:
-            raise NoMap(
-                f"The positions of the site {site.name} are no grid of the image, so its latents have no maps of their "
-                "own; use grad_fam."
-            )
-        images = images.to(memory_format=torch.channels_last)
-        with CellTracker(images) as tracker:
-            tensor = graph.values(model, images, (found.node,))[found.node]
-            cells = tracker.of(tensor)
-        rows = found.rows(tensor)  # [N, P, M]
-        if not rows.isfinite().all():
-            raise UserError(f"The activation at site {site.name} is NaN or infinite for some of these images.")
+        rows, grid, cells = rows_at(model, site, images)
         block = max(1, _AT_ONCE // (site.count * sae.dictionary_size))
         values = torch.cat([at_positions(sae.encode, part)[:, :, index] for part in rows.split(block)])
-        maps = found.grid.maps(values * sign)
-    count, size = found.grid.shape, (images.shape[2], images.shape[3])
-    return enlarge(maps.relu(), cells if cells is not None and cells.count == count else even_cells(count, size), size)
+        maps = grid.maps(values * sign)
+    return enlarge(maps.relu(), cells, (images.shape[2], images.shape[3]))
+
+
+def rows_at(model: nn.Module, site: Site, images: Tensor) -> tuple[Tensor, Grid, Cells]:
+    """The activations ``[N, P, M]`` of a site that is a map, the grid of its positions, and where its cells lie.
+
+    Raises:
+        UserError: the site is no map of the image, or an activation is NaN or infinite.
+    """
+    if site.kind == "vector":
+        raise NoMap(f"The site {site.name} is a vector, which has no maps of its own; use grad_fam.")
+    check_square(images, f"The site {site.name}")
+    graph = graph_of(model, images.shape[-1])
+    found = map_of_site(model, graph, site)
+    if found is None:
+        raise NoMap(
+            f"The positions of the site {site.name} are no grid of the image, so there are no maps of its own; use "
+            "grad_fam."
+        )
+    images = images.to(memory_format=torch.channels_last)
+    with CellTracker(images) as tracker:
+        tensor = graph.values(model, images, (found.node,))[found.node]
+        cells = tracker.of(tensor)
+    rows = found.rows(tensor)
+    if not rows.isfinite().all():
+        raise UserError(f"The activation at site {site.name} is NaN or infinite for some of these images.")
+    count = found.grid.shape
+    size = (images.shape[2], images.shape[3])
+    tracked = cells if cells is not None and cells.count == count else even_cells(count, size)
+    return rows, found.grid, tracked

@@ -15,8 +15,10 @@ from torchvision.models import SwinTransformer, VisionTransformer
 from salve.backbones import Site, find_site, graph_of, sites
 from salve.data.transforms import Preprocess
 from salve.sae.models import SAE, make_sae
-from salve.saliency import grad_fam, maximise, own_maps
+from salve.saliency import grad_cam, grad_fam, maximise, own_maps
+from salve.saliency.cells import enlarge
 from salve.saliency.graph_maps import map_for, map_of_site
+from salve.saliency.own_maps import rows_at
 from salve.types import UserError
 
 SIZE = 32
@@ -244,7 +246,7 @@ def test_a_squeeze_is_seen_on_the_map_that_it_squeezes() -> None:
     expected = torch.einsum("lm,nmhw->nlhw", sae.encoder[LATENTS], before).relu() / 64
     assert maps.gt(0).any()
     torch.testing.assert_close(maps[:, :, ::4, ::4], expected.detach(), rtol=1e-9, atol=1e-12)
-    with pytest.raises(UserError, match=r"squeeze is a vector, so its latents have no maps of their own; use grad_fam"):
+    with pytest.raises(UserError, match=r"squeeze is a vector, which has no maps of its own; use grad_fam"):
         own_maps(model, "squeeze", sae, images, [0])
 
 
@@ -386,3 +388,29 @@ def test_a_network_without_a_map_says_so(layer: str) -> None:
     site = find_site(model, layer, SIZE)
     with pytest.raises(UserError, match=f"no spatial map in front of its site {site.name}"):
         grad_fam(model, layer, sae_for(site), images, [0])
+
+
+@pytest.mark.parametrize("layer", ["third", "last"])
+def test_grad_cam_of_a_class_is_that_of_plain_autograd(layer: str) -> None:
+    model, images = small(), torch.randn(2, 3, SIZE, SIZE, dtype=torch.float64)
+    seen: list[Tensor] = []
+
+    def keep(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.append(inputs[0] if layer == "third" else output)
+
+    # What the third convolution reads is the site itself. What it gives is the last map in front of the head.
+    hook = model.third.register_forward_hook(keep)
+    logits = model(images.requires_grad_())
+    hook.remove()
+    found = grad_cam(model, layer, images.detach(), [3, 1])
+    for place, k in enumerate([3, 1]):
+        (gradient,) = torch.autograd.grad(logits[:, k].sum(), seen[0], retain_graph=True)
+        raw = (gradient.mean((2, 3), keepdim=True) * seen[0]).sum(1, keepdim=True).relu().detach()
+        site = find_site(model, "third", SIZE)
+        _, _, cells = rows_at(model, site, images.detach())
+        torch.testing.assert_close(found[:, place : place + 1], enlarge(raw, cells, (SIZE, SIZE)))
+
+
+def test_grad_cam_needs_a_map() -> None:
+    with pytest.raises(UserError, match="the site excite is a vector inside the network"):
+        grad_cam(small(), "excite", torch.randn(1, 3, SIZE, SIZE, dtype=torch.float64), [0])
