@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from salve.artifacts import Artifact, digest_of, write_record, write_table
@@ -19,7 +20,7 @@ from salve.edit_settings import CompareSettings
 from salve.editing.matched import LEVEL, strength_to
 from salve.editing.methods import FittedEdit, Fitting, Method, Target, key_of, make_method
 from salve.editing.relearning import relearned
-from salve.editing.verdict import effect
+from salve.editing.verdict import Effect, effect
 from salve.metrics import kl_divergence, per_class_accuracy
 from salve.stages.context import StageContext, settings_of_key
 from salve.stages.sampled import Sample, fitting_of
@@ -132,9 +133,18 @@ class _Bench:
         return {split: Sample(self.context, self.cut, self.activations, split, images) for split in splits}
 
     @cached_property
-    def original(self) -> Tensor:
-        """The test images' logits without an edit."""
-        return self.samples["test"].logits()
+    def original(self) -> dict[Split, Tensor]:
+        """The logits of the images of select and test without an edit."""
+        return {split: sample.logits() for split, sample in self.samples.items()}
+
+    def effects(self, split: Split, own: NDArray[np.bool_], logits: Tensor) -> Effect:
+        """What an edit with these logits changes in a split; ``own`` ``[C]`` are the classes that it is for."""
+        labels, classes = self.samples[split].labels, len(own)
+        before, after = (
+            per_class_accuracy(one.argmax(dim=1), labels, classes).double().numpy()
+            for one in (self.original[split], logits)
+        )
+        return effect(before, after, own)
 
     def targets(self, of_latents: bool) -> list[Target]:
         """The classes that are edited; with the latents that were chosen for them, or without any."""
@@ -146,6 +156,7 @@ class _Bench:
     def measured(self, name: str, method: Method) -> Artifact:
         """The artifact of one method's edits."""
         used = {"images": self.settings.images, "targets": self.settings.targets, "relearn": self.settings.relearn}
+        used |= {"measured_on": ["select", "test"]}
         key = {**key_of(method), **used, "level": LEVEL, "seed": self.seed if method.draws else None}
         inputs = [self.classifier, self.activations, *((self.sae, self.features) if method.needs_sae else ())]
 
@@ -174,28 +185,25 @@ class _Bench:
             edit, reason = None, str(error)
         seconds = {"fit_seconds": time.perf_counter() - began, "apply_seconds": math.nan}
         row: dict[str, Any] = {"class": target.name, "alpha": math.inf, "reached": False}
-        labels = self.samples["test"].labels
-        before = per_class_accuracy(self.original.argmax(dim=1), labels, len(self.context.classes)).double().numpy()
-        own = np.zeros(len(before), bool)
+        own = np.zeros(len(self.context.classes), bool)
         own[list(target.classes)] = True
-        row["before"] = float(effect(before, before, own).before)
+        row["before"] = float(self.effects("test", own, self.original["test"]).before)
         alpha = math.inf if edit is None else strength_to(self._on_select(edit, target), edit.strongest)
         judged = not math.isnan(alpha) and row["before"] > LEVEL
         if edit is None or not judged or math.isinf(alpha):
             nothing = 0.0 if judged else math.nan  # an edit that does not exist takes and harms nothing
             row |= dict.fromkeys(("after", "drift", "worst_loss", "kl_others"), math.nan)
-            row |= {"drop": nothing, "selectivity": nothing, "worst_class": ""}
+            row |= {"drop": nothing, "selectivity": nothing, "select_selectivity": nothing, "worst_class": ""}
             reason = reason or ("no strength takes the class to the level" if judged else "nothing to take away")
             return row | self._facts(None, reason), seconds
         change = edit.at(alpha)
         began = time.perf_counter()
         weights = change.weights() if change.weights else {}
         seconds["apply_seconds"] = time.perf_counter() - began
-        logits = self.samples["test"].logits(change)
-        after = per_class_accuracy(logits.argmax(dim=1), labels, len(before)).double().numpy()
-        found = effect(before, after, own)
-        others = ~torch.isin(labels, torch.tensor(target.classes))
-        kl = kl_divergence(self.original, logits).clamp_min(0)[others]
+        logits = {split: sample.logits(change) for split, sample in self.samples.items()}
+        found, on_select = self.effects("test", own, logits["test"]), self.effects("select", own, logits["select"])
+        others = ~torch.isin(self.samples["test"].labels, torch.tensor(target.classes))
+        kl = kl_divergence(self.original["test"], logits["test"]).clamp_min(0)[others]
         worst = int(found.worst)
         row |= {
             "alpha": alpha,
@@ -205,7 +213,8 @@ class _Bench:
             "worst_loss": float(found.worst_loss),
             "kl_others": float(kl.mean()) if len(kl) else math.nan,
             "drop": row["before"] - float(found.after),
-            "selectivity": row["before"] - float(found.after) - float(found.mean_change),
+            "selectivity": float(found.before - found.after - found.mean_change),
+            "select_selectivity": float(on_select.before - on_select.after - on_select.mean_change),
             "worst_class": self.context.classes[worst] if worst >= 0 else "",
         }
         if self.settings.relearn and change.permanent:
