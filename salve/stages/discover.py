@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from salve.activations import Captured, captured
-from salve.artifacts import Artifact, save_tensors, write_table
+from salve.artifacts import Artifact, load_tensors, save_tensors, write_table
 from salve.backbones.cut import Cut
 from salve.data.base import ConceptTruth
 from salve.features import (
@@ -71,7 +71,8 @@ def read_features(
             effects = class_effects(class_attributions(context, classifier, activations), autoencoder.decoder)
         tables = feature_tables(means, frequency, context.classes, settings, effects)
         tables["latents"] = tables["latents"].assign(**per_latent)
-        tables["classes"] = _class_table(_predictions(context, cut, test), test.labels, context.classes)
+        predictions = _predictions(context, cut, classifier, test)
+        tables["classes"] = _class_table(predictions, test.labels, context.classes)
         shown, judged = context.data.truth("train"), context.data.truth("test")
         if shown is not None and judged is not None:
             chosen_by = latents_of(context, cut, autoencoder, train, "train", pool)
@@ -121,12 +122,26 @@ def _pass_over(
 
 
 @torch.no_grad()
-def _predictions(context: StageContext, cut: Cut, test: Captured) -> Tensor:
-    """The output ``[N]`` that the network predicts for each test image; those of the data's classes come first."""
+def _predictions(context: StageContext, cut: Cut, classifier: Artifact, test: Captured) -> Tensor:
+    """The output ``[N]`` that the network predicts for each test image; those of the data's classes come first.
+
+    Behind a tail that is not linear they take a pass over all images, and are kept for the runs at other sites.
+    """
     if cut.linear is not None:
         return torch.cat([cut.linear(rows).argmax(dim=1) for rows, _ in blocks(test, len(cut.linear))])
-    batches = context.data.loader("test")
-    return torch.cat([cut.logits(context.on_device(images)).argmax(dim=1).cpu() for images, _ in batches])
+
+    def make(folder: Path, _: Path) -> None:
+        found, loader = [], context.data.loader("test")
+        with context.progress("predicting (test)", len(test)) as advance:
+            for images, labels in loader:
+                found.append(cut.logits(context.on_device(images)).argmax(dim=1).cpu())
+                advance(len(labels))
+        save_tensors(folder / "predictions.safetensors", {"test": torch.cat(found)})
+
+    preprocess = asdict(context.data.preprocess) if context.data.preprocess else None
+    key_settings = settings_of_key({"data": context.data.fingerprint(), "preprocess": preprocess}, classifier)
+    artifact = context.store.get_or_make("predictions", key_settings, make)
+    return load_tensors(artifact.file("predictions.safetensors"))["test"]
 
 
 def _class_table(predictions: Tensor, labels: Tensor, classes: tuple[str, ...]) -> pd.DataFrame:
