@@ -4,7 +4,6 @@ import math
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -16,7 +15,6 @@ from experiments.claims import load_claims
 from experiments.testbeds import TESTBEDS
 from salve.backbones import Reader, Site, sites
 from salve.run.explain import conf_dir
-from tests.unit.edit_examples import verdicts
 
 CLASSES = ["church", "tench"]
 
