@@ -72,6 +72,7 @@ class FolderConfig:
     classes: Any = MISSING
     outputs: Any = MISSING
     white: float | None = MISSING
+    groups: str | None = None
 
 
 @dataclass
@@ -81,6 +82,29 @@ class ImagenetteConfig(FolderConfig):
     _target_: str = "salve.data.ImagenetteData"
     size: str = MISSING
     download: bool = MISSING
+
+
+@dataclass
+class TableConfig:
+    """Arguments of :class:`salve.data.TableData`."""
+
+    _target_: str = "salve.data.TableData"
+    root: str = MISSING
+    table: Any = MISSING  # a name or a list of names
+    file: str = MISSING
+    label: str = MISSING
+    split: str = MISSING
+    attribute: str | None = MISSING
+    batch_size: int = MISSING
+    num_workers: int = MISSING
+    limit_per_class: int | None = MISSING
+    classes: Any = MISSING  # Hydra cannot override a typed mapping that is null
+    values: Any = MISSING
+    splits: Any = MISSING
+    select_share: float = MISSING
+    split_seed: int = MISSING
+    outputs: Any = MISSING
+    white: float | None = MISSING
 
 
 @dataclass
@@ -99,7 +123,16 @@ class Cifar100Config:
 
 #: salve's own data classes with their settings. Stored settings may name these and no others (salve.run.stored).
 DATA: dict[str, Any] = {
-    kind._target_: kind for kind in (ConceptsConfig, FolderConfig, ImagenetteConfig, Cifar100Config)
+    kind._target_: kind for kind in (ConceptsConfig, FolderConfig, ImagenetteConfig, TableConfig, Cifar100Config)
+}
+
+#: Their names, as ``data=…`` and an entry of ``evaluate`` choose them.
+DATA_NAMES: dict[str, str] = {
+    "concepts": ConceptsConfig._target_,
+    "folder": FolderConfig._target_,
+    "imagenette": ImagenetteConfig._target_,
+    "table": TableConfig._target_,
+    "cifar100": Cifar100Config._target_,
 }
 
 #: Lightning's callbacks that stored settings may name: those that write no files of their own.
@@ -190,13 +223,8 @@ def register() -> None:
     store.store(name="config_schema", node=schema)
     sweeper = {"_target_": "hydra_plugins.salve_sweeper.SalveSweeper", "params": None}
     store.store(group="hydra/sweeper", name="salve", node=sweeper)
-    for name, node in (
-        ("concepts", ConceptsConfig),
-        ("folder", FolderConfig),
-        ("imagenette", ImagenetteConfig),
-        ("cifar100", Cifar100Config),
-    ):
-        store.store(group="data", name=f"{name}_schema", node=node)
+    for name, target in DATA_NAMES.items():
+        store.store(group="data", name=f"{name}_schema", node=DATA[target])
 
 
 def resolve(config: DictConfig) -> Config:
@@ -228,7 +256,7 @@ def resolve(config: DictConfig) -> Config:
 
 
 #: Settings that may name a file or folder to read, as group and name.
-PATHS = (("data", "root"), ("data", "classes"), ("data", "outputs"), ("backbone", "weights"))
+PATHS = (*(("data", name) for name in ("root", "classes", "outputs", "groups")), ("backbone", "weights"))
 
 
 def change_path(settings: Any, name: str, change: Callable[[str], str]) -> None:

@@ -23,7 +23,7 @@ installed = pytest.mark.skipif(
 def scenes() -> DrawnImages:
     data = ConceptsData(8, image_size=48, train_per_class=1, select_per_class=1, test_per_class=1)
     raw = data.raw("test")
-    return DrawnImages(raw.images[:3], raw.labels[:3])  # type: ignore[attr-defined]
+    return DrawnImages(raw.images[:3], raw.labels[:3])
 
 
 def test_kinds_are_the_fifteen_of_the_benchmark() -> None:
