@@ -30,6 +30,7 @@ from salve.stages import (
     compare,
     control,
     diagnose,
+    evaluate_sets,
     finetune,
     read_features,
     train_sae,
@@ -205,6 +206,8 @@ def _run_stages(config: Config, context: StageContext) -> dict[str, Artifact]:
         log.info("diagnose: left out, since critical strengths are of the gate, not of %s", config.edit.method)
     step("diagnose", "diagnose" in wanted and gated, lambda c: diagnose(c, config.edit, *inputs(*base)))
     step("compare", "compare" in wanted, lambda c: compare(c, config.compare, seed, *inputs(*base)))
+    if config.evaluate:
+        step("evaluation", wanted != {"report"}, lambda c: evaluate_sets(c, found["classifier"], found.get("control")))
     if not found:
         raise UserError(
             f"There is nothing to report for these settings under {config.output_dir}; run their other stages first."

@@ -13,12 +13,14 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from salve.data_settings import MarkSettings
 from salve.edit_settings import GATE, CompareSettings, EditSettings
 from salve.run.allowed import (
     below,
     check_backbone,
     check_callbacks,
     check_data,
+    check_evaluate,
     input_path,
     of_stage,
     refuse_undecodable,
@@ -197,6 +199,8 @@ class Config:
     seed: Annotated[int, SEED] = MISSING
     output_dir: str = MISSING
     data: Any = MISSING
+    mark: MarkSettings = field(default_factory=MarkSettings)
+    evaluate: list[Any] = field(default_factory=list)  # texts and mappings
     backbone: BackboneSettings = MISSING
     finetune: FinetuneSettings = MISSING
     sae: SAESettings = MISSING
@@ -218,7 +222,8 @@ def register() -> None:
     OmegaConf.register_new_resolver("salve.below", below, replace=True)
     store = ConfigStore.instance()
     schema = OmegaConf.structured(Config)
-    for free in (schema.callbacks, schema.edit.args, schema.compare.variants):
+    marks = (schema.mark.rates, schema.mark.held_out_rates)
+    for free in (schema.callbacks, schema.edit.args, schema.compare.variants, *marks):
         OmegaConf.set_struct(free, False)  # so that callbacks.NAME._target_=CLASS needs no +
     store.store(name="config_schema", node=schema)
     sweeper = {"_target_": "hydra_plugins.salve_sweeper.SalveSweeper", "params": None}
@@ -243,6 +248,7 @@ def resolve(config: DictConfig) -> Config:
     assert isinstance(resolved, Config)
     refuse_undecodable(asdict(resolved))
     check_data(resolved.data)
+    check_evaluate(resolved.evaluate, DATA_NAMES)
     check_backbone(resolved.backbone)
     check_callbacks(resolved.callbacks)
     for key in ("name", "sweep.name"):
@@ -293,6 +299,7 @@ def _check_together(config: Config) -> None:
             "all of them as one; set sae.ensemble=1, or give the callback _stages_: [finetune]."
         )
     config.sae.check()
+    config.mark.check()
     if config.finetune.without and config.finetune.mode == "none":
         raise UserError(
             f"finetune.without={config.finetune.without} leaves images out of a training, but finetune.mode=none "

@@ -14,7 +14,7 @@ FLOORS = (
     ("axes", "cells", "lazy", "system", "timm_alone"),
     ("types", "ending"),
     ("named", "variants", "untrusted", "values"),
-    ("settings", "edit_settings"),
+    ("settings", "edit_settings", "data_settings"),
     ("files",),
     ("integrity",),
     ("artifacts", "metrics", "distributed"),
