@@ -257,13 +257,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="new folder for the images and metadata.csv")
     parser.add_argument("--alignment", type=float, default=0.95, help="share of train images on the class's place")
     parser.add_argument(
-        "--per-class", type=int, nargs=3, default=(300, 60, 100), metavar=("TRAIN", "SELECT", "TEST"), help="images"
+        "--per-class",
+        type=int,
+        nargs=3,
+        default=(300, 60, 100),
+        metavar=("TRAIN", "SELECT", "TEST"),
+        help="images of each class",
     )
     parser.add_argument("--size", type=int, default=224, help="side of the square images in pixels")
     parser.add_argument(
-        "--scale", type=float, nargs=2, default=(0.5, 0.8), metavar=("LOW", "HIGH"), help="an object's longer side"
+        "--scale",
+        type=float,
+        nargs=2,
+        default=(0.5, 0.8),
+        metavar=("LOW", "HIGH"),
+        help="an object's longer side, as shares of --size",
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn")
     given = parser.parse_args(arguments)
     try:
         settings = Composition(

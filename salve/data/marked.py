@@ -65,6 +65,7 @@ class MarkedData(ImageData):
         mark.check()
         check_looks(mark)
         self.data, self.mark = data, mark
+        self._marked: dict[str, Bool[Tensor, " N"]] = {}
         self.name, self.native_size, self.min_crop_scale = data.name, data.native_size, data.min_crop_scale
 
     @property
@@ -92,9 +93,11 @@ class MarkedData(ImageData):
 
     def marked(self, split: Split) -> Bool[Tensor, " N"]:
         """Which images of a split bear the mark."""
-        labels = torch.as_tensor(self.labels(split))
-        drawn = [_stream(self.mark, split, i, 0).random() for i in range(len(labels))]
-        return torch.tensor(drawn, dtype=torch.float64) < self.rates(split)[labels]
+        if split not in self._marked:
+            labels = torch.as_tensor(self.labels(split))
+            drawn = [_stream(self.mark, split, i, 0).random() for i in range(len(labels))]
+            self._marked[split] = torch.tensor(drawn, dtype=torch.float64) < self.rates(split)[labels]
+        return self._marked[split]
 
     def rates(self, split: Split) -> Float[Tensor, " C"]:
         """P(mark | class) of each class in a split.

@@ -16,7 +16,8 @@ from salve.report.metrics import run_metrics
 from salve.report.sections.evaluation import evaluation
 from salve.results import Artifacts
 from salve.run.build import build_context
-from salve.stages import evaluate_sets
+from salve.stages import StageContext, evaluate_sets
+from salve.stages.on_sets import Weights, predictions
 from salve.types import UserError
 from tests.integration.test_keys import composed
 from tests.integration.test_pipeline import plain_model
@@ -24,10 +25,12 @@ from tests.integration.test_pipeline import plain_model
 CLOSED = "{data: concepts, seed: 3, image_size: 32, test_per_class: 2, clutter: 0, name: other}"
 
 
+def context_of(store: Path, *overrides: str) -> StageContext:
+    return build_context(composed(*overrides), Store(store), lambda _: DummyLogger(), Console(quiet=True), Ranks("cpu"))
+
+
 def evaluated(store: Path, found: dict[str, Artifact], *overrides: str, edited: bool = True) -> Artifact:
-    config = composed(*overrides)
-    context = build_context(config, Store(store), lambda _: DummyLogger(), Console(quiet=True), Ranks("cpu"))
-    return evaluate_sets(context, found["classifier"], found["control"] if edited else None)
+    return evaluate_sets(context_of(store, *overrides), found["classifier"], found["control"] if edited else None)
 
 
 def test_the_original_and_every_edited_network_are_measured_on_every_set(
@@ -78,6 +81,25 @@ def test_the_original_and_every_edited_network_are_measured_on_every_set(
     keys = {artifact.key, evaluated(tmp_path, found, "evaluate=[test]").key}
     keys |= {evaluated(tmp_path, found, "evaluate=[test]", "data.shortcut=flag", edited=False).key}
     assert len(keys) == 3
+
+
+def test_networks_that_differ_before_the_head_run_whole_images(
+    tmp_path: Path, whole_run: tuple[Path, dict[str, Artifact]]
+) -> None:
+    context = context_of(tmp_path, "evaluate=[select]")
+    model = plain_model(whole_run[1])
+    name = "layer4.0.bn2.bias"
+    changed = {name: torch.linspace(-9, 9, len(model.get_parameter(name)))}
+    networks: dict[str, Weights] = {"": {}, "changed": changed}
+    said = predictions(context, context.cut(whole_run[1]["classifier"]), networks, context.evaluation[0])
+    images = torch.cat([batch for batch, _ in context.data.loader("select")])
+    with torch.no_grad():
+        before = model(images).argmax(1)
+        model.load_state_dict({**model.state_dict(), **changed})
+        after = model(images).argmax(1)
+    assert not torch.equal(before, after)
+    assert torch.equal(said[""], before)
+    assert torch.equal(said["changed"], after)
 
 
 @pytest.mark.parametrize(

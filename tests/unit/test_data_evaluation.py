@@ -15,7 +15,7 @@ from salve.data.evaluation import EvaluationSet, evaluation_sets
 from salve.data.folders import FolderData
 from salve.data.groups import Groups
 from salve.metrics.grouped import flip_rate, group_accuracy
-from salve.stages.evaluate import measured_on
+from salve.stages.on_sets import measured_on
 from salve.types import UserError
 from tests.unit.test_data_folders import fill, write
 
