@@ -4,6 +4,9 @@ import pandas as pd
 
 from salve.report.tables import column
 
+#: What the table calls the network of stage ``repair``.
+REPAIRED = "repaired network"
+
 
 def sets_of(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The rows of each evaluation set, in the order of the run."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from salve.report.grouped import sets_of, worst_group
+from salve.report.grouped import REPAIRED, sets_of, worst_group
 from salve.report.tables import class_summary, column, critical, headline, mean_of_known
 from salve.report.text import slug, yes_no
 from salve.results import Artifacts
@@ -50,8 +50,8 @@ def run_metrics(paths: Mapping[str, Path]) -> dict[str, Metric]:
         - ``alpha_flip_median``: lower median over correctly classified images (None: infinite), and
           ``alpha_flip_infinite``: share of them that no strength flips.
         - Of each evaluation set, such as "pairs": ``pairs_accuracy``; where groups are known ``pairs_worst_group``; and
-          of pairs ``pairs_flips``. With ``_edited`` behind it, the mean over the networks that stage ``control`` edited
-          [all fractions].
+          of pairs ``pairs_flips``. With ``_edited`` behind it, the mean over the networks that stage ``control``
+          edited, and with ``_repaired``, the repaired one's [all fractions].
 
         Of select images, by which a search or a reader of a sweep may choose: ``select_accuracy`` and, with the same
         prefix, the SAE's measures that are not of train, ``separating``, ``on_target_drop``, ``off_target_drift`` and
@@ -124,11 +124,12 @@ def _evaluated(found: Artifacts) -> dict[str, Metric]:
     if "set" not in table:
         return {}
     for name, mine in sets_of(table).items():
-        by_network: dict[str, list[dict[str, float | None]]] = {"": [], "_edited": []}
+        by_network: dict[str, list[dict[str, float | None]]] = {"": [], "_edited": [], "_repaired": []}
         for target, rows in mine.groupby("target", sort=False):
             (whole,) = rows[(rows["class"] == "") & (rows["attribute_value"] == "")].to_dict("records")
             worst = worst_group(rows)
-            by_network["_edited" if target else ""].append(
+            kind = "_repaired" if target == REPAIRED else "_edited" if target else ""
+            by_network[kind].append(
                 {
                     "accuracy": whole["accuracy"],
                     "worst_group": None if worst is None else float(worst["accuracy"]),

@@ -208,7 +208,11 @@ def _run_stages(config: Config, context: StageContext) -> dict[str, Artifact]:
     step("diagnose", "diagnose" in wanted and gated, lambda c: diagnose(c, config.edit, *inputs(*base)))
     step("compare", "compare" in wanted, lambda c: compare(c, config.compare, seed, *inputs(*base)))
     if config.evaluate:
-        step("evaluation", wanted != {"report"}, lambda c: evaluate_sets(c, found["classifier"], found.get("control")))
+        step(
+            "evaluation",
+            wanted != {"report"},
+            lambda c: evaluate_sets(c, found["classifier"], found.get("control"), found.get("repair")),
+        )
     if not found:
         raise UserError(
             f"There is nothing to report for these settings under {config.output_dir}; run their other stages first."

@@ -1,6 +1,6 @@
 """What networks that differ in some weights say of an evaluation set, and how good it is."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import pandas as pd
 import torch
@@ -34,13 +34,19 @@ def predictions(
         By name, predictions ``[N]`` on the CPU: an output of the network, those of the data's classes first.
     """
     said: dict[str, list[Tensor]] = {name: [] for name in networks}
-    logits = {name: _logits(context, cut, weights) for name, weights in networks.items()}
+    changed = {name: {key: one.to(context.device) for key, one in own.items()} for name, own in networks.items()}
     # Networks that differ in their heads alone read the same activations, which are made once.
-    shares = cut.linear is not None and all(weights.keys() <= head_weights(cut) for weights in networks.values())
+    alike = [name for name, own in networks.items() if cut.linear is not None and own.keys() <= head_weights(cut)]
+    heads = {name: changed_head(cut, dict(networks[name])) for name in alike}
     for batch in _batches(context, images):
-        rows = cut.read(batch).float().cpu() if shares else batch
+        rows = cut.read(batch).float().cpu() if heads else None
         for name in networks:
-            said[name].append(logits[name](rows, shares).argmax(dim=1).cpu())
+            if rows is not None and name in heads:
+                logits = heads[name](rows)
+            else:
+                logits = functional_call(cut.model, changed[name], (batch,))
+                logits = logits[:, cut.order.to(logits.device)]
+            said[name].append(logits.argmax(dim=1).cpu())
     return {name: torch.cat(parts) for name, parts in said.items()}
 
 
@@ -83,21 +89,6 @@ def measured_on(images: EvaluationSet, said: Mapping[str, Labels], classes: tupl
 def _known(accuracy: Tensor, counts: Tensor, at: int) -> tuple[int, float | None]:
     """How many images there are, and their accuracy, which is missing where there are none."""
     return int(counts[at]), float(accuracy[at]) if counts[at] else None
-
-
-def _logits(context: StageContext, cut: Cut, weights: Weights) -> Callable[[Tensor, bool], Tensor]:
-    """The logits of a network, of its images or of the activations at the last site."""
-    on_device = {name: tensor.to(context.device) for name, tensor in weights.items()}
-    head = changed_head(cut, dict(weights)) if cut.linear is not None and weights.keys() <= head_weights(cut) else None
-
-    def logits(rows: Tensor, are_activations: bool) -> Tensor:
-        if are_activations:
-            assert head is not None, "activations are shared by networks that differ in their heads alone"
-            return head(rows)
-        found: Tensor = functional_call(cut.model, on_device, (rows,))
-        return found[:, cut.order.to(found.device)]
-
-    return logits
 
 
 def _batches(context: StageContext, images: EvaluationSet) -> Iterator[Tensor]:

@@ -8,7 +8,7 @@ import torch
 from pytorch_lightning.loggers.logger import DummyLogger
 from rich.console import Console
 
-from salve.artifacts import Artifact, Store
+from salve.artifacts import Artifact, Store, save_tensors
 from salve.data import ConceptsData, Preprocess
 from salve.editing import apply_edit_file, load_edit_file
 from salve.processes.ranks import Ranks
@@ -100,6 +100,17 @@ def test_networks_that_differ_before_the_head_run_whole_images(
     assert not torch.equal(before, after)
     assert torch.equal(said[""], before)
     assert torch.equal(said["changed"], after)
+
+    save_tensors(tmp_path / "repaired.safetensors", {**model.state_dict()})
+    repair = Artifact("repair", "key", tmp_path, "digest", reused=False)
+    artifact = evaluate_sets(context, whole_run[1]["classifier"], repair=repair)
+    right = float((after == context.evaluation[0].labels).double().mean())
+    metrics = run_metrics({"evaluation": artifact.path})
+    assert metrics["select_accuracy_repaired"] == pytest.approx(right)
+    assert "select_accuracy_edited" not in metrics
+    section = evaluation(Artifacts({"evaluation": artifact.path}))
+    assert section is not None
+    assert "repaired: flips" in [cell.text for cell in section.blocks[1].header]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from salve.report.blocks import Block, Cell, Prose, Section, TableBlock, numbers
-from salve.report.grouped import sets_of, worst_group
+from salve.report.grouped import REPAIRED, sets_of, worst_group
 from salve.report.tables import column, mean_of_known
 from salve.report.text import MISSING, count_of, percent, plural
 from salve.results import Artifacts
@@ -34,19 +34,17 @@ def evaluation(artifacts: Artifacts) -> Section | None:
 
 
 def _by_set(sets: dict[str, pd.DataFrame]) -> TableBlock:
+    repaired = any((mine["target"] == REPAIRED).any() for mine in sets.values())
     header = [
-        *(Cell("set"), Cell("images", "num"), Cell("accuracy", "num"), Cell("edited: mean", "num")),
-        *(
-            Cell("edited: lowest", "num"),
-            Cell("worst group", "num"),
-            Cell("flips", "num"),
-            Cell("edited: flips", "num"),
-        ),
+        Cell("set"),
+        *numbers("images", "accuracy", "edited: mean", "edited: lowest", "worst group", "flips", "edited: flips"),
+        *(numbers("repaired: accuracy", "repaired: worst group", "repaired: flips") if repaired else ()),
     ]
     rows = []
     for name, mine in sets.items():
         whole = mine[(mine["class"] == "") & (mine["attribute_value"] == "")]
-        original, edited = whole[whole["target"] == ""], whole[whole["target"] != ""]
+        original, repair = whole[whole["target"] == ""], whole[whole["target"] == REPAIRED]
+        edited = whole[~whole["target"].isin(["", REPAIRED])]
         accuracies = column(edited, "accuracy")
         worst = worst_group(mine[mine["target"] == ""])
         rows.append(
@@ -58,6 +56,10 @@ def _by_set(sets: dict[str, pd.DataFrame]) -> TableBlock:
                 *numbers(percent(original["flips"].iloc[0]), percent(mean_of_known(column(edited, "flips")))),
             ]
         )
+        if repaired:
+            after = Cell(*_worst(worst_group(mine[mine["target"] == REPAIRED])))
+            accuracy, flips = numbers(percent(repair["accuracy"].iloc[0]), percent(repair["flips"].iloc[0]))
+            rows[-1] += [accuracy, after, flips]
     return TableBlock("Accuracy on each set", header, rows, _CSV)
 
 
