@@ -297,6 +297,7 @@ def write_table(path: Path, frame: "pd.DataFrame") -> None:
 TEXT_COLUMNS = (
     *("class", "classes", "top_class", "worst_class", "target", "label", "concept", "true", "predicted"),
     *("latents", "kind", "mode", "split", "reason", "edit_file", "run", "run_a", "run_b"),
+    *("set", "attribute", "attribute_value"),
 )
 
 

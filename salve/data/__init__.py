@@ -1,4 +1,4 @@
-"""Labelled images: the drawn concepts data, Imagenette, CIFAR-100, and your own class folders.
+"""Labelled images: the drawn concepts data, Imagenette, CIFAR-100, and your own, in class folders or with a table.
 
 Names are loaded when they are first used, so that a check of class folders need not wait seconds for torch and
 Lightning.
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from salve.data.groups import Groups
     from salve.data.imagenette import ImagenetteData
     from salve.data.pairs import Pairs
+    from salve.data.table import TableData
     from salve.data.transforms import Preprocess
 
 _MODULES = {
@@ -28,6 +29,7 @@ _MODULES = {
     "ImagenetteData": "imagenette",
     "Pairs": "pairs",
     "Preprocess": "transforms",
+    "TableData": "table",
 }
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "ImagenetteData",
     "Pairs",
     "Preprocess",
+    "TableData",
 ]
 
 __getattr__, __dir__ = lazy(__name__, _MODULES)

@@ -13,7 +13,7 @@ import torchvision
 
 from salve.data.base import ImageData, check_split
 from salve.data.download import fetch
-from salve.data.folders import check_limit
+from salve.data.files import check_limit
 from salve.data.layout import root_folder
 from salve.data.splits import check_share, divide
 from salve.data.transforms import RawImage

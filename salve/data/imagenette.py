@@ -24,7 +24,7 @@ class ImagenetteData(FolderData):
             exactly one such folder of another size; or the folder to download into.
         size: "full", "320px" (shorter side) or "160px".
         download: fetch the data into ``root`` through torchvision if they are not there.
-        batch_size, num_workers, limit_per_class, splits, select_share, split_seed, classes, outputs, white: see
+        batch_size, num_workers, limit_per_class, splits, select_share, split_seed, classes, outputs, white, groups: see
             :class:`FolderData`.
 
     Raises:
@@ -48,9 +48,10 @@ class ImagenetteData(FolderData):
         classes: Sequence[str] | Mapping[str, str] | None = None,
         outputs: str | Mapping[str, int] | None = None,
         white: float | None = None,
+        groups: str | Path | None = None,
     ) -> None:
         limits = (limit_per_class, splits, select_share, split_seed)
-        super().__init__(root, batch_size, num_workers, *limits, classes, outputs, white)
+        super().__init__(root, batch_size, num_workers, *limits, classes, outputs, white, groups)
         if size not in IMAGENETTE_FOLDERS:
             raise UserError(f"data.size={size} is no size of Imagenette; choose from {', '.join(IMAGENETTE_FOLDERS)}.")
         self.size = size

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from salve.report.grouped import REPAIRED, sets_of, worst_group
 from salve.report.tables import class_summary, column, critical, headline, mean_of_known
-from salve.report.text import yes_no
+from salve.report.text import slug, yes_no
 from salve.results import Artifacts
 
 #: Prefix of the same numbers measured on select images, by which something may be chosen.
@@ -48,6 +49,9 @@ def run_metrics(paths: Mapping[str, Path]) -> dict[str, Metric]:
           first minus the second [all fractions]; ``alpha_used_median``: median of that strength.
         - ``alpha_flip_median``: lower median over correctly classified images (None: infinite), and
           ``alpha_flip_infinite``: share of them that no strength flips.
+        - Of each evaluation set, such as "pairs": ``pairs_accuracy``; where groups are known ``pairs_worst_group``; and
+          of pairs ``pairs_flips``. With ``_edited`` behind it, the mean over the networks that stage ``control``
+          edited, and with ``_repaired``, the repaired one's [all fractions].
 
         Of select images, by which a search or a reader of a sweep may choose: ``select_accuracy`` and, with the same
         prefix, the SAE's measures that are not of train, ``separating``, ``on_target_drop``, ``off_target_drift`` and
@@ -79,7 +83,8 @@ def run_metrics(paths: Mapping[str, Path]) -> dict[str, Metric]:
             "separating_high": main.verdict.high,
             "separating_published": main.verdict.published,
         }
-    return {name: _plain(value) for name, value in (values | _flips(found)).items() if value is not None}
+    known = {name: value for name, value in (values | _flips(found)).items() if value is not None}
+    return {name: _plain(value) for name, value in (_evaluated(found) | known).items()}
 
 
 def _effect(edits: pd.DataFrame, prefix: str) -> dict[str, Metric]:
@@ -111,6 +116,32 @@ def _flips(found: Artifacts) -> dict[str, Metric]:
     # "lower" picks an observed value: between a number and infinity there is none.
     median = flips.quantile(0.5, interpolation="lower")
     return {"alpha_flip_median": float(median), "alpha_flip_infinite": float((flips == math.inf).mean())}
+
+
+def _evaluated(found: Artifacts) -> dict[str, Metric]:
+    """Accuracy, worst group and flips on each evaluation set, of the original and of edited networks."""
+    table, values = found.table("evaluation", "evaluation.csv"), dict[str, Metric]()
+    if "set" not in table:
+        return {}
+    for name, mine in sets_of(table).items():
+        by_network: dict[str, list[dict[str, float | None]]] = {"": [], "_edited": [], "_repaired": []}
+        for target, rows in mine.groupby("target", sort=False):
+            (whole,) = rows[(rows["class"] == "") & (rows["attribute_value"] == "")].to_dict("records")
+            worst = worst_group(rows)
+            kind = "_repaired" if target == REPAIRED else "_edited" if target else ""
+            by_network[kind].append(
+                {
+                    "accuracy": whole["accuracy"],
+                    "worst_group": None if worst is None else float(worst["accuracy"]),
+                    "flips": whole["flips"],
+                }
+            )
+        for suffix, networks in by_network.items():
+            for measure in networks[0] if networks else ():
+                mean = mean_of_known(pd.Series([one[measure] for one in networks], dtype=float))
+                if mean is not None:
+                    values[f"{slug(name)}_{measure}{suffix}"] = mean
+    return values
 
 
 def _plain(value: Metric) -> Metric:

@@ -1,6 +1,7 @@
 """What settings may name, whoever wrote them: UTF-8 texts, paths, and classes of data, callbacks and networks."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,29 @@ def check_data(data: Any) -> None:
         raise UserError("data._target_, the class that reads the images, is not set.")
     for name, value in settings.items():
         _refuse_class_in(value, f"data.{name}")
+
+
+def check_evaluate(entries: list[Any], sources: Mapping[str, str]) -> None:
+    """Check that each evaluation set is a text, or a mapping that names one of salve's data sources.
+
+    Args:
+        entries: the setting. sources: the names that ``data`` may have in a mapping.
+
+    Raises:
+        UserError: one is not.
+    """
+    for entry in entries:
+        if isinstance(entry, dict):
+            if entry.get("data") not in sources:
+                raise UserError(
+                    f"evaluate has a set with data: {entry.get('data')}; choose its data from {', '.join(sources)}."
+                )
+            _refuse_class_in(entry, "evaluate")
+        elif not isinstance(entry, str) or not entry:
+            raise UserError(
+                f"evaluate has {entry}; an evaluation set is a text, such as test, pairs, fog-3 or a folder, or a "
+                "mapping such as {data: folder, root: …}."
+            )
 
 
 def _refuse_class_in(value: Any, key: str) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from functools import lru_cache, partial
@@ -20,12 +20,15 @@ from salve.backbones import Site, find_site, graph_of, head_site, load_backbone,
 from salve.backbones.load import Loaded, code_of
 from salve.backbones.presets import Preset
 from salve.data.base import ImageData
+from salve.data.evaluation import EvaluationSet, evaluation_sets
+from salve.data.marked import MarkedData
+from salve.data_settings import NO_MARK, MarkSettings
 from salve.named import one_line, repr_of
 from salve.processes.progress import counted
 from salve.processes.ranks import Ranks
 from salve.processes.trainer import TrainerFactory
 from salve.run.allowed import of_stage
-from salve.run.schema import Config
+from salve.run.schema import DATA_NAMES, Config
 from salve.run.target import callback_class, data_class
 from salve.settings import TRAINING_STAGES
 from salve.stages import BackboneSettings, StageContext
@@ -52,7 +55,8 @@ def build_context(
         UserError: the data cannot be read, the weights do not fit, the layer is no site, or a callback cannot be made.
     """
     additions = _additions(config)
-    data = _data(config.data)
+    data = _data(config.data, config.mark)
+    evaluation = _evaluation(config.evaluate, data)
     classes_without(data.classes, config.finetune.without)
     # This copy is for its errors, remarks and preset. Stages build their own, after seeding.
     loaded = _load(config.backbone, len(data.classes), data.outputs)
@@ -98,6 +102,7 @@ def build_context(
     return StageContext(
         *(store, data, config.backbone, site.name, config.seed, *machinery, preprocessing, remarks),
         {stage: _trained_with(config, stage, loaded.model) for stage in TRAINING_STAGES},
+        evaluation,
         graphs,
     )
 
@@ -184,7 +189,8 @@ def check_job(config: Config) -> None:
     """
     _additions(config)
     plain = asdict(config)
-    names, outputs, native_size = _known(_checked_data, json.dumps(plain["data"], sort_keys=True))
+    images = {name: plain[name] for name in ("data", "mark", "evaluate")}
+    names, outputs, native_size = _known(_checked_data, json.dumps(images, sort_keys=True))
     classes_without(names, config.finetune.without)
     classes = len(names)
     backbone = json.dumps(plain["backbone"], sort_keys=True)
@@ -206,7 +212,9 @@ def _known(check: Callable[..., Any], *args: Any) -> Any:
 def _checked_data(settings: str) -> tuple[tuple[str, ...], tuple[int, ...] | None, int] | UserError:
     """The names of the classes, their outputs, and the size of the images in pixels; or what is wrong."""
     try:
-        data = _data(json.loads(settings))
+        known = json.loads(settings)
+        data = _data(known["data"], MarkSettings(**known["mark"]))
+        _evaluation(known["evaluate"], data)
         return data.classes, data.outputs, data.native_size
     except UserError as error:
         return error
@@ -241,7 +249,28 @@ def _with_graph(
         return error
 
 
-def _data(settings: Any) -> ImageData:
+def _data(settings: Any, mark: MarkSettings) -> ImageData:
+    """The images, with a mark if there is one."""
+    data = _source(settings)
+    if mark.kind == NO_MARK:
+        return data
+    marked = MarkedData(data, mark)
+    marked.check()
+    return marked
+
+
+def _evaluation(entries: Sequence[Any], data: ImageData) -> tuple[EvaluationSet, ...]:
+    """The evaluation sets, whose mappings name salve's own data sources and their arguments."""
+
+    def source(settings: Mapping[str, Any]) -> ImageData:
+        target = DATA_NAMES[settings["data"]]
+        arguments = {name: value for name, value in settings.items() if name != "data"}
+        return _source({"_target_": target, "batch_size": data.batch_size, **arguments}, "evaluate")
+
+    return evaluation_sets(entries, data, source)
+
+
+def _source(settings: Any, setting: str = "data") -> ImageData:
     values: dict[str, Any] = asdict(settings) if is_dataclass(settings) else dict(settings)  # type: ignore[arg-type]
     target = values.pop("_target_")
     kind = data_class("data._target_", target)
@@ -251,7 +280,7 @@ def _data(settings: Any) -> ImageData:
         raise
     except Exception as error:  # the user's own constructor may raise anything
         raise UserError(
-            f"data._target_={target} cannot be made with these settings of data ({one_line(repr_of(error))})."
+            f"data._target_={target} cannot be made with these settings of {setting} ({one_line(repr_of(error))})."
         ) from error
     data.check()
     return data

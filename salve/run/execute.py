@@ -11,6 +11,7 @@ from rich.console import Console
 
 from salve.activations.capture import SPLITS
 from salve.artifacts import Artifact, NotMade, Store, write_record, written_whole
+from salve.data_settings import NO_MARK
 from salve.edit_settings import GATE
 from salve.integrity import METRICS
 from salve.processes.ranks import gathered
@@ -30,6 +31,7 @@ from salve.stages import (
     compare,
     control,
     diagnose,
+    evaluate_sets,
     finetune,
     read_features,
     train_sae,
@@ -205,6 +207,12 @@ def _run_stages(config: Config, context: StageContext) -> dict[str, Artifact]:
         log.info("diagnose: left out, since critical strengths are of the gate, not of %s", config.edit.method)
     step("diagnose", "diagnose" in wanted and gated, lambda c: diagnose(c, config.edit, *inputs(*base)))
     step("compare", "compare" in wanted, lambda c: compare(c, config.compare, seed, *inputs(*base)))
+    if config.evaluate:
+        step(
+            "evaluation",
+            wanted != {"report"},
+            lambda c: evaluate_sets(c, found["classifier"], found.get("control"), found.get("repair")),
+        )
     if not found:
         raise UserError(
             f"There is nothing to report for these settings under {config.output_dir}; run their other stages first."
@@ -219,12 +227,16 @@ def _facts(config: Config, context: StageContext) -> dict[str, str]:
     sae, edit = asdict(config.sae), config.edit
     how = described(asdict(edit), "scale", "channels") if edit.method == GATE else edit.method
     chosen = ("dictionary_size", "k" if "k" in VARIANTS[config.sae.variant].takes else "sparsity")
+    mark = config.mark
+    marked = ", ".join(f"{rate:g} of {name}" for name, rate in mark.rates.items())
+    marks = {"mark": f"{mark.kind}, on a share of train images: {marked or 'of no class'}, {mark.rate:g} of others"}
     return {
         "backbone": f"{config.backbone.library} {config.backbone.name}, weights {Path(config.backbone.weights).name}",
         "site": context.layer,
         "preprocessing": context.preprocessing,
         "data": f"{context.data.name}: {len(context.classes)} classes; images to train, select and test: "
         + ", ".join(str(len(context.data.labels(split))) for split in SPLITS),
+        **({} if mark.kind == NO_MARK else marks),
         "SAE": f"{config.sae.variant}, {described(sae, *chosen)}",
         "edit": f"{how}, latents chosen by {config.discover.select}",
         "seed": str(config.seed),

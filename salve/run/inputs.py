@@ -19,13 +19,14 @@ from salve.data.layout import (
     root_folder,
 )
 from salve.data.splits import named_splits
+from salve.data.tables import table_files
 from salve.run.schema import Config
 from salve.types import UserError
 from salve.values import OWN, PUBLISHED, TRANSFORMERS
 
 
 def check_inputs(config: Config) -> None:
-    """Check the model's name, the file of weights and, for images in folders, the names of the folders.
+    """Check the model's name, the file of weights and, for images in files, the names of folders and tables.
 
     Raises:
         UserError: something is not there. The message is that of the code which would read it later.
@@ -34,6 +35,8 @@ def check_inputs(config: Config) -> None:
     target = settings.get("_target_")
     if target in ("salve.data.FolderData", "salve.data.ImagenetteData"):
         _check_folders(settings, imagenette=target == "salve.data.ImagenetteData")
+    if target == "salve.data.TableData":
+        table_files(root_folder(settings.get("root")), settings.get("table") or ())
     library, weights = config.backbone.library, config.backbone.weights
     _check_name(library, config.backbone.name)
     if weights not in ("random", *PUBLISHED.values()) and not Path(os.path.expanduser(weights)).is_file():

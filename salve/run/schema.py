@@ -13,12 +13,14 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from salve.data_settings import MarkSettings
 from salve.edit_settings import GATE, CompareSettings, EditSettings
 from salve.run.allowed import (
     below,
     check_backbone,
     check_callbacks,
     check_data,
+    check_evaluate,
     input_path,
     of_stage,
     refuse_undecodable,
@@ -72,6 +74,7 @@ class FolderConfig:
     classes: Any = MISSING
     outputs: Any = MISSING
     white: float | None = MISSING
+    groups: str | None = None
 
 
 @dataclass
@@ -81,6 +84,29 @@ class ImagenetteConfig(FolderConfig):
     _target_: str = "salve.data.ImagenetteData"
     size: str = MISSING
     download: bool = MISSING
+
+
+@dataclass
+class TableConfig:
+    """Arguments of :class:`salve.data.TableData`."""
+
+    _target_: str = "salve.data.TableData"
+    root: str = MISSING
+    table: Any = MISSING  # a name or a list of names
+    file: str = MISSING
+    label: str = MISSING
+    split: str = MISSING
+    attribute: str | None = MISSING
+    batch_size: int = MISSING
+    num_workers: int = MISSING
+    limit_per_class: int | None = MISSING
+    classes: Any = MISSING  # Hydra cannot override a typed mapping that is null
+    values: Any = MISSING
+    splits: Any = MISSING
+    select_share: float = MISSING
+    split_seed: int = MISSING
+    outputs: Any = MISSING
+    white: float | None = MISSING
 
 
 @dataclass
@@ -99,7 +125,16 @@ class Cifar100Config:
 
 #: salve's own data classes with their settings. Stored settings may name these and no others (salve.run.stored).
 DATA: dict[str, Any] = {
-    kind._target_: kind for kind in (ConceptsConfig, FolderConfig, ImagenetteConfig, Cifar100Config)
+    kind._target_: kind for kind in (ConceptsConfig, FolderConfig, ImagenetteConfig, TableConfig, Cifar100Config)
+}
+
+#: Their names, as ``data=…`` and an entry of ``evaluate`` choose them.
+DATA_NAMES: dict[str, str] = {
+    "concepts": ConceptsConfig._target_,
+    "folder": FolderConfig._target_,
+    "imagenette": ImagenetteConfig._target_,
+    "table": TableConfig._target_,
+    "cifar100": Cifar100Config._target_,
 }
 
 #: Lightning's callbacks that stored settings may name: those that write no files of their own.
@@ -164,6 +199,8 @@ class Config:
     seed: Annotated[int, SEED] = MISSING
     output_dir: str = MISSING
     data: Any = MISSING
+    mark: MarkSettings = field(default_factory=MarkSettings)
+    evaluate: list[Any] = field(default_factory=list)  # texts and mappings
     backbone: BackboneSettings = MISSING
     finetune: FinetuneSettings = MISSING
     sae: SAESettings = MISSING
@@ -185,18 +222,14 @@ def register() -> None:
     OmegaConf.register_new_resolver("salve.below", below, replace=True)
     store = ConfigStore.instance()
     schema = OmegaConf.structured(Config)
-    for free in (schema.callbacks, schema.edit.args, schema.compare.variants):
+    marks = (schema.mark.rates, schema.mark.held_out_rates)
+    for free in (schema.callbacks, schema.edit.args, schema.compare.variants, *marks):
         OmegaConf.set_struct(free, False)  # so that callbacks.NAME._target_=CLASS needs no +
     store.store(name="config_schema", node=schema)
     sweeper = {"_target_": "hydra_plugins.salve_sweeper.SalveSweeper", "params": None}
     store.store(group="hydra/sweeper", name="salve", node=sweeper)
-    for name, node in (
-        ("concepts", ConceptsConfig),
-        ("folder", FolderConfig),
-        ("imagenette", ImagenetteConfig),
-        ("cifar100", Cifar100Config),
-    ):
-        store.store(group="data", name=f"{name}_schema", node=node)
+    for name, target in DATA_NAMES.items():
+        store.store(group="data", name=f"{name}_schema", node=DATA[target])
 
 
 def resolve(config: DictConfig) -> Config:
@@ -215,6 +248,7 @@ def resolve(config: DictConfig) -> Config:
     assert isinstance(resolved, Config)
     refuse_undecodable(asdict(resolved))
     check_data(resolved.data)
+    check_evaluate(resolved.evaluate, DATA_NAMES)
     check_backbone(resolved.backbone)
     check_callbacks(resolved.callbacks)
     for key in ("name", "sweep.name"):
@@ -228,7 +262,7 @@ def resolve(config: DictConfig) -> Config:
 
 
 #: Settings that may name a file or folder to read, as group and name.
-PATHS = (("data", "root"), ("data", "classes"), ("data", "outputs"), ("backbone", "weights"))
+PATHS = (*(("data", name) for name in ("root", "classes", "outputs", "groups")), ("backbone", "weights"))
 
 
 def change_path(settings: Any, name: str, change: Callable[[str], str]) -> None:
@@ -265,6 +299,7 @@ def _check_together(config: Config) -> None:
             "all of them as one; set sae.ensemble=1, or give the callback _stages_: [finetune]."
         )
     config.sae.check()
+    config.mark.check()
     if config.finetune.without and config.finetune.mode == "none":
         raise UserError(
             f"finetune.without={config.finetune.without} leaves images out of a training, but finetune.mode=none "

@@ -22,6 +22,7 @@ TABLES = {
     "validate": ("localisation",),
     "control": ("summary", "curves"),
     "diagnose": ("summary",),
+    "evaluation": ("evaluation",),
 }
 #: The most rows of a table that W&B shows.
 MOST_ROWS = 10_000

@@ -125,6 +125,9 @@ def _load(context: StageContext) -> _Samples:
         items += found
         names += [(split, number) for number in range(len(found))]
     images, labels = torch.stack([image for image, _ in items]), torch.tensor([int(label) for _, label in items])
+    for one in context.evaluation:
+        with _refusing(f"The first image of the evaluation set {one.name} cannot be used {{}}."):
+            transform(one.raw[0][0])
     samples = _Samples(images.to(context.device, memory_format=torch.channels_last), labels.to(context.device), names)
     samples.check(samples.images, "pixels")
     return samples
@@ -290,7 +293,15 @@ def try_once(config: Config) -> None:
     Raises:
         UserError: see there.
     """
-    parts: list[Any] = [config.data, config.backbone, config.layer, config.stages, config.finetune.mode]
+    parts: list[Any] = [
+        config.data,
+        config.mark,
+        config.evaluate,
+        config.backbone,
+        config.layer,
+        config.stages,
+        config.finetune.mode,
+    ]
     key = digest_of([str(part) for part in (*parts, config.sae.variant, config.edit.channels, config.edit.sets)])
     if (why := _tried(_Trial(key, config))) is not None:
         raise UserError(why)

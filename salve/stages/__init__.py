@@ -14,6 +14,7 @@ from salve.stages.context import StageContext
 from salve.stages.control import control
 from salve.stages.diagnose import diagnose
 from salve.stages.discover import capture, read_features
+from salve.stages.evaluate import evaluate_sets
 from salve.stages.finetune import finetune
 from salve.stages.train import can_share, train_sae, train_saes
 from salve.stages.validate import validate
@@ -33,6 +34,7 @@ __all__ = [
     "compare",
     "control",
     "diagnose",
+    "evaluate_sets",
     "finetune",
     "read_features",
     "train_sae",

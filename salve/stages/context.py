@@ -18,6 +18,7 @@ from salve.backbones.cut import Cut
 from salve.backbones.graph import NetworkGraph
 from salve.backbones.sites import adopt_graph
 from salve.data.base import ImageData
+from salve.data.evaluation import EvaluationSet
 from salve.distributed import Ranks
 from salve.sae import SAE, load_sae
 from salve.settings import BackboneSettings
@@ -43,6 +44,7 @@ class StageContext:
         remarks: sentences that a reader must know about data and weights.
         trained_with: by stage, what the user adds to its training: arguments of the Trainer, and callbacks. Part of the
             key of what the stage trains.
+        evaluation: the sets that networks are measured on besides the data's own splits.
         graphs: of the backbone, at most one: an export takes seconds, and stages build the network anew.
     """
 
@@ -60,6 +62,7 @@ class StageContext:
     preprocessing: str = ""
     remarks: tuple[str, ...] = ()
     trained_with: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    evaluation: tuple[EvaluationSet, ...] = ()
     graphs: list[NetworkGraph] = field(default_factory=list, compare=False)
 
     @property

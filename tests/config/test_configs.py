@@ -427,7 +427,7 @@ def test_help_teaches() -> None:
     for path in CONF.rglob("*/*.yaml"):
         group, _, name = path.relative_to(CONF).with_suffix("").as_posix().partition("/")
         listed.setdefault(group, set()).add(name)
-    assert len(listed) == 11
+    assert len(listed) == 12
     for group, names in listed.items():
         lines = re.findall(rf"^ +{group} +(.*)$", done.stdout, re.MULTILINE)  # a stage may have the group's name
         assert names in [set(line.split(", ")) for line in lines]

@@ -110,6 +110,14 @@ NOT_IN_ANY: dict[str, str] = {
     "layer": "this backbone has one site only; activations of another have its name in their key",
     "data._target_": "another class has other settings",
     "data.shortcut": "it changes no image of a split",
+    "evaluate": "of evaluations; test_evaluation.py",
+    **{
+        f"mark.{name}": "there is no mark; that of images is in their fingerprint, test_data_marks.py"
+        for name in (
+            *("kind", "rates", "rate", "held_out_rates", "held_out_rate", "seed"),
+            *("size", "place", "colour", "strength", "text"),
+        )
+    },
     "backbone.library": "torchvision has no model of this name",
     "backbone._target_": "another network has other arguments; the classifier's key has its name and its code",
     "backbone.preprocess.squash": "it is what this backbone does already",

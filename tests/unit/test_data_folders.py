@@ -15,7 +15,8 @@ from PIL import Image, ImageFile
 
 from salve.data import decode
 from salve.data.decode import to_rgb
-from salve.data.folders import FolderData, UnreadableImage
+from salve.data.files import FileData, UnreadableImage
+from salve.data.folders import FolderData
 from salve.data.imagenette import ImagenetteData
 from salve.data.transforms import Preprocess
 from salve.types import UserError
@@ -338,7 +339,7 @@ def test_names_that_are_no_text_are_refused(tmp_path: Path, place: str) -> None:
 # -- what is refused
 
 
-def refused(data: FolderData) -> str:
+def refused(data: FileData) -> str:
     with pytest.raises(UserError) as caught:
         data.check()
     assert "\n" not in str(caught.value)

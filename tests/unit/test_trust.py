@@ -532,7 +532,7 @@ def test_a_lock_that_is_a_link_leaves_what_it_leads_to_alone(tmp_path: Path) -> 
 
 
 def test_the_classes_that_are_trusted_are_salves_own() -> None:
-    assert set(DATA) == {f"salve.data.{name}Data" for name in ("Concepts", "Folder", "Imagenette", "Cifar100")}
+    assert set(DATA) == {f"salve.data.{name}Data" for name in ("Concepts", "Folder", "Imagenette", "Table", "Cifar100")}
     assert ConceptsData.__module__.startswith("salve.data.")
 
 
