@@ -55,6 +55,7 @@ class ConceptsConfig:
     spurious_correlation: float = MISSING
     clutter: float = MISSING
     shortcut: str = "tag"
+    defining_rate: float = 1.0
 
 
 @dataclass

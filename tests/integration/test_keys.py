@@ -35,6 +35,7 @@ CHANGES: dict[str, tuple[str, str]] = {
     "data.test_per_class": ("5", "classifier"),
     "data.spurious_correlation": ("0.25", "classifier"),
     "data.clutter": ("0.25", "classifier"),
+    "data.defining_rate": ("0.5", "classifier"),
     "backbone.name": ("resnet14t", "classifier"),
     "backbone.weights": ("WEIGHTS", "classifier"),
     "backbone.args.channels": ("[8,16,24,40]", "classifier"),
