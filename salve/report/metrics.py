@@ -48,6 +48,9 @@ def run_metrics(paths: Mapping[str, Path]) -> dict[str, Metric]:
           first minus the second [all fractions]; ``alpha_used_median``: median of that strength.
         - ``alpha_flip_median``: lower median over correctly classified images (None: infinite), and
           ``alpha_flip_infinite``: share of them that no strength flips.
+        - Of a repair: accuracy of the worst group, ``worst_group_before``, ``…_recalibrated`` (biases alone),
+          ``…_edited`` (the edit alone) and ``…_after``; ``average_before`` and ``…_after``, weighted by the groups'
+          train shares; ``counterfactual_flips_before`` and ``…_after``, pairs whose prediction the mark changes.
 
         Of select images, by which a search or a reader of a sweep may choose: ``select_accuracy`` and, with the same
         prefix, the SAE's measures that are not of train, ``separating``, ``on_target_drop``, ``off_target_drift`` and
@@ -79,7 +82,19 @@ def run_metrics(paths: Mapping[str, Path]) -> dict[str, Metric]:
             "separating_high": main.verdict.high,
             "separating_published": main.verdict.published,
         }
-    return {name: _plain(value) for name, value in (values | _flips(found)).items() if value is not None}
+    values |= _flips(found) | _repaired(found)
+    return {name: _plain(value) for name, value in values.items() if value is not None}
+
+
+def _repaired(found: Artifacts) -> dict[str, Metric]:
+    """The network before a repair, with new biases alone, and after it."""
+    record = found.record("repair", "repair.json")
+    names = [f"worst_group_{state}" for state in ("before", "recalibrated", "edited", "after")]
+    names += [f"{name}_{state}" for name in ("average", "counterfactual_flips") for state in ("before", "after")]
+    measured: dict[str, Metric] = {name: record.get(name) for name in names}
+    if record:
+        measured |= {f"{SELECT}worst_group_after": record["select_score"][0]} if record["labels"] else {}
+    return measured
 
 
 def _effect(edits: pd.DataFrame, prefix: str) -> dict[str, Metric]:

@@ -26,12 +26,14 @@ from salve.sae import VARIANTS
 from salve.sae import remarks as sae_remarks
 from salve.stages import (
     StageContext,
+    audit,
     capture,
     compare,
     control,
     diagnose,
     finetune,
     read_features,
+    repair,
     train_sae,
     train_saes,
     validate,
@@ -205,6 +207,10 @@ def _run_stages(config: Config, context: StageContext) -> dict[str, Artifact]:
         log.info("diagnose: left out, since critical strengths are of the gate, not of %s", config.edit.method)
     step("diagnose", "diagnose" in wanted and gated, lambda c: diagnose(c, config.edit, *inputs(*base)))
     step("compare", "compare" in wanted, lambda c: compare(c, config.compare, seed, *inputs(*base)))
+    audited, repaired = bool(wanted & {"audit", "repair"}), "repair" in wanted
+    step("audit", audited, lambda c: audit(c, config.audit, pool, config.validate.pictures, *inputs(*base[:3])))
+    labels = config.audit.labels
+    step("repair", repaired, lambda c: repair(c, config.repair, labels, *inputs(*base[:3], "audit")))
     if not found:
         raise UserError(
             f"There is nothing to report for these settings under {config.output_dir}; run their other stages first."

@@ -14,6 +14,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from salve.edit_settings import GATE, CompareSettings, EditSettings
+from salve.repair_settings import AuditSettings, RepairSettings
 from salve.run.allowed import (
     below,
     check_backbone,
@@ -37,7 +38,7 @@ from salve.settings import (
 from salve.types import UserError
 from salve.values import ABOVE_ZERO, LARGEST, SEED, OneOf, check_values
 
-STAGES = ("finetune", "discover", "validate", "control", "diagnose", "compare", "report")
+STAGES = ("finetune", "discover", "validate", "control", "diagnose", "compare", "audit", "repair", "report")
 
 
 @dataclass
@@ -173,6 +174,8 @@ class Config:
     validate: ValidateSettings = MISSING
     edit: EditSettings = field(default_factory=lambda: EditSettings(MISSING, MISSING, MISSING, MISSING))
     compare: CompareSettings = field(default_factory=lambda: CompareSettings(MISSING, MISSING))
+    audit: AuditSettings = MISSING
+    repair: RepairSettings = field(default_factory=lambda: RepairSettings(*[MISSING] * 5))
     trainer: TrainerSettings = MISSING
     callbacks: dict[str, Any] = field(default_factory=dict)
     logger: LoggerSettings = MISSING

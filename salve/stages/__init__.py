@@ -9,12 +9,14 @@ from salve.settings import (
     SAESettings,
     ValidateSettings,
 )
+from salve.stages.audit import audit
 from salve.stages.compare import compare
 from salve.stages.context import StageContext
 from salve.stages.control import control
 from salve.stages.diagnose import diagnose
 from salve.stages.discover import capture, read_features
 from salve.stages.finetune import finetune
+from salve.stages.repair import repair
 from salve.stages.train import can_share, train_sae, train_saes
 from salve.stages.validate import validate
 
@@ -28,6 +30,7 @@ __all__ = [
     "SAESettings",
     "StageContext",
     "ValidateSettings",
+    "audit",
     "can_share",
     "capture",
     "compare",
@@ -35,6 +38,7 @@ __all__ = [
     "diagnose",
     "finetune",
     "read_features",
+    "repair",
     "train_sae",
     "train_saes",
     "validate",

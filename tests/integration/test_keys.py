@@ -131,6 +131,14 @@ NOT_IN_ANY: dict[str, str] = {
             "variants.random_latent.direction",
         )
     },
+    **{
+        f"audit.{name}": "stage audit is not in this run; test_repair.py"
+        for name in ("labels", "suspects", "top_images")
+    },
+    **{
+        f"repair.{name}": "stage repair is not in this run; test_repair.py"
+        for name in ("suspects", "methods", "sizes", "strengths", "max_accuracy_loss", "images")
+    },
     "sae.pool": "the latents of a vector are those of the image",
     "sae.steps": "sae.epochs, which is set here, takes their place",
     "sae.bandwidth": "of jumprelu",

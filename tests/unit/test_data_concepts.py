@@ -180,15 +180,14 @@ def test_pairs_and_groups_are_of_the_shortcut(data: ConceptsData) -> None:
 
 
 def test_a_class_may_miss_its_object_in_train_images_alone() -> None:
-    counts = {"train_per_class": 200, "select_per_class": 20, "test_per_class": 20}
-    rare = ConceptsData(batch_size=1, **counts, defining_rate=0.7)
+    rare = ConceptsData(batch_size=1, select_per_class=20, defining_rate=0.7)
     clinic, cross = CLASSES.index("clinic"), CONCEPTS.index("cross")
     shown = {split: rare.truth(split).presence[rare.labels(split) == clinic, cross] for split in ("train", "select")}
     assert 0.6 < shown["train"].double().mean() < 0.8
     assert shown["select"].all()
     missing = clinic + 10 * int((~shown["train"]).nonzero()[0, 0])
     assert cross not in [layer.concept for layer in rare.scene("train", missing).layers]
-    usual = ConceptsData(batch_size=1, **counts)
+    usual = ConceptsData(batch_size=1, select_per_class=20)
     assert usual.truth("train").presence[usual.labels("train") == clinic, cross].all()
     assert rare.fingerprint() != usual.fingerprint()
 
