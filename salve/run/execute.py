@@ -199,7 +199,8 @@ def _run_stages(config: Config, context: StageContext) -> dict[str, Artifact]:
     step("activations", behind, lambda c: capture(c, config.capture, *inputs("classifier")))
     step("sae", behind, lambda c: train_sae(c, config.sae, *inputs(*base[:2])))
     pool = config.sae.pool
-    step("features", behind, lambda c: read_features(c, config.discover, pool, *inputs(*base[:3])))
+    of_classes = bool(wanted - {"finetune", "audit", "repair", "report"})
+    step("features", of_classes, lambda c: read_features(c, config.discover, pool, *inputs(*base[:3])))
     step("validate", "validate" in wanted, lambda c: validate(c, config.validate, pool, *inputs(*base)))
     step("control", "control" in wanted, lambda c: control(c, config.edit, seed, *inputs(*base)))
     gated = config.edit.method == GATE

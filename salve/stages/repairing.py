@@ -2,19 +2,19 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from salve.artifacts import Artifact
 from salve.backbones.cut import Cut
 from salve.editing.methods import FittedEdit, Fitting, Target, make_method
-from salve.editing.methods.change import Change
-from salve.editing.recalibrate import group_accuracies, recalibrated
+from salve.editing.methods.change import Affine, Change
+from salve.editing.recalibrate import group_accuracies, recalibrated, with_shifted_bias
 from salve.features.suspects import nearest
 from salve.repair_settings import RepairSettings
 from salve.sae import SAE
@@ -69,12 +69,7 @@ def suspects_of(context: StageContext, settings: RepairSettings, audit: Artifact
         if record["labels"]:
             value = record["values"].index(record["value"][labels[0]])
         return Suspects(labels, tuple(latents), tuple(latents.values()), value, " + ".join(named))
-    if not record["labels"]:
-        raise UserError(
-            "Stage repair chooses suspects by itself only where the audit had labels. Look at the audit's report, and "
-            "name what the network should not rely on, such as repair.suspects={"
-            f"{classes[0]}: [{int(table['latent'].iloc[0])}]}}."
-        )
+    assert record["labels"], "check_repair has refused this"
     pull = torch.tensor(record["pull"])
     worst = int(pull.argmax())
     value_name = record["value"][worst]
@@ -87,6 +82,30 @@ def suspects_of(context: StageContext, settings: RepairSettings, audit: Artifact
         *(tuple(chosen), tuple(map(int, rows["latent"])), tuple(map(int, rows["sign"]))),
         *(record["values"].index(value_name), f"{record['attribute']} {value_name}"),
     )
+
+
+def check_repair(context: StageContext, settings: RepairSettings, labels: int, model: nn.Module) -> None:
+    """Check what can be checked before an audit.
+
+    Args:
+        context, settings: of the run. labels: of the audit, of each group. model: the network.
+
+    Raises:
+        UserError: suspects are not named and cannot be chosen, or a setting or the network does not allow a repair.
+    """
+    if settings.suspects is not None:
+        checked_suspects(settings, context.classes, None)
+    elif not labels or (context.data.groups("select") is None and context.data.pairs("select") is None):
+        raise UserError(
+            "Stage repair chooses suspects by itself only where the audit has labels (audit.labels, and data that know "
+            "an attribute). Run stages=[audit,report], look at the suspects, and name what the network should not rely "
+            f"on, such as repair.suspects={{{context.classes[0]}: [12, 40]}}."
+        )
+    for name in ("methods", "sizes", "strengths"):
+        values = getattr(settings, name)
+        if not values or (name != "methods" and not all(value > 0 for value in values)):
+            raise UserError(f"repair.{name}={values} must be a list of at least one, all above 0.")
+    with_shifted_bias(model, torch.arange(1), torch.zeros(1), {})  # which refuses a head without a bias
 
 
 def checked_suspects(settings: RepairSettings, classes: Sequence[str], latents: int | None) -> dict[str, list[int]]:
@@ -181,8 +200,8 @@ class Search:
             latents = self.suspects.latents[:size] if size else ()
             fitted = make_method(method).fit(self._fitting, self._target(method, size))
             for alpha in self._settings.strengths:
-                change = fitted.at(alpha)
-                if not change.permanent:
+                change = self._permanent(fitted.at(alpha))
+                if change is None:
                     break
                 yield self._candidate(method, latents, alpha, change, fitted)
 
@@ -198,6 +217,16 @@ class Search:
                     yield method, 0
             else:
                 yield from ((method, size) for size in sizes)
+
+    def _permanent(self, change: Change) -> Change | None:
+        """The change as weights can hold it: an eraser's shift is left to the biases where a reader cannot hold it.
+
+        An eraser without its shift leaves as little of the attribute; it moves the mean activation. None if the
+        readers cannot hold the rest either.
+        """
+        if not change.permanent and isinstance(change.activations, Affine) and change.activations.left is not None:
+            change = replace(change.activations, shift=None).change(self._cut.model, self._cut.site)
+        return change if change.permanent else None
 
     def _target(self, method: str, size: int) -> Target:
         suspects = self.suspects

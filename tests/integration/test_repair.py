@@ -107,7 +107,7 @@ def test_suspects_are_ranked_with_and_without_labels(repaired: tuple[Path, dict[
     unlabelled = start(folder, "stages=[audit,repair]", *SETTINGS, "audit.labels=0", *named)
     assert "separation" not in unlabelled["audit"].table("suspects.csv")
     assert unlabelled["repair"].record("repair.json")["latents"] == [1, 3]
-    with pytest.raises(UserError, match="chooses suspects by itself only where the audit had labels"):
+    with pytest.raises(UserError, match="chooses suspects by itself only where the audit has labels"):
         start(folder, "stages=[audit,repair]", *SETTINGS, "audit.labels=0")
     keys = {unlabelled["repair"].key, artifacts["repair"].key}
     for other in ("repair.strengths=[1]", "repair.max_accuracy_loss=0.4", "repair.images=3"):
