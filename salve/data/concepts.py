@@ -55,6 +55,8 @@ class ConceptsData(ImageData):
         defining_rate: P(cross | clinic) in train images, 0..1. Below 1, a network that is right on all of them has to
             read something else than the object that defines the class. Select and test images of it always show it.
         clutter: 0..1, how many meaningless specks and strokes there may be.
+        min_crop_scale: smallest share of the area that a training crop keeps, above 0 and up to 1, which crops nothing. A
+            crop often cuts off a tag, so that a network cannot rely on it.
         shortcut: the concept whose presence :meth:`groups` tells, and that :meth:`pairs` puts in and takes out. It
             changes no image of a split. A concept that defines a class is none: without it, an image is not of its
             class.
@@ -80,6 +82,7 @@ class ConceptsData(ImageData):
         clutter: float = 0.5,
         shortcut: str = scenes.SPURIOUS,
         defining_rate: float = 1.0,
+        min_crop_scale: float = 0.6,
     ) -> None:
         super().__init__(batch_size, num_workers)
         if seed < 0:
@@ -94,6 +97,8 @@ class ConceptsData(ImageData):
         for name, share in shares.items():
             if not 0 <= share <= 1:
                 raise UserError(f"data.{name}={share} must lie between 0 and 1.")
+        if not 0 < min_crop_scale <= 1:
+            raise UserError(f"data.min_crop_scale={min_crop_scale} must be above 0 and at most 1.")
         if shortcut not in (choices := (*scenes.SHARED, scenes.SPURIOUS)):
             why = f"defines the class {of}" if (of := _DEFINES.get(shortcut)) else "is no concept of the scenes"
             raise UserError(f"data.shortcut={shortcut} {why}; choose a concept from {', '.join(choices)}.")
@@ -103,6 +108,7 @@ class ConceptsData(ImageData):
         self.spurious_correlation = float(spurious_correlation)
         self.clutter = float(clutter)
         self.defining_rate = float(defining_rate)
+        self.min_crop_scale = float(min_crop_scale)
         held_out = scenes.rates(self.spurious_correlation)
         train = scenes.rates(self.spurious_correlation, self.defining_rate)
         self._rates = {"train": train, "select": held_out, "test": held_out}
@@ -145,6 +151,8 @@ class ConceptsData(ImageData):
         }
         if self.defining_rate < 1:  # so that what was made before there was the setting stays valid
             parameters["defining_rate"] = self.defining_rate
+        if self.min_crop_scale != type(self).min_crop_scale:
+            parameters["min_crop_scale"] = self.min_crop_scale
         return hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()
 
     def truth(self, split: Split) -> ConceptTruth:

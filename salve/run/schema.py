@@ -57,6 +57,7 @@ class ConceptsConfig:
     clutter: float = MISSING
     shortcut: str = "tag"
     defining_rate: float = 1.0
+    min_crop_scale: float = 0.6
 
 
 @dataclass

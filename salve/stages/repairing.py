@@ -74,8 +74,9 @@ def suspects_of(context: StageContext, settings: RepairSettings, audit: Artifact
     worst = int(pull.argmax())
     value_name = record["value"][worst]
     chosen = [k for k in range(len(classes)) if record["value"][k] == value_name and pull[k] >= pull[worst] / 2]
-    rows = table[table["class"].isin([classes[k] for k in chosen])].sort_values("score", ascending=False)
-    rows = rows[rows["score"] > 0].drop_duplicates("latent")
+    rows = table[table["class"].isin([classes[k] for k in chosen]) & (table["score"] > 0)]
+    order = rows["score"] * rows["select_pull"]  # a class that is hardly pulled must not lead
+    rows = rows.loc[order.sort_values(ascending=False).index].drop_duplicates("latent")
     if not len(rows):
         raise UserError(f"No latent tells {record['attribute']} and speaks for {classes[worst]}: nothing to repair.")
     return Suspects(

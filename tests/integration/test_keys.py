@@ -36,6 +36,7 @@ CHANGES: dict[str, tuple[str, str]] = {
     "data.spurious_correlation": ("0.25", "classifier"),
     "data.clutter": ("0.25", "classifier"),
     "data.defining_rate": ("0.5", "classifier"),
+    "data.min_crop_scale": ("1.0", "classifier"),
     "backbone.name": ("resnet14t", "classifier"),
     "backbone.weights": ("WEIGHTS", "classifier"),
     "backbone.args.channels": ("[8,16,24,40]", "classifier"),

@@ -340,6 +340,7 @@ def test_other_sizes_show_the_same_scene() -> None:
         ({"train_per_class": 0}, "data.train_per_class=0 must be at least 1"),
         ({"select_per_class": 0}, "data.select_per_class=0 must be at least 1"),
         ({"spurious_correlation": 1.5}, "data.spurious_correlation=1.5 must lie between 0 and 1"),
+        ({"min_crop_scale": 0}, "data.min_crop_scale=0 must be above 0 and at most 1"),
         ({"defining_rate": 1.5}, "data.defining_rate=1.5 must lie between 0 and 1"),
         ({"clutter": -0.1}, "data.clutter=-0.1 must lie between 0 and 1"),
         ({"shortcut": "anchor"}, "data.shortcut=anchor defines the class harbour; choose .* tower, cloud, flag, tag"),
