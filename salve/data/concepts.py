@@ -55,8 +55,8 @@ class ConceptsData(ImageData):
         defining_rate: P(cross | clinic) in train images, 0..1. Below 1, a network that is right on all of them has to
             read something else than the object that defines the class. Select and test images of it always show it.
         clutter: 0..1, how many meaningless specks and strokes there may be.
-        min_crop_scale: smallest share of the area that a training crop keeps, above 0 and up to 1, which crops nothing. A
-            crop often cuts off a tag, so that a network cannot rely on it.
+        min_crop_scale: smallest share of the area that a training crop keeps, above 0 and up to 1, which crops nothing.
+            A crop often cuts off a tag, so that a network cannot rely on it.
         shortcut: the concept whose presence :meth:`groups` tells, and that :meth:`pairs` puts in and takes out. It
             changes no image of a split. A concept that defines a class is none: without it, an image is not of its
             class.

@@ -92,7 +92,8 @@ def attribute_of(context: StageContext) -> dict[str, Any]:
     found: dict[str, Any] = {}
     splits: tuple[Split, ...] = get_args(Split)
     for split in splits:
-        groups, pairs = context.data.groups(split), context.data.pairs(split)
+        groups = context.data.groups(split)
+        pairs = None if split == "train" else context.data.pairs(split)  # of train images none are made
         if groups is not None:
             digest = digest_of_tensors({"of_image": groups.of_image})
             found[split] = {"name": groups.name, "values": list(groups.values), "images": digest}
