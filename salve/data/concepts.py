@@ -40,11 +40,11 @@ class DrawnImages:
 class ConceptsData(ImageData):
     """Ten classes of small drawn scenes, with ground truth for every concept in them.
 
-    Each class has one object that defines it: it is in every image of the class and in no other image. Only its shape
-    identifies it. Three objects are shared by two or three classes, with different frequencies. A tag in a corner is
-    spurious: it has no meaning, but is correlated with one class. Positions, sizes, colours, tilt, background and
-    clutter are random (:mod:`salve.data.scenes` has the tables). Labels run 0, 1, …, 9, 0, 1, …, so that every prefix
-    is balanced.
+    Each class has one object that defines it: it is in every image of the class (but see ``defining_rate``) and in no
+    other image. Only its shape identifies it. Three objects are shared by two or three classes, with different
+    frequencies. A tag in a corner is spurious: it has no meaning, but is correlated with one class. Positions, sizes,
+    colours, tilt, background and clutter are random (:mod:`salve.data.scenes` has the tables). Labels run 0, 1, …, 9,
+    0, 1, …, so that every prefix is balanced.
 
     Args:
         batch_size, num_workers: see :class:`ImageData`.
@@ -52,7 +52,11 @@ class ConceptsData(ImageData):
         image_size: side in pixels.
         train_per_class, select_per_class, test_per_class: images per class.
         spurious_correlation: P(tag | clinic), 0..1; in other classes it is :data:`scenes.SPURIOUS_BASE_RATE`.
+        defining_rate: P(cross | clinic) in train images, 0..1. Below 1, a network that is right on all of them has to
+            read something else than the object that defines the class. Select and test images of it always show it.
         clutter: 0..1, how many meaningless specks and strokes there may be.
+        min_crop_scale: smallest share of the area that a training crop keeps, above 0 and up to 1, which crops nothing.
+            A crop often cuts off a tag, so that a network cannot rely on it.
         shortcut: the concept whose presence :meth:`groups` tells, and that :meth:`pairs` puts in and takes out. It
             changes no image of a split. A concept that defines a class is none: without it, an image is not of its
             class.
@@ -77,6 +81,8 @@ class ConceptsData(ImageData):
         spurious_correlation: float = 0.5,
         clutter: float = 0.5,
         shortcut: str = scenes.SPURIOUS,
+        defining_rate: float = 1.0,
+        min_crop_scale: float = 0.6,
     ) -> None:
         super().__init__(batch_size, num_workers)
         if seed < 0:
@@ -87,9 +93,12 @@ class ConceptsData(ImageData):
         for split, count in self.per_class.items():
             if count < 1:
                 raise UserError(f"data.{split}_per_class={count} must be at least 1.")
-        for name, share in (("spurious_correlation", spurious_correlation), ("clutter", clutter)):
+        shares = {"spurious_correlation": spurious_correlation, "clutter": clutter, "defining_rate": defining_rate}
+        for name, share in shares.items():
             if not 0 <= share <= 1:
                 raise UserError(f"data.{name}={share} must lie between 0 and 1.")
+        if not 0 < min_crop_scale <= 1:
+            raise UserError(f"data.min_crop_scale={min_crop_scale} must be above 0 and at most 1.")
         if shortcut not in (choices := (*scenes.SHARED, scenes.SPURIOUS)):
             why = f"defines the class {of}" if (of := _DEFINES.get(shortcut)) else "is no concept of the scenes"
             raise UserError(f"data.shortcut={shortcut} {why}; choose a concept from {', '.join(choices)}.")
@@ -98,7 +107,11 @@ class ConceptsData(ImageData):
         self.native_size = image_size
         self.spurious_correlation = float(spurious_correlation)
         self.clutter = float(clutter)
-        self._rates = scenes.rates(self.spurious_correlation)
+        self.defining_rate = float(defining_rate)
+        self.min_crop_scale = float(min_crop_scale)
+        held_out = scenes.rates(self.spurious_correlation)
+        train = scenes.rates(self.spurious_correlation, self.defining_rate)
+        self._rates = {"train": train, "select": held_out, "test": held_out}
         self._drawn: dict[str, DrawnImages] = {}
         self._pairs: dict[tuple[str, str], Pairs] = {}
 
@@ -136,12 +149,17 @@ class ConceptsData(ImageData):
             "spurious_correlation": self.spurious_correlation,
             "clutter": self.clutter,
         }
+        if self.defining_rate < 1:  # so that what was made before there was the setting stays valid
+            parameters["defining_rate"] = self.defining_rate
+        if self.min_crop_scale != type(self).min_crop_scale:
+            parameters["min_crop_scale"] = self.min_crop_scale
         return hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()
 
     def truth(self, split: Split) -> ConceptTruth:
         """Presence and masks of the concepts; masks are drawn when asked for, at about 1 ms per image."""
+        rates = self._rates[split]
         presence = np.stack(
-            [scenes.sample_presence(self._layout(split, i), self._rates[k]) for i, k in enumerate(self.labels(split))]
+            [scenes.sample_presence(self._layout(split, i), rates[k]) for i, k in enumerate(self.labels(split))]
         )
         return ConceptTruth(
             concepts=scenes.CONCEPTS,
@@ -194,7 +212,7 @@ class ConceptsData(ImageData):
     def scene(self, split: Split, index: int) -> scenes.Scene:
         """What is in image ``index`` of a split, and where."""
         label = index % len(self.classes)
-        return scenes.sample_scene(self._layout(split, index), self._rates[label], self.clutter)
+        return scenes.sample_scene(self._layout(split, index), self._rates[split][label], self.clutter)
 
     def _layout(self, split: Split, index: int) -> np.random.Generator:
         return scenes.stream(self.seed, _SPLIT_STREAM[split], index, 0)

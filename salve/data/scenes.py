@@ -80,8 +80,8 @@ class Scene:
     colours: tuple[Field, Field]
 
 
-def rates(spurious_correlation: float) -> NDArray[np.float64]:
-    """P(concept | class), ``[C, K]``."""
+def rates(spurious_correlation: float, defining_rate: float = 1.0) -> NDArray[np.float64]:
+    """P(concept | class), ``[C, K]``; of :data:`SPURIOUS_CLASS` those of the tag and of its own object are given."""
     table = np.zeros((len(CLASSES), len(CONCEPTS)))
     for label, scene in enumerate(CLASSES):
         table[label, CONCEPTS.index(SCENES[scene])] = 1.0
@@ -89,6 +89,7 @@ def rates(spurious_correlation: float) -> NDArray[np.float64]:
             table[label, CONCEPTS.index(concept)] = by_class.get(scene, 0.0)
     table[:, CONCEPTS.index(SPURIOUS)] = SPURIOUS_BASE_RATE
     table[CLASSES.index(SPURIOUS_CLASS), CONCEPTS.index(SPURIOUS)] = spurious_correlation
+    table[CLASSES.index(SPURIOUS_CLASS), CONCEPTS.index(SCENES[SPURIOUS_CLASS])] = defining_rate
     return table
 
 

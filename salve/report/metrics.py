@@ -52,6 +52,9 @@ def run_metrics(paths: Mapping[str, Path]) -> dict[str, Metric]:
         - Of each evaluation set, such as "pairs": ``pairs_accuracy``; where groups are known ``pairs_worst_group``; and
           of pairs ``pairs_flips``. With ``_edited`` behind it, the mean over the networks that stage ``control``
           edited, and with ``_repaired``, the repaired one's [all fractions].
+        - Of a repair: accuracy of the worst group, ``worst_group_before``, ``…_recalibrated`` (biases alone),
+          ``…_edited`` (the edit alone) and ``…_after``; ``average_before`` and ``…_after``, weighted by the groups'
+          train shares; ``counterfactual_flips_before`` and ``…_after``, pairs whose prediction the mark changes.
 
         Of select images, by which a search or a reader of a sweep may choose: ``select_accuracy`` and, with the same
         prefix, the SAE's measures that are not of train, ``separating``, ``on_target_drop``, ``off_target_drift`` and
@@ -83,8 +86,19 @@ def run_metrics(paths: Mapping[str, Path]) -> dict[str, Metric]:
             "separating_high": main.verdict.high,
             "separating_published": main.verdict.published,
         }
-    known = {name: value for name, value in (values | _flips(found)).items() if value is not None}
+    known = {name: value for name, value in (values | _flips(found) | _repaired(found)).items() if value is not None}
     return {name: _plain(value) for name, value in (_evaluated(found) | known).items()}
+
+
+def _repaired(found: Artifacts) -> dict[str, Metric]:
+    """The network before a repair, with new biases alone, and after it."""
+    record = found.record("repair", "repair.json")
+    names = [f"worst_group_{state}" for state in ("before", "recalibrated", "edited", "after")]
+    names += [f"{name}_{state}" for name in ("average", "counterfactual_flips") for state in ("before", "after")]
+    measured: dict[str, Metric] = {name: record.get(name) for name in names}
+    if record:
+        measured |= {f"{SELECT}worst_group_after": record["select_score"][0]} if record["labels"] else {}
+    return measured
 
 
 def _effect(edits: pd.DataFrame, prefix: str) -> dict[str, Metric]:

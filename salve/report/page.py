@@ -25,6 +25,7 @@ from salve.report.sections.control import (
 from salve.report.sections.diagnose import diagnose
 from salve.report.sections.discover import classifier, discover
 from salve.report.sections.evaluation import evaluation
+from salve.report.sections.repair import audit, repair
 from salve.report.sections.validate import validation
 from salve.report.tables import Headline, class_summary, failing_first, headline, records
 from salve.report.terms import Linker, subscripts, terms_of
@@ -76,7 +77,8 @@ def write_report(
     terms = terms_of(main.verdict, "own" in found.record("validate", "maps.json").get("kinds", ()))
     figure_folder = FigureFolder(out / "figures")
     sections = [build(found, figure_folder) for build in (classifier, discover, validation, control, diagnose)]
-    sections += [section for section in (compare(found), evaluation(found)) if section is not None]
+    asked_for = (compare(found), audit(found, figure_folder), repair(found), evaluation(found))
+    sections += [section for section in asked_for if section is not None]
     page = _template(Linker(terms)).render(
         title=title,
         facts=dict(facts),

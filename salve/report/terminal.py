@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from salve.report.remarks import own_remarks
+from salve.report.sections.repair import state_rows
 from salve.report.tables import Headline, class_summary, failing_first, headline, records
 from salve.report.text import MISSING, PERCENT, count_of, label, latent_name, number, percent, plural, points, yes_no
 from salve.results import Artifacts
@@ -36,7 +37,41 @@ def summary_table(artifacts: Mapping[str, Path], remarks: Sequence[str] = ()) ->
     rows = class_summary(found)
     cautions = [Text(f"Caution: {one}", style="yellow") for one in (*remarks, *own_remarks(found))]
     parts: list[RenderableType] = [*cautions, class_table(rows, headline(found, rows))]
-    return Group(*parts)
+    return Group(*parts, *_audited(found), *_repaired(found))
+
+
+def _audited(found: Artifacts) -> list[Table]:
+    """The first suspects of each class, those with the highest scores first; empty without an audit."""
+    suspects = found.table("audit", "suspects.csv")
+    if "score" not in suspects:
+        return []
+    first = suspects[suspects["rank"] == 1].sort_values("score", ascending=False, kind="stable")["class"]
+    table = _plain_table("Suspects, first those with the highest scores", ["class", "suspects (latent, score)"])
+    for name in first[:MOST_ROWS]:
+        own = records(suspects[suspects["class"] == name])
+        table.add_row(
+            Text(label(name, 32)), Text(", ".join(f"{one['latent']} ({number(one['score'])})" for one in own))
+        )
+    return [table]
+
+
+def _repaired(found: Artifacts) -> list[Table]:
+    """The network before and after a repair; empty without one."""
+    record = found.record("repair", "repair.json")
+    if not record:
+        return []
+    names = ["worst group", "average", *(["changed by the mark"] if record["pairs"] else [])]
+    table = _plain_table(f"Repair of {record['suspects']}, on test images", ["network", *names])
+    for name, cells in state_rows(record):
+        table.add_row(Text(name), *(Text(value) for value, _ in cells))
+    return [table]
+
+
+def _plain_table(title: str, columns: Sequence[str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
+    for number_, name in enumerate(columns):
+        table.add_column(name, justify="right" if number_ and len(columns) > 2 else "left")
+    return table
 
 
 def class_table(rows: pd.DataFrame, main: Headline) -> Table:

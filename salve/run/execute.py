@@ -27,6 +27,7 @@ from salve.sae import VARIANTS
 from salve.sae import remarks as sae_remarks
 from salve.stages import (
     StageContext,
+    audit,
     capture,
     compare,
     control,
@@ -34,6 +35,7 @@ from salve.stages import (
     evaluate_sets,
     finetune,
     read_features,
+    repair,
     train_sae,
     train_saes,
     validate,
@@ -199,7 +201,8 @@ def _run_stages(config: Config, context: StageContext) -> dict[str, Artifact]:
     step("activations", behind, lambda c: capture(c, config.capture, *inputs("classifier")))
     step("sae", behind, lambda c: train_sae(c, config.sae, *inputs(*base[:2])))
     pool = config.sae.pool
-    step("features", behind, lambda c: read_features(c, config.discover, pool, *inputs(*base[:3])))
+    of_classes = bool(wanted - {"finetune", "audit", "repair", "report"})
+    step("features", of_classes, lambda c: read_features(c, config.discover, pool, *inputs(*base[:3])))
     step("validate", "validate" in wanted, lambda c: validate(c, config.validate, pool, *inputs(*base)))
     step("control", "control" in wanted, lambda c: control(c, config.edit, seed, *inputs(*base)))
     gated = config.edit.method == GATE
@@ -207,6 +210,10 @@ def _run_stages(config: Config, context: StageContext) -> dict[str, Artifact]:
         log.info("diagnose: left out, since critical strengths are of the gate, not of %s", config.edit.method)
     step("diagnose", "diagnose" in wanted and gated, lambda c: diagnose(c, config.edit, *inputs(*base)))
     step("compare", "compare" in wanted, lambda c: compare(c, config.compare, seed, *inputs(*base)))
+    audited, repaired = bool(wanted & {"audit", "repair"}), "repair" in wanted
+    step("audit", audited, lambda c: audit(c, config.audit, pool, config.validate.pictures, *inputs(*base[:3])))
+    labels = config.audit.labels
+    step("repair", repaired, lambda c: repair(c, config.repair, labels, *inputs(*base[:3], "audit")))
     if config.evaluate:
         step(
             "evaluation",

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from salve.data_settings import MarkSettings
 from salve.edit_settings import GATE, CompareSettings, EditSettings
+from salve.repair_settings import AuditSettings, RepairSettings
 from salve.run.allowed import (
     below,
     check_backbone,
@@ -39,7 +40,7 @@ from salve.settings import (
 from salve.types import UserError
 from salve.values import ABOVE_ZERO, LARGEST, SEED, OneOf, check_values
 
-STAGES = ("finetune", "discover", "validate", "control", "diagnose", "compare", "report")
+STAGES = ("finetune", "discover", "validate", "control", "diagnose", "compare", "audit", "repair", "report")
 
 
 @dataclass
@@ -57,6 +58,8 @@ class ConceptsConfig:
     spurious_correlation: float = MISSING
     clutter: float = MISSING
     shortcut: str = "tag"
+    defining_rate: float = 1.0
+    min_crop_scale: float = 0.6
 
 
 @dataclass
@@ -209,6 +212,8 @@ class Config:
     validate: ValidateSettings = MISSING
     edit: EditSettings = field(default_factory=lambda: EditSettings(MISSING, MISSING, MISSING, MISSING))
     compare: CompareSettings = field(default_factory=lambda: CompareSettings(MISSING, MISSING))
+    audit: AuditSettings = MISSING
+    repair: RepairSettings = field(default_factory=lambda: RepairSettings(*[MISSING] * 5))
     trainer: TrainerSettings = MISSING
     callbacks: dict[str, Any] = field(default_factory=dict)
     logger: LoggerSettings = MISSING

@@ -27,11 +27,13 @@ TABLES = {
 #: The most rows of a table that W&B shows.
 MOST_ROWS = 10_000
 SUMMARY = "summary"
+#: Stages that run only where they are asked for.
+APART = {"compare", "audit", "repair"}
 
 
 def job_type_of(stages: Sequence[str]) -> str:
-    """W&B's job type: ``discover``, ``control+diagnose``, or ``pipeline`` for all stages, ``compare`` apart."""
-    return "pipeline" if set(stages) >= set(STAGES) - {"compare"} else "+".join(sorted(stages, key=STAGES.index))
+    """W&B's job type: ``discover``, ``control+diagnose``, or ``pipeline`` for all but those in :data:`APART`."""
+    return "pipeline" if set(stages) >= set(STAGES) - APART else "+".join(sorted(stages, key=STAGES.index))
 
 
 def run_name(swept: Mapping[str, Any] | None) -> str:

@@ -27,6 +27,7 @@ from salve.saliency.common import NoMap
 from salve.stages import StageContext
 from salve.stages.compare import check_compare
 from salve.stages.control import method_of
+from salve.stages.repairing import check_repair
 from salve.stages.targets import refuse_signed
 from salve.system import first_line
 from salve.types import Split, UserError
@@ -64,6 +65,8 @@ def try_out(config: Config, context: StageContext) -> None:
         model, fits = context.build()
         samples = _load(context)
         model.to(context.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        if "repair" in stages:
+            check_repair(context, config.repair, config.audit.labels, model)
         cut = context.cut_of(model)
         activations, logits = _run(cut, samples)
         _refuse_constant(config, context, samples, activations if _trains_head(config, fits) else logits, cut.site)
@@ -302,6 +305,7 @@ def try_once(config: Config) -> None:
         config.stages,
         config.finetune.mode,
     ]
+    parts += [config.audit.labels, config.repair]
     key = digest_of([str(part) for part in (*parts, config.sae.variant, config.edit.channels, config.edit.sets)])
     if (why := _tried(_Trial(key, config))) is not None:
         raise UserError(why)

@@ -9,6 +9,7 @@ from salve.settings import (
     SAESettings,
     ValidateSettings,
 )
+from salve.stages.audit import audit
 from salve.stages.compare import compare
 from salve.stages.context import StageContext
 from salve.stages.control import control
@@ -16,6 +17,7 @@ from salve.stages.diagnose import diagnose
 from salve.stages.discover import capture, read_features
 from salve.stages.evaluate import evaluate_sets
 from salve.stages.finetune import finetune
+from salve.stages.repair import repair
 from salve.stages.train import can_share, train_sae, train_saes
 from salve.stages.validate import validate
 
@@ -29,6 +31,7 @@ __all__ = [
     "SAESettings",
     "StageContext",
     "ValidateSettings",
+    "audit",
     "can_share",
     "capture",
     "compare",
@@ -37,6 +40,7 @@ __all__ = [
     "evaluate_sets",
     "finetune",
     "read_features",
+    "repair",
     "train_sae",
     "train_saes",
     "validate",

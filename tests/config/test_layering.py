@@ -14,7 +14,7 @@ FLOORS = (
     ("axes", "cells", "lazy", "system", "timm_alone"),
     ("types", "ending"),
     ("named", "variants", "untrusted", "values"),
-    ("settings", "edit_settings", "data_settings"),
+    ("settings", "edit_settings", "data_settings", "repair_settings"),
     ("files",),
     ("integrity",),
     ("artifacts", "metrics", "distributed"),
@@ -36,7 +36,7 @@ BESIDE = {("backbones", "data")}
 #: Stages meet through artifacts; these files are what they share.
 SHARED_BY_STAGES = (
     *("context", "measure", "measured", "outcome", "curves", "through_tail", "targets", "effects", "latents"),
-    *("localise", "on_sets", "resume", "sampled", "training"),
+    *("localise", "on_sets", "resume", "sampled", "training", "grouped", "counterfactuals", "repairing"),
 )
 MOST_LINES = 350
 

@@ -35,6 +35,8 @@ CHANGES: dict[str, tuple[str, str]] = {
     "data.test_per_class": ("5", "classifier"),
     "data.spurious_correlation": ("0.25", "classifier"),
     "data.clutter": ("0.25", "classifier"),
+    "data.defining_rate": ("0.5", "classifier"),
+    "data.min_crop_scale": ("1.0", "classifier"),
     "backbone.name": ("resnet14t", "classifier"),
     "backbone.weights": ("WEIGHTS", "classifier"),
     "backbone.args.channels": ("[8,16,24,40]", "classifier"),
@@ -137,6 +139,14 @@ NOT_IN_ANY: dict[str, str] = {
             "variants.random_latent.method",
             "variants.random_latent.direction",
         )
+    },
+    **{
+        f"audit.{name}": "stage audit is not in this run; test_repair.py"
+        for name in ("labels", "suspects", "top_images")
+    },
+    **{
+        f"repair.{name}": "stage repair is not in this run; test_repair.py"
+        for name in ("suspects", "methods", "sizes", "strengths", "max_accuracy_loss", "images")
     },
     "sae.pool": "the latents of a vector are those of the image",
     "sae.steps": "sae.epochs, which is set here, takes their place",

@@ -179,6 +179,19 @@ def test_pairs_and_groups_are_of_the_shortcut(data: ConceptsData) -> None:
     assert tower.fingerprint() == ConceptsData(batch_size=1, test_per_class=8).fingerprint()
 
 
+def test_a_class_may_miss_its_object_in_train_images_alone() -> None:
+    rare = ConceptsData(batch_size=1, select_per_class=20, defining_rate=0.7)
+    clinic, cross = CLASSES.index("clinic"), CONCEPTS.index("cross")
+    shown = {split: rare.truth(split).presence[rare.labels(split) == clinic, cross] for split in ("train", "select")}
+    assert 0.6 < shown["train"].double().mean() < 0.8
+    assert shown["select"].all()
+    missing = clinic + 10 * int((~shown["train"]).nonzero()[0, 0])
+    assert cross not in [layer.concept for layer in rare.scene("train", missing).layers]
+    usual = ConceptsData(batch_size=1, select_per_class=20)
+    assert usual.truth("train").presence[usual.labels("train") == clinic, cross].all()
+    assert rare.fingerprint() != usual.fingerprint()
+
+
 def test_occluded_pixels_are_left_out() -> None:
     colour = np.zeros(3, dtype=np.float32)
     behind = scenes.Layer(0, "ring", 0.4, 0.5, 0.2, 0.0, colour, 0.0)
@@ -327,6 +340,8 @@ def test_other_sizes_show_the_same_scene() -> None:
         ({"train_per_class": 0}, "data.train_per_class=0 must be at least 1"),
         ({"select_per_class": 0}, "data.select_per_class=0 must be at least 1"),
         ({"spurious_correlation": 1.5}, "data.spurious_correlation=1.5 must lie between 0 and 1"),
+        ({"min_crop_scale": 0}, "data.min_crop_scale=0 must be above 0 and at most 1"),
+        ({"defining_rate": 1.5}, "data.defining_rate=1.5 must lie between 0 and 1"),
         ({"clutter": -0.1}, "data.clutter=-0.1 must lie between 0 and 1"),
         ({"shortcut": "anchor"}, "data.shortcut=anchor defines the class harbour; choose .* tower, cloud, flag, tag"),
         ({"shortcut": "Tag"}, "data.shortcut=Tag is no concept of the scenes; choose"),

@@ -1,0 +1,46 @@
+"""The settings of the audit and of the repair; see :mod:`salve.settings`."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from salve.values import ABOVE_ZERO, NOT_NEGATIVE, SHARE, OneOf
+
+#: Edit methods that a repair can use: along latents, and an eraser of the attribute, which needs labels.
+REPAIRS = ("gate", "ablation", "steering", "leace")
+
+
+@dataclass
+class AuditSettings:
+    """How suspects are found: latents that push images towards a class which they are not of.
+
+    Attributes:
+        labels: images of each group (class × value of the attribute), drawn by the seed, whose attribute ranks the
+            suspects; 0 ranks without labels, as where the data know no attribute.
+        suspects: that are listed for each class.
+        top_images: of each suspect that are shown.
+    """
+
+    labels: Annotated[int, NOT_NEGATIVE]
+    suspects: Annotated[int, ABOVE_ZERO]
+    top_images: Annotated[int, ABOVE_ZERO]
+
+
+@dataclass
+class RepairSettings:
+    """How suspects are taken out of the network. All is chosen on select images.
+
+    Attributes:
+        methods: edit methods that are tried, of :data:`REPAIRS`.
+        sizes: how many of the suspects are edited together; each number is tried.
+        strengths: of each method, as shares of its natural full size; each is tried.
+        max_accuracy_loss: how much of the accuracy may be lost, of all images.
+        images: of each class on which the accuracy is measured, at most.
+        suspects: by the name of a class, numbers of latents; null takes those that the audit has ranked with labels.
+    """
+
+    methods: Annotated[list[str], OneOf(*REPAIRS)]
+    sizes: list[int]
+    strengths: list[float]
+    max_accuracy_loss: Annotated[float, SHARE]
+    images: Annotated[int, ABOVE_ZERO]
+    suspects: Any = None  # Hydra cannot override a typed mapping that is null

@@ -1,0 +1,325 @@
+"""Stage ``audit``: latents that push images towards a class which they are not of, for a person to judge."""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from salve.artifacts import Artifact, save_tensors, write_record, write_table
+from salve.backbones.cut import Cut
+from salve.features import class_effects
+from salve.features.suspects import (
+    false_positive_lift,
+    labelled_score,
+    nearest,
+    pulls,
+    separation,
+    signs_towards,
+    unlabelled_score,
+)
+from salve.repair_settings import AuditSettings
+from salve.sae import SAE
+from salve.stages.context import StageContext, settings_of_key
+from salve.stages.counterfactuals import Counterfactuals
+from salve.stages.effects import watched_attributions
+from salve.stages.grouped import Grouped, Running, attribute_of, grouped, of_split
+from salve.stages.localise import PREFIX, Seen, masks_like
+from salve.types import Split
+
+#: Images that come nearest to each class without being of it, at most, on which effects are measured: as many as those
+#: of the class itself for ``discover.select=effect``.
+NEAREST = 32
+#: Images of a class, at most, on which it is measured where a suspect's map lies.
+LOCATED = 16
+#: Kinds of maps, the first that there is counts.
+KINDS = ("own", "grad_fam")
+
+
+def audit(
+    context: StageContext,
+    settings: AuditSettings,
+    pool: str,
+    pictures: int,
+    classifier: Artifact,
+    activations: Artifact,
+    sae: Artifact,
+) -> Artifact:
+    """Rank the latents that each class should perhaps not rely on, on select images, and describe them on test images.
+
+    Args:
+        context, settings: of the run.
+        pool: at a map, how the latents at an image's positions become the image's; see :class:`SAESettings`.
+        pictures: classes of whose suspects images are shown, the first ones.
+        classifier, activations, sae: what was made before.
+
+    Returns:
+        Artifact ``audit``: ``suspects.csv``, ``audit.json``, and ``pictures.safetensors`` with ``pictures.csv``.
+    """
+    labels = settings.labels if grouped(context, "select") is not None else 0
+    used = {**asdict(settings), "labels": labels, "pool": pool, "pictures": pictures, "seed": context.seed}
+    key_settings = settings_of_key({**used, "attribute": attribute_of(context)}, classifier, activations, sae)
+
+    def make(folder: Path, _: Path) -> None:
+        cut = context.cut(classifier)
+        autoencoder = context.sae(sae, activations)
+        chosen_on = Evidence(context, cut, autoencoder, pool, "select")
+        told_by = Evidence(context, cut, autoencoder, pool, "test")
+        attribute = None if not labels else Attribute.of(chosen_on, labels)
+        score = unlabelled_score(chosen_on.effects, chosen_on.lifts)
+        if attribute is not None:
+            score = labelled_score(chosen_on.effects, attribute.separation)
+        rows = _rows(context, settings, score, chosen_on, told_by, attribute)
+        seen = _seen(context, cut, autoencoder, pool)
+        kinds = [kind for kind in KINDS if not seen.why_none()[kind]]
+        _locate(rows, seen, told_by, kinds)
+        pairs = grouped(context, "test")
+        flipped: dict[str, float] = {}
+        if pairs is not None and pairs.paired:
+            found = Counterfactuals(context, cut, autoencoder, pairs)
+            flipped = {name: found.share(k) for k, name in enumerate(context.classes)}
+            for row in rows:
+                row["counterfactual"] = found.undone(int(row["label"]), int(row["latent"]))
+        for row in rows:
+            row["turned"] = flipped.get(str(row["class"]), float("nan"))
+        _pictures(context, settings, seen, told_by, rows, kinds, pictures, folder)
+        write_table(folder / "suspects.csv", pd.DataFrame(rows).drop(columns="label"))
+        write_record(folder / "audit.json", _record(labels, attribute, chosen_on))
+
+    return context.store.get_or_make("audit", key_settings, make)
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What the images of a split say of every latent and class."""
+
+    context: StageContext
+    cut: Cut
+    sae: SAE
+    pool: str
+    split: Split
+
+    @cached_property
+    def images(self) -> Grouped:
+        return of_split(self.context, self.split)
+
+    @cached_property
+    def _running(self) -> Running:
+        return Running(self.context, self.cut, self.images, room=0)
+
+    @cached_property
+    def read(self) -> tuple[Tensor, Tensor]:
+        """Latents ``[N, d]`` and logits ``[N, C]`` of the images."""
+        latents, logits = self._running.latents_and_logits(self.sae, self.pool)
+        return latents, logits[:, : len(self.context.classes)]
+
+    @cached_property
+    def near(self) -> list[Tensor]:
+        """By class, numbers of the images that come nearest to it without being of it."""
+        _, logits = self.read
+        return [nearest(logits, self.images.labels, k, NEAREST) for k in range(len(self.context.classes))]
+
+    @cached_property
+    def effects(self) -> Tensor:
+        """``[C, d]``: how much the class's logit falls per strength of the gate, on the images that come nearest."""
+        classes = len(self.context.classes)
+        numbers = torch.cat(self.near)
+        watched = torch.arange(classes).repeat_interleave(torch.tensor([len(near) for near in self.near]))
+        if self.cut.linear is not None:
+            rows = Running(self.context, self.cut, self.images.at(numbers, paired=False)).rows()
+            given = rows.double() * self.cut.linear.weight[watched].double()
+            attributions = torch.zeros(classes, rows.shape[1], dtype=torch.float64).index_add_(0, watched, given)
+            attributions /= torch.bincount(watched, minlength=classes)[:, None]
+        else:
+            attributions = watched_attributions(self.context, self.cut, self.split, numbers.tolist(), watched)
+        return class_effects(attributions, self.sae.decoder).nan_to_num(0.0)
+
+    @cached_property
+    def signs(self) -> Tensor:
+        """``[C, d]``: the sign with which a latent tells the images that come nearest from others; 1 if it has one."""
+        latents, _ = self.read
+        found = []
+        for k, near in enumerate(self.near):
+            is_near = torch.zeros(len(latents), dtype=torch.bool).index_fill(0, near, True)
+            others = ~is_near & (self.images.labels != k)
+            found.append(signs_towards(latents, is_near, others))
+        signs = torch.stack(found)
+        return signs if self.sae.signed else torch.ones_like(signs)
+
+    @cached_property
+    def lifts(self) -> Tensor:
+        """``[C, d]``; see :func:`false_positive_lift`. A latent is active where it is more than half of what it is in
+        the mean over the images of the class; an image counts as taken for it if it is, or comes nearest."""
+        latents, logits = self.read
+        labels, found = self.images.labels, []
+        for k, near in enumerate(self.near):
+            others, own = labels != k, labels == k
+            signed = latents * self.signs[k]
+            taken = (logits.argmax(dim=1) == k).index_fill(0, near, True)
+            level = (signed[own].mean(dim=0) / 2).clamp_min(1e-6)
+            found.append(false_positive_lift(signed[others] > level, taken[others]))
+        return torch.stack(found)
+
+    def mistakes(self) -> Tensor:
+        """``[C]``: the share of images of other classes that are taken for the class."""
+        _, logits = self.read
+        taken, labels = logits.argmax(dim=1), self.images.labels
+        return torch.stack([(taken[labels != k] == k).double().mean() for k in range(logits.shape[1])])
+
+
+@dataclass(frozen=True, eq=False)
+class Attribute:
+    """What images with a known attribute say.
+
+    Attributes:
+        name, values: of the attribute. value: ``[C]``, index of the value that goes with each class: where images of
+            other classes are likelier taken for it. pull: ``[C]``, by how much.
+        separation: ``[C, d]``, how well each latent tells that value within classes.
+        images: that were labelled.
+    """
+
+    name: str
+    values: tuple[str, ...]
+    value: Tensor
+    pull: Tensor
+    separation: Tensor
+    images: int
+
+    @classmethod
+    def of(cls, evidence: Evidence, labels: int = 0, like: "Attribute | None" = None) -> "Attribute":
+        """From images of a split: so many of each group, or all; with the values that another one has found."""
+        context = evidence.context
+        images = grouped(context, evidence.split)
+        assert images is not None, "the attribute is known"
+        if labels:
+            images = images.drawn(labels, context.seed)
+        running = Running(context, evidence.cut, images, room=0)
+        latents, logits = running.latents_and_logits(evidence.sae, evidence.pool)
+        pull = pulls(logits.softmax(dim=1), images.labels, images.value, len(images.values))[: len(context.classes)]
+        value = pull.argmax(dim=1) if like is None else like.value
+        told = torch.stack([separation(latents, images.labels, images.value == v) for v in range(len(images.values))])
+        signed = told[value] * (evidence.signs if evidence.sae.signed else 1)
+        strength = pull.gather(1, value[:, None])[:, 0]
+        return cls(images.name, images.values, value, strength, signed, len(images))
+
+
+def _rows(
+    context: StageContext,
+    settings: AuditSettings,
+    score: Tensor,
+    chosen_on: Evidence,
+    told_by: Evidence,
+    attribute: Attribute | None,
+) -> list[dict[str, Any]]:
+    """One row per class and suspect: chosen by its score on select, with the numbers of test images."""
+    told = None if attribute is None else Attribute.of(told_by, like=attribute)
+    best = score.topk(min(settings.suspects, score.shape[1]), dim=1)
+    rows = []
+    for k, name in enumerate(context.classes):
+        for rank, latent in enumerate(best.indices[k].tolist()):
+            row = {
+                "class": name,
+                "label": k,
+                "rank": rank + 1,
+                "latent": latent,
+                "sign": int(chosen_on.signs[k, latent]),
+                "score": float(score[k, latent]),
+                "effect": float(told_by.effects[k, latent]),
+                "lift": float(told_by.lifts[k, latent]),
+                "select_effect": float(chosen_on.effects[k, latent]),
+                "select_lift": float(chosen_on.lifts[k, latent]),
+            }
+            if attribute is not None and told is not None:
+                row["value"] = attribute.values[int(attribute.value[k])]
+                row["pull"], row["select_pull"] = float(told.pull[k]), float(attribute.pull[k])
+                row["separation"] = float(told.separation[k, latent])
+                row["select_separation"] = float(attribute.separation[k, latent])
+            rows.append(row)
+    return rows
+
+
+def _seen(context: StageContext, cut: Cut, sae: SAE, pool: str) -> Seen:
+    """What makes maps of test images."""
+    empty = torch.empty(0)
+    given = (context.data, context.device, context.seed, cut.model, cut.site, deepcopy(sae).to(context.device), pool)
+    return Seen(*given, empty, empty, 0)
+
+
+def _locate(rows: Sequence[dict[str, Any]], seen: Seen, told_by: Evidence, kinds: Sequence[str]) -> None:
+    """Add ``off_object``: the share of a suspect's map that lies off the object that defines its class.
+
+    Measured on test images of the class that show the object, where the data have masks.
+    """
+    truth = told_by.context.data.truth("test")
+    by_class: dict[int, list[dict[str, Any]]] = {}
+    for row in rows:
+        row["off_object"] = float("nan")
+        by_class.setdefault(int(row["label"]), []).append(row)
+    if truth is None or not kinds:
+        return
+    for k, own in by_class.items():
+        concept = truth.class_concept[k]
+        of_class = ((told_by.images.labels == k) & truth.presence[:, concept]).nonzero()[:, 0][:LOCATED].tolist()
+        if not of_class:
+            continue
+        on = masks_like(truth.masks(of_class, concept), seen.preprocess)  # [n, H, W]
+        maps = seen.maps(kinds[0], of_class, [row["latent"] for row in own], [row["sign"] for row in own])
+        total = maps.sum(dim=(0, 2, 3))
+        off = (maps * ~on[:, None]).sum(dim=(0, 2, 3)) / total
+        for row, share in zip(own, off.tolist(), strict=True):
+            row["off_object"] = share
+
+
+def _pictures(
+    context: StageContext,
+    settings: AuditSettings,
+    seen: Seen,
+    told_by: Evidence,
+    rows: Sequence[Mapping[str, Any]],
+    kinds: Sequence[str],
+    pictures: int,
+    folder: Path,
+) -> None:
+    """Write the test images of other classes that excite each suspect most, with its maps."""
+    latents, logits = told_by.read
+    labels, taken = told_by.images.labels, logits.argmax(dim=1)
+    size, count = seen.preprocess.size, settings.top_images
+    shown = [row for row in rows if int(row["label"]) < pictures]
+    images = torch.zeros(len(shown), count, 3, size, size, dtype=torch.uint8)
+    maps = {f"{PREFIX[kind]}maps": torch.zeros(len(shown), count, size, size) for kind in kinds}
+    table = []
+    for at, row in enumerate(shown):
+        k, latent, sign = int(row["label"]), int(row["latent"]), int(row["sign"])
+        values = (latents[:, latent] * sign).masked_fill(labels == k, -torch.inf)
+        top = values.topk(min(count, int((labels != k).sum()))).indices.tolist()
+        images[at, : len(top)] = (seen.preprocess.denormalise(seen.images(top).cpu()) * 255).round().to(torch.uint8)
+        for kind in kinds:
+            maps[f"{PREFIX[kind]}maps"][at, : len(top)] = seen.maps(kind, top, [latent], [sign])[:, 0]
+        for image in top:
+            table.append(
+                {
+                    "class": row["class"],
+                    "rank": row["rank"],
+                    "latent": latent,
+                    "image": image,
+                    "label": context.classes[int(labels[image])],
+                    "taken_for": context.classes[int(taken[image])],
+                    "value": float(latents[image, latent]),
+                }
+            )
+    write_table(folder / "pictures.csv", pd.DataFrame(table))
+    save_tensors(folder / "pictures.safetensors", {"images": images, **maps})
+
+
+def _record(labels: int, attribute: Attribute | None, chosen_on: Evidence) -> dict[str, Any]:
+    record: dict[str, Any] = {"labels": labels, "mistakes": chosen_on.mistakes().tolist()}
+    if attribute is not None:
+        record |= {"attribute": attribute.name, "values": list(attribute.values), "labelled": attribute.images}
+        record["pull"] = attribute.pull.tolist()
+        record["value"] = [attribute.values[v] for v in attribute.value.tolist()]
+    return record

@@ -1,0 +1,243 @@
+"""Stage ``repair``: take suspects out of the weights, set biases anew, and report what the network then relies on."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from salve.artifacts import Artifact, save_tensors, write_record, write_table
+from salve.backbones.cut import Cut
+from salve.editing import Edit, EditFile, NewWeights, apply_edit_files, make_additions, make_edit_files, save_edit_file
+from salve.editing.files import metadata_with
+from salve.editing.recalibrate import group_accuracies, with_shifted_bias
+from salve.editing.verdict import RESAMPLES, percentile_interval, wilson
+from salve.repair_settings import RepairSettings
+from salve.sae import SAE
+from salve.stages.context import StageContext, settings_of_key
+from salve.stages.counterfactuals import flip_rate
+from salve.stages.grouped import Grouped, Running, attribute_of, grouped, of_split
+from salve.stages.repairing import Candidate, Search, best_of, suspects_of, table_of
+from salve.types import UserError
+
+#: What is reported on test images, in this order: the network as it was, with new biases alone, with the edit alone,
+#: and with both, as the file of weights has it.
+STATES = ("before", "recalibrated", "edited", "after")
+#: The file of repaired weights.
+REPAIRED = "repaired.safetensors"
+
+
+def repair(
+    context: StageContext,
+    settings: RepairSettings,
+    labels: int,
+    classifier: Artifact,
+    activations: Artifact,
+    sae: Artifact,
+    audit: Artifact,
+) -> Artifact:
+    """Choose a repair on select images, write its weights, and measure it on test images.
+
+    Args:
+        context, settings: of the run. labels: images of each group whose attribute chooses, as in the audit.
+        classifier, activations, sae, audit: what was made before.
+
+    Returns:
+        Artifact ``repair``: ``repaired.safetensors``, a plain ``state_dict``; the edit files that make it, under
+        ``edits/``; ``repair.json``, the measures of :data:`STATES`; ``groups.csv``, accuracies of each group;
+        ``candidates.csv``, what was tried; ``changed.csv``, the test images whose prediction is another one.
+    """
+    attribute = attribute_of(context)
+    labels = labels if grouped(context, "select") is not None else 0
+    used = {**asdict(settings), "labels": labels, "seed": context.seed, "attribute": attribute}
+    key_settings = settings_of_key(used, classifier, activations, sae, audit)
+
+    def make(folder: Path, _: Path) -> None:
+        cut, autoencoder = context.cut(classifier), context.sae(sae, activations)
+        suspects = suspects_of(context, settings, audit, autoencoder.dictionary_size)
+        search = Search(context, settings, cut, autoencoder, suspects, labels)
+        alone, tried = search.untouched(), []
+        with context.progress("trying repairs", search.tries()) as advance:
+            for candidate in search.candidates():
+                tried.append(candidate)
+                advance(1)
+        chosen = best_of(tried)
+        if chosen is None:
+            raise UserError(
+                f"No repair of {suspects.name} keeps the accuracy on select images within "
+                f"repair.max_accuracy_loss={settings.max_accuracy_loss:g}; raise it, or try weaker repair.strengths."
+            )
+        write_table(folder / "candidates.csv", table_of([alone, *tried], chosen))
+        state = _write_weights(context, cut, autoencoder, chosen, suspects.name, folder)
+        repaired = context.cut(classifier)
+        repaired.model.load_state_dict(state)
+        repaired = context.cut_of(repaired.model)
+        grouped_test, plain = grouped(context, "test"), of_split(context, "test")
+
+        def logits_of(images: Grouped) -> dict[str, Tensor]:
+            running = Running(context, cut, images)
+            before, edited = running.logits(), running.logits(chosen.change)
+            after = Running(context, repaired, images, room=0).logits()  # of the weights that are written
+            found = (before, before.double() + alone.shifts, edited, after)
+            return dict(zip(STATES, found, strict=True))
+
+        on_plain = logits_of(plain)
+        if grouped_test is None:
+            images, found = plain, on_plain
+        else:
+            images, found = grouped_test, logits_of(grouped_test)
+        record = {
+            **_choice(context, chosen, alone, search, suspects.name, suspects.classes, labels),
+            **_measures(context, images, found, plain, on_plain),
+        }
+        write_table(folder / "groups.csv", _groups(context, images, found))
+        write_table(folder / "changed.csv", _changed(context, images, found))
+        write_record(folder / "repair.json", record)
+
+    return context.store.get_or_make("repair", key_settings, make)
+
+
+def _write_weights(
+    context: StageContext, cut: Cut, sae: SAE, chosen: Candidate, name: str, folder: Path
+) -> dict[str, Tensor]:
+    """Write the edit files and the weights with both; returns these weights."""
+    backbone = f"{context.backbone.library}/{context.backbone.name}"
+    assert chosen.change is not None, "an edit was chosen"
+    assert chosen.change.weights is not None, "only permanent edits are tried"
+    if chosen.method == "gate":
+        edits = [Edit(latent, chosen.alpha, "suppress", "unit", "all", 1) for latent in chosen.latents]
+        files: list[EditFile] = [*make_edit_files(cut.model, cut.site, sae, [(name, edits)], backbone)]
+    else:
+        new = NewWeights(chosen.change.weights(), name, chosen.method, chosen.alpha, cut.site.name)
+        files = [*make_additions(cut.model, [new], backbone)]
+    if bool(chosen.shifts.any()):
+        biases = with_shifted_bias(cut.model, cut.order, chosen.shifts, {})
+        files += make_additions(cut.model, [NewWeights(biases, name, "recalibration", 1.0, "")], backbone)
+    (folder / "edits").mkdir()
+    for number, (file, what) in enumerate(zip(files, (chosen.method, "recalibration"), strict=False)):
+        save_edit_file(file, folder / "edits" / f"{number:02d}-{what}.json")
+    state = apply_edit_files(files, {name: one.cpu() for name, one in cut.model.state_dict().items()})
+    save_tensors(folder / REPAIRED, state, metadata_with({}, files))
+    return state
+
+
+def _choice(
+    context: StageContext,
+    chosen: Candidate,
+    alone: Candidate,
+    search: Search,
+    name: str,
+    classes: Sequence[int],
+    labels: int,
+) -> dict[str, Any]:
+    """What was chosen, for the record."""
+    return {
+        "suspects": name,
+        "classes": [context.classes[k] for k in classes],
+        "labels": labels,
+        "method": chosen.method,
+        "latents": list(chosen.latents),
+        "alpha": chosen.alpha,
+        "shifts": {context.classes[k]: float(chosen.shifts[k]) for k in classes},
+        "shifts_alone": {context.classes[k]: float(alone.shifts[k]) for k in classes},
+        "select_score": list(chosen.score),
+        "select_score_alone": list(alone.score),
+        "select_accuracy": chosen.accuracy,
+        "select_accuracy_before": search.accuracy_before,
+    }
+
+
+def _measures(
+    context: StageContext,
+    images: Grouped,
+    found: Mapping[str, Tensor],
+    plain: Grouped,
+    on_plain: Mapping[str, Tensor],
+) -> dict[str, Any]:
+    """Measures of each state on test images, with 95 % intervals.
+
+    The average weighs groups by their shares of the train images. Intervals of it and of the worst group are of
+    resampled images, drawn within each group; that of flips is Wilson's.
+    """
+    groups = len(context.classes) * len(images.values)
+    counts = torch.bincount(images.group, minlength=groups)
+    has, rng = (counts > 0).numpy(), np.random.default_rng(0)
+    shares = _train_shares(context, images)
+    share = (counts if shares is None else shares).double().numpy() * has
+    share /= share.sum()
+    record: dict[str, Any] = {"attribute": images.name, "pairs": images.paired, "test_images": len(images)}
+    for state in STATES:
+        right = found[state].argmax(dim=1) == images.labels
+        accuracy = group_accuracies(right, images.group, groups).nan_to_num(0.0).numpy()
+        # Of a group, images drawn with replacement are right as often as a binomial variable says.
+        resampled = rng.binomial(counts.numpy(), accuracy, (RESAMPLES, groups)) / counts.clamp_min(1).numpy()
+        at = int(np.where(has, accuracy, np.inf).argmin())
+        label, value = divmod(at, len(images.values))
+        record[f"worst_group_of_{state}"] = f"{context.classes[label]} {images.values[value]}".strip()
+        record |= _with_interval(f"worst_group_{state}", accuracy[at], resampled[:, has].min(axis=1))
+        record |= _with_interval(f"average_{state}", accuracy @ share, resampled @ share)
+        record[f"accuracy_{state}"] = float((on_plain[state].argmax(dim=1) == plain.labels).double().mean())
+        if images.paired:
+            pairs, rate = len(images) // 2, flip_rate(found[state])
+            low, high = wilson(rate * pairs, pairs)
+            name = f"counterfactual_flips_{state}"
+            record |= {name: rate, f"{name}_low": float(low), f"{name}_high": float(high)}
+    return record
+
+
+def _with_interval(name: str, value: float, resampled: Any) -> dict[str, float]:
+    low, high = percentile_interval(resampled, np.asarray(value))
+    return {name: float(value), f"{name}_low": float(low), f"{name}_high": float(high)}
+
+
+def _train_shares(context: StageContext, images: Grouped) -> Tensor | None:
+    """The groups' shares of the train images; None if these do not know the attribute."""
+    groups = context.data.groups("train")
+    if groups is None or groups.values != images.values:
+        return None
+    numbered = groups.numbered(torch.as_tensor(context.data.labels("train")))
+    return torch.bincount(numbered[numbered >= 0], minlength=len(context.classes) * len(groups.values)).double()
+
+
+def _groups(context: StageContext, images: Grouped, found: Mapping[str, Tensor]) -> pd.DataFrame:
+    """Each group's accuracy in each state, with Wilson's intervals."""
+    groups = len(context.classes) * len(images.values)
+    counts = torch.bincount(images.group, minlength=groups)
+    accuracy = {
+        state: group_accuracies(found[state].argmax(dim=1) == images.labels, images.group, groups) for state in STATES
+    }
+    rows = []
+    for group in counts.nonzero()[:, 0].tolist():
+        label, value = divmod(group, len(images.values))
+        row: dict[str, Any] = {"class": context.classes[label], "value": images.values[value]}
+        row["images"] = int(counts[group])
+        for state in STATES:
+            share = float(accuracy[state][group])
+            low, high = wilson(share * row["images"], row["images"])
+            row |= {state: share, f"{state}_low": float(low), f"{state}_high": float(high)}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _changed(context: StageContext, images: Grouped, found: Mapping[str, Tensor]) -> pd.DataFrame:
+    """The test images whose prediction the repair changes."""
+    before, after = (found[state].argmax(dim=1) for state in ("before", "after"))
+    names = [*context.classes, *["other output"] * (found["before"].shape[1] - len(context.classes))]
+    rows = [
+        {
+            "image": int(images.numbers[at]),
+            "value": images.values[int(images.value[at])],
+            "class": context.classes[int(images.labels[at])],
+            "before": names[int(before[at])],
+            "after": names[int(after[at])],
+            "right_before": bool(before[at] == images.labels[at]),
+            "right_after": bool(after[at] == images.labels[at]),
+        }
+        for at in (before != after).nonzero()[:, 0].tolist()
+    ]
+    columns = ["image", "value", "class", "before", "after", "right_before", "right_after"]
+    return pd.DataFrame(rows, columns=columns)

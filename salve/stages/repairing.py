@@ -1,0 +1,282 @@
+"""The search for a repair on select images: what is edited, how, how strongly, and with which biases."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from salve.artifacts import Artifact
+from salve.backbones.cut import Cut
+from salve.editing.methods import FittedEdit, Fitting, Target, make_method
+from salve.editing.methods.change import Affine, Change
+from salve.editing.recalibrate import group_accuracies, recalibrated, with_shifted_bias
+from salve.features.suspects import nearest
+from salve.repair_settings import RepairSettings
+from salve.sae import SAE
+from salve.stages.context import StageContext
+from salve.stages.grouped import Running, grouped, of_split
+from salve.stages.targets import balanced
+from salve.types import UserError
+
+#: Images that come nearest to a class without being of it, on which a repair without labels is judged.
+NEAREST = 32
+#: Rows of activations, at most, that erasers are fitted to.
+ROWS = 1 << 15
+
+
+@dataclass(frozen=True)
+class Suspects:
+    """What a repair is to take out.
+
+    Attributes:
+        classes: labels of the classes that rely on it. latents, signs: the suspects, the worst first.
+        value: index of the attribute's value that goes with the classes; None without labels.
+        name: for files and tables.
+    """
+
+    classes: tuple[int, ...]
+    latents: tuple[int, ...]
+    signs: tuple[int, ...]
+    value: int | None
+    name: str
+
+
+def suspects_of(context: StageContext, settings: RepairSettings, audit: Artifact, width: int) -> Suspects:
+    """The suspects that the settings name, or those that the audit has ranked with labels.
+
+    By itself a repair takes the value of the attribute that pulls images to some class most. Its classes are those that
+    it pulls at least half as much to.
+
+    Args:
+        context: of the run. settings: of the stage. audit: its artifact. width: number of latents.
+
+    Raises:
+        UserError: the settings name no class or latent, or they name none and the audit had no labels.
+    """
+    table, record = audit.table("suspects.csv"), audit.record("audit.json")
+    classes = context.classes
+    if settings.suspects is not None:
+        named = checked_suspects(settings, classes, width)
+        known = {(row["class"], row["latent"]): int(row["sign"]) for row in table.to_dict("records")}
+        latents = {latent: known.get((name, latent), 1) for name, own in named.items() for latent in own}
+        labels = tuple(classes.index(name) for name in named)
+        value = None
+        if record["labels"]:
+            value = record["values"].index(record["value"][labels[0]])
+        return Suspects(labels, tuple(latents), tuple(latents.values()), value, " + ".join(named))
+    assert record["labels"], "check_repair has refused this"
+    pull = torch.tensor(record["pull"])
+    worst = int(pull.argmax())
+    value_name = record["value"][worst]
+    chosen = [k for k in range(len(classes)) if record["value"][k] == value_name and pull[k] >= pull[worst] / 2]
+    rows = table[table["class"].isin([classes[k] for k in chosen]) & (table["score"] > 0)]
+    order = rows["score"] * rows["select_pull"]  # a class that is hardly pulled must not lead
+    rows = rows.loc[order.sort_values(ascending=False).index].drop_duplicates("latent")
+    if not len(rows):
+        raise UserError(f"No latent tells {record['attribute']} and speaks for {classes[worst]}: nothing to repair.")
+    return Suspects(
+        *(tuple(chosen), tuple(map(int, rows["latent"])), tuple(map(int, rows["sign"]))),
+        *(record["values"].index(value_name), f"{record['attribute']} {value_name}"),
+    )
+
+
+def check_repair(context: StageContext, settings: RepairSettings, labels: int, model: nn.Module) -> None:
+    """Check what can be checked before an audit.
+
+    Args:
+        context, settings: of the run. labels: of the audit, of each group. model: the network.
+
+    Raises:
+        UserError: suspects are not named and cannot be chosen, or a setting or the network does not allow a repair.
+    """
+    if settings.suspects is not None:
+        checked_suspects(settings, context.classes, None)
+    elif not labels or (context.data.groups("select") is None and context.data.pairs("select") is None):
+        raise UserError(
+            "Stage repair chooses suspects by itself only where the audit has labels (audit.labels, and data that know "
+            "an attribute). Run stages=[audit,report], look at the suspects, and name what the network should not rely "
+            f"on, such as repair.suspects={{{context.classes[0]}: [12, 40]}}."
+        )
+    for name in ("methods", "sizes", "strengths"):
+        values = getattr(settings, name)
+        if not values or (name != "methods" and not all(value > 0 for value in values)):
+            raise UserError(f"repair.{name}={values} must be a list of at least one, all above 0.")
+    with_shifted_bias(model, torch.arange(1), torch.zeros(1), {})  # which refuses a head without a bias
+
+
+def checked_suspects(settings: RepairSettings, classes: Sequence[str], latents: int | None) -> dict[str, list[int]]:
+    """The suspects that the settings name.
+
+    Raises:
+        UserError: they name no class, or no latent of it.
+    """
+    named = settings.suspects
+    if not isinstance(named, Mapping) or not named:
+        raise UserError(f"repair.suspects={named} must give latents by class, such as {{{classes[0]}: [12, 40]}}.")
+    for name, own in named.items():
+        if name not in classes:
+            raise UserError(f"repair.suspects names {name}; the classes are {', '.join(classes)}.")
+        if not isinstance(own, Sequence) or not own or not all(isinstance(one, int) and one >= 0 for one in own):
+            raise UserError(f"repair.suspects of {name} must be a list of latents, not {own}.")
+        if latents is not None and max(own) >= latents:
+            raise UserError(f"repair.suspects of {name} names {max(own)}; latents go from 0 to {latents - 1}.")
+    return {str(name): [int(one) for one in own] for name, own in named.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """An edit at a strength, and the biases that go with it.
+
+    Attributes:
+        method: its name; empty for recalibration alone. latents: that are edited. alpha: strength.
+        change: the edit; None for recalibration alone. shifts: ``[C]``, of the biases.
+        score: on select images; larger is better. accuracy: on select images. allowed: within the budget.
+        fitted: the edit at any strength.
+    """
+
+    method: str
+    latents: tuple[int, ...]
+    alpha: float
+    change: Change | None
+    shifts: Tensor
+    score: tuple[float, ...]
+    accuracy: float
+    allowed: bool
+    fitted: FittedEdit | None = field(default=None, repr=False)
+
+    def row(self) -> dict[str, Any]:
+        """For a table."""
+        return {
+            "method": self.method or "recalibration alone",
+            "latents": "; ".join(map(str, self.latents)),
+            "alpha": self.alpha,
+            "select_score": self.score[0],
+            "select_mean": self.score[-1],
+            "select_accuracy": self.accuracy,
+            "allowed": self.allowed,
+        }
+
+
+class Search:
+    """Tries repairs on select images.
+
+    With labels a repair is judged by the worst group's accuracy, and then by the mean over groups; without, by how
+    little the images that come nearest to the classes are still taken for them (the mean probability).
+
+    Args:
+        context, settings: of the run. cut: the network. sae: of the site. suspects: to take out.
+        labels: images of each group whose attribute is known, as the audit drew them; 0 for none.
+    """
+
+    def __init__(
+        self, context: StageContext, settings: RepairSettings, cut: Cut, sae: SAE, suspects: Suspects, labels: int
+    ) -> None:
+        self._context, self._settings, self._cut, self._sae, self.suspects = context, settings, cut, sae, suspects
+        every = of_split(context, "select")
+        self._plain = every.at(torch.tensor(balanced(every.labels, settings.images)), paired=False)
+        known = grouped(context, "select") if labels else None
+        self._known = self._plain if known is None else known.drawn(labels, context.seed)
+        self._labelled = known is not None
+        self._on_plain = Running(context, cut, self._plain)
+        self._on_known = Running(context, cut, self._known) if self._labelled else self._on_plain
+        before = self._on_plain.logits()
+        self.accuracy_before = self._accuracy(before)
+        self._near = {
+            k: nearest(before[:, : len(context.classes)], self._plain.labels, k, NEAREST) for k in suspects.classes
+        }
+
+    def untouched(self) -> Candidate:
+        """No edit: recalibration alone."""
+        return self._candidate("", (), 0.0, None, None)
+
+    def candidates(self) -> Iterator[Candidate]:
+        """Every method, number of latents and strength."""
+        sizes = sorted({min(size, len(self.suspects.latents)) for size in self._settings.sizes})
+        for method, size in self._fits(sizes):
+            latents = self.suspects.latents[:size] if size else ()
+            fitted = make_method(method).fit(self._fitting, self._target(method, size))
+            for alpha in self._settings.strengths:
+                change = self._permanent(fitted.at(alpha))
+                if change is None:
+                    break
+                yield self._candidate(method, latents, alpha, change, fitted)
+
+    def tries(self) -> int:
+        """How many candidates there are at most."""
+        sizes = sorted({min(size, len(self.suspects.latents)) for size in self._settings.sizes})
+        return len(list(self._fits(sizes))) * len(self._settings.strengths)
+
+    def _fits(self, sizes: Sequence[int]) -> Iterator[tuple[str, int]]:
+        for method in self._settings.methods:
+            if method == "leace":
+                if self._labelled and self.suspects.value is not None:
+                    yield method, 0
+            else:
+                yield from ((method, size) for size in sizes)
+
+    def _permanent(self, change: Change) -> Change | None:
+        """The change as weights can hold it: an eraser's shift is left to the biases where a reader cannot hold it.
+
+        An eraser without its shift leaves as little of the attribute; it moves the mean activation. None if the
+        readers cannot hold the rest either.
+        """
+        if not change.permanent and isinstance(change.activations, Affine) and change.activations.left is not None:
+            change = replace(change.activations, shift=None).change(self._cut.model, self._cut.site)
+        return change if change.permanent else None
+
+    def _target(self, method: str, size: int) -> Target:
+        suspects = self.suspects
+        own = suspects.classes if suspects.value is None else (suspects.value,)
+        return Target(suspects.name, own, suspects.latents[:size], suspects.signs[:size], ("",) * size)
+
+    @cached_property
+    def _fitting(self) -> Fitting:
+        """The activations of the images that are known, each position with its image's value of the attribute."""
+        rows = torch.cat(list(self._on_known.activations()))  # [n, P, M]
+        what = self._known.value if self._labelled else self._known.labels
+        labels = what.repeat_interleave(rows.shape[1])
+        rows = rows.flatten(0, 1)
+        if len(rows) > ROWS:
+            chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self._context.seed))[:ROWS]
+            rows, labels = rows[chosen], labels[chosen]
+        values = len(self._known.values) if self._labelled else len(self._context.classes)
+        return Fitting(self._cut, rows, labels, values, self._sae)
+
+    def _candidate(
+        self, method: str, latents: tuple[int, ...], alpha: float, change: Change | None, fitted: FittedEdit | None
+    ) -> Candidate:
+        known = self._on_known.logits(change)
+        group = self._known.group if self._labelled else self._known.labels
+        shifts = recalibrated(known, self._known.labels, group, self.suspects.classes)
+        plain = (self._on_plain.logits(change) if self._labelled else known).double() + shifts
+        accuracy = self._accuracy(plain)
+        allowed = accuracy >= self.accuracy_before - self._settings.max_accuracy_loss - 1e-9
+        if self._labelled:
+            right = (known.double() + shifts).argmax(dim=1) == self._known.labels
+            by_group = group_accuracies(right, group, int(group.max()) + 1)
+            by_group = by_group[~by_group.isnan()]
+            score = (float(by_group.min()), float(by_group.mean()))
+        else:
+            chances = plain.softmax(dim=1)
+            taken = [float(chances[near, k].mean()) for k, near in self._near.items() if len(near)]
+            score = (-sum(taken) / len(taken), accuracy) if taken else (math.nan, accuracy)
+        return Candidate(method, latents, alpha, change, shifts, score, accuracy, allowed, fitted)
+
+    def _accuracy(self, logits: Tensor) -> float:
+        return float((logits.argmax(dim=1) == self._plain.labels).double().mean())
+
+
+def best_of(candidates: Sequence[Candidate]) -> Candidate | None:
+    """The candidate with the best score within the budget; the first of equal ones. None if none is within it."""
+    allowed = [candidate for candidate in candidates if candidate.allowed]
+    return max(allowed, key=lambda candidate: candidate.score, default=None)
+
+
+def table_of(candidates: Sequence[Candidate], chosen: Candidate) -> pd.DataFrame:
+    """All that was tried, and what was chosen."""
+    return pd.DataFrame([{**one.row(), "chosen": one is chosen} for one in candidates])

@@ -1,0 +1,115 @@
+"""Audit and repair: the written weights do what the tables say, and edit files undo them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from salve.artifacts import Artifact, read_record
+from salve.data import ConceptsData, Preprocess
+from salve.editing import load_edit_file, undo_edit_files
+from salve.types import UserError
+from tests.integration.conftest import Start
+from tests.integration.test_pipeline import plain_model
+
+SETTINGS = (
+    *("data.spurious_correlation=1", "data.defining_rate=0", "data.train_per_class=24", "finetune.epochs=3"),
+    *("audit.labels=3", "audit.suspects=2", "audit.top_images=2", "validate.pictures=3"),
+    *("repair.methods=[ablation,gate,leace]", "repair.sizes=[1,2]", "repair.strengths=[0.5,1]"),
+    "repair.max_accuracy_loss=0.5",
+)
+
+
+@pytest.fixture(scope="module")
+def repaired(start: Start, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Artifact]]:
+    folder = tmp_path_factory.mktemp("repair")
+    return folder, start(folder, "stages=[audit,repair,report]", *SETTINGS)
+
+
+def pairs() -> tuple[Tensor, Tensor, Tensor]:
+    """Test images without the tag and with it, and their labels."""
+    data = ConceptsData(20, image_size=32, train_per_class=24, select_per_class=4, test_per_class=4, defining_rate=0,
+                        spurious_correlation=1)  # fmt: skip
+    transform = Preprocess(32, None).eval_transform()
+    both = data.pairs("test")
+    without, with_tag = (
+        torch.stack([transform(side[i][0]) for i in range(40)]) for side in (both.without, both.with_mark)
+    )
+    return without, with_tag, data.labels("test")
+
+
+def test_the_tables_say_what_the_written_weights_do(repaired: tuple[Path, dict[str, Artifact]]) -> None:
+    folder, artifacts = repaired
+    found, model = artifacts["repair"], plain_model(artifacts)
+    original = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    without, with_tag, labels = pairs()
+    groups = found.table("groups.csv").set_index(["class", "value"])
+    record, metrics = found.record("repair.json"), read_record(folder / "run" / "metrics.json")
+    classes = artifacts["classifier"].record("classifier.json")["classes"]
+    state = load_file(found.file("repaired.safetensors"))
+    shares = ConceptsData(20, train_per_class=24, image_size=32, defining_rate=0, spurious_correlation=1)
+    shown = shares.groups("train").of_image
+    for name, weights in (("before", original), ("after", state)):
+        model.load_state_dict(weights)
+        with torch.no_grad():
+            predicted = [model(images).argmax(dim=1) for images in (without, with_tag)]
+        accuracies, average = [], 0.0
+        for k, of_class in enumerate(classes):
+            for v, value in enumerate(("absent", "present")):
+                accuracy = float((predicted[v] == labels)[labels == k].double().mean())
+                assert groups.loc[(of_class, value), name] == pytest.approx(accuracy)
+                accuracies.append(accuracy)
+                average += accuracy * float(((shares.labels("train") == k) & (shown == v)).double().mean())
+        assert metrics[f"worst_group_{name}"] == pytest.approx(min(accuracies))
+        assert metrics[f"average_{name}"] == pytest.approx(average)
+        flips = float((predicted[0] != predicted[1]).double().mean())
+        assert metrics[f"counterfactual_flips_{name}"] == pytest.approx(flips)
+        for measure in ("worst_group", "average", "counterfactual_flips"):
+            low, high = (record[f"{measure}_{name}_{end}"] for end in ("low", "high"))
+            assert low <= record[f"{measure}_{name}"] <= high
+    changed = found.table("changed.csv")
+    model.load_state_dict(original)
+    with torch.no_grad():
+        before = torch.cat([model(images).argmax(dim=1) for images in (without, with_tag)])
+    model.load_state_dict(state)
+    with torch.no_grad():
+        after = torch.cat([model(images).argmax(dim=1) for images in (without, with_tag)])
+    assert len(changed) == int((before != after).sum())
+    tried = found.table("candidates.csv")
+    assert set(tried["method"]) == {"recalibration alone", "ablation", "gate", "leace"}
+    assert tried["chosen"].sum() == 1
+
+
+def test_edit_files_undo_the_repair_to_the_same_bits(repaired: tuple[Path, dict[str, Artifact]]) -> None:
+    _, artifacts = repaired
+    original = plain_model(artifacts).state_dict()
+    files = [load_edit_file(path) for path in sorted((artifacts["repair"].path / "edits").glob("*.json"))]
+    assert len(files) == 2
+    undone = undo_edit_files(files, load_file(artifacts["repair"].file("repaired.safetensors")))
+    assert all(torch.equal(undone[name], tensor) for name, tensor in original.items())
+
+
+def test_suspects_are_ranked_with_and_without_labels(repaired: tuple[Path, dict[str, Artifact]], start: Start) -> None:
+    folder, artifacts = repaired
+    found = artifacts["audit"].table("suspects.csv")
+    assert len(found) == 2 * 10
+    for name, own in found.groupby("class", sort=False):
+        assert own["value"].nunique() == 1, name
+        assert own["score"].is_monotonic_decreasing
+    assert (found["score"] >= 0).all()
+    assert found.loc[found["off_object"].notna(), "off_object"].between(0, 1).all()
+    page = (folder / "run" / "index.html").read_text()
+    assert "Audit: what pushes images towards a class" in page
+    assert "biases alone" in page
+    named = ("repair.suspects={clinic: [1, 3]}", "repair.methods=[ablation]", "repair.sizes=[2]")
+    unlabelled = start(folder, "stages=[audit,repair]", *SETTINGS, "audit.labels=0", *named)
+    assert "separation" not in unlabelled["audit"].table("suspects.csv")
+    assert unlabelled["repair"].record("repair.json")["latents"] == [1, 3]
+    with pytest.raises(UserError, match="chooses suspects by itself only where the audit has labels"):
+        start(folder, "stages=[audit,repair]", *SETTINGS, "audit.labels=0")
+    keys = {unlabelled["repair"].key, artifacts["repair"].key}
+    for other in ("repair.strengths=[1]", "repair.max_accuracy_loss=0.4", "repair.images=3"):
+        keys.add(start(folder, "stages=[audit,repair]", *SETTINGS, "audit.labels=0", *named, other)["repair"].key)
+    assert len(keys) == 5
