@@ -20,10 +20,10 @@ help:  ## say what there is
 
 install: .venv/.installed  ## make .venv and install the package with everything its tests need
 
-launchers: install  ## install submitit and Ray too, where pip finds them: without them their tests are skipped
-	@for extra in slurm ray; do \
+launchers: install  ## install submitit, Ray and what corruptions need too, where pip finds them: without them their tests are skipped
+	@for extra in slurm ray robustness; do \
 	    $(BIN)/python -m pip install --quiet --editable ".[$$extra]" \
-	        || echo "pip does not find all of salve[$$extra] here, so tests of that launcher are skipped."; \
+	        || echo "pip does not find all of salve[$$extra] here, so tests of what it brings are skipped."; \
 	done
 
 quickstart: install  ## understand and change a small classifier, in three minutes

@@ -53,6 +53,7 @@ def test_what_is_installed_is_allowed() -> None:
 #: The package that an import comes in, where that has another name; "" where another package or an extra brings it.
 PACKAGES = {"PIL": "pillow", "yaml": "pyyaml", "hydra": "hydra-core"}
 PACKAGES |= dict.fromkeys(("salve", "hydra_plugins", "submitit", "markupsafe", "transformers"), "")
+PACKAGES |= dict.fromkeys(("imagecorruptions", "art"), "")
 
 
 def imported(path: Path) -> set[str]:
