@@ -125,6 +125,15 @@ class _Module(nn.Module):
         return self._logits(pixels)
 
 
+def check_installed() -> None:
+    """Check that the package is there.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    _library()
+
+
 def _library() -> tuple[Any, Any]:
     """The package's classifier and attack.
 

@@ -1,6 +1,7 @@
 """Robustness: what edits change of images under conditions, and what α_flip says of them; nothing is attacked here."""
 
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,12 +15,14 @@ from experiments.beyond.composition.measures import Edits
 from experiments.beyond.robustness import EXPERIMENT, analyse, measures, more_fragile, relations, verdict_on
 from experiments.beyond.robustness.measures import Moved, Seen
 from experiments.claims import load_claims
-from experiments.testbeds import TESTBEDS
+from experiments.experiment import carry_out
+from experiments.testbeds import TESTBEDS, Setup
 from salve.backbones import Reader, Site
 from salve.backbones.tail import LinearTail
 from salve.data.corruptions import KINDS, SEVERITIES
 from salve.metrics.correlation import partial_spearman_interval
 from salve.report.intervals import Interval, t_interval
+from salve.types import UserError
 
 CLASSES = ["ant", "bee", "cow"]
 COUNT = 60
@@ -130,6 +133,13 @@ def test_intervals_in_words() -> None:
     assert verdict_on(0.3, -0.1, 0.5).startswith("a null result")
     assert verdict_on(-0.3, -0.5, -0.1) == "beyond the margin it points the wrong way"
     assert EXPERIMENT.module == "experiments.beyond.robustness"
+
+
+def test_what_is_missing_is_told_before_any_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("salve.data.corruptions._PACKAGE", "no-such-package")
+    with pytest.raises(UserError, match=r"pip install 'salve\[robustness\]'"):
+        carry_out(EXPERIMENT, [TESTBEDS["scenes"]], Setup(tmp_path, {}, {}))
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_edited_copy_reads_as_if_the_activation_were_gated() -> None:

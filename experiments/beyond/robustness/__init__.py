@@ -20,6 +20,8 @@ from experiments.claims import Measured
 from experiments.experiment import Experiment, Findings, Picture, joined, measured, said
 from experiments.figures import PRINT_WIDTH, entry, printed
 from experiments.runs import Study
+from salve.data import corruptions
+from salve.diagnosis import adversarial
 from salve.report.intervals import Interval, t_interval
 from salve.report.style import BLACK, BLUE, GREEN, GREY, log_axis, log_range, new_figure, percent_axis
 from salve.report.text import plural, points
@@ -197,10 +199,17 @@ def _forest(axes: Axes, correlations: pd.DataFrame) -> None:
     axes.grid(visible=False, axis="y")
 
 
+def check() -> None:
+    """Raises UserError where a package is missing."""
+    corruptions.check_installed()
+    adversarial.check_installed()
+
+
 EXPERIMENT = Experiment(
     "robustness",
     "Robustness: corruptions, shifts and attacks, and what α_flip says of them",
     analyse,
     quick=("sae.seed=0,1", "sae.epochs=20", "edit.images=2"),
     group="beyond",
+    check=check,
 )
