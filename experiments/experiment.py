@@ -140,6 +140,7 @@ class Experiment:
         testbeds: where it runs by default. beside: further testbeds to compare with, where they can run here.
         group: ``salve2025``, or ``beyond`` for what the paper does not have.
         sweeps, quick_sweeps: where one grid cannot hold all runs, the settings of each sweep, beyond its recipe.
+        check: called before any run is made; raises UserError where a package is missing.
     """
 
     name: str
@@ -151,6 +152,7 @@ class Experiment:
     group: str = "salve2025"
     sweeps: tuple[tuple[str, ...], ...] = ((),)
     quick_sweeps: tuple[tuple[str, ...], ...] = ((),)
+    check: Callable[[], None] = lambda: None
 
     @property
     def config(self) -> str:
@@ -185,7 +187,7 @@ def carry_out(experiment: Experiment, testbeds: Sequence[Testbed], setup: Setup)
     """Make missing runs and write an experiment's folder; False if it is there already, from the same settings.
 
     Raises:
-        UserError: this machine lacks what a testbed needs, or some runs could not be made.
+        UserError: this machine lacks what the experiment or a testbed needs, or some runs could not be made.
     """
     for testbed in testbeds:
         if missing := setup.lacks(testbed):
@@ -194,6 +196,7 @@ def carry_out(experiment: Experiment, testbeds: Sequence[Testbed], setup: Setup)
     digest = _digest(experiment, testbeds, setup)
     if findings_in(final).get("digest") == digest:
         return False
+    experiment.check()
     began = time.monotonic()
     sweeps = experiment.sweeps_for(setup)
     commands = [typed for testbed in testbeds for typed in make(experiment.config, testbed, setup, sweeps)]

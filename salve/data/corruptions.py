@@ -86,13 +86,22 @@ def corrupted(raw: RawImages, kind: str, severity: int, seed: int) -> CorruptedI
         raise UserError(f"severity={severity} of {kind} must be a whole number from 1 (mild) to 5 (harsh).")
     if seed < 0:
         raise UserError(f"The seed of corruptions, {seed}, must be at least 0.")
-    _library()
+    check_installed()
     return CorruptedImages(raw, kind, int(severity), seed)
 
 
 def image_seed(seed: int, kind: str, severity: int, index: int) -> int:
     """The seed of one image's corruption, 32 bits of a hash of all four."""
     return int(np.random.SeedSequence([seed, KINDS.index(kind), severity, index]).generate_state(1)[0])
+
+
+def check_installed() -> None:
+    """Check that the package is there.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    _library()
 
 
 def _library() -> Callable[..., NDArray[Any]]:

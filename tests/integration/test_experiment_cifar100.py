@@ -21,13 +21,13 @@ SMALL = [
 ]
 
 
-def run(folder: Path, *arguments: str) -> tuple[int, str, str]:
+def run(folder: Path, *arguments: str, module: str = "salve2025.cifar100") -> tuple[int, str, str]:
     """The command, whose own commands take the stand-in's checksums for CIFAR-100's: status, output, errors."""
     paths = os.pathsep.join(map(str, (folder, ROOT)))
     given = ["--cifar100", str(folder), "--weights", f"cifar100={folder / 'weights.safetensors'}"]
     given += ["--output-dir", str(folder / "out"), *arguments]
     environment = {"PYTHONPATH": paths, "SALVE_IMAGENETTE": ""}
-    process = Command("experiments.salve2025.cifar100", given, folder, environment)
+    process = Command(f"experiments.{module}", given, folder, environment)
     out, errors = process.communicate()
     return process.wait(), out, errors
 
@@ -76,3 +76,17 @@ def test_files_that_are_not_cifar100_end_with_a_sentence(standin: Path, tmp_path
     assert "or a damaged one; set data.download=true to fetch it" in out + errors
     assert errors.splitlines()[-1].startswith("cifar100: the runs on ResNet-18, CIFAR-100 ended with status ")
     assert "Traceback" not in out + errors
+
+
+@pytest.mark.nightly
+def test_fifty_classes_edited_one_after_the_other(standin: Path) -> None:
+    """Composition with a hundred classes; the unit tests cover all but the processes."""
+    status, out, errors = run(standin, "--on", "cifar100", *SMALL, module="beyond.composition")
+    assert status == 0, out + errors
+    folder = standin / "out" / "paper" / "composition"
+    steps, capacities = (read_table(folder / f"{name}.csv") for name in ("steps", "capacities"))
+    assert steps["edits"].max() == capacities["edits"].max() == 50
+    assert set(steps[steps["how"] == "joint"]["edits"]) >= {1, 2, 5, 10, 20, 50}
+    assert capacities["same_bits"].all()
+    record = read_record(folder / "findings.json")
+    assert len(record["measured"]) == 4

@@ -1,0 +1,4 @@
+from experiments.beyond.composition import EXPERIMENT
+from experiments.experiment import main
+
+raise SystemExit(main(EXPERIMENT))
