@@ -51,7 +51,8 @@ class CompareSettings:
 
     Attributes:
         methods: names of edit methods, or of ``variants``; the first is the one that others are compared with.
-        variants: by a name of one's own, a mapping with ``method`` (or ``_target_``) and that method's settings.
+        variants: by a name of one's own, a mapping with ``method`` (or ``_target_``) and that method's settings, and
+            perhaps ``sae``, settings of :class:`salve.settings.SAESettings` in which its SAE differs from the run's.
         images: of each class and split, at most, on which strengths are chosen and effects measured.
         targets: names of the classes that are edited; None for all.
         relearn: after how many steps of training on all classes it is measured whether the class is back.

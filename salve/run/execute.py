@@ -36,6 +36,7 @@ from salve.stages import (
     train_saes,
     validate,
 )
+from salve.stages.compare import Parts
 from salve.stages.report import report
 from salve.types import UserError
 
@@ -204,7 +205,11 @@ def _run_stages(config: Config, context: StageContext) -> dict[str, Artifact]:
     if "diagnose" in wanted and not gated:
         log.info("diagnose: left out, since critical strengths are of the gate, not of %s", config.edit.method)
     step("diagnose", "diagnose" in wanted and gated, lambda c: diagnose(c, config.edit, *inputs(*base)))
-    step("compare", "compare" in wanted, lambda c: compare(c, config.compare, seed, *inputs(*base)))
+    step(
+        "compare",
+        "compare" in wanted,
+        lambda c: compare(c, config.compare, Parts(config.capture, config.sae, config.discover), *inputs(*base)),
+    )
     if not found:
         raise UserError(
             f"There is nothing to report for these settings under {config.output_dir}; run their other stages first."

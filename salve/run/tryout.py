@@ -57,7 +57,7 @@ def try_out(config: Config, context: StageContext) -> None:
     if not stages:
         return
     if "compare" in stages:
-        check_compare(config.compare, context.classes)
+        check_compare(config.compare, context.classes, config.sae)
     if "control" in stages:
         method_of(config.edit)
     with torch.random.fork_rng(devices=[]):

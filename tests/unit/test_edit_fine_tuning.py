@@ -402,7 +402,7 @@ def test_a_class_vector_takes_back_what_fine_tuning_added(
     cosines = torch.cosine_similarity(rows[:, 0], centre[None], dim=1)
     threshold = float(cosines.median())
     edit = make_method("class_vector", {"before": str(path), "threshold": threshold}).fit(fitting, TARGET)
-    assert edit.images == len(own)
+    assert fitting.used.images == fitting.used.labels == set((images.labels == 1).nonzero()[:, 0].tolist())
     for alpha in (0.5, 2.0):
         change = edit.at(alpha)
         assert change.activations is not None

@@ -7,9 +7,8 @@ still do not compare: compare methods where they have the same effect.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
-from functools import cached_property
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -47,9 +46,27 @@ class Target(NamedTuple):
     kinds: tuple[str, ...]
 
 
+@dataclass(eq=False)
+class Used:
+    """Numbers of the train images that fits have used, and of those whose labels they have used.
+
+    An image counts if the edit could be another one without it, and its label if it could be another one if the label
+    were not known. Edits through an SAE use all that it was trained on, and all labels if a class's latent was chosen
+    by them.
+    """
+
+    images: set[int] = field(default_factory=set)
+    labels: set[int] = field(default_factory=set)
+
+    def clear(self) -> None:
+        """Forget what was used."""
+        self.images.clear()
+        self.labels.clear()
+
+
 @dataclass(frozen=True, eq=False)
 class Fitting:
-    """What edits of a network are fitted on; all methods share its moments.
+    """What edits of a network are fitted on; all methods share its moments. It keeps count of what a fit has used.
 
     Attributes:
         cut: the network, cut at the site.
@@ -58,6 +75,8 @@ class Fitting:
         sae: of the site, on the CPU; None for methods that need none.
         image_labels: ``[N]``, of the train images. images: gives them, on the network's device.
         seed: of what a method draws.
+        used: what fits have used since it was cleared. The methods of this class say it themselves; a method that reads
+            ``rows``, ``labels`` or ``images`` on its own says it with :meth:`uses`.
     """
 
     cut: Cut
@@ -68,26 +87,70 @@ class Fitting:
     image_labels: Int[Tensor, " N"] | None = None
     images: TrainImages | None = None
     seed: int = 0
-    _moments: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+    used: Used = field(default_factory=Used, init=False, repr=False)
+    _kept: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
-    @cached_property
+    @property
+    def per_image(self) -> Int[Tensor, " N"]:
+        """The labels of the train images; of the rows, where images are not at hand."""
+        return self.labels if self.image_labels is None else self.image_labels
+
+    def uses(self, numbers: Int[Tensor, " n"] | None = None, labelled: bool = True) -> None:
+        """Count train images as used.
+
+        Args:
+            numbers: of the images; None for all. labelled: whether their labels are used, too.
+        """
+        chosen = range(len(self.per_image)) if numbers is None else numbers.tolist()
+        self.used.images.update(chosen)
+        if labelled:
+            self.used.labels.update(chosen)
+
+    def uses_classes(self, classes: Sequence[int]) -> None:
+        """Count the train images of classes, and their labels, as used."""
+        self.uses(torch.isin(self.per_image, torch.tensor(classes, dtype=torch.long)).nonzero()[:, 0])
+
+    def with_sae(self, sae: SAE | None, seed: int) -> "Fitting":
+        """The same with another SAE and seed; activations and what was computed of them are shared."""
+        other = replace(self, sae=sae, seed=seed)
+        object.__setattr__(other, "_kept", self._kept)
+        return other
+
+    def _once(self, name: str, compute: Callable[[], Any]) -> Any:
+        if name not in self._kept:
+            self._kept[name] = compute()
+        return self._kept[name]
+
+    @property
     def mean(self) -> Float[Tensor, " M"]:
         """The mean activation, float64."""
-        return self.rows.double().mean(dim=0)
+        self.uses(labelled=False)
+        return cast(Tensor, self._once("mean", lambda: self.rows.double().mean(dim=0)))
 
-    @cached_property
+    @property
     def second_moment(self) -> Float[Tensor, "M M"]:
         """``E[a aᵀ]``, not centred, float64."""
+        self.uses(labelled=False)
+        return cast(Tensor, self._once("second moment", self._second_moment))
+
+    def _second_moment(self) -> Float[Tensor, "M M"]:
         total = torch.zeros(self.rows.shape[1], self.rows.shape[1], dtype=torch.float64)
         for block in self.rows.split(2**14):
             wide = block.double()
             total.addmm_(wide.T, wide)
         return total / len(self.rows)
 
-    @cached_property
+    @property
     def covariance(self) -> Float[Tensor, "M M"]:
-        """``E[a aᵀ] − E[a] E[a]ᵀ``, float64."""
+        """``Σ = E[a aᵀ] − E[a] E[a]ᵀ``, float64."""
         return self.second_moment - torch.outer(self.mean, self.mean)
+
+    @property
+    def inverse_covariance(self) -> Float[Tensor, "M M"]:
+        """The pseudo-inverse of ``Σ``, float64."""
+        self.uses(labelled=False)
+        found = self._once("inverse", lambda: torch.linalg.pinv(self.covariance, rtol=1e-12, hermitian=True))
+        return cast(Tensor, found)
 
     @torch.no_grad()
     def moment_at(self, site: Site) -> Float[Tensor, "m m"]:
@@ -98,18 +161,22 @@ class Fitting:
         """
         if site.readers == self.cut.site.readers:
             return self.second_moment
-        if site.name not in self._moments:
+        sampled = self.sample(range(self.classes), SAMPLED)
+
+        def moment() -> Tensor:
             there, total, rows = self.cut.on(self.cut.model, site), torch.zeros(()).double(), 0
-            for images, _ in self.sample(range(self.classes), SAMPLED):
+            for images, _ in sampled:
                 wide = there.read(images).flatten(0, 1).double().cpu()
                 total, rows = total + wide.T @ wide, rows + len(wide)
-            self._moments[site.name] = total / rows
-        return self._moments[site.name]
+            return total / rows
 
-    @cached_property
-    def class_means(self) -> Float[Tensor, "C M"]:
+        return cast(Tensor, self._once(f"moment at {site.name}", moment))
+
+    @property
+    def _class_means(self) -> Float[Tensor, "C M"]:
         """The mean activation of each class, float64; NaN for one without images."""
-        return class_means(self.rows.double(), self.labels, self.classes)
+        found = self._once("class means", lambda: class_means(self.rows.double(), self.labels, self.classes))
+        return cast(Tensor, found)
 
     def lead(self, target: Target) -> float:
         """By how much the target's classes lead the strongest other, in the mean over their train images; at least a
@@ -120,6 +187,7 @@ class Fitting:
         """
         own = torch.tensor(target.classes)
         if self.cut.linear is not None:
+            self.uses_classes(target.classes)
             mine = torch.isin(self.labels, own)
             logits, labels = self.cut.linear(self.rows[mine]), self.labels[mine]
         else:
@@ -146,10 +214,12 @@ class Fitting:
         """
         if self.images is None or self.image_labels is None:
             raise UserError(f"At the site {self.cut.site.name} this edit method needs train images to run again.")
-        chosen = [number for label in classes for number in (self.image_labels == label).nonzero()[:count, 0].tolist()]
-        return self.images(chosen) if chosen else iter(())
+        firsts = [(self.image_labels == label).nonzero()[:count, 0] for label in classes]
+        chosen = torch.cat([*firsts, torch.empty(0, dtype=torch.long)])
+        self.uses(chosen)
+        return self.images(chosen.tolist()) if len(chosen) else iter(())
 
-    @cached_property
+    @property
     def attributions(self) -> tuple[Float[Tensor, "N M"], Int[Tensor, " N"]]:
         """The first-order effect of each channel on the image's own lead, ``Σ_p a_p ⊙ ∂m/∂a_p``, and labels.
 
@@ -159,6 +229,13 @@ class Fitting:
         Raises:
             UserError: train images are needed, and are not at hand.
         """
+        if self.cut.linear is not None:
+            self.uses()
+        else:
+            self.sample(range(self.classes), ATTRIBUTED)
+        return cast("tuple[Tensor, Tensor]", self._once("attributions", self._attributions))
+
+    def _attributions(self) -> tuple[Float[Tensor, "N M"], Int[Tensor, " N"]]:
         tail = self.cut.linear
         if tail is not None:
             others = tail(self.rows).scatter(1, self.labels[:, None], -torch.inf).argmax(dim=1)
@@ -175,15 +252,24 @@ class Fitting:
             known.append(labels.cpu())
         return torch.cat(found), torch.cat(known)
 
-    def known_sae(self, method: str) -> SAE:
+    def known_sae(self, method: str, target: Target | None = None) -> SAE:
         """The SAE.
+
+        Args:
+            method: its name, for messages. target: whose latents are used; None where none are.
 
         Raises:
             UserError: there is none.
         """
         if self.sae is None:
             raise UserError(f"The edit method {method} needs an SAE of the site {self.cut.site.name}.")
+        self.uses(labelled=target is not None)
         return self.sae
+
+    def refuse_absent(self, target: Target) -> None:
+        """Raises UserError unless each of the target's classes has train images."""
+        if not target.classes or bool(self._class_means[list(target.classes)].isnan().any()):
+            raise UserError(f"{target.name} has no train images, so that no edit can be fitted to it.")
 
     def own_mean(self, target: Target) -> Float[Tensor, " M"]:
         """The mean activation of the target's classes, each counted alike.
@@ -191,10 +277,9 @@ class Fitting:
         Raises:
             UserError: some of them has no train images.
         """
-        mean = self.class_means[list(target.classes)].mean(dim=0)
-        if not target.classes or bool(mean.isnan().any()):
-            raise UserError(f"{target.name} has no train images, so that no edit can be fitted to it.")
-        return mean
+        self.refuse_absent(target)
+        self.uses_classes(target.classes)
+        return self._class_means[list(target.classes)].mean(dim=0)
 
     def cross_covariance(self, target: Target) -> Float[Tensor, " M"]:
         """``E[(a − E a) z]``, where ``z`` is 1 for rows of the target and 0 for others; float64.
@@ -202,12 +287,13 @@ class Fitting:
         Raises:
             UserError: some class of the target has no train images, or no other class has any.
         """
-        self.own_mean(target)
+        self.refuse_absent(target)
+        self.uses_classes(target.classes)
         mine = torch.isin(self.labels, torch.tensor(target.classes))
         if bool(mine.all()):
             raise UserError(f"{target.name} has all train images, so that nothing tells it from other classes.")
-        sizes = torch.bincount(self.labels, minlength=self.classes)[list(target.classes)].double()
-        pooled = (sizes @ self.class_means[list(target.classes)]) / sizes.sum()
+        sizes = torch.stack([(self.labels == label).sum() for label in target.classes]).double()
+        pooled = (sizes @ self._class_means[list(target.classes)]) / sizes.sum()
         return (pooled - self.mean) * (sizes.sum() / len(self.rows))
 
 
@@ -238,13 +324,12 @@ class FittedEdit:
     Attributes:
         at: the change at a strength α ≥ 0.
         strongest: α beyond which the edit makes no sense, or changes nothing more.
-        images: train images that the method has seen, and ``labelled`` how many of their labels.
+        steps: if the edit changes in steps, a function of α that has one value on each; α itself otherwise.
     """
 
     at: Callable[[float], Change]
     strongest: float = 100.0
-    images: int = 0
-    labelled: int = 0
+    steps: Callable[[float], float] = float
 
     def logits_by_strength(
         self, cut: Cut, rows: Float[Tensor, "N M"], alphas: Sequence[float]
@@ -317,6 +402,11 @@ class Method(ABC):
     def everywhere(self) -> bool:
         """Whether its edits change weights in front of the site, too."""
         return False
+
+    @property
+    def of_site(self) -> bool:
+        """Whether its edits depend on the site; if not, they are the same wherever the network is cut."""
+        return True
 
     @property
     def needs_sae(self) -> bool:

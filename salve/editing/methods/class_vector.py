@@ -59,7 +59,7 @@ class ClassVector(Method):
 
     def fit(self, fitting: Fitting, target: Target) -> FittedEdit:
         """See :class:`Method`."""
-        seen = len(_numbers(fitting, target))
+        fitting.uses(_numbers(fitting, target))
         former = fitting.cut.of(_former(fitting.cut, self.before))
         one_by_one = [target._replace(classes=(label,)) for label in target.classes]
         centres = torch.stack([_centre(fitting, fitting.cut, one) for one in one_by_one])  # [K, M]
@@ -72,7 +72,7 @@ class ClassVector(Method):
             step = _Gated(alpha, self.threshold, centres, vectors)
             return Change(step, None, "it moves only activations that look like the class's")
 
-        return FittedEdit(at, images=seen, labelled=seen)
+        return FittedEdit(at)
 
 
 @dataclass(frozen=True, eq=False)
