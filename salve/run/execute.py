@@ -208,7 +208,9 @@ def _run_stages(config: Config, context: StageContext) -> dict[str, Artifact]:
     step(
         "compare",
         "compare" in wanted,
-        lambda c: compare(c, config.compare, Parts(config.capture, config.sae, config.discover), *inputs(*base)),
+        lambda c: compare(
+            c, config.compare, Parts(config.capture, config.sae, config.discover, config.finetune), *inputs(*base)
+        ),
     )
     if not found:
         raise UserError(

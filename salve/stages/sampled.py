@@ -42,7 +42,7 @@ class Sample:
         per_class: images of each class, at most. room: bytes that may be held of the images' tails.
 
     Attributes:
-        labels: ``[n]``, of the images, class by class.
+        split: its name. labels: ``[n]``, of the images, class by class.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Sample:
         per_class: int,
         room: int = HELD_BYTES,
     ) -> None:
-        self._context, self._cut, self._split = context, cut, split
+        self._context, self._cut, self.split = context, cut, split
         every = torch.as_tensor(context.data.labels(split))
         numbers = torch.tensor(balanced(every, per_class))
         #: By class, the numbers of its images.
@@ -102,7 +102,7 @@ class Sample:
     def images(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The images on the network's device, in batches with their labels."""
         numbers = [number for own in self._of.values() for number in own]
-        for images, labels in self._context.data.loader(self._split, indices=numbers):
+        for images, labels in self._context.data.loader(self.split, indices=numbers):
             yield self._context.on_device(images), labels
 
     def labels_of(self, classes: Sequence[int] | None) -> Int[Tensor, " n"]:
@@ -120,7 +120,7 @@ class Sample:
         for start in range(0, len(self._of[label]), size):
             if (images := self._held.get((label, start))) is None:
                 numbers = self._of[label][start : start + size]
-                ((images, _),) = self._context.data.loader(self._split, indices=numbers, batch_size=size)
+                ((images, _),) = self._context.data.loader(self.split, indices=numbers, batch_size=size)
                 images = self._context.on_device(images)
                 if images.nbytes <= self._room:
                     self._room -= images.nbytes

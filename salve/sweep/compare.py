@@ -171,14 +171,17 @@ def statement(table: "pd.DataFrame") -> str:
 
 HEADER = (
     *("site", "method", "selectivity", "first ahead by", "classes taken", "left", "others change", "worst loss", "KL"),
-    *("permanent", "weights changed", "seconds"),
+    *("permanent", "weights changed", "images used", "labels used", "seconds"),
 )
+#: Further columns where networks were trained without the classes.
+GAP_HEADER = ("gap to retrained", "KL to retrained", "agrees with retrained")
 
 
 def header_of(table: "pd.DataFrame") -> list[str]:
-    """Names of the columns; of relearning where it was measured."""
+    """Names of the columns; of gaps and of relearning where they were measured."""
     steps = [name.removeprefix("relearned_") for name in _relearned(table)]
-    return [*HEADER, *(f"back after {number} steps" for number in steps)]
+    gap = GAP_HEADER if "gap" in table else ()
+    return [*HEADER, *gap, *(f"back after {number} steps" for number in steps)]
 
 
 def _relearned(table: "pd.DataFrame | pd.Series") -> list[str]:
@@ -187,6 +190,8 @@ def _relearned(table: "pd.DataFrame | pd.Series") -> list[str]:
 
 
 def _cells(row: "pd.Series") -> list[str]:
+    import numpy as np
+
     from salve.report.text import MISSING, is_missing, number, percent, points, yes_no
 
     def half(name: str, signed: bool = False) -> str:
@@ -201,7 +206,9 @@ def _cells(row: "pd.Series") -> list[str]:
         *(percent(row["after"]), half("drift"), half("worst_loss"), number(row["kl_others"], 2)),
         MISSING if is_missing(row["permanent"]) else yes_no(row["permanent"]),
         MISSING if is_missing(row["parameters"]) else f"{int(row['parameters']):,}",
-        number(row["fit_seconds"] + row["apply_seconds"], 2) if "fit_seconds" in row else MISSING,
+        *(MISSING if is_missing(row[name]) else f"{int(row[name]):,}" for name in ("images", "labels")),
+        number(np.nansum([row["fit_seconds"], row["apply_seconds"]]), 2) if "fit_seconds" in row else MISSING,
+        *((half("gap"), number(row["gap_kl"], 2), percent(row["agreement"])) if "gap" in row else ()),
         *(percent(row[name]) for name in _relearned(row)),
     ]
 

@@ -47,6 +47,12 @@ def accuracies(logits: Tensor, labels: Tensor) -> list[float]:
     return [float(right[labels == k].double().mean()) for k in range(10)]
 
 
+def scenes(train: int) -> ConceptsData:
+    data = ConceptsData(20, image_size=32, train_per_class=train, select_per_class=4, test_per_class=4)
+    data.bind(Preprocess(32, None))
+    return data
+
+
 def lead(model: Any, data: ConceptsData, own: int) -> float:
     """By how much a class leads in the mean over its train images."""
     batches = [(images[labels == own], labels) for images, labels in data.loader("train")]
@@ -140,8 +146,6 @@ def test_at_an_inner_site_the_table_says_what_scaled_weights_do(tmp_path: Path, 
     model = plain_model(artifacts)
     classes = artifacts["classifier"].record("classifier.json")["classes"]
     site = graph_of(model, 32).sites[layer]
-    data = ConceptsData(20, image_size=32, train_per_class=24, select_per_class=4, test_per_class=4)
-    data.bind(Preprocess(32, None))
     images, labels = images_and_labels()
     decoder = load_sae(artifacts["sae"].file("sae.safetensors")).decoder.detach()
     selected = artifacts["features"].table("selected.csv").set_index("class")
@@ -158,7 +162,7 @@ def test_at_an_inner_site_the_table_says_what_scaled_weights_do(tmp_path: Path, 
                 state[reader.weight] = reader.scaled(state[reader.weight], closed)
         else:
             state["fc.bias"] = state["fc.bias"].clone()
-            state["fc.bias"][own] -= row["alpha"] * lead(model, data, own)
+            state["fc.bias"][own] -= row["alpha"] * lead(model, scenes(24), own)
         with torch.no_grad():
             found = accuracies(functional_call(model, state, (images,)), labels)
         others = [abs(a - b) for k, (a, b) in enumerate(zip(found, before, strict=True)) if k != own]
@@ -185,6 +189,32 @@ def test_every_setting_of_a_comparison_or_a_method_is_in_its_key(tmp_path: Path,
     assert records[0] == records[1]
 
 
+def test_the_bound_is_a_network_trained_without_the_class(tmp_path: Path, start: Start, store: str) -> None:
+    bias = ("compare.methods=[bias]", "compare.variants.bias={method: head_bias}", "compare.targets=1")
+    artifacts = start(tmp_path, store, "stages=[compare]", "compare.images=4", *bias, "compare.retrained=true")
+    record = artifacts["classifier"].record("classifier.json")
+    table, model, (images, labels) = edits(artifacts), plain_model(artifacts), images_and_labels()
+    without = start(tmp_path, store, "stages=[finetune]", f"finetune.without=[{record['classes'][0]}]")
+    assert without["classifier"].reused  # the comparison has trained it, by the same recipe
+    with torch.no_grad():
+        logits = [plain_model(one)(images) for one in (artifacts, without)]
+    (before, *_), (after, *others) = (accuracies(one, labels) for one in logits)
+    bound, edited = table.loc["retrained"].iloc[0], table.loc["bias"].iloc[0]
+    assert (bound["before"], bound["after"]) == pytest.approx((before, after))
+    assert (bound["images"], bound["labels"], bound["permanent"]) == (72, 72, True)
+    assert (bound["gap"], bound["gap_kl"], bound["agreement"]) == pytest.approx((0, 0, 1))
+    if edited["reached"]:
+        lowered = dict(model.state_dict())
+        lowered["fc.bias"] = lowered["fc.bias"].clone()
+        lowered["fc.bias"][0] -= edited["alpha"] * lead(model, scenes(8), 0)
+        with torch.no_grad():
+            there = functional_call(model, lowered, (images,))
+        left, *kept = accuracies(there, labels)
+        assert edited["gap_own"] == pytest.approx(abs(left - after))
+        assert edited["gap_others"] == pytest.approx(abs(sum(kept) - sum(others)) / 9)
+        assert edited["agreement"] == pytest.approx(float((there.argmax(1) == logits[1].argmax(1)).double().mean()))
+
+
 @pytest.mark.parametrize(
     ("setting", "says"),
     [
@@ -199,6 +229,8 @@ def test_every_setting_of_a_comparison_or_a_method_is_in_its_key(tmp_path: Path,
         ("compare.variants.random_latent.sae={decoder: x}", r"random_latent\.sae\.decoder has x"),
         ("compare.variants.random_latent.sae={size: 2}", r"random_latent\.sae has no setting size; it"),
         ("compare.targets=[church]", "compare.targets names church; the classes are harbour, "),
+        ("compare.targets=0", "compare.targets=0 must be names of classes, a number of them, or null"),
+        ("compare={methods: [gate, retrained], retrained: true}", "names retrained, which is the row of"),
         ("compare.relearn=[10,0]", r"compare\.relearn=\[10, 0\] names 0 steps"),
         ("compare.images=0", "compare.images=0 must be above 0"),
     ],
