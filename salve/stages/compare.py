@@ -113,13 +113,12 @@ def compare(
     run = Bed(context, settings, classifier, activations, networks)
     here = Bench(run, run, parts.sae.seed, sae, features)
     head = here
-    if context.layer != "last" and not all(entry.method.of_site for entry in entries.values()):
+    if not all(entry.method.of_site for entry in entries.values()):
         last = replace(context, layer="last")
-        head = Bench(
-            Bed(last, settings, classifier, capture(last, parts.capture, classifier), networks), run, context.seed
-        )
-    elif context.layer == "last":
+        there = capture(last, parts.capture, classifier)
         head = replace(here, seed=context.seed)
+        if there.key != activations.key:
+            head = Bench(Bed(last, settings, classifier, there, networks), run, context.seed)
     benches: dict[str, Bench] = {}
     for name, entry in entries.items():
         benches[name] = here if entry.method.of_site else head

@@ -31,13 +31,14 @@ def edits_of(sweep: Sweep) -> pd.DataFrame:
     Raises:
         UserError: no run has finished stage ``compare``.
     """
-    tables = [table for run in sweep.finished for table in _edits(run)]
+    tables = [table for run in sweep.finished for table in edits_of_run(run)]
     if not tables:
         raise UserError(f"No run of {sweep.folder} has finished stage compare.")
     return pd.concat(tables, ignore_index=True)
 
 
-def _edits(run: Run) -> Iterator[pd.DataFrame]:
+def edits_of_run(run: Run) -> Iterator[pd.DataFrame]:
+    """The rows of one run, in a table of its own; none if it has not finished the stage."""
     table = run.table("compare", "edits.csv")
     if not len(table):
         return
