@@ -275,12 +275,25 @@ def test_settings_of_the_command_become_a_sweep() -> None:
         ["experiment=imagenette/resnet18", "output_dir=there", "layer=last,fc"], quick=True
     )
     assert typed[:2] == ["-m", "experiment=[imagenette/resnet18,beyond/rivals]"]
-    assert {"sweep.name=rivals-quick", "sae.seed=0,1", "layer=last,fc", "output_dir=there"} <= set(typed)
+    assert {
+        "sweep.name=rivals-quick",
+        "sae.seed=0,1",
+        "compare.targets=3",
+        "data.limit_per_class=100",
+        "layer=last,fc",
+        "output_dir=there",
+    } <= set(typed)
     assert (folder, name) == (Path("there"), "rivals-quick")
     typed, folder, name = command_of(["sweep.name=mine", "sae.seed=3"], quick=True)
     assert (folder, name) == (Path("outputs"), "mine")
     assert typed.count("sae.seed=3") == 1
     assert "sae.seed=0,1" not in typed
+    scenes, photos, own = (
+        command_of(given, quick=True)[0] for given in ([], ["data=folder"], ["data._target_=my.Data"])
+    )
+    assert ("compare.retrained=true" in scenes, "data.limit_per_class=100" in scenes) == (True, False)
+    assert ("compare.retrained=true" in photos, "data.limit_per_class=100" in photos) == (False, True)
+    assert not [setting for setting in own if setting.startswith("data.") and setting != "data._target_=my.Data"]
 
 
 @pytest.mark.parametrize("method", ["steering", "rank_one", "head_bias"])
