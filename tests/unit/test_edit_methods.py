@@ -73,6 +73,7 @@ def short(name: str, fitting: Fitting, folder: Path) -> Method:
     save_file({key: tensor + 1 for key, tensor in fitting.cut.model.state_dict().items()}, before)
     settings: dict[str, dict[str, Any]] = {
         "class_vector": {"before": str(before)},
+        "mapped_class_vector": {"before": str(before), "steps": 2},
         "forget": {"steps": 2},
         "task_arithmetic": {"steps": 2},
     }
