@@ -10,6 +10,7 @@ import pandas as pd
 from salve.artifacts import Artifact, write_record, write_table
 from salve.edit_settings import CompareSettings
 from salve.editing.methods import Method, make_method
+from salve.integrity import USES
 from salve.settings import CaptureSettings, DiscoverSettings, FinetuneSettings, SAESettings
 from salve.stages.bench import EDITS, RETRAINED, Bed, Bench, Retrained, retrained_networks, targets_among
 from salve.stages.context import StageContext
@@ -104,8 +105,8 @@ def compare(
     that use no SAE are not repeated for another SAE, and those that do not depend on the site are not for another site.
 
     Returns:
-        Artifact ``compare``: ``edits.csv``, one row per method and class, and ``methods.json``, which names the
-        artifacts of kind ``method``, whose ``seconds.csv`` says how long they took.
+        Artifact ``compare``: ``edits.csv``, one row per method and class; ``methods.json``, which names the artifacts
+        of kind ``method``, whose ``seconds.csv`` says how long they took; ``uses.json``, all that it is made of.
     """
     entries, networks = entries_of(settings), Retrained(context, {})
     if settings.retrained:
@@ -120,6 +121,7 @@ def compare(
         if there.key != activations.key:
             head = Bench(Bed(last, settings, classifier, there, networks), run, context.seed)
     benches: dict[str, Bench] = {}
+    uses = [*networks.classifiers.values(), head.site.activations]
     for name, entry in entries.items():
         benches[name] = here if entry.method.of_site else head
         own = entry.sae_of(parts.sae)
@@ -127,6 +129,7 @@ def compare(
             other = train_sae(context, own, classifier, activations)
             found = read_features(context, parts.discover, own.pool, classifier, activations, other)
             benches[name] = Bench(run, run, parts.sae.seed, other, found)
+            uses += [other, found]
     with context.progress("comparing edits", len(entries)) as advance:
         made = {}
         for name, entry in entries.items():
@@ -141,6 +144,10 @@ def compare(
         table = pd.concat(tables, ignore_index=True)
         write_table(folder / EDITS, table[["method", *[column for column in table if column != "method"]]])
         write_record(folder / "methods.json", {name: one.key for name, one in made.items()})
+        by_kind: dict[str, list[str]] = {}
+        for one in (*uses, *made.values()):
+            by_kind.setdefault(one.kind, []).append(one.key)
+        write_record(folder / USES, by_kind)
 
     return context.store.get_or_make("compare", {"methods": facts}, make)
 

@@ -203,6 +203,7 @@ def test_the_bound_is_a_network_trained_without_the_class(tmp_path: Path, start:
     assert (bound["before"], bound["after"]) == pytest.approx((before, after))
     assert (bound["images"], bound["labels"], bound["permanent"]) == (72, 72, True)
     assert (bound["gap"], bound["gap_kl"], bound["agreement"]) == pytest.approx((0, 0, 1))
+    assert without["classifier"].key in artifacts["compare"].record("uses.json")["classifier"]
     if edited["reached"]:
         lowered = dict(model.state_dict())
         lowered["fc.bias"] = lowered["fc.bias"].clone()
