@@ -7,6 +7,8 @@ from salve.values import ABOVE_ZERO, NOT_NEGATIVE, OneOf
 
 #: The edit method of SALVE.
 GATE = "gate"
+#: The row of a comparison that is no edit: networks that never saw the class.
+RETRAINED = "retrained"
 Mode = Literal["suppress", "enhance"]
 Scale = Literal["unit", "max"]
 Channels = Literal["all", "aligned"]

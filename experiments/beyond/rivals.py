@@ -9,6 +9,7 @@ from experiments.compare import with_half
 from experiments.experiment import Experiment, Findings, Picture, main, measured, per_testbed, said
 from experiments.runs import Study
 from salve.backbones import head_site
+from salve.edit_settings import RETRAINED
 from salve.report.text import plural, points
 from salve.sweep.compare import QUICK, statement
 from salve.sweep.compared import edits_of_run, forest_figure, table_of
@@ -36,13 +37,19 @@ def findings(study: Study, edits: pd.DataFrame, last: Collection[str]) -> Findin
     table = table_of(edits)
     picture = Picture.of(forest_figure(table), "rivals.methods", study)
     at_last = table[table["site"].isin(last)].set_index("method")
-    words = [said("rivals.measured", study, sites=plural(table["site"].nunique(), "site")), statement(table)]
+    words = [_scope(study, table), statement(table)]
     if "gate" in at_last.index:
         uses = at_last.loc["gate", ["images", "labels"]]
-        free = ", ".join(at_last.index[at_last["selectivity"] >= at_last.loc["gate", "selectivity"]].drop("gate"))
+        ahead = at_last.index[at_last["selectivity"] >= at_last.loc["gate", "selectivity"]]
+        free = ", ".join(ahead.drop(["gate", RETRAINED], errors="ignore"))
         words.append(said("rivals.uses", study, gate=uses, free=free or said("rivals.none")))
     tables = {"edits": edits, "methods": table}
     return Findings(" ".join(words), {f"rivals-{study.testbed.name}": picture}, tables, _measured(study, table, last))
+
+
+def _scope(study: Study, table: pd.DataFrame) -> str:
+    classes, sites = plural(int(table["classes"].max()), "class"), plural(table["site"].nunique(), "site")
+    return said("rivals.measured", study, edited=classes, sites=sites)
 
 
 def _measured(study: Study, table: pd.DataFrame, last: Collection[str]) -> list[Measured]:

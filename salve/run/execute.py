@@ -25,6 +25,7 @@ from salve.run.tryout import try_out
 from salve.sae import VARIANTS
 from salve.sae import remarks as sae_remarks
 from salve.stages import (
+    SAESettings,
     StageContext,
     capture,
     compare,
@@ -36,7 +37,7 @@ from salve.stages import (
     train_saes,
     validate,
 )
-from salve.stages.compare import Parts
+from salve.stages.compare import Makers
 from salve.stages.report import report
 from salve.types import UserError
 
@@ -205,18 +206,28 @@ def _run_stages(config: Config, context: StageContext) -> dict[str, Artifact]:
     if "diagnose" in wanted and not gated:
         log.info("diagnose: left out, since critical strengths are of the gate, not of %s", config.edit.method)
     step("diagnose", "diagnose" in wanted and gated, lambda c: diagnose(c, config.edit, *inputs(*base)))
-    step(
-        "compare",
-        "compare" in wanted,
-        lambda c: compare(
-            c, config.compare, Parts(config.capture, config.sae, config.discover, config.finetune), *inputs(*base)
-        ),
-    )
+    step("compare", "compare" in wanted, lambda c: _compare(config, c, inputs(*base)))
     if not found:
         raise UserError(
             f"There is nothing to report for these settings under {config.output_dir}; run their other stages first."
         )
     return found
+
+
+def _compare(config: Config, context: StageContext, inputs: Sequence[Artifact]) -> Artifact:
+    """Stage ``compare``, with what makes further SAEs and classifiers where it needs them."""
+    classifier, activations, *_ = inputs
+    recipe = config.finetune
+
+    def sae_of(settings: SAESettings) -> tuple[Artifact, Artifact]:
+        sae = train_sae(context, settings, classifier, activations)
+        return sae, read_features(context, config.discover, settings.pool, classifier, activations, sae)
+
+    def without(name: str) -> Artifact:
+        return finetune(context, replace(recipe, without=[*recipe.without, name]))
+
+    makers = Makers(lambda there: capture(there, config.capture, classifier), sae_of, without)
+    return compare(context, config.compare, config.sae, makers, *inputs)
 
 
 def _facts(config: Config, context: StageContext) -> dict[str, str]:

@@ -15,24 +15,20 @@ from torch import Tensor
 
 from salve.artifacts import Artifact, digest_of, write_record, write_table
 from salve.backbones.cut import Cut
-from salve.edit_settings import CompareSettings
+from salve.edit_settings import RETRAINED, CompareSettings
 from salve.editing.gap import gap_to_retrained
 from salve.editing.matched import LEVEL, strength_to
 from salve.editing.methods import FittedEdit, Fitting, Method, Target, key_of
 from salve.editing.relearning import relearned
 from salve.editing.verdict import effect
 from salve.metrics import kl_divergence, per_class_accuracy
-from salve.settings import FinetuneSettings
 from salve.stages.context import StageContext, settings_of_key
-from salve.stages.finetune import finetune
 from salve.stages.sampled import Sample, fitting_of
 from salve.stages.targets import targets_of
 from salve.types import Split, UserError
 
 #: The table of a comparison, without what depends on the machine.
 EDITS = "edits.csv"
-#: The row of the networks that never saw the class.
-RETRAINED = "retrained"
 
 
 def targets_among(settings: CompareSettings, classes: Sequence[str]) -> list[str]:
@@ -74,13 +70,15 @@ class Retrained:
         return self._logits[name, sample.split]
 
 
-def retrained_networks(context: StageContext, settings: CompareSettings, recipe: FinetuneSettings) -> Retrained:
+def retrained_networks(
+    context: StageContext, settings: CompareSettings, without: Callable[[str], Artifact]
+) -> Retrained:
     """Train a network without each target, or find those that are there."""
     found, targets = Retrained(context, {}), targets_among(settings, context.classes)
     with context.progress("training without a class", len(targets)) as advance:
         for name in targets:
             began = time.perf_counter()
-            classifier = finetune(context, replace(recipe, without=[*recipe.without, name]))
+            classifier = without(name)
             found.classifiers[name] = classifier
             found.seconds[name] = math.nan if classifier.reused else time.perf_counter() - began
             advance(1)

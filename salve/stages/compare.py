@@ -1,6 +1,6 @@
 """Stage ``compare``: edit methods on one footing, each at the strength that takes its class to the same accuracy."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,14 +8,12 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from salve.artifacts import Artifact, write_record, write_table
-from salve.edit_settings import CompareSettings
+from salve.edit_settings import RETRAINED, CompareSettings
 from salve.editing.methods import Method, make_method
 from salve.integrity import USES
-from salve.settings import CaptureSettings, DiscoverSettings, FinetuneSettings, SAESettings
-from salve.stages.bench import EDITS, RETRAINED, Bed, Bench, Retrained, retrained_networks, targets_among
+from salve.settings import SAESettings
+from salve.stages.bench import EDITS, Bed, Bench, Retrained, retrained_networks, targets_among
 from salve.stages.context import StageContext
-from salve.stages.discover import capture, read_features
-from salve.stages.train import train_sae
 from salve.types import UserError
 from salve.values import check_values
 
@@ -81,19 +79,24 @@ def check_compare(settings: CompareSettings, classes: Sequence[str], sae: SAESet
         raise UserError(f"compare.retrained trains without one class, but then {len(classes) - 1} of them is left.")
 
 
-class Parts(NamedTuple):
-    """Settings of what a comparison makes besides the run's own SAE, where a method needs it."""
+class Makers(NamedTuple):
+    """What makes further artifacts, where a comparison needs them.
 
-    capture: CaptureSettings
-    sae: SAESettings
-    discover: DiscoverSettings
-    finetune: FinetuneSettings
+    Attributes:
+        capture: activations at the layer of a context. sae: of other settings, an SAE and what its latents mean.
+        without: a classifier that is trained without a class.
+    """
+
+    capture: Callable[[StageContext], Artifact]
+    sae: Callable[[SAESettings], tuple[Artifact, Artifact]]
+    without: Callable[[str], Artifact]
 
 
 def compare(
     context: StageContext,
     settings: CompareSettings,
-    parts: Parts,
+    own: SAESettings,
+    makers: Makers,
     classifier: Artifact,
     activations: Artifact,
     sae: Artifact,
@@ -104,19 +107,22 @@ def compare(
     A method's edits are an artifact of their own, so that another method is added without repeating the others. Methods
     that use no SAE are not repeated for another SAE, and those that do not depend on the site are not for another site.
 
+    Args:
+        own: settings of the run's SAE. makers: of what else is needed.
+
     Returns:
         Artifact ``compare``: ``edits.csv``, one row per method and class; ``methods.json``, which names the artifacts
         of kind ``method``, whose ``seconds.csv`` says how long they took; ``uses.json``, all that it is made of.
     """
     entries, networks = entries_of(settings), Retrained(context, {})
     if settings.retrained:
-        networks = retrained_networks(context, settings, parts.finetune)
+        networks = retrained_networks(context, settings, makers.without)
     run = Bed(context, settings, classifier, activations, networks)
-    here = Bench(run, run, parts.sae.seed, sae, features)
+    here = Bench(run, run, own.seed, sae, features)
     head = here
     if not all(entry.method.of_site for entry in entries.values()):
         last = replace(context, layer="last")
-        there = capture(last, parts.capture, classifier)
+        there = makers.capture(last)
         head = replace(here, seed=context.seed)
         if there.key != activations.key:
             head = Bench(Bed(last, settings, classifier, there, networks), run, context.seed)
@@ -124,12 +130,11 @@ def compare(
     uses = [*networks.classifiers.values(), head.site.activations]
     for name, entry in entries.items():
         benches[name] = here if entry.method.of_site else head
-        own = entry.sae_of(parts.sae)
-        if entry.sae and own != parts.sae:
-            other = train_sae(context, own, classifier, activations)
-            found = read_features(context, parts.discover, own.pool, classifier, activations, other)
-            benches[name] = Bench(run, run, parts.sae.seed, other, found)
-            uses += [other, found]
+        other = entry.sae_of(own)
+        if other != own:
+            its_sae, its_features = makers.sae(other)
+            benches[name] = Bench(run, run, own.seed, its_sae, its_features)
+            uses += [its_sae, its_features]
     with context.progress("comparing edits", len(entries)) as advance:
         made = {}
         for name, entry in entries.items():

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from salve.edit_settings import RETRAINED
 from salve.ending import as_told, run_child
 from salve.system import in_one_sentence, refused_by_system
 from salve.types import UserError
@@ -180,11 +181,11 @@ def write_comparison(sweep: "Sweep", command: str, console: "Console") -> Path:
 
 
 def statement(table: "pd.DataFrame") -> str:
-    """Which method is the most selective at each site, and how the first one compares with it."""
+    """Which edit is the most selective at each site, and how the first one compares with it."""
     from salve.report.text import plural, points
 
     said = []
-    for (_, site), here in table.groupby(["backbone", "site"], sort=False):
+    for (_, site), here in table[table["method"] != RETRAINED].groupby(["backbone", "site"], sort=False):
         first, best = here.iloc[0], here.loc[here["selectivity"].idxmax()]
         permanent = here[here["permanent"].eq(True)]
         line = f"At {site}, over {plural(int(here['seeds'].max()), 'SAE')}: "

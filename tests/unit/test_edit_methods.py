@@ -159,9 +159,9 @@ USES: dict[str, dict[str, Any]] = {
 def test_images_and_labels_that_a_fit_does_not_count_cannot_change_the_edit_and_the_others_do(
     model: nn.Module, name: str, layer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("salve.editing.methods.base.SAMPLED", 4)
-    monkeypatch.setattr("salve.editing.methods.base.ATTRIBUTED", 4)
-    monkeypatch.setattr("salve.editing.methods.base.class_means", means_of_known)
+    monkeypatch.setattr("salve.editing.methods.fitting.SAMPLED", 4)
+    monkeypatch.setattr("salve.editing.methods.fitting.ATTRIBUTED", 4)
+    monkeypatch.setattr("salve.editing.methods.fitting.class_means", means_of_known)
     fitting = fitting_at(model, layer)
     method = make_method(name, USES[name]) if name in USES else short(name, fitting, tmp_path)
     count, usual = len(fitting.per_image), found_with(method, with_others(fitting, [], []))
