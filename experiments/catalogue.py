@@ -1,6 +1,6 @@
 """All experiments of the paper, in the order of its story."""
 
-from experiments.beyond import composition, layers, robustness
+from experiments.beyond import composition, layers, rivals, robustness
 from experiments.experiment import Experiment
 from experiments.salve2025 import atlas, baselines, cifar100, critical, cross_class, seeds, sparsity, suppression
 
@@ -14,6 +14,7 @@ _MODULES = (
     baselines,
     cifar100,
     layers,
+    rivals,
     composition,
     robustness,
 )

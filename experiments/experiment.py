@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache, partial, reduce, wraps
 from operator import getitem
 from pathlib import Path
@@ -140,6 +140,7 @@ class Experiment:
         testbeds: where it runs by default. beside: further testbeds to compare with, where they can run here.
         group: ``salve2025``, or ``beyond`` for what the paper does not have.
         sweeps, quick_sweeps: where one grid cannot hold all runs, the settings of each sweep, beyond its recipe.
+        sites: by testbed, settings of further sweeps of its own, such as its inner sites; left out if ``quick``.
         check: called before any run is made; raises UserError where a package is missing.
     """
 
@@ -153,6 +154,7 @@ class Experiment:
     sweeps: tuple[tuple[str, ...], ...] = ((),)
     quick_sweeps: tuple[tuple[str, ...], ...] = ((),)
     check: Callable[[], None] = lambda: None
+    sites: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def config(self) -> str:
@@ -164,9 +166,11 @@ class Experiment:
         """Its module, to be run."""
         return f"experiments.{self.group}.{self.name}"
 
-    def sweeps_for(self, setup: Setup) -> list[tuple[str, ...]]:
-        """The settings of each of its sweeps."""
-        return [(*self.quick, *sweep) for sweep in self.quick_sweeps] if setup.quick else list(self.sweeps)
+    def sweeps_for(self, setup: Setup, testbed: Testbed) -> list[tuple[str, ...]]:
+        """The settings of each of its sweeps on a testbed."""
+        if setup.quick:
+            return [(*self.quick, *sweep) for sweep in self.quick_sweeps]
+        return [*self.sweeps, *([self.sites[testbed.name]] if testbed.name in self.sites else ())]
 
     def testbeds_here(self, on: Sequence[str] | None, setup: Setup) -> tuple[list[Testbed], list[Testbed]]:
         """The testbeds ``on`` (None: its own) that it can run on here, and those that it cannot."""
@@ -198,8 +202,8 @@ def carry_out(experiment: Experiment, testbeds: Sequence[Testbed], setup: Setup)
         return False
     experiment.check()
     began = time.monotonic()
-    sweeps = experiment.sweeps_for(setup)
-    commands = [typed for testbed in testbeds for typed in make(experiment.config, testbed, setup, sweeps)]
+    sweeps = [(testbed, experiment.sweeps_for(setup, testbed)) for testbed in testbeds]
+    commands = [typed for testbed, own in sweeps for typed in make(experiment.config, testbed, setup, own)]
     with ExitStack() as stack:
         studies = [stack.enter_context(opened(experiment.config, testbed, setup)) for testbed in testbeds]
         with torch.inference_mode(False):
@@ -267,7 +271,8 @@ def _digest(experiment: Experiment, testbeds: Sequence[Testbed], setup: Setup) -
     recipes = [experiment.config, *(testbed.config for testbed in testbeds if testbed.config)]
     files = [*sources, CLAIMS, TEXTS, *(conf_dir() / "experiment" / f"{recipe}.yaml" for recipe in recipes)]
     overrides = [setup.overrides(testbed) for testbed in testbeds]
-    settings = [overrides, setup.settings, experiment.sweeps_for(setup), setup.quick, salve.__version__, REVISION]
+    sweeps = [experiment.sweeps_for(setup, testbed) for testbed in testbeds]
+    settings = [overrides, setup.settings, sweeps, setup.quick, salve.__version__, REVISION]
     return digest_of([settings, [digest_of_file(path) for path in files]])
 
 

@@ -7,6 +7,8 @@ from salve.values import ABOVE_ZERO, NOT_NEGATIVE, OneOf
 
 #: The edit method of SALVE.
 GATE = "gate"
+#: The row of a comparison that is no edit: networks that never saw the class.
+RETRAINED = "retrained"
 Mode = Literal["suppress", "enhance"]
 Scale = Literal["unit", "max"]
 Channels = Literal["all", "aligned"]
@@ -51,14 +53,17 @@ class CompareSettings:
 
     Attributes:
         methods: names of edit methods, or of ``variants``; the first is the one that others are compared with.
-        variants: by a name of one's own, a mapping with ``method`` (or ``_target_``) and that method's settings.
+        variants: by a name of one's own, a mapping with ``method`` (or ``_target_``) and that method's settings, and
+            perhaps ``sae``, settings of :class:`salve.settings.SAESettings` in which its SAE differs from the run's.
         images: of each class and split, at most, on which strengths are chosen and effects measured.
-        targets: names of the classes that are edited; None for all.
+        targets: names of the classes that are edited, or a number, counted from the first; None for all.
+        retrained: also train one network without each of them, and measure how far edited networks are from it.
         relearn: after how many steps of training on all classes it is measured whether the class is back.
     """
 
     methods: list[str]
     images: Annotated[int, ABOVE_ZERO]
     variants: dict[str, Any] = field(default_factory=dict)
-    targets: list[str] | None = None
+    targets: Any = None
+    retrained: bool = False
     relearn: list[int] = field(default_factory=list)

@@ -24,6 +24,8 @@ DONE, KEY_SETTINGS = "DONE.json", "key.json"
 UNFINISHED, DAMAGED = "unfinished", "damaged"
 #: Files of a run.
 MANIFEST, SETTINGS, METRICS = "manifest.json", "config.yaml", "metrics.json"
+#: File of an artifact that is made of further ones, such as a comparison of its methods: their keys by kind.
+USES = "uses.json"
 #: Files that file managers leave in any folder that they show; they are ignored.
 _IGNORED = (".DS_Store", "Thumbs.db", "desktop.ini")
 

@@ -57,6 +57,11 @@ class FineTuning:
         return self.where == "all"
 
     @property
+    def of_site(self) -> bool:
+        """What lies behind the site depends on it."""
+        return self.where == "behind"
+
+    @property
     def draws(self) -> bool:
         """The images of each batch are drawn."""
         return True

@@ -26,6 +26,7 @@ from salve.run.tryout import try_out
 from salve.sae import VARIANTS
 from salve.sae import remarks as sae_remarks
 from salve.stages import (
+    SAESettings,
     StageContext,
     audit,
     capture,
@@ -40,6 +41,7 @@ from salve.stages import (
     train_saes,
     validate,
 )
+from salve.stages.compare import Makers
 from salve.stages.report import report
 from salve.types import UserError
 
@@ -209,7 +211,7 @@ def _run_stages(config: Config, context: StageContext) -> dict[str, Artifact]:
     if "diagnose" in wanted and not gated:
         log.info("diagnose: left out, since critical strengths are of the gate, not of %s", config.edit.method)
     step("diagnose", "diagnose" in wanted and gated, lambda c: diagnose(c, config.edit, *inputs(*base)))
-    step("compare", "compare" in wanted, lambda c: compare(c, config.compare, seed, *inputs(*base)))
+    step("compare", "compare" in wanted, lambda c: _compare(config, c, inputs(*base)))
     audited, repaired = bool(wanted & {"audit", "repair"}), "repair" in wanted
     step("audit", audited, lambda c: audit(c, config.audit, pool, config.validate.pictures, *inputs(*base[:3])))
     labels = config.audit.labels
@@ -225,6 +227,22 @@ def _run_stages(config: Config, context: StageContext) -> dict[str, Artifact]:
             f"There is nothing to report for these settings under {config.output_dir}; run their other stages first."
         )
     return found
+
+
+def _compare(config: Config, context: StageContext, inputs: Sequence[Artifact]) -> Artifact:
+    """Stage ``compare``, with what makes further SAEs and classifiers where it needs them."""
+    classifier, activations, *_ = inputs
+    recipe = config.finetune
+
+    def sae_of(settings: SAESettings) -> tuple[Artifact, Artifact]:
+        sae = train_sae(context, settings, classifier, activations)
+        return sae, read_features(context, config.discover, settings.pool, classifier, activations, sae)
+
+    def without(name: str) -> Artifact:
+        return finetune(context, replace(recipe, without=[*recipe.without, name]))
+
+    makers = Makers(lambda there: capture(there, config.capture, classifier), sae_of, without)
+    return compare(context, config.compare, config.sae, makers, *inputs)
 
 
 def _facts(config: Config, context: StageContext) -> dict[str, str]:

@@ -58,11 +58,16 @@ def try_out(config: Config, context: StageContext) -> None:
     if not stages:
         return
     if "compare" in stages:
-        check_compare(config.compare, context.classes)
+        check_compare(config.compare, context.classes, config.sae)
     if "control" in stages:
         method_of(config.edit)
     with torch.random.fork_rng(devices=[]):
         model, fits = context.build()
+        if "compare" in stages and config.compare.retrained and not _trains_head(config, fits):
+            raise UserError(
+                "compare.retrained=true trains the network again without a class, but the weights fit the data and are "
+                f"not trained (backbone.weights={config.backbone.weights}); give the weights from before fine-tuning."
+            )
         samples = _load(context)
         model.to(context.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         if "repair" in stages:

@@ -19,7 +19,7 @@ from salve.stages.through_tail import HELD_BYTES, Tails
 from salve.types import Split
 
 
-def fitting_of(context: StageContext, cut: Cut, activations: Artifact, sae: SAE, seed: int) -> Fitting:
+def fitting_of(context: StageContext, cut: Cut, activations: Artifact, sae: SAE | None, seed: int) -> Fitting:
     """What edits of a network are fitted on: the train split, with the activations that were captured."""
     train, data = context.activations(activations, "train"), context.data
 
@@ -42,7 +42,7 @@ class Sample:
         per_class: images of each class, at most. room: bytes that may be held of the images' tails.
 
     Attributes:
-        labels: ``[n]``, of the images, class by class.
+        split: its name. labels: ``[n]``, of the images, class by class.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Sample:
         per_class: int,
         room: int = HELD_BYTES,
     ) -> None:
-        self._context, self._cut, self._split = context, cut, split
+        self._context, self._cut, self.split = context, cut, split
         every = torch.as_tensor(context.data.labels(split))
         numbers = torch.tensor(balanced(every, per_class))
         #: By class, the numbers of its images.
@@ -62,6 +62,9 @@ class Sample:
         self.labels = every[[number for own in self._of.values() for number in own]]
         self._rows: dict[int, Tensor] = {}
         self._tails: dict[int, Tails] = {}
+        #: By class and batch, images that ran through the whole network, as far as there is room.
+        self._held: dict[tuple[int, int], Tensor] = {}
+        self._room = room
         if cut.linear is not None:
             assert activations is not None, "activations of the last site are captured"
             rows = context.activations(activations, split).activations
@@ -99,7 +102,7 @@ class Sample:
     def images(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The images on the network's device, in batches with their labels."""
         numbers = [number for own in self._of.values() for number in own]
-        for images, labels in self._context.data.loader(self._split, indices=numbers):
+        for images, labels in self._context.data.loader(self.split, indices=numbers):
             yield self._context.on_device(images), labels
 
     def labels_of(self, classes: Sequence[int] | None) -> Int[Tensor, " n"]:
@@ -111,6 +114,19 @@ class Sample:
         """Those of the classes that have images."""
         return [label for label in self._of if classes is None or label in classes]
 
+    def _images(self, label: int) -> Iterator[Tensor]:
+        """The images of a class on the network's device, in batches."""
+        size = self._context.data.batch_size
+        for start in range(0, len(self._of[label]), size):
+            if (images := self._held.get((label, start))) is None:
+                numbers = self._of[label][start : start + size]
+                ((images, _),) = self._context.data.loader(self.split, indices=numbers, batch_size=size)
+                images = self._context.on_device(images)
+                if images.nbytes <= self._room:
+                    self._room -= images.nbytes
+                    self._held[label, start] = images
+            yield images
+
     def _whole(self, label: int, weights: dict[str, Tensor]) -> Tensor:
         """Through the whole network with other weights."""
         context, model = self._context, self._cut.model
@@ -118,9 +134,4 @@ class Sample:
         once = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
         weights = {name: tensor for name, tensor in weights.items() if name in once}
         order = self._cut.order.to(context.device)
-        return torch.cat(
-            [
-                functional_call(model, weights, (context.on_device(images),))[:, order]
-                for images, _ in context.data.loader(self._split, indices=self._of[label])
-            ]
-        )
+        return torch.cat([functional_call(model, weights, (images,))[:, order] for images in self._images(label)])

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from salve.integrity import DAMAGED, MANIFEST, SETTINGS, UNFINISHED, Damaged, read_manifest
+from salve.files import read_record
+from salve.integrity import DAMAGED, MANIFEST, SETTINGS, UNFINISHED, USES, Damaged, read_manifest
 from salve.types import UserError
 
 LOG = "salve.log"
@@ -93,6 +94,7 @@ def contents(output: Path) -> Contents:
         raise UserError(f"{output} holds no artifacts, which runs keep in {root}; give the output_dir of your runs.")
     runs, loose = _outside(output, root)
     users, unreadable = _users(output, runs)
+    _add_parts(users, root)
     artifacts, skipped = [], []
     for kind in _folders(root):
         if kind.name in (UNFINISHED, DAMAGED) or kind.name.startswith("."):
@@ -164,6 +166,22 @@ def _users(output: Path, runs: list[Path]) -> tuple[dict[tuple[str, str], list[s
             if name not in users[artifact]:
                 users[artifact].append(f"{name} (its log)")
     return users, unreadable
+
+
+def _add_parts(users: dict[tuple[str, str], list[str]], root: Path) -> None:
+    """Whoever uses an artifact uses what it is made of, too."""
+    for (kind, key), runs in list(users.items()):
+        for part in _uses(root / kind / key):
+            users[part] += [run for run in runs if run not in users[part]]
+
+
+def _uses(artifact: Path) -> list[tuple[str, str]]:
+    """The further artifacts that an artifact is made of, such as a comparison of its methods; damaged, it has none."""
+    try:
+        record = read_record(artifact / USES)
+    except (OSError, ValueError):
+        return []
+    return [(kind, str(key)) for kind, keys in record.items() if isinstance(keys, list) for key in keys]
 
 
 def _named(log: Path) -> set[tuple[str, str]]:

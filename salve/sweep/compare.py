@@ -3,11 +3,12 @@
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from salve.edit_settings import RETRAINED
 from salve.ending import as_told, run_child
 from salve.system import in_one_sentence, refused_by_system
 from salve.types import UserError
@@ -19,14 +20,32 @@ if TYPE_CHECKING:  # they take seconds
     from salve.report.blocks import TableBlock
     from salve.results import Sweep
 
-#: The recipe, and what --quick adds to it.
 RECIPE = "beyond/rivals"
-QUICK = ("sae.seed=0,1", "sae.steps=300", "compare.images=20")
+#: What --quick adds to the recipe: three classes, two SAEs, a third of the steps of what trains, half of the images.
+QUICK = (
+    *("sae.seed=0,1", "sae.steps=300", "compare.images=20", "compare.targets=3"),
+    *(f"compare.variants.{name}={{method: {name}, steps: 10}}" for name in ("task_arithmetic", "forget")),
+)
+#: What it adds on the drawn scenes, whose networks are small enough to be trained without each class, and elsewhere.
+QUICK_SCENES = (
+    *("compare.retrained=true", "finetune.epochs=6"),
+    *("data.train_per_class=200", "data.select_per_class=20", "data.test_per_class=20"),
+)
+QUICK_IMAGES = ("data.limit_per_class=100", "finetune.epochs=2")
 EPILOG = """\
 An edit takes one class away; of all others it should change nothing. Each
 method gets the strength at which it takes the class to 5 % of select images,
 and is measured there on test images. SETTINGs are salve's. Those that you list
 with commas are swept, such as layer and sae.seed; the rest holds for all runs.
+
+how to read the table:
+  selectivity     what the class loses minus the mean change of the others
+  first ahead     by how much the first method is more selective, seed by seed
+  taken           classes that some strength takes to 5 %; the others count as 0
+  for good        a plain state_dict can hold the edit
+  random_...      controls: an edit that is not better than these shows nothing
+On the page also: weights changed, seconds, images and labels that a method
+uses, and what else compare.retrained=true and compare.relearn=[10,100] measure.
 
 written into <output_dir>/sweeps/<sweep.name>:
   compare/index.html   the table and its figure
@@ -36,6 +55,9 @@ written into <output_dir>/sweeps/<sweep.name>:
 The same command again makes only what is missing.
 
 examples:
+  salve-compare --quick
+      a first look in minutes, on the drawn scenes: three classes, two SAEs, and
+      networks that never saw the class beside the edited ones
   salve-compare
       all methods on the drawn scenes, at the last site
   salve-compare experiment=imagenette/resnet18 data.root=FOLDER \\
@@ -57,7 +79,11 @@ def _main(arguments: list[str] | None) -> int:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--quick", action="store_true", help="two SAEs, shorter trainings and fewer images")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="a tenth of the work: three classes, two SAEs, fewer images and steps; what you set yourself stays",
+    )
     parser.add_argument("settings", nargs="*", metavar="SETTING", help="any of salve's, as key=value")
     given = parser.parse_args(arguments)
     typed, output_dir, name = command_of(given.settings, given.quick)
@@ -89,10 +115,20 @@ def command_of(settings: Sequence[str], quick: bool = False) -> tuple[list[str],
     kept = [setting for setting in settings if not setting.startswith("experiment=")]
     name = values.get("sweep.name", f"rivals{'-quick' * quick}")
     named = [] if "sweep.name" in values else [f"sweep.name={name}"]
-    swept = {setting.partition("=")[0] for setting in settings}
-    short = [setting for setting in QUICK if quick and setting.partition("=")[0] not in swept]
+    typed_keys = {setting.partition("=")[0] for setting in settings}
+    shorter: tuple[str, ...] = ()
+    if quick:
+        drawn = not recipes and typed_keys.isdisjoint({"data", "backbone", "data._target_"})
+        shorter = (*QUICK, *(QUICK_SCENES if drawn else QUICK_IMAGES if has_limit(recipes, values) else ()))
+    short = [setting for setting in shorter if setting.partition("=")[0] not in typed_keys]
     typed = ["-m", f"experiment=[{','.join([*recipes, RECIPE])}]", *named, *short, *kept]
     return typed, Path(values.get("output_dir", "outputs").strip("'\"")), name
+
+
+def has_limit(recipes: Sequence[str], values: Mapping[str, str]) -> bool:
+    """Whether the data that are named have the setting ``data.limit_per_class``."""
+    folders = {recipe.partition("/")[0] for recipe in recipes}
+    return values.get("data", "") in ("imagenette", "cifar100", "folder") or bool(folders & {"imagenette", "cifar100"})
 
 
 def write_comparison(sweep: "Sweep", command: str, console: "Console") -> Path:
@@ -145,11 +181,11 @@ def write_comparison(sweep: "Sweep", command: str, console: "Console") -> Path:
 
 
 def statement(table: "pd.DataFrame") -> str:
-    """Which method is the most selective at each site, and how the first one compares with it."""
+    """Which edit is the most selective at each site, and how the first one compares with it."""
     from salve.report.text import plural, points
 
     said = []
-    for (_, site), here in table.groupby(["backbone", "site"], sort=False):
+    for (_, site), here in table[table["method"] != RETRAINED].groupby(["backbone", "site"], sort=False):
         first, best = here.iloc[0], here.loc[here["selectivity"].idxmax()]
         permanent = here[here["permanent"].eq(True)]
         line = f"At {site}, over {plural(int(here['seeds'].max()), 'SAE')}: "
@@ -171,14 +207,17 @@ def statement(table: "pd.DataFrame") -> str:
 
 HEADER = (
     *("site", "method", "selectivity", "first ahead by", "classes taken", "left", "others change", "worst loss", "KL"),
-    *("permanent", "weights changed", "seconds"),
+    *("permanent", "weights changed", "images used", "labels used", "seconds"),
 )
+#: Further columns where networks were trained without the classes.
+GAP_HEADER = ("gap to retrained", "KL to retrained", "agrees with retrained")
 
 
 def header_of(table: "pd.DataFrame") -> list[str]:
-    """Names of the columns; of relearning where it was measured."""
+    """Names of the columns; of gaps and of relearning where they were measured."""
     steps = [name.removeprefix("relearned_") for name in _relearned(table)]
-    return [*HEADER, *(f"back after {number} steps" for number in steps)]
+    gap = GAP_HEADER if "gap" in table else ()
+    return [*HEADER, *gap, *(f"back after {number} steps" for number in steps)]
 
 
 def _relearned(table: "pd.DataFrame | pd.Series") -> list[str]:
@@ -187,6 +226,8 @@ def _relearned(table: "pd.DataFrame | pd.Series") -> list[str]:
 
 
 def _cells(row: "pd.Series") -> list[str]:
+    import numpy as np
+
     from salve.report.text import MISSING, is_missing, number, percent, points, yes_no
 
     def half(name: str, signed: bool = False) -> str:
@@ -201,7 +242,9 @@ def _cells(row: "pd.Series") -> list[str]:
         *(percent(row["after"]), half("drift"), half("worst_loss"), number(row["kl_others"], 2)),
         MISSING if is_missing(row["permanent"]) else yes_no(row["permanent"]),
         MISSING if is_missing(row["parameters"]) else f"{int(row['parameters']):,}",
-        number(row["fit_seconds"] + row["apply_seconds"], 2) if "fit_seconds" in row else MISSING,
+        *(MISSING if is_missing(row[name]) else f"{int(row[name]):,}" for name in ("images", "labels")),
+        number(np.nansum([row["fit_seconds"], row["apply_seconds"]]), 2) if "fit_seconds" in row else MISSING,
+        *((half("gap"), number(row["gap_kl"], 2), percent(row["agreement"])) if "gap" in row else ()),
         *(percent(row[name]) for name in _relearned(row)),
     ]
 

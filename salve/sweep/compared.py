@@ -17,6 +17,8 @@ from salve.types import UserError
 #: Measures of a method, means over the classes. Those of the second line are of the classes that it takes away.
 MEASURES = ("selectivity", "reached")
 OF_REACHED = ("after", "drift", "worst_loss", "kl_others")
+#: How far an edited network is from one trained without the class, where such networks were trained.
+GAP = ("gap", "gap_own", "gap_others", "gap_kl", "agreement")
 SECONDS = ("fit_seconds", "apply_seconds")
 
 
@@ -29,13 +31,14 @@ def edits_of(sweep: Sweep) -> pd.DataFrame:
     Raises:
         UserError: no run has finished stage ``compare``.
     """
-    tables = [table for run in sweep.finished for table in _edits(run)]
+    tables = [table for run in sweep.finished for table in edits_of_run(run)]
     if not tables:
         raise UserError(f"No run of {sweep.folder} has finished stage compare.")
     return pd.concat(tables, ignore_index=True)
 
 
-def _edits(run: Run) -> Iterator[pd.DataFrame]:
+def edits_of_run(run: Run) -> Iterator[pd.DataFrame]:
+    """The rows of one run, in a table of its own; none if it has not finished the stage."""
     table = run.table("compare", "edits.csv")
     if not len(table):
         return
@@ -60,8 +63,8 @@ def table_of(edits: pd.DataFrame) -> pd.DataFrame:
 
     Means over classes, then over seeds, each with half of Student's interval over seeds (``<measure>_half``).
     ``ahead``: by how much the first method is ahead of this one in selectivity, paired by seed. Further ``seeds``,
-    ``classes``, ``permanent`` (None where no class was taken away), and medians of ``parameters``, ``fit_seconds`` and
-    ``apply_seconds``.
+    ``classes``, ``permanent`` (None where no class was taken away), and medians of ``parameters``, ``fit_seconds``,
+    ``apply_seconds``, and of the train ``images`` and ``labels`` that a fit uses.
     """
     rows = []
     for (backbone, site), here in edits.groupby(["backbone", "site"], sort=False):
@@ -71,16 +74,17 @@ def table_of(edits: pd.DataFrame) -> pd.DataFrame:
         for method, mine in by_method.items():
             row: dict[str, Any] = {"backbone": backbone, "site": site, "method": method}
             row |= {"classes": mine["class"].nunique(), "seeds": mine["seed"].nunique()}
-            for measure in (*MEASURES, *OF_REACHED):
-                row[measure], row[f"{measure}_half"], _ = t_interval(_by_seed(mine, measure))
             ahead = reference - _by_seed(mine, "selectivity") if method != first else []
-            for measure in [name for name in mine if name.startswith("relearned_")]:
+            measured = [name for name in mine if name in GAP or name.startswith("relearned_")]
+            for measure in (*MEASURES, *OF_REACHED, *measured):
                 row[measure], row[f"{measure}_half"], _ = t_interval(_by_seed(mine, measure))
             row["ahead"], row["ahead_half"], _ = t_interval(ahead)
             reached = mine[mine["reached"].eq(True)]
             row["permanent"] = bool(reached["permanent"].eq(True).all()) if len(reached) else None
             for name in ("parameters", *SECONDS):
                 row[name] = reached[name].median() if name in reached and len(reached) else np.nan
+            for name in ("images", "labels"):
+                row[name] = mine[name].median()
             reasons = mine.loc[mine["reason"].notna(), "reason"].astype(str)
             row["reason"] = reasons.mode().iloc[0] if len(reasons) else ""
             rows.append(row)

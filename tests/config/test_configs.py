@@ -27,7 +27,7 @@ from salve.editing.methods import METHODS, make_method
 from salve.run.explain import conf_dir
 from salve.run.schema import STAGES, Config, register, resolve
 from salve.settings import PreprocessSettings
-from salve.stages.compare import methods_of
+from salve.stages.compare import entries_of
 from salve.sweep.plan import refuse_idle_axis
 from salve.types import UserError
 from tests.composing import base, changed
@@ -205,8 +205,11 @@ def test_every_edit_method_has_a_file_of_its_settings() -> None:
         assert edit.method == name
         assert make_method(name, edit.args).settings().keys() >= edit.args.keys()
     compared = settings().compare
-    assert {name for name in METHODS if name not in compared.methods} == {"class_vector"}  # it needs a file
-    assert list(methods_of(compared)) == compared.methods
+    assert {name for name in METHODS if name not in compared.methods} == {
+        "class_vector",
+        "mapped_class_vector",
+    }  # they need a file
+    assert list(entries_of(compared)) == compared.methods
 
 
 def test_arguments_of_a_backbone_are_free() -> None:

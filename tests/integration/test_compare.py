@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from salve.artifacts import Artifact
+from salve.artifacts import Artifact, read_record
 from salve.backbones import graph_of
 from salve.data import ConceptsData, Preprocess
 from salve.editing import apply_edit_file, load_edit_file, undo_edit_file
 from salve.editing.gating import gate
-from salve.sae import load_sae
+from salve.sae import load_sae, make_sae
 from salve.stages.targets import balanced
 from salve.sweep.compare import command_of
 from salve.sweep.compare import main as compare_command
@@ -26,8 +26,9 @@ from tests.integration.commands import Command
 from tests.integration.conftest import FEW, NARROW, SMALL, Start
 from tests.integration.test_pipeline import images_and_labels, plain_model
 
-METHODS = ("compare.methods=[gate,push,bias,one,mute]", "compare.variants.push.method=steering",
-           "compare.variants.bias.method=head_bias", "compare.variants={one: {method: rank_one}}")  # fmt: skip
+METHODS = ("compare.methods=[gate,push,bias,one,mute,drawn]", "compare.variants.push.method=steering",
+           "compare.variants.bias.method=head_bias", "compare.variants={one: {method: rank_one}}",
+           "compare.variants.drawn={method: gate, sae: {decoder: random}}")  # fmt: skip
 COMPARE = ["stages=[compare]", "compare.images=4", *METHODS]
 
 
@@ -46,6 +47,12 @@ def accuracies(logits: Tensor, labels: Tensor) -> list[float]:
     return [float(right[labels == k].double().mean()) for k in range(10)]
 
 
+def scenes(train: int) -> ConceptsData:
+    data = ConceptsData(20, image_size=32, train_per_class=train, select_per_class=4, test_per_class=4)
+    data.bind(Preprocess(32, None))
+    return data
+
+
 def lead(model: Any, data: ConceptsData, own: int) -> float:
     """By how much a class leads in the mean over its train images."""
     batches = [(images[labels == own], labels) for images, labels in data.loader("train")]
@@ -55,11 +62,33 @@ def lead(model: Any, data: ConceptsData, own: int) -> float:
     return max(float((logits[:, own] - others).mean()), 0.1 * float(logits.std()))
 
 
+def drawn_at_random(artifacts: dict[str, Artifact], rows: pd.DataFrame, images: Tensor, labels: Tensor) -> None:
+    """A variant's SAE is trained, all but its decoder, and its edits are the gate's along the drawn columns."""
+    own, features = (
+        next(path for path in artifacts[kind].path.parent.iterdir() if path.name != artifacts[kind].key)
+        for kind in ("sae", "features")
+    )
+    record, sae = read_record(own / "sae.json"), load_sae(own / "sae.safetensors")
+    assert record["decoder"] == "random"
+    seeded = torch.Generator().manual_seed(0)
+    start = make_sae(record["variant"], sae.width, sae.dictionary_size, seeded)
+    torch.testing.assert_close(sae.decoder, start.decoder)
+    assert not torch.allclose(sae.encoder, start.encoder)
+    selected = pd.read_csv(features / "selected.csv").set_index("class")
+    model, classes = plain_model(artifacts), artifacts["classifier"].record("classifier.json")["classes"]
+    for name, row in rows.iterrows():
+        column = sae.decoder.detach()[:, int(selected.loc[str(name), "latent"])]
+        closed = {"fc.weight": model.state_dict()["fc.weight"] * gate(column, row["alpha"])}
+        with torch.no_grad():
+            found = accuracies(functional_call(model, closed, (images,)), labels)
+        assert row["after"] == pytest.approx(found[classes.index(name)])
+
+
 def test_the_table_says_what_networks_with_a_lower_bias_do(tmp_path: Path, start: Start, store: str) -> None:
     artifacts = start(tmp_path, store, *COMPARE)
     table, model = edits(artifacts), plain_model(artifacts)
     classes = artifacts["classifier"].record("classifier.json")["classes"]
-    assert set(table.index.get_level_values("method")) == {"gate", "push", "bias", "one", "mute"}
+    assert set(table.index.get_level_values("method")) == {"gate", "push", "bias", "one", "mute", "drawn"}
     images, labels = images_and_labels()
     assert len(labels) == len(balanced(labels, 4))  # the sample is all there is
     with torch.no_grad():
@@ -75,6 +104,7 @@ def test_the_table_says_what_networks_with_a_lower_bias_do(tmp_path: Path, start
         state = dict(model.state_dict())
         # The only weight that the edit changes is one bias, so that the strength can be read from the accuracies.
         assert (row["tensors"], row["parameters"], row["permanent"]) == (1, 1, True)
+        assert (row["images"], row["labels"]) == (8, 8)  # all of the class
         lowered = state["fc.bias"].clone()
         low, high = 0.0, 100.0
         for _ in range(60):
@@ -91,6 +121,11 @@ def test_the_table_says_what_networks_with_a_lower_bias_do(tmp_path: Path, start
             found = accuracies(functional_call(model, {**state, "fc.bias": lowered}, (images,)), labels)
         assert found[own] == pytest.approx(row["after"])
         assert row["drop"] == pytest.approx(before[own] - found[own])
+    used = table.groupby("method")[["images", "labels"]].agg(set)
+    # A rank-one edit reads the second moment of all images, and which are of the class; an SAE read all with labels.
+    assert used.loc["one"].to_list() == [{80}, {8}]
+    assert used.loc["gate"].to_list() == used.loc["push"].to_list() == [{80}, {80}]
+    drawn_at_random(artifacts, taken.loc["drawn"], images, labels)
     # Another SAE repeats only what needs one.
     again = start(tmp_path, store, *COMPARE, "sae.seed=1")
     keys, others = (run["compare"].record("methods.json") for run in (artifacts, again))
@@ -98,7 +133,7 @@ def test_the_table_says_what_networks_with_a_lower_bias_do(tmp_path: Path, start
     same = start(tmp_path, store, "stages=[compare,report]", *COMPARE[1:])
     page = (tmp_path / "run" / "index.html").read_text()
     assert "Edit methods at a matched effect" in page
-    assert all(f"<td>{method}" in page for method in ("gate", "push", "bias", "one", "mute"))
+    assert all(f"<td>{method}" in page for method in ("gate", "push", "bias", "one", "mute", "drawn"))
     assert "compare-edits.csv" in page
     assert same["compare"].reused
     assert same["compare"].digest == artifacts["compare"].digest
@@ -111,8 +146,6 @@ def test_at_an_inner_site_the_table_says_what_scaled_weights_do(tmp_path: Path, 
     model = plain_model(artifacts)
     classes = artifacts["classifier"].record("classifier.json")["classes"]
     site = graph_of(model, 32).sites[layer]
-    data = ConceptsData(20, image_size=32, train_per_class=24, select_per_class=4, test_per_class=4)
-    data.bind(Preprocess(32, None))
     images, labels = images_and_labels()
     decoder = load_sae(artifacts["sae"].file("sae.safetensors")).decoder.detach()
     selected = artifacts["features"].table("selected.csv").set_index("class")
@@ -129,7 +162,7 @@ def test_at_an_inner_site_the_table_says_what_scaled_weights_do(tmp_path: Path, 
                 state[reader.weight] = reader.scaled(state[reader.weight], closed)
         else:
             state["fc.bias"] = state["fc.bias"].clone()
-            state["fc.bias"][own] -= row["alpha"] * lead(model, data, own)
+            state["fc.bias"][own] -= row["alpha"] * lead(model, scenes(24), own)
         with torch.no_grad():
             found = accuracies(functional_call(model, state, (images,)), labels)
         others = [abs(a - b) for k, (a, b) in enumerate(zip(found, before, strict=True)) if k != own]
@@ -139,7 +172,8 @@ def test_at_an_inner_site_the_table_says_what_scaled_weights_do(tmp_path: Path, 
 
 def test_every_setting_of_a_comparison_or_a_method_is_in_its_key(tmp_path: Path, start: Start, store: str) -> None:
     one = (store, "compare.methods=[bias]", "compare.variants.bias={method: head_bias}", "compare.images=4")
-    keys = [start(tmp_path, "stages=[compare]", *one)["compare"].key]
+    first = start(tmp_path, "stages=[compare]", *one)["compare"]
+    keys = [first.key]
     for other in ("compare.images=3", "compare.targets=[storm]", "compare.relearn=[1]",
                   "compare.methods=[bias,head_row]", "compare.variants.bias.method=head_row"):  # fmt: skip
         keys.append(start(tmp_path, "stages=[compare]", *one, other)["compare"].key)
@@ -148,6 +182,37 @@ def test_every_setting_of_a_comparison_or_a_method_is_in_its_key(tmp_path: Path,
             start(tmp_path, "stages=[control]", "edit.evaluate=0", *edit, "edit.modes=[suppress]")["control"].key
         )
     assert len(set(keys)) == len(keys) == 9
+    # An edit of the head is the same wherever the network is cut, and is not made again for another site.
+    elsewhere = (*one, "layer=layer4.0.conv2", "capture.positions=4", "sae.seed=1")
+    again = start(tmp_path, "stages=[compare]", *elsewhere)["compare"]
+    assert again.record("methods.json") == first.record("methods.json")
+
+
+def test_the_bound_is_a_network_trained_without_the_class(tmp_path: Path, start: Start, store: str) -> None:
+    bias = ("compare.methods=[bias]", "compare.variants.bias={method: head_bias}", "compare.targets=1")
+    artifacts = start(tmp_path, store, "stages=[compare]", "compare.images=4", *bias, "compare.retrained=true")
+    record = artifacts["classifier"].record("classifier.json")
+    table, model, (images, labels) = edits(artifacts), plain_model(artifacts), images_and_labels()
+    without = start(tmp_path, store, "stages=[finetune]", f"finetune.without=[{record['classes'][0]}]")
+    assert without["classifier"].reused  # the comparison has trained it, by the same recipe
+    with torch.no_grad():
+        logits = [plain_model(one)(images) for one in (artifacts, without)]
+    (before, *_), (after, *others) = (accuracies(one, labels) for one in logits)
+    bound, edited = table.loc["retrained"].iloc[0], table.loc["bias"].iloc[0]
+    assert (bound["before"], bound["after"]) == pytest.approx((before, after))
+    assert (bound["images"], bound["labels"], bound["permanent"]) == (72, 72, True)
+    assert (bound["gap"], bound["gap_kl"], bound["agreement"]) == pytest.approx((0, 0, 1))
+    assert without["classifier"].key in artifacts["compare"].record("uses.json")["classifier"]
+    if edited["reached"]:
+        lowered = dict(model.state_dict())
+        lowered["fc.bias"] = lowered["fc.bias"].clone()
+        lowered["fc.bias"][0] -= edited["alpha"] * lead(model, scenes(8), 0)
+        with torch.no_grad():
+            there = functional_call(model, lowered, (images,))
+        left, *kept = accuracies(there, labels)
+        assert edited["gap_own"] == pytest.approx(abs(left - after))
+        assert edited["gap_others"] == pytest.approx(abs(sum(kept) - sum(others)) / 9)
+        assert edited["agreement"] == pytest.approx(float((there.argmax(1) == logits[1].argmax(1)).double().mean()))
 
 
 @pytest.mark.parametrize(
@@ -157,7 +222,15 @@ def test_every_setting_of_a_comparison_or_a_method_is_in_its_key(tmp_path: Path,
         ("compare.methods=[gat]", r"compare\.methods=gat is no edit method; did you mean gate\?"),
         ("compare.variants={random_gate: {method: gate, strength: 2}}", "has no setting strength; it has direction"),
         ("compare.variants.random_gate={method: null}", r"compare\.variants\.random_gate=None is no edit method"),
+        (
+            "compare.variants={random_decoder: {method: head_row}}",
+            r"random_decoder\.sae is for methods that use",
+        ),
+        ("compare.variants.random_latent.sae={decoder: x}", r"random_latent\.sae\.decoder has x"),
+        ("compare.variants.random_latent.sae={size: 2}", r"random_latent\.sae has no setting size; it"),
         ("compare.targets=[church]", "compare.targets names church; the classes are harbour, "),
+        ("compare.targets=0", "compare.targets=0 must be names of classes, a number of them, or null"),
+        ("compare={methods: [gate, retrained], retrained: true}", "names retrained, which is the row of"),
         ("compare.relearn=[10,0]", r"compare\.relearn=\[10, 0\] names 0 steps"),
         ("compare.images=0", "compare.images=0 must be above 0"),
     ],
@@ -185,8 +258,8 @@ def test_the_command_writes_a_page_and_prints_a_table(
     folder = tmp_path / "sweeps" / "rivals" / "compare"
     table = pd.read_csv(folder / "tables" / "methods.csv").set_index("method")
     every = pd.read_csv(folder / "tables" / "edits.csv")
-    assert list(table.index) == ["gate", "push", "bias", "one", "mute"]
-    assert len(every) == 2 * 5 * 10
+    assert list(table.index) == ["gate", "push", "bias", "one", "mute", "drawn"]
+    assert len(every) == 2 * 6 * 10
     for method, row in table.iterrows():
         by_seed = every[(every["method"] == method) & every["selectivity"].notna()].groupby("seed")["selectivity"]
         assert row["selectivity"] == pytest.approx(by_seed.mean().mean())
@@ -202,12 +275,25 @@ def test_settings_of_the_command_become_a_sweep() -> None:
         ["experiment=imagenette/resnet18", "output_dir=there", "layer=last,fc"], quick=True
     )
     assert typed[:2] == ["-m", "experiment=[imagenette/resnet18,beyond/rivals]"]
-    assert {"sweep.name=rivals-quick", "sae.seed=0,1", "layer=last,fc", "output_dir=there"} <= set(typed)
+    assert {
+        "sweep.name=rivals-quick",
+        "sae.seed=0,1",
+        "compare.targets=3",
+        "data.limit_per_class=100",
+        "layer=last,fc",
+        "output_dir=there",
+    } <= set(typed)
     assert (folder, name) == (Path("there"), "rivals-quick")
     typed, folder, name = command_of(["sweep.name=mine", "sae.seed=3"], quick=True)
     assert (folder, name) == (Path("outputs"), "mine")
     assert typed.count("sae.seed=3") == 1
     assert "sae.seed=0,1" not in typed
+    scenes, photos, own = (
+        command_of(given, quick=True)[0] for given in ([], ["data=folder"], ["data._target_=my.Data"])
+    )
+    assert ("compare.retrained=true" in scenes, "data.limit_per_class=100" in scenes) == (True, False)
+    assert ("compare.retrained=true" in photos, "data.limit_per_class=100" in photos) == (False, True)
+    assert not [setting for setting in own if setting.startswith("data.") and setting != "data._target_=my.Data"]
 
 
 @pytest.mark.parametrize("method", ["steering", "rank_one", "head_bias"])

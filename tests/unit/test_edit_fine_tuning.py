@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from salve.editing.fine_tuning import FineTuning, batches_of, drawn
 from salve.editing.methods import Fitting, Target, make_method
 from salve.editing.methods.change import Weights, changed_state
+from salve.editing.methods.class_vector import MappedClassVector
 from salve.editing.methods.forget import _other_labels
 from salve.editing.relearning import relearned
 from salve.types import Diverged, UserError
@@ -402,7 +403,7 @@ def test_a_class_vector_takes_back_what_fine_tuning_added(
     cosines = torch.cosine_similarity(rows[:, 0], centre[None], dim=1)
     threshold = float(cosines.median())
     edit = make_method("class_vector", {"before": str(path), "threshold": threshold}).fit(fitting, TARGET)
-    assert edit.images == len(own)
+    assert fitting.used.images == fitting.used.labels == set((images.labels == 1).nonzero()[:, 0].tolist())
     for alpha in (0.5, 2.0):
         change = edit.at(alpha)
         assert change.activations is not None
@@ -423,6 +424,62 @@ def test_a_class_vector_takes_back_what_fine_tuning_added(
         tail = fitting.cut.tail(images.all[:5])
         moved = tail(tail.activations - vector)
         torch.testing.assert_close(tail.with_weights(everywhere.weights()), moved, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("layer", "block", "trained"), [("last", "hidden_2", ("hidden_2", "again")), ("second", "first", ("first",))]
+)
+def test_a_mapped_class_vector_is_a_training_of_one_block_towards_the_centre_from_before(
+    model: nn.Module, before: tuple[nn.Module, Path], layer: str, block: str, trained: tuple[str, ...]
+) -> None:
+    fitting, recorded, images = fitting_of(model, layer)
+    former, path = before
+    reader = {"second": "second", "last": "head"}[layer]
+    settings = {"before": str(path), "block": block, "references": 4, "steps": 3, "batch_size": 4}
+
+    def means(net: nn.Module, batch: Tensor) -> Tensor:
+        """What the reader is given, in the mean over positions."""
+        seen: list[Tensor] = []
+        handle = net.get_submodule(reader).register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+        net(batch)
+        handle.remove()
+        return seen[0].flatten(2).mean(dim=2) if seen[0].ndim > 2 else seen[0]
+
+    own = images.all[images.labels == 1]
+    with torch.no_grad():
+        vector = means(model, own).mean(dim=0) - means(former, own).mean(dim=0)
+        wanted = means(model, own[:4]).mean(dim=0) - vector
+    edit = make_method("mapped_class_vector", {**settings, "learning_rate": 0.01}).fit(fitting, TARGET)
+    numbers = torch.tensor(recorded.numbers[-12:]).view(3, 4)
+    assert fitting.used.images == set((images.labels == 1).nonzero()[:, 0].tolist())
+
+    net = copy.deepcopy(model)
+    parameters = [one.requires_grad_() for name, one in net.named_parameters() if name.startswith(trained)]
+    optimiser = torch.optim.Adam(parameters, lr=0.01)
+    for batch in numbers:
+        optimiser.zero_grad()
+        distance = (means(net, images.all[batch]) - wanted).square().sum(dim=1).mean()
+        distance.backward()
+        optimiser.step()
+    change = edit.at(1.0)
+    assert change.weights is not None
+    weights = change.weights()
+    state, start = net.state_dict(), model.state_dict()
+    assert weights.keys() == {name for name in start if name.startswith(trained)}
+    for name, tensor in weights.items():
+        torch.testing.assert_close(tensor, state[name], rtol=1e-9, atol=1e-12)
+        assert not torch.equal(tensor, start[name])
+    with torch.no_grad():
+        far, near = ((means(one, own) - wanted).square().sum(dim=1).mean() for one in (model, net))
+    assert near < far
+
+
+def test_the_block_of_a_mapped_class_vector_lies_in_front_of_the_site(model: nn.Module) -> None:
+    inner, last = (fitting_of(model, layer)[0].cut for layer in ("second", "last"))
+    assert MappedClassVector().parameters(last) == ["hidden_2.weight", "hidden_2.bias"]  # which the network holds twice
+    assert MappedClassVector(block="first").parameters(inner) == ["first.weight", "first.bias"]
+    with pytest.raises(UserError, match="block=head of mapped_class_vector has no parameters in front of the site"):
+        MappedClassVector(block="head").parameters(last)
 
 
 def test_the_settings_of_a_class_vector_name_what_is_in_the_file(

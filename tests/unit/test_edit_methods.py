@@ -15,6 +15,7 @@ from salve.editing import ablated_logits, edited_logits, rank_one_logits, rank_o
 from salve.editing.methods import METHODS, Affine, Change, FittedEdit, Fitting, Method, Target, key_of, make_method
 from salve.editing.methods.base import logits_at_head
 from salve.editing.methods.change import changed_state
+from salve.editing.methods.pruning import Pruning
 from salve.types import UserError
 from tests.unit.methods import ORDER, TARGET, Drawn, Plain, cut_at, fitting_at, network
 from tests.unit.test_graph import SIZE, Net
@@ -72,6 +73,7 @@ def short(name: str, fitting: Fitting, folder: Path) -> Method:
     save_file({key: tensor + 1 for key, tensor in fitting.cut.model.state_dict().items()}, before)
     settings: dict[str, dict[str, Any]] = {
         "class_vector": {"before": str(before)},
+        "mapped_class_vector": {"before": str(before), "steps": 2},
         "forget": {"steps": 2},
         "task_arithmetic": {"steps": 2},
     }
@@ -101,6 +103,92 @@ def test_the_given_network_is_never_changed(fitting: Fitting, name: str, tmp_pat
         assert not any(tensor.data_ptr() == model.state_dict()[key].data_ptr() for key, tensor in changed.items())
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in model.parameters())
+
+
+class Spied(Drawn):
+    """Train images of which some are NaN."""
+
+    def __init__(self, images: Drawn, spoilt: list[int]) -> None:
+        self.all, self.labels = images.all.clone(), images.labels
+        self.all[spoilt] = torch.nan
+
+
+def with_others(fitting: Fitting, spoilt: list[int], unknown: list[int]) -> Fitting:
+    """What a fit is given, with some images spoilt, and labels of others unknown."""
+    images, labels = fitting.images, fitting.per_image.clone()
+    assert isinstance(images, Drawn)
+    labels[unknown] = -1
+    positions = len(fitting.rows) // len(labels)
+    rows = fitting.rows.clone().unflatten(0, (len(labels), positions))
+    rows[spoilt] = torch.nan
+    spied = Spied(images, spoilt)
+    spied.labels = labels
+    every = labels.repeat_interleave(positions)
+    return Fitting(fitting.cut, rows.flatten(0, 1), every, fitting.classes, fitting.sae, labels, spied)
+
+
+def found_with(method: Method, fitting: Fitting) -> Tensor | None:
+    """All numbers of an edit at full size; None where there is no such edit."""
+    try:
+        if isinstance(method, Pruning):  # of which the edit shows only the order
+            return None if bool((scores := method.scores(fitting, TARGET)).isnan().any()) else scores
+        change = method.fit(fitting, TARGET).at(1.0)
+    except (UserError, RuntimeError, IndexError):
+        return None
+    if change.weights is not None:
+        numbers = torch.cat([tensor.flatten().double() for _, tensor in sorted(change.weights().items())])
+    else:
+        assert change.activations is not None
+        numbers = change.activations(torch.linspace(-1, 3, 40 * fitting.cut.site.width).double().view(40, 1, -1))
+    return None if bool(numbers.isnan().any()) else numbers
+
+
+def means_of_known(rows: Tensor, labels: Tensor, classes: int) -> Tensor:
+    return torch.stack([rows[labels == label].mean(dim=0) for label in range(classes)])
+
+
+USES: dict[str, dict[str, Any]] = {
+    "rank_one": {"images": 4},
+    "null_space": {"images": 4, "threshold": 1.0},
+    "memit": {"images": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def fittings(model: nn.Module) -> dict[str, Fitting]:
+    return {layer: fitting_at(model, layer) for layer in ("hidden", "last")}
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [*((name, "last") for name in METHODS), *((name, "hidden") for name in ("pruning", "head_bias", *USES))],
+)
+def test_images_and_labels_that_a_fit_does_not_count_cannot_change_the_edit_and_the_others_do(
+    fittings: dict[str, Fitting], name: str, layer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("salve.editing.methods.fitting.SAMPLED", 4)
+    monkeypatch.setattr("salve.editing.methods.fitting.ATTRIBUTED", 4)
+    monkeypatch.setattr("salve.editing.methods.fitting.class_means", means_of_known)
+    fitting = fittings[layer]
+    method = make_method(name, USES[name]) if name in USES else short(name, fitting, tmp_path)
+    spied = with_others(fitting, [], [])
+    count, usual = len(fitting.per_image), found_with(method, spied)
+    assert usual is not None
+    images, labels = sorted(spied.used.images), sorted(spied.used.labels)
+    assert set(labels) <= set(images)
+    if method.needs_sae:  # what the SAE was trained on, and what its latent was chosen by
+        assert (len(images), len(labels)) == (count, 0 if name == "reconstruction" else count)
+        return
+    idle = ([n for n in range(count) if n not in used] for used in (images, labels))
+    same = found_with(method, with_others(fitting, *idle))
+    assert same is not None
+    torch.testing.assert_close(same, usual, rtol=1e-9, atol=1e-11)
+    for numbers, spoil in ((images, True), (labels, False)):
+        for number in numbers[-1:]:
+            one = found_with(method, with_others(fitting, *(([number], []) if spoil else ([], [number]))))
+            assert one is None or one.shape != usual.shape or (one - usual).abs().max() > 1e-9, (number, spoil)
+    if name == "head_row":
+        assert not images
 
 
 @torch.no_grad()

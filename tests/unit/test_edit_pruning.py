@@ -82,6 +82,16 @@ def test_channels_of_the_largest_welch_t_are_closed_first(model: nn.Module, laye
         assert set((gate == 0).nonzero()[:, 0].tolist()) == set((-expected).argsort()[:closed].tolist())
 
 
+def test_strengths_that_close_the_same_channels_are_one_step() -> None:
+    fitting = fitting_at(network(), "last")
+    edit = make_method("pruning").fit(fitting, TARGET)
+    alphas = [0.0, 0.5, 1.0, 14.0, 15.0, 28.0, 29.0, 100.0]  # of seven channels, one is 14.3 per cent
+    changes = [edit.at(alpha).activations for alpha in alphas]
+    closed = [7 - int(change(torch.ones(1, 1, 7).double()).sum()) for change in changes if change is not None]
+    assert closed == [edit.steps(alpha) for alpha in alphas] == [0, 1, 1, 1, 2, 2, 3, 7]
+    assert make_method("head_row").fit(fitting, TARGET).steps(0.3) == 0.3
+
+
 def test_controls_choose_by_the_mean_or_draw(model: nn.Module) -> None:
     fitting, again, other = (fitting_at(model, "hidden") for _ in range(3))
     object.__setattr__(other, "seed", 1)

@@ -291,7 +291,10 @@ KNOBS = ("sae.sparsity", "sae.k")
 
 def commands(testbed: str, quick: bool, *settings: str, folders: dict[str, str] | None = None) -> list[list[str]]:
     setup = Setup(Path("out"), folders or {}, {}, quick=quick, settings=settings)
-    return [command(EXPERIMENT.config, TESTBEDS[testbed], setup, sweep) for sweep in EXPERIMENT.sweeps_for(setup)]
+    return [
+        command(EXPERIMENT.config, TESTBEDS[testbed], setup, sweep)
+        for sweep in EXPERIMENT.sweeps_for(setup, TESTBEDS[testbed])
+    ]
 
 
 @pytest.mark.parametrize("testbed", EXPERIMENT.testbeds)

@@ -267,9 +267,9 @@ def test_the_command_of_runs(tmp_path: Path) -> None:
 def test_quick_settings_and_those_of_each_sweep(tmp_path: Path) -> None:
     one = replace(ONE, sweeps=(("sae=topk",), ("sae=gated",)), quick_sweeps=(("sae=topk", "sae.k=2"),))
     here = Setup(tmp_path, {}, {})
-    assert one.sweeps_for(here) == [("sae=topk",), ("sae=gated",)]
-    assert one.sweeps_for(replace(here, quick=True)) == [("sae.epochs=1", "sae=topk", "sae.k=2")]
-    assert ONE.sweeps_for(here) == [()]
+    assert one.sweeps_for(here, TESTBEDS["scenes"]) == [("sae=topk",), ("sae=gated",)]
+    assert one.sweeps_for(replace(here, quick=True), TESTBEDS["scenes"]) == [("sae.epochs=1", "sae=topk", "sae.k=2")]
+    assert ONE.sweeps_for(here, TESTBEDS["scenes"]) == [()]
 
 
 def test_every_sweep_is_made_and_one_that_fails_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

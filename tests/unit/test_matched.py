@@ -35,6 +35,14 @@ def test_no_strength_beyond_the_strongest_is_tried(strongest: float) -> None:
     assert strength_to(Curve(strongest), strongest) == pytest.approx(strongest, rel=TOLERANCE)
 
 
+def test_strengths_of_one_step_are_measured_once() -> None:
+    once, often = Curve(8), Curve(8)
+    found = strength_to(lambda alpha: once(math.ceil(alpha)), 100.0, steps=math.ceil)
+    assert found == strength_to(lambda alpha: often(math.ceil(alpha)), 100.0)
+    assert sorted(once.asked) == sorted(set(often.asked))
+    assert len(once.asked) < len(often.asked)
+
+
 @pytest.mark.parametrize("before", [0.0, LEVEL, math.nan])
 def test_a_class_that_is_there_without_an_edit_has_no_strength(before: float) -> None:
     curve = Curve(1.0, before)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from salve.artifacts import Artifact, Store, digest_of_file, read_record, write_record
-from salve.integrity import MANIFEST, METRICS, SETTINGS, sealed
+from salve.integrity import MANIFEST, METRICS, SETTINGS, USES, sealed
 from salve.store.cli import age, main
 
 OLD = time.time() - 10 * 86400
@@ -228,6 +228,19 @@ def test_it_removes_what_nobody_needs_and_nothing_else(output: Output, capsys: S
     assert output.store.find("sae", {"seed": 2}) is None
     assert main(["gc", str(output.folder), "--older-than", "0"]) == 0
     assert "Nothing can go." in capsys.readouterr().out
+
+
+def test_what_a_used_artifact_is_made_of_stays(output: Output) -> None:
+    part, idle = (output.make("method", seed) for seed in range(2))
+    made_of = {"method": [part.key], "sae": [output.idle.key]}
+    whole = output.store.get_or_make("compare", {}, lambda folder, _: write_record(folder / USES, made_of))
+    damaged = output.store.get_or_make("compare", {"a": 1}, lambda folder, _: write_record(folder / USES, {"sae": 3}))
+    output.run("runs/whole/now", whole)
+    output.run("runs/damaged/now", damaged)
+    output.grow_old()
+    assert main(["gc", str(output.folder), "--yes"]) == 0
+    assert all(one.path.is_dir() for one in (part, output.idle, whole, damaged))
+    assert not idle.path.exists()
 
 
 def test_what_is_young_stays(output: Output, capsys: Said) -> None:

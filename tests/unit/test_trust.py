@@ -23,7 +23,7 @@ from salve.run.explain import conf_dir
 from salve.run.folder import RunFolder
 from salve.run.schema import DATA, Config, register, resolve
 from salve.run.stored import named_again
-from salve.stages.compare import methods_of
+from salve.stages.compare import entries_of
 from salve.sweep import summarise_sweep
 from salve.sweep.jobs import make_runs
 from salve.types import UserError
@@ -575,6 +575,6 @@ def test_the_name_of_a_method_is_none_of_a_class(tmp_path: Path, monkeypatch: py
     monkeypatch.syspath_prepend(tmp_path)
     for settings in (CompareSettings([name], 4), CompareSettings(["a"], 4, {"a": {"method": name}})):
         with pytest.raises(UserError, match=f"={name} is no edit method"):
-            methods_of(settings)
+            entries_of(settings)
     assert "sent_module" not in sys.modules
     assert not (tmp_path / "proof").exists()

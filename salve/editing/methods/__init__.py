@@ -28,6 +28,7 @@ METHODS = {
     "task_arithmetic": "salve.editing.methods.task_arithmetic.TaskArithmetic",
     "forget": "salve.editing.methods.forget.Forget",
     "class_vector": "salve.editing.methods.class_vector.ClassVector",
+    "mapped_class_vector": "salve.editing.methods.class_vector.MappedClassVector",
     "mute": "salve.editing.methods.at_inference.Mute",
     "clamp": "salve.editing.methods.at_inference.Clamp",
     "reconstruction": "salve.editing.methods.at_inference.Reconstruction",

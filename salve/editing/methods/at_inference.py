@@ -50,7 +50,7 @@ class Mute(_AtInference):
 
     def fit(self, fitting: Fitting, target: Target) -> FittedEdit:
         """See :class:`Method`."""
-        sae, chosen = fitting.known_sae("mute"), list(target.latents)
+        sae, chosen = fitting.known_sae("mute", target), list(target.latents)
         return FittedEdit(lambda alpha: _changed(sae, chosen, lambda latents: -alpha * latents))
 
 
@@ -67,7 +67,7 @@ class Clamp(_AtInference):
     @torch.no_grad()
     def fit(self, fitting: Fitting, target: Target) -> FittedEdit:
         """See :class:`Method`."""
-        sae, chosen = fitting.known_sae("clamp"), list(target.latents)
+        sae, chosen = fitting.known_sae("clamp", target), list(target.latents)
         own = torch.isin(fitting.labels, torch.tensor(target.classes))
         total, fired = torch.zeros(len(chosen)), torch.zeros(len(chosen))
         for block in fitting.rows[own].split(2**13):

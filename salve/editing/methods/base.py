@@ -7,228 +7,20 @@ still do not compare: compare methods where they have the same effect.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
-from functools import cached_property
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from salve.backbones.cut import Cut
-from salve.backbones.site import Site
 from salve.backbones.tail import LinearTail
 from salve.editing.methods.change import Change
-from salve.features import class_means
-from salve.sae import SAE
+from salve.editing.methods.fitting import Fitting as Fitting
+from salve.editing.methods.fitting import Target as Target
+from salve.editing.methods.fitting import TrainImages as TrainImages
+from salve.editing.methods.fitting import lead_and_unit as lead_and_unit
 from salve.types import UserError
-
-#: Train images, by number in the split and in the order of these numbers, or all of them, in batches with their labels.
-TrainImages = Callable[[Sequence[int] | None], Iterator[tuple[Tensor, Tensor]]]
-
-#: Train images of each class that run through the network where a method needs logits or other sites.
-SAMPLED = 32
-#: Train images of each class whose channels get attributions, which takes a backward pass.
-ATTRIBUTED = 16
-
-
-class Target(NamedTuple):
-    """The target of one edit: a class's own latent, or a set of latents.
-
-    Attributes:
-        name: for tables. classes: labels of the classes meant.
-        latents, signs, kinds: of each latent; see :mod:`salve.features`.
-    """
-
-    name: str
-    classes: tuple[int, ...]
-    latents: tuple[int, ...]
-    signs: tuple[int, ...]
-    kinds: tuple[str, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Fitting:
-    """What edits of a network are fitted on; all methods share its moments.
-
-    Attributes:
-        cut: the network, cut at the site.
-        rows: train activations ``[R, M]``, one row per position. labels: ``[R]``, of the image of each row.
-        classes: ``C``, of the data.
-        sae: of the site, on the CPU; None for methods that need none.
-        image_labels: ``[N]``, of the train images. images: gives them, on the network's device.
-        seed: of what a method draws.
-    """
-
-    cut: Cut
-    rows: Float[Tensor, "R M"]
-    labels: Int[Tensor, " R"]
-    classes: int
-    sae: SAE | None = None
-    image_labels: Int[Tensor, " N"] | None = None
-    images: TrainImages | None = None
-    seed: int = 0
-    _moments: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
-
-    @cached_property
-    def mean(self) -> Float[Tensor, " M"]:
-        """The mean activation, float64."""
-        return self.rows.double().mean(dim=0)
-
-    @cached_property
-    def second_moment(self) -> Float[Tensor, "M M"]:
-        """``E[a aᵀ]``, not centred, float64."""
-        total = torch.zeros(self.rows.shape[1], self.rows.shape[1], dtype=torch.float64)
-        for block in self.rows.split(2**14):
-            wide = block.double()
-            total.addmm_(wide.T, wide)
-        return total / len(self.rows)
-
-    @cached_property
-    def covariance(self) -> Float[Tensor, "M M"]:
-        """``E[a aᵀ] − E[a] E[a]ᵀ``, float64."""
-        return self.second_moment - torch.outer(self.mean, self.mean)
-
-    @torch.no_grad()
-    def moment_at(self, site: Site) -> Float[Tensor, "m m"]:
-        """``E[a aᵀ]`` at a site of the graph, float64; at others than the cut's own, from a few images of each class.
-
-        Raises:
-            UserError: there are no train images to run again.
-        """
-        if site.readers == self.cut.site.readers:
-            return self.second_moment
-        if site.name not in self._moments:
-            there, total, rows = self.cut.on(self.cut.model, site), torch.zeros(()).double(), 0
-            for images, _ in self.sample(range(self.classes), SAMPLED):
-                wide = there.read(images).flatten(0, 1).double().cpu()
-                total, rows = total + wide.T @ wide, rows + len(wide)
-            self._moments[site.name] = total / rows
-        return self._moments[site.name]
-
-    @cached_property
-    def class_means(self) -> Float[Tensor, "C M"]:
-        """The mean activation of each class, float64; NaN for one without images."""
-        return class_means(self.rows.double(), self.labels, self.classes)
-
-    def lead(self, target: Target) -> float:
-        """By how much the target's classes lead the strongest other, in the mean over their train images; at least a
-        tenth of the logits' spread, so that it can serve as a unit.
-
-        Raises:
-            UserError: there are no images of the target.
-        """
-        own = torch.tensor(target.classes)
-        if self.cut.linear is not None:
-            mine = torch.isin(self.labels, own)
-            logits, labels = self.cut.linear(self.rows[mine]), self.labels[mine]
-        else:
-            logits, labels = self._sampled_logits(target)
-        if not len(logits):
-            raise UserError(f"{target.name} has no train images, so that no edit can be fitted to it.")
-        return lead_and_unit(logits, labels, target)[1]
-
-    @torch.no_grad()
-    def _sampled_logits(self, target: Target) -> tuple[Tensor, Tensor]:
-        """The network's logits for a few train images of the target, with their labels."""
-        found = [
-            (self.cut.logits(images).cpu(), labels.cpu()) for images, labels in self.sample(target.classes, SAMPLED)
-        ]
-        if not found:
-            return torch.empty(0, self.classes), torch.empty(0, dtype=torch.long)
-        return torch.cat([logits for logits, _ in found]), torch.cat([labels for _, labels in found])
-
-    def sample(self, classes: Sequence[int], count: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The first so many train images of each class, in batches with their labels; none if there are none.
-
-        Raises:
-            UserError: train images are not at hand.
-        """
-        if self.images is None or self.image_labels is None:
-            raise UserError(f"At the site {self.cut.site.name} this edit method needs train images to run again.")
-        chosen = [number for label in classes for number in (self.image_labels == label).nonzero()[:count, 0].tolist()]
-        return self.images(chosen) if chosen else iter(())
-
-    @cached_property
-    def attributions(self) -> tuple[Float[Tensor, "N M"], Int[Tensor, " N"]]:
-        """The first-order effect of each channel on the image's own lead, ``Σ_p a_p ⊙ ∂m/∂a_p``, and labels.
-
-        ``m`` is the logit of the image's class less the largest other. At the last site all rows count, and elsewhere a
-        few images of each class.
-
-        Raises:
-            UserError: train images are needed, and are not at hand.
-        """
-        tail = self.cut.linear
-        if tail is not None:
-            others = tail(self.rows).scatter(1, self.labels[:, None], -torch.inf).argmax(dim=1)
-            return self.rows * (tail.weight[self.labels] - tail.weight[others]), self.labels
-        found, known = [], []
-        for images, labels in self.sample(range(self.classes), ATTRIBUTED):
-            behind = self.cut.tail(images)
-            with torch.enable_grad():
-                rows = behind.activations.detach().requires_grad_()
-                logits, at = behind(rows), labels.to(rows.device)[:, None]
-                margins = logits.gather(1, at)[:, 0] - logits.scatter(1, at, -torch.inf).amax(dim=1)
-                (slope,) = torch.autograd.grad(margins.sum(), rows)
-            found.append((rows.detach() * slope).sum(dim=1).cpu())
-            known.append(labels.cpu())
-        return torch.cat(found), torch.cat(known)
-
-    def known_sae(self, method: str) -> SAE:
-        """The SAE.
-
-        Raises:
-            UserError: there is none.
-        """
-        if self.sae is None:
-            raise UserError(f"The edit method {method} needs an SAE of the site {self.cut.site.name}.")
-        return self.sae
-
-    def own_mean(self, target: Target) -> Float[Tensor, " M"]:
-        """The mean activation of the target's classes, each counted alike.
-
-        Raises:
-            UserError: some of them has no train images.
-        """
-        mean = self.class_means[list(target.classes)].mean(dim=0)
-        if not target.classes or bool(mean.isnan().any()):
-            raise UserError(f"{target.name} has no train images, so that no edit can be fitted to it.")
-        return mean
-
-    def cross_covariance(self, target: Target) -> Float[Tensor, " M"]:
-        """``E[(a − E a) z]``, where ``z`` is 1 for rows of the target and 0 for others; float64.
-
-        Raises:
-            UserError: some class of the target has no train images, or no other class has any.
-        """
-        self.own_mean(target)
-        mine = torch.isin(self.labels, torch.tensor(target.classes))
-        if bool(mine.all()):
-            raise UserError(f"{target.name} has all train images, so that nothing tells it from other classes.")
-        sizes = torch.bincount(self.labels, minlength=self.classes)[list(target.classes)].double()
-        pooled = (sizes @ self.class_means[list(target.classes)]) / sizes.sum()
-        return (pooled - self.mean) * (sizes.sum() / len(self.rows))
-
-
-def lead_and_unit(
-    logits: Float[Tensor, "N C"], labels: Int[Tensor, " N"], target: Target
-) -> tuple[Float[Tensor, ""], float]:
-    """By how much the images' own classes lead the strongest class outside of the target, in the mean, and the same as
-    a unit: at least a tenth of the logits' spread.
-
-    Args:
-        logits, labels: of images of the target.
-
-    Raises:
-        UserError: all classes belong to the target.
-    """
-    own = torch.tensor(target.classes, device=logits.device)
-    if len(own.unique()) == logits.shape[1]:
-        raise UserError(f"{target.name} is all classes, so that there is no other that it could lead.")
-    others = logits.index_fill(1, own, -torch.inf).amax(dim=1)
-    lead = (logits.gather(1, labels.to(own)[:, None])[:, 0] - others).mean()
-    return lead, max(float(lead.detach()), 0.1 * float(logits.detach().std()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,13 +30,12 @@ class FittedEdit:
     Attributes:
         at: the change at a strength α ≥ 0.
         strongest: α beyond which the edit makes no sense, or changes nothing more.
-        images: train images that the method has seen, and ``labelled`` how many of their labels.
+        steps: if the edit changes in steps, a function of α that has one value on each; α itself otherwise.
     """
 
     at: Callable[[float], Change]
     strongest: float = 100.0
-    images: int = 0
-    labelled: int = 0
+    steps: Callable[[float], float] = float
 
     def logits_by_strength(
         self, cut: Cut, rows: Float[Tensor, "N M"], alphas: Sequence[float]
@@ -317,6 +108,11 @@ class Method(ABC):
     def everywhere(self) -> bool:
         """Whether its edits change weights in front of the site, too."""
         return False
+
+    @property
+    def of_site(self) -> bool:
+        """Whether its edits depend on the site; if not, they are the same wherever the network is cut."""
+        return True
 
     @property
     def needs_sae(self) -> bool:

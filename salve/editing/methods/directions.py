@@ -67,7 +67,7 @@ def directions(fitting: Fitting, target: Target, direction: str, method: str) ->
     if direction == "random":
         drawn = torch.randn(max(1, len(target.latents)), fitting.rows.shape[1], generator=generator)
         return F.normalize(drawn, dim=1)
-    sae = fitting.known_sae(method)
+    sae = fitting.known_sae(method, target)
     latents, signs = list(target.latents), torch.tensor(target.signs, dtype=torch.float32)
     if direction == "random_latent":
         alive = [latent for latent in _alive(fitting).tolist() if latent not in latents]

@@ -82,9 +82,7 @@ class LEACE(Method):
     def fit(self, fitting: Fitting, target: Target) -> FittedEdit:
         """See :class:`Method`."""
         across = fitting.cross_covariance(target)
-        covariance = fitting.covariance
-        inverse = torch.linalg.pinv(covariance, rtol=1e-12, hermitian=True)
-        solved = inverse @ across
+        solved = fitting.inverse_covariance @ across
         explained = across @ solved
         if not float(explained) > 1e-12:
             raise UserError(

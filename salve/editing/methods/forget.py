@@ -79,12 +79,12 @@ class Forget(FineTuning, Method):
         numbers = drawn([own, others], self.steps * self.batch_size, generator)
         masks = None if self.saliency is None else self._masks(cut, batches_of(images, own, self.batch_size))
         end = self.tuned(cut, self._losses(fitting, target, numbers, generator), masks)
-        seen = len((numbers if masks is None else torch.cat([numbers, own])).unique())
+        fitting.uses(numbers if masks is None else torch.cat([numbers, own]))
 
         def at(alpha: float) -> Change:
             return Change(weights=lambda: between(cut, end, alpha))
 
-        return FittedEdit(at, images=seen, labelled=seen)
+        return FittedEdit(at)
 
     def _losses(
         self, fitting: Fitting, target: Target, numbers: Int[Tensor, " count"], generator: torch.Generator

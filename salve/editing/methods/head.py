@@ -15,6 +15,7 @@ class HeadBias(Method):
 
     source: ClassVar[str] = "the simplest edit that takes a class away"
     full_size: ClassVar[str] = "the class no longer leads in the mean over its train images"
+    of_site = False
 
     def fit(self, fitting: Fitting, target: Target) -> FittedEdit:
         """See :class:`Method`."""
@@ -42,6 +43,7 @@ class HeadRow(Method):
 
     source: ClassVar[str] = "the class's weights, without the others"
     full_size: ClassVar[str] = "the class's weights in the head are zero"
+    of_site = False
 
     def fit(self, fitting: Fitting, target: Target) -> FittedEdit:
         """See :class:`Method`."""

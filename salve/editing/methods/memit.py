@@ -62,7 +62,7 @@ class Memit(Method):
         if cut.linear is not None:
             return self._single().fit(fitting, target)
         refuse_obstacle(cut.model, cut.site, "memit")
-        fitting.own_mean(target)  # refuses a class without images
+        fitting.refuse_absent(target)
         chosen = [site for site in cut.sites_onward() if not obstacle(cut.model, site)][: self.sites]
         edited = deepcopy(cut.model)
         pairs: list[Pair] = []

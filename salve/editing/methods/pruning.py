@@ -51,20 +51,23 @@ class Pruning(Method):
         scores = self.scores(fitting, target)
         order = scores.argsort(descending=True, stable=True)
 
+        def closed(alpha: float) -> int:
+            return math.ceil(alpha * len(scores) / 100 - 1e-9)
+
         def at(alpha: float) -> Change:
             gate = torch.ones_like(scores)
-            gate[order[: math.ceil(alpha * len(scores) / 100 - 1e-9)]] = 0
+            gate[order[: closed(alpha)]] = 0
             return Affine(gate=gate).change(fitting.cut.model, fitting.cut.site)
 
-        return FittedEdit(at, strongest=100.0)
+        return FittedEdit(at, strongest=100.0, steps=closed)
 
     def scores(self, fitting: Fitting, target: Target) -> Float[Tensor, " M"]:
         """The score of each channel, float64; the largest are pruned first."""
-        own_mean = fitting.own_mean(target)
+        fitting.refuse_absent(target)
         if self.choose == "mean":
-            return own_mean - fitting.mean
+            return fitting.own_mean(target) - fitting.mean
         if self.choose == "random":
-            return torch.rand(len(own_mean), generator=drawing(fitting, target)).double()
+            return torch.rand(fitting.cut.site.width, generator=drawing(fitting, target)).double()
         found, labels = fitting.attributions
         mine = torch.isin(labels, torch.tensor(target.classes))
         if min(int(mine.sum()), int((~mine).sum())) < 2:

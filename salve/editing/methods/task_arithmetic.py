@@ -47,9 +47,9 @@ class TaskArithmetic(FineTuning, Method):
         cut, (images, labels) = fitting.cut, train_images(fitting, "The edit method task_arithmetic")
         numbers = drawn([numbers_of(labels, target)], self.steps * self.batch_size, drawing(fitting, target))
         end = self.tuned(cut, cross_entropies(cut.order, batches_of(images, numbers, self.batch_size)))
-        seen = len(numbers.unique())
+        fitting.uses(numbers)
 
         def at(alpha: float) -> Change:
             return Change(weights=lambda: between(cut, end, -alpha))
 
-        return FittedEdit(at, images=seen, labelled=seen)
+        return FittedEdit(at)
