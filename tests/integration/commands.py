@@ -34,6 +34,9 @@ from weakref import finalize
 
 import pytest
 
+from tests.composing import base, remember
+from tests.drawing import draw_nothing
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -309,14 +312,20 @@ def _leave(status: int) -> NoReturn:
 
 
 def _prepare(address: str) -> None:
-    """Import what commands need, and have them fork where they would start an interpreter."""
+    """Import what commands need; have them fork where they would start an interpreter, and draw nothing."""
+    gc.disable()  # as in tests/conftest.py
     for module in (
-        *("matplotlib.pyplot", "optuna", "wandb"),
+        *("matplotlib.pyplot", "optuna"),
         *("salve.run.execute", "salve.stages.training", "salve.sweep.jobs"),
     ):
         import_module(module)
+    assert "wandb" not in sys.modules, "it leaves folders behind where a process is killed"
+    import_module("wandb")
+    remember()
+    base()  # Hydra's parser is slow at first
     forking = partial(_popen, address)
     patch = pytest.MonkeyPatch()
+    draw_nothing(patch)
     patch.setattr("salve.ending.subprocess", SimpleNamespace(Popen=forking, TimeoutExpired=subprocess.TimeoutExpired))
     patch.setattr("torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler.Popen", forking)
     for name, put in (
@@ -326,6 +335,7 @@ def _prepare(address: str) -> None:
         with suppress(ImportError):  # an extra
             patch.setattr(name, put)
     os.fsync = lambda fd: None  # as in tests/conftest.py
+    gc.enable()
     gc.freeze()
 
 
