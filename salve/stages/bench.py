@@ -228,7 +228,9 @@ class Bench:
         mine = torch.isin(select.labels, torch.tensor(target.classes))
         right = (networks.logits(target.name, select).argmax(dim=1) == select.labels)[mine]
         row["reached"] = bool(len(right)) and float(right.double().mean()) <= LEVEL
-        row |= self._effect({split: networks.logits(target.name, one) for split, one in self.site.samples.items()}, target)
+        row |= self._effect(
+            {split: networks.logits(target.name, one) for split, one in self.site.samples.items()}, target
+        )
         others = int((~torch.isin(self.fitting.per_image, torch.tensor(target.classes))).sum())
         weights = self.context.cut(networks.classifiers[target.name]).model.state_dict()
         row |= {"images": others, "labels": others} | self._facts(weights, "")
