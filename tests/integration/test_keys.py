@@ -129,10 +129,14 @@ NOT_IN_ANY: dict[str, str] = {
             "images",
             "targets",
             "relearn",
+            "retrained",
             "variants.random_gate.method",
             "variants.random_gate.direction",
             "variants.random_latent.method",
             "variants.random_latent.direction",
+            "variants.random_decoder.method",
+            "variants.random_decoder.sae.decoder",
+            "variants.random_decoder.sae.start",
         )
     },
     **{
