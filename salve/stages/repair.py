@@ -22,7 +22,6 @@ from salve.stages.context import StageContext, settings_of_key
 from salve.stages.counterfactuals import flip_rate
 from salve.stages.grouped import Grouped, Running, attribute_of, grouped, of_split
 from salve.stages.repairing import Candidate, Search, best_of, suspects_of, table_of
-from salve.types import UserError
 
 #: What is reported on test images, in this order: the network as it was, with new biases alone, with the edit alone,
 #: and with both, as the file of weights has it.
@@ -65,13 +64,8 @@ def repair(
             for candidate in search.candidates():
                 tried.append(candidate)
                 advance(1)
-        chosen = best_of(tried)
-        if chosen is None:
-            raise UserError(
-                f"No repair of {suspects.name} keeps the accuracy on select images within "
-                f"repair.max_accuracy_loss={settings.max_accuracy_loss:g}; raise it, or try weaker repair.strengths."
-            )
-        write_table(folder / "candidates.csv", table_of([alone, *tried], chosen))
+        chosen = best_of([*tried, alone]) or alone
+        write_table(folder / "candidates.csv", table_of([*tried, alone], chosen))
         state = _write_weights(context, cut, autoencoder, chosen, suspects.name, folder)
         repaired = context.cut(classifier)
         repaired.model.load_state_dict(state)
@@ -106,21 +100,24 @@ def _write_weights(
 ) -> dict[str, Tensor]:
     """Write the edit files and the weights with both; returns these weights."""
     backbone = f"{context.backbone.library}/{context.backbone.name}"
-    assert chosen.change is not None, "an edit was chosen"
-    assert chosen.change.weights is not None, "only permanent edits are tried"
+    files: list[EditFile] = []
     if chosen.method == "gate":
         edits = [Edit(latent, chosen.alpha, "suppress", "unit", "all", 1) for latent in chosen.latents]
-        files: list[EditFile] = [*make_edit_files(cut.model, cut.site, sae, [(name, edits)], backbone)]
-    else:
+        files += make_edit_files(cut.model, cut.site, sae, [(name, edits)], backbone)
+    elif chosen.change is not None:
+        assert chosen.change.weights is not None, "only permanent edits are tried"
         new = NewWeights(chosen.change.weights(), name, chosen.method, chosen.alpha, cut.site.name)
-        files = [*make_additions(cut.model, [new], backbone)]
+        files += make_additions(cut.model, [new], backbone)
     if bool(chosen.shifts.any()):
         biases = with_shifted_bias(cut.model, cut.order, chosen.shifts, {})
         files += make_additions(cut.model, [NewWeights(biases, name, "recalibration", 1.0, "")], backbone)
     (folder / "edits").mkdir()
-    for number, (file, what) in enumerate(zip(files, (chosen.method, "recalibration"), strict=False)):
+    names = [chosen.method, "recalibration"] if chosen.change is not None else ["recalibration"]
+    for number, (file, what) in enumerate(zip(files, names, strict=False)):
         save_edit_file(file, folder / "edits" / f"{number:02d}-{what}.json")
-    state = apply_edit_files(files, {name: one.cpu() for name, one in cut.model.state_dict().items()})
+    state = {name: tensor.cpu() for name, tensor in cut.model.state_dict().items()}
+    if files:
+        state = apply_edit_files(files, state)
     save_tensors(folder / REPAIRED, state, metadata_with({}, files))
     return state
 
@@ -139,7 +136,7 @@ def _choice(
         "suspects": name,
         "classes": [context.classes[k] for k in classes],
         "labels": labels,
-        "method": chosen.method,
+        "method": chosen.method or "recalibration alone",
         "latents": list(chosen.latents),
         "alpha": chosen.alpha,
         "shifts": {context.classes[k]: float(chosen.shifts[k]) for k in classes},

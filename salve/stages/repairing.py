@@ -14,7 +14,13 @@ from salve.artifacts import Artifact
 from salve.backbones.cut import Cut
 from salve.editing.methods import FittedEdit, Fitting, Target, make_method
 from salve.editing.methods.change import Affine, Change
-from salve.editing.recalibrate import group_accuracies, recalibrated, with_shifted_bias
+from salve.editing.recalibrate import (
+    fairest_shift,
+    group_accuracies,
+    likeliest_shift,
+    recalibrated,
+    with_shifted_bias,
+)
 from salve.features.suspects import nearest
 from salve.repair_settings import RepairSettings
 from salve.sae import SAE
@@ -252,7 +258,8 @@ class Search:
     ) -> Candidate:
         known = self._on_known.logits(change)
         group = self._known.group if self._labelled else self._known.labels
-        shifts = recalibrated(known, self._known.labels, group, self.suspects.classes)
+        way = fairest_shift if self._labelled else likeliest_shift
+        shifts = recalibrated(known, self._known.labels, group, self.suspects.classes, way)
         plain = (self._on_plain.logits(change) if self._labelled else known).double() + shifts
         accuracy = self._accuracy(plain)
         allowed = accuracy >= self.accuracy_before - self._settings.max_accuracy_loss - 1e-9
@@ -272,7 +279,7 @@ class Search:
 
 
 def best_of(candidates: Sequence[Candidate]) -> Candidate | None:
-    """The candidate with the best score within the budget; the first of equal ones. None if none is within it."""
+    """The candidate with the best score within the budget, the first of equal ones; None if none is within it."""
     allowed = [candidate for candidate in candidates if candidate.allowed]
     return max(allowed, key=lambda candidate: candidate.score, default=None)
 

@@ -109,7 +109,5 @@ def test_suspects_are_ranked_with_and_without_labels(repaired: tuple[Path, dict[
     assert unlabelled["repair"].record("repair.json")["latents"] == [1, 3]
     with pytest.raises(UserError, match="chooses suspects by itself only where the audit has labels"):
         start(folder, "stages=[audit,repair]", *SETTINGS, "audit.labels=0")
-    keys = {unlabelled["repair"].key, artifacts["repair"].key}
-    for other in ("repair.strengths=[1]", "repair.max_accuracy_loss=0.4", "repair.images=3"):
-        keys.add(start(folder, "stages=[audit,repair]", *SETTINGS, "audit.labels=0", *named, other)["repair"].key)
-    assert len(keys) == 5
+    assert unlabelled["audit"].key != artifacts["audit"].key
+    assert unlabelled["repair"].key != artifacts["repair"].key
