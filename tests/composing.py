@@ -4,11 +4,12 @@ import copy
 from functools import cache
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from salve.run.explain import conf_dir
-from salve.run.schema import register
+from salve.run.schema import Config, register, resolve
 
 
 @cache
@@ -20,12 +21,14 @@ def base(*choices: str) -> DictConfig:
 
 
 def changed(*overrides: str) -> DictConfig:
-    """What ``compose`` gives: single values are changed in a copy."""
+    """What ``compose`` gives: Hydra changes single values in a copy, as it does at the end of a composition."""
     choices = [override for override in overrides if (conf_dir() / override.partition("=")[0]).is_dir()]
     config = copy.deepcopy(base(*choices))
-    for override in overrides:
-        if override not in choices:
-            key, _, value = override.partition("=")
-            parsed = OverridesParser.create().parse_override(f"x={value}").value()
-            OmegaConf.update(config, key.lstrip("+"), parsed, force_add=key.startswith("+"))
+    rest = [override for override in overrides if override not in choices]
+    ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides(rest), config)
     return config
+
+
+def settings(*overrides: str) -> Config:
+    """The checked settings of a run."""
+    return resolve(changed(*overrides))

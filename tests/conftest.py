@@ -13,13 +13,16 @@ import random
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from ctypes import CDLL
+from inspect import get_annotations, isclass, isfunction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
+import jaxtyping
 import numpy as np
 import pytest
+from jaxtyping import AbstractArray, install_import_hook
 from jaxtyping import config as jaxtyping_config
-from jaxtyping import install_import_hook
 
 if TYPE_CHECKING:  # the process that hands out tests to others runs none
     from torch import nn
@@ -54,6 +57,19 @@ for _variable in ("WANDB_API_KEY", "HYDRA_FULL_ERROR", "PL_GLOBAL_SEED", "PL_SEE
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
+# Where there is no CUDA, torch looks for its library again and again.
+try:
+    CDLL("libcuda.so.1")
+except OSError:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def says_shape(annotation: Any) -> bool:
+    """Whether an annotation, or a part of it, is one of jaxtyping's; texts are taken for one that is."""
+    is_one = isinstance(annotation, str) or (isclass(annotation) and issubclass(annotation, AbstractArray))
+    return is_one or any(map(says_shape, get_args(annotation)))
+
+
 PURE = ("salve.metrics", "salve.sae", "salve.features", "salve.saliency", "salve.editing", "salve.diagnosis")
 try:
     from beartype import BeartypeConf, beartype
@@ -63,6 +79,20 @@ else:
     CHECKED = True
     #: As type checkers have it, an int will do for a float.
     checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
+    with_shapes = jaxtyping.jaxtyped
+
+    def jaxtyped(*, typechecker: Any) -> "Callable[[Any], Any]":
+        """In place of jaxtyping's: leave out what it does at every call for functions that say no shapes."""
+
+        def decorate(target: Any) -> Any:
+            if not isfunction(target) or any(map(says_shape, get_annotations(target).values())):
+                return with_shapes(typechecker=typechecker)(target)
+            # A function within another would be prepared anew at every call of that one.
+            return target if "<locals>" in target.__qualname__ else checked(target)
+
+        return decorate
+
+    jaxtyping.jaxtyped = jaxtyped
     install_import_hook(PURE, f"{__name__}.checked")
 
 from tests.integration import commands  # noqa: E402  (after the environment is set)
@@ -102,7 +132,8 @@ def _leave_no_trace(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     threads, environment = torch.get_num_threads(), dict(os.environ)
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  (the global one is what must be kept)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        # The seeds of devices that are not there would take a millisecond.
+        torch.manual_seed(0) if torch.cuda.is_available() else torch.default_generator.manual_seed(0)
         yield
     # A command that is run within a test has Hydra log into its run's folder, which is gone after the test.
     for handler in set(root.handlers) - set(handlers):
@@ -139,40 +170,20 @@ def unchecked_shapes() -> Iterator[None]:
     jaxtyping_config.update("jaxtyping_disable", False)
 
 
-def draw_nothing(patch: pytest.MonkeyPatch) -> None:
-    """From now on, let reports and sweeps have a dot for every drawing: drawings take most of their time."""
-
-    from PIL import Image
-
-    def dot(_: object, folder: Path, name: str) -> tuple[int, int]:
-        Image.new("L", (1, 1)).save(folder / f"{name}.png")
-        (folder / f"{name}.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
-        return 1, 1
-
-    patch.setattr("salve.report.blocks.save_figure", dot)
-    patch.setattr("salve.sweep.summary.save_figure", dot)
-
-
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """A dot for every drawing of reports and sweeps."""
+    from tests.drawing import draw_nothing
+
     draw_nothing(monkeypatch)
 
 
 @pytest.fixture
 def composed() -> "Callable[..., Config]":
     """``composed(*overrides)``: checked settings."""
-    from hydra import compose, initialize_config_dir
+    from tests.composing import settings
 
-    from salve.run.explain import conf_dir
-    from salve.run.schema import register, resolve
-
-    def make(*overrides: str) -> "Config":
-        register()
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return resolve(compose("config", list(overrides)))
-
-    return make
+    return settings
 
 
 def _resnet18() -> "nn.Module":

@@ -1,5 +1,6 @@
 """Every file of settings composes and means what it says; what cannot be is refused before any work starts."""
 
+import copy
 import inspect
 import logging
 import re
@@ -7,6 +8,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields
+from functools import cache
+from itertools import zip_longest
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.utils import get_class
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from salve.cli import main
 from salve.data.transforms import Preprocess
@@ -30,7 +33,7 @@ from salve.settings import PreprocessSettings
 from salve.stages.compare import methods_of
 from salve.sweep.plan import refuse_idle_axis
 from salve.types import UserError
-from tests.composing import base, changed
+from tests.composing import base, changed, settings
 
 CONF = conf_dir()
 FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml"))
@@ -45,29 +48,47 @@ def _registered() -> None:
     register()
 
 
-def composed(*overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", overrides=list(overrides))
+def _rounds() -> list[tuple[str, ...]]:
+    """Files that are composed together, since each composition takes long: those that set only their own group."""
+    groups: dict[str, list[str]] = {}
+    for file in FILES:
+        groups.setdefault(file.partition("/")[0], []).append(file)
+    alone = [(file,) for group in ("config", "experiment", "sweep", "cluster") for file in groups.pop(group)]
+    return [*alone, *(tuple(filter(None, files)) for files in zip_longest(*groups.values()))]
 
 
-def settings(*overrides: str) -> Config:
-    return resolve(composed(*overrides))
+ROUNDS = _rounds()
 
 
-def chosen(file: str) -> Config:
-    """The settings with a file chosen, and with values for what it leaves to the user."""
-    group, _, name = file.partition("/")
+@cache
+def composed(files: tuple[str, ...]) -> DictConfig:
+    """What Hydra composes with files chosen, its own settings included; read only."""
+    choices = [file.replace("/", "=", 1) for file in files if "/" in file]
     try:
-        config = composed(*([f"{group}={name}"] if name else []))
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose("config", overrides=choices, return_hydra_config=True)
     except HydraException as error:
-        if group == "cluster" and "hydra/launcher" in str(error):
-            pytest.skip(f"the launcher of cluster={name} is not installed")
+        if files[0].startswith("cluster/") and "hydra/launcher" in str(error):
+            pytest.skip(f"the launcher of {choices[0]} is not installed: {str(error).splitlines()[0]}")
         raise
+
+
+def with_file(file: str) -> DictConfig:
+    """What Hydra composes with a file chosen, and perhaps with files of other groups."""
+    return copy.deepcopy(composed(next(files for files in ROUNDS if file in files)))
+
+
+@cache
+def chosen(files: tuple[str, ...]) -> Config:
+    """The settings with files chosen, and with values for what they leave to the user."""
+    config = copy.deepcopy(composed(files))
+    with open_dict(config):
+        del config.hydra
     # Where the schema has a value, ??? leaves it as it is.
     missing = OmegaConf.missing_keys(config) | {
-        key for key, value in leaves({group: read(file)}).items() if value == "???"
+        key for file in files for key, value in leaves({file.partition("/")[0]: read(file)}).items() if value == "???"
     }
-    assert missing <= GIVEN.keys(), f"{file} leaves {missing} to the user: give the test values for them"
+    assert missing <= GIVEN.keys(), f"{files} leave {missing} to the user: give the test values for them"
     for key in missing:
         OmegaConf.update(config, key, GIVEN[key])
     return resolve(config)
@@ -84,8 +105,15 @@ def leaves(tree: Any, path: str = "") -> dict[str, Any]:
     }
 
 
+@cache
 def read(file: str) -> dict[str, Any]:
     return yaml.safe_load((CONF / f"{file}.yaml").read_text(encoding="utf-8"))
+
+
+def is_global(file: str) -> bool:
+    """Whether a file sets more than its own group."""
+    text = (CONF / f"{file}.yaml").read_text(encoding="utf-8")
+    return file == "config" or text.startswith("# @package _global_")
 
 
 # -- every file
@@ -98,33 +126,37 @@ def test_there_are_files_of_every_kind() -> None:
     assert wanted <= {file.rpartition("/")[2] for file in FILES if file.startswith("experiment/imagenette/")}
 
 
-@pytest.mark.parametrize("file", FILES)
+def test_every_file_is_in_a_round_and_sets_what_no_other_file_of_it_sets() -> None:
+    assert sorted(file for files in ROUNDS for file in files) == FILES
+    for files in ROUNDS:
+        assert len({file.partition("/")[0] for file in files}) == len(files)
+        assert len(files) == 1 or not any(is_global(file) for file in files)
+
+
+@pytest.mark.parametrize("files", ROUNDS, ids=" ".join)
 @pytest.mark.slow
-def test_every_file_composes_and_its_values_arrive(file: str) -> None:
-    found = leaves(asdict(chosen(file)))
-    content = {key: value for key, value in read(file).items() if key not in ("defaults", "hydra")}
-    group = file.partition("/")[0]
-    text = (CONF / f"{file}.yaml").read_text(encoding="utf-8")
-    is_global = file == "config" or text.startswith("# @package _global_")
-    wanted = leaves(content if is_global else {group: content})
-    assert wanted or group == "cluster"
-    for key, value in wanted.items():
-        if (file, key) in FOLLOWS:
-            assert found[key] == FOLLOWS[file, key]
-        elif value == "???":
-            assert found[key] == GIVEN[key]
-        elif isinstance(value, str) and "${" in value:
-            assert str(found[key]) == re.sub(r"\$\{([\w.]+)\}", lambda named: str(found[named[1]]), value)
-        elif value != {}:
-            assert found[key] == value, f"{file} sets {key} to {value}, but a run gets {found[key]}"
+def test_every_file_composes_and_its_values_arrive(files: tuple[str, ...]) -> None:
+    found = leaves(asdict(chosen(files)))
+    for file in files:
+        content = {key: value for key, value in read(file).items() if key not in ("defaults", "hydra")}
+        group = file.partition("/")[0]
+        wanted = leaves(content if is_global(file) else {group: content})
+        assert wanted or group == "cluster", f"{file} sets nothing"
+        for key, value in wanted.items():
+            got: Any = found.get(key)
+            if (file, key) in FOLLOWS:
+                value = FOLLOWS[file, key]
+            elif value == "???":
+                value = GIVEN[key]
+            elif isinstance(value, str) and "${" in value:
+                got, value = str(got), re.sub(r"\$\{([\w.]+)\}", lambda named: str(found[named[1]]), value)
+            assert value == {} or (key in found and got == value), f"{file} sets {key} to {value}, but a run gets {got}"
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if file.startswith("experiment/")])
 @pytest.mark.slow
 def test_an_experiment_chooses_what_it_names(file: str) -> None:
-    _, _, name = file.partition("/")
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config", overrides=[f"experiment={name}"], return_hydra_config=True)
+    config = with_file(file)
     choices = config.hydra.runtime.choices
     for item in read(file).get("defaults", []):
         if isinstance(item, dict):
@@ -136,11 +168,7 @@ def test_an_experiment_chooses_what_it_names(file: str) -> None:
 @pytest.mark.parametrize("file", [file for file in FILES if file.startswith("cluster/")])
 def test_a_cluster_chooses_a_launcher_and_only_settings_that_it_has(file: str) -> None:
     name = file.partition("/")[2]
-    try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = compose("config", overrides=[f"cluster={name}"], return_hydra_config=True)
-    except HydraException as error:
-        pytest.skip(f"the launcher of cluster={name} is not installed: {str(error).splitlines()[0]}")
+    config = with_file(file)
     launcher = get_class(config.hydra.launcher._target_)
     assert issubclass(launcher, Launcher)
     assert (name == "local") == (launcher.__name__ == "BasicLauncher")
@@ -153,9 +181,8 @@ def test_a_cluster_chooses_a_launcher_and_only_settings_that_it_has(file: str) -
 @pytest.mark.parametrize("file", [file for file in FILES if file.startswith("sweep/") and file != "sweep/grid"])
 def test_a_named_sweep_sweeps_what_there_is_into_a_folder_of_its_own(file: str) -> None:
     name = file.partition("/")[2]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config", overrides=[f"sweep={name}"], return_hydra_config=True)
-        config.hydra.runtime.output_dir = "somewhere"  # which only a run knows
+    config = with_file(file)
+    config.hydra.runtime.output_dir = "somewhere"  # which only a run knows
     assert config.hydra.mode.name == "MULTIRUN"
     assert config.sweep.name == f"quickstart-{name}"
     assert config.hydra.sweep.dir == f"outputs/sweeps/quickstart-{name}"
@@ -171,7 +198,7 @@ def test_a_named_sweep_sweeps_what_there_is_into_a_folder_of_its_own(file: str) 
 
 @pytest.mark.parametrize("file", [file for file in FILES if file.startswith("data/")])
 def test_data_settings_are_arguments_of_their_class(file: str) -> None:
-    data = asdict(chosen(file))["data"]
+    data = asdict(chosen(next(files for files in ROUNDS if file in files)))["data"]
     accepted = inspect.signature(get_class(data.pop("_target_"))).parameters
     assert data.keys() <= accepted.keys()
 
@@ -188,6 +215,13 @@ def test_the_default_is_the_embedded_data_on_random_weights() -> None:
     assert config.stages == ["finetune", "discover", "validate", "control", "diagnose", "report"]
 
 
+def test_what_tests_compose_faster_is_what_hydra_composes() -> None:
+    given = ["sae=topk", "seed=3", "edit.alpha=[0,1]", "+backbone.args.channels=[8,8]", "data.image_size=32", "name=x"]
+    found = changed(*given)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        assert found == compose("config", overrides=given)
+
+
 def test_settings_are_plain_and_typed() -> None:
     config = settings("seed=3", "edit.alpha=[0,1]", "backbone.preprocess.mean=[0,0,1]")
     assert type(config) is Config
@@ -201,7 +235,7 @@ def test_every_edit_method_has_a_file_of_its_settings() -> None:
     files = {path.stem for path in (CONF / "edit").glob("*.yaml")} - {"default"}
     assert files == set(METHODS) - {"gate", "reconstruction"}  # the default, and a control without a strength
     for name in files:
-        edit = settings(f"edit={name}").edit
+        edit = chosen(next(files for files in ROUNDS if f"edit/{name}" in files)).edit
         assert edit.method == name
         assert make_method(name, edit.args).settings().keys() >= edit.args.keys()
     compared = settings().compare

@@ -34,6 +34,8 @@ from weakref import finalize
 
 import pytest
 
+from tests.drawing import draw_nothing
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -309,7 +311,7 @@ def _leave(status: int) -> NoReturn:
 
 
 def _prepare(address: str) -> None:
-    """Import what commands need, and have them fork where they would start an interpreter."""
+    """Import what commands need; have them fork where they would start an interpreter, and draw nothing."""
     for module in (
         *("matplotlib.pyplot", "optuna", "wandb"),
         *("salve.run.execute", "salve.stages.training", "salve.sweep.jobs"),
@@ -317,6 +319,7 @@ def _prepare(address: str) -> None:
         import_module(module)
     forking = partial(_popen, address)
     patch = pytest.MonkeyPatch()
+    draw_nothing(patch)
     patch.setattr("salve.ending.subprocess", SimpleNamespace(Popen=forking, TimeoutExpired=subprocess.TimeoutExpired))
     patch.setattr("torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler.Popen", forking)
     for name, put in (

@@ -10,15 +10,13 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 
 from salve.artifacts import Artifact
 from salve.cli import main
 from salve.run.execute import execute
-from salve.run.explain import conf_dir
-from salve.run.schema import register, resolve
+from tests.composing import settings
 from tests.integration.commands import ranks_are_forks
 
 SMALL = [
@@ -78,11 +76,9 @@ def start() -> Start:
     def run(folder: Path, *overrides: str) -> dict[str, Artifact]:
         chosen = {override.split("=")[0] for override in overrides}
         fitting = [*([] if "data" in chosen else FEW), *([] if "backbone" in chosen else NARROW)]
-        register()
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            config = compose("config", [*SMALL, *fitting, f"output_dir={folder / 'store'}", *overrides])
+        config = settings(*SMALL, *fitting, f"output_dir={folder / 'store'}", *overrides)
         with (folder / "console.txt").open("a") as file:
-            return execute(resolve(config), folder / "run", "salve (test)", Console(file=file, width=120))
+            return execute(config, folder / "run", "salve (test)", Console(file=file, width=120))
 
     return run
 

@@ -1,17 +1,12 @@
 """Which artifacts a setting makes others of: every setting changes a key, or stands here with the reason why not."""
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers.logger import DummyLogger
 from rich.console import Console
 
@@ -19,9 +14,9 @@ from salve.artifacts import Artifact, Store
 from salve.processes.ranks import Ranks
 from salve.run.build import build_context
 from salve.run.execute import _run_stages
-from salve.run.explain import conf_dir
-from salve.run.schema import Config, register, resolve
+from salve.run.schema import Config
 from salve.sweep.plan import is_computed
+from tests.composing import settings
 from tests.integration.conftest import FEW, NARROW, SMALL
 
 #: Another value of each setting, and the first artifact whose key it changes; those made from it change as well.
@@ -153,19 +148,9 @@ class Keys(Store):
         return [Artifact(kind, key, self._contents[kind].path, key, reused=True) for key in keys]
 
 
-@cache
-def base() -> DictConfig:
-    register()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return compose("config", [*SMALL, *FEW, *NARROW])
-
-
 def composed(*overrides: str) -> Config:
-    """Small settings with other values; Hydra composes once, since that takes long."""
-    config = copy.deepcopy(base())
-    for one in OverridesParser.create().parse_overrides(list(overrides)):
-        OmegaConf.update(config, one.get_key_element().lstrip("+"), one.value(), force_add=one.is_add())
-    return resolve(config)
+    """Small settings with other values."""
+    return settings(*SMALL, *FEW, *NARROW, *overrides)
 
 
 def keys(whole_run: tuple[Path, dict[str, Artifact]], config: Config) -> dict[str, str]:

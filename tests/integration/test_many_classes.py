@@ -20,7 +20,7 @@ from torch import Tensor
 import salve.stages.measured
 from salve.artifacts import Artifact
 from salve.editing.cli import main as salve_edit
-from tests.conftest import draw_nothing
+from tests.drawing import draw_nothing
 from tests.integration.conftest import Start
 
 CHANNELS = (8, 16, 24, 32)

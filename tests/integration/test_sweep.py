@@ -16,17 +16,16 @@ from typing import Any
 import pandas as pd
 import pytest
 import wandb
-from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 from salve.artifacts import DONE, read_record, read_table, write_record
 from salve.integrity import sealed
-from salve.run.explain import conf_dir
 from salve.run.folder import RunFolder
-from salve.run.schema import Config, register, resolve
+from salve.run.schema import Config
 from salve.stages import train
 from salve.sweep import jobs, sweeper
 from salve.sweep.plan import Run, run_key
+from tests.composing import settings
 from tests.integration.commands import Command
 from tests.integration.conftest import FEW, NARROW, SMALL, Salve
 
@@ -50,12 +49,6 @@ def salve(salve: Salve, tmp_path: Path) -> Salve:
         return salve(*in_order(*given, *arguments))
 
     return run
-
-
-def resolved() -> Config:
-    register()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return resolve(compose("config"))
 
 
 def started(folder: Path, *arguments: str) -> Command:
@@ -375,7 +368,7 @@ def test_settings_of_another_version_are_refused(
     salve: Salve, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = RunFolder(tmp_path / "run")
-    folder.prepare(resolved())
+    folder.prepare(settings())
     path = folder.path / "config.yaml"
     whole = path.read_text()
     path.write_text(whole.replace("  ensemble: 1\n", ""))
@@ -422,7 +415,7 @@ def test_a_rerun_of_what_is_not_there_is_refused(
     salve: Salve, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
 ) -> None:
     folder = tmp_path / "run"
-    RunFolder(folder).prepare(resolved())
+    RunFolder(folder).prepare(settings())
     assert salve(*(argument.format(folder=folder) for argument in arguments)) == 2
     shown = capsys.readouterr().err
     assert said in shown

@@ -13,16 +13,15 @@ from typing import Any
 import pandas as pd
 import pytest
 import wandb
-from hydra import compose, initialize_config_dir
 
 from salve.artifacts import Artifact, read_table, write_record, write_table
-from salve.run.explain import conf_dir
 from salve.run.folder import RunFolder
 from salve.run.lineage import artifact_name
-from salve.run.schema import STAGES, LoggerSettings, register, resolve
+from salve.run.schema import STAGES, LoggerSettings
 from salve.run.tracking import Tracker, job_type_of, log_sweep_summary, run_name, wandb_id
 from salve.sweep.jobs import make_runs
 from salve.types import UserError
+from tests.composing import settings
 from tests.integration.commands import Command, Rank
 from tests.integration.conftest import FEW, NARROW, SMALL, Start
 
@@ -190,14 +189,10 @@ def test_offline_run_holds_config_curves_media_lineage_and_results(
 
 def test_runs_of_a_sweep_that_share_a_process_are_w_and_b_runs_of_their_own(tmp_path: Path) -> None:
     sweep, configs = tmp_path / "lambda", {}
-    register()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        for key, sparsity in (("a" * 12, 1.0), ("b" * 12, 2.0)):
-            settings = [*SMALL, *FEW, *NARROW, "stages=[discover]", "logger=wandb", "logger.mode=offline"]
-            configs[key] = resolve(
-                compose("config", [*settings, f"output_dir={tmp_path / 'store'}", f"sae.sparsity={sparsity}"])
-            )
-            RunFolder(sweep / key).prepare(configs[key])
+    given = [*SMALL, *FEW, *NARROW, "stages=[discover]", "logger=wandb", "logger.mode=offline"]
+    for key, sparsity in (("a" * 12, 1.0), ("b" * 12, 2.0)):
+        configs[key] = settings(*given, f"output_dir={tmp_path / 'store'}", f"sae.sparsity={sparsity}")
+        RunFolder(sweep / key).prepare(configs[key])
     plan = {key: {"swept": {"sae.sparsity": config.sae.sparsity}} for key, config in configs.items()}
     write_record(sweep / "sweep.json", {"name": "lambda", "runs": plan})
     # Their SAEs are trained at once, before either run begins: each gets the curves of its own.

@@ -1,16 +1,16 @@
 """Some of a network's classes: which folders, in which order, and which outputs they are."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from salve.data import FolderData
 from salve.data.classes import map_outputs
-from salve.run.schema import register, resolve
+from salve.run.schema import Config
 from salve.types import UserError
 from tests.unit.test_data_folders import fill, folder, refused
 
@@ -147,15 +147,12 @@ def test_names_come_from_the_setting_then_the_file_then_the_folder(tmp_path: Pat
     assert data.classes == ("Formica", "Biene", "cow")
 
 
-def test_it_can_be_said_on_the_command_line(tmp_path: Path) -> None:
+def test_it_can_be_said_on_the_command_line(tmp_path: Path, composed: Callable[..., Config]) -> None:
     for name in ("train", "val"):
         fill(tmp_path, ("ant", "bee", "cow")).joinpath(name).rename(tmp_path / f"my_{name}")
-    register()
     settings = [f"data.root={tmp_path}", "data.splits={train: my_train, test: my_val}", "data.white=4095"]
     settings += ["data.classes={cow: Rind, ant: null}", "data.outputs={cow: 4, ant: 0}"]
-    with initialize_config_dir(str(CONF), version_base=None):
-        config = compose("config", overrides=["data=folder", *settings])
-    data = instantiate(resolve(config).data)
+    data = instantiate(composed("data=folder", *settings).data)
     assert isinstance(data, FolderData)
     assert (data.classes, data.outputs, data.white) == (("Rind", "ant"), (4, 0), 4095)
     assert data.raw("test").folder == "my_val"

@@ -15,27 +15,24 @@ from threading import Barrier
 
 import pytest
 from filelock import FileLock
-from hydra import compose, initialize_config_dir
 from rich.console import Console
 
 from salve.artifacts import Store
 from salve.integrity import sealed
 from salve.run import manifest
-from salve.run.explain import conf_dir
 from salve.run.folder import RunFolder, claimed, swept_of
 from salve.run.rerun import rerun
-from salve.run.schema import Config, register, resolve
+from salve.run.schema import Config
 from salve.sweep.plan import Run
 from salve.sweep.sweeper import Sweep
 from salve.system import in_one_sentence
 from salve.types import UserError
+from tests import composing
 
 
 @pytest.fixture
 def settings() -> Config:
-    register()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return resolve(compose("config"))
+    return composing.settings()
 
 
 @pytest.fixture

@@ -15,18 +15,16 @@ from salve.artifacts import write_record
 from salve.integrity import sealed
 from salve.run.explain import conf_dir
 from salve.run.folder import MANIFEST, METRICS, RunFolder
-from salve.run.schema import register, resolve
 from salve.sweep.handover import JobConfigs
 from salve.sweep.launch import submit
 from salve.sweep.plan import Run, run_key
 from salve.types import UserError
+from tests.composing import settings
 
 
 @pytest.fixture
 def runs(tmp_path: Path) -> list[Run]:
-    register()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = resolve(compose("config"))
+    config = settings()
     found = []
     for seed in range(5):
         one = replace(config, seed=seed)

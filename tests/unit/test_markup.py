@@ -9,17 +9,15 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
 from rich.console import Console
 
 from salve.integrity import sealed
 from salve.report import summary_table
 from salve.run import execute, rerun
-from salve.run.explain import conf_dir
-from salve.run.schema import register, resolve
 from salve.sweep import print_summary, summarise_sweep
 from salve.sweep.launch import submit
 from salve.sweep.plan import Run
+from tests.composing import settings
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted(path for folder in ("salve", "experiments") for path in (ROOT / folder).rglob("*.py"))
@@ -78,9 +76,7 @@ def terminal() -> Console:
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_run_that_fails_with_a_hostile_reason_does_not_end_the_sweep(tmp_path: Path, name: str) -> None:
-    register()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = resolve(compose("config"))
+    config = settings()
     runs = [Run(key, {"sae.variant": name}, config) for key in ("abc", "def")]
     reasons: list[str] = []
 

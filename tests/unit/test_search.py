@@ -4,17 +4,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from salve.artifacts import write_record
 from salve.integrity import sealed
-from salve.run.explain import conf_dir
 from salve.run.folder import MANIFEST, METRICS, RunFolder
-from salve.run.schema import Config, SearchSettings, register, resolve
+from salve.run.schema import Config, SearchSettings
 from salve.sweep.plan import Combination, Run, run_key
 from salve.sweep.search import Search
 from salve.types import Diverged, UserError
+from tests import composing
 
 optuna = pytest.importorskip("optuna")
 
@@ -24,9 +23,7 @@ BOTH = {"select_fve": "maximize", "select_l0": "minimize"}
 
 @pytest.fixture(scope="module")
 def base() -> Config:
-    register()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return resolve(compose("config"))
+    return composing.settings()
 
 
 class Bench:

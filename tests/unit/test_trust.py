@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from hydra import compose, initialize_config_dir
 
 from salve.cli import main
 from salve.data import ConceptsData
@@ -19,14 +18,14 @@ from salve.edit_settings import CompareSettings
 from salve.integrity import sealed
 from salve.processes.trainer import _Checkpoints
 from salve.run import execute as execution
-from salve.run.explain import conf_dir
 from salve.run.folder import RunFolder
-from salve.run.schema import DATA, Config, register, resolve
+from salve.run.schema import DATA, Config
 from salve.run.stored import named_again
 from salve.stages.compare import methods_of
 from salve.sweep import summarise_sweep
 from salve.sweep.jobs import make_runs
 from salve.types import UserError
+from tests import composing
 from tests.integration.conftest import quiet_logging
 
 Edit = Callable[[dict[str, Any]], None]
@@ -35,9 +34,7 @@ Salve = Callable[..., tuple[int, str]]
 
 @pytest.fixture(scope="module")
 def settings() -> Config:
-    register()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return resolve(compose("config", ["data.train_per_class=8"]))
+    return composing.settings("data.train_per_class=8")
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import timm
 import torch
-from hydra import compose, initialize_config_dir
 from pytorch_lightning.loggers.logger import DummyLogger
 from rich.console import Console
 from safetensors.torch import save_file
@@ -17,11 +16,11 @@ from salve.artifacts import Store
 from salve.processes.ranks import Ranks
 from salve.run import tryout
 from salve.run.build import build_context
-from salve.run.explain import conf_dir
-from salve.run.schema import Config, register, resolve
+from salve.run.schema import Config
 from salve.run.tryout import try_once, try_out
 from salve.stages import StageContext
 from salve.types import UserError
+from tests.composing import settings
 
 SMALL = ["data.train_per_class=2", "data.select_per_class=1", "data.test_per_class=1", "data.image_size=32"]
 NARROW = ["backbone.args.channels=[8,16,24,32]", "trainer=cpu", "sae.dictionary_size=8"]
@@ -34,10 +33,8 @@ MAXVIT = [
 
 
 def composed(*overrides: str) -> Config:
-    register()
     chosen = any(override.startswith("backbone=") for override in overrides)
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return resolve(compose("config", [*SMALL, *(NARROW[1:] if chosen else NARROW), *overrides]))
+    return settings(*SMALL, *(NARROW[1:] if chosen else NARROW), *overrides)
 
 
 def built(tmp_path: Path, *overrides: str) -> tuple[Config, StageContext]:
