@@ -50,6 +50,8 @@ def _with_texts(frame: "pd.DataFrame", change: Callable[[str], str]) -> "pd.Data
     texts = {name: column for name, column in frame.items() if column.dtype.kind == "O"}
     # Columns without a change are not touched, so that they keep their types.
     other = {
-        name: column.map(one) for name, column in texts.items() if any(value is not one(value) for value in column)
+        name: column.map(one)
+        for name, column in texts.items()
+        if any(value is not one(value) for value in column.tolist())
     }
     return frame.assign(**other).rename(columns=one)

@@ -92,7 +92,7 @@ else:
 
         return decorate
 
-    jaxtyping.jaxtyped = jaxtyped
+    jaxtyping.jaxtyped = jaxtyped  # type: ignore[assignment]
     install_import_hook(PURE, f"{__name__}.checked")
 
 from tests.integration import commands  # noqa: E402  (after the environment is set)

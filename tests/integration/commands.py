@@ -34,6 +34,7 @@ from weakref import finalize
 
 import pytest
 
+from tests.composing import base
 from tests.drawing import draw_nothing
 
 ROOT = Path(__file__).parents[2]
@@ -313,10 +314,13 @@ def _leave(status: int) -> NoReturn:
 def _prepare(address: str) -> None:
     """Import what commands need; have them fork where they would start an interpreter, and draw nothing."""
     for module in (
-        *("matplotlib.pyplot", "optuna", "wandb"),
+        *("matplotlib.pyplot", "optuna"),
         *("salve.run.execute", "salve.stages.training", "salve.sweep.jobs"),
     ):
         import_module(module)
+    assert "wandb" not in sys.modules, "it leaves folders behind where a process is killed"
+    import_module("wandb")
+    base()  # Hydra's parser is slow at first
     forking = partial(_popen, address)
     patch = pytest.MonkeyPatch()
     draw_nothing(patch)
