@@ -114,6 +114,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_finish() -> None:
     """Leave all that is imported out of garbage collections, which would look through it hundreds of times."""
+    from tests.composing import remember
+
+    remember()
     gc.collect()
     gc.freeze()
 

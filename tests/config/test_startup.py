@@ -22,6 +22,7 @@ PROGRAM = f"""
 import json, os, runpy, sys
 import hydra._internal.hydra, hydra._internal.utils
 import salve.run.inputs, tests.composing
+tests.composing.remember()
 tests.composing.base()
 for line in sys.stdin:
     order = json.loads(line)

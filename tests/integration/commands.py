@@ -34,7 +34,7 @@ from weakref import finalize
 
 import pytest
 
-from tests.composing import base
+from tests.composing import base, remember
 from tests.drawing import draw_nothing
 
 ROOT = Path(__file__).parents[2]
@@ -320,6 +320,7 @@ def _prepare(address: str) -> None:
         import_module(module)
     assert "wandb" not in sys.modules, "it leaves folders behind where a process is killed"
     import_module("wandb")
+    remember()
     base()  # Hydra's parser is slow at first
     forking = partial(_popen, address)
     patch = pytest.MonkeyPatch()
