@@ -112,6 +112,16 @@ def pytest_configure(config: pytest.Config) -> None:
         commands.shared = config.workerinput["server"]
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Collect no garbage while everything is imported: there is none, and looking for it takes seconds."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+
+
 def pytest_collection_finish() -> None:
     """Leave all that is imported out of garbage collections, which would look through it hundreds of times."""
     from tests.composing import remember

@@ -313,6 +313,7 @@ def _leave(status: int) -> NoReturn:
 
 def _prepare(address: str) -> None:
     """Import what commands need; have them fork where they would start an interpreter, and draw nothing."""
+    gc.disable()  # as in tests/conftest.py
     for module in (
         *("matplotlib.pyplot", "optuna"),
         *("salve.run.execute", "salve.stages.training", "salve.sweep.jobs"),
@@ -334,6 +335,7 @@ def _prepare(address: str) -> None:
         with suppress(ImportError):  # an extra
             patch.setattr(name, put)
     os.fsync = lambda fd: None  # as in tests/conftest.py
+    gc.enable()
     gc.freeze()
 
 

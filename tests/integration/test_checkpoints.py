@@ -113,35 +113,42 @@ def test_the_best_epoch_is_known_in_a_folder_that_was(
     assert {path: path.read_bytes() for path in tmp_path.glob("there/*")} == left
 
 
+THREE_EPOCHS = ["stages=[finetune]", "finetune.epochs=3"]
+
+
+@pytest.fixture(scope="module")
+def calm(start: Start, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The digest of a classifier that was trained without interruption."""
+    return start(tmp_path_factory.mktemp("calm"), *THREE_EPOCHS)["classifier"].digest
+
+
 @pytest.mark.parametrize(("damaged", "how"), [("last", "cut"), ("best", "changed")])
 def test_a_damaged_checkpoint_starts_its_training_again(
     start: Start,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    calm: str,
     damaged: str,
     how: str,
 ) -> None:
-    arguments = ["stages=[finetune]", "finetune.epochs=3"]
     with monkeypatch.context() as patch:
         patch.setattr(pl.Trainer, "fit", die_after(2))
         with pytest.raises(Killed):
-            start(tmp_path, *arguments)
+            start(tmp_path, *THREE_EPOCHS)
     (path,) = (tmp_path / "store").rglob(f"{damaged}.ckpt")
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1  # which torch would not notice
     path.write_bytes(content if how == "changed" else content[:1000])
     with caplog.at_level(logging.WARNING):
-        found = start(tmp_path, *arguments)
+        found = start(tmp_path, *THREE_EPOCHS)
     assert f"{damaged}.ckpt is cut, changed or another training's" in caplog.text
-    (tmp_path / "calm").mkdir()
-    assert start(tmp_path / "calm", *arguments)["classifier"].digest == found["classifier"].digest
+    assert found["classifier"].digest == calm
 
 
 def test_a_diverged_training_leaves_nothing_that_a_better_one_goes_on_from(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = ["stages=[finetune]", "finetune.epochs=3"]
     seen: list[int] = []
     plain = Classifier.training_step
 
@@ -155,10 +162,10 @@ def test_a_diverged_training_leaves_nothing_that_a_better_one_goes_on_from(
     with monkeypatch.context() as patch:
         patch.setattr(Classifier, "training_step", broken)
         with pytest.raises(UserError, match="train_loss became NaN or infinite; lower its learning rate"):
-            start(tmp_path, *arguments)
+            start(tmp_path, *THREE_EPOCHS)
     assert seen == [0]  # it did not go on to the end
     assert not list((tmp_path / "store").rglob("*.ckpt"))
-    found = start(tmp_path, *arguments)
+    found = start(tmp_path, *THREE_EPOCHS)
     assert found["classifier"].table("history.csv")["epoch"].max() == 2
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -260,7 +261,7 @@ def log_and_be_killed(folder: Path) -> None:
     job = tracker(folder, run_id="lambda-key")
     job.logger("discover").log_metrics({"fve": 0.5, "epoch": 0}, step=0)
     while b"discover-fve" not in next(folder.rglob("run-*.wandb")).read_bytes():
-        pass
+        time.sleep(0.02)
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -1,6 +1,5 @@
 """Ranks: how they are found and refused, and pieces of work that fail."""
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -121,9 +120,13 @@ def threads() -> int:
 @pytest.fixture(scope="module")
 def two() -> Iterator[Ranks]:
     """Two processes, shared by the tests of this module: after a piece that fails they can do the next one."""
-    with gathered(TWO) as ranks:
-        yield ranks
-    assert not multiprocessing.active_children()
+    with pytest.MonkeyPatch.context() as patch:
+        ranks_are_forks(patch)
+        with gathered(TWO) as ranks:
+            yield ranks
+            assert isinstance(ranks._followers, StartedFollowers)
+            (follower,) = ranks._followers._followers
+        assert not follower.is_alive()
 
 
 def test_all_ranks_do_a_piece_and_the_leader_answers(two: Ranks) -> None:
@@ -147,8 +150,7 @@ def test_an_error_on_any_rank_is_raised_by_the_leader(two: Ranks, rank: int) -> 
 
 
 @pytest.mark.slow
-def test_a_rank_that_is_killed_is_named_and_replaced(two: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
-    ranks_are_forks(monkeypatch)
+def test_a_rank_that_is_killed_is_named_and_replaced(two: Ranks) -> None:
     with pytest.raises(RuntimeError, match="status -9"):
         two(die, 1)
     assert two(rank_and_sum, 0.0) == (0, 1.0)

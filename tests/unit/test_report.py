@@ -591,6 +591,7 @@ def test_tables_are_byte_equal_copies(ten: Run, ten_page: Page) -> None:
     ).read_bytes()
 
 
+@pytest.mark.usefixtures("no_figures")  # texts in them are drawn as lines
 @pytest.mark.slow
 def test_what_a_link_leads_to_elsewhere_is_not_in_the_report(tmp_path: Path) -> None:
     (tmp_path / "secret.csv").write_text("class\nthe secret")

@@ -196,11 +196,11 @@ def test_bf16_trains_float32_weights_to_what_float32_does(
         options: dict[str, Any] = {"precision": precision}
         torch.manual_seed(0)
         if together:
-            schedule = Schedule.of_epochs(len(planted), 32, 10)
+            schedule = Schedule.of_epochs(len(planted), 32, 6)
             module = SAEEnsemble([Member(sae, sparsity, 0)], schedule, 1e-2, head(), **options)
             fit(module, 2, datamodule=WholeData(planted, planted[:64], torch.zeros(64, dtype=torch.long), schedule))
             return module.trained(0)[0]
-        fit(SparseAutoencoder(sae, sparsity, 1e-2, head(), **options), 2, datamodule=data_of(planted, 32, 10))
+        fit(SparseAutoencoder(sae, sparsity, 1e-2, head(), **options), 2, datamodule=data_of(planted, 32, 6))
         return sae
 
     exact = train("float32", False)
