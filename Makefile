@@ -32,13 +32,13 @@ quickstart: install  ## understand and change a small classifier, in three minut
 paper: install  ## the paper's figures and claims, with what this machine has (PAPER=--help)
 	$(BIN)/python -m experiments.reproduce $(PAPER)
 
-test: install  ## the whole test suite; seven minutes on two cores
+test: install  ## the whole test suite; six minutes on two cores
 	$(BIN)/python $(PYTEST)
 
 test-quick: install  ## what is not marked slow, gpu, cluster or nightly; two minutes on two cores
 	$(BIN)/python $(PYTEST) -m "not slow and not gpu and not cluster and not nightly"
 
-test-nightly: install  ## Law 1 in a network of full size of each family: half an hour
+test-nightly: install  ## Law 1 in a network of full size of each family, and in more small ones: half an hour
 	$(BIN)/python $(PYTEST) -m nightly
 
 coverage: install  ## the tests of test-quick, and the share of lines that they run

@@ -77,8 +77,8 @@ except ImportError:  # as on a machine that has PyTorch and pytest, and little e
     CHECKED = False
 else:
     CHECKED = True
-    #: As type checkers have it, an int will do for a float.
-    checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
+    #: As type checkers have it, an int will do for a float; as of jaxtyping, a violation is a TypeError.
+    checked = beartype(conf=BeartypeConf(is_pep484_tower=True, violation_type=TypeError))
     with_shapes = jaxtyping.jaxtyped
 
     def jaxtyped(*, typechecker: Any) -> "Callable[[Any], Any]":

@@ -49,29 +49,8 @@ def test_the_law_is_tried_in_at_least_forty_families() -> None:
     assert len({build for build, _ in NETWORKS.values()}) >= 40
 
 
-#: Families whose kinds others stand for in the daily suite.
-NIGHTLY = {
-    # Residual blocks, with groups, gates between branches, pooled shortcuts: resnet, senet, nfnet, resnetv2.
-    *("byobnet", "regnet", "resnext", "sknet", "tresnet", "xception"),
-    # Inverted residual blocks, and those that are reparametrised: efficientnet, mobilenet_v2, fastvit.
-    *("mobilenet_v3", "repvit"),
-    # Depthwise convolutions and a small network at each position: convnext, inception_next, metaformer, starnet.
-    *("edgenext", "focalnet", "mambaout", "swiftformer"),
-    # Attention, with biases of its own, over pooled tokens, in windows, between convolutions: vit, beit, eva, swin.
-    *("cait", "efficientvit", "pit", "pvt_v2", "shvit", "swin_v2", "tiny_vit", "vit_relpos"),
-}
-
-
-def test_families_of_the_night_are_known_and_fewer_than_those_of_the_day() -> None:
-    assert NETWORKS.keys() > NIGHTLY
-    assert 2 * len(NIGHTLY) < len(NETWORKS)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "family",
-    [pytest.param(name, marks=pytest.mark.nightly if name in NIGHTLY else ()) for name in NETWORKS],
-)
+@pytest.mark.parametrize("family", NETWORKS)
 def test_scaling_what_reads_a_site_is_gating_it(family: str) -> None:
     model, size = small(family)
     found = law(model, size, most=4)

@@ -61,7 +61,7 @@ def _analyse(study: Study) -> Findings:
     clean, rest = (measures.Moved(*(part[at] for part in moved)) for at in (slice(1), slice(1, None)))
     corrupted = measures.change(clean, rest)
     shifts = {}
-    for one in getattr(study.context, "evaluation", ()):
+    for one in study.context.evaluation:
         taken = measures.seen(study, cut, one.raw, balanced(one.labels, per_class), one.name)
         there = measures.moved_by(study, [taken], edits)
         shifts[one.name] = measures.change(clean, there, same_images=False)
