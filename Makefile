@@ -3,7 +3,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # Each process computes on one core: as many processes as there are cores, and no more memory than four need.
-PYTEST := -m pytest -n auto --maxprocesses 4 --dist worksteal
+# One worker more than cores, up to four: tests that wait for processes of their own leave a core idle.
+WORKERS := $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$(( cores < 4 ? cores + 1 : 4 )))
+PYTEST := -m pytest -n $(WORKERS) --dist worksteal
 # Else every process that tests start would compile the package again.
 unexport PYTHONDONTWRITEBYTECODE
 

@@ -62,16 +62,19 @@ def test_one_experiment_and_its_page(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_layers_of_a_network(tmp_path: Path) -> None:
     """Two sites, each with latents by margin and by effect; the inner one is a map."""
-    few = ["sae.seed=0", "sweep.sites=2", "edit.images=4", "edit.resolution=2", "capture.positions=4"]
+    few = ["sae.seed=0", "sweep.sites=2", "compare.images=4", "edit.images=4", "edit.resolution=2"]
+    few += ["capture.positions=4"]
     arguments = ["--quick", "--on", "scenes", "--output-dir", str(tmp_path), *TINY, *few]
     process = Command("experiments.beyond.layers", arguments, tmp_path, {"PYTHONPATH": str(ROOT)})
     out, errors = process.communicate()
     assert process.returncode == 0, out + errors
     folder = tmp_path / "paper-quick" / "layers"
     table = read_table(folder / "sites.csv")
-    assert table["depth"].tolist() == [0, 0, 1, 1]
-    assert sorted(table["select"][:2]) == sorted(table["select"][2:]) == ["effect", "margin"]
-    assert (table["positions"] > 1).tolist() == [True, True, False, False]
+    assert table["depth"].tolist() == [0] * 4 + [1] * 4
+    edits = [(select, method) for select in ("effect", "margin") for method in ("gate", "rank_one")]
+    for rows in (table[:4], table[4:]):
+        assert sorted(zip(rows["select"], rows["method"], strict=True)) == edits
+    assert (table["positions"] > 1).tolist() == [True] * 4 + [False] * 4
     # The SAE of a site does not depend on how latents are chosen.
     assert table["fve"].nunique() == 2
     record = read_record(folder / "findings.json")

@@ -504,7 +504,7 @@ def test_the_words_of_the_claims_are_the_limits_of_the_verdict() -> None:
     "recipe",
     [
         *("salve2025/suppression", "salve2025/seeds", "salve2025/sparsity", "salve2025/cifar100"),
-        *("beyond/sae_variants", "beyond/layers", "beyond/composition", "beyond/robustness"),
+        *("beyond/sae_variants", "beyond/composition", "beyond/robustness"),
     ],
 )
 def test_whoever_reads_every_classs_curve_has_it_written(recipe: str) -> None:
