@@ -142,7 +142,8 @@ def test_the_table_says_what_networks_with_a_lower_bias_do(tmp_path: Path, start
 def test_at_an_inner_site_the_table_says_what_scaled_weights_do(tmp_path: Path, start: Start) -> None:
     layer = "layer4.0.conv2"
     trained = ("finetune.epochs=12", "data.train_per_class=24", "discover.select=effect")
-    artifacts = start(tmp_path, *COMPARE, f"layer={layer}", "capture.positions=4", *trained)
+    methods = "compare.methods=[gate,bias]"
+    artifacts = start(tmp_path, *COMPARE, methods, f"layer={layer}", "capture.positions=4", *trained)
     model = plain_model(artifacts)
     classes = artifacts["classifier"].record("classifier.json")["classes"]
     site = graph_of(model, 32).sites[layer]
