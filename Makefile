@@ -3,9 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # Each process computes on one core: as many processes as there are cores, and no more memory than four need.
-# One worker more than cores, up to four: tests that wait for processes of their own leave a core idle.
-WORKERS := $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$(( cores < 4 ? cores + 1 : 4 )))
-PYTEST := -m pytest -n $(WORKERS) --dist worksteal
+PYTEST := -m pytest -n auto --maxprocesses 4 --dist worksteal
 # Else every process that tests start would compile the package again.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -34,7 +32,7 @@ quickstart: install  ## understand and change a small classifier, in three minut
 paper: install  ## the paper's figures and claims, with what this machine has (PAPER=--help)
 	$(BIN)/python -m experiments.reproduce $(PAPER)
 
-test: install  ## the whole test suite; six minutes on two cores
+test: install  ## the whole test suite; seven minutes on two cores
 	$(BIN)/python $(PYTEST)
 
 test-quick: install  ## what is not marked slow, gpu, cluster or nightly; two minutes on two cores
