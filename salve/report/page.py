@@ -77,8 +77,10 @@ def write_report(
     terms = terms_of(main.verdict, "own" in found.record("validate", "maps.json").get("kinds", ()))
     figure_folder = FigureFolder(out / "figures")
     sections = [build(found, figure_folder) for build in (classifier, discover, validation, control, diagnose)]
-    asked_for = (compare(found), audit(found, figure_folder), repair(found), evaluation(found))
-    sections += [section for section in asked_for if section is not None]
+    # A repair is the answer that its run was made for, so it stands first.
+    answers = [section for section in (repair(found), audit(found, figure_folder)) if section is not None]
+    sections = [*answers, *sections, *(one for one in (compare(found), evaluation(found)) if one is not None)]
+    told = main.verdict is not None or main.test_accuracy is not None or not answers
     page = _template(Linker(terms)).render(
         title=title,
         facts=dict(facts),
@@ -86,7 +88,7 @@ def write_report(
         remarks=[*remarks, *own_remarks(found)],
         terms=terms if main.classes else [],
         cards=_cards(main),
-        summary=_summary_block(rows) if len(rows) else None,
+        summary=_summary_block(rows) if len(rows) and told else None,
         sections=sections,
         nav=[*sections, Section("reproduce", "Reproduce", (), "")],
         commands=list(commands),
