@@ -17,7 +17,7 @@ _WEIGHTS = {
 def imputed(
     image: Float[Tensor, "C H W"], removed: Bool[Tensor, "H W"], noise: float = 0.01, seed: int = 0
 ) -> Float[Tensor, "C H W"]:
-    """Replace removed pixels by what their surroundings suggest, so that their place gives nothing away.
+    """Replace removed pixels by a blend of the pixels around them, so that no edge shows where they were.
 
     Each removed pixel is the weighted mean of its neighbours (1/6 at its sides, 1/12 at its corners; at the border of
     the image, of those that there are) plus Gaussian noise. For all of them together this is one sparse linear system.

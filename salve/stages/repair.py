@@ -174,7 +174,9 @@ def _measures(
         resampled = rng.binomial(counts.numpy(), accuracy, (RESAMPLES, groups)) / counts.clamp_min(1).numpy()
         at = int(np.where(has, accuracy, np.inf).argmin())
         label, value = divmod(at, len(images.values))
-        record[f"worst_group_of_{state}"] = f"{context.classes[label]} {images.values[value]}".strip()
+        record[f"worst_group_of_{state}"] = ", ".join(
+            filter(None, (context.classes[label], f"{images.name} {images.values[value]}".strip()))
+        )
         record |= _with_interval(f"worst_group_{state}", accuracy[at], resampled[:, has].min(axis=1))
         record |= _with_interval(f"average_{state}", accuracy @ share, resampled @ share)
         record[f"accuracy_{state}"] = float((on_plain[state].argmax(dim=1) == plain.labels).double().mean())

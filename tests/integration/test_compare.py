@@ -153,8 +153,11 @@ def test_at_an_inner_site_the_table_says_what_scaled_weights_do(tmp_path: Path, 
     table = edits(artifacts)
     taken = table[table["reached"]]
     assert len(taken.loc["bias"])
+    data = ConceptsData(20, image_size=32, train_per_class=8, select_per_class=4, test_per_class=4)
+    data.bind(Preprocess(32, None))
+    on_select = [torch.cat(parts) for parts in zip(*data.loader("select"), strict=True)]
     with torch.no_grad():
-        before = accuracies(model(images), labels)
+        before, before_on_select = accuracies(model(images), labels), accuracies(model(on_select[0]), on_select[1])
     for method, name in [(method, name) for method, name in taken.index if method in ("gate", "bias")]:
         row, own, state = taken.loc[(method, name)], classes.index(name), dict(model.state_dict())
         if method == "gate":
@@ -169,6 +172,11 @@ def test_at_an_inner_site_the_table_says_what_scaled_weights_do(tmp_path: Path, 
         others = [abs(a - b) for k, (a, b) in enumerate(zip(found, before, strict=True)) if k != own]
         assert row["after"] == pytest.approx(found[own])
         assert row["drift"] == pytest.approx(sum(others) / 9)
+        with torch.no_grad():
+            chosen = accuracies(functional_call(model, state, (on_select[0],)), on_select[1])
+        moved = [abs(a - b) for k, (a, b) in enumerate(zip(chosen, before_on_select, strict=True)) if k != own]
+        expected = before_on_select[own] - chosen[own] - sum(moved) / 9
+        assert row["select_selectivity"] == pytest.approx(expected)
 
 
 def test_every_setting_of_a_comparison_or_a_method_is_in_its_key(tmp_path: Path, start: Start, store: str) -> None:

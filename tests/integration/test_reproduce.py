@@ -75,6 +75,8 @@ def test_layers_of_a_network(tmp_path: Path) -> None:
     for rows in (table[:4], table[4:]):
         assert sorted(zip(rows["select"], rows["method"], strict=True)) == edits
     assert (table["positions"] > 1).tolist() == [True] * 4 + [False] * 4
+    # The network's predictions do not depend on site or latents.
+    assert len(list((tmp_path / "artifacts" / "predictions").iterdir())) == 1
     # The SAE of a site does not depend on how latents are chosen.
     assert table["fve"].nunique() == 2
     record = read_record(folder / "findings.json")

@@ -113,19 +113,23 @@ def repair(artifacts: Artifacts) -> Section | None:
         return None
     latents = ", ".join(map(str, record["latents"]))
     what = f"{record['method']} of the {'latent' if len(record['latents']) == 1 else 'latents'} {latents}"
-    shifts = ", ".join(f"{name} {number(shift)}" for name, shift in record["shifts"].items())
+    biases = " and ".join(
+        f"the bias of {name} {'raised' if shift > 0 else 'lowered'} by {number(abs(shift))} logits"
+        for name, shift in record["shifts"].items()
+        if shift
+    )
     pairs = " Test images count with the mark and without it." if record["pairs"] else ""
     by_groups = f"groups are classes × {record['attribute']}" if record["attribute"] else "groups are classes"
     blocks: list[Block] = [
         Prose(
             f"The repair of {record['suspects']}: {what if latents else record['method']} at α = "
-            f"{number(record['alpha'])}, and biases shifted by {shifts} logits. Both were chosen on select images, and "
-            "both are in repaired.safetensors, a plain state_dict; the edit files undo them. Biases alone are the "
+            f"{number(record['alpha'])}, with {biases or 'no bias changed'}. This was chosen on select images and is "
+            "in repaired.safetensors, a plain state_dict; the edit files undo it. Biases alone are the "
             f"control that a repair must beat. All numbers are of test images; {by_groups}, and the average weighs "
             f"them by their shares of the train images.{pairs} Below the numbers are 95\u00a0% intervals."
         ),
         _states(record),
-        _groups(artifacts),
+        _groups(artifacts, record["attribute"]),
     ]
     changed = artifacts.table("repair", "changed.csv")
     if len(changed):
@@ -160,9 +164,14 @@ def _states(record: dict[str, Any]) -> TableBlock:
     return TableBlock("Before and after", header, body)
 
 
-def _groups(artifacts: Artifacts) -> TableBlock:
+def _groups(artifacts: Artifacts, attribute: str) -> TableBlock:
     table = artifacts.table("repair", "groups.csv")
-    header = [Cell("class"), Cell("value"), Cell("images", "num"), *(Cell(name, "num") for name in STATES.values())]
+    header = [
+        Cell("class"),
+        Cell(attribute or "value"),
+        Cell("images", "num"),
+        *(Cell(name, "num") for name in STATES.values()),
+    ]
     write = partial(percent, decimals=0)
     body = [
         [
