@@ -10,6 +10,7 @@ from salve.lazy import lazy
 
 if TYPE_CHECKING:
     from salve.data.base import ConceptTruth, ImageData
+    from salve.data.boxes import Boxes
     from salve.data.cifar100 import Cifar100Data
     from salve.data.concepts import ConceptsData
     from salve.data.folders import FolderData
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from salve.data.transforms import Preprocess
 
 _MODULES = {
+    "Boxes": "boxes",
     "Cifar100Data": "cifar100",
     "ConceptTruth": "base",
     "ConceptsData": "concepts",
@@ -33,6 +35,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "Boxes",
     "Cifar100Data",
     "ConceptTruth",
     "ConceptsData",

@@ -13,6 +13,7 @@ from jaxtyping import Bool
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
+from salve.data.boxes import Boxes
 from salve.data.groups import Groups
 from salve.data.pairs import Pairs
 from salve.data.transforms import Preprocess, RawImage
@@ -188,6 +189,11 @@ class ImageData(pl.LightningDataModule):
 
     def groups(self, split: Split) -> Groups | None:
         """An attribute of the images of a split beside their class; None if none is known."""
+        check_split(split)
+        return None
+
+    def boxes(self, split: Split) -> Boxes | None:
+        """Boxes around the objects of some images of a split; None if none are known."""
         check_split(split)
         return None
 

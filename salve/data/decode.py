@@ -68,9 +68,10 @@ def read_rgb(path: Path, white: float | None = None) -> Image.Image:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Width and height of an image, from its header; may raise almost any exception, from Pillow."""
+    """Width and height of an image, from its header, as :func:`read_rgb` turns it; Pillow may raise any exception."""
     with _no_more_than(most_pixels()), Image.open(path) as image:
-        return image.size
+        lies = image.getexif().get(_ORIENTATION, 1) >= 5  # turned by a quarter
+        return image.size[::-1] if lies else image.size
 
 
 def most_pixels() -> int | None:

@@ -9,6 +9,8 @@ from typing import get_args
 import numpy as np
 
 from salve.data.base import check_split
+from salve.data.boxes import Boxes
+from salve.data.boxing import read_boxes
 from salve.data.classes import chosen_classes
 from salve.data.files import FileData, ImageFile, Index, first_of_each, refuse_empty
 from salve.data.grouping import read_groups
@@ -48,6 +50,8 @@ class FolderData(FileData):
         white: which value is white in grey images of more than 8 bits; see :func:`salve.data.decode.to_rgb`.
         groups: a CSV file with the columns file, class and one attribute, for :meth:`groups`; see
             :func:`salve.data.grouping.read_groups`.
+        boxes: a CSV file with a row for each box around an object, for :meth:`boxes`; see
+            :func:`salve.data.boxing.read_boxes`.
 
     Raises:
         UserError: no root, or a value outside its range; once the disk is read, whatever :meth:`check` finds.
@@ -68,6 +72,7 @@ class FolderData(FileData):
         outputs: str | Mapping[str, int] | None = None,
         white: float | None = None,
         groups: str | Path | None = None,
+        boxes: str | Path | None = None,
     ) -> None:
         super().__init__(root, batch_size, num_workers, limit_per_class, white)
         check_share(select_share, split_seed)
@@ -77,29 +82,38 @@ class FolderData(FileData):
         self._chosen = None if classes is None else chosen_classes(classes)
         self._mapping = dict(outputs) if isinstance(outputs, Mapping) else outputs
         self._groups_file = None if groups is None else Path(groups).expanduser()
+        self._boxes_file = None if boxes is None else Path(boxes).expanduser()
 
     def check(self) -> None:
-        """Check folders, names and file sizes; opens no file that has the suffix of an image.
+        """Check folders, names and file sizes; opens no file that has the suffix of an image, but for those with boxes.
 
         Raises:
             UserError: no root, a split without a folder, fewer than two classes, a class that is empty or missing in a
                 split, too few images to divide, an empty file, a folder that cannot be read, a name that is not UTF-8,
-                outputs that do not fit the classes, or a groups file that does not fit the images.
+                outputs that do not fit the classes, or a file of groups or boxes that does not fit the images.
         """
         super().check()
-        _ = self._grouping
+        _ = self._grouping, self._boxed
 
     def groups(self, split: Split) -> Groups | None:
         check_split(split)
         return self._grouping[0].get(split)
 
+    def boxes(self, split: Split) -> Boxes | None:
+        check_split(split)
+        return self._boxed[0].get(split)
+
     def remarks(self) -> list[str]:
         """See :meth:`FileData.remarks`; also images without a group, and rows without an image."""
-        return [*super().remarks(), *self._grouping[1]]
+        return [*super().remarks(), *self._grouping[1], *self._boxed[1]]
 
     @cached_property
     def _grouping(self) -> tuple[dict[Split, Groups], list[str]]:
         return ({}, []) if self._groups_file is None else read_groups(self._groups_file, self._index)
+
+    @cached_property
+    def _boxed(self) -> tuple[dict[Split, Boxes], list[str]]:
+        return ({}, []) if self._boxes_file is None else read_boxes(self._boxes_file, self._index)
 
     def _folder(self) -> Path:
         """The folder that holds the folders of the splits."""

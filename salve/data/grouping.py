@@ -12,6 +12,7 @@ from salve.data.naming import listing, nearest
 from salve.data.tables import ranked, read_table
 from salve.types import Split, UserError
 
+KEY = "data.groups"
 _COLUMNS = ("file", "class")
 
 
@@ -31,16 +32,16 @@ def read_groups(path: Path, index: Index) -> tuple[dict[Split, Groups], list[str
         UserError: the file cannot be read or has other columns; a class is unknown, or not that of the image; a name
             stands for several images; an image has several rows; or no row is that of an image.
     """
-    table = read_table("data.groups", path)
+    table = read_table(KEY, path)
     others = [name for name in table if name not in _COLUMNS]
     if not set(_COLUMNS) <= set(table) or len(others) != 1:
         raise UserError(
-            f"data.groups={path} must have the columns file, class and one more, the attribute, but has "
+            f"{KEY}={path} must have the columns file, class and one more, the attribute, but has "
             f"{listing(list(table), 10)}."
         )
     (attribute,) = others
-    labels = _labels(path, table["class"], index)
-    places = _Places(index)
+    labels = labels_of(path, table["class"], index, KEY)
+    places = Places(index, KEY)
     found: dict[tuple[Split, int], str] = {}
     unknown = []
     for file, label, value in zip(table["file"], labels, table[attribute], strict=True):
@@ -48,17 +49,17 @@ def read_groups(path: Path, index: Index) -> tuple[dict[Split, Groups], list[str
         if image is None:
             unknown.append(file)
         elif image in found:
-            raise UserError(f"data.groups={path} has more than one row for {listing([file])}; leave one.")
+            raise UserError(f"{KEY}={path} has more than one row for {listing([file])}; leave one.")
         else:
             found[image] = value.strip()
     if not found:
         raise UserError(
-            f"data.groups={path} names no image of {index.root}: none of its {len(unknown)} files, such as "
+            f"{KEY}={path} names no image of {index.root}: none of its {len(unknown)} files, such as "
             f"{listing(unknown[:1])}, is there; files are named by their path from data.root, or by name."
         )
     values = ranked(value for value in found.values() if value)
     if not values:
-        raise UserError(f"data.groups={path} has no value in its column {attribute!r}.")
+        raise UserError(f"{KEY}={path} has no value in its column {attribute!r}.")
     number = {"": -1} | {value: i for i, value in enumerate(values)}
     groups = {
         split: Groups(
@@ -69,20 +70,31 @@ def read_groups(path: Path, index: Index) -> tuple[dict[Split, Groups], list[str
     return groups, _remarks(path, index, found, unknown)
 
 
-def _labels(path: Path, classes: Sequence[str], index: Index) -> list[int]:
-    """The label that each row's class stands for: a name of a class, or of its folder."""
+def labels_of(path: Path, classes: Sequence[str], index: Index, key: str) -> list[int]:
+    """The label that each row's class stands for: a name of a class, or of its folder.
+
+    Args:
+        path: of the table. classes: the cells of its column. index: the images in use. key: the setting that names it.
+
+    Raises:
+        UserError: a class is unknown.
+    """
     known = {name: i for names in (index.values, index.names) for i, name in enumerate(names)}
     for name in classes:
         if name not in known:
-            raise UserError(f"data.groups={path} names the class {listing([name])}, {nearest(name, index.names)}.")
+            raise UserError(f"{key}={path} names the class {listing([name])}, {nearest(name, index.names)}.")
     return [known[name] for name in classes]
 
 
-class _Places:
-    """Finds images by what a row calls them."""
+class Places:
+    """Finds images by what a row calls them.
 
-    def __init__(self, index: Index) -> None:
-        self._index = index
+    Args:
+        index: the images in use. key: the setting that names the table, for messages.
+    """
+
+    def __init__(self, index: Index, key: str) -> None:
+        self._index, self._key = index, key
         self._by_path: dict[str, list[tuple[Split, int]]] = defaultdict(list)
         self._by_name: dict[str, list[tuple[Split, int]]] = defaultdict(list)
         for split, files in index.files.items():
@@ -93,7 +105,14 @@ class _Places:
                 self._by_name[whole.rpartition("/")[2]].append((split, i))
 
     def find(self, path: Path, file: str, label: int) -> tuple[Split, int] | None:
-        """The split and number of the image of a row; None if there is none."""
+        """The split and number of the image of a row; None if there is none.
+
+        Args:
+            path: of the table. file: what the row calls the image. label: its class.
+
+        Raises:
+            UserError: the image has another class, or the name stands for several images.
+        """
         name = file.replace("\\", "/").removeprefix("./")
         images = self._by_path.get(name) or ([] if "/" in name else self._by_name.get(name, []))
         of_class = [(split, i) for split, i in images if self._index.files[split][i].label == label]
@@ -101,12 +120,12 @@ class _Places:
             split, i = images[0]
             own = self._index.names[self._index.files[split][i].label]
             raise UserError(
-                f"data.groups={path} gives {listing([file])} the class {listing([self._index.names[label]])}, but it "
+                f"{self._key}={path} gives {listing([file])} the class {listing([self._index.names[label]])}, but it "
                 f"is of {listing([own])}."
             )
         if len(of_class) > 1:
             raise UserError(
-                f"data.groups={path} names {listing([file])}, of which there are {len(of_class)}; name such images by "
+                f"{self._key}={path} names {listing([file])}, of which there are {len(of_class)}; name such images by "
                 "their path from data.root."
             )
         return of_class[0] if of_class else None

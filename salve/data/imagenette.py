@@ -24,8 +24,8 @@ class ImagenetteData(FolderData):
             exactly one such folder of another size; or the folder to download into.
         size: "full", "320px" (shorter side) or "160px".
         download: fetch the data into ``root`` through torchvision if they are not there.
-        batch_size, num_workers, limit_per_class, splits, select_share, split_seed, classes, outputs, white, groups: see
-            :class:`FolderData`.
+        batch_size, num_workers, limit_per_class, splits, select_share, split_seed, classes, outputs, white, groups,
+            boxes: see :class:`FolderData`.
 
     Raises:
         UserError: unknown size; once the disk is read, no data, a failed download, a folder that is no Imagenette
@@ -49,9 +49,10 @@ class ImagenetteData(FolderData):
         outputs: str | Mapping[str, int] | None = None,
         white: float | None = None,
         groups: str | Path | None = None,
+        boxes: str | Path | None = None,
     ) -> None:
         limits = (limit_per_class, splits, select_share, split_seed)
-        super().__init__(root, batch_size, num_workers, *limits, classes, outputs, white, groups)
+        super().__init__(root, batch_size, num_workers, *limits, classes, outputs, white, groups, boxes)
         if size not in IMAGENETTE_FOLDERS:
             raise UserError(f"data.size={size} is no size of Imagenette; choose from {', '.join(IMAGENETTE_FOLDERS)}.")
         self.size = size

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from salve.data.base import ConceptTruth, ImageData, RawImages
+from salve.data.boxes import Boxes
 from salve.data.groups import ABSENT_PRESENT, Groups
 from salve.data.marks import DRAWING_VERSION, SEEN, check_looks, painted
 from salve.data.naming import nearest
@@ -135,6 +136,9 @@ class MarkedData(ImageData):
 
     def truth(self, split: Split) -> ConceptTruth | None:
         return self.data.truth(split)
+
+    def boxes(self, split: Split) -> Boxes | None:
+        return self.data.boxes(split)
 
     def groups(self, split: Split) -> Groups:
         """Whether an image bears the mark."""

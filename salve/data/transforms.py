@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
+from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
@@ -76,14 +78,19 @@ class Preprocess:
 
     def eval_transform(self) -> Callable[[RawImage], Tensor]:
         """A deterministic transform: PIL image or uint8 ``[3, H, W]`` → normalised float32 ``[3, size, size]``."""
-        mode = InterpolationMode(self.interpolation)
-        steps: list[Callable] = [to_uint8_tensor]
-        if self.resize is None:
-            steps.append(v2.Resize((self.size, self.size), interpolation=mode, antialias=True))
-        else:
-            steps.append(v2.Resize(self.resize, interpolation=mode, antialias=True))
-            steps.append(v2.CenterCrop(self.size))
-        return v2.Compose([*steps, *self._to_float()])
+        return v2.Compose([to_uint8_tensor, *self._fit(), *self._to_float()])
+
+    def moved(self, boxes: Float[Tensor, "B 4"], width: int, height: int) -> Float[Tensor, "B 4"]:
+        """Where boxes of an image lie after :meth:`eval_transform`, in pixels of what the backbone reads.
+
+        Args:
+            boxes: ``[B, 4]``, ``x0, y0, x1, y1`` in pixels of the image. width, height: of the image.
+
+        Returns:
+            ``[B, 4]``, cut off at the border; one that is cropped away has no area.
+        """
+        inside = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width))
+        return v2.Compose(self._fit())(inside).as_subclass(Tensor)
 
     def train_transform(self, min_scale: float = 0.35) -> Callable[[RawImage], Tensor]:
         """As :meth:`eval_transform`, with a random resized crop and a random flip (torch's global generator).
@@ -109,6 +116,13 @@ class Preprocess:
         mean = torch.tensor(self.mean, dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
         std = torch.tensor(self.std, dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
         return (images * std + mean).clamp(0, 1)
+
+    def _fit(self) -> list[Callable]:
+        """Bring an image of any size to ``[3, size, size]``."""
+        mode = InterpolationMode(self.interpolation)
+        if self.resize is None:
+            return [v2.Resize((self.size, self.size), interpolation=mode, antialias=True)]
+        return [v2.Resize(self.resize, interpolation=mode, antialias=True), v2.CenterCrop(self.size)]
 
     def _to_float(self) -> list[Callable]:
         return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(self.mean), list(self.std))]

@@ -78,6 +78,7 @@ class FolderConfig:
     outputs: Any = MISSING
     white: float | None = MISSING
     groups: str | None = None
+    boxes: str | None = None
 
 
 @dataclass
@@ -267,7 +268,7 @@ def resolve(config: DictConfig) -> Config:
 
 
 #: Settings that may name a file or folder to read, as group and name.
-PATHS = (*(("data", name) for name in ("root", "classes", "outputs", "groups")), ("backbone", "weights"))
+PATHS = (*(("data", name) for name in ("root", "classes", "outputs", "groups", "boxes")), ("backbone", "weights"))
 
 
 def change_path(settings: Any, name: str, change: Callable[[str], str]) -> None:

@@ -96,8 +96,13 @@ def localise(
     row: dict[str, object] = {"class": target.name, "latent": latent}
     truth = inputs.data.truth("test")
     own = (inputs.labels == k).nonzero()[:, 0].tolist()
+    boxes = inputs.data.boxes("test")
     if truth is not None:
         row |= _against_truth(inputs, settings, truth, k, inputs.values[number], own, [latent, *others], signs, kinds)
+    elif boxes is not None:
+        boxed = [i for i in own if len(boxes.of_image.get(i, ()))][: settings.localise_images]
+        masks = boxes.masks(boxed, inputs.preprocess)
+        row |= _against_masks(inputs, settings, boxed, masks, [latent, *others], signs, kinds)
     if settings.faithfulness_steps and own and kinds:
         row |= _faithfulness(inputs, settings, latent, sign, own, generator, kinds)
     return row
@@ -120,11 +125,24 @@ def _against_truth(
     row: dict[str, object] = {
         "concept": truth.concepts[concept],
         "auroc": float(binary_auroc(value, truth.presence[:, concept].long())),
-        "n": len(indices),
     }
+    masks = masks_like(truth.masks(indices, concept), inputs.preprocess) if indices else torch.empty(0)
+    return row | _against_masks(inputs, settings, indices, masks, latents, signs, kinds)
+
+
+def _against_masks(
+    inputs: Seen,
+    settings: ValidateSettings,
+    indices: list[int],
+    masks: Tensor,
+    latents: list[int],
+    signs: list[int],
+    kinds: Sequence[str],
+) -> dict[str, object]:
+    """Pointing game and IoU of a latent, and of random ones, on images whose objects are masked ``[n, S, S]``."""
+    row: dict[str, object] = {"n": len(indices)}
     if not (indices and kinds):
         return row
-    masks = masks_like(truth.masks(indices, concept), inputs.preprocess)
     near = settings.pointing_tolerance
     for kind in kinds:
         maps = inputs.maps(kind, indices, latents, signs)  # [n, 1 + random, H, W]

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from salve.artifacts import Artifact, save_tensors, write_record, write_table
+from salve.artifacts import Artifact, digest_of_tensors, save_tensors, write_record, write_table
 from salve.distributed import OnLeader, divided, rank_and_world_size
 from salve.saliency import maximise
 from salve.settings import ValidateSettings
@@ -46,11 +46,14 @@ def validate(
         classifier, activations, sae, features: what was made before.
 
     Returns:
-        Artifact ``validate``: ``top.csv``, and ``localisation.csv`` with scores against masks where the data has them;
+        Artifact ``validate``: ``top.csv``, and ``localisation.csv`` with scores against masks where the data has them,
+        or else against boxes;
         ``maps.json``, which kinds of maps there are, and why not the others; of the first ``validate.pictures`` classes
         ``saliency.safetensors``, ``maximisation.csv`` and ``.safetensors``.
     """
     key_settings = settings_of_key(asdict(settings), classifier, activations, sae, features) | {"seed": context.seed}
+    if (boxes := context.data.boxes("test")) is not None:
+        key_settings["boxes"] = digest_of_tensors({str(image): box for image, box in boxes.of_image.items()})
 
     def make(folder: Path, _: Path) -> None:
         cut = context.cut(classifier)
