@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
@@ -19,24 +19,21 @@ THRESHOLDS = tuple(step / 50 for step in range(50))
 _TOUCHING = np.ones((3, 3), dtype=int)
 
 
-def box_accuracy(
+def box_hits(
     maps: Float[Tensor, "N H W"],
     boxes: Sequence[Float[Tensor, "B 4"]],
     thresholds: Sequence[float] = THRESHOLDS,
     overlaps: Sequence[float] = OVERLAPS,
-) -> Float[Tensor, "T D"]:
-    """Share of the images in which a box is found, by threshold and IoU.
+) -> Bool[Tensor, "N T D"]:
+    """Whether a box is found in each image, by threshold and IoU.
 
-    A map is scaled to 0..1. Around each connected part that reaches the threshold lies a box. An image counts if the
+    A map is scaled to 0..1. Around each connected part that reaches the threshold lies a box. It is a hit if the
     best IoU of any of these boxes with any true one is at least the overlap. A constant map has no box.
 
     Args:
         maps: ``[N, H, W]``. boxes: of each image at least one, ``x0, y0, x1, y1`` in pixels of the map; a pixel with
             the number x covers x to x + 1.
         thresholds: ``T``, in 0..1. overlaps: ``D``.
-
-    Returns:
-        ``[T, D]`` in 0..1, float64.
 
     Raises:
         UserError: there are no images, not as many lists of boxes as maps, an empty list, or a map that is not finite.
@@ -51,15 +48,29 @@ def box_accuracy(
         )
     if not maps.isfinite().all():
         raise UserError("maps must be finite, but some of their values are NaN or infinite.")
-    hits = np.zeros((len(thresholds), len(overlaps)))
-    for saliency, true in zip(maps.double().cpu().numpy(), boxes, strict=True):
+    hits = np.zeros((len(maps), len(thresholds), len(overlaps)), dtype=bool)
+    for hit, saliency, true in zip(hits, maps.double().cpu().numpy(), boxes, strict=True):
         low, high = saliency.min(), saliency.max()
         if high <= low:
             continue
         scaled, drawn = (saliency - low) / (high - low), true.double().cpu().numpy()
         best = [_best_overlap(scaled >= threshold, drawn) for threshold in thresholds]
-        hits += np.array(best)[:, None] >= np.array(overlaps)
-    return torch.from_numpy(hits / len(maps))
+        hit[:] = np.array(best)[:, None] >= np.array(overlaps)
+    return torch.from_numpy(hits)
+
+
+def box_accuracy(
+    maps: Float[Tensor, "N H W"],
+    boxes: Sequence[Float[Tensor, "B 4"]],
+    thresholds: Sequence[float] = THRESHOLDS,
+    overlaps: Sequence[float] = OVERLAPS,
+) -> Float[Tensor, "T D"]:
+    """Share of the images in which a box is found, by threshold and IoU: the mean of :func:`box_hits`.
+
+    Returns:
+        ``[T, D]`` in 0..1, float64.
+    """
+    return box_hits(maps, boxes, thresholds, overlaps).double().mean(dim=0)
 
 
 def max_box_acc_v2(chosen_on: Float[Tensor, "T D"], reported_on: Float[Tensor, "T D"]) -> float:

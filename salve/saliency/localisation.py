@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
+from scipy import stats
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -117,6 +118,28 @@ def relevance_rank(maps: Tensor, masks: Tensor) -> Float[Tensor, " N"]:
     of_ties = (size - above.sum(dim=1, keepdim=True)) / tied.sum(dim=1, keepdim=True)
     score = ((above & on).sum(dim=1) + of_ties[:, 0] * (tied & on).sum(dim=1)) / size[:, 0]
     return torch.where(size[:, 0] > 0, score, torch.nan).to(maps.dtype)
+
+
+def map_correlation(maps: Tensor, others: Tensor) -> Float[Tensor, " N"]:
+    """Spearman's rank correlation of two maps of each image, over its pixels; ties share their mean rank.
+
+    Args:
+        maps, others: ``[N, H, W]``.
+
+    Returns:
+        ``[N]`` in −1..1, float64; NaN where a map is constant.
+
+    Raises:
+        UserError: shapes differ, or a map is not finite.
+    """
+    if maps.ndim != 3 or maps.shape != others.shape:
+        raise UserError(f"Both maps must be [N, H, W], not {list(maps.shape)} and {list(others.shape)}.")
+    if not (maps.isfinite().all() and others.isfinite().all()):
+        raise UserError("maps must be finite, but some of their values are NaN or infinite.")
+    ranks = [torch.from_numpy(stats.rankdata(one.flatten(1).cpu().numpy(), axis=1)) for one in (maps, others)]
+    first, second = (one - one.mean(dim=1, keepdim=True) for one in ranks)
+    norms = first.norm(dim=1) * second.norm(dim=1)
+    return torch.where(norms > 0, (first * second).sum(dim=1) / norms, torch.nan)
 
 
 class InsertionDeletion(NamedTuple):
