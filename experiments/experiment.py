@@ -142,6 +142,7 @@ class Experiment:
         sweeps, quick_sweeps: where one grid cannot hold all runs, the settings of each sweep, beyond its recipe.
         sites: by testbed, settings of further sweeps of its own, such as its inner sites; left out if ``quick``.
         check: called before any run is made; raises UserError where a package is missing.
+        needs: a setting without which it cannot run on testbeds of photographs.
     """
 
     name: str
@@ -155,6 +156,7 @@ class Experiment:
     quick_sweeps: tuple[tuple[str, ...], ...] = ((),)
     check: Callable[[], None] = lambda: None
     sites: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    needs: str = ""
 
     @property
     def config(self) -> str:
@@ -172,11 +174,18 @@ class Experiment:
             return [(*self.quick, *sweep) for sweep in self.quick_sweeps]
         return [*self.sweeps, *([self.sites[testbed.name]] if testbed.name in self.sites else ())]
 
+    def lacks(self, setup: Setup, testbed: Testbed) -> str:
+        """What this machine or the command line lacks to run on a testbed; empty if nothing."""
+        given = any(text.startswith(f"{self.needs}=") for text in setup.settings)
+        if self.needs and testbed.data and not given:
+            return f"give {self.needs}=FILE"
+        return setup.lacks(testbed)
+
     def testbeds_here(self, on: Sequence[str] | None, setup: Setup) -> tuple[list[Testbed], list[Testbed]]:
         """The testbeds ``on`` (None: its own) that it can run on here, and those that it cannot."""
         wanted = [TESTBEDS[name] for name in dict.fromkeys(on or (*self.testbeds, *self.beside))]
-        here = [testbed for testbed in wanted if not setup.lacks(testbed)]
-        out = [testbed for testbed in wanted if setup.lacks(testbed)]
+        here = [testbed for testbed in wanted if not self.lacks(setup, testbed)]
+        out = [testbed for testbed in wanted if self.lacks(setup, testbed)]
         if not on and not any(testbed.name in self.testbeds for testbed in here):
             return [], out  # those beside it would have nothing to be compared with
         return here, out
@@ -194,7 +203,7 @@ def carry_out(experiment: Experiment, testbeds: Sequence[Testbed], setup: Setup)
         UserError: this machine lacks what the experiment or a testbed needs, or some runs could not be made.
     """
     for testbed in testbeds:
-        if missing := setup.lacks(testbed):
+        if missing := experiment.lacks(setup, testbed):
             raise UserError(f"{experiment.name} cannot be run on {testbed.title}: {missing}.")
     final = paper_folder(setup) / experiment.name
     digest = _digest(experiment, testbeds, setup)
@@ -299,7 +308,7 @@ def _main(experiment: Experiment, arguments: list[str] | None) -> int:
     add_setup(parser, " ".join([*experiment.testbeds, *(f"[{name}]" for name in experiment.beside)]))
     given = parsed(parser, arguments)
     setup = setup_of(given)
-    beside = [name for name in experiment.beside if not setup.lacks(TESTBEDS[name])]
+    beside = [name for name in experiment.beside if not experiment.lacks(setup, TESTBEDS[name])]
     names = dict.fromkeys(given.on or (*experiment.testbeds, *beside))
     made = carry_out(experiment, [TESTBEDS[name] for name in names], setup)
     print(f"{experiment.title}: {paper_folder(setup) / experiment.name}" + ("" if made else " (was there)"))

@@ -68,7 +68,7 @@ def reproduce(setup: Setup, only: Sequence[str], on: Sequence[str] | None, conso
     for number, name in enumerate(only, start=1):
         experiment = EXPERIMENTS[name]
         here, out = experiment.testbeds_here(on, setup)
-        missing += [NotRun(experiment.title, testbed.title, setup.lacks(testbed)) for testbed in out]
+        missing += [NotRun(experiment.title, testbed.title, experiment.lacks(setup, testbed)) for testbed in out]
         if not here:
             continue
         console.rule(f"{number} of {len(only)}: {experiment.title}", align="left")
