@@ -13,6 +13,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +53,10 @@ def theirs(maps: Tensor, masks: Tensor) -> dict[str, Way]:
     """The same with quantus."""
     import quantus
 
-    given = {"x_batch": np.zeros((len(maps), 1, *maps.shape[1:])), "y_batch": np.zeros(len(maps), dtype=int)}
+    given: dict[str, Any] = {
+        "x_batch": np.zeros((len(maps), 1, *maps.shape[1:])),
+        "y_batch": np.zeros(len(maps), dtype=int),
+    }
     given |= {"a_batch": maps[:, None].numpy(), "s_batch": masks[:, None].numpy(), "model": None, "device": "cpu"}
     as_they_are = {"abs": False, "normalise": False, "disable_warnings": True}
     metrics = (quantus.PointingGame, quantus.RelevanceMassAccuracy, quantus.RelevanceRankAccuracy)

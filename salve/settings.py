@@ -243,6 +243,7 @@ class ValidateSettings:
         random_latents: latents, drawn at random, that the latent of each class is compared with.
         faithfulness_steps: points of the insertion and deletion curves; 0 leaves the curves out.
         maximisation_steps: steps of activation maximisation; 0 leaves it out.
+        concepts: name → folder with images of a concept, on which it is tested whether the classes depend (TCAV).
     """
 
     pictures: Annotated[int, NOT_NEGATIVE]
@@ -252,6 +253,7 @@ class ValidateSettings:
     random_latents: Annotated[int, NOT_NEGATIVE]
     faithfulness_steps: Annotated[int, NOT_NEGATIVE]
     maximisation_steps: Annotated[int, NOT_NEGATIVE]
+    concepts: dict[str, str] = field(default_factory=dict)
 
 
 class TrainerArgument:

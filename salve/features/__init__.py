@@ -5,12 +5,14 @@ from salve.features.concepts import ConceptAUROC, ConceptDetectors, concept_auro
 from salve.features.effects import class_effects, effect_scores
 from salve.features.monosemanticity import Monosemanticity, monosemanticity
 from salve.features.purity import ClassPurity, class_entropy, top_purity
+from salve.features.tcav import ConceptTest, concept_test, concept_vector, tcav_scores
 
 __all__ = [
     "ClassMeans",
     "ClassPurity",
     "ConceptAUROC",
     "ConceptDetectors",
+    "ConceptTest",
     "Kind",
     "Monosemanticity",
     "Selection",
@@ -19,11 +21,14 @@ __all__ = [
     "class_means",
     "concept_auroc",
     "concept_detectors",
+    "concept_test",
+    "concept_vector",
     "effect_scores",
     "kinds",
     "margins",
     "monosemanticity",
     "select_latents",
     "shares",
+    "tcav_scores",
     "top_purity",
 ]

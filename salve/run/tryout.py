@@ -29,6 +29,7 @@ from salve.stages.compare import check_compare
 from salve.stages.control import method_of
 from salve.stages.repairing import check_repair
 from salve.stages.targets import refuse_signed
+from salve.stages.tcav import concept_files
 from salve.system import first_line
 from salve.types import Split, UserError
 
@@ -61,6 +62,8 @@ def try_out(config: Config, context: StageContext) -> None:
         check_compare(config.compare, context.classes, config.sae)
     if "control" in stages:
         method_of(config.edit)
+    if "validate" in stages:
+        concept_files(config.validate.concepts)
     with torch.random.fork_rng(devices=[]):
         model, fits = context.build()
         if "compare" in stages and config.compare.retrained and not _trains_head(config, fits):

@@ -18,6 +18,7 @@ from salve.stages.context import StageContext, settings_of_key
 from salve.stages.latents import latents_of
 from salve.stages.localise import PREFIX, Seen, localise
 from salve.stages.targets import Target, targets_of
+from salve.stages.tcav import concept_digests, concept_table
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -49,9 +50,13 @@ def validate(
         Artifact ``validate``: ``top.csv``, and ``localisation.csv`` with scores against masks where the data has them,
         or else against boxes;
         ``maps.json``, which kinds of maps there are, and why not the others; of the first ``validate.pictures`` classes
-        ``saliency.safetensors``, ``maximisation.csv`` and ``.safetensors``.
+        ``saliency.safetensors``, ``maximisation.csv`` and ``.safetensors``; with
+        concepts, ``tcav.csv`` (:func:`salve.stages.tcav.concept_table`).
     """
-    key_settings = settings_of_key(asdict(settings), classifier, activations, sae, features) | {"seed": context.seed}
+    used = asdict(settings)
+    if folders := used.pop("concepts"):  # left out where there are none, so that old artifacts stay valid
+        used["concepts"] = concept_digests(folders)
+    key_settings = settings_of_key(used, classifier, activations, sae, features) | {"seed": context.seed}
     if (boxes := context.data.boxes("test")) is not None:
         key_settings["boxes"] = digest_of_tensors({str(image): box for image, box in boxes.of_image.items()})
 
@@ -79,6 +84,8 @@ def validate(
         work = partial(localise, settings, features.table("latents.csv"), kinds)
         rows = _on_ranks(context, "scoring saliency maps", inputs, work, list(enumerate(targets)))
         write_table(folder / "localisation.csv", pd.DataFrame(rows))
+        if settings.concepts:
+            write_table(folder / "tcav.csv", concept_table(context, settings, cut))
 
     return context.store.get_or_make("validate", key_settings, make)
 

@@ -36,7 +36,18 @@ BESIDE = {("backbones", "data")}
 #: Stages meet through artifacts; these files are what they share.
 SHARED_BY_STAGES = (
     *("context", "measure", "measured", "outcome", "curves", "through_tail", "targets", "effects", "latents"),
-    *("localise", "on_sets", "resume", "sampled", "training", "bench", "grouped", "counterfactuals", "repairing"),
+    *(
+        "localise",
+        "on_sets",
+        "resume",
+        "sampled",
+        "training",
+        "bench",
+        "grouped",
+        "counterfactuals",
+        "repairing",
+        "tcav",
+    ),
 )
 MOST_LINES = 350
 

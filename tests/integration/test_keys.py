@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from pytorch_lightning.loggers.logger import DummyLogger
 from rich.console import Console
 
@@ -15,6 +16,7 @@ from salve.processes.ranks import Ranks
 from salve.run.build import build_context
 from salve.run.execute import _run_stages
 from salve.run.schema import Config
+from salve.stages.tcav import LEAST
 from salve.sweep.plan import is_computed
 from tests.composing import settings
 from tests.integration.conftest import FEW, NARROW, SMALL
@@ -91,6 +93,7 @@ CHANGES: dict[str, tuple[str, str]] = {
     "validate.random_latents": ("3", "validate"),
     "validate.faithfulness_steps": ("3", "validate"),
     "validate.maximisation_steps": ("3", "validate"),
+    "validate.concepts": ("{reddish: CONCEPT}", "validate"),
     "edit.alpha": ("[0,2]", "control"),
     "edit.modes": ("[suppress]", "control"),
     "edit.scale": ("max", "control"),
@@ -197,13 +200,16 @@ def test_every_setting_is_known_to_change_an_artifact_or_not() -> None:
 
 
 def test_a_setting_changes_the_key_of_the_artifact_that_depends_on_it(
-    whole_run: tuple[Path, dict[str, Artifact]],
+    whole_run: tuple[Path, dict[str, Artifact]], tmp_path: Path
 ) -> None:
+    for i in range(LEAST):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
     before = keys(whole_run, composed())
     assert list(before) == list(whole_run[1])
     wrong = []
     for path, (value, kind) in CHANGES.items():
         value = value.replace("WEIGHTS", str(whole_run[1]["classifier"].file("model.safetensors")))
+        value = value.replace("CONCEPT", str(tmp_path))
         plus = "+" if path == "backbone.args.output_stride" and path not in leaves(asdict(composed())) else ""
         # The real run's classifier is no other network's, so that nothing can be read from it for another.
         only = ["stages=[finetune]"] if kind == "classifier" else []
