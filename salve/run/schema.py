@@ -210,7 +210,7 @@ class Config:
     sae: SAESettings = MISSING
     capture: CaptureSettings = MISSING
     discover: DiscoverSettings = MISSING
-    validate: ValidateSettings = MISSING
+    validate: ValidateSettings = field(default_factory=lambda: ValidateSettings(*[MISSING] * 7))
     edit: EditSettings = field(default_factory=lambda: EditSettings(MISSING, MISSING, MISSING, MISSING))
     compare: CompareSettings = field(default_factory=lambda: CompareSettings(MISSING, MISSING))
     audit: AuditSettings = MISSING
@@ -228,8 +228,8 @@ def register() -> None:
     OmegaConf.register_new_resolver("salve.below", below, replace=True)
     store = ConfigStore.instance()
     schema = OmegaConf.structured(Config)
-    marks = (schema.mark.rates, schema.mark.held_out_rates)
-    for free in (schema.callbacks, schema.edit.args, schema.compare.variants, *marks):
+    named = (schema.mark.rates, schema.mark.held_out_rates, schema.validate.concepts)
+    for free in (schema.callbacks, schema.edit.args, schema.compare.variants, *named):
         OmegaConf.set_struct(free, False)  # so that callbacks.NAME._target_=CLASS needs no +
     store.store(name="config_schema", node=schema)
     sweeper = {"_target_": "hydra_plugins.salve_sweeper.SalveSweeper", "params": None}
