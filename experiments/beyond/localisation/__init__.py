@@ -35,7 +35,7 @@ COLOURS = {LATENT: BLUE, "grad_cam": ORANGE, "random": GREY, "gaussian": GREEN}
 NAMES = {LATENT: "class's latent", "grad_cam": "Grad-CAM", "random": "random latent", "gaussian": "centred Gaussian"}
 TITLES = {
     "box": "MaxBoxAccV2", "pointing": "pointing game", "mass": "relevance mass", "rank": "relevance rank",
-    "insertion": "insertion", "deletion": "deletion",
+    "insertion": "insertion", "deletion": "deletion (less is better)",
 }  # fmt: skip
 
 
