@@ -47,10 +47,9 @@ def validate(
         classifier, activations, sae, features: what was made before.
 
     Returns:
-        Artifact ``validate``: ``top.csv``, and ``localisation.csv`` with scores against masks where the data has them,
-        or else against boxes;
-        ``maps.json``, which kinds of maps there are, and why not the others; of the first ``validate.pictures`` classes
-        ``saliency.safetensors``, ``maximisation.csv`` and ``.safetensors``; with
+        Artifact ``validate``: ``top.csv``; ``localisation.csv``, with scores against masks or else boxes where the data
+        have them; ``maps.json``, which kinds of maps there are, and why not the others; of the first
+        ``validate.pictures`` classes ``saliency.safetensors``, ``maximisation.csv`` and ``.safetensors``; with
         concepts, ``tcav.csv`` (:func:`salve.stages.tcav.concept_table`).
     """
     used = asdict(settings)
