@@ -275,8 +275,8 @@ def _facts(study: Study) -> dict[str, Any]:
 def _digest(experiment: Experiment, testbeds: Sequence[Testbed], setup: Setup) -> str:
     """A digest of what findings depend on: settings, recipes and code."""
     here = Path(__file__).parent
-    loaded = {Path(file) for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))}
-    sources = sorted(path for path in loaded if here in path.parents)
+    loaded = {file for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))}
+    sources = sorted(Path(file) for file in loaded if file.startswith(f"{here}{os.sep}"))
     recipes = [experiment.config, *(testbed.config for testbed in testbeds if testbed.config)]
     files = [*sources, CLAIMS, TEXTS, *(conf_dir() / "experiment" / f"{recipe}.yaml" for recipe in recipes)]
     overrides = [setup.overrides(testbed) for testbed in testbeds]

@@ -1,6 +1,5 @@
 """Settings from overrides as Hydra composes them, but faster: it reads the files once for equal choices of files."""
 
-import copy
 import pickle
 from collections.abc import Callable
 from functools import cache, wraps
@@ -48,17 +47,17 @@ def remember() -> None:
 
 
 @cache
-def base(*choices: str) -> DictConfig:
-    """Settings with a file chosen for some groups; read only."""
+def base(*choices: str) -> bytes:
+    """Settings with a file chosen for some groups, pickled: a copy takes a quarter of the time of a deep copy."""
     register()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return compose("config", list(choices))
+        return pickle.dumps(compose("config", list(choices)))
 
 
 def changed(*overrides: str) -> DictConfig:
     """What ``compose`` gives: Hydra changes single values in a copy, as it does at the end of a composition."""
     choices = [override for override in overrides if (conf_dir() / override.partition("=")[0]).is_dir()]
-    config = copy.deepcopy(base(*choices))
+    config: DictConfig = pickle.loads(base(*choices))
     rest = [override for override in overrides if override not in choices]
     ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides(rest), config)
     return config

@@ -37,6 +37,31 @@ class DrawnImages:
         return self.images[index], int(self.labels[index])
 
 
+class _Counterfactuals:
+    """The images of a split, some of them drawn without a concept or with it; each when it is first read, then kept.
+
+    Args:
+        data: of the split. split: its name. concept: number of the concept.
+        as_is: ``[N]``, whether an image is the split's own.
+    """
+
+    def __init__(self, data: "ConceptsData", split: Split, concept: int, as_is: Bool[Tensor, " N"]) -> None:
+        self._data, self._split, self._concept, self._as_is = data, split, concept, as_is.tolist()
+        self._labels: list[int] = data.labels(split).tolist()
+        self._drawn: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self._as_is)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if index not in self._drawn:
+            if self._as_is[index]:
+                self._drawn[index] = self._data.image(self._split, index)
+            else:
+                self._drawn[index] = self._data.counterfactual(self._split, index, self._concept)
+        return self._drawn[index], self._labels[index]
+
+
 class ConceptsData(ImageData):
     """Ten classes of small drawn scenes, with ground truth for every concept in them.
 
@@ -178,7 +203,7 @@ class ConceptsData(ImageData):
         return self.counterfactuals(split, self.shortcut)
 
     def counterfactuals(self, split: Split, concept: str) -> Pairs:
-        """Every scene of a split without a concept and with it; drawn on the first call, then kept.
+        """Every scene of a split without a concept and with it; drawn when they are first read, then kept.
 
         One of the two is the image of the split. The other has the same layout and the same pixels, but where the
         concept lies. Where it is added, it lies beside the other objects if there is room, the tag in a corner.
@@ -194,20 +219,26 @@ class ConceptsData(ImageData):
         if concept not in scenes.CONCEPTS:
             raise UserError(f"The scenes have no concept {concept!r}; choose from {', '.join(scenes.CONCEPTS)}.")
         if (split, concept) not in self._pairs:
-            labels, number = self.labels(split), scenes.CONCEPTS.index(concept)
-            own, shown = self.raw(split), self.truth(split).presence[:, number].tolist()
-            without: list[Tensor] = []
-            with_it: list[Tensor] = []
-            for i, is_shown in enumerate(shown):
-                scene = self.scene(split, i)
-                added = scenes.stream(self.seed, _SPLIT_STREAM[split], i, _ADDED + number)
-                other = scenes.without(scene, number) if is_shown else scenes.with_added(scene, number, added)
-                images = [own.images[i], torch.from_numpy(self._draw(split, i, other))]
-                without.append(images[is_shown])
-                with_it.append(images[not is_shown])
-            both = (DrawnImages(torch.stack(images), labels) for images in (without, with_it))
-            self._pairs[split, concept] = Pairs(concept, *both)
+            number = scenes.CONCEPTS.index(concept)
+            shown = self.truth(split).presence[:, number]
+            without, with_it = (_Counterfactuals(self, split, number, shown == wanted) for wanted in (False, True))
+            self._pairs[split, concept] = Pairs(concept, without, with_it)
         return self._pairs[split, concept]
+
+    def image(self, split: Split, index: int) -> Tensor:
+        """An image of a split, drawn alone if the split is not drawn yet."""
+        drawn = self._drawn.get(split)
+        return torch.from_numpy(self._draw(split, index)) if drawn is None else drawn.images[index]
+
+    def counterfactual(self, split: Split, index: int, concept: int) -> Tensor:
+        """Draw an image of a split without a concept if it shows it, and else with it; see :meth:`counterfactuals`."""
+        scene = self.scene(split, index)
+        if any(layer.concept == concept for layer in scene.layers):
+            other = scenes.without(scene, concept)
+        else:
+            added = scenes.stream(self.seed, _SPLIT_STREAM[split], index, _ADDED + concept)
+            other = scenes.with_added(scene, concept, added)
+        return torch.from_numpy(self._draw(split, index, other))
 
     def scene(self, split: Split, index: int) -> scenes.Scene:
         """What is in image ``index`` of a split, and where."""

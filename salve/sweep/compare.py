@@ -186,8 +186,11 @@ def statement(table: "pd.DataFrame") -> str:
 
     said = []
     for (_, site), here in table[table["method"] != RETRAINED].groupby(["backbone", "site"], sort=False):
+        if here["selectivity"].isna().all():
+            said.append(f"At {site}: nothing to compare, since the network is right on too few images of each class.")
+            continue
         first, best = here.iloc[0], here.loc[here["selectivity"].idxmax()]
-        permanent = here[here["permanent"].eq(True)]
+        permanent = here[here["permanent"].eq(True) & here["selectivity"].notna()]
         line = f"At {site}, over {plural(int(here['seeds'].max()), 'SAE')}: "
         if best["method"] == first["method"]:
             line += f"{first['method']} is the most selective ({points(first['selectivity'], False)} points)."

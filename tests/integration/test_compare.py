@@ -1,5 +1,6 @@
 """Edit methods compared: what the table says is what the edited networks do, and nothing is made twice."""
 
+import math
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -19,7 +20,7 @@ from salve.editing import apply_edit_file, load_edit_file, undo_edit_file
 from salve.editing.gating import gate
 from salve.sae import load_sae, make_sae
 from salve.stages.targets import balanced
-from salve.sweep.compare import command_of
+from salve.sweep.compare import command_of, statement
 from salve.sweep.compare import main as compare_command
 from salve.types import UserError
 from tests.integration.commands import Command
@@ -277,6 +278,14 @@ def test_the_command_writes_a_page_and_prints_a_table(
     assert (folder / "figures" / "methods.svg").is_file()
     assert "gate" in (folder / "index.html").read_text()
     assert compare_command(["sae.seed=x", f"output_dir={tmp_path}"]) == 2
+
+
+def test_where_no_class_can_be_judged_the_statement_says_so() -> None:
+    rows = {"backbone": "net", "site": ["last", "last", "inner"], "method": ["gate", "bias", "gate"], "seeds": 1}
+    measured = {"selectivity": [math.nan, math.nan, 0.5], "ahead": math.nan, "ahead_half": math.nan, "permanent": True}
+    said = statement(pd.DataFrame({**rows, **measured}))
+    assert said.startswith("At last: nothing to compare, since the network is right on too few images of each class. ")
+    assert said.endswith("At inner, over 1 SAE: gate is the most selective (50.0 points).")
 
 
 def test_settings_of_the_command_become_a_sweep() -> None:

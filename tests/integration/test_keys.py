@@ -103,6 +103,15 @@ CHANGES: dict[str, tuple[str, str]] = {
     "edit.by_class": ("true", "control"),
 }
 
+#: Stages that make an artifact and all that a run has before it.
+UP_TO = {
+    "classifier": ["finetune"],
+    "sae": ["discover"],
+    "features": ["discover"],
+    "validate": ["validate"],
+    "control": ["validate", "control"],
+}
+
 #: Settings that a run's key depends on and no artifact's, or that this backbone, data and SAE do not have.
 NOT_IN_ANY: dict[str, str] = {
     "stages": "which artifacts there are, not what is in them",
@@ -212,8 +221,7 @@ def test_a_setting_changes_the_key_of_the_artifact_that_depends_on_it(
         value = value.replace("CONCEPT", str(tmp_path))
         plus = "+" if path == "backbone.args.output_stride" and path not in leaves(asdict(composed())) else ""
         # The real run's classifier is no other network's, so that nothing can be read from it for another.
-        only = ["stages=[finetune]"] if kind == "classifier" else []
-        after = keys(whole_run, composed(f"{plus}{path}={value}", *only))
+        after = keys(whole_run, composed(f"{plus}{path}={value}", f"stages=[{','.join(UP_TO[kind])}]"))
         first = next((one for one in after if after[one] != before[one]), None)
         if first != kind:
             wrong.append(f"{path}={value}: {first}, not {kind}")

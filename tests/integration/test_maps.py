@@ -45,12 +45,13 @@ Mapped = Callable[[str], tuple[Path, dict[str, Artifact]]]
 
 @pytest.fixture(scope="module")
 def mapped(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Mapped:
-    """``mapped(pool)``: a run at a site that is a map, and its folder."""
+    """``mapped(pool)``: a run at a site that is a map, and its folder; they share what does not depend on the pool."""
+    shared = tmp_path_factory.mktemp("mapped") / "store"
 
     @cache
     def run(pool: str) -> tuple[Path, dict[str, Artifact]]:
         folder = tmp_path_factory.mktemp(pool)
-        return folder, start(folder, *EARLY, f"layer={SITE}", f"sae.pool={pool}")
+        return folder, start(folder, *EARLY, f"layer={SITE}", f"sae.pool={pool}", f"output_dir={shared}")
 
     return run
 
@@ -105,9 +106,9 @@ def test_a_map_is_validated_by_its_pooled_latents(
 
 @pytest.mark.usefixtures("_ranks_are_forks")
 def test_two_ranks_give_the_bits_of_one(mapped: Mapped, start: Start, tmp_path: Path) -> None:
-    root, made = mapped("mean")
+    _, made = mapped("mean")
     one = made["validate"].path
-    shutil.copytree(root / "store", tmp_path / "store", ignore=shutil.ignore_patterns("validate"))
+    shutil.copytree(one.parents[2], tmp_path / "store", ignore=shutil.ignore_patterns("validate"))
     ranks = ["trainer.devices=2", "trainer.strategy=ddp_spawn"]
     again = start(tmp_path, *EARLY, f"layer={SITE}", *ranks, "stages=[validate]")
     assert all(again[kind].reused for kind in ("classifier", "activations", "sae", "features"))

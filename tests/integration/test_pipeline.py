@@ -263,7 +263,7 @@ def test_a_vit_goes_through_every_stage(start: Start, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("no_figures")
 def test_a_network_of_which_nothing_is_known_goes_through_every_stage(start: Start, tmp_path: Path) -> None:
     backbone = ["backbone=torchvision", "backbone.name=shufflenet_v2_x0_5", "backbone.weights=random"]
-    found = start(tmp_path, *backbone, "edit.modes=[suppress]")
+    found = start(tmp_path, *backbone, "finetune.epochs=1", "edit.modes=[suppress]")
     assert tuple(found) == KINDS
     assert found["activations"].record("activations.json")["site"] == "fc"
 
