@@ -7,6 +7,9 @@ from salve.values import ABOVE_ZERO, NOT_NEGATIVE, SHARE, OneOf
 
 #: Edit methods that a repair can use: along latents, and an eraser of the attribute, which needs labels.
 REPAIRS = ("gate", "ablation", "steering", "leace")
+#: What a repair can be compared with: an eraser of several directions, latents muted and the SAE kept at inference, the
+#: SAE's reconstruction alone, pruned channels (COAR-Edit), and a head trained anew (DFR).
+RIVALS = ("inlp", "mute", "reconstruction", "pruning", "dfr")
 
 
 @dataclass
@@ -36,6 +39,8 @@ class RepairSettings:
         max_accuracy_loss: how much of the accuracy may be lost, of all images.
         images: of each class on which the accuracy is measured, at most.
         suspects: by the name of a class, numbers of latents; null takes those that the audit has ranked with labels.
+        rivals: what the repair is compared with, of :data:`RIVALS`. Each is chosen as the methods are, and measured on
+            test images; none becomes the repair.
     """
 
     methods: Annotated[list[str], OneOf(*REPAIRS)]
@@ -43,4 +48,5 @@ class RepairSettings:
     strengths: list[float]
     max_accuracy_loss: Annotated[float, SHARE]
     images: Annotated[int, ABOVE_ZERO]
+    rivals: Annotated[list[str], OneOf(*RIVALS)]
     suspects: Any = None  # Hydra cannot override a typed mapping that is null

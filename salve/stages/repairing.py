@@ -14,6 +14,7 @@ from salve.artifacts import Artifact
 from salve.backbones.cut import Cut
 from salve.editing.methods import FittedEdit, Fitting, Target, make_method
 from salve.editing.methods.change import Affine, Change
+from salve.editing.methods.pruning import welch
 from salve.editing.recalibrate import (
     fairest_shift,
     group_accuracies,
@@ -21,6 +22,7 @@ from salve.editing.recalibrate import (
     recalibrated,
     with_shifted_bias,
 )
+from salve.editing.reweighting import reweighted_head
 from salve.features.suspects import nearest
 from salve.repair_settings import RepairSettings
 from salve.sae import SAE
@@ -33,6 +35,14 @@ from salve.types import UserError
 NEAREST = 32
 #: Rows of activations, at most, that erasers are fitted to.
 ROWS = 1 << 15
+#: Of LEACE's eraser, as a share of a channel's mean variance: few images are known for the width of a site.
+RIDGE = 0.1
+#: Shares of the channels that pruning closes, in per cent.
+PRUNED = (1.0, 2.0, 5.0, 10.0, 20.0)
+
+
+#: Methods that need to know the attribute of some images.
+NEED_LABELS = ("leace", "inlp", "pruning", "dfr")
 
 
 @dataclass(frozen=True)
@@ -164,6 +174,7 @@ class Candidate:
             "select_score": self.score[0],
             "select_mean": self.score[-1],
             "select_accuracy": self.accuracy,
+            "permanent": self.change is None or self.change.permanent,
             "allowed": self.allowed,
         }
 
@@ -200,30 +211,86 @@ class Search:
         """No edit: recalibration alone."""
         return self._candidate("", (), 0.0, None, None)
 
-    def candidates(self) -> Iterator[Candidate]:
-        """Every method, number of latents and strength."""
-        sizes = sorted({min(size, len(self.suspects.latents)) for size in self._settings.sizes})
-        for method, size in self._fits(sizes):
+    def candidates(self, methods: Sequence[str], permanent: bool = True) -> Iterator[Candidate]:
+        """Every method, number of latents and strength.
+
+        Args:
+            methods: of :data:`.repair_settings.REPAIRS` and :data:`.repair_settings.RIVALS`.
+            permanent: whether weights must be able to hold it.
+        """
+        for method, size, strengths in self._fits(methods):
             latents = self.suspects.latents[:size] if size else ()
-            fitted = make_method(method).fit(self._fitting, self._target(method, size))
-            for alpha in self._settings.strengths:
-                change = self._permanent(fitted.at(alpha))
-                if change is None:
+            if method == "dfr":
+                yield self._candidate(method, (), 1.0, self._new_head(), None)
+                continue
+            fitted = self._fitted(method, size)
+            for alpha in strengths:
+                change = fitted.at(alpha)
+                held = self._permanent(change)
+                if held is None and permanent:
                     break
-                yield self._candidate(method, latents, alpha, change, fitted)
+                yield self._candidate(method, latents, alpha, change if held is None else held, fitted)
 
-    def tries(self) -> int:
+    def tries(self, methods: Sequence[str]) -> int:
         """How many candidates there are at most."""
-        sizes = sorted({min(size, len(self.suspects.latents)) for size in self._settings.sizes})
-        return len(list(self._fits(sizes))) * len(self._settings.strengths)
+        return sum(len(strengths) for _, _, strengths in self._fits(methods))
 
-    def _fits(self, sizes: Sequence[int]) -> Iterator[tuple[str, int]]:
-        for method in self._settings.methods:
-            if method == "leace":
-                if self._labelled and self.suspects.value is not None:
-                    yield method, 0
+    def _fits(self, methods: Sequence[str]) -> Iterator[tuple[str, int, Sequence[float]]]:
+        """Each method, how many latents it edits (0 for none), and at which strengths."""
+        sizes = sorted({min(size, len(self.suspects.latents)) for size in self._settings.sizes})
+        strengths = self._settings.strengths
+        with_labels = self._labelled and self.suspects.value is not None
+        for method in methods:
+            if method == "reconstruction":
+                yield method, 0, (1.0,)
+            elif method in NEED_LABELS:
+                if with_labels:
+                    yield method, 0, {"pruning": PRUNED, "dfr": (1.0,)}.get(method, strengths)
             else:
-                yield from ((method, size) for size in sizes)
+                yield from ((method, size, strengths) for size in sizes)
+
+    def _fitted(self, method: str, size: int) -> FittedEdit:
+        if method == "pruning":
+            return self._pruned()
+        settings = {"ridge": RIDGE} if method in ("leace", "inlp") else {}
+        return make_method(method, settings).fit(self._fitting, self._target(method, size))
+
+    def _new_head(self) -> Change:
+        """The head of :func:`.reweighted_head`, trained on the images that are known."""
+        cut = replace(self._context, layer="last").cut_of(self._cut.model)
+        running = self._on_known if self._cut.linear is not None else Running(self._context, cut, self._known)
+        count = len(self._context.classes)
+        known = self._known
+        head = reweighted_head(running.rows(), known.labels, known.group, count, self._context.seed)
+        (reader,) = cut.site.readers
+        state, units = cut.model.state_dict(), cut.order[:count]
+        weight, bias = state[reader.weight].clone(), state[reader.bias].clone()
+        weight[units] = head.weight.reshape(weight[units].shape).to(weight)
+        bias[units] = head.bias.to(bias)
+        return Change(weights=lambda: {reader.weight: weight, reader.bias: bias})
+
+    def _pruned(self) -> FittedEdit:
+        """Channels whose attributions speak least for the worst group among the images that are known.
+
+        See :class:`.Pruning`, whose attributions and test these are; the target is all groups but the worst.
+        """
+        known, on_known = self._known, self._on_known
+        logits = on_known.logits()
+        right = logits.argmax(dim=1) == known.labels
+        by_group = group_accuracies(right, known.group, int(known.group.max()) + 1)
+        worst = int(by_group.nan_to_num(2.0).argmin())
+        scores = welch(on_known.attributions(known.labels), known.group != worst)
+        order = scores.argsort(descending=True, stable=True)
+
+        def closed(alpha: float) -> int:
+            return math.ceil(alpha * len(scores) / 100 - 1e-9)
+
+        def at(alpha: float) -> Change:
+            gate = torch.ones_like(scores)
+            gate[order[: closed(alpha)]] = 0
+            return Affine(gate=gate).change(self._cut.model, self._cut.site)
+
+        return FittedEdit(at, strongest=100.0, steps=closed)
 
     def _permanent(self, change: Change) -> Change | None:
         """The change as weights can hold it: an eraser's shift is left to the biases where a reader cannot hold it.
@@ -282,6 +349,14 @@ def best_of(candidates: Sequence[Candidate]) -> Candidate | None:
     """The candidate with the best score within the budget, the first of equal ones; None if none is within it."""
     allowed = [candidate for candidate in candidates if candidate.allowed]
     return max(allowed, key=lambda candidate: candidate.score, default=None)
+
+
+def best_of_each(candidates: Sequence[Candidate]) -> dict[str, Candidate]:
+    """By method its best candidate; of a method that has none within the budget the best beyond it."""
+    by_method: dict[str, list[Candidate]] = {}
+    for candidate in candidates:
+        by_method.setdefault(candidate.method, []).append(candidate)
+    return {name: best_of(own) or max(own, key=lambda one: one.score) for name, own in by_method.items()}
 
 
 def table_of(candidates: Sequence[Candidate], chosen: Candidate) -> pd.DataFrame:

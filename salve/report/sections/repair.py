@@ -131,6 +131,9 @@ def repair(artifacts: Artifacts) -> Section | None:
         _states(record),
         _groups(artifacts, record["attribute"]),
     ]
+    rivals = artifacts.table("repair", "rivals.csv")
+    if len(rivals):
+        blocks.insert(2, _rivals(rivals, record))
     changed = artifacts.table("repair", "changed.csv")
     if len(changed):
         blocks.append(_changed(changed))
@@ -162,6 +165,29 @@ def _states(record: dict[str, Any]) -> TableBlock:
         for (name, cells), state in zip(state_rows(record), STATES, strict=True)
     ]
     return TableBlock("Before and after", header, body)
+
+
+def _rivals(rivals: pd.DataFrame, record: dict[str, Any]) -> TableBlock:
+    """Every method at its best candidate on select images."""
+    measures = {"worst_group": "worst group", "average": "average"}
+    if record["pairs"]:
+        measures["counterfactual_flips"] = "prediction changed by the mark"
+    names = (*measures.values(), "within the budget", "in the weights")
+    header = [Cell("method"), Cell("latents"), Cell("α", "num"), *(Cell(name, "num") for name in names)]
+    body = [
+        [
+            *(Cell(str(row["method"])), Cell(str(row["latents"] or "–")), Cell(number(row["alpha"]), "num")),
+            *(
+                Cell(percent(row[name]), "num", span(row[f"{name}_low"], row[f"{name}_high"], percent))
+                for name in measures
+            ),
+            *(Cell("yes" if row[name] else "no", "num") for name in ("allowed", "permanent")),
+        ]
+        for row in records(rivals)
+    ]
+    return TableBlock(
+        "All methods, each as select images choose it, with new biases", header, body, "repair-rivals.csv"
+    )
 
 
 def _groups(artifacts: Artifacts, attribute: str) -> TableBlock:
