@@ -63,7 +63,7 @@ def repair(
     def make(folder: Path, _: Path) -> None:
         cut, autoencoder = context.cut(classifier), context.sae(sae, activations)
         suspects = suspects_of(context, settings, audit, autoencoder.dictionary_size)
-        search = Search(context, settings, cut, autoencoder, suspects, labels)
+        search = Search(context, settings, cut, activations, autoencoder, suspects, labels)
         alone, tried = search.untouched(), []
         count = search.tries(settings.methods) + search.tries(settings.rivals)
         with context.progress("trying repairs", count) as advance:
@@ -98,9 +98,9 @@ def repair(
             **_choice(context, chosen, alone, search, suspects.name, suspects.classes, labels),
             **{"attribute": images.name, "pairs": images.paired, "test_images": len(images)},
         }
-        measures = {name: _measures(context, images, logits, plain, on_plain[name]) for name, logits in found.items()}
+        measures = {name: _measures(context, images, found[name], plain, on_plain[name]) for name in found}
         for state in STATES:
-            record |= {_of_state(name, state): value for name, value in measures[state].items()}
+            record |= {_of_state(measure, state): value for measure, value in measures[state].items()}
         if compared:
             rows = [{**one.row(), **measures[name]} for name, one in compared.items()]
             write_table(folder / RIVALRY, pd.DataFrame(rows))

@@ -28,6 +28,7 @@ from salve.repair_settings import RepairSettings
 from salve.sae import SAE
 from salve.stages.context import StageContext
 from salve.stages.grouped import Running, grouped, of_split
+from salve.stages.sampled import fitting_of
 from salve.stages.targets import balanced
 from salve.types import UserError
 
@@ -186,13 +187,22 @@ class Search:
     little the images that come nearest to the classes are still taken for them (the mean probability).
 
     Args:
-        context, settings: of the run. cut: the network. sae: of the site. suspects: to take out.
+        context, settings: of the run. cut: the network. activations: captured at its site. sae: of the site.
+        suspects: to take out.
         labels: images of each group whose attribute is known, as the audit drew them; 0 for none.
     """
 
     def __init__(
-        self, context: StageContext, settings: RepairSettings, cut: Cut, sae: SAE, suspects: Suspects, labels: int
+        self,
+        context: StageContext,
+        settings: RepairSettings,
+        cut: Cut,
+        activations: Artifact,
+        sae: SAE,
+        suspects: Suspects,
+        labels: int,
     ) -> None:
+        self._activations = activations
         self._context, self._settings, self._cut, self._sae, self.suspects = context, settings, cut, sae, suspects
         every = of_split(context, "select")
         self._plain = every.at(torch.tensor(balanced(every.labels, settings.images)), paired=False)
@@ -252,8 +262,11 @@ class Search:
     def _fitted(self, method: str, size: int) -> FittedEdit:
         if method == "pruning":
             return self._pruned()
+        if method == "latent_eraser":  # needs no attribute, so it can use all train images
+            target = self._target(size)._replace(classes=self.suspects.classes)
+            return make_method(method, {"ridge": RIDGE}).fit(self._of_train, target)
         settings = {"ridge": RIDGE} if method in ("leace", "inlp") else {}
-        return make_method(method, settings).fit(self._fitting, self._target(method, size))
+        return make_method(method, settings).fit(self._fitting, self._target(size))
 
     def _new_head(self) -> Change:
         """The head of :func:`.reweighted_head`, trained on the images that are known."""
@@ -302,10 +315,15 @@ class Search:
             change = replace(change.activations, shift=None).change(self._cut.model, self._cut.site)
         return change if change.permanent else None
 
-    def _target(self, method: str, size: int) -> Target:
+    def _target(self, size: int) -> Target:
         suspects = self.suspects
         own = suspects.classes if suspects.value is None else (suspects.value,)
         return Target(suspects.name, own, suspects.latents[:size], suspects.signs[:size], ("",) * size)
+
+    @cached_property
+    def _of_train(self) -> Fitting:
+        """The captured activations of the train images."""
+        return fitting_of(self._context, self._cut, self._activations, self._sae, self._context.seed)
 
     @cached_property
     def _fitting(self) -> Fitting:

@@ -11,7 +11,7 @@ from torch import Tensor
 from salve.backbones.cut import Cut
 from salve.backbones.site import Site
 from salve.backbones.tail import LinearTail, Tail
-from salve.features import class_means
+from salve.features import class_means as means_by_class
 from salve.sae import SAE
 from salve.types import UserError
 
@@ -188,9 +188,9 @@ class Fitting:
         return cast(Tensor, self._once(f"moment at {site.name}", moment))
 
     @property
-    def _class_means(self) -> Float[Tensor, "C M"]:
+    def class_means(self) -> Float[Tensor, "C M"]:
         """The mean activation of each class, float64; NaN for one without images."""
-        found = self._once("class means", lambda: class_means(self.rows.double(), self.labels, self.classes))
+        found = self._once("class means", lambda: means_by_class(self.rows.double(), self.labels, self.classes))
         return cast(Tensor, found)
 
     def lead(self, target: Target) -> float:
@@ -277,7 +277,7 @@ class Fitting:
 
     def refuse_absent(self, target: Target) -> None:
         """Raises UserError unless each of the target's classes has train images."""
-        if not target.classes or bool(self._class_means[list(target.classes)].isnan().any()):
+        if not target.classes or bool(self.class_means[list(target.classes)].isnan().any()):
             raise UserError(f"{target.name} has no train images, so that no edit can be fitted to it.")
 
     def own_mean(self, target: Target) -> Float[Tensor, " M"]:
@@ -288,7 +288,7 @@ class Fitting:
         """
         self.refuse_absent(target)
         self.uses_classes(target.classes)
-        return self._class_means[list(target.classes)].mean(dim=0)
+        return self.class_means[list(target.classes)].mean(dim=0)
 
     def cross_covariance(self, target: Target) -> Float[Tensor, " M"]:
         """``E[(a − E a) z]``, where ``z`` is 1 for rows of the target and 0 for others; float64.
@@ -302,7 +302,7 @@ class Fitting:
         if bool(mine.all()):
             raise UserError(f"{target.name} has all train images, so that nothing tells it from other classes.")
         sizes = torch.stack([(self.labels == label).sum() for label in target.classes]).double()
-        pooled = (sizes @ self._class_means[list(target.classes)]) / sizes.sum()
+        pooled = (sizes @ self.class_means[list(target.classes)]) / sizes.sum()
         return (pooled - self.mean) * (sizes.sum() / len(self.rows))
 
 
