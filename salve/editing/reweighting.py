@@ -35,11 +35,13 @@ def logistic_regression(features: Float[Tensor, "N M"], labels: Labels, classes:
         weight, bias = parameters[:, :width], parameters[:, width]
         value = F.cross_entropy(wide @ weight.T + bias, labels) + penalty * weight.square().sum() / 2
         (slope,) = torch.autograd.grad(value, parameters)
-        return float(value), slope.numpy().ravel()
+        return float(value.detach()), slope.numpy().ravel()
 
     start = np.zeros(classes * (width + 1))
     with torch.enable_grad():
-        found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": _STEPS, "gtol": 1e-7}).x
+        found = minimize(
+            loss, start, jac=True, method="L-BFGS-B", options={"maxiter": _STEPS, "ftol": 1e-13, "gtol": 1e-8}
+        ).x
     parameters = torch.from_numpy(found.reshape(classes, width + 1))
     return LinearTail(parameters[:, :width], parameters[:, width])
 

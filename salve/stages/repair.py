@@ -99,8 +99,8 @@ def repair(
             **{"attribute": images.name, "pairs": images.paired, "test_images": len(images)},
         }
         measures = {name: _measures(context, images, found[name], plain, on_plain[name]) for name in found}
-        for state in STATES:
-            record |= {_of_state(measure, state): value for measure, value in measures[state].items()}
+        for name in STATES:
+            record |= {_of_state(measure, name): value for measure, value in measures[name].items()}
         if compared:
             rows = [{**one.row(), **measures[name]} for name, one in compared.items()]
             write_table(folder / RIVALRY, pd.DataFrame(rows))
