@@ -57,7 +57,7 @@ def repair(
     """
     attribute = attribute_of(context)
     labels = labels if grouped(context, "select") is not None else 0
-    used = {**asdict(settings), "labels": labels, "seed": context.seed, "attribute": attribute}
+    used = {**asdict(settings), "labels": labels, "seed": context.seed, "attribute": attribute, "biases": "if they pay"}
     key_settings = settings_of_key(used, classifier, activations, sae, audit)
 
     def make(folder: Path, _: Path) -> None:

@@ -345,19 +345,28 @@ class Search:
         group = self._known.group if self._labelled else self._known.labels
         way = fairest_shift if self._labelled else likeliest_shift
         shifts = recalibrated(known, self._known.labels, group, self.suspects.classes, way)
+        if self._labelled:
+            by_group, without = (self._of_groups(known.double() + shift) for shift in (shifts, torch.zeros(())))
+            worst, at = by_group.min(dim=0)
+            error = (worst * (1 - worst) / torch.bincount(group)[torch.bincount(group) > 0][at]).sqrt()
+            if worst <= without.min() + error:  # on so few images, a gain within one standard error is no reason
+                shifts, by_group = torch.zeros_like(shifts), without
         plain = (self._on_plain.logits(change) if self._labelled else known).double() + shifts
         accuracy = self._accuracy(plain)
         allowed = accuracy >= self.accuracy_before - self._settings.max_accuracy_loss - 1e-9
         if self._labelled:
-            right = (known.double() + shifts).argmax(dim=1) == self._known.labels
-            by_group = group_accuracies(right, group, int(group.max()) + 1)
-            by_group = by_group[~by_group.isnan()]
             score = (float(by_group.min()), float(by_group.mean()))
         else:
             chances = plain.softmax(dim=1)
             taken = [float(chances[near, k].mean()) for k, near in self._near.items() if len(near)]
             score = (-sum(taken) / len(taken), accuracy) if taken else (math.nan, accuracy)
         return Candidate(method, latents, alpha, change, shifts, score, accuracy, allowed, fitted)
+
+    def _of_groups(self, logits: Tensor) -> Tensor:
+        """The accuracy of each group that has images, among those that are known."""
+        right = logits.argmax(dim=1) == self._known.labels
+        by_group = group_accuracies(right, self._known.group, int(self._known.group.max()) + 1)
+        return by_group[~by_group.isnan()]
 
     def _accuracy(self, logits: Tensor) -> float:
         return float((logits.argmax(dim=1) == self._plain.labels).double().mean())
