@@ -48,5 +48,5 @@ class RepairSettings:
     strengths: list[float]
     max_accuracy_loss: Annotated[float, SHARE]
     images: Annotated[int, ABOVE_ZERO]
-    rivals: Annotated[list[str], OneOf(*RIVALS)]
+    rivals: Annotated[list[str], OneOf(*RIVALS, or_none=True)]
     suspects: Any = None  # Hydra cannot override a typed mapping that is null

@@ -120,11 +120,15 @@ def repair(artifacts: Artifacts) -> Section | None:
     )
     pairs = " Test images count with the mark and without it." if record["pairs"] else ""
     by_groups = f"groups are classes × {record['attribute']}" if record["attribute"] else "groups are classes"
+    edit = f"{what if latents else record['method']} at α = {number(record['alpha'])}, with " if record["alpha"] else ""
+    if edit or biases:
+        chosen = f"{edit}{biases or 'no bias changed'}. This was chosen on select images and is in"
+    else:
+        chosen = "nothing that was tried helps within the budget on select images. The untouched weights are in"
     blocks: list[Block] = [
         Prose(
-            f"The repair of {record['suspects']}: {what if latents else record['method']} at α = "
-            f"{number(record['alpha'])}, with {biases or 'no bias changed'}. This was chosen on select images and is "
-            "in repaired.safetensors, a plain state_dict; the edit files undo it. Biases alone are the "
+            f"The repair of {record['suspects']}: {chosen} "
+            "repaired.safetensors, a plain state_dict; the edit files undo it. Biases alone are the "
             f"control that a repair must beat. All numbers are of test images; {by_groups}, and the average weighs "
             f"them by their shares of the train images.{pairs} Below the numbers are 95\u00a0% intervals."
         ),
