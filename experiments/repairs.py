@@ -1,6 +1,6 @@
 """Repairs beside their rivals: what finished runs of stage ``repair`` say of each method, over seeds.
 
-salve -m experiment=repair/quickstart seed=0,1,2,3,4 'repair.rivals=[mute,dfr]' sweep.name=repairs
+salve -m experiment=repair/quickstart seed=0,1,2,3,4 'repair.rivals=[inlp,mute,pruning]' sweep.name=repairs
 python -m experiments.repairs outputs/sweeps/repairs
 """
 
@@ -32,7 +32,7 @@ def rows_of(run: Run) -> pd.DataFrame:
         UserError: the run compared its repair with nothing.
     """
     if "rivals.csv" not in run.files("repair"):
-        raise UserError(f"The run {run.folder} holds no rivals; make it again with repair.rivals=[dfr,mute].")
+        raise UserError(f"The run {run.folder} holds no rivals; make it again with repair.rivals=[inlp,mute].")
     record, rivals = run.record("repair", "repair.json"), run.table("repair", "rivals.csv")
     known = [name for name in MEASURES if name in rivals]
     states = [

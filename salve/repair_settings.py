@@ -5,11 +5,12 @@ from typing import Annotated, Any
 
 from salve.values import ABOVE_ZERO, NOT_NEGATIVE, SHARE, OneOf
 
-#: Edit methods that a repair can use: of latents, and an eraser of the attribute itself, which needs labels.
-REPAIRS = ("latent_eraser", "gate", "ablation", "steering", "leace")
-#: What a repair can be compared with: an eraser of several directions, latents muted and the SAE kept at inference, the
-#: SAE's reconstruction alone, pruned channels (COAR-Edit), and a head trained anew (DFR).
-RIVALS = ("inlp", "mute", "reconstruction", "pruning", "dfr")
+#: What a repair can use: edits of latents, and with labels an eraser of the attribute itself (LEACE) and a head that is
+#: trained anew (DFR).
+REPAIRS = ("latent_eraser", "gate", "ablation", "steering", "leace", "dfr")
+#: What it can be compared with: an eraser of several directions, latents muted and the SAE kept at inference, the SAE's
+#: reconstruction alone, and pruned channels (COAR-Edit).
+RIVALS = ("inlp", "mute", "reconstruction", "pruning")
 
 
 @dataclass

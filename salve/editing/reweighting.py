@@ -70,8 +70,8 @@ def reweighted_head(
     mean, spread = features.double().mean(dim=0), features.double().std(dim=0).clamp_min(1e-8)
     scaled = (features.double() - mean) / spread
     halves = _halves(groups, seed)
-    best, chosen = (-1.0, -1.0), penalties[0]
-    for penalty in penalties if len(penalties) > 1 else ():
+    best, chosen = (-1.0, -1.0), penalties[-1]
+    for penalty in penalties if bool((~halves).any()) else ():
         found = []
         for half in (halves, ~halves):
             head = logistic_regression(scaled[half], labels[half], classes, penalty)
@@ -83,6 +83,23 @@ def reweighted_head(
     head = logistic_regression(scaled, labels, classes, chosen)
     weight = head.weight / spread
     return LinearTail(weight, head.bias - weight @ mean)
+
+
+def logits_of_halves(
+    features: Float[Tensor, "N M"], labels: Labels, groups: Int[Tensor, " N"], classes: int, seed: int
+) -> Float[Tensor, "N C"]:
+    """The logits of each half of every group by the head of :func:`reweighted_head` for the other half, float64.
+
+    A head is right on the images that it was trained on, so by these it can be compared with other edits. Where no group
+    has two images, all logits are 0.
+    """
+    first = _halves(groups, seed)
+    found = torch.zeros(len(labels), classes, dtype=torch.float64)
+    for half in (first, ~first) if bool((~first).any()) else ():
+        found[~half] = reweighted_head(features[half], labels[half], groups[half], classes, seed)(
+            features[~half].double()
+        )
+    return found
 
 
 def _halves(groups: Int[Tensor, " N"], seed: int) -> Tensor:

@@ -22,7 +22,7 @@ from salve.editing.recalibrate import (
     recalibrated,
     with_shifted_bias,
 )
-from salve.editing.reweighting import reweighted_head
+from salve.editing.reweighting import logits_of_halves, reweighted_head
 from salve.features.suspects import nearest
 from salve.repair_settings import RepairSettings
 from salve.sae import SAE
@@ -231,7 +231,7 @@ class Search:
         for method, size, strengths in self._fits(methods):
             latents = self.suspects.latents[:size] if size else ()
             if method == "dfr":
-                yield self._candidate(method, (), 1.0, self._new_head(), None)
+                yield self._new_head()
                 continue
             fitted = self._fitted(method, size)
             for alpha in strengths:
@@ -268,19 +268,20 @@ class Search:
         settings = {"ridge": RIDGE} if method in ("leace", "inlp") else {}
         return make_method(method, settings).fit(self._fitting, self._target(size))
 
-    def _new_head(self) -> Change:
-        """The head of :func:`.reweighted_head`, trained on the images that are known."""
-        cut = replace(self._context, layer="last").cut_of(self._cut.model)
-        running = self._on_known if self._cut.linear is not None else Running(self._context, cut, self._known)
-        count = len(self._context.classes)
-        known = self._known
-        head = reweighted_head(running.rows(), known.labels, known.group, count, self._context.seed)
+    def _new_head(self) -> Candidate:
+        """The head of :func:`.reweighted_head`, trained on the images that are known; each half judges the other's."""
+        cut, known = replace(self._context, layer="last").cut_of(self._cut.model), self._known
+        count = len(cut.order)
+        running = self._on_known if self._cut.linear is not None else Running(self._context, cut, known)
+        given = (running.rows(), known.labels, known.group, count, self._context.seed)
+        head = reweighted_head(*given)
         (reader,) = cut.site.readers
-        state, units = cut.model.state_dict(), cut.order[:count]
+        state, units = cut.model.state_dict(), cut.order
         weight, bias = state[reader.weight].clone(), state[reader.bias].clone()
         weight[units] = head.weight.reshape(weight[units].shape).to(weight)
         bias[units] = head.bias.to(bias)
-        return Change(weights=lambda: {reader.weight: weight, reader.bias: bias})
+        change = Change(weights=lambda: {reader.weight: weight, reader.bias: bias})
+        return self._judged("dfr", (), 1.0, change, None, logits_of_halves(*given), torch.zeros(count))
 
     def _pruned(self) -> FittedEdit:
         """Channels whose attributions speak least for the worst group among the images that are known.
@@ -345,16 +346,33 @@ class Search:
         group = self._known.group if self._labelled else self._known.labels
         way = fairest_shift if self._labelled else likeliest_shift
         shifts = recalibrated(known, self._known.labels, group, self.suspects.classes, way)
-        if self._labelled:
-            by_group, without = (self._of_groups(known.double() + shift) for shift in (shifts, torch.zeros(())))
-            worst, at = by_group.min(dim=0)
-            error = (worst * (1 - worst) / torch.bincount(group)[torch.bincount(group) > 0][at]).sqrt()
-            if worst <= without.min() + error:  # on so few images, a gain within one standard error is no reason
-                shifts, by_group = torch.zeros_like(shifts), without
+        if self._labelled and not self._pays(known, shifts):
+            shifts = torch.zeros_like(shifts)
+        return self._judged(method, latents, alpha, change, fitted, known, shifts)
+
+    def _pays(self, logits: Tensor, shifts: Tensor) -> bool:
+        """Whether new biases gain the worst group more than its standard error: on so few images less is no reason."""
+        by_group, without = self._of_groups(logits.double() + shifts), self._of_groups(logits)
+        worst, at = by_group.min(dim=0)
+        counts = torch.bincount(self._known.group)
+        return bool(worst > without.min() + (worst * (1 - worst) / counts[counts > 0][at]).sqrt())
+
+    def _judged(
+        self,
+        method: str,
+        latents: tuple[int, ...],
+        alpha: float,
+        change: Change | None,
+        fitted: FittedEdit | None,
+        known: Tensor,
+        shifts: Tensor,
+    ) -> Candidate:
+        """A candidate with its score on select images; ``known`` are the logits of those whose groups are known."""
         plain = (self._on_plain.logits(change) if self._labelled else known).double() + shifts
         accuracy = self._accuracy(plain)
         allowed = accuracy >= self.accuracy_before - self._settings.max_accuracy_loss - 1e-9
         if self._labelled:
+            by_group = self._of_groups(known.double() + shifts)
             score = (float(by_group.min()), float(by_group.mean()))
         else:
             chances = plain.softmax(dim=1)

@@ -17,8 +17,8 @@ from tests.integration.test_pipeline import plain_model
 SETTINGS = (
     *("data.spurious_correlation=1", "data.defining_rate=0", "data.train_per_class=24", "finetune.epochs=3"),
     *("audit.labels=3", "audit.suspects=2", "audit.top_images=2", "validate.pictures=3"),
-    *("repair.methods=[ablation,gate,leace,latent_eraser]", "repair.sizes=[1,2]", "repair.strengths=[0.5,1]"),
-    "repair.rivals=[inlp,mute,reconstruction,pruning,dfr]",
+    *("repair.methods=[ablation,gate,leace,latent_eraser,dfr]", "repair.sizes=[1,2]", "repair.strengths=[0.5,1]"),
+    "repair.rivals=[inlp,mute,reconstruction,pruning]",
     "repair.max_accuracy_loss=0.5",
 )
 
@@ -79,7 +79,7 @@ def test_the_tables_say_what_the_written_weights_do(repaired: tuple[Path, dict[s
         after = torch.cat([model(images).argmax(dim=1) for images in (without, with_tag)])
     assert len(changed) == int((before != after).sum())
     tried = found.table("candidates.csv")
-    own, rivals = {"ablation", "gate", "leace", "latent_eraser"}, {"inlp", "mute", "reconstruction", "pruning", "dfr"}
+    own, rivals = {"ablation", "gate", "leace", "latent_eraser", "dfr"}, {"inlp", "mute", "reconstruction", "pruning"}
     assert set(tried["method"]) == {"recalibration alone", *own, *rivals}
     (chosen,) = tried.loc[tried["chosen"], "method"]
     assert chosen in {"recalibration alone", *own}
@@ -89,7 +89,6 @@ def test_the_tables_say_what_the_written_weights_do(repaired: tuple[Path, dict[s
     if chosen in own:  # the same edit and biases as in the weights that were written
         for measure in ("worst_group", "average", "counterfactual_flips"):
             assert compared.loc[chosen, measure] == pytest.approx(record[f"{measure}_after"], abs=0.03)
-    assert compared.loc["dfr", "select_score"] >= compared.loc["reconstruction", "select_score"]
 
 
 def test_edit_files_undo_the_repair_to_the_same_bits(repaired: tuple[Path, dict[str, Artifact]]) -> None:

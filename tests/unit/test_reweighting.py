@@ -6,7 +6,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from salve.editing.reweighting import logistic_regression, reweighted_head
+from salve.editing.reweighting import logistic_regression, logits_of_halves, reweighted_head
 
 
 def drawn(per_group: int, seed: int, shortcut: float = 3.0) -> tuple[Tensor, Tensor, Tensor]:
@@ -44,3 +44,21 @@ def test_the_head_is_trained_on_all_images_with_the_penalty_whose_worst_group_is
     scaled = (features.double() - features.double().mean(dim=0)) / scale
     expected = logistic_regression(scaled, labels, 2, 1e-3)
     torch.testing.assert_close(found[1e-3](features.double()), expected(scaled))
+
+
+def test_logits_of_halves_are_of_heads_that_have_not_seen_the_image() -> None:
+    features, labels, groups = drawn(12, 2)
+    noise = torch.randn(
+        len(labels), 40, generator=torch.Generator().manual_seed(3)
+    )  # tells nothing, and is learned by heart
+    own = reweighted_head(noise, labels, groups, 2, 0)(noise.double()).argmax(dim=1) == labels
+    others = logits_of_halves(noise, labels, groups, 2, 0).argmax(dim=1) == labels
+    assert own.double().mean() > others.double().mean() + 0.1
+    assert abs(float(others.double().mean()) - 0.5) < 0.25
+    assert (logits_of_halves(features, labels, groups, 2, 0).argmax(dim=1) == labels).double().mean() > 0.7
+
+
+def test_one_image_of_each_group_makes_a_head_that_cannot_be_judged() -> None:
+    features, labels, groups = drawn(1, 0)
+    assert (reweighted_head(features, labels, groups, 2, 0)(features.double()).argmax(dim=1) == labels).any()
+    assert not logits_of_halves(features, labels, groups, 2, 0).any()
