@@ -5,8 +5,12 @@ from typing import Annotated, Any
 
 from salve.values import ABOVE_ZERO, NOT_NEGATIVE, SHARE, OneOf
 
-#: Edit methods that a repair can use: along latents, and an eraser of the attribute, which needs labels.
-REPAIRS = ("gate", "ablation", "steering", "leace")
+#: What a repair can use: edits of latents, and with labels an eraser of the attribute itself (LEACE) and a head that is
+#: trained anew (DFR).
+REPAIRS = ("latent_eraser", "gate", "ablation", "steering", "leace", "dfr")
+#: What it can be compared with: an eraser of several directions, latents muted and the SAE kept at inference, the SAE's
+#: reconstruction alone, and pruned channels (COAR-Edit).
+RIVALS = ("inlp", "mute", "reconstruction", "pruning")
 
 
 @dataclass
@@ -36,6 +40,8 @@ class RepairSettings:
         max_accuracy_loss: how much of the accuracy may be lost, of all images.
         images: of each class on which the accuracy is measured, at most.
         suspects: by the name of a class, numbers of latents; null takes those that the audit has ranked with labels.
+        rivals: what the repair is compared with, of :data:`RIVALS`. Each is chosen as the methods are, and measured on
+            test images; none becomes the repair.
     """
 
     methods: Annotated[list[str], OneOf(*REPAIRS)]
@@ -43,4 +49,5 @@ class RepairSettings:
     strengths: list[float]
     max_accuracy_loss: Annotated[float, SHARE]
     images: Annotated[int, ABOVE_ZERO]
+    rivals: Annotated[list[str], OneOf(*RIVALS, or_none=True)]
     suspects: Any = None  # Hydra cannot override a typed mapping that is null

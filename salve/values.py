@@ -18,11 +18,11 @@ class OneOf:
     """The values that a setting may have; for a list, those that each entry may have.
 
     Args:
-        values: the choices.
+        values: the choices. or_none: whether a list may be empty.
     """
 
-    def __init__(self, *values: Any) -> None:
-        self.values = values
+    def __init__(self, *values: Any, or_none: bool = False) -> None:
+        self.values, self.or_none = values, or_none
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ def check_values(settings: Any, path: str = "") -> None:
             check_values(value, f"{key}.")
         for rule in getattr(hint, "__metadata__", ()):
             if isinstance(rule, OneOf):
-                _check_choice(key, value, [_written(choice) for choice in rule.values], rule.values)
+                if value != [] or not rule.or_none:
+                    _check_choice(key, value, [_written(choice) for choice in rule.values], rule.values)
             elif isinstance(rule, Range) and value is not None and (why := rule.refusal(value)):
                 raise UserError(f"{key}={value} {why}.")
 

@@ -1,12 +1,13 @@
 """Tails: the part of a network behind a site, which turns activations into logits (docs/method.md, *Tail*)."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
 
 
+@runtime_checkable
 class Tail(Protocol):
     """What lies behind a site: activations to logits ``[N, C]``."""
 

@@ -214,7 +214,7 @@ class Config:
     edit: EditSettings = field(default_factory=lambda: EditSettings(MISSING, MISSING, MISSING, MISSING))
     compare: CompareSettings = field(default_factory=lambda: CompareSettings(MISSING, MISSING))
     audit: AuditSettings = MISSING
-    repair: RepairSettings = field(default_factory=lambda: RepairSettings(*[MISSING] * 5))
+    repair: RepairSettings = field(default_factory=lambda: RepairSettings(*[MISSING] * 6))
     trainer: TrainerSettings = MISSING
     callbacks: dict[str, Any] = field(default_factory=dict)
     logger: LoggerSettings = MISSING

@@ -15,6 +15,7 @@ from salve.backbones.graph import GraphTail
 from salve.data.base import RawImages, TransformedImages
 from salve.editing.methods.base import changed_head, head_weights
 from salve.editing.methods.change import Change
+from salve.editing.methods.fitting import effects_on_lead
 from salve.sae import SAE
 from salve.sae.positions import at_positions, pooled
 from salve.stages.context import StageContext
@@ -180,6 +181,19 @@ class Running:
             return
         for tail in self._every_tail():
             yield tail.activations.float().cpu()
+
+    def attributions(self, labels: Labels) -> Float[Tensor, "n M"]:
+        """The effect of each channel on the image's own lead, :func:`.effects_on_lead`, on the CPU.
+
+        Args:
+            labels: of the images.
+        """
+        if self._cut.linear is not None:
+            return effects_on_lead(self._cut.linear, self.rows(), labels)
+        found = []
+        for tail, part in zip(self._every_tail(), self._parts, strict=True):
+            found.append(effects_on_lead(tail, tail.activations, labels[part.start : part.stop]).cpu())
+        return torch.cat(found)
 
     @torch.no_grad()
     def latents_and_logits(self, sae: SAE, pool: str) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n C"]]:

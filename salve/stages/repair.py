@@ -21,13 +21,17 @@ from salve.sae import SAE
 from salve.stages.context import StageContext, settings_of_key
 from salve.stages.counterfactuals import flip_rate
 from salve.stages.grouped import Grouped, Running, attribute_of, grouped, of_split
-from salve.stages.repairing import Candidate, Search, best_of, suspects_of, table_of
+from salve.stages.repairing import Candidate, Search, best_of, best_of_each, suspects_of, table_of
 
 #: What is reported on test images, in this order: the network as it was, with new biases alone, with the edit alone,
 #: and with both, as the file of weights has it.
 STATES = ("before", "recalibrated", "edited", "after")
 #: The file of repaired weights.
 REPAIRED = "repaired.safetensors"
+#: The table of all methods and rivals, each at its best candidate.
+RIVALRY = "rivals.csv"
+#: Ends of an interval.
+_ENDS = ("_low", "_high")
 
 
 def repair(
@@ -48,24 +52,30 @@ def repair(
     Returns:
         Artifact ``repair``: ``repaired.safetensors``, a plain ``state_dict``; the edit files that make it, under
         ``edits/``; ``repair.json``, the measures of :data:`STATES`; ``groups.csv``, accuracies of each group;
-        ``candidates.csv``, what was tried; ``changed.csv``, the test images whose prediction is another one.
+        ``candidates.csv``, what was tried; ``changed.csv``, the test images whose prediction is another one; and where
+        there are rivals ``rivals.csv``, each method's best candidate on test images.
     """
     attribute = attribute_of(context)
     labels = labels if grouped(context, "select") is not None else 0
-    used = {**asdict(settings), "labels": labels, "seed": context.seed, "attribute": attribute}
+    used = {**asdict(settings), "labels": labels, "seed": context.seed, "attribute": attribute, "biases": "if they pay"}
     key_settings = settings_of_key(used, classifier, activations, sae, audit)
 
     def make(folder: Path, _: Path) -> None:
         cut, autoencoder = context.cut(classifier), context.sae(sae, activations)
         suspects = suspects_of(context, settings, audit, autoencoder.dictionary_size)
-        search = Search(context, settings, cut, autoencoder, suspects, labels)
+        search = Search(context, settings, cut, activations, autoencoder, suspects, labels)
         alone, tried = search.untouched(), []
-        with context.progress("trying repairs", search.tries()) as advance:
-            for candidate in search.candidates():
+        count = search.tries(settings.methods) + search.tries(settings.rivals)
+        with context.progress("trying repairs", count) as advance:
+            for candidate in search.candidates(settings.methods):
                 tried.append(candidate)
                 advance(1)
-        chosen = best_of([*tried, alone]) or alone
+            chosen = best_of([*tried, alone]) or alone
+            for candidate in search.candidates(settings.rivals, permanent=False):
+                tried.append(candidate)
+                advance(1)
         write_table(folder / "candidates.csv", table_of([*tried, alone], chosen))
+        compared = best_of_each(tried) if settings.rivals else {}
         state = _write_weights(context, cut, autoencoder, chosen, suspects.name, folder)
         repaired = context.cut(classifier)
         repaired.model.load_state_dict(state)
@@ -76,8 +86,8 @@ def repair(
             running = Running(context, cut, images)
             before, edited = running.logits(), running.logits(chosen.change)
             after = Running(context, repaired, images, room=0).logits()  # of the weights that are written
-            found = (before, before.double() + alone.shifts, edited, after)
-            return dict(zip(STATES, found, strict=True))
+            found = dict(zip(STATES, (before, before.double() + alone.shifts, edited, after), strict=True))
+            return found | {name: running.logits(one.change).double() + one.shifts for name, one in compared.items()}
 
         on_plain = logits_of(plain)
         if grouped_test is None:
@@ -86,8 +96,14 @@ def repair(
             images, found = grouped_test, logits_of(grouped_test)
         record = {
             **_choice(context, chosen, alone, search, suspects.name, suspects.classes, labels),
-            **_measures(context, images, found, plain, on_plain),
+            **{"attribute": images.name, "pairs": images.paired, "test_images": len(images)},
         }
+        measures = {name: _measures(context, images, found[name], plain, on_plain[name]) for name in found}
+        for name in STATES:
+            record |= {_of_state(measure, name): value for measure, value in measures[name].items()}
+        if compared:
+            rows = [{**one.row(), **measures[name]} for name, one in compared.items()]
+            write_table(folder / RIVALRY, pd.DataFrame(rows))
         write_table(folder / "groups.csv", _groups(context, images, found))
         write_table(folder / "changed.csv", _changed(context, images, found))
         write_record(folder / "repair.json", record)
@@ -148,17 +164,22 @@ def _choice(
     }
 
 
+def _of_state(measure: str, state: str) -> str:
+    """The name in the record of a measure in a state: the end of an interval stays last."""
+    end = next((one for one in _ENDS if measure.endswith(one)), "")
+    return f"{measure.removesuffix(end)}_{state}{end}"
+
+
 def _measures(
-    context: StageContext,
-    images: Grouped,
-    found: Mapping[str, Tensor],
-    plain: Grouped,
-    on_plain: Mapping[str, Tensor],
+    context: StageContext, images: Grouped, logits: Tensor, plain: Grouped, on_plain: Tensor
 ) -> dict[str, Any]:
-    """Measures of each state on test images, with 95 % intervals.
+    """Measures of one network on test images, with 95 % intervals.
 
     The average weighs groups by their shares of the train images. Intervals of it and of the worst group are of
     resampled images, drawn within each group; that of flips is Wilson's.
+
+    Args:
+        context: of the run. images: in groups. logits: of these. plain: the test images as they are. on_plain: logits.
     """
     groups = len(context.classes) * len(images.values)
     counts = torch.bincount(images.group, minlength=groups)
@@ -166,31 +187,33 @@ def _measures(
     shares = _train_shares(context, images)
     share = (counts if shares is None else shares).double().numpy() * has
     share /= share.sum()
-    record: dict[str, Any] = {"attribute": images.name, "pairs": images.paired, "test_images": len(images)}
-    for state in STATES:
-        right = found[state].argmax(dim=1) == images.labels
-        accuracy = group_accuracies(right, images.group, groups).nan_to_num(0.0).numpy()
-        # Of a group, images drawn with replacement are right as often as a binomial variable says.
-        resampled = rng.binomial(counts.numpy(), accuracy, (RESAMPLES, groups)) / counts.clamp_min(1).numpy()
-        at = int(np.where(has, accuracy, np.inf).argmin())
-        label, value = divmod(at, len(images.values))
-        record[f"worst_group_of_{state}"] = ", ".join(
+    accuracy = group_accuracies(logits.argmax(dim=1) == images.labels, images.group, groups).nan_to_num(0.0).numpy()
+    # Of a group, images drawn with replacement are right as often as a binomial variable says.
+    resampled = rng.binomial(counts.numpy(), accuracy, (RESAMPLES, groups)) / counts.clamp_min(1).numpy()
+    at = int(np.where(has, accuracy, np.inf).argmin())
+    label, value = divmod(at, len(images.values))
+    found: dict[str, Any] = {
+        "worst_group_of": ", ".join(
             filter(None, (context.classes[label], f"{images.name} {images.values[value]}".strip()))
-        )
-        record |= _with_interval(f"worst_group_{state}", accuracy[at], resampled[:, has].min(axis=1))
-        record |= _with_interval(f"average_{state}", accuracy @ share, resampled @ share)
-        record[f"accuracy_{state}"] = float((on_plain[state].argmax(dim=1) == plain.labels).double().mean())
-        if images.paired:
-            pairs, rate = len(images) // 2, flip_rate(found[state])
-            low, high = wilson(rate * pairs, pairs)
-            name = f"counterfactual_flips_{state}"
-            record |= {name: rate, f"{name}_low": float(low), f"{name}_high": float(high)}
-    return record
+        ),
+        **_with_interval("worst_group", accuracy[at], resampled[:, has].min(axis=1)),
+        **_with_interval("average", accuracy @ share, resampled @ share),
+        "accuracy": float((on_plain.argmax(dim=1) == plain.labels).double().mean()),
+    }
+    if images.paired:
+        pairs, rate = len(images) // 2, flip_rate(logits)
+        low, high = wilson(rate * pairs, pairs)
+        found |= {"counterfactual_flips": rate} | _ends("counterfactual_flips", low, high)
+    return found
+
+
+def _ends(name: str, low: Any, high: Any) -> dict[str, float]:
+    return {name + end: float(value) for end, value in zip(_ENDS, (low, high), strict=True)}
 
 
 def _with_interval(name: str, value: float, resampled: Any) -> dict[str, float]:
     low, high = percentile_interval(resampled, np.asarray(value))
-    return {name: float(value), f"{name}_low": float(low), f"{name}_high": float(high)}
+    return {name: float(value)} | _ends(name, low, high)
 
 
 def _train_shares(context: StageContext, images: Grouped) -> Tensor | None:

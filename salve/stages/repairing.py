@@ -14,6 +14,7 @@ from salve.artifacts import Artifact
 from salve.backbones.cut import Cut
 from salve.editing.methods import FittedEdit, Fitting, Target, make_method
 from salve.editing.methods.change import Affine, Change
+from salve.editing.methods.pruning import welch
 from salve.editing.recalibrate import (
     fairest_shift,
     group_accuracies,
@@ -21,11 +22,13 @@ from salve.editing.recalibrate import (
     recalibrated,
     with_shifted_bias,
 )
+from salve.editing.reweighting import logits_of_halves, reweighted_head
 from salve.features.suspects import nearest
 from salve.repair_settings import RepairSettings
 from salve.sae import SAE
 from salve.stages.context import StageContext
 from salve.stages.grouped import Running, grouped, of_split
+from salve.stages.sampled import fitting_of
 from salve.stages.targets import balanced
 from salve.types import UserError
 
@@ -33,6 +36,14 @@ from salve.types import UserError
 NEAREST = 32
 #: Rows of activations, at most, that erasers are fitted to.
 ROWS = 1 << 15
+#: Of LEACE's eraser, as a share of a channel's mean variance: few images are known for the width of a site.
+RIDGE = 0.1
+#: Shares of the channels that pruning closes, in per cent.
+PRUNED = (1.0, 2.0, 5.0, 10.0, 20.0)
+
+
+#: Methods that need to know the attribute of some images.
+NEED_LABELS = ("leace", "inlp", "pruning", "dfr")
 
 
 @dataclass(frozen=True)
@@ -164,6 +175,7 @@ class Candidate:
             "select_score": self.score[0],
             "select_mean": self.score[-1],
             "select_accuracy": self.accuracy,
+            "permanent": self.change is None or self.change.permanent,
             "allowed": self.allowed,
         }
 
@@ -175,13 +187,22 @@ class Search:
     little the images that come nearest to the classes are still taken for them (the mean probability).
 
     Args:
-        context, settings: of the run. cut: the network. sae: of the site. suspects: to take out.
+        context, settings: of the run. cut: the network. activations: captured at its site. sae: of the site.
+        suspects: to take out.
         labels: images of each group whose attribute is known, as the audit drew them; 0 for none.
     """
 
     def __init__(
-        self, context: StageContext, settings: RepairSettings, cut: Cut, sae: SAE, suspects: Suspects, labels: int
+        self,
+        context: StageContext,
+        settings: RepairSettings,
+        cut: Cut,
+        activations: Artifact,
+        sae: SAE,
+        suspects: Suspects,
+        labels: int,
     ) -> None:
+        self._activations = activations
         self._context, self._settings, self._cut, self._sae, self.suspects = context, settings, cut, sae, suspects
         every = of_split(context, "select")
         self._plain = every.at(torch.tensor(balanced(every.labels, settings.images)), paired=False)
@@ -200,30 +221,90 @@ class Search:
         """No edit: recalibration alone."""
         return self._candidate("", (), 0.0, None, None)
 
-    def candidates(self) -> Iterator[Candidate]:
-        """Every method, number of latents and strength."""
-        sizes = sorted({min(size, len(self.suspects.latents)) for size in self._settings.sizes})
-        for method, size in self._fits(sizes):
+    def candidates(self, methods: Sequence[str], permanent: bool = True) -> Iterator[Candidate]:
+        """Every method, number of latents and strength.
+
+        Args:
+            methods: of :data:`.repair_settings.REPAIRS` and :data:`.repair_settings.RIVALS`.
+            permanent: whether weights must be able to hold it.
+        """
+        for method, size, strengths in self._fits(methods):
             latents = self.suspects.latents[:size] if size else ()
-            fitted = make_method(method).fit(self._fitting, self._target(method, size))
-            for alpha in self._settings.strengths:
-                change = self._permanent(fitted.at(alpha))
-                if change is None:
+            if method == "dfr":
+                yield self._new_head()
+                continue
+            fitted = self._fitted(method, size)
+            for alpha in strengths:
+                change = fitted.at(alpha)
+                held = self._permanent(change)
+                if held is None and permanent:
                     break
-                yield self._candidate(method, latents, alpha, change, fitted)
+                yield self._candidate(method, latents, alpha, change if held is None else held, fitted)
 
-    def tries(self) -> int:
+    def tries(self, methods: Sequence[str]) -> int:
         """How many candidates there are at most."""
-        sizes = sorted({min(size, len(self.suspects.latents)) for size in self._settings.sizes})
-        return len(list(self._fits(sizes))) * len(self._settings.strengths)
+        return sum(len(strengths) for _, _, strengths in self._fits(methods))
 
-    def _fits(self, sizes: Sequence[int]) -> Iterator[tuple[str, int]]:
-        for method in self._settings.methods:
-            if method == "leace":
-                if self._labelled and self.suspects.value is not None:
-                    yield method, 0
+    def _fits(self, methods: Sequence[str]) -> Iterator[tuple[str, int, Sequence[float]]]:
+        """Each method, how many latents it edits (0 for none), and at which strengths."""
+        sizes = sorted({min(size, len(self.suspects.latents)) for size in self._settings.sizes})
+        strengths = self._settings.strengths
+        with_labels = self._labelled and self.suspects.value is not None
+        for method in methods:
+            if method == "reconstruction":
+                yield method, 0, (1.0,)
+            elif method in NEED_LABELS:
+                if with_labels:
+                    yield method, 0, {"pruning": PRUNED, "dfr": (1.0,)}.get(method, strengths)
             else:
-                yield from ((method, size) for size in sizes)
+                yield from ((method, size, strengths) for size in sizes)
+
+    def _fitted(self, method: str, size: int) -> FittedEdit:
+        if method == "pruning":
+            return self._pruned()
+        if method == "latent_eraser":  # needs no attribute, so it can use all train images
+            target = self._target(size)._replace(classes=self.suspects.classes)
+            return make_method(method, {"ridge": RIDGE}).fit(self._of_train, target)
+        settings = {"ridge": RIDGE} if method in ("leace", "inlp") else {}
+        return make_method(method, settings).fit(self._fitting, self._target(size))
+
+    def _new_head(self) -> Candidate:
+        """The head of :func:`.reweighted_head`, trained on the images that are known; each half judges the other's."""
+        cut, known = replace(self._context, layer="last").cut_of(self._cut.model), self._known
+        count = len(cut.order)
+        running = self._on_known if self._cut.linear is not None else Running(self._context, cut, known)
+        given = (running.rows(), known.labels, known.group, count, self._context.seed)
+        head = reweighted_head(*given)
+        (reader,) = cut.site.readers
+        state, units = cut.model.state_dict(), cut.order
+        weight, bias = state[reader.weight].clone(), state[reader.bias].clone()
+        weight[units] = head.weight.reshape(weight[units].shape).to(weight)
+        bias[units] = head.bias.to(bias)
+        change = Change(weights=lambda: {reader.weight: weight, reader.bias: bias})
+        return self._judged("dfr", (), 1.0, change, None, logits_of_halves(*given), torch.zeros(count))
+
+    def _pruned(self) -> FittedEdit:
+        """Channels whose attributions speak least for the worst group among the images that are known.
+
+        See :class:`.Pruning`, whose attributions and test these are; the target is all groups but the worst.
+        """
+        known, on_known = self._known, self._on_known
+        logits = on_known.logits()
+        right = logits.argmax(dim=1) == known.labels
+        by_group = group_accuracies(right, known.group, int(known.group.max()) + 1)
+        worst = int(by_group.nan_to_num(2.0).argmin())
+        scores = welch(on_known.attributions(known.labels), known.group != worst)
+        order = scores.argsort(descending=True, stable=True)
+
+        def closed(alpha: float) -> int:
+            return math.ceil(alpha * len(scores) / 100 - 1e-9)
+
+        def at(alpha: float) -> Change:
+            gate = torch.ones_like(scores)
+            gate[order[: closed(alpha)]] = 0
+            return Affine(gate=gate).change(self._cut.model, self._cut.site)
+
+        return FittedEdit(at, strongest=100.0, steps=closed)
 
     def _permanent(self, change: Change) -> Change | None:
         """The change as weights can hold it: an eraser's shift is left to the biases where a reader cannot hold it.
@@ -235,10 +316,15 @@ class Search:
             change = replace(change.activations, shift=None).change(self._cut.model, self._cut.site)
         return change if change.permanent else None
 
-    def _target(self, method: str, size: int) -> Target:
+    def _target(self, size: int) -> Target:
         suspects = self.suspects
         own = suspects.classes if suspects.value is None else (suspects.value,)
         return Target(suspects.name, own, suspects.latents[:size], suspects.signs[:size], ("",) * size)
+
+    @cached_property
+    def _of_train(self) -> Fitting:
+        """The captured activations of the train images."""
+        return fitting_of(self._context, self._cut, self._activations, self._sae, self._context.seed)
 
     @cached_property
     def _fitting(self) -> Fitting:
@@ -260,19 +346,45 @@ class Search:
         group = self._known.group if self._labelled else self._known.labels
         way = fairest_shift if self._labelled else likeliest_shift
         shifts = recalibrated(known, self._known.labels, group, self.suspects.classes, way)
+        if self._labelled and not self._pays(known, shifts):
+            shifts = torch.zeros_like(shifts)
+        return self._judged(method, latents, alpha, change, fitted, known, shifts)
+
+    def _pays(self, logits: Tensor, shifts: Tensor) -> bool:
+        """Whether new biases gain the worst group more than its standard error: on so few images less is no reason."""
+        by_group, without = self._of_groups(logits.double() + shifts), self._of_groups(logits)
+        worst, at = by_group.min(dim=0)
+        counts = torch.bincount(self._known.group)
+        return bool(worst > without.min() + (worst * (1 - worst) / counts[counts > 0][at]).sqrt())
+
+    def _judged(
+        self,
+        method: str,
+        latents: tuple[int, ...],
+        alpha: float,
+        change: Change | None,
+        fitted: FittedEdit | None,
+        known: Tensor,
+        shifts: Tensor,
+    ) -> Candidate:
+        """A candidate with its score on select images; ``known`` are the logits of those whose groups are known."""
         plain = (self._on_plain.logits(change) if self._labelled else known).double() + shifts
         accuracy = self._accuracy(plain)
         allowed = accuracy >= self.accuracy_before - self._settings.max_accuracy_loss - 1e-9
         if self._labelled:
-            right = (known.double() + shifts).argmax(dim=1) == self._known.labels
-            by_group = group_accuracies(right, group, int(group.max()) + 1)
-            by_group = by_group[~by_group.isnan()]
+            by_group = self._of_groups(known.double() + shifts)
             score = (float(by_group.min()), float(by_group.mean()))
         else:
             chances = plain.softmax(dim=1)
             taken = [float(chances[near, k].mean()) for k, near in self._near.items() if len(near)]
             score = (-sum(taken) / len(taken), accuracy) if taken else (math.nan, accuracy)
         return Candidate(method, latents, alpha, change, shifts, score, accuracy, allowed, fitted)
+
+    def _of_groups(self, logits: Tensor) -> Tensor:
+        """The accuracy of each group that has images, among those that are known."""
+        right = logits.argmax(dim=1) == self._known.labels
+        by_group = group_accuracies(right, self._known.group, int(self._known.group.max()) + 1)
+        return by_group[~by_group.isnan()]
 
     def _accuracy(self, logits: Tensor) -> float:
         return float((logits.argmax(dim=1) == self._plain.labels).double().mean())
@@ -282,6 +394,14 @@ def best_of(candidates: Sequence[Candidate]) -> Candidate | None:
     """The candidate with the best score within the budget, the first of equal ones; None if none is within it."""
     allowed = [candidate for candidate in candidates if candidate.allowed]
     return max(allowed, key=lambda candidate: candidate.score, default=None)
+
+
+def best_of_each(candidates: Sequence[Candidate]) -> dict[str, Candidate]:
+    """By method its best candidate; of a method that has none within the budget the best beyond it."""
+    by_method: dict[str, list[Candidate]] = {}
+    for candidate in candidates:
+        by_method.setdefault(candidate.method, []).append(candidate)
+    return {name: best_of(own) or max(own, key=lambda one: one.score) for name, own in by_method.items()}
 
 
 def table_of(candidates: Sequence[Candidate], chosen: Candidate) -> pd.DataFrame:

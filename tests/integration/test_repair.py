@@ -17,7 +17,8 @@ from tests.integration.test_pipeline import plain_model
 SETTINGS = (
     *("data.spurious_correlation=1", "data.defining_rate=0", "data.train_per_class=24", "finetune.epochs=3"),
     *("audit.labels=3", "audit.suspects=2", "audit.top_images=2", "validate.pictures=3"),
-    *("repair.methods=[ablation,gate,leace]", "repair.sizes=[1,2]", "repair.strengths=[0.5,1]"),
+    *("repair.methods=[ablation,gate,leace,latent_eraser,dfr]", "repair.sizes=[1,2]", "repair.strengths=[0.5,1]"),
+    "repair.rivals=[inlp,mute,reconstruction,pruning]",
     "repair.max_accuracy_loss=0.5",
 )
 
@@ -78,17 +79,29 @@ def test_the_tables_say_what_the_written_weights_do(repaired: tuple[Path, dict[s
         after = torch.cat([model(images).argmax(dim=1) for images in (without, with_tag)])
     assert len(changed) == int((before != after).sum())
     tried = found.table("candidates.csv")
-    assert set(tried["method"]) == {"recalibration alone", "ablation", "gate", "leace"}
-    assert tried["chosen"].sum() == 1
+    own, rivals = {"ablation", "gate", "leace", "latent_eraser", "dfr"}, {"inlp", "mute", "reconstruction", "pruning"}
+    assert set(tried["method"]) == {"recalibration alone", *own, *rivals}
+    (chosen,) = tried.loc[tried["chosen"], "method"]
+    assert chosen in {"recalibration alone", *own}
+    assert set(tried.loc[~tried["permanent"], "method"]) == {"mute", "reconstruction"}
+    compared = found.table("rivals.csv").set_index("method")
+    assert set(compared.index) == own | rivals
+    if chosen in own:  # the same edit and biases as in the weights that were written
+        for measure in ("worst_group", "average", "counterfactual_flips"):
+            assert compared.loc[chosen, measure] == pytest.approx(record[f"{measure}_after"], abs=0.03)
 
 
 def test_edit_files_undo_the_repair_to_the_same_bits(repaired: tuple[Path, dict[str, Artifact]]) -> None:
     _, artifacts = repaired
-    original = plain_model(artifacts).state_dict()
-    files = [load_edit_file(path) for path in sorted((artifacts["repair"].path / "edits").glob("*.json"))]
-    assert len(files) == 2
-    undone = undo_edit_files(files, load_file(artifacts["repair"].file("repaired.safetensors")))
+    assert undone_files(artifacts["repair"], plain_model(artifacts).state_dict()) >= 1
+
+
+def undone_files(repair: Artifact, original: dict[str, Tensor]) -> int:
+    """How many edit files a repair has, which undo it."""
+    files = [load_edit_file(path) for path in sorted((repair.path / "edits").glob("*.json"))]
+    undone = undo_edit_files(files, load_file(repair.file("repaired.safetensors")))
     assert all(torch.equal(undone[name], tensor) for name, tensor in original.items())
+    return len(files)
 
 
 def test_suspects_are_ranked_with_and_without_labels(repaired: tuple[Path, dict[str, Artifact]], start: Start) -> None:
@@ -107,6 +120,7 @@ def test_suspects_are_ranked_with_and_without_labels(repaired: tuple[Path, dict[
     unlabelled = start(folder, "stages=[audit,repair]", *SETTINGS, "audit.labels=0", *named)
     assert "separation" not in unlabelled["audit"].table("suspects.csv")
     assert unlabelled["repair"].record("repair.json")["latents"] == [1, 3]
+    assert undone_files(unlabelled["repair"], plain_model(artifacts).state_dict()) == 2  # the edit, and the biases
     with pytest.raises(UserError, match="chooses suspects by itself only where the audit has labels"):
         start(folder, "stages=[audit,repair]", *SETTINGS, "audit.labels=0")
     assert unlabelled["audit"].key != artifacts["audit"].key

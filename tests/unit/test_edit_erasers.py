@@ -1,4 +1,4 @@
-"""INLP and LEACE against scikit-learn, against what they promise, and against the authors' package where it is."""
+"""Erasers against scikit-learn, against what they promise, and against the authors' package where it is."""
 
 import pytest
 import torch
@@ -98,6 +98,49 @@ def test_leace_is_the_eraser_of_its_authors(fitting: Fitting, target: Target) ->
     torch.testing.assert_close(erased(fitting, "leace", target), eraser(fitting.rows), rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_ridge_finds_another_direction_and_erases_the_label_all_the_same(fitting: Fitting, target: Target) -> None:
+    mine = of_target(fitting, target).double()
+    with_ridge, without = (erased(fitting, "leace", target, ridge=ridge) for ridge in (0.5, 0.0))
+    assert LinearRegression().fit(with_ridge, mine).score(with_ridge, mine) < 1e-9
+    torch.testing.assert_close(with_ridge.mean(dim=0), fitting.rows.mean(dim=0))
+    moved = [(rows - fitting.rows).square().sum() for rows in (with_ridge, without)]
+    assert moved[0] != moved[1]
+
+
+def within_classes(rows: Tensor, labels: Tensor) -> Tensor:
+    rows = rows.clone().double()
+    for label in labels.unique():
+        rows[labels == label] -= rows[labels == label].mean(dim=0)
+    return rows
+
+
+@pytest.mark.parametrize("latents", [(2,), (2, 5)])
+def test_after_the_latent_eraser_nothing_covaries_with_the_latents_within_classes(
+    fitting: Fitting, latents: tuple[int, ...]
+) -> None:
+    """And no affine map that does so changes residuals less: rows of ``A`` in ``a − A (a − μ)`` solve a KKT system."""
+    target = TARGET._replace(latents=latents, signs=(1,) * len(latents), kinds=("diffuse",) * len(latents))
+    assert fitting.sae is not None
+    with torch.no_grad():
+        told = within_classes(fitting.sae.encode(fitting.rows)[:, latents], fitting.labels)
+    before = within_classes(fitting.rows, fitting.labels)
+    changed = erased(fitting, "latent_eraser", target, ridge=0.0)
+    left = within_classes(changed, fitting.labels).T @ told
+    assert (before.T @ told).abs().max() > 1e-3 * len(before)
+    assert left.abs().max() < 1e-9 * len(before)
+    torch.testing.assert_close(changed.mean(dim=0), fitting.rows.mean(dim=0).double())
+    covariance, across = before.T @ before / len(before), before.T @ told / len(before)
+    width, count = across.shape
+    system, sides = torch.zeros(width + count, width + count).double(), torch.zeros(width + count, width).double()
+    system[:width, :width], system[:width, width:], system[width:, :width] = covariance, across, across.T
+    sides[width:] = across.T
+    best = torch.linalg.lstsq(system, sides, driver="gelsd").solution[:width].T
+    expected = fitting.rows - (fitting.rows - fitting.rows.mean(dim=0)) @ best.T
+    # Only along directions in which residuals vary is the least change the only one.
+    torch.testing.assert_close(within_classes(changed, fitting.labels), within_classes(expected, fitting.labels))
+
+
 def test_erasers_refuse_what_cannot_be_erased_and_bad_settings(model: nn.Module) -> None:
     fitting = fitting_at(model, "hidden")
     every = TARGET._replace(name="every", classes=(0, 1, 2, 3, 4))
@@ -107,6 +150,11 @@ def test_erasers_refuse_what_cannot_be_erased_and_bad_settings(model: nn.Module)
     flat = Fitting(fitting.cut, torch.ones(20, 8).double(), torch.arange(20) % 5, 5)
     with pytest.raises(UserError, match="The site hidden tells nothing of one, so nothing can be erased"):
         make_method("leace").fit(flat, TARGET)
+    with pytest.raises(UserError, match="a latent of one does not vary with the site hidden"):
+        make_method("latent_eraser").fit(flat.with_sae(fitting.sae, 0), TARGET)
+    for name in ("leace", "latent_eraser"):
+        with pytest.raises(UserError, match=f"ridge=-1 of {name} must be 0 or more"):
+            make_method(name, {"ridge": -1})
     with pytest.raises(UserError, match="steps=0 of inlp must be 1 or more"):
         make_method("inlp", {"steps": 0})
     with pytest.raises(UserError, match="ridge=0 of inlp must be above 0"):

@@ -21,7 +21,7 @@ from tests.unit.methods import ORDER, TARGET, Drawn, Plain, cut_at, fitting_at, 
 from tests.unit.test_graph import SIZE, Net
 
 SITES = ("second", "hidden", "last")
-AT_THE_SITE = ("gate", "steering", "ablation", "inlp", "leace", "pruning")
+AT_THE_SITE = ("gate", "steering", "ablation", "inlp", "leace", "latent_eraser", "pruning")
 ALONG_A_DIRECTION = ("gate", "steering", "ablation")
 ALPHAS = (0.0, 0.4, 1.0, 2.5)
 
@@ -168,7 +168,7 @@ def test_images_and_labels_that_a_fit_does_not_count_cannot_change_the_edit_and_
 ) -> None:
     monkeypatch.setattr("salve.editing.methods.fitting.SAMPLED", 4)
     monkeypatch.setattr("salve.editing.methods.fitting.ATTRIBUTED", 4)
-    monkeypatch.setattr("salve.editing.methods.fitting.class_means", means_of_known)
+    monkeypatch.setattr("salve.editing.methods.fitting.means_by_class", means_of_known)
     fitting = fittings[layer]
     method = make_method(name, USES[name]) if name in USES else short(name, fitting, tmp_path)
     spied = with_others(fitting, [], [])

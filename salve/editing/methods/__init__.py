@@ -19,6 +19,7 @@ METHODS = {
     "ablation": "salve.editing.methods.ablation.Ablation",
     "inlp": "salve.editing.methods.erasers.INLP",
     "leace": "salve.editing.methods.erasers.LEACE",
+    "latent_eraser": "salve.editing.methods.erasers.LatentEraser",
     "rank_one": "salve.editing.methods.rank_one.RankOne",
     "null_space": "salve.editing.methods.rank_one.NullSpace",
     "memit": "salve.editing.methods.memit.Memit",

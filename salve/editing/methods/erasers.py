@@ -1,4 +1,4 @@
-"""Erasers: take what linear classifiers can tell of a class from every activation. They use labels, and no SAE."""
+"""Erasers: take what linear readers can tell of a class, or of latents, from every activation."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -71,18 +71,29 @@ class LEACE(Method):
 
     ``a' = a − α Σ^½ P Σ^(−½) (a − μ)``, where ``P`` projects on ``Σ^(−½) σ`` and ``σ`` is the covariance of the
     activations with the label. For one label this is ``a' = a − α σ rᵀ (a − μ)`` with ``r = Σ⁻¹σ / (σᵀ Σ⁻¹ σ)``: at
-    α = 1 the covariance with the label is 0. Neither shrinkage nor a bound on the variance is added. Permanent as
+    α = 1 the covariance with the label is 0, with any ridge. No bound on the variance is added. Permanent as
     ``W (I − α σ rᵀ)`` and ``b + α W σ rᵀμ``; it has no permanent form at a convolution that pads, or without a bias.
     At a map, rows are positions.
+
+    Attributes:
+        ridge: ``ρ`` of ``Σ + ρ I`` in place of ``Σ``, as a share of a channel's mean variance; 0 is the authors' edit.
+            Where rows are few for the width of the site, ``Σ⁻¹`` is mostly noise, and a ridge finds a direction that
+            holds on other images, too. The change is then no longer the least one.
     """
+
+    ridge: float = 0.0
 
     source: ClassVar[str] = "Belrose et al. 2023 (arXiv 2306.03819)"
     full_size: ClassVar[str] = "no linear classifier can tell the class on train activations"
 
+    def __post_init__(self) -> None:
+        if not self.ridge >= 0:
+            raise UserError(f"ridge={self.ridge:g} of leace must be 0 or more.")
+
     def fit(self, fitting: Fitting, target: Target) -> FittedEdit:
         """See :class:`Method`."""
         across = fitting.cross_covariance(target)
-        solved = fitting.inverse_covariance @ across
+        solved = self._solved(fitting, across)
         explained = across @ solved
         if not float(explained) > 1e-12:
             raise UserError(
@@ -96,3 +107,79 @@ class LEACE(Method):
             return affine.change(fitting.cut.model, fitting.cut.site)
 
         return FittedEdit(at)
+
+    def _solved(self, fitting: Fitting, across: Float[Tensor, " M"]) -> Float[Tensor, " M"]:
+        """``(Σ + ρ I)⁻¹ σ``, float64."""
+        if not self.ridge:
+            return fitting.inverse_covariance @ across
+        return _solved(fitting.covariance, self.ridge, across[:, None])[:, 0]
+
+
+@dataclass(frozen=True)
+class LatentEraser(Method):
+    """The least change of the activations after which none of the latents covaries with them within classes (ours).
+
+    ``a' = a − α S (Sᵀ Σ⁻¹ S)⁻¹ Sᵀ Σ⁻¹ (a − μ)``: LEACE with latents in place of labels. ``S`` ``[M, L]`` is the
+    covariance of activations with the target's latents, and ``Σ`` that of activations, both about the class's mean. A
+    gate subtracts a latent where the encoder sees it; this takes away all that a linear reader could still tell of it.
+    Within classes, since a class and its shortcut come together, and what makes the class must stay. It needs the SAE
+    to be fitted, and no label but the class. Permanent as LEACE is. At a map, rows are positions.
+
+    Attributes:
+        ridge: as in :class:`LEACE`.
+    """
+
+    ridge: float = 0.1
+
+    source: ClassVar[str] = "ours, after Belrose et al. 2023 (arXiv 2306.03819)"
+    full_size: ClassVar[str] = "the latents covary with no channel within classes"
+
+    @property
+    def needs_sae(self) -> bool:
+        """See :class:`Method`."""
+        return True
+
+    def __post_init__(self) -> None:
+        if not self.ridge >= 0:
+            raise UserError(f"ridge={self.ridge:g} of latent_eraser must be 0 or more.")
+
+    @torch.no_grad()
+    def fit(self, fitting: Fitting, target: Target) -> FittedEdit:
+        """See :class:`Method`."""
+        sae, chosen = fitting.known_sae("latent_eraser", target), list(target.latents)
+        fitting.uses()
+        shares = torch.bincount(fitting.labels, minlength=fitting.classes).double() / len(fitting.labels)
+        means = fitting.class_means.nan_to_num(0.0)  # of a class without images, whose share is 0
+        of_latents = torch.zeros(fitting.classes, len(chosen), dtype=torch.float64)
+        together = torch.zeros(len(fitting.mean), len(chosen), dtype=torch.float64)
+        for rows, labels in zip(fitting.rows.split(2**13), fitting.labels.split(2**13), strict=True):
+            latents = sae.encode(rows)[:, chosen].double()
+            together += rows.double().T @ latents
+            of_latents.index_add_(0, labels, latents)
+        # E[(a − m_k) (z − z_k)ᵀ] = E[a zᵀ] − Σ_k share_k m_k z_kᵀ, and so for Σ.
+        across = (together - means.T @ of_latents) / len(fitting.rows)
+        within = fitting.second_moment - means.T @ (shares[:, None] * means)
+        solved = _solved(within, self.ridge, across)
+        told = across.T @ solved
+        if not float(told.diagonal().min()) > 1e-12:
+            raise UserError(
+                f"Within classes, a latent of {target.name} does not vary with the site {fitting.cut.site.name}, so "
+                "that nothing can be erased."
+            )
+        right = solved @ torch.linalg.pinv(told, rtol=1e-9, hermitian=True)
+        level = across @ (right.T @ fitting.mean)
+
+        def at(alpha: float) -> Change:
+            affine = Affine(left=alpha * across, right=right, shift=alpha * level)
+            return affine.change(fitting.cut.model, fitting.cut.site)
+
+        return FittedEdit(at)
+
+
+def _solved(covariance: Float[Tensor, "M M"], ridge: float, across: Float[Tensor, "M r"]) -> Float[Tensor, "M r"]:
+    """``(Σ + ρ I)⁻¹ σ``, float64, with ``ρ`` the ridge times the mean variance; by the pseudo-inverse if it is 0."""
+    if not ridge:
+        return torch.linalg.pinv(covariance, rtol=1e-12, hermitian=True) @ across
+    ridged = covariance.clone()
+    ridged.diagonal().add_(ridge * covariance.diagonal().mean())
+    return torch.linalg.pinv(ridged, rtol=1e-12, hermitian=True) @ across

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from salve.backbones.cut import Cut
 from salve.backbones.site import Site
-from salve.features import class_means
+from salve.backbones.tail import LinearTail, Tail
+from salve.features import class_means as means_by_class
 from salve.sae import SAE
 from salve.types import UserError
 
@@ -54,6 +55,28 @@ class Used:
         """Forget what was used."""
         self.images.clear()
         self.labels.clear()
+
+
+def effects_on_lead(
+    tail: Tail, activations: Float[Tensor, "N *P M"], labels: Int[Tensor, " N"]
+) -> Float[Tensor, "N M"]:
+    """The first-order effect of each channel on the image's own lead, ``Σ_p a_p ⊙ ∂m/∂a_p``.
+
+    ``m`` is the logit of the image's class less the largest other.
+
+    Args:
+        tail: behind the site. activations: of the images. labels: of the images, on any device.
+    """
+    at = labels.to(activations.device)[:, None]
+    if isinstance(tail, LinearTail):
+        others = tail(activations).scatter(1, at, -torch.inf).argmax(dim=1)
+        return activations.reshape(len(at), -1) * (tail.weight[at[:, 0]] - tail.weight[others])
+    with torch.enable_grad():
+        rows = activations.detach().requires_grad_()
+        logits = tail(rows)
+        leads = logits.gather(1, at)[:, 0] - logits.scatter(1, at, -torch.inf).amax(dim=1)
+        (slope,) = torch.autograd.grad(leads.sum(), rows)
+    return (rows.detach() * slope).sum(dim=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,9 +188,9 @@ class Fitting:
         return cast(Tensor, self._once(f"moment at {site.name}", moment))
 
     @property
-    def _class_means(self) -> Float[Tensor, "C M"]:
+    def class_means(self) -> Float[Tensor, "C M"]:
         """The mean activation of each class, float64; NaN for one without images."""
-        found = self._once("class means", lambda: class_means(self.rows.double(), self.labels, self.classes))
+        found = self._once("class means", lambda: means_by_class(self.rows.double(), self.labels, self.classes))
         return cast(Tensor, found)
 
     def lead(self, target: Target) -> float:
@@ -230,17 +253,11 @@ class Fitting:
     def _attributions(self) -> tuple[Float[Tensor, "N M"], Int[Tensor, " N"]]:
         tail = self.cut.linear
         if tail is not None:
-            others = tail(self.rows).scatter(1, self.labels[:, None], -torch.inf).argmax(dim=1)
-            return self.rows * (tail.weight[self.labels] - tail.weight[others]), self.labels
+            return effects_on_lead(tail, self.rows, self.labels), self.labels
         found, known = [], []
         for images, labels in self.sample(range(self.classes), ATTRIBUTED):
             behind = self.cut.tail(images)
-            with torch.enable_grad():
-                rows = behind.activations.detach().requires_grad_()
-                logits, at = behind(rows), labels.to(rows.device)[:, None]
-                margins = logits.gather(1, at)[:, 0] - logits.scatter(1, at, -torch.inf).amax(dim=1)
-                (slope,) = torch.autograd.grad(margins.sum(), rows)
-            found.append((rows.detach() * slope).sum(dim=1).cpu())
+            found.append(effects_on_lead(behind, behind.activations, labels).cpu())
             known.append(labels.cpu())
         return torch.cat(found), torch.cat(known)
 
@@ -260,7 +277,7 @@ class Fitting:
 
     def refuse_absent(self, target: Target) -> None:
         """Raises UserError unless each of the target's classes has train images."""
-        if not target.classes or bool(self._class_means[list(target.classes)].isnan().any()):
+        if not target.classes or bool(self.class_means[list(target.classes)].isnan().any()):
             raise UserError(f"{target.name} has no train images, so that no edit can be fitted to it.")
 
     def own_mean(self, target: Target) -> Float[Tensor, " M"]:
@@ -271,7 +288,7 @@ class Fitting:
         """
         self.refuse_absent(target)
         self.uses_classes(target.classes)
-        return self._class_means[list(target.classes)].mean(dim=0)
+        return self.class_means[list(target.classes)].mean(dim=0)
 
     def cross_covariance(self, target: Target) -> Float[Tensor, " M"]:
         """``E[(a − E a) z]``, where ``z`` is 1 for rows of the target and 0 for others; float64.
@@ -285,7 +302,7 @@ class Fitting:
         if bool(mine.all()):
             raise UserError(f"{target.name} has all train images, so that nothing tells it from other classes.")
         sizes = torch.stack([(self.labels == label).sum() for label in target.classes]).double()
-        pooled = (sizes @ self._class_means[list(target.classes)]) / sizes.sum()
+        pooled = (sizes @ self.class_means[list(target.classes)]) / sizes.sum()
         return (pooled - self.mean) * (sizes.sum() / len(self.rows))
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from salve.editing.methods.base import FittedEdit, Fitting, Method, Target
@@ -72,8 +72,17 @@ class Pruning(Method):
         mine = torch.isin(labels, torch.tensor(target.classes))
         if min(int(mine.sum()), int((~mine).sum())) < 2:
             raise UserError(f"Pruning needs two train images of {target.name} and two others, and there are fewer.")
-        (own, own_error), (other, other_error) = (_mean_and_error(found[part].double()) for part in (mine, ~mine))
-        return ((own - other) / (own_error + other_error).sqrt()).nan_to_num(0.0)
+        return welch(found, mine)
+
+
+def welch(rows: Float[Tensor, "N M"], mine: Bool[Tensor, " N"]) -> Float[Tensor, " M"]:
+    """Welch's ``t`` of each column between two parts of the rows, float64; 0 where nothing varies.
+
+    Args:
+        rows: such as attributions. mine: the part whose larger means count as positive; the rest is the other.
+    """
+    (own, own_error), (other, other_error) = (_mean_and_error(rows[part].double()) for part in (mine, ~mine))
+    return ((own - other) / (own_error + other_error).sqrt()).nan_to_num(0.0)
 
 
 def _mean_and_error(rows: Float[Tensor, "N M"]) -> tuple[Float[Tensor, " M"], Float[Tensor, " M"]]:

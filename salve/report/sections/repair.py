@@ -120,17 +120,24 @@ def repair(artifacts: Artifacts) -> Section | None:
     )
     pairs = " Test images count with the mark and without it." if record["pairs"] else ""
     by_groups = f"groups are classes × {record['attribute']}" if record["attribute"] else "groups are classes"
+    edit = f"{what if latents else record['method']} at α = {number(record['alpha'])}, with " if record["alpha"] else ""
+    if edit or biases:
+        chosen = f"{edit}{biases or 'no bias changed'}. This was chosen on select images and is in"
+    else:
+        chosen = "nothing that was tried helps within the budget on select images. The untouched weights are in"
     blocks: list[Block] = [
         Prose(
-            f"The repair of {record['suspects']}: {what if latents else record['method']} at α = "
-            f"{number(record['alpha'])}, with {biases or 'no bias changed'}. This was chosen on select images and is "
-            "in repaired.safetensors, a plain state_dict; the edit files undo it. Biases alone are the "
+            f"The repair of {record['suspects']}: {chosen} "
+            "repaired.safetensors, a plain state_dict; the edit files undo it. Biases alone are the "
             f"control that a repair must beat. All numbers are of test images; {by_groups}, and the average weighs "
             f"them by their shares of the train images.{pairs} Below the numbers are 95\u00a0% intervals."
         ),
         _states(record),
         _groups(artifacts, record["attribute"]),
     ]
+    rivals = artifacts.table("repair", "rivals.csv")
+    if len(rivals):
+        blocks.insert(2, _rivals(rivals, record))
     changed = artifacts.table("repair", "changed.csv")
     if len(changed):
         blocks.append(_changed(changed))
@@ -162,6 +169,29 @@ def _states(record: dict[str, Any]) -> TableBlock:
         for (name, cells), state in zip(state_rows(record), STATES, strict=True)
     ]
     return TableBlock("Before and after", header, body)
+
+
+def _rivals(rivals: pd.DataFrame, record: dict[str, Any]) -> TableBlock:
+    """Every method at its best candidate on select images."""
+    measures = {"worst_group": "worst group", "average": "average"}
+    if record["pairs"]:
+        measures["counterfactual_flips"] = "prediction changed by the mark"
+    names = (*measures.values(), "within the budget", "in the weights")
+    header = [Cell("method"), Cell("latents"), Cell("α", "num"), *(Cell(name, "num") for name in names)]
+    body = [
+        [
+            *(Cell(str(row["method"])), Cell(str(row["latents"] or "–")), Cell(number(row["alpha"]), "num")),
+            *(
+                Cell(percent(row[name]), "num", span(row[f"{name}_low"], row[f"{name}_high"], percent))
+                for name in measures
+            ),
+            *(Cell("yes" if row[name] else "no", "num") for name in ("allowed", "permanent")),
+        ]
+        for row in records(rivals)
+    ]
+    return TableBlock(
+        "All methods, each as select images choose it, with new biases", header, body, "repair-rivals.csv"
+    )
 
 
 def _groups(artifacts: Artifacts, attribute: str) -> TableBlock:

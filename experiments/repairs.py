@@ -1,0 +1,134 @@
+"""Repairs beside their rivals: what finished runs of stage ``repair`` say of each method, over seeds.
+
+salve -m experiment=repair/quickstart seed=0,1,2,3,4 'repair.rivals=[inlp,mute,pruning]' sweep.name=repairs
+python -m experiments.repairs outputs/sweeps/repairs
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from experiments.compare import intervals
+from experiments.figures import PRINT_WIDTH, printed, save
+from experiments.testbeds import as_command
+from salve import open_sweep
+from salve.report.style import BLUE, GREEN, GREY, ORANGE, new_figure, percent_axis
+from salve.report.text import MISSING, is_missing, percent
+from salve.results import Run
+from salve.types import UserError
+
+MEASURES = {"worst_group": "worst group", "average": "average", "counterfactual_flips": "changed by the mark"}
+#: The states of a repaired network that stand in the table beside the methods.
+STATES = {"before": "untouched", "recalibrated": "new biases alone", "after": "the repair that select chose"}
+
+
+def rows_of(run: Run) -> pd.DataFrame:
+    """One row per method and state of a run: ``method``, ``permanent`` and the measures on test images, as shares.
+
+    Raises:
+        UserError: the run compared its repair with nothing.
+    """
+    if "rivals.csv" not in run.files("repair"):
+        raise UserError(f"The run {run.folder} holds no rivals; make it again with repair.rivals=[inlp,mute].")
+    record, rivals = run.record("repair", "repair.json"), run.table("repair", "rivals.csv")
+    known = [name for name in MEASURES if name in rivals]
+    states = [
+        {"method": title, "permanent": True, **{name: record[f"{name}_{state}"] for name in known}}
+        for state, title in STATES.items()
+    ]
+    return pd.concat([pd.DataFrame(states), rivals[["method", "permanent", *known]]], ignore_index=True)
+
+
+def table_of(runs: Sequence[Run]) -> pd.DataFrame:
+    """One row per method: over the runs the mean of each measure, and half the 95 % interval of the mean of its gain
+    over the untouched network, paired by run (``<measure>_gain``, ``<measure>_gain_half``)."""
+    every = pd.concat([rows_of(run).assign(run=number) for number, run in enumerate(runs)], ignore_index=True)
+    untouched = every[every["method"] == STATES["before"]].set_index("run")
+    known = [name for name in MEASURES if name in every]
+    rows = []
+    for method, own in every.groupby("method", sort=False):
+        mine = own.set_index("run")
+        gains = {f"{name}_gain": mine[name] - untouched.loc[mine.index, name] for name in known}
+        means = {name: mine[name].mean() for name in known}
+        rows.append(
+            {"method": method, "permanent": bool(mine["permanent"].all()), "runs": len(mine)} | means | intervals(gains)
+        )
+    return pd.DataFrame(rows)
+
+
+def as_markdown(table: pd.DataFrame) -> str:
+    """The table as Markdown: each measure, and in brackets its gain over the untouched network."""
+    known = [name for name in MEASURES if name in table]
+    lines = [
+        f"| method | {' | '.join(MEASURES[name] for name in known)} | in the weights |",
+        f"|---|{'---|' * len(known)}---|",
+    ]
+    for row in table.to_dict("records"):
+        cells = [f"{percent(row[name])}{_gain(row, name)}" for name in known]
+        lines.append(f"| {row['method']} | {' | '.join(cells)} | {'yes' if row['permanent'] else 'no'} |")
+    return "\n".join(lines) + "\n"
+
+
+def _gain(row: dict[str, float], name: str) -> str:
+    gain, half = 100 * row[f"{name}_gain"], row.get(f"{name}_gain_half")
+    if row["method"] == STATES["before"]:
+        return ""
+    spread = "" if half is None or is_missing(half) else f" ± {100 * half:.1f}"
+    return f" ({gain:+.1f}{spread})".replace("-", "−") if not is_missing(gain) else f" ({MISSING})"
+
+
+@printed
+def gains_figure(table: pd.DataFrame) -> Figure:
+    """A forest: each method's gain of the worst group over the untouched network, with its interval."""
+    shown = table[table["method"] != STATES["before"]].iloc[::-1]
+    figure = new_figure(PRINT_WIDTH, 0.8 + 0.24 * len(shown))
+    axes = figure.subplots()
+    own = list(STATES.values())
+    for at, row in enumerate(shown.to_dict("records")):
+        colour = (
+            GREEN
+            if row["method"] == own[-1]
+            else GREY
+            if row["method"] in own
+            else BLUE
+            if row["permanent"]
+            else ORANGE
+        )
+        half = row.get("worst_group_gain_half", 0.0)
+        half = 0.0 if is_missing(half) else half
+        axes.errorbar(
+            row["worst_group_gain"], at, xerr=half, fmt="o" if row["permanent"] else "D", color=colour, markersize=4
+        )
+    axes.axvline(0, color=GREY, linewidth=0.8)
+    axes.set_yticks(range(len(shown)), shown["method"])
+    axes.set(xlabel="gain of the worst group over the untouched network (diamonds: not in the weights)")
+    percent_axis(axes.xaxis)
+    return figure
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table of a sweep's repairs; write it, and its figure."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.repairs", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("sweep", type=Path, help="folder of a sweep over seeds, with stage repair and repair.rivals")
+    parser.add_argument("--output-dir", type=Path, help="where table and figure go (default: the sweep's folder)")
+    given = parser.parse_args(arguments)
+    runs = open_sweep(given.sweep).finished
+    if not runs:
+        raise UserError(f"No run in {given.sweep} is finished.")
+    table, folder = table_of(runs), given.output_dir or given.sweep
+    folder.mkdir(parents=True, exist_ok=True)
+    table.to_csv(folder / "repairs.csv", index=False)
+    save(gains_figure(table), folder, "repairs")
+    text = as_markdown(table)
+    (folder / "repairs.md").write_text(text, encoding="utf-8")
+    print(f"{len(runs)} runs; gains over the untouched network, with 95 % intervals over runs\n\n{text}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(as_command("experiments.repairs", main))

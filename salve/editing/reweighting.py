@@ -1,0 +1,112 @@
+"""Deep feature reweighting (DFR): a head that is trained anew, on few images of known groups."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy.optimize import minimize
+from torch import Tensor
+from torch.nn import functional as F
+
+from salve.backbones.tail import LinearTail
+from salve.editing.recalibrate import group_accuracies
+from salve.types import Labels
+
+#: Penalties that are tried.
+PENALTIES = (0.001, 0.01, 0.1, 1.0)
+#: Steps of the optimiser, at most.
+_STEPS = 500
+
+
+def logistic_regression(features: Float[Tensor, "N M"], labels: Labels, classes: int, penalty: float) -> LinearTail:
+    """Multinomial logistic regression: minimises ``mean_n(−log p(y_n)) + penalty · ‖W‖² / 2``, by L-BFGS.
+
+    Args:
+        features, labels: of the images. classes: ``C``. penalty: of the weights, above 0; biases are free.
+
+    Returns:
+        Weights and biases, float64.
+    """
+    wide, width = features.double(), features.shape[1]
+
+    def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        parameters = torch.from_numpy(flat.reshape(classes, width + 1)).requires_grad_()
+        weight, bias = parameters[:, :width], parameters[:, width]
+        value = F.cross_entropy(wide @ weight.T + bias, labels) + penalty * weight.square().sum() / 2
+        (slope,) = torch.autograd.grad(value, parameters)
+        return float(value.detach()), slope.numpy().ravel()
+
+    start = np.zeros(classes * (width + 1))
+    with torch.enable_grad():
+        found = minimize(
+            loss, start, jac=True, method="L-BFGS-B", options={"maxiter": _STEPS, "ftol": 1e-13, "gtol": 1e-8}
+        ).x
+    parameters = torch.from_numpy(found.reshape(classes, width + 1))
+    return LinearTail(parameters[:, :width], parameters[:, width])
+
+
+def reweighted_head(
+    features: Float[Tensor, "N M"],
+    labels: Labels,
+    groups: Int[Tensor, " N"],
+    classes: int,
+    seed: int,
+    penalties: Sequence[float] = PENALTIES,
+) -> LinearTail:
+    """A head for the features of a network, trained on images of which all groups have equally many.
+
+    Features are scaled to unit variance, which is folded back. The penalty is the one whose heads, each trained on one
+    half of every group and measured on the other, have the best accuracy of the worst group, and then the best mean
+    over groups. The last head is trained on all images. Source: Kirichenko et al. 2023 (arXiv 2204.02937), with an L2
+    penalty in place of theirs, L1 (ours).
+
+    Args:
+        features, labels, groups: of the images. classes: ``C``. seed: of the halves. penalties: to choose from.
+
+    Returns:
+        Weights and biases, float64.
+    """
+    mean, spread = features.double().mean(dim=0), features.double().std(dim=0).clamp_min(1e-8)
+    scaled = (features.double() - mean) / spread
+    halves = _halves(groups, seed)
+    best, chosen = (-1.0, -1.0), penalties[-1]
+    for penalty in penalties if bool((~halves).any()) else ():
+        found = []
+        for half in (halves, ~halves):
+            head = logistic_regression(scaled[half], labels[half], classes, penalty)
+            right = head(scaled[~half]).argmax(dim=1) == labels[~half]
+            of_groups = group_accuracies(right, groups[~half], int(groups.max()) + 1)
+            found.append(of_groups[~of_groups.isnan()])
+        score = (float(torch.stack([one.min() for one in found]).mean()), float(torch.cat(found).mean()))
+        best, chosen = max((best, chosen), (score, penalty), key=lambda one: one[0])
+    head = logistic_regression(scaled, labels, classes, chosen)
+    weight = head.weight / spread
+    return LinearTail(weight, head.bias - weight @ mean)
+
+
+def logits_of_halves(
+    features: Float[Tensor, "N M"], labels: Labels, groups: Int[Tensor, " N"], classes: int, seed: int
+) -> Float[Tensor, "N C"]:
+    """The logits of each half of every group by the head of :func:`reweighted_head` for the other half, float64.
+
+    A head is right on the images that it was trained on, so by these it can be compared with other edits. Where no group
+    has two images, all logits are 0.
+    """
+    first = _halves(groups, seed)
+    found = torch.zeros(len(labels), classes, dtype=torch.float64)
+    for half in (first, ~first) if bool((~first).any()) else ():
+        found[~half] = reweighted_head(features[half], labels[half], groups[half], classes, seed)(
+            features[~half].double()
+        )
+    return found
+
+
+def _halves(groups: Int[Tensor, " N"], seed: int) -> Tensor:
+    """Which images are in the first of two halves of every group, drawn by the seed."""
+    first = torch.zeros(len(groups), dtype=torch.bool)
+    draw = torch.Generator().manual_seed(seed)
+    for group in groups.unique().tolist():
+        own = (groups == group).nonzero()[:, 0]
+        first[own[torch.randperm(len(own), generator=draw)[: (len(own) + 1) // 2]]] = True
+    return first
