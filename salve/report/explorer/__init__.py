@@ -1,0 +1,1 @@
+"""The explorer of a run: one file that answers what an edit would do (docs/explorer.md)."""
