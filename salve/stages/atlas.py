@@ -11,11 +11,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from salve.activations import Captured
 from salve.artifacts import Artifact, save_tensors, write_record, write_table
+from salve.backbones.cut import Cut
 from salve.features.shown import shown_latents
 from salve.stages.context import StageContext, settings_of_key
 from salve.stages.latents import latents_of
 from salve.stages.localise import Seen
+from salve.stages.measure import blocks
 
 #: Images that are listed for each latent, and those of them that are shown under its map.
 LISTED, MAPPED = 6, 3
@@ -58,13 +61,22 @@ def atlas(
         seen = Seen(*given, deepcopy(autoencoder).to(context.device), pool, empty, empty, 0)
         why = seen.why_none()
         kind = next((kind for kind in KINDS if not why[kind]), "")
-        # First the strongest image of every latent, then the second of every one, and so on.
-        numbers = list(dict.fromkeys(top.T.flatten().tolist()))[:MOST_PICTURES]
+        # First the strongest image of every latent, then the second, and so on; then those that edits turn first.
+        wanted = [*top.T.flatten().tolist(), *_nearly_turned(cut, captured)]
+        numbers = list(dict.fromkeys(wanted))[:MOST_PICTURES]
         tensors = _pictures(seen, numbers) | _maps(context, seen, kind, shown, signs, top[:, :MAPPED])
         save_tensors(folder / "pictures.safetensors", tensors)
         write_record(folder / "atlas.json", {"kind": kind, "why_none": "" if kind else why[KINDS[-1]]})
 
     return context.store.get_or_make("atlas", key_settings, make)
+
+
+def _nearly_turned(cut: Cut, captured: Captured) -> list[int]:
+    """The images by the lead of their prediction, the narrowest first; behind other tails, by number."""
+    if cut.linear is None:
+        return list(range(len(captured)))
+    two = torch.cat([cut.linear(rows).topk(min(2, len(cut.linear)), dim=1).values for rows, _ in blocks(captured, 1)])
+    return (two[:, 0] - two[:, -1]).argsort(stable=True).tolist()
 
 
 def _listed(shown: Tensor, top: Tensor, latents: Tensor, labels: Tensor, classes: Sequence[str]) -> pd.DataFrame:
@@ -96,9 +108,7 @@ def _pictures(seen: Seen, numbers: Sequence[int]) -> dict[str, Tensor]:
     return {"images": torch.tensor(numbers), "bytes": torch.from_numpy(joined), "ends": ends}
 
 
-def _maps(
-    context: StageContext, seen: Seen, kind: str, shown: Tensor, signs: Tensor, top: Tensor
-) -> dict[str, Tensor]:
+def _maps(context: StageContext, seen: Seen, kind: str, shown: Tensor, signs: Tensor, top: Tensor) -> dict[str, Tensor]:
     """The maps ``[L, MAPPED, CELLS, CELLS]`` of the latents over their strongest images, each as large as 255."""
     if not kind:
         return {}

@@ -194,8 +194,8 @@ class Moving {
     return found;
   }
 
-  // The smallest strength at which an image is no longer predicted as it is at 0; null if there is none.
-  critical(n) {
+  // The smallest strength at which an image is no longer predicted as `wanted`; null if it never is, or at none.
+  critical(n, wanted) {
     const { tail, size, others, order, mode } = this, { C, M, N, rows, weight, bias } = tail;
     const level = Float64Array.from(bias), slope = new Float64Array(C);
     for (let j = 0; j < M; j++) {
@@ -205,6 +205,7 @@ class Moving {
     }
     let own = 0;
     for (let k = 1; k < C; k++) if (level[k] > level[own]) own = k;
+    if (own !== wanted) return null;
     const first = (from, to) => {
       let best = Infinity;
       for (let k = 0; k < C; k++) {
@@ -728,8 +729,8 @@ function showChanged(changed) {
       line.picture.replaceWith(one);
       line.picture = one;
     }
-    const at = moving ? moving.critical(n) : null;
-    const text = `${names[column(from)]} → ${names[column(to)]} by ${sig(by, 2)}` + (at === null ? "; for the other latents alone" : `; from α = ${sig(at)} on`) + (tail.labels[n] === to ? "; now right" : tail.labels[n] === from ? "" : "; wrong before");
+    const at = moving ? moving.critical(n, from) : null;
+    const text = `${names[column(from)]} → ${names[column(to)]} by ${sig(by, 2)}` + (at === null ? "; by the other latents alone" : `; from α = ${sig(at)} on`) + (tail.labels[n] === to ? "; now right" : tail.labels[n] === from ? "" : "; wrong before");
     if (line.what.textContent !== text) line.what.textContent = text;
     line.at.style.left = place(edit ? edit.alpha : 0) + "%";
     line.dot.className = at === null ? "never" : "";
@@ -873,5 +874,6 @@ fromFragment();
 showState();
 // For tests and for the browser's console.
 window.explorer = { data, state, tail, redraw, editFile: (edits) => editFile(tail, edits), moving: () => moving, Moving, showState };
+performance.mark("ready");
 document.documentElement.dataset.ready = "true";
 })();

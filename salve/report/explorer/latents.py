@@ -43,7 +43,9 @@ def latents_of(artifacts: Artifacts) -> dict[str, Any]:
         "kind": [str(kind) for kind in rows["kind"]],
         "dead": [not value > 0 for value in column(rows, "frequency")],
         "top": [numbered.get(str(name), -1) for name in rows["top_class"]],
-        "classes": [[numbered[name] for name in str(names).split("; ") if name in numbered] for names in rows["classes"]],
+        "classes": [
+            [numbered[name] for name in str(names).split("; ") if name in numbered] for names in rows["classes"]
+        ],
         "sign": signs,
         "owner": [owners[latent][0] if latent in owners else -1 for latent in shown.tolist()],
         **{name: [_rounded(value) for value in column(rows, name)] for name in NUMBERS},
@@ -118,7 +120,9 @@ def pictures_of(artifacts: Artifacts, room: int) -> dict[str, Any]:
         return {}
     numbered = {name: k for k, name in enumerate(class_names(artifacts))}
     top = {
-        int(latent): [[int(row["image"]), numbered.get(str(row["class"]), -1), _rounded(row["value"])] for row in records(rows)]
+        int(latent): [
+            [int(row["image"]), numbered.get(str(row["class"]), -1), _rounded(row["value"])] for row in records(rows)
+        ]
         for latent, rows in table.groupby("latent", sort=False)
     }
     maps = {"mapped": kept["latents"].tolist(), "maps": packed(kept["maps"])} if "maps" in kept else {}

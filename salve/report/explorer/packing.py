@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 #: Root mean square of the error of a logit that rounding the activations may make: so far below the limit of 1e-4 that
 #: none of millions of logits exceeds it. Where there is room, the first is taken.
-FINE, COARSE = 5e-7, 1.6e-5
+FINE, COARSE = 5e-8, 1.6e-5
 #: Bytes of a rounded activation.
 BYTES = 3
 
