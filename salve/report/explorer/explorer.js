@@ -7,10 +7,17 @@ const byId = (id) => document.getElementById(id);
 
 // -- the data
 
-function bytes(text) {
-  const raw = atob(text), found = new Uint8Array(raw.length);
-  for (let i = 0; i < raw.length; i++) found[i] = raw.charCodeAt(i);
-  return found;
+const LETTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%.()*+-;,=>?@^_`{|}~";
+const DIGITS = new Uint8Array(128);
+for (let i = 0; i < 85; i++) DIGITS[LETTERS.charCodeAt(i)] = i;
+
+function bytes(text) {  // base 85: five letters for four bytes
+  const rest = text.length % 5, whole = Math.ceil(text.length / 5), found = new Uint8Array(4 * whole);
+  const view = new DataView(found.buffer), digit = (at) => at < text.length ? DIGITS[text.charCodeAt(at)] : 84;
+  for (let i = 0, at = 0; i < whole; i++, at += 5) {
+    view.setUint32(4 * i, (((digit(at) * 85 + digit(at + 1)) * 85 + digit(at + 2)) * 85 + digit(at + 3)) * 85 + digit(at + 4));
+  }
+  return rest ? found.subarray(0, found.length - 5 + rest) : found;
 }
 
 async function unpacked(text, type) {
@@ -146,21 +153,34 @@ class Tail {
 }
 
 // One latent of an edit whose strength moves while the others stay. Behind a linear tail a logit is P − α Q over the
-// channels that are open at α (P + α Q where it enhances), so a step of α costs only the channels that it opens or closes.
+// channels that are open at α (P + α Q where it enhances). P and Q are kept at every STRIDE-th number of closed channels,
+// so that a step of α, however long, costs half as many channels at most.
+const STRIDE = 32;
+
 class Moving {
   constructor(tail, edits, at) {
-    this.tail = tail;
-    this.mode = edits[at].mode;
-    this.key = Moving.key(edits, at);
     const { size, order } = tail.sizes(edits[at].latent);
-    this.size = size;
-    this.order = order;
+    Object.assign(this, { tail, size, order, mode: edits[at].mode, key: Moving.key(edits, at) });
     this.others = tail.gate(edits.filter((_, i) => i !== at));
-    this.closed = this.mode === "suppress" ? this.closedAt(edits[at].alpha) : 0;
+    const length = tail.C * tail.N;
+    this.found = new Float64Array(length);
     this.level = tail.fromBias();
-    this.slope = new Float64Array(tail.C * tail.N);
-    this.found = new Float64Array(tail.C * tail.N);
-    tail.add(order.slice(this.closed), (j) => this.others[j], this.level, this.slope, (j) => size[j]);
+    this.slope = new Float64Array(length);
+    this.kept = new Map();
+    this.criticals = new Map();
+    const suppress = this.mode === "suppress";
+    for (let to = order.length; to > 0;) {  // from the channels that stay open longest
+      if (suppress) this.kept.set(to, [this.level.slice(), this.slope.slice()]);
+      const from = Math.floor((to - 1) / STRIDE) * STRIDE;
+      this.open(order.slice(from, to));
+      to = from;
+    }
+    if (suppress) this.kept.set(0, [this.level.slice(), this.slope.slice()]);
+    this.closed = 0;
+  }
+
+  open(channels, by = 1) {
+    this.tail.add(channels, (j) => by * this.others[j], this.level, this.slope, (j) => this.size[j]);
   }
 
   static key(edits, at) {
@@ -177,16 +197,20 @@ class Moving {
   }
 
   logits(alpha) {
-    const { tail, size, others, order } = this;
+    const { order } = this;
     let by = alpha;
     if (this.mode === "suppress") {
       const closed = this.closedAt(alpha);
-      if (closed > this.closed) {
-        tail.add(order.slice(this.closed, closed), (j) => -others[j], this.level, this.slope, (j) => size[j]);
-      } else if (closed < this.closed) {
-        tail.add(order.slice(closed, this.closed), (j) => others[j], this.level, this.slope, (j) => size[j]);
+      if (closed !== this.closed) {
+        const low = Math.floor(closed / STRIDE) * STRIDE, high = Math.min(low + STRIDE, order.length);
+        this.closed = closed - low < high - closed ? low : high;
+        const [level, slope] = this.kept.get(this.closed);
+        this.level.set(level);
+        this.slope.set(slope);
+        if (closed > this.closed) this.open(order.slice(this.closed, closed), -1);
+        else this.open(order.slice(closed, this.closed));
+        this.closed = closed;
       }
-      this.closed = closed;
       by = alpha === Infinity ? 0 : -alpha;  // what is open at ∞ has c = 0
     }
     const { level, slope, found } = this;
@@ -196,6 +220,11 @@ class Moving {
 
   // The smallest strength at which an image is no longer predicted as `wanted`; null if it never is, or at none.
   critical(n, wanted) {
+    if (!this.criticals.has(n)) this.criticals.set(n, this.crossing(n, wanted));
+    return this.criticals.get(n);
+  }
+
+  crossing(n, wanted) {
     const { tail, size, others, order, mode } = this, { C, M, N, rows, weight, bias } = tail;
     const level = Float64Array.from(bias), slope = new Float64Array(C);
     for (let j = 0; j < M; j++) {
@@ -745,7 +774,8 @@ function redraw() {
   if (!tail) return redrawTarget();
   const edits = changing();
   if (active === null || !rows().some((edit) => edit.latent === active)) active = edits.length ? edits[edits.length - 1].latent : state.latent;
-  prepare(active);
+  if (edits.length) prepare(active);
+  else (window.requestIdleCallback || setTimeout)(() => { if (!changing().length) prepare(state.latent); });
   const edit = rows().find((one) => one.latent === active);
   const logits = edits.length && moving && edit ? moving.logits(edit.alpha) : tail.before;
   const predictions = edits.length ? tail.predictions(logits) : tail.predicted, { N } = tail, changed = [];

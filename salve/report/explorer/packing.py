@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 FINE, COARSE = 5e-8, 1.6e-5
 #: Bytes of a rounded activation.
 BYTES = 3
+_TO_TEXT = bytes.maketrans(b"<&", b",.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,9 +59,17 @@ def rounded(activations: NDArray[np.floating], weight: NDArray[np.floating], err
 
 
 def packed(array: NDArray[Any]) -> str:
-    """An array's bytes, little-endian, compressed by zlib, in base64."""
+    """An array's bytes, little-endian, compressed by zlib, as text (:func:`text_of`)."""
     whole = np.ascontiguousarray(array)
-    return base64.b64encode(zlib.compress(whole.astype(whole.dtype.newbyteorder("<")).tobytes(), 6)).decode()
+    return text_of(zlib.compress(whole.astype(whole.dtype.newbyteorder("<")).tobytes(), 6))
+
+
+def text_of(data: bytes) -> str:
+    """Bytes in base 85, which takes 6 % less than base 64; of letters that mean nothing in HTML or JSON.
+
+    It is the alphabet of :func:`base64.b85encode`, but for a comma and a full stop in place of ``<`` and ``&``.
+    """
+    return base64.b85encode(data).translate(_TO_TEXT).decode()
 
 
 def json_for_script(value: Any) -> str:

@@ -10,6 +10,7 @@ import jinja2
 import numpy as np
 
 from salve.artifacts import write_whole
+from salve.report.explorer import NAME
 from salve.report.explorer.latents import latents_of, pictures_of
 from salve.report.explorer.packing import COARSE, FINE, json_for_script, packed, rounded
 from salve.report.explorer.tail import MOST_LOGITS, LinearTail, linear_tail, measured_grid
@@ -17,9 +18,8 @@ from salve.report.tables import class_names
 from salve.report.text import count_of, plural
 from salve.results import Artifacts
 
-NAME = "explorer.html"
 #: Bytes of the page, at most, and those of them that are kept for pictures.
-MOST_BYTES, FOR_PICTURES = 8_000_000, 450_000
+MOST_BYTES, FOR_PICTURES = 8_000_000, 400_000
 HERE = Path(__file__).parent
 
 
