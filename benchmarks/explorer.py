@@ -66,7 +66,18 @@ def main() -> None:
         ready = tab("performance.getEntriesByName('ready')[0].startTime")
         print(f"first paint {paint:.0f} ms, ready {ready:.0f} ms")
         tab("document.querySelectorAll('#list button')[7].click()")  # another latent, for which nothing is prepared
-        for name, found in tab(MOVES).items():
+        tab.send("Performance.enable", timeDomain="threadTicks")
+        before = {one["name"]: one["value"] for one in tab.send("Performance.getMetrics")["metrics"]}
+        moves = tab(MOVES)
+        after = {one["name"]: one["value"] for one in tab.send("Performance.getMetrics")["metrics"]}
+        # Every step is drawn twice: once for the clock, and once by the page's own handler.
+        count = 2 * sum(len(moves[name]) for name in ("steps", "leaps"))
+        spent = ", ".join(
+            f"{name} {1000 * (after[key] - before[key]) / count:.1f} ms"
+            for name, key in (("all", "TaskDuration"), ("script", "ScriptDuration"), ("layout", "LayoutDuration"))
+        )
+        print(f"slider, CPU time of the page's thread for a step: {spent}")
+        for name, found in moves.items():
             high, longest = np.quantile(found, 0.95), max(found)
             print(f"slider, {name}: median {np.median(found):.1f} ms, 95 % {high:.1f} ms, longest {longest:.1f} ms")
         print(json.dumps({"images": tab("explorer.tail.N"), "requests": tab.requests, "complaints": tab.complaints}))

@@ -226,9 +226,9 @@ class Moving {
 
   crossing(n, wanted) {
     const { tail, size, others, order, mode } = this, { C, M, N, rows, weight, bias } = tail;
-    const level = Float64Array.from(bias), slope = new Float64Array(C);
+    const level = Float64Array.from(bias), slope = new Float64Array(C), gated = new Float64Array(M);
     for (let j = 0; j < M; j++) {
-      const a = others[j] * rows[j * N + n];
+      const a = gated[j] = others[j] * rows[j * N + n];
       if (a === 0) continue;
       for (let k = 0; k < C; k++) { const w = weight[k * M + j] * a; level[k] += w; slope[k] += w * size[j]; }
     }
@@ -250,7 +250,7 @@ class Moving {
       if (size[j] === 0) break;
       const to = 1 / size[j], found = first(from, to);
       if (found !== null) return found;
-      const a = others[j] * rows[j * N + n];
+      const a = gated[j];
       for (let k = 0; k < C; k++) { const w = weight[k * M + j] * a; level[k] -= w; slope[k] -= w * size[j]; }
       from = to;
     }
@@ -710,9 +710,9 @@ function build() {
 function showAccuracies(matrix) {
   classes.forEach((_, k) => {
     const total = sum(matrix[k]), now = matrix[k][k] / total, was = before[k][k] / total, { now: bar, text, by } = bars[k];
-    const width = (100 * now).toFixed(1) + "%";
-    if (bar.style.width === width && text.textContent) return;
-    bar.style.width = width;
+    const scaled = `scaleX(${now.toFixed(4)})`;
+    if (bar.style.transform === scaled && text.textContent) return;
+    bar.style.transform = scaled;
     text.textContent = percent(now);
     const points = Math.round(100 * (now - was));
     by.textContent = points ? (points < 0 ? `▼ ${-points}` : `▲ ${points}`) : "";
@@ -738,7 +738,7 @@ function showConfusion(matrix) {
   byId("confusion").replaceChildren(...moved.slice(0, MATRIX).map(line));
 }
 
-const MOST = 40;
+const MOST = 24;
 let lines = [];
 function showChanged(changed) {
   byId("changes").textContent = changed.length ? `${changed.length}${changed.length > MOST ? `, the ${MOST} narrowest` : ", the narrowest first"}; ● where each changes as latent ${active} moves` : "";
@@ -839,7 +839,7 @@ function redrawTarget() {
   byId("total").textContent = `${one.target}: ${percent(one.accuracy[stop], 1)} right instead of ${percent(one.accuracy[0], 1)}, measured at α = ${sig(alpha)}.`;
   const line = (name, now, was) => {
     const bar = make("i"), tick = make("b"), points = Math.round(100 * (now - was));
-    bar.style.width = 100 * now + "%";
+    bar.style.transform = `scaleX(${now})`;
     tick.style.left = 100 * was + "%";
     return make("tr", {}, make("th", { scope: "row", title: name }, name), make("td", { class: "bar" }, make("div", {}, bar, tick)), make("td", { class: "number" }, percent(now)),
       make("td", { class: points < 0 ? "number down" : "number up" }, points ? (points < 0 ? `▼ ${-points}` : `▲ ${points}`) : ""));
@@ -876,6 +876,7 @@ function showState() {
 
 byId("facts").textContent = [data.backbone, data.site && `site ${data.site}`, `${classes.length} classes`, `${latents.latent.length} latents`, tail && `${tail.N} test images`].filter(Boolean).join(" · ");
 byId("verdict").replaceChildren(...data.verdict.map((text) => make("li", {}, text)));
+byId("said").hidden = !data.verdict.length;
 if (data.notes.length) byId("notes").querySelector("ul").replaceChildren(...data.notes.map((text) => make("li", {}, text)));
 else byId("notes").hidden = true;
 byId("class").append(...classes.map((name) => make("option", { value: name }, name)));
