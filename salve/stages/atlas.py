@@ -54,8 +54,11 @@ def atlas(
         chosen = features.table("selected.csv")["latent"].dropna().astype(int)
         shown = torch.from_numpy(shown_latents(table["mean"].to_numpy(), autoencoder.width, chosen))
         signs = torch.tensor(table["sign"].to_numpy())[shown]
-        top = (latents[:, shown] * signs).topk(min(LISTED, len(latents)), dim=0).indices.T  # [L, LISTED]
-        write_table(folder / "top.csv", _listed(shown, top, latents, captured.labels, context.classes))
+        values, top = (
+            one.T for one in (latents[:, shown] * signs).topk(min(LISTED, len(latents)), dim=0)
+        )  # [L, LISTED]
+        classes = [context.classes[label] for label in captured.labels.tolist()]
+        write_table(folder / "top.csv", _listed(shown, top, values * signs[:, None], values > 0, classes))
         given = (context.data, context.device, context.seed, cut.model, cut.site)
         empty = torch.empty(0)
         seen = Seen(*given, deepcopy(autoencoder).to(context.device), pool, empty, empty, 0)
@@ -79,19 +82,13 @@ def _nearly_turned(cut: Cut, captured: Captured) -> list[int]:
     return (two[:, 0] - two[:, -1]).argsort(stable=True).tolist()
 
 
-def _listed(shown: Tensor, top: Tensor, latents: Tensor, labels: Tensor, classes: Sequence[str]) -> pd.DataFrame:
+def _listed(shown: Tensor, top: Tensor, values: Tensor, excited: Tensor, classes: Sequence[str]) -> pd.DataFrame:
+    """A row for each latent and image that excites it; all but ``shown`` are ``[L, LISTED]``, or of each image."""
     rows = [
-        {
-            "latent": latent,
-            "rank": rank + 1,
-            "image": image,
-            "class": classes[int(labels[image])],
-            "value": float(latents[image, latent]),
-        }
-        for latent, images in zip(shown.tolist(), top.tolist(), strict=True)
-        for rank, image in enumerate(images)
+        (int(shown[i]), rank + 1, int(top[i, rank]), classes[int(top[i, rank])], float(values[i, rank]))
+        for i, rank in excited.nonzero().tolist()
     ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["latent", "rank", "image", "class", "value"])
 
 
 def _pictures(seen: Seen, numbers: Sequence[int]) -> dict[str, Tensor]:

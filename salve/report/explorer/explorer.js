@@ -513,6 +513,7 @@ function spotlight(image, latent, rank) {  // dark where the latent does not loo
 
 function strips(latent) {
   const top = atlas.top && atlas.top[latent];
+  if (atlas.top && !top) return [make("p", { class: "soft" }, "No test image excites it.")];
   if (!top) return [make("p", { class: "soft" }, "No pictures: the stage report makes them where discover or a later stage runs too.")];
   const figure = (shown, image, k, value) => make("figure", {}, shown, make("figcaption", {}, classes[k] || "–", make("br"), sig(value)));
   const found = [make("div", { class: "strip" }, ...top.map(([image, k, value]) => figure(picture(image, 92), image, k, value)))];
