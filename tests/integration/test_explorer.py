@@ -16,7 +16,7 @@ from salve.activations import load_captured
 from salve.artifacts import Artifact, read_record, write_record
 from salve.backbones import LinearTail
 from salve.diagnosis.critical import critical_strength
-from salve.editing import contribution
+from salve.editing import contribution, load_edit_file
 from salve.editing.cli import main as salve_edit
 from salve.editing.gating import gates
 from salve.report.explorer.page import write_explorer
@@ -170,7 +170,7 @@ def renamed(artifacts: dict[str, Artifact], folder: Path, **changes: dict[str, A
             if path.suffix in (".csv", ".json"):
                 path.write_text(path.read_text().replace("harbour", HOSTILE))
     for kind, change in changes.items():
-        name = {"control": "verdict.json"}[kind]
+        name = {"control": "verdict.json", "classifier": "classifier.json"}[kind]
         write_record(folder / kind / name, read_record(folder / kind / name) | change)
     return Artifacts({kind: folder / kind for kind in artifacts})
 
@@ -191,6 +191,22 @@ def test_names_do_nothing_and_nothing_is_fetched(browser: Browser, whole_run: Ru
     tab("new Promise((done) => setTimeout(done, 100))")
     assert tab("document.title") != "hit"
     assert any("Content Security Policy" in text for text in tab.complaints)
+
+
+def test_outputs_in_another_order_belong_to_their_classes(browser: Browser, whole_run: Run, tmp_path: Path) -> None:
+    backwards = list(range(9, -1, -1))
+    artifacts = renamed(whole_run[1], tmp_path / "artifacts", classifier={"outputs": backwards})
+    path = write_explorer(tmp_path, artifacts, title="backwards")
+    assert path is not None
+    tab, (edits,) = browser.open(path), drawn(1)
+    wanted = python_logits(whole_run[1], edits).T.double().numpy()[backwards]
+    found = numbers(tab, f"explorer.tail.logits({json.dumps(edits)})").reshape(wanted.shape)
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+    # The edit file is of the network, whose order stays: it says what the network is with the edit.
+    said = tab(f"explorer.editFile({json.dumps(edits)})")
+    saved = tmp_path / "artifacts" / "control" / "edits" / "saved.json"
+    write_record(saved, said)
+    assert load_edit_file(saved).after == said["after"] != said["before"]
 
 
 def test_behind_other_tails_the_page_shows_what_was_measured(browser: Browser, whole_run: Run, tmp_path: Path) -> None:

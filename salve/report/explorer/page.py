@@ -13,7 +13,7 @@ from salve.artifacts import write_whole
 from salve.report.explorer import NAME
 from salve.report.explorer.latents import latents_of, pictures_of
 from salve.report.explorer.packing import COARSE, FINE, json_for_script, packed, rounded
-from salve.report.explorer.tail import MOST_LOGITS, LinearTail, linear_tail, measured_grid
+from salve.report.explorer.tail import MOST_LOGITS, LiveTail, linear_tail, measured_grid
 from salve.report.tables import class_names
 from salve.report.text import count_of, plural
 from salve.results import Artifacts
@@ -74,7 +74,7 @@ def data_of(artifacts: Artifacts, latents: Mapping[str, Any], verdict: Sequence[
 
 
 def _live(
-    artifacts: Artifacts, tail: LinearTail, latents: Mapping[str, Any], notes: list[str], room: int
+    artifacts: Artifacts, tail: LiveTail, latents: Mapping[str, Any], notes: list[str], room: int
 ) -> dict[str, Any]:
     """What the page computes edited logits from: head, contributions and activations."""
     contributions = _contributions(artifacts, tail, latents)
@@ -116,7 +116,7 @@ def _live(
     }
 
 
-def _contributions(artifacts: Artifacts, tail: LinearTail, latents: Mapping[str, Any]) -> np.ndarray:
+def _contributions(artifacts: Artifacts, tail: LiveTail, latents: Mapping[str, Any]) -> np.ndarray:
     """Of each latent the vector ``[L, M]`` that its gate is made of, bit for bit as an edit file has it."""
     import torch
 

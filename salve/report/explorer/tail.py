@@ -21,7 +21,7 @@ MOST_LOGITS = 200_000
 
 
 @dataclass(frozen=True, eq=False)
-class LinearTail:
+class LiveTail:
     """What the page needs to edit the last site itself.
 
     Attributes:
@@ -38,11 +38,6 @@ class LinearTail:
     labels: NDArray[np.int64]
     edit_file: dict[str, Any]
 
-    @property
-    def scale(self) -> str:
-        """The run's ``edit.scale``."""
-        return str(self.edit_file["scale"])
-
     def sample(self, most: int) -> NDArray[np.int64]:
         """So many images at most, rising: spread evenly over each class, and as many of each as there are of all."""
         if len(self.labels) <= most:
@@ -56,7 +51,7 @@ class LinearTail:
         return np.sort(np.concatenate(chosen))
 
 
-def linear_tail(artifacts: Artifacts) -> LinearTail | str:
+def linear_tail(artifacts: Artifacts) -> LiveTail | str:
     """The tail of a run whose edits are gates of the last site; else why the page cannot compute them."""
     verdict = artifacts.record("control", "verdict.json")
     if not verdict:
@@ -90,7 +85,7 @@ def linear_tail(artifacts: Artifacts) -> LinearTail | str:
     ]
     if not shards:
         return "The activations of the test images are not there."
-    return LinearTail(
+    return LiveTail(
         weight=flat.astype(np.float32),
         bias=bias.astype(np.float32),
         order=np.array(first + rest),
