@@ -11,6 +11,8 @@ from markupsafe import Markup, escape
 
 from salve.artifacts import write_table, write_whole
 from salve.report.blocks import MOST_ROWS, Cell, FigureFolder, Section, TableBlock
+from salve.report.explorer.page import write_explorer
+from salve.report.first import first_lines
 from salve.report.remarks import own_remarks
 from salve.report.sections.compare import compare
 from salve.report.sections.control import (
@@ -60,7 +62,8 @@ def write_report(
             :func:`salve.report.remarks.own_remarks`.
 
     Returns:
-        Path of ``index.html``. Beside it: ``tables/<kind>-<table>.csv`` (byte-equal copies) and
+        Path of ``index.html``. Beside it: ``explorer.html``, if the features were read;
+        ``tables/<kind>-<table>.csv`` (byte-equal copies) and
         ``tables/class-by-class.csv``, ``figures/*.png`` and ``*.svg``, ``edits/*`` (copies of the edit files).
         The same input gives the same bytes.
     """
@@ -81,9 +84,13 @@ def write_report(
     answers = [section for section in (repair(found), audit(found, figure_folder)) if section is not None]
     sections = [*answers, *sections, *(one for one in (compare(found), evaluation(found)) if one is not None)]
     told = main.verdict is not None or main.test_accuracy is not None or not answers
+    lines = first_lines(found, main, rows)
+    explorer = write_explorer(out, found, title=title, verdict=[f"{line.question}: {line.answer}" for line in lines])
     page = _template(Linker(terms)).render(
         title=title,
         facts=dict(facts),
+        verdict=lines,
+        explorer="" if explorer is None else explorer.name,
         statement=statement(found, main),
         remarks=[*remarks, *own_remarks(found)],
         terms=terms if main.classes else [],
@@ -119,7 +126,17 @@ def write_page(
         commands=list(commands),
         tables=list(tables),
         nav=[*sections, Section("reproduce", "Reproduce", (), "")],
-        **{"facts": {}, "remarks": [], "terms": [], "cards": [], "summary": None, "config": "", "edit_files": []},
+        **{
+            "verdict": [],
+            "explorer": "",
+            "facts": {},
+            "remarks": [],
+            "terms": [],
+            "cards": [],
+            "summary": None,
+            "config": "",
+            "edit_files": [],
+        },
         most_links=MOST_ROWS,
     )
     path = out / "index.html"

@@ -28,6 +28,7 @@ from salve.sae import remarks as sae_remarks
 from salve.stages import (
     SAESettings,
     StageContext,
+    atlas,
     audit,
     capture,
     compare,
@@ -205,6 +206,8 @@ def _run_stages(config: Config, context: StageContext) -> dict[str, Artifact]:
     pool = config.sae.pool
     of_classes = bool(wanted - {"finetune", "audit", "repair", "report"})
     step("features", of_classes, lambda c: read_features(c, config.discover, pool, *inputs(*base[:3])))
+    pictured = of_classes and "report" in wanted
+    step("atlas", pictured, lambda c: atlas(c, pool, *inputs(*base)))
     step("validate", "validate" in wanted, lambda c: validate(c, config.validate, pool, *inputs(*base)))
     step("control", "control" in wanted, lambda c: control(c, config.edit, seed, *inputs(*base)))
     gated = config.edit.method == GATE

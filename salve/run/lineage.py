@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from salve.artifacts import Artifact, is_own
@@ -52,6 +53,18 @@ def log_artifacts(run: Any, artifacts: Mapping[str, Artifact], config: Mapping[s
         else:
             run.log_artifact(logged, aliases=["latest", artifact.key])
         made_from[kind] = f"{name}:{artifact.key}"
+
+
+def log_explorer(run: Any, artifacts: Mapping[str, Artifact], config: Mapping[str, Any], page: Path) -> None:
+    """Log the explorer, which stands alone, as an artifact of its own; :func:`log_artifacts` says more."""
+    import wandb
+
+    site = artifacts["activations"].record("activations.json")["site"]
+    logged = wandb.Artifact(
+        artifact_name("explorer", config["backbone"]["name"], site, data_name(config)), type="explorer"
+    )
+    logged.add_file(str(page), page.name)
+    run.log_artifact(logged, aliases=["latest"])
 
 
 def artifact_name(type_: str, *parts: str) -> str:

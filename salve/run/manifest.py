@@ -16,7 +16,7 @@ from salve.run.schema import Config
 from salve.stages import StageContext
 
 #: Files and folders in a run's folder that the manifest vouches for.
-LEAVES = (SETTINGS, METRICS, "index.html", "tables", "figures", "edits")
+LEAVES = (SETTINGS, METRICS, "index.html", "explorer.html", "tables", "figures", "edits")
 PACKAGES = ("salve", "torch", "torchvision", "timm", "pytorch-lightning", "hydra-core", "torchmetrics")
 
 

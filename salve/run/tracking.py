@@ -8,9 +8,10 @@ import pandas as pd
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
 from salve.artifacts import Artifact
+from salve.report.explorer import NAME as EXPLORER
 from salve.report.names import with_values
 from salve.report.text import slug
-from salve.run.lineage import log_artifacts
+from salve.run.lineage import log_artifacts, log_explorer
 from salve.run.schema import STAGES, LoggerSettings
 from salve.types import UserError
 
@@ -109,6 +110,11 @@ class Tracker:
                 if kind in artifacts and artifacts[kind].file(f"{name}.csv").is_file():
                     rows = artifacts[kind].table(f"{name}.csv").head(MOST_ROWS)
                     media[f"tables/{kind}-{name}"] = wandb.Table(dataframe=rows)
+        explorer = self._folder / EXPLORER
+        if explorer.is_file() and "activations" in artifacts:
+            # Shown as it is: what W&B would add to it, the page's own policy forbids.
+            media["explorer"] = wandb.Html(str(explorer), inject=False)
+            log_explorer(self._run, artifacts, self._config, explorer)
         if media:
             self._run.log(media)
         log_artifacts(self._run, artifacts, self._config)

@@ -9,6 +9,7 @@ from salve.settings import (
     SAESettings,
     ValidateSettings,
 )
+from salve.stages.atlas import atlas
 from salve.stages.audit import audit
 from salve.stages.compare import compare
 from salve.stages.context import StageContext
@@ -31,6 +32,7 @@ __all__ = [
     "SAESettings",
     "StageContext",
     "ValidateSettings",
+    "atlas",
     "audit",
     "can_share",
     "capture",

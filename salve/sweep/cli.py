@@ -13,6 +13,8 @@ EPILOG = """\
 written into FOLDER:
   sweep.csv            one row per finished run: its key, every setting that
                        varies (dotted names), its measures
+  sweep.html           the runs as points and rows: hover for a run's settings,
+                       click for its page
   figures/fve-l0       variance explained against active latents, Pareto front,
                        on select images
   figures/selectivity-sparsity, alpha-flip-sparsity

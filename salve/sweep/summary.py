@@ -24,6 +24,7 @@ from salve.report.text import MISSING, NEVER, is_missing, number, percent, plura
 from salve.results import Sweep, open_sweep
 from salve.results.sweep import CORE, varies
 from salve.sweep.figures import ALPHA_FLIP, FVE, KNOBS, L0, SELECTIVITY, against_knob, fve_against_l0, knob_of
+from salve.sweep.page import write_sweep_page
 from salve.system import refused_by_system
 
 TABLE = "sweep.csv"
@@ -39,7 +40,7 @@ class SweepSummary:
     Attributes:
         sweep: its runs. varying: the settings that tell the finished ones apart. csv: where the table is.
         figures: PNG files, each with an SVG beside it. left_out: by
-            name, why a standard picture was not drawn.
+            name, why a standard picture was not drawn. page: where the page is.
     """
 
     sweep: Sweep
@@ -47,6 +48,7 @@ class SweepSummary:
     csv: Path
     figures: tuple[Path, ...]
     left_out: dict[str, str]
+    page: Path
 
     @property
     def table(self) -> pd.DataFrame:
@@ -55,7 +57,7 @@ class SweepSummary:
 
 
 def summarise_sweep(folder: Path, artifacts: Path | None = None) -> SweepSummary:
-    """Gather a sweep's finished runs; write ``sweep.csv``, ``figures/*.png`` and ``*.svg`` into its folder.
+    """Gather a sweep's finished runs; write ``sweep.csv``, ``sweep.html`` and ``figures/`` into its folder.
 
     Args:
         folder: of the sweep; nothing outside of it is read, so it may have been moved.
@@ -70,9 +72,10 @@ def summarise_sweep(folder: Path, artifacts: Path | None = None) -> SweepSummary
         with written_whole(folder / TABLE) as unfinished:
             write_table(unfinished, sweep.table)
         figures, left_out = _draw(folder / FIGURES, sweep.table, names)
+        page = write_sweep_page(sweep, names)
     except OSError as error:
         raise refused_by_system(error, folder) or error from None
-    return SweepSummary(sweep, tuple(names), folder / TABLE, tuple(figures), left_out)
+    return SweepSummary(sweep, tuple(names), folder / TABLE, tuple(figures), left_out, page)
 
 
 def varying(sweep: Sweep) -> list[str]:
@@ -150,7 +153,7 @@ def print_summary(summary: SweepSummary, console: Console) -> None:
         console.print(Text(f"  {run.state}  {run.key}  {what}{reason}"), soft_wrap=True)
     if sweep.unfinished:
         console.print("The command that started the sweep finishes what is missing.")
-    lines = [f"Table: {summary.csv}", *(f"Figure: {path}" for path in summary.figures)]
+    lines = [f"Page: {summary.page}", f"Table: {summary.csv}", *(f"Figure: {path}" for path in summary.figures)]
     lines += [f"No figure {name}: {reason}." for name, reason in summary.left_out.items()]
     for line in lines:
         console.print(line, soft_wrap=True, highlight=False, markup=False)

@@ -1,5 +1,6 @@
 """The whole pipeline on a few drawn images: what it leaves, what it reuses, and that its two paths agree."""
 
+import io
 import json
 import re
 import shutil
@@ -14,7 +15,10 @@ import pytorch_lightning as pl
 import timm
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
+from torch import nn
+from torchvision.transforms.functional import pil_to_tensor
 
 from salve.activations import load_captured
 from salve.artifacts import Artifact
@@ -24,7 +28,7 @@ from salve.sae import load_sae
 from salve.types import UserError
 from tests.integration.conftest import Start
 
-KINDS = ("classifier", "activations", "sae", "features", "validate", "control", "diagnose")
+KINDS = ("classifier", "activations", "sae", "features", "atlas", "validate", "control", "diagnose")
 Run = tuple[Path, dict[str, Artifact]]
 
 
@@ -131,6 +135,31 @@ def test_localisation_has_its_control_beside_it(whole_run: Run) -> None:
     assert table["pointing"].between(0, 1).all()
 
 
+def test_the_atlas_has_the_images_that_excite_each_latent_most(whole_run: Run) -> None:
+    atlas, sae = whole_run[1]["atlas"], load_sae(whole_run[1]["sae"].file("sae.safetensors"))
+    latents = sae.encode(load_captured(whole_run[1]["activations"].path, "test").activations)
+    signs = whole_run[1]["features"].table("latents.csv")["sign"]
+    top = atlas.table("top.csv")
+    for latent, rows in top.groupby("latent"):
+        strongest = (latents[:, latent] * int(signs[latent])).sort(descending=True)
+        assert rows["image"].tolist() == strongest.indices[: len(rows)].tolist()
+        assert len(rows) == min(6, int((strongest.values > 0).sum()))
+        assert rows["value"].tolist() == pytest.approx(latents[rows["image"].tolist(), latent].tolist(), rel=1e-5)
+    assert set(top["latent"]) == set(range(24))
+    # Every test image has its own picture: there are few.
+    kept, (images, labels) = load_file(atlas.file("pictures.safetensors")), images_and_labels()
+    assert sorted(kept["images"].tolist()) == list(range(len(images)))
+    start = 0
+    for number, end in zip(kept["images"].tolist(), kept["ends"].tolist(), strict=True):
+        with Image.open(io.BytesIO(kept["bytes"][start:end].numpy().tobytes())) as file:
+            small = pil_to_tensor(file.convert("RGB").resize((8, 8), Image.Resampling.BOX)).float() / 255
+        start = end
+        shown = Preprocess(32, None).denormalise(images[number][None])[0]
+        assert (small - nn.functional.adaptive_avg_pool2d(shown, 8)).abs().mean() < 0.05
+    classes = whole_run[1]["classifier"].record("classifier.json")["classes"]
+    assert top["class"].tolist() == [classes[int(labels[image])] for image in top["image"]]
+
+
 def test_a_second_run_makes_nothing(
     whole_run: Run, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,7 +168,8 @@ def test_a_second_run_makes_nothing(
     for name in ("fit", "test"):
         monkeypatch.setattr(pl.Trainer, name, lambda *_, **__: pytest.fail("something was computed again"))
     again = start(tmp_path, "stages=[finetune,discover,validate,control,diagnose]")  # of a report: below
-    assert all(again[kind].reused and again[kind].digest == artifacts[kind].digest for kind in KINDS)
+    assert set(again) == {*KINDS} - {"atlas"}
+    assert all(found.reused and found.digest == artifacts[kind].digest for kind, found in again.items())
 
 
 def test_effect_chooses_the_latent_whose_suppression_lowers_the_class_most(

@@ -3,6 +3,7 @@
 import json
 import operator
 import os
+import re
 import shutil
 import signal
 import sys
@@ -170,6 +171,13 @@ def test_offline_run_holds_config_curves_media_lineage_and_results(
 
     assert read.media["figures/control-suppress"] == "image-file"
     assert read.media["tables/control-summary"] == "table-file"
+    assert read.media["explorer"] == "html-file"
+    # Files are named by what they are of, so that a sync later finds them: spaces and # are lost on the way.
+    assert all(re.fullmatch(r"[\w./-]+", name) for name in read.media)
+    files = [path for path in (tmp_path / "run" / "wandb").rglob("media/**/*") if path.is_file()]
+    assert files
+    assert all(re.fullmatch(r"[\w.-]+", path.name) for path in files)
+    assert read.outputs["explorer"]["name"] == "explorer-resnet10t-global_pool-concepts"
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert {name: read.summary[name] for name, value in metrics.items() if value is not None} == {
         name: value for name, value in metrics.items() if value is not None

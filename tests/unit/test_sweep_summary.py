@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import math
+import re
 import shutil
 import signal
 import statistics
@@ -11,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -118,6 +120,36 @@ def shown(summary: SweepSummary, width: int) -> str:
     with console.file:
         print_summary(summary, console)
     return console.export_text()
+
+
+# -- the page
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_every_run_is_a_point_that_says_its_settings_and_leads_to_its_page(grid: Sweep) -> None:
+    first, second, *_ = grid.runs
+    (grid.folder / first / "index.html").write_text("its page")
+    grid.finish(measured(1.0, 64, 9), {"sae__seed": 9}, sae__sparsity=1.0, layer="<b>x")
+    page = ElementTree.fromstring(html_of(summarise_sweep(grid.folder).page))
+    spaced = "{http://www.w3.org/2000/svg}"
+    points = [node for node in page.iter() if node.tag.removeprefix(spaced) in ("a", "g") and node.get("aria-label")]
+    assert len(points) == 2 * len(grid.runs)  # two charts
+    said = {str(node.get("aria-label")).split(":")[0]: node.get("href") for node in points}
+    assert said.pop("layer last, dictionary_size 64, sparsity 0.1, seed 0") == f"{first}/index.html"
+    assert set(said.values()) == {None}
+    assert "layer <b>x, dictionary_size 64, sparsity 1, seed 0" in said
+    rows = [[" ".join("".join(cell.itertext()).split()) for cell in row] for row in page.iter("tr")][1:]
+    by_run = {row[0].split()[1]: row[1:] for row in rows}
+    assert set(by_run) == set(grid.runs)
+    known = measured(*grid.runs[second]["swept"].values())
+    assert by_run[second][:4] == ["last", "64", "0.1", "1"]
+    assert by_run[second][5] == f"{100 * known['select_fve']:.1f} %"
+
+
+def html_of(path: Path) -> str:
+    """A page as XML: its only elements without an end are ``meta``."""
+    text = path.read_text(encoding="utf-8").replace("<!doctype html>", "")
+    return re.sub(r"<meta[^>]*>", "", re.sub(r"<style>.*?</style>", "", text, flags=re.DOTALL))
 
 
 # -- the table

@@ -1,0 +1,135 @@
+"""The first lines of a page: what the network depends on, how sure that is, and what to do next."""
+
+import math
+from typing import NamedTuple
+
+import pandas as pd
+
+from salve.report.tables import Headline, column, records
+from salve.report.text import count_of, is_missing, label, number, percent, plural, span
+from salve.results import Artifacts
+
+#: Names in a line, at most.
+NAMED = 3
+
+
+class Line(NamedTuple):
+    """One line: the question, and its answer in a sentence or two."""
+
+    question: str
+    answer: str
+
+
+def first_lines(artifacts: Artifacts, main: Headline, rows: pd.DataFrame) -> list[Line]:
+    """At most five lines; a line whose stage did not run is left out.
+
+    Args:
+        artifacts: of the run. main, rows: of :func:`salve.report.tables.headline` and ``class_summary``.
+    """
+    answers = {
+        "It depends on": _depends(artifacts, main),
+        "Most easily lost": _weakest(rows),
+        "How sure": _sure(artifacts, main),
+        "Not seen here": _unseen(artifacts),
+    }
+    lines = [Line(question, answer) for question, answer in answers.items() if answer]
+    return [*lines, Line("Next", _next(artifacts, main, rows))] if lines else []
+
+
+def _depends(artifacts: Artifacts, main: Headline) -> str:
+    repair, suspects = artifacts.record("repair", "repair.json"), _first_suspects(artifacts)
+    if repair:
+        before, after = percent(repair["worst_group_before"]), percent(repair["worst_group_after"])
+        return (
+            f"{repair['suspects']}, before the repair. The worst group was right on {before}, and after it on {after}."
+        )
+    if suspects:
+        whose = _listed([f"latent {row['latent']} for {label(row['class'], 30)}" for row in suspects])
+        return f"perhaps what it should not: images of other classes are pushed towards a class by {whose}."
+    if main.verdict is None:
+        return ""
+    verdict = main.verdict
+    what = f"what {verdict.method} takes away" if verdict.method else "one direction of its own"
+    some = f"{count_of(verdict.separates)} of {plural(verdict.judged, 'class')}"
+    rest = verdict.judged - verdict.separates
+    shared = " All of them can be taken away alone." if not rest else " The others share theirs, or need more than one."
+    return f"{what}, for {some}: without it the class is gone and the other classes stay.{shared}"
+
+
+def _weakest(rows: pd.DataFrame) -> str:
+    flips = rows.dropna(subset=["alpha_flip_median"]).sort_values("alpha_flip_median", kind="stable")
+    if not len(flips) or math.isinf(flips["alpha_flip_median"].iloc[0]):
+        return ""
+    first, last = flips.iloc[0], flips.iloc[-1]
+    return (
+        f"{label(first['class'], 30)}: half of its images are lost at α = {number(first['alpha_flip_median'])}; of "
+        f"{label(last['class'], 30)} at {number(last['alpha_flip_median'])}."
+    )
+
+
+def _sure(artifacts: Artifacts, main: Headline) -> str:
+    repair, audit = artifacts.record("repair", "repair.json"), artifacts.record("audit", "audit.json")
+    said = []
+    if repair:
+        between = span(repair["worst_group_after_low"], repair["worst_group_after_high"], percent)
+        said.append(f"The worst group's accuracy after the repair lies in {between} (95\u00a0% interval).")
+    elif main.verdict is not None:
+        verdict = main.verdict
+        of = artifacts.record("control", "verdict.json").get("images_per_class")
+        images = "" if not of else f" with {plural(int(of), 'test image')} of the smallest class"
+        interval = f"{percent(verdict.confidence, 0)} interval"
+        said.append(f"{verdict.range} of {plural(verdict.judged, 'class')} separate ({interval}){images}.")
+    if audit:
+        labelled = audit.get("labelled")
+        said.append(
+            f"Suspects were ranked on {plural(labelled, 'labelled image')}."
+            if labelled
+            else "Suspects were ranked without labels."
+        )
+    return " ".join([*said, "It is one network and one SAE: other seeds may differ."]) if said else ""
+
+
+def _unseen(artifacts: Artifacts) -> str:
+    record = artifacts.record("sae", "sae.json")
+    if is_missing(record.get("fve")):
+        return ""
+    kept, before = record.get("downstream_accuracy"), record.get("original_accuracy")
+    text = f"the latents explain {percent(record['fve'], 0)} of the activations' variance"
+    if not is_missing(kept) and not is_missing(before):
+        text += f", on which the network is right on {percent(kept)} instead of {percent(before)}"
+    return text + "; what they leave out is not judged."
+
+
+def _next(artifacts: Artifacts, main: Headline, rows: pd.DataFrame) -> str:
+    if artifacts.record("repair", "repair.json"):
+        return "compare the repair with biases alone, below; use repaired.safetensors only if it beats them."
+    suspects = _first_suspects(artifacts)
+    if suspects:
+        first = suspects[0]
+        return (
+            f"look at the images of latent {first['latent']}. If {label(first['class'], 30)} should not depend on it: "
+            "salve stages=[audit,repair,report], with the options of this run."
+        )
+    failing = [str(row["class"]) for row in records(rows) if row["separates"] == "False"]
+    if main.verdict is not None and failing:
+        names = _listed([label(name, 30) for name in failing])
+        return f"see in the explorer what goes along with {names}; try another SAE (sae=topk) or layer."
+    if main.verdict is not None:
+        return (
+            "ask whether it depends on what it should not: salve stages=[audit,report], with the options of this run."
+        )
+    return "measure what edits do: salve stages=[control,diagnose,report], with the options of this run."
+
+
+def _first_suspects(artifacts: Artifacts) -> list[dict[str, object]]:
+    """The first suspect of each class, those with the highest scores first."""
+    table = artifacts.table("audit", "suspects.csv")
+    if not {"class", "latent", "rank", "score"} <= set(table.columns):
+        return []
+    first = table[(column(table, "rank") == 1) & (column(table, "score") > 0)]
+    return records(first.sort_values("score", ascending=False, kind="stable"))
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {count_of(more)} more" if more > 0 else "")
