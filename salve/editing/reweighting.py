@@ -90,8 +90,8 @@ def logits_of_halves(
 ) -> Float[Tensor, "N C"]:
     """The logits of each half of every group by the head of :func:`reweighted_head` for the other half, float64.
 
-    A head is right on the images that it was trained on, so by these it can be compared with other edits. Where no group
-    has two images, all logits are 0.
+    A head is right on the images that it was trained on, so by these it can be compared with other edits. Where no
+    group has two images, all logits are 0.
     """
     first = _halves(groups, seed)
     found = torch.zeros(len(labels), classes, dtype=torch.float64)
