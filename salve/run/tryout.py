@@ -27,7 +27,7 @@ from salve.saliency.common import NoMap
 from salve.stages import StageContext
 from salve.stages.compare import check_compare
 from salve.stages.control import method_of
-from salve.stages.repairing import check_repair
+from salve.stages.repair_suspects import check_repair
 from salve.stages.targets import refuse_signed
 from salve.stages.tcav import concept_files
 from salve.system import first_line

@@ -21,7 +21,8 @@ from salve.sae import SAE
 from salve.stages.context import StageContext, settings_of_key
 from salve.stages.counterfactuals import flip_rate
 from salve.stages.grouped import Grouped, Running, attribute_of, grouped, of_split
-from salve.stages.repairing import Candidate, Search, best_of, best_of_each, suspects_of, table_of
+from salve.stages.repair_suspects import suspects_of
+from salve.stages.repairing import Candidate, Search, best_of, best_of_each, table_of
 
 #: What is reported on test images, in this order: the network as it was, with new biases alone, with the edit alone,
 #: and with both, as the file of weights has it.
