@@ -45,7 +45,7 @@ SHARED_BY_STAGES = (
         "bench",
         "grouped",
         "counterfactuals",
-        "repairing",
+        "repair_suspects", "repairing",
         "tcav",
     ),
 )
