@@ -15,6 +15,7 @@ from experiments.compare import intervals
 from experiments.figures import PRINT_WIDTH, printed, save
 from experiments.testbeds import as_command
 from salve import open_sweep
+from salve.artifacts import write_table
 from salve.report.style import BLUE, GREEN, GREY, ORANGE, new_figure, percent_axis
 from salve.report.text import MISSING, is_missing, percent
 from salve.results import Run
@@ -122,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise UserError(f"No run in {given.sweep} is finished.")
     table, folder = table_of(runs), given.output_dir or given.sweep
     folder.mkdir(parents=True, exist_ok=True)
-    table.to_csv(folder / "repairs.csv", index=False)
+    write_table(folder / "repairs.csv", table)
     save(gains_figure(table), folder, "repairs")
     text = as_markdown(table)
     (folder / "repairs.md").write_text(text, encoding="utf-8")

@@ -11,8 +11,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from salve.artifacts import Artifact, save_tensors, write_record, write_table
+from salve.artifacts import Artifact, digest_of_tensors, save_tensors, write_record, write_table
 from salve.backbones.cut import Cut
+from salve.data.transforms import Preprocess
 from salve.features import class_effects
 from salve.features.suspects import (
     false_positive_lift,
@@ -30,7 +31,7 @@ from salve.stages.counterfactuals import Counterfactuals
 from salve.stages.effects import watched_attributions
 from salve.stages.grouped import Grouped, Running, attribute_of, grouped, of_split
 from salve.stages.localise import PREFIX, Seen, masks_like
-from salve.types import Split
+from salve.types import Labels, Split
 
 #: Images that come nearest to each class without being of it, at most, on which effects are measured: as many as those
 #: of the class itself for ``discover.select=effect``.
@@ -63,6 +64,8 @@ def audit(
     """
     labels = settings.labels if grouped(context, "select") is not None else 0
     used = {**asdict(settings), "labels": labels, "pool": pool, "pictures": pictures, "seed": context.seed}
+    if (boxes := context.data.boxes("test")) is not None:
+        used["boxes"] = digest_of_tensors({str(image): box for image, box in boxes.of_image.items()})
     key_settings = settings_of_key({**used, "attribute": attribute_of(context)}, classifier, activations, sae)
 
     def make(folder: Path, _: Path) -> None:
@@ -253,26 +256,41 @@ def _seen(context: StageContext, cut: Cut, sae: SAE, pool: str) -> Seen:
 def _locate(rows: Sequence[dict[str, Any]], seen: Seen, told_by: Evidence, kinds: Sequence[str]) -> None:
     """Add ``off_object``: the share of a suspect's map that lies off the object that defines its class.
 
-    Measured on test images of the class that show the object, where the data have masks.
+    Measured on test images of the class that show the object, where the data have masks, or else boxes.
     """
-    truth = told_by.context.data.truth("test")
     by_class: dict[int, list[dict[str, Any]]] = {}
     for row in rows:
         row["off_object"] = float("nan")
         by_class.setdefault(int(row["label"]), []).append(row)
-    if truth is None or not kinds:
-        return
-    for k, own in by_class.items():
-        concept = truth.class_concept[k]
-        of_class = ((told_by.images.labels == k) & truth.presence[:, concept]).nonzero()[:, 0][:LOCATED].tolist()
+    for k, own in by_class.items() if kinds else ():
+        of_class, on = objects_shown(told_by.context.data, told_by.images.labels, seen.preprocess, k)
         if not of_class:
             continue
-        on = masks_like(truth.masks(of_class, concept), seen.preprocess)  # [n, H, W]
         maps = seen.maps(kinds[0], of_class, [row["latent"] for row in own], [row["sign"] for row in own])
         total = maps.sum(dim=(0, 2, 3))
         off = (maps * ~on[:, None]).sum(dim=(0, 2, 3)) / total
         for row, share in zip(own, off.tolist(), strict=True):
             row["off_object"] = share
+
+
+def objects_shown(data: Any, labels: Labels, preprocess: Preprocess, label: int) -> tuple[list[int], Tensor]:
+    """Test images that show a class's object, and where it is; none if the data know neither masks nor boxes.
+
+    Args:
+        data: the images. labels: of the test images. preprocess: of the backbone. label: the class.
+
+    Returns:
+        Numbers of the images, at most :data:`LOCATED`, and bool ``[n, S, S]``.
+    """
+    own = labels == label
+    if (truth := data.truth("test")) is not None:
+        concept = truth.class_concept[label]
+        numbers = (own & truth.presence[:, concept]).nonzero()[:, 0][:LOCATED].tolist()
+        return numbers, masks_like(truth.masks(numbers, concept), preprocess) if numbers else torch.empty(0)
+    if (boxes := data.boxes("test")) is not None:
+        numbers = [number for number in own.nonzero()[:, 0].tolist() if len(boxes.of_image.get(number, ()))][:LOCATED]
+        return numbers, boxes.masks(numbers, preprocess)
+    return [], torch.empty(0)
 
 
 def _pictures(

@@ -45,7 +45,8 @@ SHARED_BY_STAGES = (
         "bench",
         "grouped",
         "counterfactuals",
-        "repair_suspects", "repairing",
+        "repair_suspects",
+        "repairing",
         "tcav",
     ),
 )

@@ -157,7 +157,7 @@ NOT_IN_ANY: dict[str, str] = {
     },
     **{
         f"repair.{name}": "stage repair is not in this run; test_repair.py"
-        for name in ("suspects", "methods", "sizes", "strengths", "max_accuracy_loss", "images")
+        for name in ("suspects", "methods", "sizes", "strengths", "max_accuracy_loss", "images", "rivals")
     },
     "sae.pool": "the latents of a vector are those of the image",
     "sae.steps": "sae.epochs, which is set here, takes their place",

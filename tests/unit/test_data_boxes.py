@@ -15,6 +15,7 @@ from salve.data.marked import MarkedData
 from salve.data.transforms import Preprocess
 from salve.data_settings import MarkSettings
 from salve.settings import ValidateSettings
+from salve.stages.audit import objects_shown
 from salve.stages.localise import localise
 from salve.stages.targets import Target
 from salve.types import UserError
@@ -125,3 +126,13 @@ def test_stage_validate_scores_maps_against_boxes_where_there_are_no_masks(root:
     found = [row[name] for name in ("n", "pointing", "iou", "random_pointing", "random_iou", "chance_pointing")]
     assert found == [1, 1.0, 1.0, 0.5, 0.25, 0.25]
     assert "auroc" not in row
+
+
+def test_the_audit_takes_the_boxed_images_of_a_class_where_there_are_no_masks() -> None:
+    boxes = Boxes({i: torch.tensor([[0.0, 0, 16, 32]]).double() for i in (1, 2, 4)}, dict.fromkeys((1, 2, 4), (32, 32)))
+    data: Any = SimpleNamespace(truth=lambda _: None, boxes=lambda _: boxes)
+    numbers, on = objects_shown(data, torch.tensor([0, 1, 1, 1, 0]), Preprocess(32, None), 1)
+    assert numbers == [1, 2]
+    assert on.shape == (2, 32, 32)
+    assert on[:, :, :16].all()
+    assert not on[:, :, 16:].any()

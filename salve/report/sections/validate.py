@@ -45,7 +45,8 @@ def validation(artifacts: Artifacts, figure_folder: FigureFolder) -> Section:
             figures.localisation_dots(table),
             "validate-localisation",
             "Dot plot per class: pointing game and overlap with the mask, the class's latent and a random latent.",
-            f"Where {_named(kinds)}, against the masks. The pointing game asks whether the map's peak falls on "
+            f"Where {_named(kinds)}, against the masks, or boxes where there are none. "
+            "The pointing game asks whether the map's peak falls on "
             "the class's concept (or within validate.pointing_tolerance pixels of it), IoU how much of the thresholded "
             "map overlaps it; a latent has found its concept when the filled dot is far to the right of the hollow "
             "one, a latent drawn at random."
