@@ -14,7 +14,7 @@ from salve.artifacts import Artifact
 from salve.backbones.cut import Cut
 from salve.editing.methods import FittedEdit, Fitting, Target, make_method
 from salve.editing.methods.change import Affine, Change
-from salve.editing.methods.pruning import welch
+from salve.editing.methods.pruning import closing, welch
 from salve.editing.recalibrate import (
     fairest_shift,
     group_accuracies,
@@ -193,18 +193,7 @@ class Search:
         right = logits.argmax(dim=1) == known.labels
         by_group = group_accuracies(right, known.group, int(known.group.max()) + 1)
         worst = int(by_group.nan_to_num(2.0).argmin())
-        scores = welch(on_known.attributions(known.labels), known.group != worst)
-        order = scores.argsort(descending=True, stable=True)
-
-        def closed(alpha: float) -> int:
-            return math.ceil(alpha * len(scores) / 100 - 1e-9)
-
-        def at(alpha: float) -> Change:
-            gate = torch.ones_like(scores)
-            gate[order[: closed(alpha)]] = 0
-            return Affine(gate=gate).change(self._cut.model, self._cut.site)
-
-        return FittedEdit(at, strongest=100.0, steps=closed)
+        return closing(welch(on_known.attributions(known.labels), known.group != worst), self._cut)
 
     def _permanent(self, change: Change) -> Change | None:
         """The change as weights can hold it: an eraser's shift is left to the biases where a reader cannot hold it.

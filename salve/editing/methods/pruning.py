@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from salve.backbones.cut import Cut
 from salve.editing.methods.base import FittedEdit, Fitting, Method, Target
 from salve.editing.methods.change import Affine, Change
 from salve.editing.methods.directions import drawing
@@ -48,18 +49,7 @@ class Pruning(Method):
 
     def fit(self, fitting: Fitting, target: Target) -> FittedEdit:
         """See :class:`Method`."""
-        scores = self.scores(fitting, target)
-        order = scores.argsort(descending=True, stable=True)
-
-        def closed(alpha: float) -> int:
-            return math.ceil(alpha * len(scores) / 100 - 1e-9)
-
-        def at(alpha: float) -> Change:
-            gate = torch.ones_like(scores)
-            gate[order[: closed(alpha)]] = 0
-            return Affine(gate=gate).change(fitting.cut.model, fitting.cut.site)
-
-        return FittedEdit(at, strongest=100.0, steps=closed)
+        return closing(self.scores(fitting, target), fitting.cut)
 
     def scores(self, fitting: Fitting, target: Target) -> Float[Tensor, " M"]:
         """The score of each channel, float64; the largest are pruned first."""
@@ -73,6 +63,21 @@ class Pruning(Method):
         if min(int(mine.sum()), int((~mine).sum())) < 2:
             raise UserError(f"Pruning needs two train images of {target.name} and two others, and there are fewer.")
         return welch(found, mine)
+
+
+def closing(scores: Float[Tensor, " M"], cut: Cut) -> FittedEdit:
+    """The edit that zeroes the channels with the largest scores, α per cent of them, rounded up."""
+    order = scores.argsort(descending=True, stable=True)
+
+    def closed(alpha: float) -> int:
+        return math.ceil(alpha * len(scores) / 100 - 1e-9)
+
+    def at(alpha: float) -> Change:
+        gate = torch.ones_like(scores)
+        gate[order[: closed(alpha)]] = 0
+        return Affine(gate=gate).change(cut.model, cut.site)
+
+    return FittedEdit(at, strongest=100.0, steps=closed)
 
 
 def welch(rows: Float[Tensor, "N M"], mine: Bool[Tensor, " N"]) -> Float[Tensor, " M"]:
