@@ -21,6 +21,8 @@ STATES = {
     "edited": "edit alone",
     "after": "repaired",
 }
+#: What a repair that edits no latent does, in words.
+WITHOUT_LATENTS = {"dfr": "the head trained anew (dfr)", "leace": "the attribute erased (leace)"}
 
 
 def audit(artifacts: Artifacts, figure_folder: FigureFolder) -> Section | None:
@@ -120,7 +122,9 @@ def repair(artifacts: Artifacts) -> Section | None:
     )
     pairs = " Test images count with the mark and without it." if record["pairs"] else ""
     by_groups = f"groups are classes × {record['attribute']}" if record["attribute"] else "groups are classes"
-    edit = f"{what if latents else record['method']} at α = {number(record['alpha'])}, with " if record["alpha"] else ""
+    what = what if latents else WITHOUT_LATENTS.get(record["method"], record["method"])
+    at = "" if record["method"] == "dfr" else f" at α = {number(record['alpha'])}"
+    edit = f"{what}{at}, with " if record["alpha"] else ""
     if edit or biases:
         chosen = f"{edit}{biases or 'no bias changed'}. This was chosen on select images and is in"
     else:
