@@ -129,7 +129,11 @@ class MarkedData(ImageData):
         none = (
             ["The mark goes with no class more than with others: mark.rates is empty."] if not self.mark.rates else []
         )
-        return [*self.data.remarks(), *none]
+        own = self.data.groups("test")
+        hides = (
+            [f"Groups are told by the mark, {self.mark.kind}, and no longer by {own.name}."] if own is not None else []
+        )
+        return [*self.data.remarks(), *none, *hides]
 
     def sizes(self) -> list[tuple[int, int]]:
         return self.data.sizes()

@@ -1,7 +1,7 @@
 """The first lines of a page: what the network depends on, how sure that is, and what to do next."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -39,7 +39,12 @@ def first_lines(artifacts: Artifacts, main: Headline, rows: pd.DataFrame) -> lis
 def _depends(artifacts: Artifacts, main: Headline) -> str:
     repair, suspects = artifacts.record("repair", "repair.json"), _first_suspects(artifacts)
     if repair:
-        before, after = percent(repair["worst_group_before"]), percent(repair["worst_group_after"])
+        before, alone, after = (percent(repair[f"worst_group_{one}"]) for one in ("before", "recalibrated", "after"))
+        if not _helped(repair):
+            return (
+                f"{repair['suspects']}, still: the repair did not help. The worst group was right on {before}, on "
+                f"{alone} with new biases alone, and on {after} after the repair."
+            )
         return (
             f"{repair['suspects']}, before the repair. The worst group was right on {before}, and after it on {after}."
         )
@@ -50,10 +55,17 @@ def _depends(artifacts: Artifacts, main: Headline) -> str:
         return ""
     verdict = main.verdict
     what = f"what {verdict.method} takes away" if verdict.method else "one direction of its own"
+    if not verdict.separates:
+        return f"{what}, for none of {plural(verdict.judged, 'class')}: what takes a class away takes others along."
     some = f"{count_of(verdict.separates)} of {plural(verdict.judged, 'class')}"
     rest = verdict.judged - verdict.separates
     shared = " All of them can be taken away alone." if not rest else " The others share theirs, or need more than one."
     return f"{what}, for {some}: without it the class is gone and the other classes stay.{shared}"
+
+
+def _helped(repair: dict[str, Any]) -> bool:
+    """Whether a repair's worst group is better than that of the untouched network and of new biases alone."""
+    return bool(repair["worst_group_after"] > max(repair["worst_group_before"], repair["worst_group_recalibrated"]))
 
 
 def _weakest(rows: pd.DataFrame) -> str:
@@ -101,7 +113,9 @@ def _unseen(artifacts: Artifacts) -> str:
 
 
 def _next(artifacts: Artifacts, main: Headline, rows: pd.DataFrame) -> str:
-    if artifacts.record("repair", "repair.json"):
+    if repair := artifacts.record("repair", "repair.json"):
+        if not _helped(repair):
+            return "keep the network as it was; label more images of each group (audit.labels), or try another layer."
         return "compare the repair with biases alone, below; use repaired.safetensors only if it beats them."
     suspects = _first_suspects(artifacts)
     if suspects:

@@ -36,7 +36,10 @@ def summary_table(artifacts: Mapping[str, Path], remarks: Sequence[str] = ()) ->
     found = Artifacts(artifacts)
     rows = class_summary(found)
     cautions = [Text(f"Caution: {one}", style="yellow") for one in (*remarks, *own_remarks(found))]
-    parts: list[RenderableType] = [*cautions, class_table(rows, headline(found, rows))]
+    parts: list[RenderableType] = [*cautions]
+    # A run of audit and repair alone has nothing to say of the classes' own latents.
+    if not artifacts.keys() & {"audit", "repair"} or artifacts.keys() & {"features", "control", "diagnose"}:
+        parts.append(class_table(rows, headline(found, rows)))
     return Group(*parts, *_audited(found), *_repaired(found))
 
 

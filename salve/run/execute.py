@@ -43,6 +43,7 @@ from salve.stages import (
     validate,
 )
 from salve.stages.compare import Makers
+from salve.stages.repair import REPAIRED
 from salve.stages.report import report
 from salve.types import UserError
 
@@ -219,6 +220,8 @@ def _run_stages(config: Config, context: StageContext) -> dict[str, Artifact]:
     step("audit", audited, lambda c: audit(c, config.audit, pool, config.validate.pictures, *inputs(*base[:3])))
     labels = config.audit.labels
     step("repair", repaired, lambda c: repair(c, config.repair, labels, *inputs(*base[:3], "audit")))
+    if repaired:
+        log.info("repaired weights: %s", found["repair"].file(REPAIRED))
     if config.evaluate:
         step(
             "evaluation",

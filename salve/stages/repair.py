@@ -98,6 +98,7 @@ def repair(
         record = {
             **_choice(context, chosen, alone, search, suspects.name, suspects.classes, labels),
             **{"attribute": images.name, "pairs": images.paired, "test_images": len(images)},
+            **{"left_out": search.left_out, "groups_without_images": _absent(context, images)},
         }
         measures = {name: _measures(context, images, found[name], plain, on_plain[name]) for name in found}
         for name in STATES:
@@ -165,6 +166,18 @@ def _choice(
     }
 
 
+def _absent(context: StageContext, images: Grouped) -> list[str]:
+    """Names of the groups that have no image, of which the worst group cannot tell."""
+    counts = torch.bincount(images.group, minlength=len(context.classes) * len(images.values))
+    names = [_name_of(context, images, group) for group in (counts == 0).nonzero()[:, 0].tolist()]
+    return [name for name in names if name]
+
+
+def _name_of(context: StageContext, images: Grouped, group: int) -> str:
+    label, value = divmod(group, len(images.values))
+    return ", ".join(filter(None, (context.classes[label], f"{images.name} {images.values[value]}".strip())))
+
+
 def _of_state(measure: str, state: str) -> str:
     """The name in the record of a measure in a state: the end of an interval stays last."""
     end = next((one for one in _ENDS if measure.endswith(one)), "")
@@ -192,11 +205,8 @@ def _measures(
     # Of a group, images drawn with replacement are right as often as a binomial variable says.
     resampled = rng.binomial(counts.numpy(), accuracy, (RESAMPLES, groups)) / counts.clamp_min(1).numpy()
     at = int(np.where(has, accuracy, np.inf).argmin())
-    label, value = divmod(at, len(images.values))
     found: dict[str, Any] = {
-        "worst_group_of": ", ".join(
-            filter(None, (context.classes[label], f"{images.name} {images.values[value]}".strip()))
-        ),
+        "worst_group_of": _name_of(context, images, at),
         **_with_interval("worst_group", accuracy[at], resampled[:, has].min(axis=1)),
         **_with_interval("average", accuracy @ share, resampled @ share),
         "accuracy": float((on_plain.argmax(dim=1) == plain.labels).double().mean()),

@@ -12,13 +12,17 @@ from salve.repair_settings import RepairSettings
 from salve.stages.context import StageContext
 from salve.types import UserError
 
+#: Methods that edit no latent.
+WITHOUT_LATENTS = {"dfr", "leace"}
+
 
 @dataclass(frozen=True)
 class Suspects:
     """What a repair is to take out.
 
     Attributes:
-        classes: labels of the classes that rely on it. latents, signs: the suspects, the worst first.
+        classes: labels of the classes that rely on it. latents, signs: the suspects, the worst first; none if no latent
+            tells the attribute.
         value: index of the attribute's value that goes with the classes; None without labels.
         name: for files and tables.
     """
@@ -61,7 +65,7 @@ def suspects_of(context: StageContext, settings: RepairSettings, audit: Artifact
     rows = table[table["class"].isin([classes[k] for k in chosen]) & (table["score"] > 0)]
     order = rows["score"] * rows["select_pull"]  # a class that is hardly pulled must not lead
     rows = rows.loc[order.sort_values(ascending=False).index].drop_duplicates("latent")
-    if not len(rows):
+    if not len(rows) and not set(settings.methods) & WITHOUT_LATENTS:
         raise UserError(f"No latent tells {record['attribute']} and speaks for {classes[worst]}: nothing to repair.")
     return Suspects(
         *(tuple(chosen), tuple(map(int, rows["latent"])), tuple(map(int, rows["sign"]))),

@@ -30,6 +30,7 @@ from salve.stages.grouped import Running, grouped, of_split
 from salve.stages.repair_suspects import Suspects
 from salve.stages.sampled import fitting_of
 from salve.stages.targets import balanced
+from salve.types import UserError
 
 #: Images that come nearest to a class without being of it, on which a repair without labels is judged.
 NEAREST = 32
@@ -103,6 +104,8 @@ class Search:
         labels: int,
     ) -> None:
         self._activations = activations
+        #: Why methods were left out.
+        self.left_out: list[str] = []
         self._context, self._settings, self._cut, self._sae, self.suspects = context, settings, cut, sae, suspects
         every = of_split(context, "select")
         self._plain = every.at(torch.tensor(balanced(every.labels, settings.images)), paired=False)
@@ -133,7 +136,8 @@ class Search:
             if method == "dfr":
                 yield self._new_head()
                 continue
-            fitted = self._fitted(method, size)
+            if (fitted := self._fitted_or_none(method, size)) is None:
+                continue
             for alpha in strengths:
                 change = fitted.at(alpha)
                 held = self._permanent(change)
@@ -147,7 +151,7 @@ class Search:
 
     def _fits(self, methods: Sequence[str]) -> Iterator[tuple[str, int, Sequence[float]]]:
         """Each method, how many latents it edits (0 for none), and at which strengths."""
-        sizes = sorted({min(size, len(self.suspects.latents)) for size in self._settings.sizes})
+        sizes = sorted({min(size, len(self.suspects.latents)) for size in self._settings.sizes} - {0})
         strengths = self._settings.strengths
         with_labels = self._labelled and self.suspects.value is not None
         for method in methods:
@@ -158,6 +162,14 @@ class Search:
                     yield method, 0, {"pruning": PRUNED, "dfr": (1.0,)}.get(method, strengths)
             else:
                 yield from ((method, size, strengths) for size in sizes)
+
+    def _fitted_or_none(self, method: str, size: int) -> FittedEdit | None:
+        """None where the method cannot be fitted, such as to a latent that never fires: the others may still help."""
+        try:
+            return self._fitted(method, size)
+        except UserError as error:
+            self.left_out.append(str(error))
+            return None
 
     def _fitted(self, method: str, size: int) -> FittedEdit:
         if method == "pruning":

@@ -78,6 +78,7 @@ def test_the_tables_say_what_the_written_weights_do(repaired: tuple[Path, dict[s
     with torch.no_grad():
         after = torch.cat([model(images).argmax(dim=1) for images in (without, with_tag)])
     assert len(changed) == int((before != after).sum())
+    assert (record["left_out"], record["groups_without_images"]) == ([], [])
     tried = found.table("candidates.csv")
     own, rivals = {"ablation", "gate", "leace", "latent_eraser", "dfr"}, {"inlp", "mute", "reconstruction", "pruning"}
     assert set(tried["method"]) == {"recalibration alone", *own, *rivals}
@@ -125,3 +126,15 @@ def test_suspects_are_ranked_with_and_without_labels(repaired: tuple[Path, dict[
         start(folder, "stages=[audit,repair]", *SETTINGS, "audit.labels=0")
     assert unlabelled["audit"].key != artifacts["audit"].key
     assert unlabelled["repair"].key != artifacts["repair"].key
+
+
+def test_one_labelled_image_of_each_group_is_enough_to_go_on(
+    repaired: tuple[Path, dict[str, Artifact]], start: Start
+) -> None:
+    folder, _ = repaired
+    few = start(
+        folder, "stages=[audit,repair]", *SETTINGS, "audit.labels=1", "repair.methods=[dfr]", "repair.rivals=[]"
+    )
+    tried = few["repair"].table("candidates.csv")
+    assert set(tried["method"]) == {"dfr", "recalibration alone"}
+    assert tried.set_index("method").loc["dfr", "select_score"] == 0  # no half is left to judge the other by

@@ -150,7 +150,7 @@ def test_erasers_refuse_what_cannot_be_erased_and_bad_settings(model: nn.Module)
     flat = Fitting(fitting.cut, torch.ones(20, 8).double(), torch.arange(20) % 5, 5)
     with pytest.raises(UserError, match="The site hidden tells nothing of one, so nothing can be erased"):
         make_method("leace").fit(flat, TARGET)
-    with pytest.raises(UserError, match="a latent of one does not vary with the site hidden"):
+    with pytest.raises(UserError, match="latent 2 of one does not vary with the site hidden"):
         make_method("latent_eraser").fit(flat.with_sae(fitting.sae, 0), TARGET)
     for name in ("leace", "latent_eraser"):
         with pytest.raises(UserError, match=f"ridge=-1 of {name} must be 0 or more"):

@@ -162,9 +162,10 @@ class LatentEraser(Method):
         solved = _solved(within, self.ridge, across)
         told = across.T @ solved
         if not float(told.diagonal().min()) > 1e-12:
+            least = chosen[int(told.diagonal().argmin())]
             raise UserError(
-                f"Within classes, a latent of {target.name} does not vary with the site {fitting.cut.site.name}, so "
-                "that nothing can be erased."
+                f"Within classes, latent {least} of {target.name} does not vary with the "
+                f"site {fitting.cut.site.name}, so that nothing can be erased of it."
             )
         right = solved @ torch.linalg.pinv(told, rtol=1e-9, hermitian=True)
         level = across @ (right.T @ fitting.mean)

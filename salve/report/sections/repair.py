@@ -120,6 +120,11 @@ def repair(artifacts: Artifacts) -> Section | None:
         for name, shift in record["shifts"].items()
         if shift
     )
+    absent = left = ""
+    if names := record["groups_without_images"]:
+        absent = f" No test image is in the group {'; '.join(names)}, so the worst group leaves it out."
+    if whys := list(dict.fromkeys(record["left_out"])):
+        left = f" Left out: {' '.join(whys)}"
     pairs = " Test images count with the mark and without it." if record["pairs"] else ""
     by_groups = f"groups are classes × {record['attribute']}" if record["attribute"] else "groups are classes"
     what = what if latents else WITHOUT_LATENTS.get(record["method"], record["method"])
@@ -134,7 +139,7 @@ def repair(artifacts: Artifacts) -> Section | None:
             f"The repair of {record['suspects']}: {chosen} "
             "repaired.safetensors, a plain state_dict; the edit files undo it. Biases alone are the "
             f"control that a repair must beat. All numbers are of test images; {by_groups}, and the average weighs "
-            f"them by their shares of the train images.{pairs} Below the numbers are 95\u00a0% intervals."
+            f"them by their shares of the train images.{pairs} Below the numbers are 95\u00a0% intervals.{absent}{left}"
         ),
         _states(record),
         _groups(artifacts, record["attribute"]),
