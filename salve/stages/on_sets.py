@@ -83,7 +83,7 @@ def measured_on(images: EvaluationSet, said: Mapping[str, Labels], classes: tupl
             for g, (name, value) in enumerate(named):
                 rows.append((*head, name, groups.name, value, *_known(by_group, counts, g), None))
     columns = ["set", "target", "class", "attribute", "attribute_value", "images", "accuracy", "flips"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=columns).astype({"accuracy": float, "flips": float})  # also where all are missing
 
 
 def _known(accuracy: Tensor, counts: Tensor, at: int) -> tuple[int, float | None]:
