@@ -238,14 +238,14 @@ def _run_stages(config: Config, context: StageContext) -> dict[str, Artifact]:
 def _compare(config: Config, context: StageContext, inputs: Sequence[Artifact]) -> Artifact:
     """Stage ``compare``, with what makes further SAEs and classifiers where it needs them."""
     classifier, activations, *_ = inputs
-    recipe = config.finetune
+    training = config.finetune
 
     def sae_of(settings: SAESettings) -> tuple[Artifact, Artifact]:
         sae = train_sae(context, settings, classifier, activations)
         return sae, read_features(context, config.discover, settings.pool, classifier, activations, sae)
 
     def without(name: str) -> Artifact:
-        return finetune(context, replace(recipe, without=[*recipe.without, name]))
+        return finetune(context, replace(training, without=[*training.without, name]))
 
     makers = Makers(lambda there: capture(there, config.capture, classifier), sae_of, without)
     return compare(context, config.compare, config.sae, makers, *inputs)

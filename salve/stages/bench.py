@@ -49,7 +49,7 @@ def targets_among(settings: CompareSettings, classes: Sequence[str]) -> list[str
 
 @dataclass(frozen=True, eq=False)
 class Retrained:
-    """Networks that were trained without one class each, by the same recipe.
+    """Networks that were trained without one class each, with the same settings.
 
     Attributes:
         classifiers: by the class's name. seconds: that their trainings took, of those that were not there already.

@@ -98,7 +98,7 @@ def repair(
         record = {
             **_choice(context, chosen, alone, search, suspects.name, suspects.classes, labels),
             **{"attribute": images.name, "pairs": images.paired, "test_images": len(images)},
-            **{"left_out": search.left_out, "groups_without_images": _absent(context, images)},
+            **{"left_out": search.left_out, "groups_without_images": groups_without_images(context, images)},
         }
         measures = {name: _measures(context, images, found[name], plain, on_plain[name]) for name in found}
         for name in STATES:
@@ -166,11 +166,10 @@ def _choice(
     }
 
 
-def _absent(context: StageContext, images: Grouped) -> list[str]:
+def groups_without_images(context: StageContext, images: Grouped) -> list[str]:
     """Names of the groups that have no image, of which the worst group cannot tell."""
     counts = torch.bincount(images.group, minlength=len(context.classes) * len(images.values))
-    names = [_name_of(context, images, group) for group in (counts == 0).nonzero()[:, 0].tolist()]
-    return [name for name in names if name]
+    return [_name_of(context, images, group) for group in (counts == 0).nonzero()[:, 0].tolist()]
 
 
 def _name_of(context: StageContext, images: Grouped, group: int) -> str:

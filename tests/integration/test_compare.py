@@ -204,7 +204,7 @@ def test_the_bound_is_a_network_trained_without_the_class(tmp_path: Path, start:
     record = artifacts["classifier"].record("classifier.json")
     table, model, (images, labels) = edits(artifacts), plain_model(artifacts), images_and_labels()
     without = start(tmp_path, store, "stages=[finetune]", f"finetune.without=[{record['classes'][0]}]")
-    assert without["classifier"].reused  # the comparison has trained it, by the same recipe
+    assert without["classifier"].reused  # the comparison has trained it, with the same settings
     with torch.no_grad():
         logits = [plain_model(one)(images) for one in (artifacts, without)]
     (before, *_), (after, *others) = (accuracies(one, labels) for one in logits)

@@ -94,6 +94,12 @@ def test_the_first_lines_say_what_there_is(tmp_path: Path) -> None:
     assert "5–9 of 10 classes" in lines["How sure"]
     assert "50 test images" in lines["How sure"]
     assert "stages=[audit,report]" in lines["Next"]
+    assert (
+        "for none of 10 classes"
+        in said(control={**counts, "separates": 0, "separates_low": 0, "confidence": 0.95, "limits": limits})[
+            "It depends on"
+        ]
+    )
     # An audit is more to the point than what edits do.
     (tmp_path / "audit").mkdir()
     suspects = pd.DataFrame({"class": ["b", "a"], "latent": [4, 9], "rank": 1, "score": [2.0, 3.0]})
@@ -102,3 +108,12 @@ def test_the_first_lines_say_what_there_is(tmp_path: Path) -> None:
     assert "latent 9 for a, latent 4 for b" in lines["It depends on"]
     assert "latent 9" in lines["Next"]
     assert "without labels" in lines["How sure"]
+    ends = {"worst_group_after_low": 0.1, "worst_group_after_high": 0.9}
+    measures = {"worst_group_before": 0.2, "worst_group_recalibrated": 0.4}
+    helped = said(repair={"suspects": "tag present", **measures, **ends, "worst_group_after": 0.6})
+    assert "right on 20.0 %, and after it on 60.0 %" in helped["It depends on"].replace("\u00a0", " ")
+    assert "use repaired.safetensors only if" in helped["Next"]
+    # Better than before, and no better than new biases alone.
+    failed = said(repair={"suspects": "tag present", **measures, **ends, "worst_group_after": 0.4})
+    assert "the repair did not help" in failed["It depends on"]
+    assert "keep the network as it was" in failed["Next"]
