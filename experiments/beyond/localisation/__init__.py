@@ -106,7 +106,7 @@ def localisation_figure(summary: pd.DataFrame, random: pd.DataFrame, titles: dic
             look: dict[str, Any] = {"color": COLOURS[method], "markersize": 4, "elinewidth": 1.1}
             right.errorbar(own["share"], own["correlation"], yerr=reach, fmt="o-", **look)
         right.axhline(0, color=GREY, linewidth=0.9, zorder=0)
-        right.set(xlabel="share of the network randomised", ylabel="rank correlation of maps", ylim=(-0.55, 1.03))
+        right.set(xlabel="further modules shuffled", ylabel="rank correlation of maps", ylim=(-0.55, 1.03))
         percent_axis(right.xaxis)
     figure.legend(
         handles=[entry(NAMES[method], COLOURS[method], "o") for method in METHODS], loc="outside upper center", ncols=4
