@@ -205,7 +205,8 @@ def _run_stages(config: Config, context: StageContext) -> dict[str, Artifact]:
     step("activations", behind, lambda c: capture(c, config.capture, *inputs("classifier")))
     step("sae", behind, lambda c: train_sae(c, config.sae, *inputs(*base[:2])))
     pool = config.sae.pool
-    of_classes = bool(wanted - {"finetune", "audit", "repair", "report"})
+    # An audit and a repair do not need them, but the explorer of their report does.
+    of_classes = bool(wanted - {"finetune", "audit", "repair", "report"}) or (behind and "report" in wanted)
     step("features", of_classes, lambda c: read_features(c, config.discover, pool, *inputs(*base[:3])))
     pictured = of_classes and "report" in wanted
     step("atlas", pictured, lambda c: atlas(c, pool, *inputs(*base)))

@@ -229,3 +229,31 @@ def test_behind_other_tails_the_page_shows_what_was_measured(browser: Browser, w
     assert f"α = {rows['alpha'].iloc[2]:g}" in said
     assert tab("document.getElementById('save').hidden")
     assert tab.complaints == []
+
+
+def test_behind_other_tails_the_confusion_matrix_is_that_of_the_strength_chosen(
+    browser: Browser, whole_run: Run, tmp_path: Path
+) -> None:
+    artifacts = renamed(whole_run[1], tmp_path / "artifacts", control={"images_sampled": 4})
+    path = write_explorer(tmp_path, artifacts, title="inner")
+    assert path is not None
+    tab, table = browser.open(path), whole_run[1]["control"].table("confusion.csv").fillna({"target": ""})
+    classes = whole_run[1]["classifier"].record("classifier.json")["classes"]
+    (name,) = set(table["target"]) - {""}
+    tab(
+        "(() => { const choice = document.querySelector('#edits select'), { targets } = explorer.data.grid;"
+        f" choice.value = targets.findIndex((one) => one.target === {json.dumps(name)} && one.mode === 'suppress');"
+        " choice.dispatchEvent(new Event('change')); })()"
+    )
+    shown = "[...document.querySelectorAll('#confusion td')].map((one) => parseInt(one.textContent) || 0)"
+    for button, target in ((0, ""), (1, name)):
+        tab(f"document.querySelectorAll('#matrix button')[{button}].click()")
+        rows = table[table["target"] == target]
+        wanted = {(row["true"], row["predicted"]): row["images"] for _, row in rows.iterrows()}
+        assert tab(shown) == [wanted.get((true, predicted), 0) for true in classes for predicted in classes]
+    used = whole_run[1]["control"].table("summary.csv").set_index("target").loc[name, "alpha_used"]
+    assert f"α = {used:.3g}" in tab("document.getElementById('total').textContent")
+    tab("(() => { const slider = document.querySelector('#edits input');"
+        " slider.value = 1; slider.dispatchEvent(new Event('input')); })()")  # fmt: skip
+    assert tab("document.getElementById('confusion').hidden")
+    assert tab.complaints == []

@@ -108,6 +108,7 @@ def undone_files(repair: Artifact, original: dict[str, Tensor]) -> int:
 def test_suspects_are_ranked_with_and_without_labels(repaired: tuple[Path, dict[str, Artifact]], start: Start) -> None:
     folder, artifacts = repaired
     found = artifacts["audit"].table("suspects.csv")
+    classes = artifacts["classifier"].record("classifier.json")["classes"]
     assert len(found) == 2 * 10
     for name, own in found.groupby("class", sort=False):
         assert own["value"].nunique() == 1, name
@@ -117,6 +118,9 @@ def test_suspects_are_ranked_with_and_without_labels(repaired: tuple[Path, dict[
     page = (folder / "run" / "index.html").read_text()
     assert "Audit: what pushes images towards a class" in page
     assert "biases alone" in page
+    explorer = (folder / "run" / "explorer.html").read_text()
+    for latent, of_class in found.loc[found["score"] > 0, ["latent", "class"]].itertuples(index=False):
+        assert f'{{"latent":{latent},"class":{classes.index(of_class)},' in explorer
     named = ("repair.suspects={clinic: [1, 3]}", "repair.methods=[ablation]", "repair.sizes=[2]")
     unlabelled = start(folder, "stages=[audit,repair]", *SETTINGS, "audit.labels=0", *named)
     assert "separation" not in unlabelled["audit"].table("suspects.csv")

@@ -514,7 +514,7 @@ function spotlight(image, latent, rank) {  // dark where the latent does not loo
 function strips(latent) {
   const top = atlas.top && atlas.top[latent];
   if (atlas.top && !top) return [make("p", { class: "soft" }, "No test image excites it.")];
-  if (!top) return [make("p", { class: "soft" }, "No pictures: the stage report makes them where discover or a later stage runs too.")];
+  if (!top) return [make("p", { class: "soft" }, "No pictures: the stage report makes them where another stage runs, too.")];
   const figure = (shown, image, k, value) => make("figure", {}, shown, make("figcaption", {}, classes[k] || "–", make("br"), sig(value)));
   const found = [make("div", { class: "strip" }, ...top.map(([image, k, value]) => figure(picture(image, 92), image, k, value)))];
   const places = maps && mapped.has(latent) ? top.slice(0, atlas.shape[0]).map((one, rank) => [one[0], rank]).filter(([image]) => atlas.pictures[image]) : [];
@@ -560,7 +560,7 @@ function histogram(i) {
   add("line", { x1: 0, x2: 420, y1: 66.5, y2: 66.5 });
   latents.edges.forEach((edge, b) => {
     const power = Math.log10(edge);
-    if (Math.abs(power - Math.round(power)) < 1e-6) add("text", { x: 420 * (b + 1) / bins, y: 80, "text-anchor": "middle" }, String(Number(edge.toPrecision(1))));
+    if (Math.abs(power - Math.round(power)) < 1e-6) add("text", { x: 420 * (b + 1) / bins, y: 80, "text-anchor": b + 1 < bins / 12 ? "start" : b + 1 > bins * 11 / 12 ? "end" : "middle" }, String(Number(edge.toPrecision(1))));
   });
   return svg;
 }
@@ -677,7 +677,9 @@ function follow() {
   }
 }
 
-const names = tail && tail.C > classes.length ? [...classes, "another output"] : classes;
+const grid = data.grid || {}, measured = grid.matrices || {};
+const beyond = tail ? tail.C > classes.length : Object.values(measured).some((cells) => cells.some(([, m]) => m === classes.length));
+const names = beyond ? [...classes, "another output"] : classes;
 const column = (k) => Math.min(k, names.length - 1);
 const MATRIX = 24;
 let bars = [], cells = [], before = null;
@@ -698,6 +700,10 @@ function build() {
     bars.push({ now, text, by });
     return make("tr", {}, make("th", { scope: "row", title: name }, name), make("td", { class: "bar" }, make("div", {}, now, was)), text, by);
   }));
+  buildMatrix();
+}
+
+function buildMatrix() {
   if (classes.length > MATRIX) return;
   const head = make("tr", {}, make("th", { class: "row" }, make("small", {}, "true \\ predicted")), ...names.map((name, k) => make("th", { scope: "col", title: name }, String(k + 1))));
   const body = classes.map((name, k) => make("tr", {}, make("th", { class: "row", scope: "row", title: name }, `${k + 1} ${name}`), ...names.map((other, m) => {
@@ -742,7 +748,7 @@ function showConfusion(matrix) {
 const MOST = 24;
 let lines = [];
 function showChanged(changed) {
-  byId("changes").textContent = changed.length ? `${changed.length}${changed.length > MOST ? `, the ${MOST} narrowest` : ", the narrowest first"}; ● where each changes as latent ${active} moves` : "";
+  byId("changes").textContent = changed.length ? `${changed.length}${changed.length > MOST ? `, the ${MOST} narrowest` : ", the narrowest first"}; ● where each changes as latent ${active} moves` : "none";
   while (lines.length < Math.min(MOST, changed.length)) {
     const line = { item: make("li"), picture: make("span"), what: make("div", { class: "what" }), track: make("div", { class: "track" }), at: make("i"), dot: make("b"), image: null };
     line.track.append(line.at, line.dot);
@@ -812,7 +818,6 @@ function save() {
 
 // -- what was measured, elsewhere
 
-const grid = data.grid || {};
 let target = null, stop = 0;
 const strength = (one, i) => one.infinite[i] ? Infinity : one.alpha[i];
 
@@ -830,6 +835,26 @@ function showTargets() {
   choice.addEventListener("change", () => { target = Number(choice.value); slider.max = grid.targets[target].alpha.length - 1; stop = Math.min(stop, slider.max); redraw(); });
   slider.addEventListener("input", () => { stop = Number(slider.value); redraw(); });
   byId("edits").replaceChildren(make("div", { class: "edit" }, choice, make("span"), make("span", { class: "strength", id: "measured" }), make("span"), make("div", { class: "slide" }, slider)));
+}
+
+function matrixOf(target) {
+  const matrix = names.map(() => new Float64Array(names.length));
+  for (const [k, m, count] of measured[target]) matrix[k][m] = count;
+  return matrix;
+}
+
+function showMeasured(one) {  // the confusion matrix, where there is one: without an edit, and at the strength chosen
+  if (!before) return;
+  const known = one.chosen !== undefined, shown = stop === 0 || stop === one.chosen;
+  byId("confusion").hidden = !shown;
+  if (shown) showConfusion(stop === 0 ? before : matrixOf(one.target));
+  const jump = (to, text) => {
+    const button = make("button", { type: "button" }, text);
+    button.addEventListener("click", () => { stop = to; showTargets(); redraw(); });
+    return button;
+  };
+  const there = known ? [jump(0, "without the edit"), " ", jump(one.chosen, `at α = ${sig(strength(one, one.chosen))}, which was chosen`)] : [jump(0, "without the edit")];
+  byId("matrix").replaceChildren("of all test images: ", ...there, known || one.mode !== "suppress" ? "" : "; edit.evaluate says of how many targets it is measured with the edit");
 }
 
 function redrawTarget() {
@@ -850,8 +875,9 @@ function redrawTarget() {
     if (one[key] && Number.isFinite(one[key][stop])) table.push(line(name, one[key][stop], one[key][0]));
   }
   byId("accuracies").replaceChildren(...table);
+  showMeasured(one);
   const gone = one.mode === "suppress" ? (grid.images[one.target] || []).filter(([, at]) => at <= alpha).sort((a, b) => b[1] - a[1]) : [];
-  byId("changes").textContent = gone.length ? `${gone.length} of this class, the narrowest first; ● where each changes` : "";
+  byId("changes").textContent = gone.length ? `${gone.length} of this class, the narrowest first; ● where each changes` : one.mode === "suppress" ? "none of this class" : "not measured for enhancing";
   const limit = Math.max(...one.alpha, 1e-12), at = (value) => 100 * Math.sqrt(Math.min(value, limit) / limit) + "%";
   byId("changed").replaceChildren(...gone.slice(0, MOST).map(([image, critical]) => {
     const now = make("i"), dot = make("b");
@@ -886,8 +912,11 @@ if (tail) build();
 else {
   byId("why").textContent = data.why;
   byId("why").hidden = false;
-  for (const id of ["confusion", "reset"]) byId(id).hidden = true;
-  byId("confusion").closest("div").previousElementSibling.hidden = true;
+  byId("reset").hidden = true;
+  if (measured[""]) {
+    before = matrixOf("");
+    buildMatrix();
+  } else byId("confusion").closest("div").previousElementSibling.hidden = true;
   byId("accuracies").previousElementSibling.textContent = "Accuracy";
 }
 for (const [id, event] of [["find", "input"], ["class", "change"], ["kind", "change"], ["sort", "change"]]) {

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from salve.backbones.site import Reader
 from salve.report.tables import class_names, critical, records
-from salve.report.text import yes_no
+from salve.report.text import is_missing, yes_no
 from salve.results import Artifacts
 from salve.untrusted import parse_json
 
@@ -55,7 +55,7 @@ def linear_tail(artifacts: Artifacts) -> LiveTail | str:
     """The tail of a run whose edits are gates of the last site; else why the page cannot compute them."""
     verdict = artifacts.record("control", "verdict.json")
     if not verdict:
-        return "The stage control did not run, so that nothing is known of edits."
+        return "What edits do was not measured, since the stage control did not run; name it in stages, too."
     if verdict.get("method"):
         return (
             f"This run's edits were made by {verdict['method']}, not by gates. What they do was measured at some "
@@ -117,21 +117,47 @@ def _edit_file(artifacts: Artifacts) -> dict[str, Any] | None:
 
 
 def measured_grid(artifacts: Artifacts) -> dict[str, Any]:
-    """What was measured of edits on test images: curves of each target, and its images' critical strengths."""
+    """What was measured of edits on test images: curves of each target, its images' critical strengths, and confusion
+    matrices without an edit and at the strength chosen.
+    """
     curves, images = artifacts.table("control", "curves.csv"), artifacts.table("diagnose", "images.csv")
     if not {"split", "mode", "target", "alpha"} <= set(curves.columns):
         return {}
     classes = class_names(artifacts)
     test = curves[curves["split"] == "test"]
     columns = ("accuracy", "others_accuracy", "others_lowest", "others_highest")
-    targets = []
+    matrices = _matrices(artifacts.table("control", "confusion.csv"), classes)
+    used = artifacts.table("control", "summary.csv")
+    used_of = dict(zip(used["target"], used["alpha_used"], strict=True)) if "alpha_used" in used else {}
+    targets: list[dict[str, Any]] = []
     for (target, mode), rows in test.groupby(["target", "mode"], sort=False):
         strengths = [float(alpha) for alpha in rows["alpha"]]
         found = {name: [float(value) for value in rows[name]] for name in columns if name in rows}
         infinite = [alpha == float("inf") for alpha in strengths]
-        strengths = [0.0 if at_end else alpha for alpha, at_end in zip(strengths, infinite, strict=True)]
-        targets.append({"target": str(target), "mode": str(mode), "alpha": strengths, "infinite": infinite, **found})
-    return {"targets": targets, "images": _crossings(images, classes)}
+        finite = [0.0 if at_end else alpha for alpha, at_end in zip(strengths, infinite, strict=True)]
+        one = {"target": str(target), "mode": str(mode), "alpha": finite, "infinite": infinite, **found}
+        if mode == "suppress" and target in matrices and target in used_of:
+            # Both tables round their strengths, and not alike.
+            apart = [0.0 if at == used_of[target] else abs(at - used_of[target]) for at in strengths]
+            one["chosen"] = int(np.argmin(apart))
+        targets.append(one)
+    return {"targets": targets, "images": _crossings(images, classes), "matrices": matrices}
+
+
+def _matrices(table: pd.DataFrame, classes: Sequence[str]) -> dict[str, list[list[int]]]:
+    """By target, and by "" without an edit, what is not 0: true class, output predicted, images.
+
+    All outputs that are no class count as one, after the classes.
+    """
+    if not {"target", "true", "predicted", "images"} <= set(table.columns):
+        return {}
+    numbered = {name: k for k, name in enumerate(classes)}
+    found: dict[str, list[list[int]]] = {}
+    for row in records(table):
+        target = "" if is_missing(row["target"]) else str(row["target"])
+        predicted = numbered.get(str(row["predicted"]), len(classes))
+        found.setdefault(target, []).append([numbered[str(row["true"])], predicted, int(row["images"])])
+    return found
 
 
 def _crossings(images: pd.DataFrame, classes: Sequence[str]) -> dict[str, list[list[float | int | None]]]:
