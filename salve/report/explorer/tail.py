@@ -135,7 +135,7 @@ def measured_grid(artifacts: Artifacts) -> dict[str, Any]:
         found = {name: [float(value) for value in rows[name]] for name in columns if name in rows}
         infinite = [alpha == float("inf") for alpha in strengths]
         finite = [0.0 if at_end else alpha for alpha, at_end in zip(strengths, infinite, strict=True)]
-        one = {"target": str(target), "mode": str(mode), "alpha": finite, "infinite": infinite, **found}
+        one: dict[str, Any] = {"target": str(target), "mode": str(mode), "alpha": finite, "infinite": infinite, **found}
         if mode == "suppress" and target in matrices and target in used_of:
             # Both tables round their strengths, and not alike.
             apart = [0.0 if at == used_of[target] else abs(at - used_of[target]) for at in strengths]
