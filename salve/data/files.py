@@ -182,6 +182,12 @@ class FileData(ImageData):
                 continue
         return found
 
+    @cached_property
+    def native_size(self) -> int:  # type: ignore[override]
+        """The shorter side of images that are all of one size; images of many sizes, and large ones, are read at 224."""
+        sizes = set(self.sizes())
+        return min(*sizes.pop(), ImageData.native_size) if len(sizes) == 1 else ImageData.native_size
+
     def _files(self, split: Split) -> tuple[ImageFile, ...]:
         check_split(split)
         return self._index.files[split]

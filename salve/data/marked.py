@@ -67,7 +67,12 @@ class MarkedData(ImageData):
         check_looks(mark)
         self.data, self.mark = data, mark
         self._marked: dict[str, Bool[Tensor, " N"]] = {}
-        self.name, self.native_size, self.min_crop_scale = data.name, data.native_size, data.min_crop_scale
+        self.name, self.min_crop_scale = data.name, data.min_crop_scale
+
+    @property
+    def native_size(self) -> int:  # type: ignore[override]
+        """That of the source."""
+        return self.data.native_size
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -18,7 +18,9 @@ from salve.data.decode import to_rgb
 from salve.data.files import FileData, UnreadableImage
 from salve.data.folders import FolderData
 from salve.data.imagenette import ImagenetteData
+from salve.data.marked import MarkedData
 from salve.data.transforms import Preprocess
+from salve.data_settings import MarkSettings
 from salve.types import UserError
 
 
@@ -517,3 +519,20 @@ def test_grey_values_of_unknown_white_are_named_with_the_setting(tmp_path: Path)
     assert image[place].eq(1).all()
     with pytest.raises(UserError, match=r"data\.white=0 must be above 0"):
         folder(tmp_path, white=0)
+
+
+# -- the size that a backbone without a preset reads
+
+
+@pytest.mark.parametrize(
+    ("sizes", "wanted"), [([(20, 16)] * 3, 16), ([(20, 16), (20, 16), (64, 64)], 224), ([(300, 260)] * 3, 224)]
+)
+def test_the_own_size_is_that_of_all_images_or_the_usual(
+    tmp_path: Path, sizes: list[tuple[int, int]], wanted: int
+) -> None:
+    fill(tmp_path)
+    for name in ("cat", "dog"):
+        for i, size in enumerate(sizes):
+            Image.new("RGB", size).save(tmp_path / "train" / name / f"{i}.png")
+    assert folder(tmp_path).native_size == wanted
+    assert MarkedData(folder(tmp_path), MarkSettings("tint")).native_size == wanted
