@@ -484,7 +484,7 @@ def test_page_says_what_came_out(ten: Run, ten_page: Page) -> None:
     flips = ten.table("diagnose", "summary.csv")["alpha_flip_median"]
     located = ten.table("validate", "localisation.csv")
     accuracy = ten.table("features", "classes.csv")["test_accuracy"].mean()
-    top = ten_page.sentences.split("Words on this page")[0]
+    top = ten_page.sentences.split("The table has one row per class")[0]
     assert f"right on {100 * accuracy:.1f} % of the test images" in top
     assert int(summary["separates"].sum()) == ten.separates == 9
     # The published sense, in which all ten separate, is not what is called so.
