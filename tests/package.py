@@ -144,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar="TAG",
         nargs="?",
         const=os.environ.get("GITHUB_REF_NAME", ""),
-        help="also check whether it may be published under this tag; by default, the one that GitHub runs a workflow for",
+        help="also check whether it may be published under this tag; by default that of the workflow",
     )
     given = parser.parse_args(arguments)
     version = version_of((ROOT / "salve" / "__init__.py").read_text(encoding="utf-8"))
