@@ -1,4 +1,4 @@
-.PHONY: help install launchers quickstart paper test test-quick test-nightly coverage test-lowest test-slurm gpu-check gpu-wheels lint check clean
+.PHONY: help install launchers quickstart paper package test test-quick test-nightly coverage test-lowest test-slurm gpu-check gpu-wheels lint check clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -40,6 +40,9 @@ test-quick: install  ## what is not marked slow, gpu, cluster or nightly; two mi
 
 test-nightly: install  ## Law 1 in a network of full size of each family, and in more small ones: half an hour
 	$(BIN)/python $(PYTEST) -m nightly
+
+package: install  ## build the wheel and the sdist, install each in an environment of its own, and make a small run (PACKAGE=--dependencies)
+	$(BIN)/python -m tests.package $(PACKAGE)
 
 coverage: install  ## the tests of test-quick, and the share of lines that they run
 	$(BIN)/python $(PYTEST) -m "not slow and not gpu and not cluster and not nightly" --cov --cov-report=term

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from salve.types import UserError
 from salve.values import ABOVE_ZERO, LIBRARIES, NOT_NEGATIVE, OWN, SEED, SHARE, OneOf, Range
-from salve.variants import TRAITS, check_variant
+from salve.variants import TRAITS, Traits, traits_of
 
 #: Precision of the matrix products in an SAE's training.
 Precision = Literal["float32", "bf16"]
@@ -114,7 +114,7 @@ class SAESettings:
     """Which SAE, and how it is trained.
 
     Attributes:
-        variant: one of :data:`salve.variants.TRAITS`.
+        variant: one of :data:`salve.variants.TRAITS`, or ``package.module.Class``, the user's own.
         dictionary_size: the number of latents, d.
         sparsity: λ. k: active latents.
         centre: subtract the mean activation first. Off by default, since it spoils the published edit
@@ -135,9 +135,10 @@ class SAESettings:
         precision: ``float32`` or ``bf16``, of the matrix products in training; weights and their moments are float32.
         pool: at a map, how the latents at an image's positions become the image's: their ``mean``, or the ``max`` of
             each, for latents that are not negative.
+        args: further arguments of the constructor of the user's own variant.
     """
 
-    variant: Annotated[str, OneOf(*TRAITS)]
+    variant: Annotated[str, OneOf(*TRAITS, own=True)]
     dictionary_size: Annotated[int, ABOVE_ZERO]
     sparsity: Annotated[float, NOT_NEGATIVE]
     k: int | None
@@ -160,6 +161,7 @@ class SAESettings:
     warmup: Annotated[float, SHARE] = WARMUP
     decay: Annotated[float, SHARE] = DECAY
     pool: Annotated[str, OneOf(*get_args(Pool))] = "mean"
+    args: dict[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
         """Check the settings against the variant and against each other.
@@ -167,8 +169,14 @@ class SAESettings:
         Raises:
             UserError: this variant has no such setting, or a combination is impossible.
         """
-        kind = TRAITS[self.variant]
-        check_variant(self.variant, self.dictionary_size, **{name: getattr(self, name) for name in kind.takes})
+        kind = traits_of(self.variant)
+        if unknown := [name for name in self.args if name not in kind.takes or hasattr(self, name)]:
+            own = [name for name in kind.takes if not hasattr(self, name)]
+            has = (
+                f"those of sae.variant={self.variant} are {', '.join(own)}" if own else "they are for your own variant"
+            )
+            raise UserError(f"sae.args has {unknown[0]}; {has}.")
+        kind.check(self.variant, self.dictionary_size, **self._given(kind))
         for name in ("bandwidth", "prefixes", "base"):
             if getattr(self, name) and name not in kind.takes:
                 users = ", ".join(variant for variant, other in TRAITS.items() if name in other.takes)
@@ -193,14 +201,17 @@ class SAESettings:
 
     def options(self) -> dict[str, Any]:
         """Arguments of the variant's constructor, without those that are not set."""
-        given = {name: getattr(self, name) for name in TRAITS[self.variant].takes}
+        given = self._given(traits_of(self.variant))
         return {name: value for name, value in given.items() if value not in (None, [])}
+
+    def _given(self, kind: Traits) -> dict[str, Any]:
+        return self.args | {name: getattr(self, name) for name in kind.takes if hasattr(self, name)}
 
     def scientific(self) -> dict[str, Any]:
         """All settings that the trained SAE depends on, except the seed."""
         left_out = {"seed", "ensemble", "pool", "epochs" if self.epochs is None else "steps"}
-        if self.decoder == "trained":  # so that SAEs made before there was the setting stay valid
-            left_out.add("decoder")
+        # What came later is left out where it changes nothing, so that SAEs made before stay valid.
+        left_out |= {name for name, idle in (("decoder", "trained"), ("args", {})) if getattr(self, name) == idle}
         return {name: value for name, value in asdict(self).items() if name not in left_out}
 
 

@@ -19,10 +19,11 @@ class OneOf:
 
     Args:
         values: the choices. or_none: whether a list may be empty.
+        own: whether ``package.module.Class``, a class of the user's own, is a choice, too.
     """
 
-    def __init__(self, *values: Any, or_none: bool = False) -> None:
-        self.values, self.or_none = values, or_none
+    def __init__(self, *values: Any, or_none: bool = False, own: bool = False) -> None:
+        self.values, self.or_none, self.own = values, or_none, own
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,9 @@ def check_values(settings: Any, path: str = "") -> None:
             check_values(value, f"{key}.")
         for rule in getattr(hint, "__metadata__", ()):
             if isinstance(rule, OneOf):
-                if value != [] or not rule.or_none:
-                    _check_choice(key, value, [_written(choice) for choice in rule.values], rule.values)
+                if (value != [] or not rule.or_none) and not (rule.own and "." in str(value)):
+                    names = [*map(_written, rule.values), *(["package.module.Class"] if rule.own else [])]
+                    _check_choice(key, value, names, rule.values)
             elif isinstance(rule, Range) and value is not None and (why := rule.refusal(value)):
                 raise UserError(f"{key}={value} {why}.")
 

@@ -1,6 +1,7 @@
 """The SAE variants by name: the settings that each takes, their ranges, and how its dead latents can be revived.
 
-The classes are in :mod:`salve.sae`. This table does without torch, so that a wrong setting is refused at once.
+The classes are in :mod:`salve.sae`. This table does without torch, so that a wrong setting is refused at once. A class
+of the user's own, named by its path, says the same of itself; looking at it imports the user's module, and so torch.
 """
 
 import math
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from salve.named import named
 from salve.types import UserError
 
 
@@ -28,17 +30,44 @@ class Traits:
     checks: tuple[Callable[..., None], ...] = ()
     signed: bool = False
 
+    def check(self, variant: str, dictionary_size: int, **settings: Any) -> None:
+        """Raises UserError if the dictionary's size or a setting is outside its range."""
+        if dictionary_size < 1:
+            raise UserError(f"sae.dictionary_size={dictionary_size} must be at least 1.")
+        for check in self.checks:
+            check(variant, dictionary_size, **settings)
 
-def check_variant(variant: str, dictionary_size: int, **settings: Any) -> None:
-    """Check a dictionary's size and the settings that a variant takes.
+
+def traits_of(variant: str) -> Traits:
+    """The traits of a variant: from the table, or of a class of the user's own.
 
     Raises:
-        UserError: one is missing or outside its range.
+        UserError: see :func:`own_variant`.
     """
-    if dictionary_size < 1:
-        raise UserError(f"sae.dictionary_size={dictionary_size} must be at least 1.")
-    for check in TRAITS[variant].checks:
-        check(variant, dictionary_size, **settings)
+    if variant in TRAITS:
+        return TRAITS[variant]
+    kind = own_variant(variant)
+    return Traits(kind.takes, kind.revived_by, (lambda _, size, **given: kind.check(size, **given),), kind.signed)
+
+
+def own_variant(variant: str) -> Any:
+    """Import the user's own subclass of :class:`salve.sae.SAE`.
+
+    Args:
+        variant: ``package.module.Class``.
+
+    Raises:
+        UserError: it is neither the name of a variant nor the path of such a class.
+    """
+    if "." not in str(variant):
+        raise UserError(
+            f"sae.variant has {variant}, which is none of {', '.join(TRAITS)}, and no package.module.Class."
+        )
+    found = named("sae.variant", variant)
+    base = ("salve.sae.base", "SAE")  # not imported: the module lies above this one
+    if not isinstance(found, type) or base not in [(one.__module__, one.__qualname__) for one in found.__mro__[1:]]:
+        raise UserError(f"sae.variant={variant} is no subclass of salve.sae.SAE.")
+    return found
 
 
 def _check_bandwidth(variant: str, dictionary_size: int, bandwidth: float | None = None, **_: Any) -> None:

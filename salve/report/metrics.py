@@ -87,7 +87,7 @@ def run_metrics(paths: Mapping[str, Path]) -> dict[str, Metric]:
             "separating_published": main.verdict.published,
         }
     known = {name: value for name, value in (values | _flips(found) | _repaired(found)).items() if value is not None}
-    return {name: _plain(value) for name, value in (_evaluated(found) | known).items()}
+    return {name: plain(value) for name, value in (_evaluated(found) | known).items()}
 
 
 def _repaired(found: Artifacts) -> dict[str, Metric]:
@@ -158,7 +158,8 @@ def _evaluated(found: Artifacts) -> dict[str, Metric]:
     return values
 
 
-def _plain(value: Metric) -> Metric:
+def plain(value: Metric) -> Metric:
+    """A plain number; None for one that is not finite, which JSON cannot hold."""
     if isinstance(value, int):
         return int(value)
     return float(value) if value is not None and not pd.isna(value) and math.isfinite(value) else None

@@ -129,6 +129,24 @@ def check_callbacks(callbacks: dict[str, Any]) -> None:
             _refuse_class_in(value, f"{key}.{argument}")
 
 
+def check_measures(measures: dict[str, Any]) -> None:
+    """Check that each measure of the user's own has a name for a table, and names a function; null leaves one out.
+
+    Raises:
+        UserError: one does not.
+    """
+    for name, settings in measures.items():
+        if not str(name).isidentifier():
+            raise UserError(f"measures.{name}: a measure's name may hold letters, digits and _ alone.")
+        if settings is not None and (not isinstance(settings, dict) or "_target_" not in settings):
+            raise UserError(
+                f"measures.{name} names no function; set measures.{name}._target_=package.module.function, and its "
+                "arguments beside it."
+            )
+        for argument, value in (settings or {}).items():
+            _refuse_class_in(value, f"measures.{name}.{argument}")
+
+
 def of_stage(callbacks: dict[str, Any], stage: str) -> dict[str, dict[str, Any]]:
     """The settings, by name, of the callbacks that apply to the training of a stage: ``_target_`` and arguments."""
     return {

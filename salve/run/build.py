@@ -28,6 +28,7 @@ from salve.processes.progress import counted
 from salve.processes.ranks import Ranks
 from salve.processes.trainer import TrainerFactory
 from salve.run.allowed import of_stage
+from salve.run.own_measures import own_measures
 from salve.run.schema import DATA_NAMES, Config
 from salve.run.target import callback_class, data_class
 from salve.settings import TRAINING_STAGES
@@ -55,6 +56,7 @@ def build_context(
         UserError: the data cannot be read, the weights do not fit, the layer is no site, or a callback cannot be made.
     """
     additions = _additions(config)
+    own_measures(config.measures)
     data = _data(config.data, config.mark)
     evaluation = _evaluation(config.evaluate, data)
     classes_without(data.classes, config.finetune.without)
@@ -188,6 +190,7 @@ def check_job(config: Config) -> None:
         UserError: see there.
     """
     _additions(config)
+    own_measures(config.measures)
     plain = asdict(config)
     images = {name: plain[name] for name in ("data", "mark", "evaluate")}
     names, outputs, native_size = _known(_checked_data, json.dumps(images, sort_keys=True))

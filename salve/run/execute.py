@@ -20,10 +20,10 @@ from salve.report.metrics import SELECT, Metric, run_metrics
 from salve.run.build import build_context
 from salve.run.folder import RunFolder, swept_of
 from salve.run.manifest import write_manifest
+from salve.run.own_measures import own_metrics
 from salve.run.schema import Config
 from salve.run.tracking import Tracker, job_type_of, run_name, wandb_id
 from salve.run.tryout import try_out
-from salve.sae import VARIANTS
 from salve.sae import remarks as sae_remarks
 from salve.stages import (
     SAESettings,
@@ -46,6 +46,7 @@ from salve.stages.compare import Makers
 from salve.stages.repair import REPAIRED
 from salve.stages.report import report
 from salve.types import UserError
+from salve.variants import traits_of
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +106,8 @@ def execute(
             )
             found = _run_stages(config, context)
             artifacts = {kind: replace(a, reused=a.reused and a.key not in made) for kind, a in found.items()}
-            metrics = run_metrics({kind: artifact.path for kind, artifact in artifacts.items()})
+            folders = {kind: artifact.path for kind, artifact in artifacts.items()}
+            metrics = run_metrics(folders) | own_metrics(config.measures, folders)
             with written_whole(folder / METRICS) as unfinished:
                 write_record(unfinished, metrics)
             if "report" in config.stages:
@@ -258,7 +260,7 @@ def _facts(config: Config, context: StageContext) -> dict[str, str]:
 
     sae, edit = asdict(config.sae), config.edit
     how = described(asdict(edit), "scale", "channels") if edit.method == GATE else edit.method
-    chosen = ("dictionary_size", "k" if "k" in VARIANTS[config.sae.variant].takes else "sparsity")
+    chosen = ("dictionary_size", "k" if "k" in traits_of(config.sae.variant).takes else "sparsity")
     mark = config.mark
     marked = ", ".join(f"{rate:g} of {name}" for name, rate in mark.rates.items())
     marks = {"mark": f"{mark.kind}, on a share of train images: {marked or 'of no class'}, {mark.rate:g} of others"}

@@ -22,6 +22,7 @@ from salve.run.allowed import (
     check_callbacks,
     check_data,
     check_evaluate,
+    check_measures,
     input_path,
     of_stage,
     refuse_undecodable,
@@ -217,6 +218,7 @@ class Config:
     repair: RepairSettings = field(default_factory=lambda: RepairSettings(*[MISSING] * 6))
     trainer: TrainerSettings = MISSING
     callbacks: dict[str, Any] = field(default_factory=dict)
+    measures: dict[str, Any] = field(default_factory=dict)
     logger: LoggerSettings = MISSING
     sweep: SweepSettings = MISSING
 
@@ -229,7 +231,7 @@ def register() -> None:
     store = ConfigStore.instance()
     schema = OmegaConf.structured(Config)
     named = (schema.mark.rates, schema.mark.held_out_rates, schema.validate.concepts)
-    for free in (schema.callbacks, schema.edit.args, schema.compare.variants, *named):
+    for free in (schema.callbacks, schema.measures, schema.edit.args, schema.compare.variants, *named):
         OmegaConf.set_struct(free, False)  # so that callbacks.NAME._target_=CLASS needs no +
     store.store(name="config_schema", node=schema)
     sweeper = {"_target_": "hydra_plugins.salve_sweeper.SalveSweeper", "params": None}
@@ -257,6 +259,7 @@ def resolve(config: DictConfig) -> Config:
     check_evaluate(resolved.evaluate, DATA_NAMES)
     check_backbone(resolved.backbone)
     check_callbacks(resolved.callbacks)
+    check_measures(resolved.measures)
     for key in ("name", "sweep.name"):
         below(key, attrgetter(key)(resolved))
     check_values(resolved)

@@ -120,11 +120,11 @@ def _refuse_untrusted(
                 f"{file} names the class {key}={target}, which is {none_of} ({', '.join(trusted)}), and what a folder "
                 "names is not run; if you know and trust it, name it again on the command line."
             )
-    for key, target in _own_methods(stored).items():
+    for key, target in _own_code(stored).items():
         if key not in typed and target not in classes:
             raise UserError(
-                f"{file} names the class {key}={target}, which is no edit method of salve's, and what a folder names "
-                "is not run; if you know and trust it, name it again on the command line."
+                f"{file} names {key}={target}, which is none of salve's own, and what a folder names is not run; if "
+                "you know and trust it, name it again on the command line."
             )
     found = stored.get("backbone")
     backbone = found if isinstance(found, dict) else {}
@@ -145,15 +145,28 @@ def _refuse_untrusted(
         )
 
 
-def _own_methods(settings: Mapping[str, Any]) -> dict[str, str]:
-    """The edit methods of somebody's own, by setting. Only these have a dot in their names."""
-    edit, compare = (found if isinstance(found := settings.get(name), dict) else {} for name in ("edit", "compare"))
-    methods = {"edit.method": edit.get("method")}
-    variants = compare.get("variants")
-    for name, variant in variants.items() if isinstance(variants, dict) else ():
-        if isinstance(variant, dict) and "_target_" in variant:
-            methods[f"compare.variants.{name}._target_"] = variant["_target_"]
-    return {key: str(target) for key, target in methods.items() if key != "edit.method" or "." in str(target)}
+def _own_code(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The edit methods, SAE variants and measures of somebody's own, by setting.
+
+    Only these have a dot in their names, or stand as a ``_target_`` there.
+    """
+    parts = {
+        name: found if isinstance(found := settings.get(name), dict) else {} for name in ("edit", "sae", "compare")
+    }
+    named = {"edit.method": parts["edit"].get("method"), "sae.variant": parts["sae"].get("variant")}
+    targets = {}
+    for name, variant in _mappings(parts["compare"].get("variants")):
+        if "_target_" in variant:
+            targets[f"compare.variants.{name}._target_"] = variant["_target_"]
+        if isinstance(sae := variant.get("sae"), dict):
+            named[f"compare.variants.{name}.sae.variant"] = sae.get("variant")
+    for name, measure in _mappings(settings.get("measures")):
+        targets[f"measures.{name}._target_"] = measure.get("_target_")
+    return {key: str(value) for key, value in (named | targets).items() if key in targets or "." in str(value)}
+
+
+def _mappings(value: Any) -> list[tuple[str, Mapping[str, Any]]]:
+    return [(name, one) for name, one in value.items() if isinstance(one, dict)] if isinstance(value, dict) else []
 
 
 def _is_elsewhere(library: Any, name: str) -> bool:
@@ -176,5 +189,5 @@ def named_again(config: Config) -> dict[str, str]:
     networks = {"backbone.name": backbone.name} if _is_elsewhere(backbone.library, backbone.name) else {}
     if backbone._target_ is not None:
         networks = {"backbone._target_": backbone._target_}
-    methods = _own_methods({"edit": asdict(config.edit), "compare": asdict(config.compare)})
-    return {**({} if data in DATA else {"data._target_": data}), **callbacks, **networks, **methods}
+    own = _own_code(asdict(config))
+    return {**({} if data in DATA else {"data._target_": data}), **callbacks, **networks, **own}

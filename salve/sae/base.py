@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from salve.sae.losses import l1_losses, squared_errors
 from salve.sae.sparse import SparseLatents
 from salve.types import Activations, Latents, UserError
-from salve.variants import TRAITS, check_variant
+from salve.variants import TRAITS, Traits
 
 
 class SAEOutput(NamedTuple):
@@ -57,6 +57,7 @@ class SAE(nn.Module):
             called.
     """
 
+    #: The name of the variant; of a class of the user's own its path, which need not be set.
     variant: ClassVar[str]
     #: Names of the constructor's settings besides the sizes; each is an attribute of the same name. The names are kept
     #: in :mod:`salve.variants`, which refuses wrong settings without importing torch.
@@ -84,13 +85,22 @@ class SAE(nn.Module):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        if cls.__module__.partition(".")[0] != "salve":
+            cls.variant = f"{cls.__module__}.{cls.__qualname__}"
         if traits := TRAITS.get(cls.variant):
             cls.takes, cls.revived_by = traits.takes, traits.revived_by
 
     @classmethod
     def check(cls, dictionary_size: int, **settings: Any) -> None:
-        """Raises UserError if the size or a setting is outside its range."""
-        check_variant(cls.variant, dictionary_size, **settings)
+        """Check the size and the settings in :attr:`takes`; a class of one's own extends it for its own settings.
+
+        Raises:
+            UserError: one is outside its range.
+        """
+        # A class of one's own has the checks of the variant that it derives from, if it derives from one.
+        kinds = [getattr(kind, "variant", "") for kind in cls.__mro__]
+        variant = next((kind for kind in kinds if kind in TRAITS), "")
+        TRAITS.get(variant, Traits()).check(variant, dictionary_size, **settings)
 
     @property
     def width(self) -> int:

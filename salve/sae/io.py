@@ -10,7 +10,7 @@ from torch import Tensor
 
 from salve.artifacts import digest_of, digest_of_tensors, load_tensors, read_header, save_tensors
 from salve.integrity import check_file
-from salve.sae.models import SAE, make_sae
+from salve.sae.models import SAE, is_imported, make_sae
 from salve.types import UserError
 from salve.untrusted import check_safetensors, parse_json, reason, shown, some
 
@@ -42,7 +42,8 @@ def load_sae(path: Path, *, width: int | None = None, backbone: str | None = Non
         The SAE in eval mode, without gradients.
 
     Raises:
-        UserError: there is no such file, it is no SAE file or damaged, or the SAE does not fit.
+        UserError: there is no such file, it is no SAE file or damaged, the SAE does not fit, or its class is the user's
+            own and not imported.
     """
     check_safetensors(path, f"There is no SAE at {path}.")
     check_file(path)
@@ -52,6 +53,12 @@ def load_sae(path: Path, *, width: int | None = None, backbone: str | None = Non
         raise UserError(f"{path} is no safetensors file: {reason(error)}.") from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise UserError(f"{path} is no SAE file: its header names no variant.")
+    variant = header.get("variant")
+    if isinstance(variant, str) and "." in variant and not is_imported(variant):
+        raise UserError(
+            f"The SAE in {path} is of the class {shown(variant)}, and what a file names is not imported; if you "
+            "know and trust it, import its module first."
+        )
     try:
         sae, tensors = _empty(header, path)
     except (ValueError, TypeError, LookupError, SafetensorError, OverflowError, RuntimeError) as error:

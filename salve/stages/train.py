@@ -18,6 +18,7 @@ from salve.activations import ActivationsData, AnyRows, Captured, Schedule, Whol
 from salve.artifacts import Artifact, write_record, write_table
 from salve.backbones.cut import Cut
 from salve.sae import SAE, Member, SAEEnsemble, SparseAutoencoder, make_sae, save_sae
+from salve.sae.models import code_of
 from salve.settings import Precision, SAESettings
 from salve.stages.context import StageContext, settings_of_key
 from salve.stages.measure import check_activations, check_sae, measure_sae
@@ -93,7 +94,7 @@ def train_saes(
         train_these = _train_alone if len(folders) == 1 else _train_together
         train_these(context, inputs, {folder: settings[i] for i, folder in folders.items()}, scratch)
 
-    added = {"shuffled_within": within, **context.trained_with.get("discover", {})}
+    added = {"shuffled_within": within, **context.trained_with.get("discover", {}), **code_of(settings[0].variant)}
     keys_settings = [
         settings_of_key(one.scientific(), classifier, activations) | {"seed": one.seed} | added for one in settings
     ]

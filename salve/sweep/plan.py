@@ -76,6 +76,8 @@ def run_key(config: Config) -> str:
     # One SAE is trained whatever its pool, but read differently; and its seed has a key of its own.
     chosen = {"seed": config.sae.seed, "pool": config.sae.pool}
     settings = {**asdict(config), "sae": {**config.sae.scientific(), **chosen}}
+    if not config.measures:  # so that runs from before there was the setting keep their keys
+        del settings["measures"]
     return digest_of({"revision": REVISION, "settings": _computed(settings)})[:12]
 
 

@@ -13,7 +13,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = (
     ("axes", "cells", "lazy", "system", "timm_alone"),
     ("types", "ending"),
-    ("named", "variants", "untrusted", "values"),
+    ("named", "untrusted", "values"),
+    ("variants",),
     ("settings", "edit_settings", "data_settings", "repair_settings"),
     ("files",),
     ("integrity",),
@@ -30,6 +31,7 @@ FLOORS = (
     ("run",),
     ("sweep",),
     ("cli", "store"),
+    ("__main__",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 BESIDE = {("backbones", "data")}

@@ -88,6 +88,8 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
     ("module", "arguments", "status", "named"),
     [
         ("salve.cli", ["--help"], "0", "salve experiment=imagenette/resnet18"),
+        ("salve", ["--help"], "0", "salve experiment=imagenette/resnet18"),
+        ("salve", ["sae=foo"], "2", "sae=foo is no choice"),
         ("salve.cli", ["--cfg", "job"], "None", "dictionary_size"),
         ("salve.cli", ["sae.foo=1"], "2", "sae.foo is no setting"),
         ("salve.cli", ["sae=foo"], "2", "sae=foo is no choice"),

@@ -159,6 +159,8 @@ NOT_IN_ANY: dict[str, str] = {
         f"repair.{name}": "stage repair is not in this run; test_repair.py"
         for name in ("suspects", "methods", "sizes", "strengths", "max_accuracy_loss", "images", "rivals")
     },
+    "measures": "numbers of a run, and no artifact; test_own_measures.py",
+    "sae.args": "of a variant of one's own; test_extension.py",
     "sae.pool": "the latents of a vector are those of the image",
     "sae.steps": "sae.epochs, which is set here, takes their place",
     "sae.bandwidth": "of jumprelu",

@@ -557,12 +557,42 @@ def test_an_edit_method_that_only_the_folder_names_is_neither_made_nor_imported(
     (tmp_path / "sent_module.py").write_text(f"import os; os.mkdir({str(tmp_path / 'proof')!r})")
     monkeypatch.syspath_prepend(tmp_path)
     folder = sent(lambda stored: at(stored, target))
-    assert f"names the class {key}={target}, which is no edit method of salve's" in refused(salve, folder)
+    assert f"names {key}={target}, which is none of salve's own" in refused(salve, folder)
     assert "sent_module" not in sys.modules
     more = ["edit.modes=[suppress]"] if key == "edit.method" else []
     assert salve(f"rerun={folder}", f"{key}={target}", *more) == (0, "")
     config, _ = made[0]
     assert named_again(config)[key] == target
+
+
+@pytest.mark.parametrize("target", ["sent_module.Mine", "os.system"])
+@pytest.mark.parametrize(
+    ("key", "at"),
+    [
+        ("sae.variant", lambda stored, target: stored["sae"].update(variant=target)),
+        ("measures.mine._target_", lambda stored, target: stored["measures"].update(mine={"_target_": target})),
+        (
+            "compare.variants.mine.sae.variant",
+            lambda stored, target: stored["compare"]["variants"].update(
+                mine={"method": "gate", "sae": {"variant": target}}
+            ),
+        ),
+    ],
+)
+def test_neither_is_an_sae_nor_a_measure_that_only_the_folder_names(
+    sent: Callable[[Edit], Path],
+    salve: Salve,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    target: str,
+    key: str,
+    at: Callable[[Any, str], None],
+) -> None:
+    (tmp_path / "sent_module.py").write_text(f"import os; os.mkdir({str(tmp_path / 'proof')!r})")
+    monkeypatch.syspath_prepend(tmp_path)
+    said = refused(salve, sent(lambda stored: at(stored, target)))
+    assert f"names {key}={target}, which is none of salve's own" in said
+    assert "sent_module" not in sys.modules
 
 
 @pytest.mark.parametrize("name", ["sent_module.Mine", "os.system"])

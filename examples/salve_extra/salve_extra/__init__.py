@@ -1,0 +1,1 @@
+"""Parts that `salve` finds by their paths; see docs/extend.md."""

@@ -1,0 +1,1 @@
+"""The settings of these parts: `salve hydra.searchpath=[pkg://salve_extra.conf]`."""

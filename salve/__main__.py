@@ -1,0 +1,6 @@
+"""``python -m salve``: the command ``salve``."""
+
+from salve.cli import main
+
+if __name__ == "__main__":
+    main()
