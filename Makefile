@@ -1,4 +1,4 @@
-.PHONY: help install launchers quickstart paper package test test-quick test-nightly coverage test-lowest test-slurm gpu-check gpu-wheels lint check clean
+.PHONY: help install docs launchers quickstart paper package test test-quick test-nightly coverage test-lowest test-slurm gpu-check gpu-wheels lint check clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -76,7 +76,17 @@ gpu-check: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),install)  ## tests and ben
 gpu-wheels: install  ## wheels that a GPU machine without a network may lack, in outputs/gpu_wheels
 	$(BIN)/python benchmarks/gpu_check.py carry outputs/gpu_wheels
 
-lint: install  ## format, lint and types of the package, the experiments, the tests and the benchmarks
+.venv/.docs: .venv/.installed
+	$(BIN)/python -c 'import sys; sys.exit("the docs need Python 3.11 or newer") if sys.version_info < (3, 11) else None'
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
+docs: .venv/.docs  ## the site of the docs in outputs/site, in half a minute; a link that leads nowhere is an error
+	$(BIN)/python -m docs.tools.settings
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "Open outputs/site/index.html."
+
+lint: install  ## format, lint and types of the package, the experiments, the tests, the benchmarks and what makes the docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
 from salve.types import UserError
-from salve.values import SEED, SHARE, OneOf, Range
+from salve.values import SEED, SHARE, OneOf, Range, Unit
 
 MarkKind = Literal["text", "logo", "border", "tint", "noise"]
 Place = Literal["upper_left", "upper_right", "lower_left", "lower_right", "centre", "random"]
@@ -38,14 +38,14 @@ class MarkSettings:
 
     kind: Annotated[str, OneOf(NO_MARK, *get_args(MarkKind))] = NO_MARK
     rates: dict[str, float] = field(default_factory=dict)
-    rate: Annotated[float, SHARE] = 0.05
+    rate: Annotated[float, SHARE, Unit("of the images of a class")] = 0.05
     held_out_rates: dict[str, float] = field(default_factory=dict)
-    held_out_rate: Annotated[float, SHARE] = 0.5
+    held_out_rate: Annotated[float, SHARE, Unit("of the images of a class")] = 0.5
     seed: Annotated[int, SEED] = 0
-    size: Annotated[float, Range(above=0, most=1)] = 0.5
+    size: Annotated[float, Range(above=0, most=1), Unit("of the side of the square that all networks see")] = 0.5
     place: Annotated[str, OneOf(*get_args(Place))] = "lower_right"
     colour: str = "white"
-    strength: Annotated[float, Range(above=0, most=1)] = 1.0
+    strength: Annotated[float, Range(above=0, most=1), Unit("of the full opacity")] = 1.0
     text: str = "SAMPLE"
 
     def check(self) -> None:

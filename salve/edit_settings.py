@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
-from salve.values import ABOVE_ZERO, NOT_NEGATIVE, OneOf
+from salve.values import ABOVE_ZERO, NOT_NEGATIVE, OneOf, Takes, Unit
 
 #: The edit method of SALVE.
 GATE = "gate"
@@ -39,9 +39,9 @@ class EditSettings:
     scale: Annotated[str, OneOf(*get_args(Scale))]
     channels: Annotated[str, OneOf(*get_args(Channels))]
     sets: list[list[Any]] = field(default_factory=list)
-    evaluate: Annotated[int, NOT_NEGATIVE] = 1
-    images: Annotated[int, ABOVE_ZERO] = 16
-    resolution: Annotated[int, ABOVE_ZERO] = 8
+    evaluate: Annotated[int, NOT_NEGATIVE, Unit("edits")] = 1
+    images: Annotated[int, ABOVE_ZERO, Unit("images of a class and split")] = 16
+    resolution: Annotated[int, ABOVE_ZERO, Unit("steps of the grid")] = 8
     by_class: bool = False
     method: str = GATE
     args: dict[str, Any] = field(default_factory=dict)
@@ -62,8 +62,8 @@ class CompareSettings:
     """
 
     methods: list[str]
-    images: Annotated[int, ABOVE_ZERO]
+    images: Annotated[int, ABOVE_ZERO, Unit("images of a class and split")]
     variants: dict[str, Any] = field(default_factory=dict)
-    targets: Any = None
+    targets: Annotated[Any, Takes("a list of class names, or a number of classes, or null")] = None
     retrained: bool = False
     relearn: list[int] = field(default_factory=list)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from salve.values import ABOVE_ZERO, NOT_NEGATIVE, SHARE, OneOf
+from salve.values import ABOVE_ZERO, NOT_NEGATIVE, SHARE, OneOf, Takes, Unit
 
 #: What a repair can use: edits of latents, and with labels an eraser of the attribute itself (LEACE) and a head that is
 #: trained anew (DFR).
@@ -24,9 +24,9 @@ class AuditSettings:
         top_images: of each suspect that are shown.
     """
 
-    labels: Annotated[int, NOT_NEGATIVE]
-    suspects: Annotated[int, ABOVE_ZERO]
-    top_images: Annotated[int, ABOVE_ZERO]
+    labels: Annotated[int, NOT_NEGATIVE, Unit("images of a group")]
+    suspects: Annotated[int, ABOVE_ZERO, Unit("latents of a class")]
+    top_images: Annotated[int, ABOVE_ZERO, Unit("images of a suspect")]
 
 
 @dataclass
@@ -47,7 +47,9 @@ class RepairSettings:
     methods: Annotated[list[str], OneOf(*REPAIRS)]
     sizes: list[int]
     strengths: list[float]
-    max_accuracy_loss: Annotated[float, SHARE]
-    images: Annotated[int, ABOVE_ZERO]
+    max_accuracy_loss: Annotated[float, SHARE, Unit("of the images")]
+    images: Annotated[int, ABOVE_ZERO, Unit("images of a class")]
     rivals: Annotated[list[str], OneOf(*RIVALS, or_none=True)]
-    suspects: Any = None  # Hydra cannot override a typed mapping that is null
+    suspects: Annotated[Any, Takes("a mapping from class names to lists of latents, or null")] = (
+        None  # Hydra cannot override a typed mapping
+    )

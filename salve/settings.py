@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from salve.types import UserError
-from salve.values import ABOVE_ZERO, LIBRARIES, NOT_NEGATIVE, OWN, SEED, SHARE, OneOf, Range
+from salve.values import ABOVE_ZERO, LIBRARIES, NOT_NEGATIVE, OWN, SEED, SHARE, OneOf, Range, Takes, Unit
 from salve.variants import TRAITS, Traits, traits_of
 
 #: Precision of the matrix products in an SAE's training.
@@ -54,8 +54,8 @@ class PreprocessSettings:
         mean, std: of the three channels, on the 0..1 scale.
     """
 
-    size: Annotated[int | None, ABOVE_ZERO] = None
-    resize: Annotated[int | None, ABOVE_ZERO] = None
+    size: Annotated[int | None, ABOVE_ZERO, Unit("pixels")] = None
+    resize: Annotated[int | None, ABOVE_ZERO, Unit("pixels")] = None
     squash: bool | None = None
     interpolation: str | None = None
     mean: list[float] | None = None
@@ -68,10 +68,11 @@ class BackboneSettings:
 
     Attributes:
         library: torchvision, timm, transformers, or own for a network of the user's own.
-        name: the library's name of the model; of one's own, what ``_target_``, a class or function, names.
+        name: the library's name of the model; of one's own, what ``_target_`` names.
         weights: random; imagenet (torchvision, timm) or pretrained (the others), which it comes with; or a path.
         args: further arguments of the library's constructor.
         preprocess: changes to the preset.
+        _target_: package.module.name of a class or function that makes a network of one's own.
     """
 
     library: Annotated[str, OneOf(*LIBRARIES)]
@@ -100,12 +101,12 @@ class FinetuneSettings:
     """
 
     mode: Annotated[str, OneOf("auto", "full", "probe", "none")]
-    epochs: Annotated[int, ABOVE_ZERO]
+    epochs: Annotated[int, ABOVE_ZERO, Unit("epochs")]
     learning_rate: Annotated[float, ABOVE_ZERO]
     weight_decay: Annotated[float, NOT_NEGATIVE]
     label_smoothing: Annotated[float, SHARE]
-    warmup: Annotated[float, SHARE]
-    patience: Annotated[int | None, ABOVE_ZERO]
+    warmup: Annotated[float, SHARE, Unit("of the steps")]
+    patience: Annotated[int | None, ABOVE_ZERO, Unit("epochs")]
     without: list[str] = field(default_factory=list)
 
 
@@ -139,27 +140,27 @@ class SAESettings:
     """
 
     variant: Annotated[str, OneOf(*TRAITS, own=True)]
-    dictionary_size: Annotated[int, ABOVE_ZERO]
+    dictionary_size: Annotated[int, ABOVE_ZERO, Unit("latents")]
     sparsity: Annotated[float, NOT_NEGATIVE]
-    k: int | None
+    k: Annotated[int | None, Unit("latents")]
     centre: bool
     learning_rate: Annotated[float, ABOVE_ZERO]
-    batch_size: Annotated[int, ABOVE_ZERO]
-    steps: Annotated[int, ABOVE_ZERO]
+    batch_size: Annotated[int, ABOVE_ZERO, Unit("rows")]
+    steps: Annotated[int, ABOVE_ZERO, Unit("steps")]
     seed: Annotated[int, SEED]
-    ensemble: Annotated[int, ABOVE_ZERO]
+    ensemble: Annotated[int, ABOVE_ZERO, Unit("SAEs")]
     bandwidth: float | None = None
     prefixes: list[float] = field(default_factory=list)
     base: str | None = None
     learn_b_dec: bool = False
     start: Annotated[str, OneOf("random", "data")] = "random"
     decoder: Annotated[str, OneOf("trained", "random")] = "trained"
-    auxk: Annotated[int, NOT_NEGATIVE] = 0
-    resample: Annotated[int, NOT_NEGATIVE] = 0
+    auxk: Annotated[int, NOT_NEGATIVE, Unit("latents")] = 0
+    resample: Annotated[int, NOT_NEGATIVE, Unit("times")] = 0
     precision: Annotated[str, OneOf(*get_args(Precision))] = "float32"
-    epochs: Annotated[int | None, ABOVE_ZERO] = None
-    warmup: Annotated[float, SHARE] = WARMUP
-    decay: Annotated[float, SHARE] = DECAY
+    epochs: Annotated[int | None, ABOVE_ZERO, Unit("epochs")] = None
+    warmup: Annotated[float, SHARE, Unit("of the steps")] = WARMUP
+    decay: Annotated[float, SHARE, Unit("of the steps")] = DECAY
     pool: Annotated[str, OneOf(*get_args(Pool))] = "mean"
     args: dict[str, Any] = field(default_factory=dict)
 
@@ -223,7 +224,7 @@ class CaptureSettings:
         positions: of each image at most, drawn at random; SAEs are trained on them.
     """
 
-    positions: Annotated[int, ABOVE_ZERO]
+    positions: Annotated[int, ABOVE_ZERO, Unit("positions of an image")]
 
 
 @dataclass
@@ -236,9 +237,9 @@ class DiscoverSettings:
         dominant: latents listed per class.
     """
 
-    threshold: Annotated[float, Range(above=0, most=1)]
+    threshold: Annotated[float, Range(above=0, most=1), Unit("of the class means")]
     select: Annotated[str, OneOf(*get_args(Selection))]
-    dominant: Annotated[int, ABOVE_ZERO]
+    dominant: Annotated[int, ABOVE_ZERO, Unit("latents of a class")]
 
 
 @dataclass
@@ -257,13 +258,13 @@ class ValidateSettings:
         concepts: name → folder with images of a concept, on which it is tested whether the classes depend (TCAV).
     """
 
-    pictures: Annotated[int, NOT_NEGATIVE]
-    top_images: Annotated[int, ABOVE_ZERO]
-    localise_images: Annotated[int, ABOVE_ZERO]
-    pointing_tolerance: Annotated[int, NOT_NEGATIVE]
-    random_latents: Annotated[int, NOT_NEGATIVE]
-    faithfulness_steps: Annotated[int, NOT_NEGATIVE]
-    maximisation_steps: Annotated[int, NOT_NEGATIVE]
+    pictures: Annotated[int, NOT_NEGATIVE, Unit("classes")]
+    top_images: Annotated[int, ABOVE_ZERO, Unit("images of a class")]
+    localise_images: Annotated[int, ABOVE_ZERO, Unit("images of a class")]
+    pointing_tolerance: Annotated[int, NOT_NEGATIVE, Unit("pixels")]
+    random_latents: Annotated[int, NOT_NEGATIVE, Unit("latents")]
+    faithfulness_steps: Annotated[int, NOT_NEGATIVE, Unit("points of a curve")]
+    maximisation_steps: Annotated[int, NOT_NEGATIVE, Unit("steps")]
     concepts: dict[str, str] = field(default_factory=dict)
 
 
@@ -290,34 +291,48 @@ class TrainerSettings:
     """Where trainings run, and further arguments of Lightning's Trainer (docs/training.md).
 
     Attributes:
-        accelerator: auto, cpu, gpu or cuda.
-        devices: on each node.
+        accelerator: what trainings run on.
+        devices: how many there are on each node.
         strategy: with several devices, ``ddp_spawn`` starts their ranks, ``ddp`` expects torchrun or SLURM to have
             started them, and ``auto`` is either.
         precision: of fine-tuning.
         memory: GiB for the activations of a training, in each process; what does not fit is read from disk.
+        accumulate_grad_batches: batches whose gradients are added up before a step.
+        gradient_clip_val: the largest norm or value of a gradient. gradient_clip_algorithm: norm clips the norm of all
+            gradients together, value each entry.
+        limit_train_batches: batches of an epoch that are used.
+        min_epochs, min_steps: how many a training takes at least, where it could stop early.
+        deterministic: use only algorithms that give the same bits again; warn says where there are none.
+        benchmark: let cuDNN try its algorithms, and take the fastest.
+        inference_mode: evaluate without recording anything for gradients; false is torch.no_grad.
+        detect_anomaly: stop at the first NaN of a backward pass, and say where it arose.
+        profiler: measure what takes time.
+        log_every_n_steps: steps between two records of a training's measures.
+        enable_model_summary: print the layers of what is trained.
 
-    All other fields have the names and meanings that Lightning gives them. None leaves one at Lightning's default.
+    From accumulate_grad_batches on, names and meanings are Lightning's, and None is Lightning's default.
     """
 
     accelerator: Annotated[str, OneOf("auto", "cpu", "gpu", "cuda")]
-    devices: Annotated[int, ABOVE_ZERO]
+    devices: Annotated[int, ABOVE_ZERO, Unit("devices of a node")]
     strategy: Annotated[str, OneOf("auto", "ddp_spawn", "ddp")]
     precision: Annotated[str, OneOf("auto", "32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true")]
-    memory: Annotated[float, ABOVE_ZERO] = math.inf
-    accumulate_grad_batches: Annotated[int | None, ABOVE_ZERO, _FINETUNE] = None
+    memory: Annotated[float, ABOVE_ZERO, Unit("GiB of a process")] = math.inf
+    accumulate_grad_batches: Annotated[int | None, ABOVE_ZERO, _FINETUNE, Unit("batches")] = None
     gradient_clip_val: Annotated[float | None, NOT_NEGATIVE, _FINETUNE] = None
     gradient_clip_algorithm: Annotated[str | None, OneOf("norm", "value"), _FINETUNE] = None
     # A whole number of batches or a share of them. OmegaConf cannot merge into a field of type int | float.
-    limit_train_batches: Annotated[Any, ABOVE_ZERO, _FINETUNE] = None
-    min_epochs: Annotated[int | None, ABOVE_ZERO, _FINETUNE] = None
-    min_steps: Annotated[int | None, ABOVE_ZERO, _FINETUNE] = None
+    limit_train_batches: Annotated[
+        Any, ABOVE_ZERO, _FINETUNE, Takes("a whole number of batches, or a share of them, or null")
+    ] = None
+    min_epochs: Annotated[int | None, ABOVE_ZERO, _FINETUNE, Unit("epochs")] = None
+    min_steps: Annotated[int | None, ABOVE_ZERO, _FINETUNE, Unit("steps")] = None
     deterministic: Annotated[Any, OneOf(True, False, "warn"), _BOTH] = None
     benchmark: Annotated[bool | None, _BOTH] = None
     inference_mode: Annotated[bool | None, _BOTH] = None
     detect_anomaly: Annotated[bool | None, _BOTH] = None
     profiler: Annotated[str | None, OneOf("simple", "advanced", "pytorch"), _BOTH] = None
-    log_every_n_steps: Annotated[int | None, ABOVE_ZERO, _BOTH] = None
+    log_every_n_steps: Annotated[int | None, ABOVE_ZERO, _BOTH, Unit("steps")] = None
     enable_model_summary: Annotated[bool | None, _BOTH] = None
 
     def arguments(self, stage: str) -> dict[str, Any]:

@@ -52,6 +52,28 @@ class Range:
         return ""
 
 
+@dataclass(frozen=True)
+class Unit:
+    """What a number counts or measures, for the list of settings (docs/settings.md).
+
+    Attributes:
+        name: such as ``pixels`` or ``images of a class``; of a share, what it is a share of: ``of the steps``.
+    """
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Takes:
+    """The forms that a setting may have whose type does not tell, for the list of settings.
+
+    Attributes:
+        form: such as ``a path, or a list of paths``.
+    """
+
+    form: str
+
+
 ABOVE_ZERO = Range(above=0)
 NOT_NEGATIVE = Range(least=0)
 SHARE = Range(least=0, most=1)

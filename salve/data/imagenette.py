@@ -24,8 +24,8 @@ class ImagenetteData(FolderData):
             exactly one such folder of another size; or the folder to download into.
         size: "full", "320px" (shorter side) or "160px".
         download: fetch the data into ``root`` through torchvision if they are not there.
-        batch_size, num_workers, limit_per_class, splits, select_share, split_seed, classes, outputs, white, groups,
-            boxes: see :class:`FolderData`.
+        batch_size, num_workers, limit_per_class, splits, select_share, split_seed: see :class:`FolderData`.
+        classes, outputs, white, groups, boxes: see :class:`FolderData`, too.
 
     Raises:
         UserError: unknown size; once the disk is read, no data, a failed download, a folder that is no Imagenette

@@ -39,7 +39,7 @@ from salve.settings import (
     ValidateSettings,
 )
 from salve.types import UserError
-from salve.values import ABOVE_ZERO, LARGEST, SEED, OneOf, check_values
+from salve.values import ABOVE_ZERO, LARGEST, SEED, OneOf, Takes, Unit, check_values
 
 STAGES = ("finetune", "discover", "validate", "control", "diagnose", "compare", "audit", "repair", "report")
 
@@ -49,18 +49,21 @@ class ConceptsConfig:
     """Arguments of :class:`salve.data.ConceptsData`."""
 
     _target_: str = "salve.data.ConceptsData"
-    batch_size: int = MISSING
-    num_workers: int = MISSING
+    batch_size: Annotated[int, Unit("images")] = MISSING
+    num_workers: Annotated[int, Unit("processes")] = MISSING
     seed: int = MISSING
-    image_size: int = MISSING
-    train_per_class: int = MISSING
-    select_per_class: int = MISSING
-    test_per_class: int = MISSING
+    image_size: Annotated[int, Unit("pixels")] = MISSING
+    train_per_class: Annotated[int, Unit("images of a class")] = MISSING
+    select_per_class: Annotated[int, Unit("images of a class")] = MISSING
+    test_per_class: Annotated[int, Unit("images of a class")] = MISSING
     spurious_correlation: float = MISSING
     clutter: float = MISSING
     shortcut: str = "tag"
     defining_rate: float = 1.0
     min_crop_scale: float = 0.6
+
+
+# Settings of type Any below: Hydra cannot override a typed mapping that is null.
 
 
 @dataclass
@@ -69,15 +72,15 @@ class FolderConfig:
 
     _target_: str = "salve.data.FolderData"
     root: str = MISSING
-    batch_size: int = MISSING
-    num_workers: int = MISSING
-    limit_per_class: int | None = MISSING
-    splits: Any = MISSING  # Hydra cannot override a typed mapping that is null
-    select_share: float = MISSING
+    batch_size: Annotated[int, Unit("images")] = MISSING
+    num_workers: Annotated[int, Unit("processes")] = MISSING
+    limit_per_class: Annotated[int | None, Unit("images of a class and split")] = MISSING
+    splits: Annotated[Any, Takes("a mapping from train, select and test to names of folders, or null")] = MISSING
+    select_share: Annotated[float, Unit("of the held-out images of a class")] = MISSING
     split_seed: int = MISSING
-    classes: Any = MISSING
-    outputs: Any = MISSING
-    white: float | None = MISSING
+    classes: Annotated[Any, Takes("a list of folders, or a mapping from folders to names, or null")] = MISSING
+    outputs: Annotated[Any, Takes("`imagenet`, a path, or a mapping from folders to outputs, or null")] = MISSING
+    white: Annotated[float | None, Unit("grey value")] = MISSING
     groups: str | None = None
     boxes: str | None = None
 
@@ -97,21 +100,21 @@ class TableConfig:
 
     _target_: str = "salve.data.TableData"
     root: str = MISSING
-    table: Any = MISSING  # a name or a list of names
+    table: Annotated[Any, Takes("a path, or a list of paths")] = MISSING
     file: str = MISSING
     label: str = MISSING
     split: str = MISSING
     attribute: str | None = MISSING
-    batch_size: int = MISSING
-    num_workers: int = MISSING
-    limit_per_class: int | None = MISSING
-    classes: Any = MISSING  # Hydra cannot override a typed mapping that is null
-    values: Any = MISSING
-    splits: Any = MISSING
-    select_share: float = MISSING
+    batch_size: Annotated[int, Unit("images")] = MISSING
+    num_workers: Annotated[int, Unit("processes")] = MISSING
+    limit_per_class: Annotated[int | None, Unit("images of a class and split")] = MISSING
+    classes: Annotated[Any, Takes("a list of values, or a mapping from values to names, or null")] = MISSING
+    values: Annotated[Any, Takes("a mapping from values to names, or null")] = MISSING
+    splits: Annotated[Any, Takes("a mapping from train, select and test to values, or null")] = MISSING
+    select_share: Annotated[float, Unit("of the held-out images of a class")] = MISSING
     split_seed: int = MISSING
-    outputs: Any = MISSING
-    white: float | None = MISSING
+    outputs: Annotated[Any, Takes("`imagenet`, a path, or a mapping from values to outputs, or null")] = MISSING
+    white: Annotated[float | None, Unit("grey value")] = MISSING
 
 
 @dataclass
@@ -120,10 +123,10 @@ class Cifar100Config:
 
     _target_: str = "salve.data.Cifar100Data"
     root: str = MISSING
-    batch_size: int = MISSING
-    num_workers: int = MISSING
-    limit_per_class: int | None = MISSING
-    select_share: float = MISSING
+    batch_size: Annotated[int, Unit("images")] = MISSING
+    num_workers: Annotated[int, Unit("processes")] = MISSING
+    limit_per_class: Annotated[int | None, Unit("images of a class and split")] = MISSING
+    select_share: Annotated[float, Unit("of the held-out images of a class")] = MISSING
     split_seed: int = MISSING
     download: bool = MISSING
 
@@ -154,7 +157,7 @@ CALLBACKS = tuple(
 
 @dataclass
 class LoggerSettings:
-    """Where metrics go: ``csv``, or ``wandb`` with its settings."""
+    """Where metrics go."""
 
     kind: Annotated[str, OneOf("csv", "wandb")] = MISSING
     mode: Annotated[str, OneOf("online", "offline")] = "online"
@@ -174,8 +177,8 @@ class SearchSettings:
         objectives: measures in a run's ``metrics.json``, each with ``maximize`` or ``minimize``.
     """
 
-    trials: int
-    parallel: int
+    trials: Annotated[int, Unit("runs")]
+    parallel: Annotated[int, Unit("runs")]
     objectives: dict[str, str]
 
 
@@ -191,12 +194,16 @@ class SweepSettings:
 
     name: str = MISSING
     search: SearchSettings | None = None
-    sites: Annotated[int | None, ABOVE_ZERO] = None
+    sites: Annotated[int | None, ABOVE_ZERO, Unit("sites")] = None
 
 
 @dataclass
 class Config:
-    """All settings of a run."""
+    """All settings of a run.
+
+    Attributes:
+        callbacks: callbacks of Lightning, each by a name of the user's own (docs/training.md).
+    """
 
     name: str = MISSING
     stages: Annotated[list[str], OneOf(*STAGES)] = MISSING

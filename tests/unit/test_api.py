@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -63,6 +64,17 @@ def test_the_code_of_the_page_on_sites_runs() -> None:
     exec(code, names)
     site = names["site"]
     assert (site.width, site.positions) == (128, (8, 8))  # type: ignore[attr-defined]
+
+
+def test_the_network_of_the_page_on_ones_own_has_the_sites_that_are_shown() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "your_network.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    found = salve.backbones.sites(names["make_net"](num_classes=10).eval(), 224).values()
+    shown = re.findall(r"^     (\d+) +(\S.*?)  +(\d+)  (\d+(?: x \d+)?) ", text, re.MULTILINE)
+    assert [(site.name, str(site.width)) for site in found] == [(name, width) for name, _, width, _ in shown]
+    assert [" x ".join(map(str, site.positions)) or "1" for site in found] == [positions for *_, positions in shown]
 
 
 @pytest.mark.slow

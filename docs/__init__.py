@@ -1,0 +1,1 @@
+"""The pages, and in tools/ what makes the site of them."""
