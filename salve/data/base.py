@@ -9,7 +9,7 @@ from typing import Any, Protocol, get_args
 
 import pytorch_lightning as pl
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
@@ -189,6 +189,11 @@ class ImageData(pl.LightningDataModule):
 
     def groups(self, split: Split) -> Groups | None:
         """An attribute of the images of a split beside their class; None if none is known."""
+        check_split(split)
+        return None
+
+    def objects(self, split: Split) -> Int[Tensor, " N"] | None:
+        """Which object, patient or video each image of a split shows, by number; None if every image has its own."""
         check_split(split)
         return None
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from salve.data.base import ConceptTruth, ImageData, RawImages
@@ -140,6 +140,9 @@ class MarkedData(ImageData):
 
     def truth(self, split: Split) -> ConceptTruth | None:
         return self.data.truth(split)
+
+    def objects(self, split: Split) -> Int[Tensor, " N"] | None:
+        return self.data.objects(split)
 
     def boxes(self, split: Split) -> Boxes | None:
         return self.data.boxes(split)

@@ -111,6 +111,7 @@ class TableConfig:
     split_seed: int = MISSING
     outputs: Any = MISSING
     white: float | None = MISSING
+    object: str | None = None
 
 
 @dataclass

@@ -46,14 +46,19 @@ PRUNED = (1.0, 2.0, 5.0, 10.0, 20.0)
 NEED_LABELS = ("leace", "inlp", "pruning", "dfr")
 
 
+#: What a candidate without an edit is called: the network as it was, and with new biases.
+UNTOUCHED, ALONE = "nothing", "recalibration alone"
+
+
 @dataclass(frozen=True, eq=False)
 class Candidate:
     """An edit at a strength, and the biases that go with it.
 
     Attributes:
-        method: its name; empty for recalibration alone. latents: that are edited. alpha: strength.
-        change: the edit; None for recalibration alone. shifts: ``[C]``, of the biases.
+        method: its name, or :data:`UNTOUCHED` or :data:`ALONE`. latents: that are edited. alpha: strength.
+        change: the edit; None where there is none. shifts: ``[C]``, of the biases.
         score: on select images; larger is better. accuracy: on select images. allowed: within the budget.
+        pays: whether it gains the worst group more than its standard error; without labels always.
         fitted: the edit at any strength.
     """
 
@@ -65,12 +70,13 @@ class Candidate:
     score: tuple[float, ...]
     accuracy: float
     allowed: bool
+    pays: bool
     fitted: FittedEdit | None = field(default=None, repr=False)
 
     def row(self) -> dict[str, Any]:
         """For a table."""
         return {
-            "method": self.method or "recalibration alone",
+            "method": self.method,
             "latents": "; ".join(map(str, self.latents)),
             "alpha": self.alpha,
             "select_score": self.score[0],
@@ -78,14 +84,16 @@ class Candidate:
             "select_accuracy": self.accuracy,
             "permanent": self.change is None or self.change.permanent,
             "allowed": self.allowed,
+            "pays": self.pays,
         }
 
 
 class Search:
     """Tries repairs on select images.
 
-    With labels a repair is judged by the worst group's accuracy, and then by the mean over groups; without, by how
-    little the images that come nearest to the classes are still taken for them (the mean probability).
+    With labels a repair is judged by the worst group's accuracy, and then by the mean over groups, and it must gain more
+    than a standard error; without, by how little the images that come nearest to the classes are still taken for them
+    (the mean probability).
 
     Args:
         context, settings: of the run. cut: the network. activations: captured at its site. sae: of the site.
@@ -121,8 +129,13 @@ class Search:
         }
 
     def untouched(self) -> Candidate:
+        """The network as it is."""
+        known = self._known_before
+        return self._judged(UNTOUCHED, (), 0.0, None, None, known, torch.zeros(known.shape[1]))
+
+    def alone(self) -> Candidate:
         """No edit: recalibration alone."""
-        return self._candidate("", (), 0.0, None, None)
+        return self._candidate(ALONE, (), 0.0, None, None)
 
     def candidates(self, methods: Sequence[str], permanent: bool = True) -> Iterator[Candidate]:
         """Every method, number of latents and strength.
@@ -186,14 +199,16 @@ class Search:
         count = len(cut.order)
         running = self._on_known if self._cut.linear is not None else Running(self._context, cut, known)
         given = (running.rows(), known.labels, known.group, count, self._context.seed)
-        head = reweighted_head(*given)
+        head = reweighted_head(*given, objects=known.object)
         (reader,) = cut.site.readers
         state, units = cut.model.state_dict(), cut.order
         weight, bias = state[reader.weight].clone(), state[reader.bias].clone()
         weight[units] = head.weight.reshape(weight[units].shape).to(weight)
         bias[units] = head.bias.to(bias)
         change = Change(weights=lambda: {reader.weight: weight, reader.bias: bias})
-        return self._judged("dfr", (), 1.0, change, None, logits_of_halves(*given), torch.zeros(count))
+        return self._judged(
+            "dfr", (), 1.0, change, None, logits_of_halves(*given, objects=known.object), torch.zeros(count)
+        )
 
     def _pruned(self) -> FittedEdit:
         """Channels whose attributions speak least for the worst group among the images that are known.
@@ -247,16 +262,20 @@ class Search:
         group = self._known.group if self._labelled else self._known.labels
         way = fairest_shift if self._labelled else likeliest_shift
         shifts = recalibrated(known, self._known.labels, group, self.suspects.classes, way)
-        if self._labelled and not self._pays(known, shifts):
+        if self._labelled and not self._pays(known, known.double() + shifts):
             shifts = torch.zeros_like(shifts)
         return self._judged(method, latents, alpha, change, fitted, known, shifts)
 
-    def _pays(self, logits: Tensor, shifts: Tensor) -> bool:
-        """Whether new biases gain the worst group more than its standard error: on so few images less is no reason."""
-        by_group, without = self._of_groups(logits.double() + shifts), self._of_groups(logits)
-        worst, at = by_group.min(dim=0)
-        counts = torch.bincount(self._known.group)
-        return bool(worst > without.min() + (worst * (1 - worst) / counts[counts > 0][at]).sqrt())
+    @cached_property
+    def _known_before(self) -> Tensor:
+        return self._on_known.logits()
+
+    def _pays(self, before: Tensor, after: Tensor) -> bool:
+        """Whether other logits gain the worst group more than its standard error: on so few images less is no reason."""
+        worst, at = self._of_groups(after).min(dim=0)
+        group = self._known.group.unique()[at]  # images of one object are one piece of evidence
+        error = (worst * (1 - worst) / len(self._known.object[self._known.group == group].unique())).sqrt()
+        return bool(worst > self._of_groups(before).min() + error)
 
     def _judged(
         self,
@@ -279,7 +298,8 @@ class Search:
             chances = plain.softmax(dim=1)
             taken = [float(chances[near, k].mean()) for k, near in self._near.items() if len(near)]
             score = (-sum(taken) / len(taken), accuracy) if taken else (math.nan, accuracy)
-        return Candidate(method, latents, alpha, change, shifts, score, accuracy, allowed, fitted)
+        pays = not self._labelled or self._pays(self._known_before, known.double() + shifts)
+        return Candidate(method, latents, alpha, change, shifts, score, accuracy, allowed, pays, fitted)
 
     def _of_groups(self, logits: Tensor) -> Tensor:
         """The accuracy of each group that has images, among those that are known."""
@@ -289,6 +309,11 @@ class Search:
 
     def _accuracy(self, logits: Tensor) -> float:
         return float((logits.argmax(dim=1) == self._plain.labels).double().mean())
+
+
+def chosen_of(candidates: Sequence[Candidate], untouched: Candidate) -> Candidate:
+    """The best candidate within the budget that pays; the network as it is where there is none."""
+    return best_of([candidate for candidate in candidates if candidate.pays]) or untouched
 
 
 def best_of(candidates: Sequence[Candidate]) -> Candidate | None:
