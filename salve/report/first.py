@@ -1,7 +1,7 @@
 """The first lines of a page: what the network depends on, how sure that is, and what to do next."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -42,8 +42,8 @@ def _depends(artifacts: Artifacts, main: Headline) -> str:
     if repair:
         if repair.get("method") == NOTHING:
             return (
-                f"{repair['suspects']}, still: nothing that was tried gains enough on select images, so the network stays "
-                f"as it was. The worst group is right on {percent(repair['worst_group_before'])}."
+                f"{repair['suspects']}, still: nothing that was tried gains enough on select images, so the network "
+                f"stays as it was. The worst group is right on {percent(repair['worst_group_before'])}."
             )
         before, alone, after = (percent(repair[f"worst_group_{one}"]) for one in ("before", "recalibrated", "after"))
         if not helped(repair):

@@ -104,7 +104,7 @@ def attribute_of(context: StageContext) -> dict[str, Any]:
         if groups is not None:
             digest = digest_of_tensors({"of_image": groups.of_image})
             found[split] = {"name": groups.name, "values": list(groups.values), "images": digest}
-        if (objects := data.objects(split)) is not None:
+        if (objects := context.data.objects(split)) is not None:
             found[f"{split}_objects"] = digest_of_tensors({"of_image": objects})
         if pairs is not None:
             found[f"{split}_pairs"] = pairs.name

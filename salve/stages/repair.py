@@ -16,8 +16,8 @@ from salve.editing import Edit, EditFile, NewWeights, apply_edit_files, make_add
 from salve.editing.files import metadata_with
 from salve.editing.recalibrate import group_accuracies, with_shifted_bias
 from salve.editing.verdict import RESAMPLES, percentile_interval, wilson
-from salve.report.grouped import REPAIRED_FILE
 from salve.repair_settings import RepairSettings
+from salve.report.grouped import REPAIRED_FILE
 from salve.sae import SAE
 from salve.stages.context import StageContext, settings_of_key
 from salve.stages.counterfactuals import flip_rate

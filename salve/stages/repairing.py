@@ -91,9 +91,9 @@ class Candidate:
 class Search:
     """Tries repairs on select images.
 
-    With labels a repair is judged by the worst group's accuracy, and then by the mean over groups, and it must gain more
-    than a standard error; without, by how little the images that come nearest to the classes are still taken for them
-    (the mean probability).
+    With labels a repair is judged by the worst group's accuracy, and then by the mean over groups, and it must gain
+    more than a standard error; without, by how little the images that come nearest to the classes are still taken for
+    them (the mean probability).
 
     Args:
         context, settings: of the run. cut: the network. activations: captured at its site. sae: of the site.
@@ -271,7 +271,7 @@ class Search:
         return self._on_known.logits()
 
     def _pays(self, before: Tensor, after: Tensor) -> bool:
-        """Whether other logits gain the worst group more than its standard error: on so few images less is no reason."""
+        """Whether other logits gain the worst group more than its standard error: on so few images less is chance."""
         worst, at = self._of_groups(after).min(dim=0)
         group = self._known.group.unique()[at]  # images of one object are one piece of evidence
         error = (worst * (1 - worst) / len(self._known.object[self._known.group == group].unique())).sqrt()
