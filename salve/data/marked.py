@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -156,6 +157,10 @@ class MarkedData(ImageData):
         raw = self.data.raw(split)
         everywhere = torch.ones(len(raw), dtype=torch.bool)
         return Pairs(self.mark.kind, raw, MarkedImages(raw, everywhere, self.mark, split))
+
+    def without_shortcut(self) -> "MarkedData":
+        """With the mark equally often on the train images of every class."""
+        return MarkedData(self.data, replace(self.mark, rates={}))
 
     def bind(self, preprocess: Preprocess) -> None:
         """See :meth:`ImageData.bind`.

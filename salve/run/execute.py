@@ -44,6 +44,7 @@ from salve.stages import (
 )
 from salve.stages.compare import Makers
 from salve.stages.report import report
+from salve.stages.retraining import Retraining
 from salve.types import UserError
 
 log = logging.getLogger(__name__)
@@ -226,8 +227,7 @@ def _run_stages(config: Config, context: StageContext) -> dict[str, Artifact]:
     step("compare", "compare" in wanted, lambda c: _compare(config, c, inputs(*base)))
     audited, repaired = bool(wanted & {"audit", "repair"}), "repair" in wanted
     step("audit", audited, lambda c: audit(c, config.audit, pool, config.validate.pictures, *inputs(*base[:3])))
-    labels = config.audit.labels
-    step("repair", repaired, lambda c: repair(c, config.repair, labels, *inputs(*base[:3], "audit")))
+    step("repair", repaired, lambda c: _repair(config, c, inputs(*base[:3], "audit")))
     if config.evaluate:
         step(
             "evaluation",
@@ -239,6 +239,12 @@ def _run_stages(config: Config, context: StageContext) -> dict[str, Artifact]:
             f"There is nothing to report for these settings under {config.output_dir}; run their other stages first."
         )
     return found
+
+
+def _repair(config: Config, context: StageContext, inputs: Sequence[Artifact]) -> Artifact:
+    """Stage ``repair``, with what trains its rivals."""
+    retraining = Retraining(context, config.finetune, finetune)
+    return repair(context, config.repair, config.audit.labels, *inputs, retraining)
 
 
 def _compare(config: Config, context: StageContext, inputs: Sequence[Artifact]) -> Artifact:

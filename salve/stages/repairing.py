@@ -2,11 +2,9 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
-from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -25,9 +23,11 @@ from salve.editing.reweighting import logits_of_halves, reweighted_head
 from salve.features.suspects import nearest
 from salve.repair_settings import RepairSettings
 from salve.sae import SAE
+from salve.stages.candidates import ALONE, UNTOUCHED, Candidate
 from salve.stages.context import StageContext
 from salve.stages.grouped import Running, grouped, of_split
 from salve.stages.repair_suspects import Suspects
+from salve.stages.retraining import Retraining
 from salve.stages.sampled import fitting_of
 from salve.stages.targets import balanced
 from salve.types import UserError
@@ -43,49 +43,7 @@ PRUNED = (1.0, 2.0, 5.0, 10.0, 20.0)
 
 
 #: Methods that need to know the attribute of some images.
-NEED_LABELS = ("leace", "inlp", "pruning", "dfr")
-
-
-#: What a candidate without an edit is called: the network as it was, and with new biases.
-UNTOUCHED, ALONE = "nothing", "recalibration alone"
-
-
-@dataclass(frozen=True, eq=False)
-class Candidate:
-    """An edit at a strength, and the biases that go with it.
-
-    Attributes:
-        method: its name, or :data:`UNTOUCHED` or :data:`ALONE`. latents: that are edited. alpha: strength.
-        change: the edit; None where there is none. shifts: ``[C]``, of the biases.
-        score: on select images; larger is better. accuracy: on select images. allowed: within the budget.
-        pays: whether it gains the worst group more than its standard error; without labels always.
-        fitted: the edit at any strength.
-    """
-
-    method: str
-    latents: tuple[int, ...]
-    alpha: float
-    change: Change | None
-    shifts: Tensor
-    score: tuple[float, ...]
-    accuracy: float
-    allowed: bool
-    pays: bool
-    fitted: FittedEdit | None = field(default=None, repr=False)
-
-    def row(self) -> dict[str, Any]:
-        """For a table."""
-        return {
-            "method": self.method,
-            "latents": "; ".join(map(str, self.latents)),
-            "alpha": self.alpha,
-            "select_score": self.score[0],
-            "select_mean": self.score[-1],
-            "select_accuracy": self.accuracy,
-            "permanent": self.change is None or self.change.permanent,
-            "allowed": self.allowed,
-            "pays": self.pays,
-        }
+NEED_LABELS = ("leace", "inlp", "pruning", "dfr", "group_dro")
 
 
 class Search:
@@ -136,6 +94,31 @@ class Search:
     def alone(self) -> Candidate:
         """No edit: recalibration alone."""
         return self._candidate(ALONE, (), 0.0, None, None)
+
+    def retrained(self, methods: Sequence[str], retraining: Retraining) -> list[Candidate]:
+        """Networks that rivals train again. Group DRO needs labels, and is left out without."""
+        found = []
+        for method in methods:
+            if method in NEED_LABELS and not self._labelled:
+                continue
+            with self._context.progress(f"training again: {method}", retraining.tries(method)) as advance:
+                try:
+                    for alpha, network in retraining.networks(method):
+                        found.append(self._trained(method, alpha, network))
+                        advance(1)
+                except UserError as error:
+                    self.left_out.append(str(error))
+        return found
+
+    def _trained(self, method: str, alpha: float, network: Artifact) -> Candidate:
+        """A network with its score on select images. Its biases stay as they are."""
+        cut = self._context.cut(network)
+        known, plain = (
+            Running(self._context, cut, images, room=0).logits()[:, : len(self._context.classes)]
+            for images in (self._known, self._plain)
+        )
+        found = self._judged(method, (), alpha, None, None, known, torch.zeros(known.shape[1]), plain)
+        return replace(found, network=network)
 
     def candidates(self, methods: Sequence[str], permanent: bool = True) -> Iterator[Candidate]:
         """Every method, number of latents and strength.
@@ -286,9 +269,15 @@ class Search:
         fitted: FittedEdit | None,
         known: Tensor,
         shifts: Tensor,
+        plain: Tensor | None = None,
     ) -> Candidate:
-        """A candidate with its score on select images; ``known`` are the logits of those whose groups are known."""
-        plain = (self._on_plain.logits(change) if self._labelled else known).double() + shifts
+        """A candidate with its score on select images.
+
+        ``known`` are the logits of those whose groups are known, and ``plain`` of all, if they are not of the change.
+        """
+        if plain is None:
+            plain = self._on_plain.logits(change) if self._labelled else known
+        plain = plain.double() + shifts
         accuracy = self._accuracy(plain)
         allowed = accuracy >= self.accuracy_before - self._settings.max_accuracy_loss - 1e-9
         if self._labelled:
@@ -309,27 +298,3 @@ class Search:
 
     def _accuracy(self, logits: Tensor) -> float:
         return float((logits.argmax(dim=1) == self._plain.labels).double().mean())
-
-
-def chosen_of(candidates: Sequence[Candidate], untouched: Candidate) -> Candidate:
-    """The best candidate within the budget that pays; the network as it is where there is none."""
-    return best_of([candidate for candidate in candidates if candidate.pays]) or untouched
-
-
-def best_of(candidates: Sequence[Candidate]) -> Candidate | None:
-    """The candidate with the best score within the budget, the first of equal ones; None if none is within it."""
-    allowed = [candidate for candidate in candidates if candidate.allowed]
-    return max(allowed, key=lambda candidate: candidate.score, default=None)
-
-
-def best_of_each(candidates: Sequence[Candidate]) -> dict[str, Candidate]:
-    """By method its best candidate; of a method that has none within the budget the best beyond it."""
-    by_method: dict[str, list[Candidate]] = {}
-    for candidate in candidates:
-        by_method.setdefault(candidate.method, []).append(candidate)
-    return {name: best_of(own) or max(own, key=lambda one: one.score) for name, own in by_method.items()}
-
-
-def table_of(candidates: Sequence[Candidate], chosen: Candidate) -> pd.DataFrame:
-    """All that was tried, and what was chosen."""
-    return pd.DataFrame([{**one.row(), "chosen": one is chosen} for one in candidates])

@@ -47,6 +47,9 @@ SHARED_BY_STAGES = (
         "counterfactuals",
         "repair_suspects",
         "repairing",
+        "candidates",
+        "retraining",
+        "weighting",
         "tcav",
     ),
 )

@@ -22,7 +22,7 @@ SETTINGS = (
     *("data.spurious_correlation=1", "data.defining_rate=0", "data.train_per_class=24", "finetune.epochs=3"),
     *("audit.labels=3", "audit.suspects=2", "audit.top_images=2", "validate.pictures=3"),
     *("repair.methods=[ablation,gate,leace,latent_eraser,dfr]", "repair.sizes=[1,2]", "repair.strengths=[0.5,1]"),
-    "repair.rivals=[inlp,mute,reconstruction,pruning]",
+    "repair.rivals=[inlp,mute,reconstruction,pruning,jtt,group_dro,bound]",
     "repair.max_accuracy_loss=0.5",
 )
 
@@ -86,7 +86,8 @@ def test_the_tables_say_what_the_written_weights_do(repaired: tuple[Path, dict[s
     assert len(changed) == int((before != after).sum())
     assert (record["left_out"], record["groups_without_images"]) == ([], [])
     tried = found.table("candidates.csv")
-    own, rivals = {"ablation", "gate", "leace", "latent_eraser", "dfr"}, {"inlp", "mute", "reconstruction", "pruning"}
+    own = {"ablation", "gate", "leace", "latent_eraser", "dfr"}
+    rivals = {"inlp", "mute", "reconstruction", "pruning", "jtt", "group_dro", "bound"}
     without = {"nothing", "recalibration alone"}
     assert set(tried["method"]) == {*without, *own, *rivals}
     (chosen,) = tried.loc[tried["chosen"], "method"]
