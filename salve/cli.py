@@ -65,8 +65,14 @@ def _command() -> None:
     from salve.run.explain import SweepIncomplete, group_mistake
     from salve.run.schema import register
 
-    # Hydra's parser wants all settings behind -m: `salve sae=topk -m sae.k=2,4` would be an error.
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
+    repairs = sys.argv[1:2] == ["repair"]
+    if repairs:
+        from salve.run.repair import HELP, asks_for_help
+
+        del sys.argv[1]
+        if asks_for_help(sys.argv[1:]):
+            print(HELP, end="")
+            return
     register()
     os.environ.setdefault("OC_CAUSE", "0")  # else OmegaConf words its errors otherwise under a debugger
     logging.raiseExceptions = False  # else a full disk prints a traceback for each line of the log
@@ -74,7 +80,7 @@ def _command() -> None:
     try:
         with stopped_if_told(), _hydra_raises(), _joined() as leads:
             if leads:
-                _run()
+                _run(repairs)
     except SweepIncomplete as error:
         print(f"salve: {error}", file=sys.stderr)
         raise SystemExit(1) from None
@@ -95,11 +101,22 @@ def _command() -> None:
         _tell(told, wants_all)
 
 
-def _run() -> None:
+def _run(repairs: bool) -> None:
     import hydra
 
     from salve.run.explain import conf_dir
 
+    if repairs:
+        from rich.console import Console
+
+        from salve.run.repair import overrides, repair_run, run_folder
+
+        if (folder := run_folder(sys.argv[1:])) is not None:
+            repair_run(folder, sys.argv[2:], Console(markup=False, emoji=False))
+            return
+        sys.argv[1:] = overrides(sys.argv[1:])
+    # Hydra's parser wants all settings behind -m: `salve sae=topk -m sae.k=2,4` would be an error.
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
     if not any(argument.startswith("rerun=") for argument in sys.argv[1:]):
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
         return

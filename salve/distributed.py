@@ -11,7 +11,14 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, distributed
-from torch.utils.data import BatchSampler, Dataset, RandomSampler, Sampler, SequentialSampler
+from torch.utils.data import (
+    BatchSampler,
+    Dataset,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+    WeightedRandomSampler,
+)
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -97,11 +104,22 @@ class RankBatches(Sampler[list[int]]):
         n: number of rows. batch_size: rows of a batch over all ranks.
         shuffle: in an order drawn from torch's global generator.
         drop_last: leave out an incomplete last batch.
+        weights: with shuffle, draw ``n`` rows with replacement, each in proportion to its weight; a row may then be
+            repeated or left out.
     """
 
-    def __init__(self, n: int, batch_size: int, shuffle: bool = False, drop_last: bool = False) -> None:
+    def __init__(
+        self,
+        n: int,
+        batch_size: int,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        weights: Sequence[float] | None = None,
+    ) -> None:
         rows = range(n)
         order: Sampler[int] = RandomSampler(rows) if shuffle else SequentialSampler(rows)
+        if shuffle and weights is not None:
+            order = WeightedRandomSampler(weights, n)
         self._batches = BatchSampler(order, batch_size, drop_last)
 
     def __len__(self) -> int:
@@ -185,6 +203,17 @@ class DrawnItems(Dataset[Any]):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPUs
             return self._items[index]
+
+
+def total(rows: Tensor) -> Tensor:
+    """The sum of a tensor over all ranks; itself without a process group. Every rank must call this."""
+    _, ranks = rank_and_world_size()
+    if ranks == 1:
+        return rows
+    device = torch.device("cuda", torch.cuda.current_device()) if distributed.get_backend() == "nccl" else None
+    summed = rows.detach().clone() if device is None else rows.detach().to(device)
+    distributed.all_reduce(summed)
+    return summed.to(rows.device)
 
 
 def batch_share(n_local: int) -> float:

@@ -9,8 +9,10 @@ from salve.values import ABOVE_ZERO, NOT_NEGATIVE, SHARE, OneOf, Takes, Unit
 #: trained anew (DFR).
 REPAIRS = ("latent_eraser", "gate", "ablation", "steering", "leace", "dfr")
 #: What it can be compared with: an eraser of several directions, latents muted and the SAE kept at inference, the SAE's
-#: reconstruction alone, and pruned channels (COAR-Edit).
-RIVALS = ("inlp", "mute", "reconstruction", "pruning")
+#: reconstruction alone, and pruned channels (COAR-Edit); and networks that are trained again (:data:`RETRAINED`).
+RIVALS = ("inlp", "mute", "reconstruction", "pruning", "jtt", "group_dro", "bound")
+#: Those that train the network again: JTT, group DRO, and the bound, a network that never met the shortcut.
+RETRAINED = ("jtt", "group_dro", "bound")
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Feed activations to a training, in batches or in blocks of batches, from memory or from disk."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
@@ -109,10 +109,17 @@ class _Loads(IterableDataset[Block]):
             yield Block(self._rows[torch.cat(batches)], tuple(len(batch) for batch in batches))
 
 
-def rows_loader(*tensors: AnyRows, batch_size: int, shuffle: bool = False) -> DataLoader[Any]:
-    """A DataLoader over the rows of tensors, a batch at a time; a rank's part of a batch may be empty."""
+def rows_loader(
+    *tensors: AnyRows, batch_size: int, shuffle: bool = False, weights: Sequence[float] | None = None
+) -> DataLoader[Any]:
+    """A DataLoader over the rows of tensors, a batch at a time; a rank's part of a batch may be empty.
+
+    Args:
+        tensors: of equal length. batch_size: over all ranks. shuffle, weights: see :class:`RankBatches`.
+    """
     rows = Rows(*tensors)
-    return DataLoader(rows, batch_sampler=RankBatches(len(rows), batch_size, shuffle), collate_fn=_as_is)
+    batches = RankBatches(len(rows), batch_size, shuffle, weights=weights)
+    return DataLoader(rows, batch_sampler=batches, collate_fn=_as_is)
 
 
 def _as_is(batch: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, Protocol, get_args
 
 import pytorch_lightning as pl
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
@@ -50,6 +50,16 @@ class TransformedImages(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image, label = self.raw[index]
         return self.transform(image), label
+
+
+class _WithTargets(Dataset):
+    """Images with other numbers than their labels."""
+
+    def __init__(self, images: Dataset, targets: Sequence[int]) -> None:
+        self._images, self._targets = images, targets
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self._images[index][0], self._targets[index]
 
 
 @dataclass(frozen=True)
@@ -192,6 +202,11 @@ class ImageData(pl.LightningDataModule):
         check_split(split)
         return None
 
+    def objects(self, split: Split) -> Int[Tensor, " N"] | None:
+        """Which object, patient or video each image of a split shows, by number; None if every image has its own."""
+        check_split(split)
+        return None
+
     def boxes(self, split: Split) -> Boxes | None:
         """Boxes around the objects of some images of a split; None if none are known."""
         check_split(split)
@@ -200,6 +215,10 @@ class ImageData(pl.LightningDataModule):
     def pairs(self, split: Split) -> Pairs | None:
         """Every image of a split with and without a shortcut; None if they cannot be had."""
         check_split(split)
+        return None
+
+    def without_shortcut(self) -> "ImageData | None":
+        """The same data, but that the shortcut goes with no class; None if they cannot be had. Not bound."""
         return None
 
     def first(self, split: Split, count: int) -> list[tuple[RawImage, int]]:
@@ -242,6 +261,8 @@ class ImageData(pl.LightningDataModule):
         drop_last: bool = False,
         batch_size: int | None = None,
         indices: Sequence[int] | None = None,
+        targets: Sequence[int] | None = None,
+        weights: Sequence[float] | None = None,
     ) -> DataLoader:
         """Batches ``(images [n, 3, S, S], labels [n])`` of a split.
 
@@ -254,14 +275,19 @@ class ImageData(pl.LightningDataModule):
             shuffle: in a new random order every epoch.
             drop_last: leave out an incomplete last batch.
             batch_size: instead of the data's own.
-            indices: use only these images of the split, in this order.
+            indices: use only these images of the split, in this order; one may be named several times.
+            targets: of all images of the split, in place of their labels.
+            weights: of these images, by which a shuffled epoch draws as many of them with replacement.
         """
         dataset = self.dataset(split, augment)
+        if targets is not None:
+            dataset = _WithTargets(dataset, targets)
         assert self.preprocess is not None
         if indices is not None:
             dataset = Subset(dataset, list(indices))
         rows = len(self.labels(split) if indices is None else indices)
-        batches = RankBatches(rows, self.batch_size if batch_size is None else batch_size, shuffle, drop_last)
+        size = self.batch_size if batch_size is None else batch_size
+        batches = RankBatches(rows, size, shuffle, drop_last, weights)
         return DataLoader(
             DrawnItems(dataset) if augment else dataset,
             batch_sampler=DrawnBatches(batches) if augment else batches,

@@ -202,6 +202,13 @@ class ConceptsData(ImageData):
         """Every scene without the shortcut and with it."""
         return self.counterfactuals(split, self.shortcut)
 
+    def without_shortcut(self) -> "ConceptsData":
+        """With the tag as often in clinics as in the other classes, in all splits."""
+        return ConceptsData(
+            *(self.batch_size, self.num_workers, self.seed, self.native_size, *self.per_class.values()),
+            *(scenes.SPURIOUS_BASE_RATE, self.clutter, self.shortcut, self.defining_rate, self.min_crop_scale),
+        )
+
     def counterfactuals(self, split: Split, concept: str) -> Pairs:
         """Every scene of a split without a concept and with it; drawn when they are first read, then kept.
 

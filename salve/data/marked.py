@@ -3,10 +3,11 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from salve.data.base import ConceptTruth, ImageData, RawImages
@@ -146,6 +147,9 @@ class MarkedData(ImageData):
     def truth(self, split: Split) -> ConceptTruth | None:
         return self.data.truth(split)
 
+    def objects(self, split: Split) -> Int[Tensor, " N"] | None:
+        return self.data.objects(split)
+
     def boxes(self, split: Split) -> Boxes | None:
         return self.data.boxes(split)
 
@@ -158,6 +162,10 @@ class MarkedData(ImageData):
         raw = self.data.raw(split)
         everywhere = torch.ones(len(raw), dtype=torch.bool)
         return Pairs(self.mark.kind, raw, MarkedImages(raw, everywhere, self.mark, split))
+
+    def without_shortcut(self) -> "MarkedData":
+        """With the mark equally often on the train images of every class."""
+        return MarkedData(self.data, replace(self.mark, rates={}))
 
     def bind(self, preprocess: Preprocess) -> None:
         """See :meth:`ImageData.bind`.

@@ -10,6 +10,8 @@ from typing import NamedTuple, get_args
 
 import numpy as np
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from salve.data.classes import check_class_names, chosen_classes, map_outputs
 from salve.data.files import FileData, ImageFile, Index, first_of_each, refuse_empty
@@ -30,6 +32,7 @@ class TableData(FileData):
         file: the path of an image, with names of columns in braces: ``"{split}/{name}.jpg"``.
         label: the column of the class. split: the column of the split.
         attribute: the column of an attribute, for :meth:`groups`; None if there is none.
+        object: the column of what several images may share, for :meth:`objects`; None if there is none.
         batch_size, num_workers: see :class:`ImageData`.
         limit_per_class: use only the first so many images of each class in each split; None uses all.
         classes: use only these values of the label, in this order; a mapping also gives each a name for people. None
@@ -65,11 +68,13 @@ class TableData(FileData):
         split_seed: int = 0,
         outputs: str | Mapping[str, int] | None = None,
         white: float | None = None,
+        object: str | None = None,
     ) -> None:
         super().__init__(root, batch_size, num_workers, limit_per_class, white)
         check_share(select_share, split_seed)
         self.table = [table] if isinstance(table, str) else list(table)
-        self.columns = _Columns(file, str(label), str(split), None if attribute is None else str(attribute))
+        named = [None if one is None else str(one) for one in (attribute, object)]
+        self.columns = _Columns(file, str(label), str(split), *named)
         self.values = None if values is None else {str(value): str(name) for value, name in values.items()}
         self.splits = None if splits is None else named_splits({k: str(v) for k, v in dict(splits).items()})
         self.select_share = select_share
@@ -98,6 +103,17 @@ class TableData(FileData):
         values = list(names)
         numbers = [values.index(attribute[file.path]) if attribute[file.path] else -1 for file in files]
         return Groups(self.columns.attribute, tuple(names.values()), torch.tensor(numbers))
+
+    def objects(self, split: Split) -> Int[Tensor, " N"] | None:
+        """See :meth:`ImageData.objects`; an image whose cell is empty has its own."""
+        files = self._files(split)
+        if self.columns.object is None:
+            return None
+        named = [
+            (self._read.object[file.path], "") if self._read.object[file.path] else ("", file.path) for file in files
+        ]
+        number = {name: i for i, name in enumerate(dict.fromkeys(named))}
+        return torch.tensor([number[name] for name in named])
 
     def _identity(self, file: ImageFile) -> list[str | int]:
         return [file.path, file.label]
@@ -182,6 +198,7 @@ class _Columns(NamedTuple):
     label: str
     split: str
     attribute: str | None
+    object: str | None
 
     @property
     def of_file(self) -> list[str]:
@@ -191,17 +208,19 @@ class _Columns(NamedTuple):
     @property
     def wanted(self) -> set[str]:
         """All columns that are read."""
-        return {*self.of_file, self.label, self.split} | ({self.attribute} if self.attribute is not None else set())
+        return {*self.of_file, self.label, self.split, *filter(None, (self.attribute, self.object))}
 
 
 class _Read:
-    """What a table says of its images, in its order; ``attribute``: by path."""
+    """What a table says of its images, in its order; ``attribute`` and ``object``: by path."""
 
     def __init__(self, paths: list[str], columns: _Columns, table: Table) -> None:
         self.paths = paths
         self.labels, self.splits = ([cell.strip() for cell in table[name]] for name in (columns.label, columns.split))
-        cells = table[columns.attribute] if columns.attribute is not None else ()
-        self.attribute = {path: cell.strip() for path, cell in zip(paths, cells, strict=False)}
+        self.attribute, self.object = (
+            {} if name is None else {path: cell.strip() for path, cell in zip(paths, table[name], strict=True)}
+            for name in (columns.attribute, columns.object)
+        )
 
 
 def _splits(named: Mapping[str, str] | None, there: Sequence[str], column: str) -> dict[str, str]:

@@ -53,6 +53,7 @@ def reweighted_head(
     classes: int,
     seed: int,
     penalties: Sequence[float] = PENALTIES,
+    objects: Int[Tensor, " N"] | None = None,
 ) -> LinearTail:
     """A head for the features of a network, trained on images of which all groups have equally many.
 
@@ -63,13 +64,14 @@ def reweighted_head(
 
     Args:
         features, labels, groups: of the images. classes: ``C``. seed: of the halves. penalties: to choose from.
+        objects: images of the same object are in the same half; None: every image has its own.
 
     Returns:
         Weights and biases, float64.
     """
     mean, spread = features.double().mean(dim=0), features.double().std(dim=0).clamp_min(1e-8)
     scaled = (features.double() - mean) / spread
-    halves = _halves(groups, seed)
+    halves = _halves(groups, seed, objects)
     best, chosen = (-1.0, -1.0), penalties[-1]
     for penalty in penalties if bool((~halves).any()) else ():
         found = []
@@ -86,27 +88,40 @@ def reweighted_head(
 
 
 def logits_of_halves(
-    features: Float[Tensor, "N M"], labels: Labels, groups: Int[Tensor, " N"], classes: int, seed: int
+    features: Float[Tensor, "N M"],
+    labels: Labels,
+    groups: Int[Tensor, " N"],
+    classes: int,
+    seed: int,
+    objects: Int[Tensor, " N"] | None = None,
 ) -> Float[Tensor, "N C"]:
     """The logits of each half of every group by the head of :func:`reweighted_head` for the other half, float64.
 
     A head is right on the images that it was trained on, so by these it can be compared with other edits. Where no
     group has two images, all logits are 0.
     """
-    first = _halves(groups, seed)
+    first = _halves(groups, seed, objects)
     found = torch.zeros(len(labels), classes, dtype=torch.float64)
     for half in (first, ~first) if bool((~first).any()) else ():
-        found[~half] = reweighted_head(features[half], labels[half], groups[half], classes, seed)(
-            features[~half].double()
-        )
+        own = None if objects is None else objects[half]
+        head = reweighted_head(features[half], labels[half], groups[half], classes, seed, objects=own)
+        found[~half] = head(features[~half].double())
     return found
 
 
-def _halves(groups: Int[Tensor, " N"], seed: int) -> Tensor:
-    """Which images are in the first of two halves of every group, drawn by the seed."""
-    first = torch.zeros(len(groups), dtype=torch.bool)
+def _halves(groups: Int[Tensor, " N"], seed: int, objects: Int[Tensor, " N"] | None = None) -> Tensor:
+    """Which images are in the first of two halves of every group, drawn by the seed; no object is in both.
+
+    Objects are drawn one after the other until half of the group is in the first half; those of a later group may have
+    been drawn with an earlier one.
+    """
+    objects = torch.arange(len(groups)) if objects is None else objects
+    first, drawn = torch.zeros(len(groups), dtype=torch.bool), set[int]()
     draw = torch.Generator().manual_seed(seed)
     for group in groups.unique().tolist():
         own = (groups == group).nonzero()[:, 0]
-        first[own[torch.randperm(len(own), generator=draw)[: (len(own) + 1) // 2]]] = True
+        for one in objects[own[torch.randperm(len(own), generator=draw)]].tolist():
+            if one not in drawn and 2 * int(first[own].sum()) < len(own):
+                first[objects == one] = True
+            drawn.add(one)
     return first

@@ -1,10 +1,11 @@
 """The first lines of a page: what the network depends on, how sure that is, and what to do next."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 
+from salve.report.sections.repair import NOTHING, helped
 from salve.report.tables import Headline, column, records
 from salve.report.text import count_of, is_missing, label, number, percent, plural, span
 from salve.results import Artifacts
@@ -39,8 +40,13 @@ def first_lines(artifacts: Artifacts, main: Headline, rows: pd.DataFrame) -> lis
 def _depends(artifacts: Artifacts, main: Headline) -> str:
     repair, suspects = artifacts.record("repair", "repair.json"), _first_suspects(artifacts)
     if repair:
+        if repair.get("method") == NOTHING:
+            return (
+                f"{repair['suspects']}, still: nothing that was tried gains enough on select images, so the network "
+                f"stays as it was. The worst group is right on {percent(repair['worst_group_before'])}."
+            )
         before, alone, after = (percent(repair[f"worst_group_{one}"]) for one in ("before", "recalibrated", "after"))
-        if not _helped(repair):
+        if not helped(repair):
             return (
                 f"{repair['suspects']}, still: the repair did not help. The worst group was right on {before}, on "
                 f"{alone} with new biases alone, and on {after} after the repair."
@@ -61,11 +67,6 @@ def _depends(artifacts: Artifacts, main: Headline) -> str:
     rest = verdict.judged - verdict.separates
     shared = " All of them can be taken away alone." if not rest else " The others share theirs, or need more than one."
     return f"{what}, for {some}: without it the class is gone and the other classes stay.{shared}"
-
-
-def _helped(repair: dict[str, Any]) -> bool:
-    """Whether a repair's worst group is better than that of the untouched network and of new biases alone."""
-    return bool(repair["worst_group_after"] > max(repair["worst_group_before"], repair["worst_group_recalibrated"]))
 
 
 def _weakest(rows: pd.DataFrame) -> str:
@@ -114,7 +115,7 @@ def _unseen(artifacts: Artifacts) -> str:
 
 def _next(artifacts: Artifacts, main: Headline, rows: pd.DataFrame) -> str:
     if repair := artifacts.record("repair", "repair.json"):
-        if not _helped(repair):
+        if not helped(repair):
             return "keep the network as it was; label more images of each group (audit.labels), or try another layer."
         return "compare the repair with biases alone, below; use repaired.safetensors only if it beats them."
     suspects = _first_suspects(artifacts)

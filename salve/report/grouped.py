@@ -6,6 +6,8 @@ from salve.report.tables import column
 
 #: What the table calls the network of stage ``repair``.
 REPAIRED = "repaired network"
+#: The file of its weights.
+REPAIRED_FILE = "repaired.safetensors"
 
 
 def sets_of(table: pd.DataFrame) -> dict[str, pd.DataFrame]:

@@ -1,5 +1,6 @@
 """The summary of a run on the terminal."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,8 +11,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from salve.report.grouped import REPAIRED_FILE
 from salve.report.remarks import own_remarks
-from salve.report.sections.repair import state_rows
+from salve.report.sections.repair import state_rows, verdict
 from salve.report.tables import Headline, class_summary, failing_first, headline, records
 from salve.report.text import MISSING, PERCENT, count_of, label, latent_name, number, percent, plural, points, yes_no
 from salve.results import Artifacts
@@ -68,6 +70,21 @@ def _repaired(found: Artifacts) -> list[Table]:
     for name, cells in state_rows(record):
         table.add_row(Text(name), *(Text(value) for value, _ in cells))
     return [table]
+
+
+def repair_ending(folder: Path) -> list[str]:
+    """Whether a repair helped, where its files lie, and the command that undoes it; a line each.
+
+    Args:
+        folder: of the artifact.
+    """
+    found = Artifacts({"repair": folder})
+    edits = [path for _, path in found.files("edits/*.json")]
+    lines = [verdict(found.record("repair", "repair.json")), f"Repaired weights: {folder / REPAIRED_FILE}"]
+    if not edits:
+        return lines
+    undo = ["salve-edit", "undo", *map(str, edits), str(folder / REPAIRED_FILE), "restored.safetensors"]
+    return [*lines, f"Edit files: {', '.join(map(str, edits))}", f"Undo: {shlex.join(undo)}"]
 
 
 def _plain_table(title: str, columns: Sequence[str]) -> Table:

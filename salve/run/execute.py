@@ -15,7 +15,7 @@ from salve.data_settings import NO_MARK
 from salve.edit_settings import GATE
 from salve.integrity import METRICS
 from salve.processes.ranks import gathered
-from salve.report import summary_table
+from salve.report import repair_ending, summary_table
 from salve.report.metrics import SELECT, Metric, run_metrics
 from salve.run.build import build_context
 from salve.run.folder import RunFolder, swept_of
@@ -43,8 +43,8 @@ from salve.stages import (
     validate,
 )
 from salve.stages.compare import Makers
-from salve.stages.repair import REPAIRED
 from salve.stages.report import report
+from salve.stages.retraining import Retraining
 from salve.types import UserError
 from salve.variants import traits_of
 
@@ -137,6 +137,7 @@ def _report(
     remarks = (*context.remarks, *(sae_remarks(artifacts["sae"].record("sae.json")) if "sae" in artifacts else ()))
     page = report(folder, artifacts, title=title, facts=facts, config=text, commands=[command], remarks=remarks)
     console.print(summary_table({kind: artifact.path for kind, artifact in artifacts.items()}, remarks))
+    _end_of_repair(artifacts, console)
     console.print(f"Report: {page}", soft_wrap=True, markup=False)
 
 
@@ -151,6 +152,14 @@ def _list(artifacts: dict[str, Artifact], metrics: dict[str, Metric], console: C
         console.print(f"{name}: {value:.4g}", highlight=False, markup=False)
     for kind, artifact in artifacts.items():
         console.print(f"{kind}: {artifact.path}", soft_wrap=True, highlight=False, markup=False)
+    _end_of_repair(artifacts, console)
+
+
+def _end_of_repair(artifacts: dict[str, Artifact], console: Console) -> None:
+    """Print whether a repair helped, and where its files lie."""
+    if "repair" in artifacts:
+        for line in repair_ending(artifacts["repair"].path):
+            console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def _is_told_by_test(name: str, known: Collection[str]) -> bool:
@@ -221,10 +230,7 @@ def _run_stages(config: Config, context: StageContext) -> dict[str, Artifact]:
     step("compare", "compare" in wanted, lambda c: _compare(config, c, inputs(*base)))
     audited, repaired = bool(wanted & {"audit", "repair"}), "repair" in wanted
     step("audit", audited, lambda c: audit(c, config.audit, pool, config.validate.pictures, *inputs(*base[:3])))
-    labels = config.audit.labels
-    step("repair", repaired, lambda c: repair(c, config.repair, labels, *inputs(*base[:3], "audit")))
-    if repaired:
-        log.info("repaired weights: %s", found["repair"].file(REPAIRED))
+    step("repair", repaired, lambda c: _repair(config, c, inputs(*base[:3], "audit")))
     if config.evaluate:
         step(
             "evaluation",
@@ -236,6 +242,12 @@ def _run_stages(config: Config, context: StageContext) -> dict[str, Artifact]:
             f"There is nothing to report for these settings under {config.output_dir}; run their other stages first."
         )
     return found
+
+
+def _repair(config: Config, context: StageContext, inputs: Sequence[Artifact]) -> Artifact:
+    """Stage ``repair``, with what trains its rivals."""
+    retraining = Retraining(context, config.finetune, finetune)
+    return repair(context, config.repair, config.audit.labels, *inputs, retraining)
 
 
 def _compare(config: Config, context: StageContext, inputs: Sequence[Artifact]) -> Artifact:

@@ -15,7 +15,7 @@ from salve.integrity import MANIFEST, SETTINGS, damage_of_run, read_manifest
 from salve.run.explain import conf_dir
 from salve.run.folder import LOG, RunFolder, claimed
 from salve.run.inputs import check_inputs
-from salve.run.schema import LoggerSettings
+from salve.run.schema import Config, LoggerSettings
 from salve.types import UserError
 
 RERUN = "rerun="
@@ -40,7 +40,23 @@ def rerun(arguments: Sequence[str], console: Console) -> bool:
     """
     before = RunFolder(Path(next(a for a in arguments if a.startswith(RERUN)).removeprefix(RERUN)))
     earlier = _manifest(before.path)
-    config = before.settings([a for a in arguments if not a.startswith(RERUN)], instead=_callers_own())
+    config = before.settings([a for a in arguments if not a.startswith(RERUN)], instead=callers_own())
+    folder = run_again(config, "salve " + shlex.join(arguments), console)
+    if earlier is None:
+        console.print("The earlier run did not finish; there is nothing to compare with.")
+        return True
+    return _compare(earlier, read_manifest(folder), console)
+
+
+def run_again(config: Config, command: str, console: Console) -> Path:
+    """Make a run with settings that were read from a folder.
+
+    Args:
+        config: the settings. command: how it was started, for the report. console: where progress is shown.
+
+    Returns:
+        The folder of the new run.
+    """
     check_inputs(config)
     from salve.run.execute import execute  # only now, since it takes seconds
 
@@ -53,14 +69,11 @@ def rerun(arguments: Sequence[str], console: Console) -> bool:
             handlers=[logging.StreamHandler(), logging.FileHandler(folder / LOG)],
             force=True,
         )
-        execute(config, folder, "salve " + shlex.join(arguments), console)
-    if earlier is None:
-        console.print("The earlier run did not finish; there is nothing to compare with.")
-        return True
-    return _compare(earlier, read_manifest(folder), console)
+        execute(config, folder, command, console)
+    return folder
 
 
-def _callers_own() -> dict[str, Any]:
+def callers_own() -> dict[str, Any]:
     """The settings that a rerun does not take from the folder, with their defaults."""
     usual = yaml.safe_load((conf_dir() / "config.yaml").read_text(encoding="utf-8"))
     return {"output_dir": usual["output_dir"], "logger": LoggerSettings(kind="csv"), "data.download": False}

@@ -115,6 +115,7 @@ class TableConfig:
     split_seed: int = MISSING
     outputs: Annotated[Any, Takes("`imagenet`, a path, or a mapping from values to outputs, or null")] = MISSING
     white: Annotated[float | None, Unit("grey value")] = MISSING
+    object: str | None = None
 
 
 @dataclass

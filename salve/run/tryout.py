@@ -19,6 +19,7 @@ from salve.backbones.cut import Cut
 from salve.editing import Edit, apply_edit_file, edited_logits, gate, make_edit_file, undo_edit_file
 from salve.editing.gating import check_finite
 from salve.processes.ranks import Ranks
+from salve.repair_settings import RETRAINED
 from salve.run.build import build_context
 from salve.run.schema import Config
 from salve.sae import SAE, make_sae
@@ -70,6 +71,13 @@ def try_out(config: Config, context: StageContext) -> None:
             raise UserError(
                 "compare.retrained=true trains the network again without a class, but the weights fit the data and are "
                 f"not trained (backbone.weights={config.backbone.weights}); give the weights from before fine-tuning."
+            )
+        again = [name for name in config.repair.rivals if name in RETRAINED] if "repair" in stages else []
+        if again and not _trains_head(config, fits):
+            raise UserError(
+                f"repair.rivals names {again[0]}, which trains the network again, but the weights fit the data and are "
+                f"not trained (backbone.weights={config.backbone.weights}); give the weights from before fine-tuning, "
+                "or set finetune.mode=full."
             )
         samples = _load(context)
         model.to(context.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]

@@ -10,12 +10,9 @@ from torch import Tensor
 from salve.artifacts import Artifact, write_table
 from salve.backbones.cut import Cut
 from salve.editing import apply_edit_file, load_edit_file
-from salve.report.grouped import REPAIRED
+from salve.report.grouped import REPAIRED, REPAIRED_FILE
 from salve.stages.context import StageContext, settings_of_key
 from salve.stages.on_sets import Weights, measured_on, predictions
-
-#: The weights that stage ``repair`` writes.
-REPAIRED_FILE = "repaired.safetensors"
 
 
 def evaluate_sets(

@@ -16,16 +16,21 @@ from salve.activations.rows import StreamedBatches, rows_loader
 from salve.artifacts import Artifact, digest_of_tensors, save_tensors, write_record, write_table
 from salve.backbones import Classifier, find_site
 from salve.backbones.cut import Cut
+from salve.backbones.robust import RobustClassifier
 from salve.data.base import ImageData
 from salve.settings import FinetuneSettings
 from salve.stages.context import StageContext
 from salve.stages.training import fit
-from salve.types import Labels, Split, UserError
+from salve.stages.weighting import Weighting
+from salve.types import Labels, UserError
 from salve.untrusted import some
 
 
-def finetune(context: StageContext, settings: FinetuneSettings) -> Artifact:
+def finetune(context: StageContext, settings: FinetuneSettings, weighting: Weighting | None = None) -> Artifact:
     """Train the classifier, or take it as it is.
+
+    Args:
+        context, settings: of the run. weighting: of the train images, if they do not count alike.
 
     Returns:
         Artifact ``classifier``: ``model.safetensors`` (a plain state_dict), ``classifier.json``, ``history.csv``.
@@ -64,6 +69,7 @@ def finetune(context: StageContext, settings: FinetuneSettings) -> Artifact:
             "seed": context.seed,
             "settings": {name: value for name, value in asdict(settings).items() if name not in ("mode", "without")},
             **({"without": sorted(without)} if without else {}),
+            **({} if weighting is None else {"weighting": weighting.key()}),
             **context.trained_with.get("finetune", {}),
         }
 
@@ -72,17 +78,17 @@ def finetune(context: StageContext, settings: FinetuneSettings) -> Artifact:
         images = sum(len(context.data.labels(split)) for split in SPLITS)
         within = context.shuffled_within(images, find_site(model, "last").width, context.data.batch_size)
         key_settings["shuffled_within"] = within
-        if within and without:
+        if within and (without or weighting is not None):
             raise UserError(
-                "finetune.without needs activations that fit into memory; raise trainer.memory, or choose "
-                "finetune.mode=full."
+                "finetune.without, and a training that does not weigh images alike, need activations that fit into "
+                "memory; raise trainer.memory, or choose finetune.mode=full."
             )
 
     def make(folder: Path, scratch: Path) -> None:
         if mode == "full":
-            _train_fully(context, settings, model, without, folder, scratch)
+            _train_fully(context, settings, model, without, weighting, folder, scratch)
         elif mode == "probe":
-            _train_head(context, settings, model, without, within, folder, scratch)
+            _train_head(context, settings, model, without, weighting, within, folder, scratch)
         save_tensors(folder / "model.safetensors", model.state_dict())
         record = {
             "backbone": f"{context.backbone.library}/{context.backbone.name}",
@@ -123,29 +129,37 @@ def _others(labels: Labels, without: Sequence[int]) -> Tensor:
     return (~torch.isin(labels, torch.tensor(without, dtype=labels.dtype))).nonzero()[:, 0]
 
 
-class _Without(pl.LightningDataModule):
-    """Data for a training, without the images of some classes.
+def _shown(labels: Labels, without: Sequence[int], weighting: Weighting | None) -> Tensor:
+    """The numbers of the train images that an epoch shows, each as often as it counts."""
+    numbers = _others(labels, without)
+    return numbers if weighting is None else numbers.repeat_interleave(weighting.times[numbers])
+
+
+class _Chosen(pl.LightningDataModule):
+    """Data for a training, without the images of some classes, or with other weights of the train images.
 
     Args:
-        data: all images. without: labels of the classes left out.
+        data: all images. without: labels of the classes left out. weighting: of the train images.
     """
 
-    def __init__(self, data: ImageData, without: Sequence[int]) -> None:
+    def __init__(self, data: ImageData, without: Sequence[int], weighting: Weighting | None) -> None:
         super().__init__()
-        self._data, self._without = data, tuple(without)
-
-    def _kept(self, split: Split) -> list[int]:
-        return _others(self._data.labels(split), self._without).tolist()
+        self._data, self._without, self._weighting = data, tuple(without), weighting
 
     def train_dataloader(self) -> Any:
         """See :meth:`ImageData.train_dataloader`."""
-        kept = self._kept("train")
-        more_than_one = len(kept) > self._data.batch_size
-        return self._data.loader("train", augment=True, shuffle=True, drop_last=more_than_one, indices=kept)
+        labels, weighting = torch.as_tensor(self._data.labels("train")), self._weighting
+        shown = _shown(labels, self._without, weighting)
+        drawn: dict[str, Any] = {}
+        if weighting is not None and (weights := weighting.drawn_by(shown)) is not None:
+            drawn = {"targets": weighting.targets(labels).tolist(), "weights": weights.tolist()}
+        more_than_one = len(shown) > self._data.batch_size
+        how = {"augment": True, "shuffle": True, "drop_last": more_than_one}
+        return self._data.loader("train", indices=shown.tolist(), **how, **drawn)
 
     def val_dataloader(self) -> Any:
         """The select split in its fixed order: Lightning's validation chooses the epoch."""
-        return self._data.loader("select", indices=self._kept("select"))
+        return self._data.loader("select", indices=_others(self._data.labels("select"), self._without).tolist())
 
 
 def _train_fully(
@@ -153,12 +167,14 @@ def _train_fully(
     settings: FinetuneSettings,
     model: nn.Module,
     without: Sequence[int],
+    weighting: Weighting | None,
     folder: Path,
     scratch: Path,
 ) -> None:
     model.to(memory_format=torch.channels_last)
-    module = _classifier(settings, model, context.output_order(model))
-    data = {"datamodule": _Without(context.data, without) if without else context.data}
+    module = _classifier(settings, model, context.output_order(model), weighting)
+    some = without or weighting is not None
+    data = {"datamodule": _Chosen(context.data, without, weighting) if some else context.data}
     _fit(context, settings, module, data, folder, scratch)
 
 
@@ -167,6 +183,7 @@ def _train_head(
     settings: FinetuneSettings,
     model: nn.Module,
     without: Sequence[int],
+    weighting: Weighting | None,
     within: int | None,
     folder: Path,
     scratch: Path,
@@ -183,17 +200,18 @@ def _train_head(
     if within:
         batches: Any = StreamedBatches(*train, batch_size=size, block=within)
     else:
-        train, select = (
-            Captured(split.activations[kept], split.labels[kept])
-            for split in (train, select)
-            for kept in [_others(split.labels, without)]
-        )
-        batches = rows_loader(*train, batch_size=size, shuffle=True)
+        shown, kept = _shown(train.labels, without, weighting), _others(select.labels, without)
+        targets = train.labels if weighting is None else weighting.targets(train.labels)
+        weights = None if weighting is None else weighting.drawn_by(shown)
+        select = Captured(select.activations[kept], select.labels[kept])
+        drawn_by = None if weights is None else weights.tolist()
+        rows = (train.activations[shown], targets[shown])
+        batches = rows_loader(*rows, batch_size=size, shuffle=True, weights=drawn_by)
     data = {
         "train_dataloaders": batches,
         "val_dataloaders": rows_loader(*select, batch_size=max(size, 1024)),
     }
-    module = _classifier(settings, head, context.output_order(model))
+    module = _classifier(settings, head, context.output_order(model), weighting)
     _fit(context, settings, module, data, folder, scratch)
 
 
@@ -227,12 +245,8 @@ def _by_split(history: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts).sort_values("epoch", kind="stable", ignore_index=True)
 
 
-def _classifier(settings: FinetuneSettings, model: nn.Module, order: Tensor) -> Classifier:
-    return Classifier(
-        model,
-        order,
-        settings.learning_rate,
-        settings.weight_decay,
-        settings.label_smoothing,
-        settings.warmup,
-    )
+def _classifier(settings: FinetuneSettings, model: nn.Module, order: Tensor, weighting: Weighting | None) -> Classifier:
+    given = (settings.learning_rate, settings.weight_decay, settings.label_smoothing, settings.warmup)
+    if weighting is None or weighting.groups is None:
+        return Classifier(model, order, *given)
+    return RobustClassifier(model, order, *given, values=weighting.values, step=weighting.step)

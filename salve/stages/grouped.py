@@ -35,6 +35,7 @@ class Grouped:
         name: of the attribute. values: names of its V values. labels: ``[n]``. value: ``[n]``, index into ``values``.
         numbers: ``[n]``, of the images in the split. sources: for each value of a pair, or alone: the images.
         source: ``[n]``, index into ``sources``. paired: whether image ``i`` and ``i + n/2`` are a pair.
+        object: ``[n]``, the same for images that must not judge each other: of one object, or a pair.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Grouped:
     sources: tuple[RawImages, ...]
     source: Int[Tensor, " n"]
     paired: bool
+    object: Int[Tensor, " n"]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -67,7 +69,7 @@ class Grouped:
         """Some of the images."""
         return Grouped(
             *(self.name, self.values, self.labels[rows], self.value[rows], self.numbers[rows]),
-            *(self.sources, self.source[rows], paired),
+            *(self.sources, self.source[rows], paired, self.object[rows]),
         )
 
 
@@ -76,16 +78,20 @@ def grouped(context: StageContext, split: Split) -> Grouped | None:
     labels, data = torch.as_tensor(context.data.labels(split)), context.data
     groups, pairs = data.groups(split), data.pairs(split)
     every = torch.arange(len(labels))
+    objects = data.objects(split)
+    objects = every if objects is None else objects
     if pairs is not None:
         value = torch.arange(2).repeat_interleave(len(labels))
         values = groups.values if groups is not None and groups.name == pairs.name else ("absent", "present")
         sources = (pairs.without, pairs.with_mark)
-        return Grouped(pairs.name, values, labels.repeat(2), value, every.repeat(2), sources, value, True)
+        of_pairs = (labels.repeat(2), value, every.repeat(2), sources, value, True, objects.repeat(2))
+        return Grouped(pairs.name, values, *of_pairs)
     if groups is None:
         return None
     known = groups.of_image >= 0
     of_known = (labels[known], groups.of_image[known], every[known])
-    return Grouped(groups.name, groups.values, *of_known, (data.raw(split),), torch.zeros_like(every[known]), False)
+    images = ((data.raw(split),), torch.zeros_like(every[known]), False, objects[known])
+    return Grouped(groups.name, groups.values, *of_known, *images)
 
 
 def attribute_of(context: StageContext) -> dict[str, Any]:
@@ -98,6 +104,8 @@ def attribute_of(context: StageContext) -> dict[str, Any]:
         if groups is not None:
             digest = digest_of_tensors({"of_image": groups.of_image})
             found[split] = {"name": groups.name, "values": list(groups.values), "images": digest}
+        if (objects := context.data.objects(split)) is not None:
+            found[f"{split}_objects"] = digest_of_tensors({"of_image": objects})
         if pairs is not None:
             found[f"{split}_pairs"] = pairs.name
     return found
@@ -106,8 +114,8 @@ def attribute_of(context: StageContext) -> dict[str, Any]:
 def of_split(context: StageContext, split: Split) -> Grouped:
     """All images of a split, as one value of an attribute that is always there."""
     labels = torch.as_tensor(context.data.labels(split))
-    zero = torch.zeros_like(labels)
-    return Grouped("", ("",), labels, zero, torch.arange(len(labels)), (context.data.raw(split),), zero, False)
+    zero, every = torch.zeros_like(labels), torch.arange(len(labels))
+    return Grouped("", ("",), labels, zero, every, (context.data.raw(split),), zero, False, every)
 
 
 class _Items(Dataset):

@@ -16,19 +16,21 @@ from salve.editing import Edit, EditFile, NewWeights, apply_edit_files, make_add
 from salve.editing.files import metadata_with
 from salve.editing.recalibrate import group_accuracies, with_shifted_bias
 from salve.editing.verdict import RESAMPLES, percentile_interval, wilson
-from salve.repair_settings import RepairSettings
+from salve.integrity import USES
+from salve.repair_settings import RETRAINED, RepairSettings
+from salve.report.grouped import REPAIRED_FILE
 from salve.sae import SAE
+from salve.stages.candidates import Candidate, best_of_each, chosen_of, table_of
 from salve.stages.context import StageContext, settings_of_key
 from salve.stages.counterfactuals import flip_rate
 from salve.stages.grouped import Grouped, Running, attribute_of, grouped, of_split
 from salve.stages.repair_suspects import suspects_of
-from salve.stages.repairing import Candidate, Search, best_of, best_of_each, table_of
+from salve.stages.repairing import Search
+from salve.stages.retraining import Retraining
 
 #: What is reported on test images, in this order: the network as it was, with new biases alone, with the edit alone,
 #: and with both, as the file of weights has it.
 STATES = ("before", "recalibrated", "edited", "after")
-#: The file of repaired weights.
-REPAIRED = "repaired.safetensors"
 #: The table of all methods and rivals, each at its best candidate.
 RIVALRY = "rivals.csv"
 #: Ends of an interval.
@@ -43,12 +45,13 @@ def repair(
     activations: Artifact,
     sae: Artifact,
     audit: Artifact,
+    retraining: Retraining,
 ) -> Artifact:
     """Choose a repair on select images, write its weights, and measure it on test images.
 
     Args:
         context, settings: of the run. labels: images of each group whose attribute chooses, as in the audit.
-        classifier, activations, sae, audit: what was made before.
+        classifier, activations, sae, audit: what was made before. retraining: trains rivals.
 
     Returns:
         Artifact ``repair``: ``repaired.safetensors``, a plain ``state_dict``; the edit files that make it, under
@@ -58,24 +61,28 @@ def repair(
     """
     attribute = attribute_of(context)
     labels = labels if grouped(context, "select") is not None else 0
-    used = {**asdict(settings), "labels": labels, "seed": context.seed, "attribute": attribute, "biases": "if they pay"}
+    used = {**asdict(settings), "labels": labels, "seed": context.seed, "attribute": attribute, "kept": "if it pays"}
     key_settings = settings_of_key(used, classifier, activations, sae, audit)
 
     def make(folder: Path, _: Path) -> None:
         cut, autoencoder = context.cut(classifier), context.sae(sae, activations)
         suspects = suspects_of(context, settings, audit, autoencoder.dictionary_size)
         search = Search(context, settings, cut, activations, autoencoder, suspects, labels)
-        alone, tried = search.untouched(), []
-        count = search.tries(settings.methods) + search.tries(settings.rivals)
+        untouched, alone, tried = search.untouched(), search.alone(), []
+        edits = [name for name in settings.rivals if name not in RETRAINED]
+        count = search.tries(settings.methods) + search.tries(edits)
         with context.progress("trying repairs", count) as advance:
             for candidate in search.candidates(settings.methods):
                 tried.append(candidate)
                 advance(1)
-            chosen = best_of([*tried, alone]) or alone
-            for candidate in search.candidates(settings.rivals, permanent=False):
+            chosen = chosen_of([*tried, alone], untouched)
+            for candidate in search.candidates(edits, permanent=False):
                 tried.append(candidate)
                 advance(1)
-        write_table(folder / "candidates.csv", table_of([*tried, alone], chosen))
+        tried += search.retrained([name for name in settings.rivals if name in RETRAINED], retraining)
+        if retraining.keys:
+            write_record(folder / USES, {"classifier": list(dict.fromkeys(retraining.keys))})
+        write_table(folder / "candidates.csv", table_of([*tried, alone, untouched], chosen))
         compared = best_of_each(tried) if settings.rivals else {}
         state = _write_weights(context, cut, autoencoder, chosen, suspects.name, folder)
         repaired = context.cut(classifier)
@@ -88,7 +95,12 @@ def repair(
             before, edited = running.logits(), running.logits(chosen.change)
             after = Running(context, repaired, images, room=0).logits()  # of the weights that are written
             found = dict(zip(STATES, (before, before.double() + alone.shifts, edited, after), strict=True))
-            return found | {name: running.logits(one.change).double() + one.shifts for name, one in compared.items()}
+            for name, one in compared.items():
+                if one.network is None:
+                    found[name] = running.logits(one.change).double() + one.shifts
+                else:
+                    found[name] = Running(context, context.cut(one.network), images, room=0).logits()
+            return found
 
         on_plain = logits_of(plain)
         if grouped_test is None:
@@ -136,7 +148,7 @@ def _write_weights(
     state = {name: tensor.cpu() for name, tensor in cut.model.state_dict().items()}
     if files:
         state = apply_edit_files(files, state)
-    save_tensors(folder / REPAIRED, state, metadata_with({}, files))
+    save_tensors(folder / REPAIRED_FILE, state, metadata_with({}, files))
     return state
 
 
@@ -154,7 +166,7 @@ def _choice(
         "suspects": name,
         "classes": [context.classes[k] for k in classes],
         "labels": labels,
-        "method": chosen.method or "recalibration alone",
+        "method": chosen.method,
         "latents": list(chosen.latents),
         "alpha": chosen.alpha,
         "shifts": {context.classes[k]: float(chosen.shifts[k]) for k in classes},

@@ -2,11 +2,9 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
-from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -25,9 +23,11 @@ from salve.editing.reweighting import logits_of_halves, reweighted_head
 from salve.features.suspects import nearest
 from salve.repair_settings import RepairSettings
 from salve.sae import SAE
+from salve.stages.candidates import ALONE, UNTOUCHED, Candidate
 from salve.stages.context import StageContext
 from salve.stages.grouped import Running, grouped, of_split
 from salve.stages.repair_suspects import Suspects
+from salve.stages.retraining import Retraining
 from salve.stages.sampled import fitting_of
 from salve.stages.targets import balanced
 from salve.types import UserError
@@ -43,49 +43,15 @@ PRUNED = (1.0, 2.0, 5.0, 10.0, 20.0)
 
 
 #: Methods that need to know the attribute of some images.
-NEED_LABELS = ("leace", "inlp", "pruning", "dfr")
-
-
-@dataclass(frozen=True, eq=False)
-class Candidate:
-    """An edit at a strength, and the biases that go with it.
-
-    Attributes:
-        method: its name; empty for recalibration alone. latents: that are edited. alpha: strength.
-        change: the edit; None for recalibration alone. shifts: ``[C]``, of the biases.
-        score: on select images; larger is better. accuracy: on select images. allowed: within the budget.
-        fitted: the edit at any strength.
-    """
-
-    method: str
-    latents: tuple[int, ...]
-    alpha: float
-    change: Change | None
-    shifts: Tensor
-    score: tuple[float, ...]
-    accuracy: float
-    allowed: bool
-    fitted: FittedEdit | None = field(default=None, repr=False)
-
-    def row(self) -> dict[str, Any]:
-        """For a table."""
-        return {
-            "method": self.method or "recalibration alone",
-            "latents": "; ".join(map(str, self.latents)),
-            "alpha": self.alpha,
-            "select_score": self.score[0],
-            "select_mean": self.score[-1],
-            "select_accuracy": self.accuracy,
-            "permanent": self.change is None or self.change.permanent,
-            "allowed": self.allowed,
-        }
+NEED_LABELS = ("leace", "inlp", "pruning", "dfr", "group_dro")
 
 
 class Search:
     """Tries repairs on select images.
 
-    With labels a repair is judged by the worst group's accuracy, and then by the mean over groups; without, by how
-    little the images that come nearest to the classes are still taken for them (the mean probability).
+    With labels a repair is judged by the worst group's accuracy, and then by the mean over groups, and it must gain
+    more than a standard error; without, by how little the images that come nearest to the classes are still taken for
+    them (the mean probability).
 
     Args:
         context, settings: of the run. cut: the network. activations: captured at its site. sae: of the site.
@@ -121,8 +87,38 @@ class Search:
         }
 
     def untouched(self) -> Candidate:
+        """The network as it is."""
+        known = self._known_before
+        return self._judged(UNTOUCHED, (), 0.0, None, None, known, torch.zeros(known.shape[1]))
+
+    def alone(self) -> Candidate:
         """No edit: recalibration alone."""
-        return self._candidate("", (), 0.0, None, None)
+        return self._candidate(ALONE, (), 0.0, None, None)
+
+    def retrained(self, methods: Sequence[str], retraining: Retraining) -> list[Candidate]:
+        """Networks that rivals train again. Group DRO needs labels, and is left out without."""
+        found = []
+        for method in methods:
+            if method in NEED_LABELS and not self._labelled:
+                continue
+            with self._context.progress(f"training again: {method}", retraining.tries(method)) as advance:
+                try:
+                    for alpha, network in retraining.networks(method):
+                        found.append(self._trained(method, alpha, network))
+                        advance(1)
+                except UserError as error:
+                    self.left_out.append(str(error))
+        return found
+
+    def _trained(self, method: str, alpha: float, network: Artifact) -> Candidate:
+        """A network with its score on select images. Its biases stay as they are."""
+        cut = self._context.cut(network)
+        known, plain = (
+            Running(self._context, cut, images, room=0).logits()[:, : len(self._context.classes)]
+            for images in (self._known, self._plain)
+        )
+        found = self._judged(method, (), alpha, None, None, known, torch.zeros(known.shape[1]), plain)
+        return replace(found, network=network)
 
     def candidates(self, methods: Sequence[str], permanent: bool = True) -> Iterator[Candidate]:
         """Every method, number of latents and strength.
@@ -186,14 +182,16 @@ class Search:
         count = len(cut.order)
         running = self._on_known if self._cut.linear is not None else Running(self._context, cut, known)
         given = (running.rows(), known.labels, known.group, count, self._context.seed)
-        head = reweighted_head(*given)
+        head = reweighted_head(*given, objects=known.object)
         (reader,) = cut.site.readers
         state, units = cut.model.state_dict(), cut.order
         weight, bias = state[reader.weight].clone(), state[reader.bias].clone()
         weight[units] = head.weight.reshape(weight[units].shape).to(weight)
         bias[units] = head.bias.to(bias)
         change = Change(weights=lambda: {reader.weight: weight, reader.bias: bias})
-        return self._judged("dfr", (), 1.0, change, None, logits_of_halves(*given), torch.zeros(count))
+        return self._judged(
+            "dfr", (), 1.0, change, None, logits_of_halves(*given, objects=known.object), torch.zeros(count)
+        )
 
     def _pruned(self) -> FittedEdit:
         """Channels whose attributions speak least for the worst group among the images that are known.
@@ -247,16 +245,20 @@ class Search:
         group = self._known.group if self._labelled else self._known.labels
         way = fairest_shift if self._labelled else likeliest_shift
         shifts = recalibrated(known, self._known.labels, group, self.suspects.classes, way)
-        if self._labelled and not self._pays(known, shifts):
+        if self._labelled and not self._pays(known, known.double() + shifts):
             shifts = torch.zeros_like(shifts)
         return self._judged(method, latents, alpha, change, fitted, known, shifts)
 
-    def _pays(self, logits: Tensor, shifts: Tensor) -> bool:
-        """Whether new biases gain the worst group more than its standard error: on so few images less is no reason."""
-        by_group, without = self._of_groups(logits.double() + shifts), self._of_groups(logits)
-        worst, at = by_group.min(dim=0)
-        counts = torch.bincount(self._known.group)
-        return bool(worst > without.min() + (worst * (1 - worst) / counts[counts > 0][at]).sqrt())
+    @cached_property
+    def _known_before(self) -> Tensor:
+        return self._on_known.logits()
+
+    def _pays(self, before: Tensor, after: Tensor) -> bool:
+        """Whether other logits gain the worst group more than its standard error: on so few images less is chance."""
+        worst, at = self._of_groups(after).min(dim=0)
+        group = self._known.group.unique()[at]  # images of one object are one piece of evidence
+        error = (worst * (1 - worst) / len(self._known.object[self._known.group == group].unique())).sqrt()
+        return bool(worst > self._of_groups(before).min() + error)
 
     def _judged(
         self,
@@ -267,9 +269,15 @@ class Search:
         fitted: FittedEdit | None,
         known: Tensor,
         shifts: Tensor,
+        plain: Tensor | None = None,
     ) -> Candidate:
-        """A candidate with its score on select images; ``known`` are the logits of those whose groups are known."""
-        plain = (self._on_plain.logits(change) if self._labelled else known).double() + shifts
+        """A candidate with its score on select images.
+
+        ``known`` are the logits of those whose groups are known, and ``plain`` of all, if they are not of the change.
+        """
+        if plain is None:
+            plain = self._on_plain.logits(change) if self._labelled else known
+        plain = plain.double() + shifts
         accuracy = self._accuracy(plain)
         allowed = accuracy >= self.accuracy_before - self._settings.max_accuracy_loss - 1e-9
         if self._labelled:
@@ -279,7 +287,8 @@ class Search:
             chances = plain.softmax(dim=1)
             taken = [float(chances[near, k].mean()) for k, near in self._near.items() if len(near)]
             score = (-sum(taken) / len(taken), accuracy) if taken else (math.nan, accuracy)
-        return Candidate(method, latents, alpha, change, shifts, score, accuracy, allowed, fitted)
+        pays = not self._labelled or self._pays(self._known_before, known.double() + shifts)
+        return Candidate(method, latents, alpha, change, shifts, score, accuracy, allowed, pays, fitted)
 
     def _of_groups(self, logits: Tensor) -> Tensor:
         """The accuracy of each group that has images, among those that are known."""
@@ -289,22 +298,3 @@ class Search:
 
     def _accuracy(self, logits: Tensor) -> float:
         return float((logits.argmax(dim=1) == self._plain.labels).double().mean())
-
-
-def best_of(candidates: Sequence[Candidate]) -> Candidate | None:
-    """The candidate with the best score within the budget, the first of equal ones; None if none is within it."""
-    allowed = [candidate for candidate in candidates if candidate.allowed]
-    return max(allowed, key=lambda candidate: candidate.score, default=None)
-
-
-def best_of_each(candidates: Sequence[Candidate]) -> dict[str, Candidate]:
-    """By method its best candidate; of a method that has none within the budget the best beyond it."""
-    by_method: dict[str, list[Candidate]] = {}
-    for candidate in candidates:
-        by_method.setdefault(candidate.method, []).append(candidate)
-    return {name: best_of(own) or max(own, key=lambda one: one.score) for name, own in by_method.items()}
-
-
-def table_of(candidates: Sequence[Candidate], chosen: Candidate) -> pd.DataFrame:
-    """All that was tried, and what was chosen."""
-    return pd.DataFrame([{**one.row(), "chosen": one is chosen} for one in candidates])

@@ -49,6 +49,9 @@ SHARED_BY_STAGES = (
         "counterfactuals",
         "repair_suspects",
         "repairing",
+        "candidates",
+        "retraining",
+        "weighting",
         "tcav",
     ),
 )

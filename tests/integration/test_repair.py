@@ -1,5 +1,7 @@
 """Audit and repair: the written weights do what the tables say, and edit files undo them."""
 
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,15 +12,17 @@ from torch import Tensor
 from salve.artifacts import Artifact, read_record
 from salve.data import ConceptsData, Preprocess
 from salve.editing import load_edit_file, undo_edit_files
+from salve.editing.cli import main as edit_command
+from salve.stages.repairing import Search
 from salve.types import UserError
-from tests.integration.conftest import Start
+from tests.integration.conftest import FEW, NARROW, SMALL, Salve, Start
 from tests.integration.test_pipeline import plain_model
 
 SETTINGS = (
     *("data.spurious_correlation=1", "data.defining_rate=0", "data.train_per_class=24", "finetune.epochs=3"),
     *("audit.labels=3", "audit.suspects=2", "audit.top_images=2", "validate.pictures=3"),
     *("repair.methods=[ablation,gate,leace,latent_eraser,dfr]", "repair.sizes=[1,2]", "repair.strengths=[0.5,1]"),
-    "repair.rivals=[inlp,mute,reconstruction,pruning]",
+    "repair.rivals=[inlp,mute,reconstruction,pruning,jtt,group_dro,bound]",
     "repair.max_accuracy_loss=0.5",
 )
 
@@ -26,7 +30,9 @@ SETTINGS = (
 @pytest.fixture(scope="module")
 def repaired(start: Start, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Artifact]]:
     folder = tmp_path_factory.mktemp("repair")
-    return folder, start(folder, "stages=[audit,repair,report]", *SETTINGS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Search, "_pays", lambda *_: True)  # in a network that has hardly learned, nothing does
+        return folder, start(folder, "stages=[audit,repair,report]", *SETTINGS)
 
 
 def pairs() -> tuple[Tensor, Tensor, Tensor]:
@@ -80,10 +86,12 @@ def test_the_tables_say_what_the_written_weights_do(repaired: tuple[Path, dict[s
     assert len(changed) == int((before != after).sum())
     assert (record["left_out"], record["groups_without_images"]) == ([], [])
     tried = found.table("candidates.csv")
-    own, rivals = {"ablation", "gate", "leace", "latent_eraser", "dfr"}, {"inlp", "mute", "reconstruction", "pruning"}
-    assert set(tried["method"]) == {"recalibration alone", *own, *rivals}
+    own = {"ablation", "gate", "leace", "latent_eraser", "dfr"}
+    rivals = {"inlp", "mute", "reconstruction", "pruning", "jtt", "group_dro", "bound"}
+    without = {"nothing", "recalibration alone"}
+    assert set(tried["method"]) == {*without, *own, *rivals}
     (chosen,) = tried.loc[tried["chosen"], "method"]
-    assert chosen in {"recalibration alone", *own}
+    assert chosen in {*without, *own}
     assert set(tried.loc[~tried["permanent"], "method"]) == {"mute", "reconstruction"}
     compared = found.table("rivals.csv").set_index("method")
     assert set(compared.index) == own | rivals
@@ -140,5 +148,46 @@ def test_one_labelled_image_of_each_group_is_enough_to_go_on(
         folder, "stages=[audit,repair]", *SETTINGS, "audit.labels=1", "repair.methods=[dfr]", "repair.rivals=[]"
     )
     tried = few["repair"].table("candidates.csv")
-    assert set(tried["method"]) == {"dfr", "recalibration alone"}
+    assert set(tried["method"]) == {"dfr", "nothing", "recalibration alone"}
     assert tried.set_index("method").loc["dfr", "select_score"] == 0  # no half is left to judge the other by
+
+
+def undo_command(said: str) -> list[str]:
+    """The arguments of ``salve-edit`` that the end of a repair names."""
+    (line,) = (line for line in said.splitlines() if line.startswith("Undo: salve-edit "))
+    return shlex.split(line.removeprefix("Undo: salve-edit "))
+
+
+def test_the_command_ends_with_four_rows_and_with_what_undoes_it(
+    repaired: tuple[Path, dict[str, Artifact]],
+    salve: Salve,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder, artifacts = repaired
+    monkeypatch.chdir(tmp_path)
+    home, few = f"output_dir={folder / 'store'}", [*SMALL, *FEW, *NARROW, *SETTINGS]
+    for way in ("settings", "run", "run, with less"):
+        if way == "settings":
+            arguments = [home, *few]
+        else:
+            (own,) = (folder / "store" / "runs" / "repair").glob("*")
+            arguments = [str(own), "audit.labels=2"] if way == "run, with less" else [str(own)]
+        assert salve("repair", *arguments) == 0
+        said = capsys.readouterr().out
+        rows = [line.split()[0] for line in said.splitlines() if line.strip().endswith("%")]
+        assert rows[-4:] == ["before", "biases", "edit", "repaired"]
+        if way == "run, with less":
+            assert "The network stays as it was" in said
+            assert "Undo:" not in said
+            continue
+        assert f"Repaired weights: {artifacts['repair'].file('repaired.safetensors')}" in said  # found, not made again
+        assert edit_command(undo_command(said)) == 0
+        restored = load_file(tmp_path / "restored.safetensors")
+        assert all(torch.equal(restored[name], one) for name, one in plain_model(artifacts).state_dict().items())
+        (tmp_path / "restored.safetensors").unlink()
+        if way == "run":  # which lies beside the run that it went on from
+            (other,) = set((folder / "store" / "runs" / "repair").glob("*")) - {own}
+            assert (other / "index.html").is_file()
+            shutil.rmtree(other)

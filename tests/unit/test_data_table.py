@@ -48,6 +48,13 @@ def birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def test_images_of_one_object_have_its_number(birds: Path) -> None:
+    assert table(birds, "waterbirds").objects("train") is None
+    data = table(birds, "waterbirds", object="place_filename")  # two scenes, in turn
+    assert data.objects("train").tolist() == [0, 1, 0, 1, 0, 1, 0, 1]  # type: ignore[union-attr]
+    assert data.fingerprint() == table(birds, "waterbirds").fingerprint()
+
+
 def test_waterbirds(birds: Path) -> None:
     data = table(birds, "waterbirds")
     data.check()

@@ -1,14 +1,54 @@
 """Parts of a repair that a whole run does not show."""
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from salve.stages.grouped import Grouped
 from salve.stages.repair import groups_without_images
-from salve.stages.repairing import Search
+from salve.stages.repairing import Candidate, Search, chosen_of
 from salve.types import UserError
+
+
+class Judging(Search):
+    """A search that knows the groups of some images, and nothing else."""
+
+    def __init__(self, labels: Tensor, value: Tensor) -> None:
+        every, zero = torch.arange(len(labels)), torch.zeros_like(labels)
+        self._known = Grouped("tag", ("absent", "present"), labels, value, every, (), zero, False, every)
+
+
+def test_what_gains_the_worst_group_less_than_its_standard_error_does_not_pay() -> None:
+    count = 20  # images of each of four groups; the network is right on 10 of the worst
+    labels, value = torch.arange(4).repeat_interleave(count) // 2, torch.arange(4).repeat_interleave(count) % 2
+    right_before = {0: 10, 1: 20, 2: 18, 3: 15}
+    search = Judging(labels, value)
+
+    def logits(right: dict[int, int]) -> Tensor:
+        is_right = torch.cat([torch.arange(count) < right[group] for group in range(4)])
+        predicted = torch.where(is_right, labels, 1 - labels)
+        return torch.nn.functional.one_hot(predicted, 2).float()
+
+    before = logits(right_before)
+    for right in range(21):
+        after = {**right_before, 0: right}
+        worst = min(after.values()) / count
+        error = math.sqrt(worst * (1 - worst) / count)
+        assert search._pays(before, logits(after)) == (worst - 0.5 > error), right
+    assert not search._pays(before, before)
+
+
+def test_what_does_not_pay_is_not_chosen_and_the_network_stays_as_it_was() -> None:
+    def candidate(name: str, score: float, allowed: bool, pays: bool) -> Candidate:
+        return Candidate(name, (), 1.0, None, torch.zeros(2), (score,), 0.9, allowed, pays)
+
+    untouched = candidate("nothing", 0.5, True, False)
+    tried = [candidate("a", 0.9, False, True), candidate("b", 0.8, True, False), candidate("c", 0.7, True, True)]
+    assert chosen_of(tried, untouched).method == "c"
+    assert chosen_of(tried[:2], untouched) is untouched
 
 
 class Failing(Search):
@@ -32,7 +72,7 @@ def test_a_method_that_cannot_be_fitted_is_left_out_and_the_others_go_on() -> No
 
 def test_groups_without_images_are_named() -> None:
     labels, value, numbers = torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), torch.arange(3)
-    images = Grouped("tag", ("absent", "present"), labels, value, numbers, (), torch.zeros(3).long(), False)
+    images = Grouped("tag", ("absent", "present"), labels, value, numbers, (), torch.zeros(3).long(), False, numbers)
     context: Any = SimpleNamespace(classes=("ship", "bird", "car"))
     found = groups_without_images(context, images)
     assert found == ["bird, tag absent", "car, tag absent", "car, tag present"]

@@ -6,7 +6,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from salve.editing.reweighting import logistic_regression, logits_of_halves, reweighted_head
+from salve.editing.reweighting import _halves, logistic_regression, logits_of_halves, reweighted_head
 
 
 def drawn(per_group: int, seed: int, shortcut: float = 3.0) -> tuple[Tensor, Tensor, Tensor]:
@@ -56,6 +56,21 @@ def test_logits_of_halves_are_of_heads_that_have_not_seen_the_image() -> None:
     assert own.double().mean() > others.double().mean() + 0.1
     assert abs(float(others.double().mean()) - 0.5) < 0.25
     assert (logits_of_halves(features, labels, groups, 2, 0).argmax(dim=1) == labels).double().mean() > 0.7
+
+
+def test_no_object_judges_itself() -> None:
+    _, labels, groups = drawn(12, 2)
+    noise = torch.randn(len(labels), 40, generator=torch.Generator().manual_seed(3))
+    objects = labels * 100 + torch.arange(len(labels)) % 4  # four of each class, in both of its groups
+    same_noise = noise[objects.unique(return_inverse=True)[1]]  # which tells an object, and nothing of others
+    first = _halves(groups, 0, objects)
+    assert set(objects[first].tolist()).isdisjoint(objects[~first].tolist())
+    assert [int(first[groups == g].sum()) for g in range(4)] == [6] * 4
+    assert torch.equal(_halves(groups, 0), _halves(groups, 0, torch.arange(len(groups))))
+    apart = logits_of_halves(same_noise, labels, groups, 2, 0, objects).argmax(dim=1) == labels
+    mixed = logits_of_halves(same_noise, labels, groups, 2, 0).argmax(dim=1) == labels
+    assert mixed.double().mean() > 0.9  # an image of the same object was learned by heart
+    assert apart.double().mean() < 0.75
 
 
 def test_one_image_of_each_group_makes_a_head_that_cannot_be_judged() -> None:

@@ -21,6 +21,8 @@ STATES = {
     "edited": "edit alone",
     "after": "repaired",
 }
+#: The method of a repair that leaves the network as it was.
+NOTHING = "nothing"
 #: What a repair that edits no latent does, in words.
 WITHOUT_LATENTS = {"dfr": "the head trained anew (dfr)", "leace": "the attribute erased (leace)"}
 
@@ -151,6 +153,30 @@ def repair(artifacts: Artifacts) -> Section | None:
     if len(changed):
         blocks.append(_changed(changed))
     return Section("repair", "Repair: what the network relies on, before and after", blocks, "repair")
+
+
+def helped(record: dict[str, Any]) -> bool:
+    """Whether a repair's worst group is better than that of the untouched network and of new biases alone."""
+    return bool(record["worst_group_after"] > max(record["worst_group_before"], record["worst_group_recalibrated"]))
+
+
+def verdict(record: dict[str, Any]) -> str:
+    """Whether the repair helped on test images, in a sentence or two."""
+    if record["method"] == NOTHING:
+        return (
+            "The network stays as it was: on select images nothing that was tried gains the worst group more than its "
+            "standard error within the budget (repair.max_accuracy_loss)."
+        )
+    if not record["attribute"]:
+        return (
+            "Whether this helped cannot be told without groups or a mark on test images: look at the images in "
+            "changed.csv, and judge."
+        )
+    before, alone, after = (percent(record[f"worst_group_{one}"]) for one in ("before", "recalibrated", "after"))
+    numbers_ = f"the worst group was right on {before}, on {alone} with new biases alone, and on {after} repaired"
+    if helped(record):
+        return f"The repair helped: on test images {numbers_}."
+    return f"The repair did NOT help: on test images {numbers_}. Keep the network as it was."
 
 
 def state_rows(record: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:

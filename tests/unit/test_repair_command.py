@@ -1,0 +1,105 @@
+"""What ``salve repair`` makes of its arguments, and how it ends."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from salve.artifacts import write_record
+from salve.cli import main
+from salve.report.sections.repair import verdict
+from salve.report.terminal import repair_ending
+from salve.run.repair import STAGES, home_of, overrides, run_folder
+from salve.types import UserError
+
+
+def test_settings_get_the_stages_and_a_name_where_nothing_gives_one() -> None:
+    assert overrides(["mark=text"]) == [STAGES, "name=repair", "mark=text"]
+    assert overrides([]) == [STAGES, "name=repair"]
+    assert overrides(["experiment=repair/quickstart"]) == [STAGES, "experiment=repair/quickstart"]
+    assert overrides(["+experiment=repair/quickstart"]) == [STAGES, "+experiment=repair/quickstart"]
+    assert overrides(["name=mine", "stages=[audit,repair]"]) == ["name=mine", "stages=[audit,repair]"]
+    assert overrides(["-m", "seed=0,1"]) == [STAGES, "name=repair", "-m", "seed=0,1"]
+
+
+def test_a_folder_before_all_settings_is_a_run_to_go_on_from(tmp_path: Path) -> None:
+    assert run_folder([str(tmp_path), "seed=1"]) == tmp_path
+    for arguments in ([], ["seed=1"], ["-m", "seed=0,1"], ["+experiment=x"], ["~callbacks"]):
+        assert run_folder(arguments) is None
+    with pytest.raises(UserError, match=r"no folder outputs/nowhere; give the folder of a run, or settings"):
+        run_folder(["outputs/nowhere"])
+
+
+def test_results_go_where_the_run_lies(tmp_path: Path) -> None:
+    run = tmp_path / "outputs" / "runs" / "mine" / "today"
+    run.mkdir(parents=True)
+    assert home_of(run) is None  # there are no artifacts beside it
+    (tmp_path / "outputs" / "artifacts").mkdir()
+    assert home_of(run) == tmp_path / "outputs"
+    assert home_of(tmp_path) is None
+
+
+def test_help_says_what_it_needs_and_writes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for option in ("--help", "-h"):
+        monkeypatch.setattr("sys.argv", ["salve", "repair", option])
+        main()
+        shown = capsys.readouterr().out
+        for word in (
+            "data.groups=",
+            "repair.suspects=",
+            "repair.max_accuracy_loss=",
+            "repaired.safetensors",
+            "salve-edit",
+        ):
+            assert word in shown
+        assert max(map(len, shown.splitlines())) <= 120
+
+
+def test_what_is_no_setting_and_no_folder_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["salve", "repair", "nowhere", "seed=1"])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+    assert capsys.readouterr().err.startswith("salve: salve repair nowhere: there is no folder nowhere")
+
+
+MEASURED: dict[str, Any] = {
+    "method": "leace",
+    "attribute": "tag",
+    "worst_group_before": 0.2,
+    "worst_group_recalibrated": 0.4,
+    "worst_group_after": 0.6,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, "The repair helped: on test images the worst group was right on 20.0 %, on 40.0 %"),
+        ({"worst_group_after": 0.4}, "The repair did NOT help"),  # no better than new biases alone
+        ({"worst_group_after": 0.1}, "Keep the network as it was."),
+        ({"method": "nothing"}, "The network stays as it was"),
+        ({"attribute": ""}, "cannot be told without groups or a mark"),
+    ],
+)
+def test_the_end_says_whether_the_repair_helped(change: dict[str, Any], said: str) -> None:
+    assert said in verdict({**MEASURED, **change}).replace("\u00a0", " ")
+
+
+def test_the_end_names_the_files_and_what_undoes_them(tmp_path: Path) -> None:
+    write_record(tmp_path / "repair.json", MEASURED)
+    assert len(repair_ending(tmp_path)) == 2  # no edit file, as where nothing helps
+    (tmp_path / "edits").mkdir()
+    edits = [tmp_path / "edits" / name for name in ("00-leace.json", "01-recalibration.json")]
+    for edit in edits:
+        edit.touch()
+    _, weights, files, undo = repair_ending(tmp_path)
+    assert weights == f"Repaired weights: {tmp_path / 'repaired.safetensors'}"
+    assert files == f"Edit files: {edits[0]}, {edits[1]}"
+    assert (
+        undo == f"Undo: salve-edit undo {edits[0]} {edits[1]} {tmp_path / 'repaired.safetensors'} restored.safetensors"
+    )
