@@ -184,7 +184,7 @@ class FileData(ImageData):
 
     @cached_property
     def native_size(self) -> int:  # type: ignore[override]
-        """The shorter side of images that are all of one size; images of many sizes, and large ones, are read at 224."""
+        """The shorter side of images that are all of one size; of other images, and larger ones, 224."""
         sizes = set(self.sizes())
         return min(*sizes.pop(), ImageData.native_size) if len(sizes) == 1 else ImageData.native_size
 
