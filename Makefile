@@ -1,4 +1,4 @@
-.PHONY: help install launchers quickstart paper package test test-quick test-nightly coverage test-lowest test-slurm gpu-check gpu-wheels lint check clean
+.PHONY: help install launchers quickstart paper notebooks package test test-quick test-nightly coverage test-lowest test-slurm gpu-check gpu-wheels lint check clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -40,6 +40,16 @@ test-quick: install  ## what is not marked slow, gpu, cluster or nightly; two mi
 
 test-nightly: install  ## Law 1 in a network of full size of each family, and in more small ones: half an hour
 	$(BIN)/python $(PYTEST) -m nightly
+
+# The notebooks are Python files in jupytext's percent format, so that changes can be reviewed, and linted. Pages and pictures are
+# made from them; in git, they can be read without a run.
+notebooks: install  ## run the notebooks in docs/notebooks, and make their pages with outputs and pictures: ten minutes
+	$(BIN)/python -m pip install --quiet --editable '.[notebooks]'
+	cd docs/notebooks && for notebook in *.py; do \
+	    PYTHONPATH=../.. $(abspath $(BIN))/jupytext --to ipynb --output - $$notebook \
+	        | (cd ../.. && PYTHONPATH=. PATH="$(abspath $(BIN)):$$PATH" $(abspath $(BIN))/jupyter nbconvert --stdin --execute --to markdown \
+	            --ExecutePreprocessor.timeout=1800 --output-dir docs/notebooks --output $${notebook%.py}) || exit 1; \
+	done
 
 package: install  ## build the wheel and the sdist, install each in an environment of its own, and make a small run (PACKAGE=--dependencies)
 	$(BIN)/python -m tests.package $(PACKAGE)
