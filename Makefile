@@ -42,13 +42,17 @@ test-nightly: install  ## Law 1 in a network of full size of each family, and in
 	$(BIN)/python $(PYTEST) -m nightly
 
 # The notebooks are Python files in jupytext's percent format, so that changes can be reviewed, and linted. Pages and pictures are
-# made from them; in git, they can be read without a run.
-notebooks: install  ## run the notebooks in docs/notebooks, and make their pages with outputs and pictures: ten minutes
+# made from them, and lie in git beside them, where they can be read without a run.
+NOTEBOOKS := $(basename $(notdir $(wildcard docs/notebooks/*.py)))
+notebooks: export PYTHONWARNINGS := ignore
+notebooks: export OMP_NUM_THREADS := 1
+notebooks: export PATH := $(abspath $(BIN)):$(PATH)
+notebooks: install  ## run the notebooks in docs/notebooks, and make their pages, with outputs and pictures: fifteen minutes
 	$(BIN)/python -m pip install --quiet --editable '.[notebooks]'
-	cd docs/notebooks && for notebook in *.py; do \
-	    PYTHONPATH=../.. $(abspath $(BIN))/jupytext --to ipynb --output - $$notebook \
-	        | (cd ../.. && PYTHONPATH=. PATH="$(abspath $(BIN)):$$PATH" $(abspath $(BIN))/jupyter nbconvert --stdin --execute --to markdown \
-	            --ExecutePreprocessor.timeout=1800 --output-dir docs/notebooks --output $${notebook%.py}) || exit 1; \
+	set -e; for name in $(NOTEBOOKS); do \
+	    rm -rf docs/notebooks/$${name}_files; \
+	    jupytext --quiet --to ipynb --output - docs/notebooks/$$name.py | jupyter nbconvert --log-level ERROR --stdin --execute \
+	        --ExecutePreprocessor.timeout=1800 --to markdown --output-dir docs/notebooks --output $$name; \
 	done
 
 package: install  ## build the wheel and the sdist, install each in an environment of its own, and make a small run (PACKAGE=--dependencies)

@@ -26,7 +26,8 @@ SMALLER = os.environ.get("SALVE_NOTEBOOK_SETTINGS", "").split()  # tests make ev
 
 def made(name: str, *settings: str) -> Run:
     """Make a run, or find it finished; its folder is read with `salve.open_run`."""
-    command = [sys.executable, "-m", "salve", f"name={name}", "output_dir=outputs/notebooks", *settings, *SMALLER]
+    always = [f"name={name}", "output_dir=outputs/notebooks", "trainer=cpu"]  # on the CPU, so that numbers are these
+    command = [sys.executable, "-m", "salve", *always, *settings, *SMALLER]
     subprocess.run(command, check=True, capture_output=True)
     return salve.open_run(max(Path("outputs/notebooks/runs", name).iterdir()))
 
@@ -122,6 +123,6 @@ print(f"measured here: the tag changes {100 * float((without != with_tag).float(
 
 # %% [markdown]
 # **What to take away.** Accuracy on images like the train images says nothing about a shortcut; images without and
-# with the mark do. With a few labels, training the head anew on balanced groups (`dfr`) repairs best, and the average
-# pays for it: what the tag gave away is lost. [Repair](../repair.md) goes on from here, and [Results](../results.md)
-# has five seeds and the rivals.
+# with the mark do. With a few labels, training the head anew on balanced groups (`dfr`) repaired best, and the
+# average paid for it: what the tag gave away is lost. [Repair](../repair.md) goes on from here, and
+# [Results](../results.md) has five seeds and the rivals.

@@ -109,7 +109,16 @@ def whole_run(run: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
 
 
 def test_every_stage_runs(whole_run: dict[str, Artifact]) -> None:
-    assert list(whole_run) == ["classifier", "activations", "sae", "features", "validate", "control", "diagnose"]
+    assert list(whole_run) == [
+        "classifier",
+        "activations",
+        "sae",
+        "features",
+        "atlas",
+        "validate",
+        "control",
+        "diagnose",
+    ]
 
 
 def test_the_exported_network_is_what_was_measured(whole_run: dict[str, Artifact]) -> None:
@@ -139,7 +148,7 @@ def test_the_same_run_again_finds_everything(
     whole_run: dict[str, Artifact], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pl.Trainer, "fit", lambda *_, **__: pytest.fail("something was trained again"))
-    again = run(whole_run["sae"].path.parents[3], "stages=[discover,validate,control,diagnose]")
+    again = run(whole_run["sae"].path.parents[3])
     assert all(again[kind].reused and again[kind].digest == one.digest for kind, one in whole_run.items())
 
 

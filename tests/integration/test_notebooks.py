@@ -11,7 +11,7 @@ import pytest
 FOLDER = Path(__file__).parents[2] / "docs" / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.py"))
 TINY = (
-    "trainer=cpu finetune.epochs=1 sae.steps=20 data.train_per_class=4 data.select_per_class=2 data.test_per_class=4 "
+    "finetune.epochs=1 sae.steps=20 data.train_per_class=4 data.select_per_class=2 data.test_per_class=4 "
     "data.image_size=32 backbone.args.channels=[8,16,24,32] edit.alpha=[0,1,5,20,100] audit.labels=2 "
     "compare.targets=2 repair.methods=[dfr,gate] repair.sizes=[1] repair.strengths=[1]"
 )
@@ -19,7 +19,7 @@ TINY = (
 SAYS = {
     "tour": ["the same as those of the run: True", "the same bits after undoing it: True"],
     "repair_a_shortcut": ["the tag changes", "measured here"],
-    "compare_two_methods": ["taken away by all three"],
+    "compare_two_methods": ["taken away by both"],
 }
 
 
@@ -55,5 +55,4 @@ def test_its_page_is_of_this_code(notebook: Path) -> None:
     pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", page)
     assert pictures
     assert all((FOLDER / picture).is_file() for picture in pictures)
-    assert "Traceback" not in page
-    assert str(Path.home()) not in page
+    assert not re.search(r"Traceback|Warning|site-packages", page)
