@@ -114,7 +114,6 @@ def build(site: Path, config: Path = ROOT / "mkdocs.yml") -> subprocess.Complete
         "-m",
         "mkdocs",
         "build",
-        "--quiet",
         "--site-dir",
         str(site),
         "--config-file",
