@@ -114,7 +114,6 @@ def build(site: Path, config: Path = ROOT / "mkdocs.yml") -> subprocess.Complete
         "-m",
         "mkdocs",
         "build",
-        "--quiet",
         "--site-dir",
         str(site),
         "--config-file",
@@ -134,7 +133,8 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     # A function from another module, a link to it from a docstring, and no role left as it was written.
     assert 'id="salve.editing.gate"' in page
     assert re.search(r'href="#salve\.editing\.gates"><code>gates</code>', page)
-    assert not re.search(r":(?:func|class|meth|data):", page)
+    for file in (tmp_path / "api").glob("*.html"):
+        assert not re.search(r":(?:func|class|meth|mod|data|attr|exc):<code>", file.read_text(encoding="utf-8")), file
     assert 'id="salve.saliency.grad_fam"' in (tmp_path / "api" / "saliency.html").read_text(encoding="utf-8")
     # Links that leave docs/ lead to pages of the site, or nowhere where the repository's address is unknown.
     assert 'href="CONTRIBUTING.html"' in (tmp_path / "index.html").read_text(encoding="utf-8")
@@ -155,3 +155,25 @@ def test_a_link_that_leads_nowhere_breaks_the_build(tmp_path: Path, link: str) -
     done = build(tmp_path / "site", tmp_path / "mkdocs.yml")
     assert done.returncode != 0
     assert "nowhere" in done.stderr
+
+
+@built
+@pytest.mark.parametrize(
+    ("link", "folder", "wanted"),
+    [
+        ("[a](method.md#site)", "docs", "[a](method.md#site)"),
+        ("[a](../CONTRIBUTING.md#tests)", "docs", "[a](CONTRIBUTING.md#tests)"),
+        ("[a](../../CHANGELOG.md)", "docs/paper", "[a](../CHANGELOG.md)"),
+        ("[a](docs/method.md#site)", ".", "[a](method.md#site)"),
+        ("[the files](../conf)", "docs", "[the files](https://here/tree/main/conf)"),
+        ("[the `files`](../pyproject.toml)", "docs", "[the `files`](https://here/blob/main/pyproject.toml)"),
+        ("[pages](docs/paper)", ".", "[pages](https://here/tree/main/docs/paper)"),
+        ("[a](../nowhere.py) and [b](https://there/x)", "docs", "[a](../nowhere.py) and [b](https://there/x)"),
+    ],
+)
+def test_links_that_leave_the_docs(link: str, folder: str, wanted: str) -> None:
+    from docs.tools.site import relinked
+
+    assert relinked(link, Path(folder), "https://here") == wanted
+    text = re.sub(r"\[([^]]*)\]\(https://here[^)]*\)", r"\1", wanted)
+    assert relinked(link, Path(folder), None) == text
