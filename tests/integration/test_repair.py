@@ -84,6 +84,7 @@ def test_the_tables_say_what_the_written_weights_do(repaired: tuple[Path, dict[s
     with torch.no_grad():
         after = torch.cat([model(images).argmax(dim=1) for images in (without, with_tag)])
     assert len(changed) == int((before != after).sum())
+    assert changed["file"].eq("").all()  # the scenes are no files
     assert (record["left_out"], record["groups_without_images"]) == ([], [])
     tried = found.table("candidates.csv")
     own = {"ablation", "gate", "leace", "latent_eraser", "dfr"}
@@ -182,6 +183,8 @@ def test_the_command_ends_with_four_rows_and_with_what_undoes_it(
         assert edit_command(undo_command(said)) == 0
         restored = load_file(tmp_path / "restored.safetensors")
         assert all(torch.equal(restored[name], one) for name, one in plain_model(artifacts).state_dict().items())
+        original = artifacts["classifier"].file("model.safetensors")
+        assert (tmp_path / "restored.safetensors").read_bytes() == original.read_bytes()  # also the same header
         (tmp_path / "restored.safetensors").unlink()
         if way == "run":  # which lies beside the run that it went on from
             (other,) = set((folder / "store" / "runs" / "repair").glob("*")) - {own}
