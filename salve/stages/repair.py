@@ -41,17 +41,17 @@ def repair(
     context: StageContext,
     settings: RepairSettings,
     labels: int,
+    retraining: Retraining,
     classifier: Artifact,
     activations: Artifact,
     sae: Artifact,
     audit: Artifact,
-    retraining: Retraining,
 ) -> Artifact:
     """Choose a repair on select images, write its weights, and measure it on test images.
 
     Args:
         context, settings: of the run. labels: images of each group whose attribute chooses, as in the audit.
-        classifier, activations, sae, audit: what was made before. retraining: trains rivals.
+        retraining: trains rivals. classifier, activations, sae, audit: what was made before.
 
     Returns:
         Artifact ``repair``: ``repaired.safetensors``, a plain ``state_dict``; the edit files that make it, under

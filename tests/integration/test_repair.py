@@ -89,10 +89,10 @@ def test_the_tables_say_what_the_written_weights_do(repaired: tuple[Path, dict[s
     tried = found.table("candidates.csv")
     own = {"ablation", "gate", "leace", "latent_eraser", "dfr"}
     rivals = {"inlp", "mute", "reconstruction", "pruning", "jtt", "group_dro", "bound"}
-    without = {"nothing", "recalibration alone"}
-    assert set(tried["method"]) == {*without, *own, *rivals}
+    neither = {"nothing", "recalibration alone"}
+    assert set(tried["method"]) == {*neither, *own, *rivals}
     (chosen,) = tried.loc[tried["chosen"], "method"]
-    assert chosen in {*without, *own}
+    assert chosen in {*neither, *own}
     assert set(tried.loc[~tried["permanent"], "method"]) == {"mute", "reconstruction"}
     compared = found.table("rivals.csv").set_index("method")
     assert set(compared.index) == own | rivals
