@@ -1,7 +1,10 @@
-"""Repairs beside their rivals: what finished runs of stage ``repair`` say of each method, over seeds.
+"""Repairs beside their rivals: what finished runs of stage ``repair`` say of each method, over seeds and labels.
 
 salve -m experiment=repair/quickstart seed=0,1,2,3,4 'repair.rivals=[inlp,mute,pruning]' sweep.name=repairs
 python -m experiments.repairs outputs/sweeps/repairs
+
+Sweeps with other numbers of labels go beside it: audit.labels=100000 takes all, and without labels audit.labels=0 takes
+the suspects of a class that a person names, 'repair.suspects={clinic: audit}'.
 """
 
 import argparse
@@ -17,11 +20,13 @@ from experiments.testbeds import as_command
 from salve import open_sweep
 from salve.artifacts import write_table
 from salve.report.style import BLUE, GREEN, GREY, ORANGE, new_figure, percent_axis
-from salve.report.text import MISSING, is_missing, percent
+from salve.report.text import MISSING, is_missing, percent, slug
 from salve.results import Run
 from salve.types import UserError
 
 MEASURES = {"worst_group": "worst group", "average": "average", "counterfactual_flips": "changed by the mark"}
+#: All select images whose attribute is known.
+ALL = "all"
 #: The states of a repaired network that stand in the table beside the methods.
 STATES = {"before": "untouched", "recalibrated": "new biases alone", "after": "the repair that select chose"}
 
@@ -41,6 +46,22 @@ def rows_of(run: Run) -> pd.DataFrame:
         for state, title in STATES.items()
     ]
     return pd.concat([pd.DataFrame(states), rivals[["method", "permanent", *known]]], ignore_index=True)
+
+
+def labels_of(run: Run) -> str:
+    """How many labels chose the repair: ``0``, so many a group, or ``all``."""
+    record = run.record("repair", "repair.json")
+    if record["labels"] and record["labelled"] == record["could_be_labelled"]:
+        return ALL
+    return f"{record['labels']} a group" if record["labels"] else "0"
+
+
+def by_labels(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The runs by their number of labels, the fewest first."""
+    found: dict[str, list[Run]] = {}
+    for run in sorted(runs, key=lambda one: int(one.record("repair", "repair.json")["labels"])):
+        found.setdefault(labels_of(run), []).append(run)
+    return found
 
 
 def table_of(runs: Sequence[Run]) -> pd.DataFrame:
@@ -115,19 +136,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.repairs", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("sweep", type=Path, help="folder of a sweep over seeds, with stage repair and repair.rivals")
+    parser.add_argument(
+        "sweep", type=Path, nargs="+", help="folder of a sweep over seeds, with stage repair and repair.rivals"
+    )
     parser.add_argument("--output-dir", type=Path, help="where table and figure go (default: the sweep's folder)")
     given = parser.parse_args(arguments)
-    runs = open_sweep(given.sweep).finished
+    runs = [run for sweep in given.sweep for run in open_sweep(sweep).finished]
     if not runs:
-        raise UserError(f"No run in {given.sweep} is finished.")
-    table, folder = table_of(runs), given.output_dir or given.sweep
+        raise UserError(f"No run in {', '.join(map(str, given.sweep))} is finished.")
+    folder = given.output_dir or given.sweep[0]
     folder.mkdir(parents=True, exist_ok=True)
-    write_table(folder / "repairs.csv", table)
-    save(gains_figure(table), folder, "repairs")
-    text = as_markdown(table)
+    tables, texts = [], []
+    for labels, own in by_labels(runs).items():
+        table = table_of(own)
+        tables.append(table.assign(labels=labels))
+        texts.append(f"Labels: {labels} ({len(own)} runs)\n\n{as_markdown(table)}")
+        save(gains_figure(table), folder, f"repairs-{slug(labels)}" if len(given.sweep) > 1 else "repairs")
+    write_table(folder / "repairs.csv", pd.concat(tables, ignore_index=True))
+    text = "\n".join(texts)
     (folder / "repairs.md").write_text(text, encoding="utf-8")
-    print(f"{len(runs)} runs; gains over the untouched network, with 95 % intervals over runs\n\n{text}")
+    print(f"Gains over the untouched network, with 95 % intervals over runs\n\n{text}")
     return 0
 
 

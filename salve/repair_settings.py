@@ -41,7 +41,8 @@ class RepairSettings:
         strengths: of each method, as shares of its natural full size; each is tried.
         max_accuracy_loss: how much of the accuracy may be lost, of all images.
         images: of each class on which the accuracy is measured, at most.
-        suspects: by the name of a class, numbers of latents; null takes those that the audit has ranked with labels.
+        suspects: by the name of a class, numbers of latents, or ``audit`` for all that the audit lists; null takes
+            those that the audit has ranked with labels.
         rivals: what the repair is compared with, of :data:`RIVALS`. Each is chosen as the methods are, and measured on
             test images; none becomes the repair.
     """

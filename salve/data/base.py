@@ -192,6 +192,11 @@ class ImageData(pl.LightningDataModule):
         one = "" if len(set(sizes)) == 1 else "median "
         return [f"The images ({one}{width} × {height}) are enlarged to {size} × {size}."]
 
+    def files(self, split: Split) -> list[str] | None:
+        """The path of each image of a split, from the root of the data; None if they are no files."""
+        check_split(split)
+        return None
+
     def truth(self, split: Split) -> ConceptTruth | None:
         """Ground truth about the concepts in a split; None if the data have none."""
         check_split(split)

@@ -204,9 +204,18 @@ class ConceptsData(ImageData):
 
     def without_shortcut(self) -> "ConceptsData":
         """With the tag as often in clinics as in the other classes, in all splits."""
+        per_class = {f"{split}_per_class": count for split, count in self.per_class.items()}
         return ConceptsData(
-            *(self.batch_size, self.num_workers, self.seed, self.native_size, *self.per_class.values()),
-            *(scenes.SPURIOUS_BASE_RATE, self.clutter, self.shortcut, self.defining_rate, self.min_crop_scale),
+            self.batch_size,
+            self.num_workers,
+            self.seed,
+            self.native_size,
+            **per_class,
+            spurious_correlation=scenes.SPURIOUS_BASE_RATE,
+            clutter=self.clutter,
+            shortcut=self.shortcut,
+            defining_rate=self.defining_rate,
+            min_crop_scale=self.min_crop_scale,
         )
 
     def counterfactuals(self, split: Split, concept: str) -> Pairs:

@@ -157,6 +157,10 @@ class FileData(ImageData):
     def labels(self, split: Split) -> Labels:
         return torch.tensor([file.label for file in self._files(split)])
 
+    def files(self, split: Split) -> list[str]:
+        """See :meth:`ImageData.files`."""
+        return [f"{self._index.folders[split]}/{file.path}".removeprefix("./") for file in self._files(split)]
+
     def fingerprint(self) -> str:
         """SHA-256 of class names, outputs, white, and of the split, relative path and bytes of every file in use.
 

@@ -144,6 +144,9 @@ class MarkedData(ImageData):
     def sizes(self) -> list[tuple[int, int]]:
         return self.data.sizes()
 
+    def files(self, split: Split) -> list[str] | None:
+        return self.data.files(split)
+
     def truth(self, split: Split) -> ConceptTruth | None:
         return self.data.truth(split)
 

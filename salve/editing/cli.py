@@ -246,7 +246,7 @@ def _write(path: Path, state: "Mapping[str, Tensor]", metadata: Mapping[str, str
         try:
             unfinished.touch()
             mode = unfinished.stat().st_mode
-            save_file(tensors, unfinished, metadata=dict(metadata) or None)
+            save_file(tensors, unfinished, metadata=dict(metadata))
             unfinished.chmod(mode)  # safetensors makes files that only their owner can read
         except (SafetensorError, ValueError, RuntimeError) as error:  # a full disk, or tensors it cannot hold
             raise UserError(f"{path} could not be written: {reason(error)}.") from error

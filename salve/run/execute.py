@@ -247,7 +247,7 @@ def _run_stages(config: Config, context: StageContext) -> dict[str, Artifact]:
 def _repair(config: Config, context: StageContext, inputs: Sequence[Artifact]) -> Artifact:
     """Stage ``repair``, with what trains its rivals."""
     retraining = Retraining(context, config.finetune, finetune)
-    return repair(context, config.repair, config.audit.labels, *inputs, retraining)
+    return repair(context, config.repair, config.audit.labels, retraining, *inputs)
 
 
 def _compare(config: Config, context: StageContext, inputs: Sequence[Artifact]) -> Artifact:

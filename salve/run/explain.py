@@ -90,9 +90,11 @@ _TYPES = {
 
 def _wanted(said: str, argument: str) -> str:
     """What a setting takes, from OmegaConf's message about a value of the wrong type; empty if that is not known."""
+    key, _, value = argument.partition("=")
     if "is not a ListConfig, list or tuple" in said:
-        key, _, value = argument.partition("=")
         return f"a list, such as {key}=[{value}]"
+    if said.startswith("Cannot merge DictConfig with ListConfig"):
+        return f"a mapping, such as {key}={{NAME: {value.strip('[]').split(',')[0] or 'VALUE'}}}"
     return next((kind for ending, kind in _TYPES.items() if ending in said), "")
 
 

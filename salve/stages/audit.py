@@ -60,10 +60,12 @@ def audit(
         classifier, activations, sae: what was made before.
 
     Returns:
-        Artifact ``audit``: ``suspects.csv``, ``audit.json``, and ``pictures.safetensors`` with ``pictures.csv``.
+        Artifact ``audit``: ``suspects.csv``, ``audit.json``, ``signs.safetensors``, of every latent for every class,
+        and ``pictures.safetensors`` with ``pictures.csv``.
     """
     labels = settings.labels if grouped(context, "select") is not None else 0
     used = {**asdict(settings), "labels": labels, "pool": pool, "pictures": pictures, "seed": context.seed}
+    used["writes"] = "signs and files"
     if (boxes := context.data.boxes("test")) is not None:
         used["boxes"] = digest_of_tensors({str(image): box for image, box in boxes.of_image.items()})
     key_settings = settings_of_key({**used, "attribute": attribute_of(context)}, classifier, activations, sae)
@@ -92,6 +94,7 @@ def audit(
             row["turned"] = flipped.get(str(row["class"]), float("nan"))
         _pictures(context, settings, seen, told_by, rows, kinds, pictures, folder)
         write_table(folder / "suspects.csv", pd.DataFrame(rows).drop(columns="label"))
+        save_tensors(folder / "signs.safetensors", {"signs": chosen_on.signs.to(torch.int8)})
         write_record(folder / "audit.json", _record(labels, attribute, chosen_on))
 
     return context.store.get_or_make("audit", key_settings, make)
@@ -310,7 +313,7 @@ def _pictures(
     shown = [row for row in rows if int(row["label"]) < pictures]
     images = torch.zeros(len(shown), count, 3, size, size, dtype=torch.uint8)
     maps = {f"{PREFIX[kind]}maps": torch.zeros(len(shown), count, size, size) for kind in kinds}
-    table = []
+    table, files = [], context.data.files("test")
     for at, row in enumerate(shown):
         k, latent, sign = int(row["label"]), int(row["latent"]), int(row["sign"])
         values = (latents[:, latent] * sign).masked_fill(labels == k, -torch.inf)
@@ -325,6 +328,7 @@ def _pictures(
                     "rank": row["rank"],
                     "latent": latent,
                     "image": image,
+                    "file": "" if files is None else files[image],
                     "label": context.classes[int(labels[image])],
                     "taken_for": context.classes[int(taken[image])],
                     "value": float(latents[image, latent]),

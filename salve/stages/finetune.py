@@ -154,8 +154,9 @@ class _Chosen(pl.LightningDataModule):
         if weighting is not None and (weights := weighting.drawn_by(shown)) is not None:
             drawn = {"targets": weighting.targets(labels).tolist(), "weights": weights.tolist()}
         more_than_one = len(shown) > self._data.batch_size
-        how = {"augment": True, "shuffle": True, "drop_last": more_than_one}
-        return self._data.loader("train", indices=shown.tolist(), **how, **drawn)
+        return self._data.loader(
+            "train", augment=True, shuffle=True, drop_last=more_than_one, indices=shown.tolist(), **drawn
+        )
 
     def val_dataloader(self) -> Any:
         """The select split in its fixed order: Lightning's validation chooses the epoch."""

@@ -90,8 +90,8 @@ def grouped(context: StageContext, split: Split) -> Grouped | None:
         return None
     known = groups.of_image >= 0
     of_known = (labels[known], groups.of_image[known], every[known])
-    images = ((data.raw(split),), torch.zeros_like(every[known]), False, objects[known])
-    return Grouped(groups.name, groups.values, *of_known, *images)
+    source, own = torch.zeros_like(every[known]), objects[known]
+    return Grouped(groups.name, groups.values, *of_known, (data.raw(split),), source, False, own)
 
 
 def attribute_of(context: StageContext) -> dict[str, Any]:

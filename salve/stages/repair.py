@@ -41,17 +41,17 @@ def repair(
     context: StageContext,
     settings: RepairSettings,
     labels: int,
+    retraining: Retraining,
     classifier: Artifact,
     activations: Artifact,
     sae: Artifact,
     audit: Artifact,
-    retraining: Retraining,
 ) -> Artifact:
     """Choose a repair on select images, write its weights, and measure it on test images.
 
     Args:
         context, settings: of the run. labels: images of each group whose attribute chooses, as in the audit.
-        classifier, activations, sae, audit: what was made before. retraining: trains rivals.
+        retraining: trains rivals. classifier, activations, sae, audit: what was made before.
 
     Returns:
         Artifact ``repair``: ``repaired.safetensors``, a plain ``state_dict``; the edit files that make it, under
@@ -166,6 +166,8 @@ def _choice(
         "suspects": name,
         "classes": [context.classes[k] for k in classes],
         "labels": labels,
+        "labelled": search.labelled,
+        "could_be_labelled": search.could_be_labelled,
         "method": chosen.method,
         "latents": list(chosen.latents),
         "alpha": chosen.alpha,
@@ -270,10 +272,12 @@ def _groups(context: StageContext, images: Grouped, found: Mapping[str, Tensor])
 def _changed(context: StageContext, images: Grouped, found: Mapping[str, Tensor]) -> pd.DataFrame:
     """The test images whose prediction the repair changes."""
     before, after = (found[state].argmax(dim=1) for state in ("before", "after"))
+    files = context.data.files("test")
     names = [*context.classes, *["other output"] * (found["before"].shape[1] - len(context.classes))]
     rows = [
         {
             "image": int(images.numbers[at]),
+            "file": "" if files is None else files[int(images.numbers[at])],
             "value": images.values[int(images.value[at])],
             "class": context.classes[int(images.labels[at])],
             "before": names[int(before[at])],
@@ -283,5 +287,5 @@ def _changed(context: StageContext, images: Grouped, found: Mapping[str, Tensor]
         }
         for at in (before != after).nonzero()[:, 0].tolist()
     ]
-    columns = ["image", "value", "class", "before", "after", "right_before", "right_after"]
+    columns = ["image", "file", "value", "class", "before", "after", "right_before", "right_after"]
     return pd.DataFrame(rows, columns=columns)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +15,8 @@ from salve.types import UserError
 
 #: Methods that edit no latent.
 WITHOUT_LATENTS = {"dfr", "leace"}
+#: In place of a class's latents: all suspects that the audit lists for it.
+AUDIT = "audit"
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,12 @@ def suspects_of(context: StageContext, settings: RepairSettings, audit: Artifact
     classes = context.classes
     if settings.suspects is not None:
         named = checked_suspects(settings, classes, width)
-        known = {(row["class"], row["latent"]): int(row["sign"]) for row in table.to_dict("records")}
-        latents = {latent: known.get((name, latent), 1) for name, own in named.items() for latent in own}
+        for name, own in named.items():
+            if own == AUDIT:
+                rows = table[(table["class"] == name) & (table["score"] > 0)]
+                named[name] = rows.sort_values("rank")["latent"].astype(int).tolist()
+        signs = audit.tensors("signs.safetensors")["signs"]  # [C, d]
+        latents = {latent: int(signs[classes.index(name), latent]) for name, own in named.items() for latent in own}
         labels = tuple(classes.index(name) for name in named)
         value = None
         if record["labels"]:
@@ -97,8 +104,8 @@ def check_repair(context: StageContext, settings: RepairSettings, labels: int, m
     with_shifted_bias(model, torch.arange(1), torch.zeros(1), {})  # which refuses a head without a bias
 
 
-def checked_suspects(settings: RepairSettings, classes: Sequence[str], latents: int | None) -> dict[str, list[int]]:
-    """The suspects that the settings name.
+def checked_suspects(settings: RepairSettings, classes: Sequence[str], latents: int | None) -> dict[str, Any]:
+    """The suspects that the settings name: by class a list of latents, or :data:`AUDIT`.
 
     Raises:
         UserError: they name no class, or no latent of it.
@@ -109,8 +116,12 @@ def checked_suspects(settings: RepairSettings, classes: Sequence[str], latents: 
     for name, own in named.items():
         if name not in classes:
             raise UserError(f"repair.suspects names {name}; the classes are {', '.join(classes)}.")
+        if own == AUDIT:
+            continue
         if not isinstance(own, Sequence) or not own or not all(isinstance(one, int) and one >= 0 for one in own):
-            raise UserError(f"repair.suspects of {name} must be a list of latents, not {own}.")
+            raise UserError(
+                f"repair.suspects of {name} must be a list of latents, or {AUDIT} for all that it lists, not {own}."
+            )
         if latents is not None and max(own) >= latents:
             raise UserError(f"repair.suspects of {name} names {max(own)}; latents go from 0 to {latents - 1}.")
-    return {str(name): [int(one) for one in own] for name, own in named.items()}
+    return {str(name): own if own == AUDIT else [int(one) for one in own] for name, own in named.items()}

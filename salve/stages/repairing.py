@@ -78,6 +78,8 @@ class Search:
         known = grouped(context, "select") if labels else None
         self._known = self._plain if known is None else known.drawn(labels, context.seed)
         self._labelled = known is not None
+        #: Images whose attribute chooses, and those whose attribute could be known.
+        self.labelled, self.could_be_labelled = (0, 0) if known is None else (len(self._known), len(known))
         self._on_plain = Running(context, cut, self._plain)
         self._on_known = Running(context, cut, self._known) if self._labelled else self._on_plain
         before = self._on_plain.logits()

@@ -101,6 +101,7 @@ def test_a_list_that_cannot_be_read_is_no_text() -> None:
     [
         ("stages=control", "a list, such as stages=[control]"),
         ("edit.alpha=3", "a list, such as edit.alpha=[3]"),
+        ("validate.concepts=[img]", "a mapping, such as validate.concepts={NAME: img}"),
         ("sae.sparsity=abc", "a number"),
         ("sae.k=[2]", "a whole number"),
         ("trainer.devices=1.5", "a whole number"),

@@ -4,12 +4,18 @@ import math
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
+import pytest
 import torch
 from torch import Tensor
 
+from experiments.repairs import by_labels
+from salve.repair_settings import RepairSettings
+from salve.stages.candidates import Candidate, chosen_of
 from salve.stages.grouped import Grouped
 from salve.stages.repair import groups_without_images
-from salve.stages.repairing import Candidate, Search, chosen_of
+from salve.stages.repair_suspects import checked_suspects, suspects_of
+from salve.stages.repairing import Search
 from salve.types import UserError
 
 
@@ -76,3 +82,52 @@ def test_groups_without_images_are_named() -> None:
     context: Any = SimpleNamespace(classes=("ship", "bird", "car"))
     found = groups_without_images(context, images)
     assert found == ["bird, tag absent", "car, tag absent", "car, tag present"]
+
+
+class Audited:
+    """An audit of two classes and six signed latents, of which it lists four."""
+
+    def table(self, _: str) -> pd.DataFrame:
+        rows = [("ship", 1, 4, -1, 2.0), ("ship", 2, 0, 1, 0.0), ("bird", 1, 2, 1, 1.0), ("bird", 2, 4, 1, 0.5)]
+        return pd.DataFrame(rows, columns=["class", "rank", "latent", "sign", "score"])
+
+    def record(self, _: str) -> dict[str, Any]:
+        return {"labels": 0}
+
+    def tensors(self, _: str) -> dict[str, Tensor]:
+        return {"signs": torch.tensor([[1, 1, -1, -1, -1, 1], [1, -1, 1, 1, 1, 1]], dtype=torch.int8)}
+
+
+@pytest.mark.parametrize(
+    ("named", "latents", "signs"),
+    [
+        ({"ship": [3, 4]}, (3, 4), (-1, -1)),  # 3 is not listed, and has a sign all the same
+        ({"bird": [1]}, (1,), (-1,)),
+        ({"ship": "audit"}, (4,), (-1,)),  # what has no score does not push images towards the class
+        ({"bird": "audit"}, (2, 4), (1, 1)),
+    ],
+)
+def test_suspects_that_a_person_names_have_the_audits_signs(
+    named: dict[str, Any], latents: tuple[int, ...], signs: tuple[int, ...]
+) -> None:
+    context: Any = SimpleNamespace(classes=("ship", "bird"))
+    settings = RepairSettings(["gate"], [1], [1.0], 0.1, 10, [], named)
+    audit: Any = Audited()
+    found = suspects_of(context, settings, audit, 6)
+    assert (found.latents, found.signs) == (latents, signs)
+
+
+def test_suspects_are_latents_or_all_that_the_audit_lists() -> None:
+    for wrong in ("all", [], ["4"], 3):
+        settings = RepairSettings(["gate"], [1], [1.0], 0.1, 10, [], {"ship": wrong})
+        with pytest.raises(UserError, match="must be a list of latents, or audit for all that it lists"):
+            checked_suspects(settings, ("ship", "bird"), 6)
+
+
+def test_runs_are_told_apart_by_their_labels() -> None:
+    def run(labels: int, labelled: int) -> Any:
+        record = {"labels": labels, "labelled": labelled, "could_be_labelled": 1000}
+        return SimpleNamespace(record=lambda *_: record)
+
+    found = by_labels([run(100_000, 1000), run(25, 500), run(0, 0), run(25, 500)])
+    assert [(name, len(own)) for name, own in found.items()] == [("0", 1), ("25 a group", 2), ("all", 1)]

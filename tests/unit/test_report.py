@@ -834,6 +834,17 @@ def test_both_kinds_of_maps_are_told_apart(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.usefixtures("no_figures")
+def test_concepts_of_the_users_own_are_in_the_report(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    row = {"concept": "striped", "class": CLASSES[0], "examples": 12, "images": 40, "tcav": 0.75, "tcav_random": 0.5}
+    table = pd.DataFrame([row | {"sensitivity": 1.0, "t": 3.0, "p": 0.004, "p_all": 0.04}])
+    write_table(run.folders["validate"] / "tcav.csv", table)
+    text = write(tmp_path / "out", run.folders).read_text()
+    assert "Whether classes depend on concepts" in text
+    for shown in ("striped", "75", "0.004", "0.04"):
+        assert shown in text
+
+
 def test_a_network_without_a_map_is_said_to_be_one(tmp_path: Path) -> None:
     run = Run(tmp_path / "run", CLASSES[:2], images=5, size=16, top=1)
     at_a_map(run, (), "This Net has no spatial map in front of its site fc.")

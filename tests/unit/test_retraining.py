@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from typing import TypeVar
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ from salve.stages.finetune import _Chosen
 from salve.stages.retraining import repeated
 from salve.stages.weighting import Weighting
 
+AnyClassifier = TypeVar("AnyClassifier", bound=Classifier)
+
 
 def small(**changes: float) -> ConceptsData:
     data = ConceptsData(10, image_size=32, train_per_class=6, select_per_class=2, test_per_class=2, **changes)  # type: ignore[arg-type]
@@ -25,9 +28,9 @@ def small(**changes: float) -> ConceptsData:
     return data
 
 
-def silent(module: Classifier) -> Classifier:
+def silent(module: AnyClassifier) -> AnyClassifier:
     """Without a Trainer there is nothing to log to."""
-    module.log = lambda *_, **__: None  # type: ignore[method-assign, assignment]
+    module.log = lambda *_, **__: None  # type: ignore[method-assign]
     return module
 
 
@@ -50,7 +53,8 @@ def test_group_dro_takes_the_steps_of_a_hand_written_loop() -> None:
     for _ in range(4):
         rows, groups = torch.randn(12, 4, generator=generator), torch.randint(0, 5, (12,), generator=generator)
         loss = module.training_step((rows, groups), 0)
-        logits, by_group = rows @ weight.T + bias, {}
+        logits = rows @ weight.T + bias
+        by_group: dict[int, list[Tensor]] = {}
         for row, group in zip(logits, groups.tolist(), strict=True):
             logs, label = row.log_softmax(dim=0), group // 2
             one = -(1 - smoothing) * logs[label] - smoothing * logs.mean()
@@ -128,7 +132,7 @@ def test_an_epoch_shows_each_image_as_often_as_it_counts() -> None:
     times = torch.tensor([1, 0, 3] * 20)
     loader = _Chosen(data, [4], Weighting(times)).train_dataloader()
     seen = Counter(index for batch in loader.batch_sampler for index, _ in batch)
-    shown = loader.dataset._items.indices  # type: ignore[attr-defined]
+    shown = loader.dataset._items.indices
     labels = data.labels("train").tolist()
     expected = [i for i in range(60) for _ in range(int(times[i])) if labels[i] != 4]
     assert shown == expected

@@ -252,14 +252,17 @@ def _groups(artifacts: Artifacts, attribute: str) -> TableBlock:
 
 
 def _changed(changed: pd.DataFrame) -> TableBlock:
-    header = [Cell("image", "num"), Cell("value"), Cell("class"), Cell("before"), Cell("after")]
+    named = "file" in changed and bool((changed["file"] != "").any())
+    header = [Cell("image", "num"), *([Cell("file")] if named else []), Cell("value"), Cell("class")]
+    header += [Cell("before"), Cell("after")]
     body = []
     for row in records(changed):
         right = {state: row["class"] == row[state] for state in ("before", "after")}
         styles = {state: "good" if right[state] else "bad" for state in right}
         body.append(
             [
-                *(Cell(number(row["image"]), "num"), Cell(str(row["value"])), Cell(str(row["class"]))),
+                *(Cell(number(row["image"]), "num"), *([Cell(str(row["file"]))] if named else [])),
+                *(Cell(str(row["value"])), Cell(str(row["class"]))),
                 *(Cell(str(row[state]), styles[state]) for state in ("before", "after")),
             ]
         )

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from salve.report.blocks import Block, FigureFolder, Prose, Section, StripBlock
+from salve.report.blocks import Block, Cell, FigureFolder, Prose, Section, StripBlock, TableBlock, numbers
 from salve.report.figures import validate as figures
 from salve.report.tables import chosen_latents, class_names, records
 from salve.report.text import is_missing, label, latent_name, number, percent, plural, slug, times
@@ -53,12 +53,34 @@ def validation(artifacts: Artifacts, figure_folder: FigureFolder) -> Section:
             + (f" The first {shown} of {len(table)} classes are shown." if len(table) > shown else ""),
             "validate-localisation.csv",
         )
+    concepts = artifacts.table("validate", "tcav.csv")
+    if len(concepts):
+        blocks += _concepts(concepts)
     blocks += strips
     more = len(class_names(artifacts)) - pictured
     if strips and more > 0:
         first = "The first class is" if pictured == 1 else f"The first {pictured} classes are"
         blocks.append(Prose(f"{first} shown; {plural(more, 'class')} more in the tables."))
     return Section("validate", "Validate: what each latent looks at", blocks, "validate")
+
+
+def _concepts(table: pd.DataFrame) -> list[Block]:
+    """Whether each class depends on each of the user's concepts (TCAV)."""
+    header = [Cell("concept"), Cell("class"), *(Cell(name, "num") for name in ("TCAV", "by chance", "p", "p of all"))]
+    body = [
+        [
+            *(Cell(label(row["concept"], 32)), Cell(label(row["class"], 32))),
+            *numbers(percent(row["tcav"], 0), percent(row["tcav_random"], 0), number(row["p"]), number(row["p_all"])),
+        ]
+        for row in records(table)
+    ]
+    told = (
+        "TCAV is the share of a class's test images whose logit grows towards a concept of validate.concepts, mean "
+        "over draws; by chance, the same along random directions. p is of a test over draws, and p of all counts all "
+        "tests of the table together."
+    )
+    title = "Whether classes depend on concepts"
+    return [Prose(told), TableBlock(title, header, body, "validate-tcav.csv", folded=len(body) > 25)]
 
 
 def _kinds(artifacts: Artifacts) -> tuple[list[str], str]:
