@@ -81,10 +81,11 @@ gpu-wheels: install  ## wheels that a GPU machine without a network may lack, in
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	touch $@
 
+# With --quiet, warnings would not break the build.
 docs: .venv/.docs  ## the site of the docs in outputs/site, in half a minute; a link that leads nowhere is an error
 	$(BIN)/python -m docs.tools.settings
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
-	@echo "Open outputs/site/index.html."
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+	@echo "Open outputs/site/index.html; its search works only through a server: $(BIN)/python -m http.server --directory outputs/site"
 
 lint: install  ## format, lint and types of the package, the experiments, the tests, the benchmarks and what makes the docs
 	$(BIN)/ruff format --check .

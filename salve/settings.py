@@ -300,14 +300,12 @@ class TrainerSettings:
         accumulate_grad_batches: batches whose gradients are added up before a step.
         gradient_clip_val: the largest norm or value of a gradient. gradient_clip_algorithm: norm clips the norm of all
             gradients together, value each entry.
-        limit_train_batches: batches of an epoch that are used.
+        limit_train_batches: batches of an epoch that it takes. log_every_n_steps: steps between two records.
         min_epochs, min_steps: how many a training takes at least, where it could stop early.
         deterministic: use only algorithms that give the same bits again; warn says where there are none.
-        benchmark: let cuDNN try its algorithms, and take the fastest.
+        benchmark: let cuDNN take the fastest of its algorithms. profiler: measure what takes time.
         inference_mode: evaluate without recording anything for gradients; false is torch.no_grad.
         detect_anomaly: stop at the first NaN of a backward pass, and say where it arose.
-        profiler: measure what takes time.
-        log_every_n_steps: steps between two records of a training's measures.
         enable_model_summary: print the layers of what is trained.
 
     From accumulate_grad_batches on, names and meanings are Lightning's, and None is Lightning's default.

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 _CODE = re.compile(
     r"pip install '[^']*'|python -m [\w.]+|docs/\w+\.md"
     r"|[\w.]*=?(?:\{[^}]*\}|\[[^\]]*\])"
-    r"|\+?[a-z]\w+(?:\.\w\w+)+(?:=[\w.:/-]*\w)?|\w+=\w+"
+    r"|\+?[a-z]\w+(?:\.\w\w+)+(?:=[\w.:/-]*\w)?|\w+=(?:\w[\w.]*)?\w"
     r"|[^\s`(\"',;]*(?:<\w+>|_\w|/\*|[a-z]/[a-z<])[^\s`)\"',;:]*[\w>*/]|[a-z]\w+/"
 )
 

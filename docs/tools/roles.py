@@ -6,7 +6,7 @@ from typing import Any
 
 import griffe
 
-_ROLE = re.compile(r":(?:func|class|meth|mod|data|attr|exc):`\.?([\w.]+)`")
+_ROLE = re.compile(r":(?:func|class|meth|mod|data|attr|exc):`[.~]?([\w.]+)`")
 
 
 class Roles(griffe.Extension):
@@ -14,10 +14,10 @@ class Roles(griffe.Extension):
 
     def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
         """Change all docstrings of a package that has been read."""
-        _unshadow(pkg)
         for one in _objects(pkg):
             if one.docstring:
                 one.docstring.value = _linked(one.docstring.value, one)
+        _unshadow(pkg)
 
 
 def _objects(of: griffe.Object) -> Iterator[griffe.Object]:

@@ -114,7 +114,6 @@ def build(site: Path, config: Path = ROOT / "mkdocs.yml") -> subprocess.Complete
         "-m",
         "mkdocs",
         "build",
-        "--quiet",
         "--site-dir",
         str(site),
         "--config-file",
@@ -134,7 +133,8 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     # A function from another module, a link to it from a docstring, and no role left as it was written.
     assert 'id="salve.editing.gate"' in page
     assert re.search(r'href="#salve\.editing\.gates"><code>gates</code>', page)
-    assert not re.search(r":(?:func|class|meth|data):", page)
+    for file in (tmp_path / "api").glob("*.html"):
+        assert not re.search(r":(?:func|class|meth|mod|data|attr|exc):<code>", file.read_text(encoding="utf-8")), file
     assert 'id="salve.saliency.grad_fam"' in (tmp_path / "api" / "saliency.html").read_text(encoding="utf-8")
     # Links that leave docs/ lead to pages of the site, or nowhere where the repository's address is unknown.
     assert 'href="CONTRIBUTING.html"' in (tmp_path / "index.html").read_text(encoding="utf-8")
