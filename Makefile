@@ -1,4 +1,4 @@
-.PHONY: help install docs launchers quickstart paper package test test-quick test-nightly coverage test-lowest test-slurm gpu-check gpu-wheels lint check clean
+.PHONY: help install docs launchers quickstart paper notebooks package test test-quick test-nightly coverage test-lowest test-slurm gpu-check gpu-wheels lint check clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -40,6 +40,20 @@ test-quick: install  ## what is not marked slow, gpu, cluster or nightly; two mi
 
 test-nightly: install  ## Law 1 in a network of full size of each family, and in more small ones: half an hour
 	$(BIN)/python $(PYTEST) -m nightly
+
+# The notebooks are Python files in jupytext's percent format, so that changes can be reviewed, and linted. Pages and pictures are
+# made from them, and lie in git beside them, where they can be read without a run.
+NOTEBOOKS := $(basename $(notdir $(wildcard docs/notebooks/*.py)))
+notebooks: export PYTHONWARNINGS := ignore
+notebooks: export OMP_NUM_THREADS := 1
+notebooks: export PATH := $(abspath $(BIN)):$(PATH)
+notebooks: install  ## run the notebooks in docs/notebooks, and make their pages, with outputs and pictures: fifteen minutes
+	$(BIN)/python -m pip install --quiet --editable '.[notebooks]'
+	set -e; for name in $(NOTEBOOKS); do \
+	    rm -rf docs/notebooks/$${name}_files; \
+	    jupytext --quiet --to ipynb --output - docs/notebooks/$$name.py | jupyter nbconvert --log-level ERROR --stdin --execute \
+	        --ExecutePreprocessor.timeout=1800 --to markdown --output-dir docs/notebooks --output $$name; \
+	done
 
 package: install  ## build the wheel and the sdist, install each in an environment of its own, and make a small run (PACKAGE=--dependencies)
 	$(BIN)/python -m tests.package $(PACKAGE)

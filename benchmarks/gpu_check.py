@@ -39,6 +39,7 @@ PARTS = {
     "large": ("gpu.trainings", "train_large"),
     "ensemble": ("gpu.others", "train_ensemble"),
     "capture": ("gpu.others", "capture_backbones"),
+    "tails": ("gpu.inside", "gate_inside"),
     "peers": ("gpu.trainings", "train_peers"),
 }
 #: Exit status without a GPU.

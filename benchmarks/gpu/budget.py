@@ -4,13 +4,14 @@ from collections.abc import Mapping
 
 #: Seconds of each part of a check, in order; together with :data:`RESERVE` less than eight minutes.
 PLANNED = {
-    "tests": 150.0,
+    "tests": 165.0,
     "card": 15.0,
     "training": 80.0,
     "large": 50.0,
-    "ensemble": 45.0,
+    "ensemble": 40.0,
     "capture": 50.0,
-    "peers": 55.0,
+    "tails": 20.0,
+    "peers": 45.0,
 }
 #: Seconds that are kept for the end.
 RESERVE = 5.0

@@ -5,8 +5,6 @@ torchmetrics, timm and Hydra; without beartype the shapes of tensors are not che
 """
 
 import copy
-import os
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,29 +31,14 @@ from salve.processes.ranks import Ranks
 from salve.sae import SAE, VARIANTS, Member, SAEEnsemble, SparseAutoencoder, make_sae
 from salve.saliency import grad_fam, maximise
 from salve.stages.training import quiet_lightning
+from tests.gpu.conftest import CHANNELS, DEVICE, NEEDS_IT, ON, Run
 from tests.unit.sae_examples import SMALL as SMALL_SAES
 from tests.unit.test_capture import Noise, captured, cut_at_last, no_progress
 
-ON = os.environ.get("SALVE_GPU_TESTS_ON", "cuda")
-HAS_IT = ON == "cpu" or torch.cuda.is_available()
-DEVICE = torch.device(ON)
 BACKEND = "nccl" if ON == "cuda" else "gloo"
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not HAS_IT, reason="no CUDA GPU here; SALVE_GPU_TESTS_ON=cpu runs these tests on the CPU"),
-]
+pytestmark = NEEDS_IT
 
 WIDTH, CLASSES, ROWS, BATCH, EPOCHS = 16, 4, 512, 32, 12
-CHANNELS = (8, 16, 24, 32)
-
-
-@pytest.fixture(autouse=True)
-def _full_float32() -> Any:
-    """A GPU's convolutions and products in float32 proper, so that the CPU is something to compare with."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def classifier() -> Any:
@@ -120,37 +103,22 @@ def fve(sae: SAE) -> float:
 # -- every stage
 
 
-Run = Callable[..., dict[str, Artifact]]
-
-
-@pytest.fixture(scope="module")
-def run() -> Run:
-    """``run(folder, *overrides)`` composes the settings and does every stage."""
-    from hydra import compose, initialize_config_dir
-    from rich.console import Console
-
-    from salve.run.execute import execute
-    from salve.run.explain import conf_dir
-    from salve.run.schema import register, resolve
-    from tests.integration.conftest import FEW, NARROW, SMALL
-
-    def execute_with(folder: Path, *overrides: str) -> dict[str, Artifact]:
-        register()
-        given = [*(one for one in SMALL if one != "trainer=cpu"), *FEW, *NARROW, f"output_dir={folder}/store"]
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            config = compose("config", [*given, f"trainer.accelerator={ON}", *overrides])
-        return execute(resolve(config), folder / "run", "salve (test)", Console(quiet=True))
-
-    return execute_with
-
-
 @pytest.fixture(scope="module")
 def whole_run(run: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     return run(tmp_path_factory.mktemp("whole"))
 
 
 def test_every_stage_runs(whole_run: dict[str, Artifact]) -> None:
-    assert list(whole_run) == ["classifier", "activations", "sae", "features", "validate", "control", "diagnose"]
+    assert list(whole_run) == [
+        "classifier",
+        "activations",
+        "sae",
+        "features",
+        "atlas",
+        "validate",
+        "control",
+        "diagnose",
+    ]
 
 
 def test_the_exported_network_is_what_was_measured(whole_run: dict[str, Artifact]) -> None:
@@ -180,7 +148,7 @@ def test_the_same_run_again_finds_everything(
     whole_run: dict[str, Artifact], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pl.Trainer, "fit", lambda *_, **__: pytest.fail("something was trained again"))
-    again = run(whole_run["sae"].path.parents[3], "stages=[discover,validate,control,diagnose]")
+    again = run(whole_run["sae"].path.parents[3])
     assert all(again[kind].reused and again[kind].digest == one.digest for kind, one in whole_run.items())
 
 
