@@ -37,7 +37,7 @@ def relinked(text: str, folder: Path, url: str | None) -> str:
 
     Args:
         text: the page's Markdown. folder: where its file lies, below the repository.
-        url: of the repository; with None, a link to a file that the site does not have becomes its text.
+        url: of the repository; with None, a link to a file or folder that the site does not have becomes its text.
 
     Returns:
         The page with other links; those within docs/ stay as they are.
@@ -54,7 +54,7 @@ def relinked(text: str, folder: Path, url: str | None) -> str:
         up = "../" * max(len(folder.parts) - 1, 0)
         if path in AT_THE_TOP:
             return f"{link['text']}({up}{path}{hash_}{anchor})"
-        if path.startswith("docs/"):
+        if path.startswith("docs/") and not there.is_dir():
             return link[0] if folder.parts else f"{link['text']}({path.removeprefix('docs/')}{hash_}{anchor})"
         if not there.exists():
             return link[0]  # which mkdocs refuses

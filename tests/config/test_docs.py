@@ -155,3 +155,25 @@ def test_a_link_that_leads_nowhere_breaks_the_build(tmp_path: Path, link: str) -
     done = build(tmp_path / "site", tmp_path / "mkdocs.yml")
     assert done.returncode != 0
     assert "nowhere" in done.stderr
+
+
+@built
+@pytest.mark.parametrize(
+    ("link", "folder", "wanted"),
+    [
+        ("[a](method.md#site)", "docs", "[a](method.md#site)"),
+        ("[a](../CONTRIBUTING.md#tests)", "docs", "[a](CONTRIBUTING.md#tests)"),
+        ("[a](../../CHANGELOG.md)", "docs/paper", "[a](../CHANGELOG.md)"),
+        ("[a](docs/method.md#site)", ".", "[a](method.md#site)"),
+        ("[the files](../conf)", "docs", "[the files](https://here/tree/main/conf)"),
+        ("[the `files`](../pyproject.toml)", "docs", "[the `files`](https://here/blob/main/pyproject.toml)"),
+        ("[pages](docs/paper)", ".", "[pages](https://here/tree/main/docs/paper)"),
+        ("[a](../nowhere.py) and [b](https://there/x)", "docs", "[a](../nowhere.py) and [b](https://there/x)"),
+    ],
+)
+def test_links_that_leave_the_docs(link: str, folder: str, wanted: str) -> None:
+    from docs.tools.site import relinked
+
+    assert relinked(link, Path(folder), "https://here") == wanted
+    text = re.sub(r"\[([^]]*)\]\(https://here[^)]*\)", r"\1", wanted)
+    assert relinked(link, Path(folder), None) == text
