@@ -7,7 +7,7 @@ import pandas as pd
 
 from salve.report.sections.repair import NOTHING, helped
 from salve.report.tables import Headline, column, records
-from salve.report.text import count_of, is_missing, label, number, percent, plural, span
+from salve.report.text import count_of, is_missing, label, number, percent, plural, points, span
 from salve.results import Artifacts
 
 #: Names in a line, at most.
@@ -117,7 +117,11 @@ def _next(artifacts: Artifacts, main: Headline, rows: pd.DataFrame) -> str:
     if repair := artifacts.record("repair", "repair.json"):
         if not helped(repair):
             return "keep the network as it was; label more images of each group (audit.labels), or try another layer."
-        return "compare the repair with biases alone, below; use repaired.safetensors only if it beats them."
+        gain = repair["worst_group_after"] - max(repair["worst_group_before"], repair["worst_group_recalibrated"])
+        return (
+            f"look below at what it costs each group. If that is worth it, take repaired.safetensors: its worst group is "
+            f"{points(gain, signed=False)} points above that of no change and of new biases alone."
+        )
     suspects = _first_suspects(artifacts)
     if suspects:
         first = suspects[0]
