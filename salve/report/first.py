@@ -119,15 +119,15 @@ def _next(artifacts: Artifacts, main: Headline, rows: pd.DataFrame) -> str:
             return "keep the network as it was; label more images of each group (audit.labels), or try another layer."
         gain = repair["worst_group_after"] - max(repair["worst_group_before"], repair["worst_group_recalibrated"])
         return (
-            f"look below at what it costs each group. If that is worth it, take repaired.safetensors: its worst group is "
-            f"{points(gain, signed=False)} points above that of no change and of new biases alone."
+            "look below at what it costs each group. If that is worth it, take repaired.safetensors: its worst group is "
+            f"{points(gain, signed=False)} points above that of the next best, which is no change or new biases alone."
         )
     suspects = _first_suspects(artifacts)
     if suspects:
         first = suspects[0]
         return (
             f"look at the images of latent {first['latent']}. If {label(first['class'], 30)} should not depend on it: "
-            "salve stages=[audit,repair,report], with the options of this run."
+            "salve repair, with the options of this run."
         )
     failing = [str(row["class"]) for row in records(rows) if row["separates"] == "False"]
     if main.verdict is not None and failing:

@@ -112,7 +112,7 @@ def test_the_first_lines_say_what_there_is(tmp_path: Path) -> None:
     measures = {"worst_group_before": 0.2, "worst_group_recalibrated": 0.4}
     helped = said(repair={"suspects": "tag present", **measures, **ends, "worst_group_after": 0.6})
     assert "right on 20.0 %, and after it on 60.0 %" in helped["It depends on"].replace("\u00a0", " ")
-    assert "use repaired.safetensors only if" in helped["Next"]
+    assert "take repaired.safetensors: its worst group is 20.0 points above" in helped["Next"]
     # Better than before, and no better than new biases alone.
     failed = said(repair={"suspects": "tag present", **measures, **ends, "worst_group_after": 0.4})
     assert "the repair did not help" in failed["It depends on"]
