@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
@@ -74,7 +75,8 @@ weights = str(run.artifact("classifier").file("model.safetensors"))
 given = (backbone["library"], backbone["name"])
 model = load_backbone(*given, weights, len(run.classes), backbone["args"]).model.eval()
 data = ConceptsData(**{name: value for name, value in run.settings["data"].items() if name != "_target_"})
-data.bind(preset(*given, "random", model, data.native_size, {}, backbone["args"]).preprocess)
+prepared = preset(*given, "random", model, data.native_size, {}, backbone["args"]).preprocess
+data.bind(prepared)
 site = find_site(model, "last")
 
 batches = list(data.loader("test", batch_size=64))
@@ -99,7 +101,7 @@ signs = torch.tensor([sign])
 maps = salve.saliency.grad_fam(model, "last", run.sae, images[top], [latent], signs=signs)  # [N, 1, H, W]
 figure, axes = plt.subplots(2, 5, figsize=(10, 4.4))
 for column, number in enumerate(top.tolist()):
-    picture = data.preprocess.denormalise(images[number : number + 1])[0].permute(1, 2, 0)
+    picture = prepared.denormalise(images[number : number + 1])[0].permute(1, 2, 0)
     for axis in axes[:, column]:
         axis.imshow(picture)
         axis.axis("off")
@@ -115,11 +117,11 @@ plt.show()
 # strengths share two matrix products, so a whole curve takes no longer than a few passes over the head.
 
 # %%
-head = model.get_submodule(site.readers[0].path)
+head: Any = model.get_submodule(site.readers[0].path)
 tail = LinearTail(head.weight.detach(), head.bias.detach())
-column = run.sae.decoder[:, latent].detach()  # [M]
+direction = run.sae.decoder[:, latent].detach()  # [M]
 alphas = torch.linspace(0, 20, 81)
-logits = salve.editing.edited_logits(tail, activations, column, alphas, "suppress")  # [K, N, C]
+logits = salve.editing.edited_logits(tail, activations, direction, alphas, "suppress")  # [K, N, C]
 right = (logits.argmax(dim=2) == labels).float()
 own = labels == run.classes.index(target)
 figure, axis = plt.subplots(figsize=(6, 3.2))
@@ -158,7 +160,7 @@ print("the same bits after undoing it:", all(torch.equal(before[name], undone[na
 # The critical strength of an image is the α at which its class gives way. Behind a linear head it is exact.
 
 # %%
-critical = salve.diagnosis.critical_strength(tail, activations[own], column, labels[own], "flip", "exact")
+critical = salve.diagnosis.critical_strength(tail, activations[own], direction, labels[own], "flip", "exact")
 finite = critical[critical.isfinite()]
 print(f"{len(finite)} of {int(own.sum())} images give way; half of these at α = {float(finite.median()):.2f} or before")
 
