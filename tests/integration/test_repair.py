@@ -84,7 +84,7 @@ def test_the_tables_say_what_the_written_weights_do(repaired: tuple[Path, dict[s
     with torch.no_grad():
         after = torch.cat([model(images).argmax(dim=1) for images in (without, with_tag)])
     assert len(changed) == int((before != after).sum())
-    assert changed["file"].eq("").all()  # the scenes are no files
+    assert changed["file"].isna().all()  # the scenes are no files
     assert (record["left_out"], record["groups_without_images"]) == ([], [])
     tried = found.table("candidates.csv")
     own = {"ablation", "gate", "leace", "latent_eraser", "dfr"}

@@ -252,7 +252,7 @@ def _groups(artifacts: Artifacts, attribute: str) -> TableBlock:
 
 
 def _changed(changed: pd.DataFrame) -> TableBlock:
-    named = "file" in changed and bool((changed["file"] != "").any())
+    named = "file" in changed and not all(map(is_missing, changed["file"]))
     header = [Cell("image", "num"), *([Cell("file")] if named else []), Cell("value"), Cell("class")]
     header += [Cell("before"), Cell("after")]
     body = []
