@@ -82,8 +82,10 @@ def write_report(
     sections = [build(found, figure_folder) for build in (classifier, discover, validation, control, diagnose)]
     # A repair is the answer that its run was made for, so it stands first.
     answers = [section for section in (repair(found), audit(found, figure_folder)) if section is not None]
+    # Of the other stages, those that its run has not gone through would only stand in between.
+    sections = [one for one in sections if one.blocks or not answers]
     sections = [*answers, *sections, *(one for one in (compare(found), evaluation(found)) if one is not None)]
-    told = main.verdict is not None or main.test_accuracy is not None or not answers
+    told = main.verdict is not None or not answers
     lines = first_lines(found, main, rows)
     explorer = write_explorer(out, found, title=title, verdict=[f"{line.question}: {line.answer}" for line in lines])
     page = _template(Linker(terms)).render(
@@ -94,7 +96,7 @@ def write_report(
         statement=statement(found, main),
         remarks=[*remarks, *own_remarks(found)],
         terms=terms if main.classes else [],
-        cards=_cards(main),
+        cards=_cards(main) if told else [],
         summary=_summary_block(rows) if len(rows) and told else None,
         sections=sections,
         nav=[*sections, Section("reproduce", "Reproduce", (), "")],

@@ -39,8 +39,8 @@ def summary_table(artifacts: Mapping[str, Path], remarks: Sequence[str] = ()) ->
     rows = class_summary(found)
     cautions = [Text(f"Caution: {one}", style="yellow") for one in (*remarks, *own_remarks(found))]
     parts: list[RenderableType] = [*cautions]
-    # A run of audit and repair alone has nothing to say of the classes' own latents.
-    if not artifacts.keys() & {"audit", "repair"} or artifacts.keys() & {"features", "control", "diagnose"}:
+    # A run that was made for an audit or a repair has little to say of the classes' own latents.
+    if not artifacts.keys() & {"audit", "repair"} or artifacts.keys() & {"validate", "control", "diagnose"}:
         parts.append(class_table(rows, headline(found, rows)))
     return Group(*parts, *_audited(found), *_repaired(found))
 
