@@ -75,6 +75,6 @@ def test_classes_that_cannot_be_left_out_are_refused(
     with pytest.raises(UserError, match=r"these weights fit the data and are not trained"):
         start(tmp_path, "finetune.without=[storm]", f"backbone.weights={weights}", "stages=[finetune]")
     more = ["finetune=probe", "trainer.memory=1e-6", "stages=[finetune]"]
-    with pytest.raises(UserError, match=r"needs activations that fit into memory; raise trainer\.memory"):
+    with pytest.raises(UserError, match=r"need activations that fit into memory; raise trainer\.memory"):
         start(tmp_path, "finetune.without=[storm]", *more)
     assert not (tmp_path / "store" / "artifacts" / "classifier").exists()
