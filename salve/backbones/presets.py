@@ -96,7 +96,12 @@ def preset(
         if key in given:
             given[key] = tuple(float(value) for value in given[key])
     chosen = replace(chosen, **given)
-    return Preset(chosen, f"{origin}: {chosen.describe()}")
+    words = chosen.describe()
+    if library == OWN:  # nobody else says how its images are normalised
+        mean, std = (", ".join(f"{value:g}" for value in values) for values in (chosen.mean, chosen.std))
+        usual = (chosen.mean, chosen.std) == (IMAGENET_MEAN, IMAGENET_STD)
+        words += f", normalised with {'the usual ' if usual else ''}mean {mean} and std {std}"
+    return Preset(chosen, f"{origin}: {words}")
 
 
 def _fixed_size(library: str, model: nn.Module) -> tuple[int | None, bool, str]:

@@ -119,7 +119,8 @@ def _next(artifacts: Artifacts, main: Headline, rows: pd.DataFrame) -> str:
             return "keep the network as it was; label more images of each group (audit.labels), or try another layer."
         gain = repair["worst_group_after"] - max(repair["worst_group_before"], repair["worst_group_recalibrated"])
         return (
-            "see below what it costs each group. If that is worth it, take repaired.safetensors: its worst group is "
+            f"look at the price, an average of {percent(repair['average_after'])} instead of "
+            f"{percent(repair['average_before'])}. If that is worth it, take repaired.safetensors: its worst group is "
             f"{points(gain, signed=False)} points above that of the next best, which is no change or new biases alone."
         )
     suspects = _first_suspects(artifacts)

@@ -110,9 +110,11 @@ def test_the_first_lines_say_what_there_is(tmp_path: Path) -> None:
     assert "without labels" in lines["How sure"]
     ends = {"worst_group_after_low": 0.1, "worst_group_after_high": 0.9}
     measures = {"worst_group_before": 0.2, "worst_group_recalibrated": 0.4}
+    measures |= {"average_before": 0.9, "average_after": 0.8}
     helped = said(repair={"suspects": "tag present", **measures, **ends, "worst_group_after": 0.6})
     assert "right on 20.0 %, and after it on 60.0 %" in helped["It depends on"].replace("\u00a0", " ")
     assert "take repaired.safetensors: its worst group is 20.0 points above" in helped["Next"]
+    assert "an average of 80.0 % instead of 90.0 %" in helped["Next"].replace("\u00a0", " ")
     # Better than before, and no better than new biases alone.
     failed = said(repair={"suspects": "tag present", **measures, **ends, "worst_group_after": 0.4})
     assert "the repair did not help" in failed["It depends on"]

@@ -231,7 +231,13 @@ def test_imagenet_is_for_libraries_and_pretrained_for_the_others(mine: Callable[
 def test_images_are_read_at_the_datas_own_size_or_at_one_that_the_network_can_read(mine: Callable[..., Any]) -> None:
     chosen, origin = preset("own", "my_nets.Net", "pretrained", mine("Net").model, 64, {})
     assert (chosen.size, chosen.resize) == (64, None)
-    assert origin == "the data's own size, since a network of one's own has no preset: squashed to 64 × 64, bilinear"
+    assert origin == (
+        "the data's own size, since a network of one's own has no preset: squashed to 64 × 64, bilinear, "
+        "normalised with the usual mean 0.485, 0.456, 0.406 and std 0.229, 0.224, 0.225"
+    )
+    plain = {"mean": (0, 0, 0), "std": (1, 1, 1)}
+    _, origin = preset("own", "my_nets.Net", "pretrained", mine("Net").model, 64, plain)
+    assert origin.endswith("normalised with mean 0, 0, 0 and std 1, 1, 1")
     model = mine("flat", "random", 5, {"side": 96}).model
     chosen, origin = preset("own", "my_nets.flat", "random", model, 64, {})
     assert (chosen.size, chosen.resize) == (96, None)

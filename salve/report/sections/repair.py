@@ -173,7 +173,11 @@ def verdict(record: dict[str, Any]) -> str:
             "changed.csv, and judge."
         )
     before, alone, after = (percent(record[f"worst_group_{one}"]) for one in ("before", "recalibrated", "after"))
-    numbers_ = f"the worst group was right on {before}, on {alone} with new biases alone, and on {after} repaired"
+    average = " instead of ".join(percent(record[f"average_{one}"]) for one in ("after", "before"))
+    numbers_ = (
+        f"the worst group was right on {before}, on {alone} with new biases alone, and on {after} repaired, and the "
+        f"average is {average}"
+    )
     if helped(record):
         return f"The repair helped: on test images {numbers_}."
     return f"The repair did NOT help: on test images {numbers_}. Keep the network as it was."
