@@ -72,6 +72,8 @@ MEASURED: dict[str, Any] = {
     "attribute": "tag",
     "worst_group_before": 0.2,
     "worst_group_recalibrated": 0.4,
+    "average_before": 0.9,
+    "average_after": 0.8,
     "worst_group_after": 0.6,
 }
 
