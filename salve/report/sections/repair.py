@@ -55,7 +55,7 @@ def audit(artifacts: Artifacts, figure_folder: FigureFolder) -> Section | None:
         body.append(cells)
     how = (
         f"They are ranked on {plural(record['labelled'], 'select image')} whose {record['attribute']} is known, "
-        f"{record['labels']} of each group: by how well the latent tells it within a class, times its effect."
+        f"at most {record['labels']} of each group: by how well the latent tells it within a class, times its effect."
         if record.get("labels")
         else "They are ranked without labels, on select images: by the effect, times how far the lift is above 1."
     )
