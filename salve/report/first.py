@@ -121,7 +121,7 @@ def _next(artifacts: Artifacts, main: Headline, rows: pd.DataFrame) -> str:
         return (
             f"look at the price, an average of {percent(repair['average_after'])} instead of "
             f"{percent(repair['average_before'])}. If that is worth it, take repaired.safetensors: its worst group is "
-            f"{points(gain, signed=False)} points above that of the next best, which is no change or new biases alone."
+            f"{points(gain, signed=False)} points above the better of no change and new biases alone."
         )
     suspects = _first_suspects(artifacts)
     if suspects:

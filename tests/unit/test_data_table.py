@@ -20,10 +20,10 @@ SCENES = Path(__file__).parents[3] / "shared" / "datasets" / "imagenette-on-scen
 SPLITS = get_args(Split)
 
 
-def table(root: Path, recipe: str = "table", **changes: Any) -> TableData:
+def table(root: Path, source: str = "table", **changes: Any) -> TableData:
     """The data as a file of ``conf/data`` describes them."""
     settings = {"root": root}
-    for name in ("table", recipe):
+    for name in ("table", source):
         settings |= yaml.safe_load((conf_dir() / "data" / f"{name}.yaml").read_text(encoding="utf-8"))
     return TableData(**{**{k: v for k, v in settings.items() if k != "defaults"}, "root": root, **changes})
 
