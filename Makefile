@@ -32,7 +32,7 @@ quickstart: install  ## understand and change a small classifier, in three minut
 paper: install  ## the paper's figures and claims, with what this machine has (PAPER=--help)
 	$(BIN)/python -m experiments.reproduce $(PAPER)
 
-test: install  ## the whole test suite; six minutes on two cores
+test: install  ## the whole test suite; eight minutes on two cores
 	$(BIN)/python $(PYTEST)
 
 test-quick: install  ## what is not marked slow, gpu, cluster or nightly; two minutes on two cores
