@@ -39,7 +39,8 @@ class RepairSettings:
         methods: edit methods that are tried, of :data:`REPAIRS`.
         sizes: how many of the suspects are edited together; each number is tried.
         strengths: of each method, as shares of its natural full size; each is tried.
-        max_accuracy_loss: how much of the accuracy may be lost, of all images.
+        max_accuracy_loss: how much may be lost of the accuracy on select images; and with labels of the average that
+            weighs groups as the train images have them, on the images whose attribute is known, less a standard error.
         images: of each class on which the accuracy is measured, at most.
         suspects: by the name of a class, numbers of latents, or ``audit`` for all that the audit lists; null takes
             those that the audit has ranked with labels.

@@ -1,10 +1,11 @@
 """Deep feature reweighting (DFR): a head that is trained anew, on few images of known groups."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.optimize import minimize
 from torch import Tensor
 from torch.nn import functional as F
@@ -71,7 +72,7 @@ def reweighted_head(
     """
     mean, spread = features.double().mean(dim=0), features.double().std(dim=0).clamp_min(1e-8)
     scaled = (features.double() - mean) / spread
-    halves = _halves(groups, seed, objects)
+    halves = halves_of(groups, seed, objects)
     best, chosen = (-1.0, -1.0), penalties[-1]
     for penalty in penalties if bool((~halves).any()) else ():
         found = []
@@ -87,29 +88,60 @@ def reweighted_head(
     return LinearTail(weight, head.bias - weight @ mean)
 
 
-def logits_of_halves(
+class Halves(NamedTuple):
+    """What was fitted to each of two halves of some images, so that it can be judged on images that it has not seen.
+
+    Attributes:
+        first: ``[N]``, which images are in the first half. objects: ``[N]``, of the images; none is in both halves.
+        fits: of the first half and of the second; None where no group has two images.
+    """
+
+    first: Bool[Tensor, " N"]
+    objects: Int[Tensor, " N"]
+    fits: tuple[LinearTail, LinearTail] | None
+
+    def logits(
+        self, features: Float[Tensor, "n M"], objects: Int[Tensor, " n"], head: LinearTail
+    ) -> Float[Tensor, "n C"]:
+        """The logits of images, float64, by a head that was not trained on their object.
+
+        Args:
+            features: of the images. objects: of the images.
+            head: trained on all N images; for the images whose object is in neither half. Where there are no halves,
+                the logits of the others are 0.
+        """
+        found = head(features.double())
+        for half, other in ((self.first, 1), (~self.first, 0)):
+            mine = torch.isin(objects, self.objects[half])
+            found[mine] = 0.0 if self.fits is None else self.fits[other](features[mine].double())
+        return found
+
+
+def heads_of_halves(
     features: Float[Tensor, "N M"],
     labels: Labels,
     groups: Int[Tensor, " N"],
     classes: int,
     seed: int,
     objects: Int[Tensor, " N"] | None = None,
-) -> Float[Tensor, "N C"]:
-    """The logits of each half of every group by the head of :func:`reweighted_head` for the other half, float64.
+) -> Halves:
+    """The heads of :func:`reweighted_head` for each half of every group.
 
-    A head is right on the images that it was trained on, so by these it can be compared with other edits. Where no
-    group has two images, all logits are 0.
+    A head is right on the images that it was trained on; by the head of the other half it can be compared with other
+    edits.
     """
-    first = _halves(groups, seed, objects)
-    found = torch.zeros(len(labels), classes, dtype=torch.float64)
-    for half in (first, ~first) if bool((~first).any()) else ():
-        own = None if objects is None else objects[half]
-        head = reweighted_head(features[half], labels[half], groups[half], classes, seed, objects=own)
-        found[~half] = head(features[~half].double())
-    return found
+    objects = torch.arange(len(labels)) if objects is None else objects
+    first = halves_of(groups, seed, objects)
+    if bool(first.all()):
+        return Halves(first, objects, None)
+    fits = [
+        reweighted_head(features[half], labels[half], groups[half], classes, seed, objects=objects[half])
+        for half in (first, ~first)
+    ]
+    return Halves(first, objects, (fits[0], fits[1]))
 
 
-def _halves(groups: Int[Tensor, " N"], seed: int, objects: Int[Tensor, " N"] | None = None) -> Tensor:
+def halves_of(groups: Int[Tensor, " N"], seed: int, objects: Int[Tensor, " N"] | None = None) -> Tensor:
     """Which images are in the first of two halves of every group, drawn by the seed; no object is in both.
 
     Objects are drawn one after the other until half of the group is in the first half; those of a later group may have

@@ -115,7 +115,18 @@ def of_split(context: StageContext, split: Split) -> Grouped:
     """All images of a split, as one value of an attribute that is always there."""
     labels = torch.as_tensor(context.data.labels(split))
     zero, every = torch.zeros_like(labels), torch.arange(len(labels))
-    return Grouped("", ("",), labels, zero, every, (context.data.raw(split),), zero, False, every)
+    objects = context.data.objects(split)
+    own = every if objects is None else objects
+    return Grouped("", ("",), labels, zero, every, (context.data.raw(split),), zero, False, own)
+
+
+def train_shares(context: StageContext, images: Grouped) -> Float[Tensor, " G"] | None:
+    """How many train images each group of some images has, float64; None if these do not know the attribute."""
+    groups = context.data.groups("train")
+    if groups is None or groups.values != images.values:
+        return None
+    numbered = groups.numbered(torch.as_tensor(context.data.labels("train")))
+    return torch.bincount(numbered[numbered >= 0], minlength=len(context.classes) * len(groups.values)).double()
 
 
 class _Items(Dataset):

@@ -23,7 +23,7 @@ from salve.sae import SAE
 from salve.stages.candidates import Candidate, best_of_each, chosen_of, table_of
 from salve.stages.context import StageContext, settings_of_key
 from salve.stages.counterfactuals import flip_rate
-from salve.stages.grouped import Grouped, Running, attribute_of, grouped, of_split
+from salve.stages.grouped import Grouped, Running, attribute_of, grouped, of_split, train_shares
 from salve.stages.repair_suspects import suspects_of
 from salve.stages.repairing import Search
 from salve.stages.retraining import Retraining
@@ -61,7 +61,8 @@ def repair(
     """
     attribute = attribute_of(context)
     labels = labels if grouped(context, "select") is not None else 0
-    used = {**asdict(settings), "labels": labels, "seed": context.seed, "attribute": attribute, "kept": "if it pays"}
+    used = {**asdict(settings), "labels": labels, "seed": context.seed, "attribute": attribute}
+    used |= {"kept": "if it pays", "budget": "also of the average"}
     key_settings = settings_of_key(used, classifier, activations, sae, audit)
 
     def make(folder: Path, _: Path) -> None:
@@ -211,7 +212,7 @@ def _measures(
     groups = len(context.classes) * len(images.values)
     counts = torch.bincount(images.group, minlength=groups)
     has, rng = (counts > 0).numpy(), np.random.default_rng(0)
-    shares = _train_shares(context, images)
+    shares = train_shares(context, images)
     share = (counts if shares is None else shares).double().numpy() * has
     share /= share.sum()
     accuracy = group_accuracies(logits.argmax(dim=1) == images.labels, images.group, groups).nan_to_num(0.0).numpy()
@@ -238,15 +239,6 @@ def _ends(name: str, low: Any, high: Any) -> dict[str, float]:
 def _with_interval(name: str, value: float, resampled: Any) -> dict[str, float]:
     low, high = percentile_interval(resampled, np.asarray(value))
     return {name: float(value)} | _ends(name, low, high)
-
-
-def _train_shares(context: StageContext, images: Grouped) -> Tensor | None:
-    """The groups' shares of the train images; None if these do not know the attribute."""
-    groups = context.data.groups("train")
-    if groups is None or groups.values != images.values:
-        return None
-    numbered = groups.numbered(torch.as_tensor(context.data.labels("train")))
-    return torch.bincount(numbered[numbered >= 0], minlength=len(context.classes) * len(groups.values)).double()
 
 
 def _groups(context: StageContext, images: Grouped, found: Mapping[str, Tensor]) -> pd.DataFrame:

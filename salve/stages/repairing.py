@@ -10,6 +10,7 @@ from torch import Tensor
 
 from salve.artifacts import Artifact
 from salve.backbones.cut import Cut
+from salve.editing.gains import average_loss, gains_worst_group
 from salve.editing.methods import FittedEdit, Fitting, Target, make_method
 from salve.editing.methods.change import Affine, Change
 from salve.editing.methods.pruning import closing, welch
@@ -19,13 +20,13 @@ from salve.editing.recalibrate import (
     likeliest_shift,
     recalibrated,
 )
-from salve.editing.reweighting import logits_of_halves, reweighted_head
+from salve.editing.reweighting import halves_of, heads_of_halves, reweighted_head
 from salve.features.suspects import nearest
 from salve.repair_settings import RepairSettings
 from salve.sae import SAE
 from salve.stages.candidates import ALONE, UNTOUCHED, Candidate
 from salve.stages.context import StageContext
-from salve.stages.grouped import Running, grouped, of_split
+from salve.stages.grouped import Running, grouped, of_split, train_shares
 from salve.stages.repair_suspects import Suspects
 from salve.stages.retraining import Retraining
 from salve.stages.sampled import fitting_of
@@ -42,8 +43,10 @@ RIDGE = 0.1
 PRUNED = (1.0, 2.0, 5.0, 10.0, 20.0)
 
 
+#: Edits that are fitted to the images whose attribute is known; they are judged on halves of them.
+FITTED_TO_KNOWN = ("leace", "inlp", "pruning")
 #: Methods that need to know the attribute of some images.
-NEED_LABELS = ("leace", "inlp", "pruning", "dfr", "group_dro")
+NEED_LABELS = (*FITTED_TO_KNOWN, "dfr", "group_dro")
 
 
 class Search:
@@ -51,7 +54,9 @@ class Search:
 
     With labels a repair is judged by the worst group's accuracy, and then by the mean over groups, and it must gain
     more than a standard error; without, by how little the images that come nearest to the classes are still taken for
-    them (the mean probability).
+    them (the mean probability). The budget holds for the accuracy on select images, and with labels also for the
+    average that weighs groups by their shares of the train images, as far as the images that are known can tell: its
+    loss less a standard error. No image judges what was fitted to it, but for new biases and the ranking of suspects.
 
     Args:
         context, settings: of the run. cut: the network. activations: captured at its site. sae: of the site.
@@ -70,6 +75,7 @@ class Search:
         labels: int,
     ) -> None:
         self._activations = activations
+        self._halves: dict[str, tuple[Tensor, FittedEdit, FittedEdit]] = {}
         #: Why methods were left out.
         self.left_out: list[str] = []
         self._context, self._settings, self._cut, self._sae, self.suspects = context, settings, cut, sae, suspects
@@ -83,6 +89,7 @@ class Search:
         self._on_plain = Running(context, cut, self._plain)
         self._on_known = Running(context, cut, self._known) if self._labelled else self._on_plain
         before = self._on_plain.logits()
+        self._shares = train_shares(context, self._known) if self._labelled else None
         self.accuracy_before = self._accuracy(before)
         self._near = {
             k: nearest(before[:, : len(context.classes)], self._plain.labels, k, NEAREST) for k in suspects.classes
@@ -138,10 +145,9 @@ class Search:
                 continue
             for alpha in strengths:
                 change = fitted.at(alpha)
-                held = self._permanent(change)
-                if held is None and permanent:
+                if permanent and self._permanent(change) is None:
                     break
-                yield self._candidate(method, latents, alpha, change if held is None else held, fitted)
+                yield self._candidate(method, latents, alpha, self._usable(change), fitted)
 
     def tries(self, methods: Sequence[str]) -> int:
         """How many candidates there are at most."""
@@ -170,42 +176,67 @@ class Search:
             return None
 
     def _fitted(self, method: str, size: int) -> FittedEdit:
-        if method == "pruning":
-            return self._pruned()
+        if method in FITTED_TO_KNOWN:
+            first = halves_of(self._known.group, self._context.seed, self._known.object)
+            if bool(first.all()):
+                raise UserError(f"{method} needs two labelled images of a group: each half of them judges the other's.")
+            self._halves[method] = first, self._fitted_to(method, first), self._fitted_to(method, ~first)
+            return self._fitted_to(method, torch.ones_like(first))
         if method == "latent_eraser":  # needs no attribute, so it can use all train images
             target = self._target(size)._replace(classes=self.suspects.classes)
             return make_method(method, {"ridge": RIDGE}).fit(self._of_train, target)
-        settings = {"ridge": RIDGE} if method in ("leace", "inlp") else {}
-        return make_method(method, settings).fit(self._fitting, self._target(size))
+        return make_method(method, {}).fit(self._fitting(), self._target(size))
+
+    def _fitted_to(self, method: str, which: Tensor) -> FittedEdit:
+        """An edit that is fitted to some of the images that are known."""
+        if method == "pruning":
+            return self._pruned(which)
+        return make_method(method, {"ridge": RIDGE}).fit(self._fitting(which), self._target(0))
+
+    def _of_known(self, method: str, alpha: float, change: Change | None) -> Tensor:
+        """The logits of the images that are known; under an edit that was fitted to them, of each half under the edit
+        that was fitted to the other half."""
+        if method not in self._halves:
+            return self._on_known.logits(change)
+        first, *fits = self._halves[method]
+        of_first, of_second = (self._on_known.logits(self._usable(fit.at(alpha))) for fit in fits)
+        return torch.where(first[:, None], of_second, of_first)
 
     def _new_head(self) -> Candidate:
         """The head of :func:`.reweighted_head`, trained on the images that are known; each half judges the other's."""
         cut, known = replace(self._context, layer="last").cut_of(self._cut.model), self._known
         count = len(cut.order)
-        running = self._on_known if self._cut.linear is not None else Running(self._context, cut, known)
-        given = (running.rows(), known.labels, known.group, count, self._context.seed)
-        head = reweighted_head(*given, objects=known.object)
+        rows, plain = (
+            (running if self._cut.linear is not None else Running(self._context, cut, images)).rows()
+            for running, images in ((self._on_known, known), (self._on_plain, self._plain))
+        )
+        given = (rows, known.labels, known.group, count, self._context.seed)
+        head, halves = reweighted_head(*given, objects=known.object), heads_of_halves(*given, objects=known.object)
         (reader,) = cut.site.readers
         state, units = cut.model.state_dict(), cut.order
         weight, bias = state[reader.weight].clone(), state[reader.bias].clone()
         weight[units] = head.weight.reshape(weight[units].shape).to(weight)
         bias[units] = head.bias.to(bias)
         change = Change(weights=lambda: {reader.weight: weight, reader.bias: bias})
-        return self._judged(
-            "dfr", (), 1.0, change, None, logits_of_halves(*given, objects=known.object), torch.zeros(count)
-        )
+        on_known, on_plain = halves.logits(rows, known.object, head), halves.logits(plain, self._plain.object, head)
+        return self._judged("dfr", (), 1.0, change, None, on_known, torch.zeros(count), on_plain)
 
-    def _pruned(self) -> FittedEdit:
-        """Channels whose attributions speak least for the worst group among the images that are known.
+    def _pruned(self, which: Tensor) -> FittedEdit:
+        """Channels whose attributions speak least for the worst group among some of the images that are known.
 
         See :class:`.Pruning`, whose attributions and test these are; the target is all groups but the worst.
         """
-        known, on_known = self._known, self._on_known
-        logits = on_known.logits()
-        right = logits.argmax(dim=1) == known.labels
-        by_group = group_accuracies(right, known.group, int(known.group.max()) + 1)
+        group = self._known.group[which]
+        by_group = group_accuracies(self._right(self._known_before)[which], group, int(group.max()) + 1)
         worst = int(by_group.nan_to_num(2.0).argmin())
-        return closing(welch(on_known.attributions(known.labels), known.group != worst), self._cut)
+        if int((group == worst).sum()) < 2:
+            raise UserError("pruning needs four labelled images of the worst group: two in each half.")
+        return closing(welch(self._attributions[which], group != worst), self._cut)
+
+    @cached_property
+    def _attributions(self) -> Tensor:
+        """Of the images that are known: the effect of each channel on the image's lead."""
+        return self._on_known.attributions(self._known.labels)
 
     def _permanent(self, change: Change) -> Change | None:
         """The change as weights can hold it: an eraser's shift is left to the biases where a reader cannot hold it.
@@ -217,6 +248,10 @@ class Search:
             change = replace(change.activations, shift=None).change(self._cut.model, self._cut.site)
         return change if change.permanent else None
 
+    def _usable(self, change: Change) -> Change:
+        """The change as weights can hold it, or else as it is."""
+        return self._permanent(change) or change
+
     def _target(self, size: int) -> Target:
         suspects = self.suspects
         own = suspects.classes if suspects.value is None else (suspects.value,)
@@ -227,27 +262,41 @@ class Search:
         """The captured activations of the train images."""
         return fitting_of(self._context, self._cut, self._activations, self._sae, self._context.seed)
 
-    @cached_property
-    def _fitting(self) -> Fitting:
-        """The activations of the images that are known, each position with its image's value of the attribute."""
-        rows = torch.cat(list(self._on_known.activations()))  # [n, P, M]
-        what = self._known.value if self._labelled else self._known.labels
-        labels = what.repeat_interleave(rows.shape[1])
+    def _fitting(self, which: Tensor | None = None) -> Fitting:
+        """The activations of images that are known, each position with its image's value of the attribute, or without
+        labels its class. ``which``: of the images; None for all."""
+        values, count = self._known.labels, len(self._context.classes)
+        if self._labelled:
+            values, count = self._known.value, len(self._known.values)
+        rows = self._known_rows  # [n, P, M]
+        if which is not None:
+            rows, values = rows[which], values[which]
+        labels = values.repeat_interleave(rows.shape[1])
         rows = rows.flatten(0, 1)
         if len(rows) > ROWS:
             chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self._context.seed))[:ROWS]
             rows, labels = rows[chosen], labels[chosen]
-        values = len(self._known.values) if self._labelled else len(self._context.classes)
-        return Fitting(self._cut, rows, labels, values, self._sae)
+        return Fitting(self._cut, rows, labels, count, self._sae)
+
+    @cached_property
+    def _known_rows(self) -> Tensor:
+        """The activations of the images that are known ``[n, P, M]``."""
+        return torch.cat(list(self._on_known.activations()))
 
     def _candidate(
         self, method: str, latents: tuple[int, ...], alpha: float, change: Change | None, fitted: FittedEdit | None
     ) -> Candidate:
-        known = self._on_known.logits(change)
+        known = self._of_known(method, alpha, change)
         group = self._known.group if self._labelled else self._known.labels
         way = fairest_shift if self._labelled else likeliest_shift
         shifts = recalibrated(known, self._known.labels, group, self.suspects.classes, way)
-        if self._labelled and not self._pays(known, known.double() + shifts):
+        if (
+            self._labelled
+            and bool(shifts.any())
+            and not gains_worst_group(
+                *map(self._right, (known, known.double() + shifts)), self._known.group, self._known.object
+            )
+        ):
             shifts = torch.zeros_like(shifts)
         return self._judged(method, latents, alpha, change, fitted, known, shifts)
 
@@ -255,12 +304,9 @@ class Search:
     def _known_before(self) -> Tensor:
         return self._on_known.logits()
 
-    def _pays(self, before: Tensor, after: Tensor) -> bool:
-        """Whether other logits gain the worst group more than its standard error: on so few images less is chance."""
-        worst, at = self._of_groups(after).min(dim=0)
-        group = self._known.group.unique()[at]  # images of one object are one piece of evidence
-        error = (worst * (1 - worst) / len(self._known.object[self._known.group == group].unique())).sqrt()
-        return bool(worst > self._of_groups(before).min() + error)
+    def _right(self, logits: Tensor) -> Tensor:
+        """Which of the images that are known are right."""
+        return logits.argmax(dim=1) == self._known.labels
 
     def _judged(
         self,
@@ -281,20 +327,23 @@ class Search:
             plain = self._on_plain.logits(change) if self._labelled else known
         plain = plain.double() + shifts
         accuracy = self._accuracy(plain)
-        allowed = accuracy >= self.accuracy_before - self._settings.max_accuracy_loss - 1e-9
+        loss, pays = self.accuracy_before - accuracy, True
         if self._labelled:
-            by_group = self._of_groups(known.double() + shifts)
+            right, before = self._right(known.double() + shifts), self._right(self._known_before)
+            by_group = self._of_groups(right)
             score = (float(by_group.min()), float(by_group.mean()))
+            pays = gains_worst_group(before, right, self._known.group, self._known.object)
+            if self._shares is not None:
+                loss = max(loss, average_loss(before, right, self._known.group, self._shares))
         else:
             chances = plain.softmax(dim=1)
             taken = [float(chances[near, k].mean()) for k, near in self._near.items() if len(near)]
             score = (-sum(taken) / len(taken), accuracy) if taken else (math.nan, accuracy)
-        pays = not self._labelled or self._pays(self._known_before, known.double() + shifts)
+        allowed = loss <= self._settings.max_accuracy_loss + 1e-9
         return Candidate(method, latents, alpha, change, shifts, score, accuracy, allowed, pays, fitted)
 
-    def _of_groups(self, logits: Tensor) -> Tensor:
+    def _of_groups(self, right: Tensor) -> Tensor:
         """The accuracy of each group that has images, among those that are known."""
-        right = logits.argmax(dim=1) == self._known.labels
         by_group = group_accuracies(right, self._known.group, int(self._known.group.max()) + 1)
         return by_group[~by_group.isnan()]
 

@@ -1,6 +1,5 @@
 """Parts of a repair that a whole run does not show."""
 
-import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,34 +18,6 @@ from salve.stages.repairing import Search
 from salve.types import UserError
 
 
-class Judging(Search):
-    """A search that knows the groups of some images, and nothing else."""
-
-    def __init__(self, labels: Tensor, value: Tensor) -> None:
-        every, zero = torch.arange(len(labels)), torch.zeros_like(labels)
-        self._known = Grouped("tag", ("absent", "present"), labels, value, every, (), zero, False, every)
-
-
-def test_what_gains_the_worst_group_less_than_its_standard_error_does_not_pay() -> None:
-    count = 20  # images of each of four groups; the network is right on 10 of the worst
-    labels, value = torch.arange(4).repeat_interleave(count) // 2, torch.arange(4).repeat_interleave(count) % 2
-    right_before = {0: 10, 1: 20, 2: 18, 3: 15}
-    search = Judging(labels, value)
-
-    def logits(right: dict[int, int]) -> Tensor:
-        is_right = torch.cat([torch.arange(count) < right[group] for group in range(4)])
-        predicted = torch.where(is_right, labels, 1 - labels)
-        return torch.nn.functional.one_hot(predicted, 2).float()
-
-    before = logits(right_before)
-    for right in range(21):
-        after = {**right_before, 0: right}
-        worst = min(after.values()) / count
-        error = math.sqrt(worst * (1 - worst) / count)
-        assert search._pays(before, logits(after)) == (worst - 0.5 > error), right
-    assert not search._pays(before, before)
-
-
 def test_what_does_not_pay_is_not_chosen_and_the_network_stays_as_it_was() -> None:
     def candidate(name: str, score: float, allowed: bool, pays: bool) -> Candidate:
         return Candidate(name, (), 1.0, None, torch.zeros(2), (score,), 0.9, allowed, pays)
@@ -55,6 +26,38 @@ def test_what_does_not_pay_is_not_chosen_and_the_network_stays_as_it_was() -> No
     tried = [candidate("a", 0.9, False, True), candidate("b", 0.8, True, False), candidate("c", 0.7, True, True)]
     assert chosen_of(tried, untouched).method == "c"
     assert chosen_of(tried[:2], untouched) is untouched
+
+
+class Crossed(Search):
+    """A search among 12 images of 2 groups, in which an edit says to which images it was fitted."""
+
+    def __init__(self, objects: Tensor) -> None:
+        labels, zero = torch.arange(12) % 2, torch.zeros(12, dtype=torch.long)
+        self._known = Grouped("tag", ("absent",), labels, zero, torch.arange(12), (), zero, False, objects)
+        self._context, self._halves = SimpleNamespace(seed=0), {}
+        self._on_known = SimpleNamespace(logits=lambda which: which.double().expand(12, 12))  # type: ignore[assignment]
+
+    def _fitted_to(self, method: str, which: Tensor) -> Any:
+        return SimpleNamespace(at=lambda alpha: which)
+
+    def _usable(self, change: Any) -> Any:
+        return change
+
+
+def test_no_image_judges_an_edit_that_was_fitted_to_it_or_to_its_object() -> None:
+    objects = torch.arange(12) // 2  # two images of each
+    search = Crossed(objects)
+    assert bool(search._fitted("leace", 0).at(1.0).all())
+    used = search._of_known("leace", 1.0, None)  # [image, whether the edit that judges it was fitted to the other]
+    assert not used[objects[:, None] == objects].any()
+    assert (used.sum(dim=1) == 6).all()
+    everything = torch.ones(12)
+    assert torch.equal(search._of_known("gate", 1.0, everything), everything.double().expand(12, 12))  # type: ignore[arg-type]
+
+
+def test_one_image_of_a_group_cannot_be_judged_by_halves() -> None:
+    with pytest.raises(UserError, match="leace needs two labelled images of a group"):
+        Crossed(torch.zeros(12, dtype=torch.long))._fitted("leace", 0)
 
 
 class Failing(Search):

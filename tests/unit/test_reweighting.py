@@ -6,7 +6,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from salve.editing.reweighting import _halves, logistic_regression, logits_of_halves, reweighted_head
+from salve.editing.reweighting import halves_of, heads_of_halves, logistic_regression, reweighted_head
 
 
 def drawn(per_group: int, seed: int, shortcut: float = 3.0) -> tuple[Tensor, Tensor, Tensor]:
@@ -46,16 +46,21 @@ def test_the_head_is_trained_on_all_images_with_the_penalty_whose_worst_group_is
     torch.testing.assert_close(found[1e-3](features.double()), expected(scaled))
 
 
+def logits_by_other_half(features: Tensor, labels: Tensor, groups: Tensor, objects: Tensor | None = None) -> Tensor:
+    halves = heads_of_halves(features, labels, groups, 2, 0, objects)
+    return halves.logits(features, halves.objects, reweighted_head(features, labels, groups, 2, 0, objects=objects))
+
+
 def test_logits_of_halves_are_of_heads_that_have_not_seen_the_image() -> None:
     features, labels, groups = drawn(12, 2)
     noise = torch.randn(
         len(labels), 40, generator=torch.Generator().manual_seed(3)
     )  # tells nothing, and is learned by heart
     own = reweighted_head(noise, labels, groups, 2, 0)(noise.double()).argmax(dim=1) == labels
-    others = logits_of_halves(noise, labels, groups, 2, 0).argmax(dim=1) == labels
+    others = logits_by_other_half(noise, labels, groups).argmax(dim=1) == labels
     assert own.double().mean() > others.double().mean() + 0.1
     assert abs(float(others.double().mean()) - 0.5) < 0.25
-    assert (logits_of_halves(features, labels, groups, 2, 0).argmax(dim=1) == labels).double().mean() > 0.7
+    assert (logits_by_other_half(features, labels, groups).argmax(dim=1) == labels).double().mean() > 0.7
 
 
 def test_no_object_judges_itself() -> None:
@@ -63,12 +68,12 @@ def test_no_object_judges_itself() -> None:
     noise = torch.randn(len(labels), 40, generator=torch.Generator().manual_seed(3))
     objects = labels * 100 + torch.arange(len(labels)) % 4  # four of each class, in both of its groups
     same_noise = noise[objects.unique(return_inverse=True)[1]]  # which tells an object, and nothing of others
-    first = _halves(groups, 0, objects)
+    first = halves_of(groups, 0, objects)
     assert set(objects[first].tolist()).isdisjoint(objects[~first].tolist())
     assert [int(first[groups == g].sum()) for g in range(4)] == [6] * 4
-    assert torch.equal(_halves(groups, 0), _halves(groups, 0, torch.arange(len(groups))))
-    apart = logits_of_halves(same_noise, labels, groups, 2, 0, objects).argmax(dim=1) == labels
-    mixed = logits_of_halves(same_noise, labels, groups, 2, 0).argmax(dim=1) == labels
+    assert torch.equal(halves_of(groups, 0), halves_of(groups, 0, torch.arange(len(groups))))
+    apart = logits_by_other_half(same_noise, labels, groups, objects).argmax(dim=1) == labels
+    mixed = logits_by_other_half(same_noise, labels, groups).argmax(dim=1) == labels
     assert mixed.double().mean() > 0.9  # an image of the same object was learned by heart
     assert apart.double().mean() < 0.75
 
@@ -76,4 +81,20 @@ def test_no_object_judges_itself() -> None:
 def test_one_image_of_each_group_makes_a_head_that_cannot_be_judged() -> None:
     features, labels, groups = drawn(1, 0)
     assert (reweighted_head(features, labels, groups, 2, 0)(features.double()).argmax(dim=1) == labels).any()
-    assert not logits_of_halves(features, labels, groups, 2, 0).any()
+    assert not logits_by_other_half(features, labels, groups).any()
+
+
+def test_other_images_of_an_object_are_judged_by_the_half_that_lacks_it_and_strangers_by_the_whole_head() -> None:
+    features, labels, groups = drawn(12, 2)
+    halves = heads_of_halves(features, labels, groups, 2, 0)
+    head = reweighted_head(features, labels, groups, 2, 0)
+    assert halves.fits is not None
+    known = int(halves.first.nonzero()[0, 0]), int((~halves.first).nonzero()[0, 0])
+    found = halves.logits(features[:3], torch.tensor([*known, len(labels)]), head)
+    of_first, of_second = halves.fits
+    wide = features[:3].double()
+    expected = torch.stack([of_second(wide[:1])[0], of_first(wide[1:2])[0], head(wide[2:])[0]])
+    torch.testing.assert_close(found, expected)
+    own = (labels[halves.first], groups[halves.first])
+    again = reweighted_head(features[halves.first], *own, 2, 0, objects=halves.objects[halves.first])
+    torch.testing.assert_close(of_first.weight, again.weight)
