@@ -82,7 +82,7 @@ def try_out(config: Config, context: StageContext) -> None:
         samples = _load(context)
         model.to(context.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         if "repair" in stages:
-            check_repair(context, config.repair, config.audit.labels, model)
+            check_repair(context, config.repair, config.audit.labels, model, config.sae.dictionary_size)
         cut = context.cut_of(model)
         activations, logits = _run(cut, samples)
         _refuse_constant(config, context, samples, activations if _trains_head(config, fits) else logits, cut.site)

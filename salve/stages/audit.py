@@ -224,7 +224,8 @@ def _rows(
 ) -> list[dict[str, Any]]:
     """One row per class and suspect: chosen by its score on select, with the numbers of test images."""
     told = None if attribute is None else Attribute.of(told_by, like=attribute)
-    best = score.topk(min(settings.suspects, score.shape[1]), dim=1)
+    dead = ~chosen_on.read[0].any(dim=0)  # a latent that never fires comes last, where all scores are 0, too
+    best = score.masked_fill(dead, -1.0).topk(min(settings.suspects, score.shape[1]), dim=1)
     rows = []
     for k, name in enumerate(context.classes):
         for rank, latent in enumerate(best.indices[k].tolist()):

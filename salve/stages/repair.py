@@ -33,6 +33,8 @@ from salve.stages.retraining import Retraining
 STATES = ("before", "recalibrated", "edited", "after")
 #: The table of all methods and rivals, each at its best candidate.
 RIVALRY = "rivals.csv"
+#: Groups with fewer test images are named, since their accuracy is rough.
+FEW = 25
 #: Ends of an interval.
 _ENDS = ("_low", "_high")
 
@@ -112,6 +114,7 @@ def repair(
             **_choice(context, chosen, alone, search, suspects.name, suspects.classes, labels),
             **{"attribute": images.name, "pairs": images.paired, "test_images": len(images)},
             **{"left_out": search.left_out, "groups_without_images": groups_without_images(context, images)},
+            "small_groups": small_groups(context, images),
         }
         measures = {name: _measures(context, images, found[name], plain, on_plain[name]) for name in found}
         for name in STATES:
@@ -187,6 +190,12 @@ def groups_without_images(context: StageContext, images: Grouped) -> list[str]:
     return [_name_of(context, images, group) for group in (counts == 0).nonzero()[:, 0].tolist()]
 
 
+def small_groups(context: StageContext, images: Grouped) -> dict[str, int]:
+    """By name how many images a group has, of those that have some and fewer than :data:`FEW`."""
+    counts = torch.bincount(images.group).tolist()
+    return {_name_of(context, images, group): count for group, count in enumerate(counts) if 0 < count < FEW}
+
+
 def _name_of(context: StageContext, images: Grouped, group: int) -> str:
     label, value = divmod(group, len(images.values))
     return ", ".join(filter(None, (context.classes[label], f"{images.name} {images.values[value]}".strip())))
@@ -204,7 +213,7 @@ def _measures(
     """Measures of one network on test images, with 95 % intervals.
 
     The average weighs groups by their shares of the train images. Intervals of it and of the worst group are of
-    resampled images, drawn within each group; that of flips is Wilson's.
+    draws from Jeffreys' posterior of each group's accuracy (Brown et al. 2001); that of flips is Wilson's.
 
     Args:
         context: of the run. images: in groups. logits: of these. plain: the test images as they are. on_plain: logits.
@@ -216,8 +225,9 @@ def _measures(
     share = (counts if shares is None else shares).double().numpy() * has
     share /= share.sum()
     accuracy = group_accuracies(logits.argmax(dim=1) == images.labels, images.group, groups).nan_to_num(0.0).numpy()
-    # Of a group, images drawn with replacement are right as often as a binomial variable says.
-    resampled = rng.binomial(counts.numpy(), accuracy, (RESAMPLES, groups)) / counts.clamp_min(1).numpy()
+    # Of a group, Jeffreys' posterior: unlike resampled images it is not sure of a group that is always wrong, or right.
+    right = accuracy * counts.numpy()
+    resampled = rng.beta(right + 0.5, counts.numpy() - right + 0.5, (RESAMPLES, groups))
     at = int(np.where(has, accuracy, np.inf).argmin())
     found: dict[str, Any] = {
         "worst_group_of": _name_of(context, images, at),

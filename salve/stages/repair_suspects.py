@@ -80,17 +80,18 @@ def suspects_of(context: StageContext, settings: RepairSettings, audit: Artifact
     )
 
 
-def check_repair(context: StageContext, settings: RepairSettings, labels: int, model: nn.Module) -> None:
+def check_repair(context: StageContext, settings: RepairSettings, labels: int, model: nn.Module, width: int) -> None:
     """Check what can be checked before an audit.
 
     Args:
         context, settings: of the run. labels: of the audit, of each group. model: the network.
+        width: number of latents.
 
     Raises:
         UserError: suspects are not named and cannot be chosen, or a setting or the network does not allow a repair.
     """
     if settings.suspects is not None:
-        checked_suspects(settings, context.classes, None)
+        checked_suspects(settings, context.classes, width)
     elif not labels or (context.data.groups("select") is None and context.data.pairs("select") is None):
         raise UserError(
             "Stage repair chooses suspects by itself only where the audit has labels (audit.labels, and data that know "
@@ -104,7 +105,7 @@ def check_repair(context: StageContext, settings: RepairSettings, labels: int, m
     with_shifted_bias(model, torch.arange(1), torch.zeros(1), {})  # which refuses a head without a bias
 
 
-def checked_suspects(settings: RepairSettings, classes: Sequence[str], latents: int | None) -> dict[str, Any]:
+def checked_suspects(settings: RepairSettings, classes: Sequence[str], latents: int) -> dict[str, Any]:
     """The suspects that the settings name: by class a list of latents, or :data:`AUDIT`.
 
     Raises:
@@ -122,6 +123,6 @@ def checked_suspects(settings: RepairSettings, classes: Sequence[str], latents: 
             raise UserError(
                 f"repair.suspects of {name} must be a list of latents, or {AUDIT} for all that it lists, not {own}."
             )
-        if latents is not None and max(own) >= latents:
+        if max(own) >= latents:
             raise UserError(f"repair.suspects of {name} names {max(own)}; latents go from 0 to {latents - 1}.")
     return {str(name): own if own == AUDIT else [int(one) for one in own] for name, own in named.items()}

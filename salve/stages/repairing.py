@@ -290,19 +290,17 @@ class Search:
         group = self._known.group if self._labelled else self._known.labels
         way = fairest_shift if self._labelled else likeliest_shift
         shifts = recalibrated(known, self._known.labels, group, self.suspects.classes, way)
-        if (
-            self._labelled
-            and bool(shifts.any())
-            and not gains_worst_group(
-                *map(self._right, (known, known.double() + shifts)), self._known.group, self._known.object
-            )
-        ):
+        if self._labelled and not self._gains(self._right(known), self._right(known.double() + shifts)):
             shifts = torch.zeros_like(shifts)
         return self._judged(method, latents, alpha, change, fitted, known, shifts)
 
     @cached_property
     def _known_before(self) -> Tensor:
         return self._on_known.logits()
+
+    def _gains(self, before: Tensor, after: Tensor) -> bool:
+        """Whether the worst group of the images that are known gains more than chance."""
+        return gains_worst_group(before, after, self._known.group, self._known.object)
 
     def _right(self, logits: Tensor) -> Tensor:
         """Which of the images that are known are right."""
@@ -332,7 +330,7 @@ class Search:
             right, before = self._right(known.double() + shifts), self._right(self._known_before)
             by_group = self._of_groups(right)
             score = (float(by_group.min()), float(by_group.mean()))
-            pays = gains_worst_group(before, right, self._known.group, self._known.object)
+            pays = self._gains(before, right)
             if self._shares is not None:
                 loss = max(loss, average_loss(before, right, self._known.group, self._shares))
         else:

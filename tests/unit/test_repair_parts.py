@@ -34,7 +34,7 @@ class Crossed(Search):
     def __init__(self, objects: Tensor) -> None:
         labels, zero = torch.arange(12) % 2, torch.zeros(12, dtype=torch.long)
         self._known = Grouped("tag", ("absent",), labels, zero, torch.arange(12), (), zero, False, objects)
-        self._context, self._halves = SimpleNamespace(seed=0), {}
+        self._context, self._halves = SimpleNamespace(seed=0), {}  # type: ignore[assignment]
         self._on_known = SimpleNamespace(logits=lambda which: which.double().expand(12, 12))  # type: ignore[assignment]
 
     def _fitted_to(self, method: str, which: Tensor) -> Any:
@@ -47,7 +47,8 @@ class Crossed(Search):
 def test_no_image_judges_an_edit_that_was_fitted_to_it_or_to_its_object() -> None:
     objects = torch.arange(12) // 2  # two images of each
     search = Crossed(objects)
-    assert bool(search._fitted("leace", 0).at(1.0).all())
+    whole: Any = search._fitted("leace", 0).at(1.0)
+    assert whole.all()
     used = search._of_known("leace", 1.0, None)  # [image, whether the edit that judges it was fitted to the other]
     assert not used[objects[:, None] == objects].any()
     assert (used.sum(dim=1) == 6).all()

@@ -125,6 +125,9 @@ def repair(artifacts: Artifacts) -> Section | None:
     absent = left = ""
     if names := record["groups_without_images"]:
         absent = f" No test image is in the group {'; '.join(names)}, so the worst group leaves it out."
+    if few := record.get("small_groups"):
+        named = "; ".join(f"{name} ({count})" for name, count in few.items())
+        absent += f" Groups of few test images, whose accuracy is rough: {named}."
     if whys := list(dict.fromkeys(record["left_out"])):
         left = f" Left out: {' '.join(whys)}"
     pairs = " Test images count with the mark and without it." if record["pairs"] else ""
