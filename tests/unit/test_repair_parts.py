@@ -10,10 +10,11 @@ from torch import Tensor
 
 from experiments.repairs import by_labels
 from salve.repair_settings import RepairSettings
+from salve.stages.audit import _rows
 from salve.stages.candidates import Candidate, chosen_of
 from salve.stages.grouped import Grouped
-from salve.stages.repair import groups_without_images
-from salve.stages.repair_suspects import checked_suspects, suspects_of
+from salve.stages.repair import groups_without_images, small_groups
+from salve.stages.repair_suspects import check_repair, checked_suspects, suspects_of
 from salve.stages.repairing import Search
 from salve.types import UserError
 
@@ -135,3 +136,32 @@ def test_runs_are_told_apart_by_their_labels() -> None:
 
     found = by_labels([run(100_000, 1000), run(25, 500), run(0, 0), run(25, 500)])
     assert [(name, len(own)) for name, own in found.items()] == [("0", 1), ("25 a group", 2), ("all", 1)]
+
+
+def test_a_latent_that_does_not_exist_is_refused_before_any_work() -> None:
+    context: Any = SimpleNamespace(classes=("ship", "bird"))
+    settings = RepairSettings(["gate"], [1], [1.0], 0.1, 10, [], {"ship": [3, 6]})
+    with pytest.raises(UserError, match="names 6; latents go from 0 to 5"):
+        check_repair(context, settings, 0, torch.nn.Linear(2, 2), 6)
+
+
+def test_a_latent_that_never_fires_is_the_last_suspect_even_where_no_latent_has_a_score() -> None:
+    latents = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, -2.0]])  # of two images; latent 0 is dead
+    nothing = torch.zeros(2, 3)
+    evidence: Any = SimpleNamespace(read=(latents, nothing), signs=torch.ones(2, 3), effects=nothing, lifts=nothing)
+    context: Any = SimpleNamespace(classes=("ship", "bird"))
+    for suspects in (2, 3):
+        settings: Any = SimpleNamespace(suspects=suspects)
+        found = pd.DataFrame(_rows(context, settings, nothing, evidence, evidence, None))
+        assert found.groupby("class")["latent"].agg(list).map(sorted).tolist() == [sorted([1, 2, 0][:suspects])] * 2
+        assert set(found.loc[found["rank"] <= 2, "latent"]) == {1, 2}
+
+
+def test_groups_of_few_images_are_named_with_their_number() -> None:
+    labels = torch.tensor([0] * 24 + [1] * 25 + [1] * 3)
+    value = torch.tensor([0] * 24 + [0] * 25 + [1] * 3)
+    every, zero = torch.arange(52), torch.zeros(52, dtype=torch.long)
+    images = Grouped("tag", ("absent", "present"), labels, value, every, (), zero, False, every)
+    context: Any = SimpleNamespace(classes=("ship", "bird"))
+    assert small_groups(context, images) == {"ship, tag absent": 24, "bird, tag present": 3}
+    assert groups_without_images(context, images) == ["ship, tag present"]
