@@ -27,6 +27,7 @@ from salve.stages.grouped import Grouped, Running, attribute_of, grouped, of_spl
 from salve.stages.repair_suspects import suspects_of
 from salve.stages.repairing import Search
 from salve.stages.retraining import Retraining
+from salve.types import Split
 
 #: What is reported on test images, in this order: the network as it was, with new biases alone, with the edit alone,
 #: and with both, as the file of weights has it.
@@ -58,8 +59,9 @@ def repair(
     Returns:
         Artifact ``repair``: ``repaired.safetensors``, a plain ``state_dict``; the edit files that make it, under
         ``edits/``; ``repair.json``, the measures of :data:`STATES`; ``groups.csv``, accuracies of each group;
-        ``candidates.csv``, what was tried; ``changed.csv``, the test images whose prediction is another one; and where
-        there are rivals ``rivals.csv``, each method's best candidate on test images.
+        ``candidates.csv``, what was tried; ``changed.csv``, the test images whose prediction is another one;
+        ``images.csv``, which images chose and which were measured; and where there are rivals ``rivals.csv``, each
+        method's best candidate on test images.
     """
     attribute = attribute_of(context)
     labels = labels if grouped(context, "select") is not None else 0
@@ -124,6 +126,7 @@ def repair(
             write_table(folder / RIVALRY, pd.DataFrame(rows))
         write_table(folder / "groups.csv", _groups(context, images, found))
         write_table(folder / "changed.csv", _changed(context, images, found))
+        write_table(folder / "images.csv", _images(context, search.labelled_images))
         write_record(folder / "repair.json", record)
 
     return context.store.get_or_make("repair", key_settings, make)
@@ -291,3 +294,19 @@ def _changed(context: StageContext, images: Grouped, found: Mapping[str, Tensor]
     ]
     columns = ["image", "file", "value", "class", "before", "after", "right_before", "right_after"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _images(context: StageContext, labelled: set[int]) -> pd.DataFrame:
+    """All select and test images, and of which of the former the attribute was looked at (``labelled``)."""
+    tables = []
+    splits: tuple[Split, Split] = ("select", "test")
+    for split in splits:
+        labels, groups, files = context.data.labels(split), context.data.groups(split), context.data.files(split)
+        table = pd.DataFrame({"split": split, "image": range(len(labels))})
+        table["file"] = "" if files is None else list(files)
+        table["class"] = [context.classes[int(label)] for label in labels]
+        if groups is not None:
+            table[groups.name] = [groups.values[value] if value >= 0 else "" for value in groups.of_image.tolist()]
+        table["labelled"] = table["image"].isin(labelled) if split == "select" else False
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)

@@ -86,6 +86,7 @@ class Search:
         self._labelled = known is not None
         #: Images whose attribute chooses, and those whose attribute could be known.
         self.labelled, self.could_be_labelled = (0, 0) if known is None else (len(self._known), len(known))
+        self.labelled_images: set[int] = set(self._known.numbers.tolist()) if self._labelled else set()
         self._on_plain = Running(context, cut, self._plain)
         self._on_known = Running(context, cut, self._known) if self._labelled else self._on_plain
         before = self._on_plain.logits()

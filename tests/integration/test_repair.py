@@ -86,6 +86,9 @@ def test_the_tables_say_what_the_written_weights_do(repaired: tuple[Path, dict[s
     assert len(changed) == int((before != after).sum())
     assert changed["file"].isna().all()  # the scenes are no files
     assert (record["left_out"], record["groups_without_images"]) == ([], [])
+    images = found.table("images.csv")
+    assert images.groupby("split").size().to_dict() == {"select": 40, "test": 40}
+    assert images.loc[images["labelled"], "split"].unique().tolist() == ["select"]
     tried = found.table("candidates.csv")
     own = {"ablation", "gate", "leace", "latent_eraser", "dfr"}
     rivals = {"inlp", "mute", "reconstruction", "pruning", "jtt", "group_dro", "bound"}
