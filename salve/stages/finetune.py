@@ -130,9 +130,9 @@ def _others(labels: Labels, without: Sequence[int]) -> Tensor:
 
 
 def _shown(labels: Labels, without: Sequence[int], weighting: Weighting | None) -> Tensor:
-    """The numbers of the train images that an epoch shows, each as often as it counts."""
+    """The numbers of the train images that are shown."""
     numbers = _others(labels, without)
-    return numbers if weighting is None else numbers.repeat_interleave(weighting.times[numbers])
+    return numbers if weighting is None else numbers[weighting.times[numbers] > 0]
 
 
 class _Chosen(pl.LightningDataModule):

@@ -28,6 +28,9 @@ Train = Callable[[StageContext, FinetuneSettings, Weighting | None], Artifact]
 def repeated(predictions: Labels, labels: Labels, times: int) -> Int[Tensor, " N"]:
     """JTT's upsampling (Liu et al. 2021, arXiv 2107.09044): each mistake of the first network counts many times.
 
+    The paper repeats the mistakes, which makes its epochs longer; here they are drawn more often, in epochs as long as
+    any.
+
     Args:
         predictions: of the first network. labels: of the same images. times: λ_up.
     """

@@ -13,10 +13,12 @@ from salve.types import Labels
 
 @dataclass(frozen=True, eq=False)
 class Weighting:
-    """How often an epoch shows each train image; and for group DRO, groups with weights of their own.
+    """How many times each train image counts; and for group DRO, groups with weights of their own.
+
+    An epoch draws as many images as there are, with replacement: it costs what it does where all count alike.
 
     Attributes:
-        times: ``[N]``, how many times each train image counts; 0 leaves it out.
+        times: ``[N]``, how many times as often as another one each train image is drawn; 0 leaves it out.
         groups: ``[N]``, of each train image, for group DRO: batches then have all groups alike; None for none.
         values: group ``g`` is of the class ``g // values``. step: of the groups' weights.
     """
@@ -28,7 +30,7 @@ class Weighting:
 
     def key(self) -> dict[str, Any]:
         """For the key of what is trained."""
-        found: dict[str, Any] = {"times": digest_of_tensors({"times": self.times})}
+        found: dict[str, Any] = {"drawn": digest_of_tensors({"times": self.times})}
         if self.groups is not None:
             groups = digest_of_tensors({"groups": self.groups})
             found |= {"groups": groups, "values": self.values, "step": self.step}
@@ -39,8 +41,10 @@ class Weighting:
         return labels if self.groups is None else self.groups
 
     def drawn_by(self, numbers: Int[Tensor, " n"]) -> Float[Tensor, " n"] | None:
-        """Of some train images the weights with which all their groups are drawn alike; None without groups."""
+        """Of some train images the weights with which they are drawn: all groups alike, or each as often as it counts.
+        None where that is once each."""
         if self.groups is None:
-            return None
+            times = self.times[numbers]
+            return None if bool((times == times[:1]).all()) else times.double()
         groups = self.groups[numbers]
         return 1 / torch.bincount(groups)[groups].double()

@@ -127,17 +127,22 @@ def test_repeating_the_mistakes_weighs_their_losses() -> None:
     assert float(mean) == pytest.approx(float((times * losses).sum() / times.sum()), rel=1e-5)
 
 
-def test_an_epoch_shows_each_image_as_often_as_it_counts() -> None:
+def test_images_are_drawn_as_often_as_they_count_in_epochs_of_the_same_length() -> None:
     data = small()
     times = torch.tensor([1, 0, 3] * 20)
+    torch.manual_seed(0)
     loader = _Chosen(data, [4], Weighting(times)).train_dataloader()
-    seen = Counter(index for batch in loader.batch_sampler for index, _ in batch)
-    shown = loader.dataset._items.indices
-    labels = data.labels("train").tolist()
-    expected = [i for i in range(60) for _ in range(int(times[i])) if labels[i] != 4]
-    assert shown == expected
-    assert set(seen.values()) == {1}
-    assert len(seen) == len(expected) // 10 * 10  # an incomplete last batch is dropped
+    shown, labels = loader.dataset._items.indices, data.labels("train").tolist()
+    assert shown == [i for i in range(60) if times[i] and labels[i] != 4]
+    seen, epochs = Counter[int](), 200
+    for _ in range(epochs):
+        seen.update(int(times[shown[index]]) for batch in loader.batch_sampler for index, _ in batch)
+    assert sum(seen.values()) == epochs * (len(shown) // 10 * 10)  # an incomplete last batch is dropped
+    ones = sum(int(times[i]) == 1 for i in shown)
+    expected = ones / (ones + 3 * (len(shown) - ones))
+    assert abs(seen[1] / sum(seen.values()) - expected) < 0.03  # 5 standard errors
+    alike = Weighting(torch.ones(60, dtype=torch.long)).drawn_by(torch.arange(60))
+    assert alike is None
 
 
 def test_group_dro_draws_all_groups_alike_and_gives_their_numbers() -> None:
