@@ -6,9 +6,11 @@ there, an entry in tables.yaml where there is none, and these two marks.
 """
 
 import re
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import pandas as pd
@@ -22,7 +24,9 @@ DOCS = Path(__file__).resolve().parents[1]
 DATA = DOCS / "paper" / "data"
 SPECS = DATA / "tables.yaml"
 
-_TABLE = re.compile(r"(<!-- table: (\S+) -->\n)(.*?)(<!-- /table -->)", re.DOTALL)
+#: The indentation, the name and the lines of a table; a table may stand in a list.
+_TABLE = re.compile(r"^( *)<!-- table: (\S+) -->\n(.*?)^ *<!-- /table -->$", re.DOTALL | re.MULTILINE)
+_CLAIMS = re.compile(r"(<!-- claims -->\n).*?(<!-- /claims -->)", re.DOTALL)
 #: A part of a cell that is left out where one of its numbers is missing or 0.
 _OPTIONAL = re.compile(r"\[([^\[\]]*)\]")
 
@@ -172,7 +176,7 @@ def values_in(template: str, record: Record) -> list[Any]:
 
 
 def written(page: str, tables: Mapping[str, Table], data: Path = DATA) -> str:
-    """A page with its tables made anew.
+    """A page with its tables made anew; that of the claims is the one which experiments.reproduce wrote.
 
     Raises:
         UserError: a mark names no table, or see :func:`markdown`.
@@ -182,16 +186,18 @@ def written(page: str, tables: Mapping[str, Table], data: Path = DATA) -> str:
         if found[2] not in tables:
             raise UserError(f"A page has a mark for the table {found[2]}, which tables.yaml does not have.")
         try:
-            return found[1] + markdown(tables[found[2]], data) + found[4]
+            marked = f"<!-- table: {found[2]} -->\n{markdown(tables[found[2]], data)}<!-- /table -->"
         except UserError as error:
             raise UserError(f"Table {found[2]}: {error}") from None
+        return indent(marked, found[1])
 
-    return _TABLE.sub(made, page)
+    claims = (DOCS / "paper" / "claims.md").read_text(encoding="utf-8")
+    return _CLAIMS.sub(lambda found: found[1] + claims + found[2], _TABLE.sub(made, page))
 
 
 def shown_on(page: str) -> list[str]:
     """The names of the tables that a page has marks for."""
-    return [name for _, name, _, _ in _TABLE.findall(page)]
+    return [name for _, name, _ in _TABLE.findall(page)]
 
 
 def main() -> None:
@@ -205,4 +211,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"docs.tools.results: {error}")
