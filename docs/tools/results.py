@@ -95,6 +95,8 @@ def records_of(table: Table, data: Path) -> list[Record]:
         if not (data / f"{name}.csv").is_file():
             raise UserError(f"There is no {name}.csv in {data}, which tables.yaml names.")
     frame = pd.concat([read_table(data / f"{name}.csv") for name in table.csv], ignore_index=True)
+    if unknown := {table.rows, table.sort} - {"", *frame}:
+        raise UserError(f"There is no column {', '.join(sorted(unknown))}; there are {', '.join(frame)}.")
     if table.sort:
         frame = frame.sort_values(table.sort, ascending=False, kind="stable")
     return frame.to_dict("records")

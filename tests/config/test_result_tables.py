@@ -117,6 +117,8 @@ def test_a_mark_that_names_no_table_or_file_is_refused(data: Path) -> None:
         (Table(["edits"], [["a", "{nothing}"]], rows="site"), "no column nothing .* site, method, value, half, share"),
         (Table(["edits"], [["a", "{value}", {"method": "gates"}]], rows="site"), "No record has method: gates"),
         (Table(["edits"], [["a", "{value}"]], rows="site"), "not one cell but 2: 0.25; -0.5"),
+        (Table(["edits"], COLUMNS, rows="place"), "no column place; there are site"),
+        (Table(["edits"], COLUMNS, rows="site", sort="size"), "no column size; there are site"),
         (Table(["edits"], COLUMNS, rows="site", only=["middle"]), "No record has site: middle; there are first, last"),
         (Table(["edits"], COLUMNS, rows="site", names={"middle": "m"}), "no row middle to give a name to"),
     ],
