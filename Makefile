@@ -98,6 +98,7 @@ gpu-wheels: install  ## wheels that a GPU machine without a network may lack, in
 # With --quiet, warnings would not break the build.
 docs: .venv/.docs  ## the site of the docs in outputs/site, in half a minute; a link that leads nowhere is an error
 	$(BIN)/python -m docs.tools.settings
+	$(BIN)/python -m docs.tools.results
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 	@echo "Open outputs/site/index.html; its search works only through a server: $(BIN)/python -m http.server --directory outputs/site"
 

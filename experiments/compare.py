@@ -19,7 +19,7 @@ from torch import Tensor
 from salve.backbones.tail import LinearTail
 from salve.editing.verdict import CONFIDENCE, LIMITS, effect
 from salve.report.intervals import t_interval
-from salve.report.text import MISSING, is_missing, points
+from salve.report.text import MISSING, is_missing, points_and_half
 from salve.types import Activations, Labels
 
 #: Accuracy to which an edit has to take its class.
@@ -160,7 +160,7 @@ def with_half(record: Mapping[Any, Any], name: str, digits: int | None = None, s
     """A mean, and half its interval (``<name>_half``) where there is one; in points where no digits are given."""
     mean, half = record[name], record[f"{name}_half"]
     if digits is None:
-        return points(mean, signed) + ("" if is_missing(half) else f" ± {points(half, signed=False)}")
+        return points_and_half(mean, half, signed)
     if is_missing(mean):
         return MISSING
     return f"{mean:.{digits}f}".replace("-", "−") + ("" if is_missing(half) else f" ± {half:.{digits}f}")

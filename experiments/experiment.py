@@ -5,7 +5,6 @@ import os
 import platform
 import re
 import shutil
-import string
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,26 +29,12 @@ from experiments.runs import Study, make, opened
 from experiments.testbeds import TESTBEDS, Setup, Testbed, add_setup, as_command, parsed, setup_of
 from salve.artifacts import REVISION, digest_of, digest_of_file, read_record, write_record, write_table
 from salve.files import flush
-from salve.report.text import MISSING, is_missing, number, percent, with_minus
+from salve.report.text import Formatter
 from salve.run.explain import conf_dir
 from salve.types import UserError
 
 FINDINGS = "findings.json"
 TEXTS = CLAIMS.with_name("texts.yaml")
-
-
-class _Formatter(string.Formatter):
-    """Beyond Python's formats: ``.1%`` percent, ``.1p`` percentage points, ``.2n`` two significant digits (see
-    :mod:`salve.report.text`)."""
-
-    def format_field(self, value: Any, spec: str) -> str:
-        own = re.fullmatch(r"(\+?)\.(\d)([%pn])", spec)
-        if not own:
-            return str(super().format_field(value, spec))
-        sign, digits, unit = own[1], int(own[2]), own[3]
-        if unit != "p":
-            return percent(value, digits) if unit == "%" else number(value, digits)
-        return MISSING if is_missing(float(value)) else with_minus(f"{100 * value:{sign}.{digits}f}")
 
 
 @cache
@@ -67,7 +52,7 @@ def said(name: str, study: Study | None = None, **fields: object) -> str:
     if study:
         known |= {"title": study.testbed.title, "images": len(study.test.labels)}
         known |= {"saes": len(study.runs), "classes": len(study.classes)}
-    return _Formatter().format(text, **known | fields)
+    return Formatter().format(text, **known | fields)
 
 
 def measured(claim: str, study: Study, value: float, published: str = "", **fields: object) -> Measured:

@@ -10,6 +10,7 @@ the suspects of a class that a person names, 'repair.suspects={clinic: audit}'.
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -20,7 +21,7 @@ from experiments.testbeds import as_command
 from salve import open_sweep
 from salve.artifacts import write_table
 from salve.report.style import BLUE, GREEN, GREY, ORANGE, new_figure, percent_axis
-from salve.report.text import MISSING, is_missing, percent, slug
+from salve.report.text import is_missing, percent, points_and_half, slug
 from salve.results import Run
 from salve.types import UserError
 
@@ -94,12 +95,10 @@ def as_markdown(table: pd.DataFrame) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _gain(row: dict[str, float], name: str) -> str:
-    gain, half = 100 * row[f"{name}_gain"], row.get(f"{name}_gain_half")
+def _gain(row: dict[str, Any], name: str) -> str:
     if row["method"] == STATES["before"]:
         return ""
-    spread = "" if half is None or is_missing(half) else f" ± {100 * half:.1f}"
-    return f" ({gain:+.1f}{spread})".replace("-", "−") if not is_missing(gain) else f" ({MISSING})"
+    return f" ({points_and_half(row[f'{name}_gain'], row.get(f'{name}_gain_half'), signed=True)})"
 
 
 @printed

@@ -2,6 +2,7 @@
 
 import math
 import re
+import string
 import unicodedata
 from collections.abc import Callable
 from typing import Any
@@ -47,12 +48,52 @@ def percent(fraction: Any, decimals: int = 1) -> str:
     return with_minus(f"{value:.{decimals}f}") + PERCENT
 
 
-def points(fraction: Any, signed: bool = True) -> str:
+def points(fraction: Any, signed: bool = True, decimals: int = 1) -> str:
     """A difference of fractions in percentage points: −0.012 → "−1.2"."""
     if is_missing(fraction) or math.isnan(float(fraction)):
         return MISSING
-    value = round(100 * float(fraction), 1) + 0.0  # + 0.0 turns −0.0 into 0.0
-    return with_minus(f"{value:+.1f}" if signed and value else f"{value:.1f}")
+    value = round(100 * float(fraction), decimals) + 0.0  # + 0.0 turns −0.0 into 0.0
+    return with_minus(f"{value:{'+' if signed and value else ''}.{decimals}f}")
+
+
+#: Means of which not even this much is sure have no decimal where a format says ``~±``.
+UNSURE = 0.03
+#: A half interval below this is rounding: what was measured did not vary.
+NOTHING = 1e-9
+
+
+def points_and_half(fraction: Any, half: Any, signed: bool = False, rounded: bool = False) -> str:
+    """A mean in points with half its interval, which is left out where it is missing or nothing: "78.8 ± 0.8".
+
+    ``rounded`` leaves out decimals where the half is ``UNSURE`` or more.
+    """
+    known = not is_missing(half) and float(half) > NOTHING
+    decimals = 0 if rounded and known and float(half) >= UNSURE else 1
+    spread = f" ± {points(half, False, decimals)}" if known and not is_missing(fraction) else ""
+    return points(fraction, signed, decimals) + spread
+
+
+class Formatter(string.Formatter):
+    """Formats texts whose fields are numbers, beyond Python's formats:
+
+    ``.1%`` percent, ``.1p`` percentage points, ``.2n`` significant digits, ``of 10`` a share as a count of so many,
+    ``yes`` yes or no, and ``±0.012`` points with half an interval (``~±`` without decimals where that is wide). A ``+``
+    before ``.1p`` and ``±`` writes the sign. A half or a count may be a field itself: ``{drift:±{drift_half}}``.
+    """
+
+    def format_field(self, value: Any, spec: str) -> str:
+        if own := re.fullmatch(r"(\+?)\.(\d)([%pn])", spec):
+            signed, digits, unit = bool(own[1]), int(own[2]), own[3]
+            return {"%": percent, "n": number}[unit](value, digits) if unit != "p" else points(value, signed, digits)
+        if own := re.fullmatch(r"(\+?)(~?)±(.*)", spec):
+            half = float(own[3]) if own[3] else math.nan
+            return points_and_half(value, half, signed=bool(own[1]), rounded=bool(own[2]))
+        if spec == "yes":
+            return yes_no(value)
+        if own := re.fullmatch(r"of (\d+)", spec):
+            return MISSING if is_missing(value) else f"{number(float(value) * int(own[1]))} of {own[1]}"
+        text = str(super().format_field(value, spec))
+        return with_minus(text) if spec and isinstance(value, int | float) else text
 
 
 def times(ratio: Any) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from experiments.beyond.composition.measures import Edits
-from experiments.beyond.robustness import EXPERIMENT, analyse, measures, more_fragile, relations, verdict_on
+from experiments.beyond.robustness import EXPERIMENT, analyse, measures, more_fragile, relations, summary_of, verdict_on
 from experiments.beyond.robustness.measures import Moved, Seen
 from experiments.claims import load_claims
 from experiments.experiment import carry_out
@@ -121,7 +121,24 @@ def test_findings(study: Any, edits: Edits, monkeypatch: pytest.MonkeyPatch) -> 
     assert rows.loc[("corruption", "margin", "nothing"), "low"] > 0.1
     conditions = found.tables["conditions"]
     assert len(conditions) == 1 + len(KINDS) * len(SEVERITIES)
+    summary = found.tables["summary"].set_index("condition")
+    assert list(summary.index) == ["clean", "corruptions", "attack"]
+    assert summary.loc["clean", "accuracy"] == conditions["original"][0]
+    assert summary.loc["corruptions", "beyond"] == values["robustness.corruptions"]
+    ends = summary.loc["attack", ["factor", "factor_low", "factor_high"]]
+    assert ends.tolist() == pytest.approx([0.5, 0.5, 0.5])
     assert list(found.pictures) == ["robustness"]
+
+
+def test_the_summary_has_a_row_for_images_from_elsewhere() -> None:
+    one = measures.Change(Interval(-0.1, 0.01, 9), Interval(-0.3, 0.02, 9), Interval(-0.2, 0.03, 9))
+    facts = {"clean_accuracy": 0.9, "corrupted_accuracy": 0.4, "shifted_accuracy": {"sketches": 0.6}}
+    facts |= {"corrupted": one, "shifts": {"sketches": one._replace(changed=Interval(-0.5, 0.04, 9))}}
+    summary = summary_of(facts | {"norm": 2.0, "factor": 1.0, "factor_span": (0.9, 1.1)}).set_index("condition")
+    assert list(summary.index) == ["clean", "corruptions", "sketches", "attack"]
+    assert summary.loc["clean", ["accuracy", "change", "change_half"]].tolist() == [0.9, -0.1, 0.01]
+    assert summary.loc["corruptions", ["accuracy", "change", "beyond_half"]].tolist() == [0.4, -0.3, 0.03]
+    assert summary.loc["sketches", ["accuracy", "change", "change_half"]].tolist() == [0.6, -0.5, 0.04]
 
 
 def test_intervals_in_words() -> None:

@@ -67,6 +67,7 @@ def _analyse(study: Study) -> Findings:
         shifts[one.name] = measures.change(clean, there, same_images=False)
         tables["conditions"] = joined([tables["conditions"], measures.table_of(study, [taken], there)])
     facts = _facts(study, tables, corrupted, shifts)
+    tables["summary"] = summary_of(facts).assign(testbed=study.testbed.name)
     return Findings(_paragraph(study, facts), {}, tables, _measured(study, facts))
 
 
@@ -85,7 +86,7 @@ def _facts(
     return {
         "corrupted": corrupted, "shifts": shifts, "ratio": ratio, "factor": 2**ratio.mean,
         "factor_span": (2 ** (ratio.mean - ratio.half), 2 ** (ratio.mean + ratio.half)),
-        "clean_accuracy": conditions["clean", 0],
+        "clean_accuracy": conditions["clean", 0], "shifted_accuracy": {name: conditions[name, 0] for name in shifts},
         "corrupted_accuracy": conditions[[name for name in conditions.index if name[0] in measures.KINDS]].mean(),
         "attacked": len(images), "unbroken": int(np.isinf(images["norm"]).sum()), "compared": len(both),
         "taken": int((paired["norm_edited"] == 0).sum()),
@@ -97,6 +98,30 @@ def _facts(
         "verdict": {one: verdict_on(row["rho"], row["low"], row["high"]) for one, row in given.items()},
         "fragile": more_fragile(corrupted.beyond),
     }  # fmt: skip
+
+
+def summary_of(facts: dict[str, Any]) -> pd.DataFrame:
+    """What edits of other classes change: one row for each ``condition``, with half of 95 % intervals over images.
+
+    ``accuracy`` of the network as it is; ``change`` by the edits, as a share of it; ``beyond``, that less the change on
+    clean images. For ``attack``: the median smallest ``norm`` (in 1/255), and the ``factor`` by which it is larger in
+    an edited network, with the ends of its interval.
+    """
+    corrupted: measures.Change = facts["corrupted"]
+    conditions = {"corruptions": (facts["corrupted_accuracy"], corrupted)}
+    conditions |= {name: (facts["shifted_accuracy"][name], shift) for name, shift in facts["shifts"].items()}
+    rows: list[dict[str, Any]] = [
+        {"condition": "clean", "accuracy": facts["clean_accuracy"]}
+        | {"change": corrupted.clean.mean, "change_half": corrupted.clean.half}
+    ]
+    rows += [
+        {"condition": name, "accuracy": accuracy, "change": one.changed.mean, "change_half": one.changed.half}
+        | {"beyond": one.beyond.mean, "beyond_half": one.beyond.half}
+        for name, (accuracy, one) in conditions.items()
+    ]
+    low, high = facts["factor_span"]
+    attack = {"norm": facts["norm"], "factor": facts["factor"], "factor_low": low, "factor_high": high}
+    return pd.DataFrame([*rows, {"condition": "attack"} | attack])
 
 
 def verdict_on(rho: float, low: float, high: float) -> str:

@@ -1,0 +1,172 @@
+"""Tables of what was measured are those that docs/tools/results.py makes of the CSV files in docs/paper/data."""
+
+import re
+from pathlib import Path
+from textwrap import indent
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from docs.tools import results
+from docs.tools.results import Table, cell, markdown, shown_on, written
+from salve.report.text import Formatter
+from salve.types import UserError
+
+#: Pages whose tables hold what was measured.
+PAGES = ("results.md", "sae_variants.md", "benchmarks.md", "paper/three_splits.md")
+#: First rows of tables that hold no measurement: what a benchmark should reach, its limit, and its parts.
+NOT_MEASURED = ("| goal |", "| limit |", "| what `salve` does |", "| `card` |")
+TABLES = results.tables_in()
+TEXTS = {page: (results.DOCS / page).read_text(encoding="utf-8") for page in PAGES}
+
+
+def outside(page: str) -> list[str]:
+    """The headings of the tables of measured numbers that stand outside of marks."""
+    rest = re.sub(r"<!-- (table: \S+|claims) -->\n.*?<!-- /(table|claims) -->", "", page, flags=re.DOTALL)
+    found = re.findall(r"^ *(\|.*\|)\n *\|[ :|-]+\|\n *(.*)$", rest, re.MULTILINE)
+    return [heading for heading, first in found if not first.startswith(NOT_MEASURED)]
+
+
+def unused(tables: dict[str, Table], pages: list[str], data: Path) -> set[str]:
+    """The CSV files that no table on a page is of, and the tables that no page shows."""
+    shown = {name for page in pages for name in shown_on(page)}
+    used = {file for name in shown for file in tables[name].csv}
+    return ({path.stem for path in data.glob("*.csv")} - used) | (set(tables) - shown)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_tables_are_those_that_the_command_makes(page: str) -> None:
+    assert written(TEXTS[page], TABLES) == TEXTS[page], "run python -m docs.tools.results"
+    assert len(shown_on(TEXTS[page])) == len(re.findall(r"<!-- /?table\b", TEXTS[page])) / 2
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_measured_table_is_written_by_hand(page: str) -> None:
+    assert outside(TEXTS[page]) == []
+
+
+def test_every_file_is_in_a_table_and_every_table_on_a_page() -> None:
+    pages = [path.read_text(encoding="utf-8") for path in results.DOCS.rglob("*.md")]
+    assert unused(TABLES, pages, results.DATA) == set()
+
+
+# -- each of these can fail
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    rows = [
+        {"site": "first", "method": "gate", "value": 0.25, "half": 0.01, "share": 0.9},
+        {"site": "first", "method": "rank_one", "value": -0.5, "half": 0.0, "share": 1.0},
+        {"site": "last", "method": "gate", "value": None, "half": None, "share": 0.5},
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "edits.csv", index=False)
+    return tmp_path
+
+
+COLUMNS: list[list[Any]] = [
+    ["site", "`{site}`"],
+    ["by gate", "{value:+±{half}}", {"method": "gate"}],
+    ["rival", "{value:.1p}", {"method": "rank_one"}],
+]
+SITES = Table(["edits"], COLUMNS, rows="site", names={"last": "**last**"})
+SHOWN = "| site | by gate | rival |\n|---|---|---|\n| `first` | +25.0 ± 1.0 | −50.0 |\n| **last** | – | – |\n"
+PAGE = f"Text.\n\n<!-- table: sites -->\n{SHOWN}<!-- /table -->\n"
+
+
+def test_a_table_has_a_row_for_each_value_and_a_dash_for_what_is_missing(data: Path) -> None:
+    assert markdown(SITES, data) == SHOWN
+    assert written(PAGE, {"sites": SITES}, data) == PAGE
+
+
+def test_a_table_may_stand_in_a_list(data: Path) -> None:
+    page = indent(PAGE, "  ")
+    assert written(page.replace("25.0", "26.0"), {"sites": SITES}, data) == page
+
+
+def test_a_number_that_was_edited_is_noticed(data: Path) -> None:
+    assert written(PAGE.replace("25.0", "26.0"), {"sites": SITES}, data) == PAGE
+
+
+def test_a_table_outside_of_marks_is_noticed() -> None:
+    assert outside(f"{PAGE}\n<!-- claims -->\n{SHOWN}<!-- /claims -->\n") == []
+    assert outside(f"{PAGE}\n- in a list:\n\n  | a | b |\n  | --- | :-: |\n  | 1 | 2 |\n") == ["| a | b |"]
+    assert outside(f"| | |\n|---|---|\n| 1 | 2 |\n\n{PAGE}") == ["| | |"]
+    assert outside("| | |\n|---|---|\n| goal | twice the best peer |\n") == []
+
+
+def test_a_file_that_no_table_is_of_is_noticed(data: Path) -> None:
+    assert unused({"sites": SITES}, [PAGE], data) == set()
+    assert unused({"sites": SITES, "more": SITES}, [PAGE], data) == {"more"}
+    (data / "idle.csv").write_text("a\n1\n")
+    assert unused({"sites": SITES}, [PAGE], data) == {"idle"}
+
+
+def test_a_mark_that_names_no_table_or_file_is_refused(data: Path) -> None:
+    with pytest.raises(UserError, match=r"the table sites, which tables\.yaml does not have"):
+        written(PAGE, {}, data)
+    (data / "edits.csv").unlink()
+    with pytest.raises(UserError, match=r"Table sites: There is no edits\.csv in"):
+        written(PAGE, {"sites": SITES}, data)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (Table(["edits"], [["a", "{nothing}"]], rows="site"), "no column nothing .* site, method, value, half, share"),
+        (Table(["edits"], [["a", "{value}", {"method": "gates"}]], rows="site"), "No record has method: gates"),
+        (Table(["edits"], [["a", "{value}"]], rows="site"), "not one cell but 2: 0.25; -0.5"),
+        (Table(["edits"], COLUMNS, rows="place"), "no column place; there are site"),
+        (Table(["edits"], COLUMNS, rows="site", sort="size"), "no column size; there are site"),
+        (Table(["edits"], COLUMNS, rows="site", only=["middle"]), "No record has site: middle; there are first, last"),
+        (Table(["edits"], COLUMNS, rows="site", names={"middle": "m"}), "no row middle to give a name to"),
+    ],
+)
+def test_what_is_misspelt_is_refused(data: Path, table: Table, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        markdown(table, data)
+
+
+def test_rows_by_size_and_lines_of_one_record(data: Path) -> None:
+    by_size = Table(["edits"], [["{share:of 10} at the least", "{method}"]], "method", where={"site": "first"})
+    with pytest.raises(UserError, match="not one cell"):
+        markdown(by_size, data)
+    sort = Table(
+        ["edits"], [["method", "{method}"], ["", "{share:.0%}"]], "method", where={"site": "first"}, sort="share"
+    )
+    assert markdown(sort, data) == "| method | |\n|---|---|\n| rank_one | 100 % |\n| gate | 90 % |\n"
+    lines = [["gate", "{share:of 10}", {"method": "gate"}], ["rival", "{value:.2f}[ ± {half}]", {"method": "rank_one"}]]
+    table = Table(["edits"], [["first {site}", {"site": "first"}]], lines=lines, where={"site": "first"})
+    assert markdown(table, data) == "| | first first |\n|---|---|\n| gate | 9 of 10 |\n| rival | −0.50 |\n"
+
+
+def test_parts_in_brackets_are_left_out_where_a_number_is_missing_or_zero() -> None:
+    template = "{a:.1%}[ ({b:+.1p}[ of {c}])]"
+    assert cell(template, [{"a": 0.5, "b": 0.1, "c": 3}]) == "50.0 % (+10.0 of 3)"
+    assert cell(template, [{"a": 0.5, "b": 0.1, "c": None}]) == "50.0 % (+10.0)"
+    assert cell(template, [{"a": 0.5, "b": 0.0, "c": None}]) == "50.0 %"
+    assert cell(template, [{"a": float("nan"), "b": 0.1, "c": 3}]) == "–"
+    assert cell("{text}", [{"text": "|cosine|"}]) == r"\|cosine\|"
+
+
+@pytest.mark.parametrize(
+    ("template", "value", "text"),
+    [
+        ("{0:.1p}", -0.0004, "0.0"),
+        ("{0:+.1p}", 0.0123, "+1.2"),
+        ("{0:+.3f}", -0.0246, "−0.025"),
+        ("{0:±0.004}", 0.788, "78.8 ± 0.4"),
+        ("{0:±1e-18}", 0.788, "78.8"),
+        ("{0:±nan}", 0.788, "78.8"),
+        ("{0:±}", 0.788, "78.8"),
+        ("{0:~±0.08}", 0.648, "65 ± 8"),
+        ("{0:~±0.012}", 0.831, "83.1 ± 1.2"),
+        ("{0:of 10}", 0.96, "9.6 of 10"),
+        ("{0:yes}", True, "yes"),
+        ("{0:.2n}", float("inf"), "∞"),
+        ("{0:,}", 24825, "24,825"),
+    ],
+)
+def test_formats(template: str, value: object, text: str) -> None:
+    assert Formatter().format(template, value).replace("\u00a0", " ") == text
