@@ -1,6 +1,5 @@
 """The search for a repair on select images: what is edited, how, how strongly, and with which biases."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -10,31 +9,23 @@ from torch import Tensor
 
 from salve.artifacts import Artifact
 from salve.backbones.cut import Cut
-from salve.editing.gains import average_loss, gains_worst_group
 from salve.editing.methods import FittedEdit, Fitting, Target, make_method
 from salve.editing.methods.change import Affine, Change
 from salve.editing.methods.pruning import closing, welch
-from salve.editing.recalibrate import (
-    fairest_shift,
-    group_accuracies,
-    likeliest_shift,
-    recalibrated,
-)
-from salve.editing.reweighting import halves_of, heads_of_halves, reweighted_head
-from salve.features.suspects import nearest
+from salve.editing.recalibrate import group_accuracies
+from salve.editing.reweighting import heads_of_halves, reweighted_head
 from salve.repair_settings import RepairSettings
 from salve.sae import SAE
 from salve.stages.candidates import ALONE, UNTOUCHED, Candidate
 from salve.stages.context import StageContext
 from salve.stages.grouped import Running, grouped, of_split, train_shares
+from salve.stages.judging import Judge
 from salve.stages.repair_suspects import Suspects
 from salve.stages.retraining import Retraining
 from salve.stages.sampled import fitting_of
 from salve.stages.targets import balanced
 from salve.types import UserError
 
-#: Images that come nearest to a class without being of it, on which a repair without labels is judged.
-NEAREST = 32
 #: Rows of activations, at most, that erasers are fitted to.
 ROWS = 1 << 15
 #: Of LEACE's eraser, as a share of a channel's mean variance: few images are known for the width of a site.
@@ -52,11 +43,7 @@ NEED_LABELS = (*FITTED_TO_KNOWN, "dfr", "group_dro")
 class Search:
     """Tries repairs on select images.
 
-    With labels a repair is judged by the worst group's accuracy, and then by the mean over groups, and it must gain
-    more than a standard error; without, by how little the images that come nearest to the classes are still taken for
-    them (the mean probability). The budget holds for the accuracy on select images, and with labels also for the
-    average that weighs groups by their shares of the train images, as far as the images that are known can tell: its
-    loss less a standard error. No image judges what was fitted to it, but for new biases and the ranking of suspects.
+    How each is judged, see :class:`.Judge`.
 
     Args:
         context, settings: of the run. cut: the network. activations: captured at its site. sae: of the site.
@@ -89,16 +76,17 @@ class Search:
         self.labelled_images: set[int] = set(self._known.numbers.tolist()) if self._labelled else set()
         self._on_plain = Running(context, cut, self._plain)
         self._on_known = Running(context, cut, self._known) if self._labelled else self._on_plain
-        before = self._on_plain.logits()
-        self._shares = train_shares(context, self._known) if self._labelled else None
-        self.accuracy_before = self._accuracy(before)
-        self._near = {
-            k: nearest(before[:, : len(context.classes)], self._plain.labels, k, NEAREST) for k in suspects.classes
-        }
+        self._judge = Judge(
+            *(self._known, self._plain, self._labelled, self._on_known.logits(), self._on_plain.logits()),
+            *(suspects.classes, len(context.classes), context.seed),
+            train_shares(context, self._known) if self._labelled else None,
+            settings.max_accuracy_loss,
+        )
+        self.accuracy_before = self._judge.accuracy_before
 
     def untouched(self) -> Candidate:
         """The network as it is."""
-        known = self._known_before
+        known = self._judge.before
         return self._judged(UNTOUCHED, (), 0.0, None, None, known, torch.zeros(known.shape[1]))
 
     def alone(self) -> Candidate:
@@ -178,7 +166,7 @@ class Search:
 
     def _fitted(self, method: str, size: int) -> FittedEdit:
         if method in FITTED_TO_KNOWN:
-            first = halves_of(self._known.group, self._context.seed, self._known.object)
+            first = self._judge.first
             if bool(first.all()):
                 raise UserError(f"{method} needs two labelled images of a group: each half of them judges the other's.")
             self._halves[method] = first, self._fitted_to(method, first), self._fitted_to(method, ~first)
@@ -228,7 +216,7 @@ class Search:
         See :class:`.Pruning`, whose attributions and test these are; the target is all groups but the worst.
         """
         group = self._known.group[which]
-        by_group = group_accuracies(self._right(self._known_before)[which], group, int(group.max()) + 1)
+        by_group = group_accuracies(self._judge.right(self._judge.before)[which], group, int(group.max()) + 1)
         worst = int(by_group.nan_to_num(2.0).argmin())
         if int((group == worst).sum()) < 2:
             raise UserError("pruning needs four labelled images of the worst group: two in each half.")
@@ -287,25 +275,8 @@ class Search:
     def _candidate(
         self, method: str, latents: tuple[int, ...], alpha: float, change: Change | None, fitted: FittedEdit | None
     ) -> Candidate:
-        known = self._of_known(method, alpha, change)
-        group = self._known.group if self._labelled else self._known.labels
-        way = fairest_shift if self._labelled else likeliest_shift
-        shifts = recalibrated(known, self._known.labels, group, self.suspects.classes, way)
-        if self._labelled and not self._gains(self._right(known), self._right(known.double() + shifts)):
-            shifts = torch.zeros_like(shifts)
+        known, shifts = self._judge.with_new_biases(self._of_known(method, alpha, change), self.suspects.classes)
         return self._judged(method, latents, alpha, change, fitted, known, shifts)
-
-    @cached_property
-    def _known_before(self) -> Tensor:
-        return self._on_known.logits()
-
-    def _gains(self, before: Tensor, after: Tensor) -> bool:
-        """Whether the worst group of the images that are known gains more than chance."""
-        return gains_worst_group(before, after, self._known.group, self._known.object)
-
-    def _right(self, logits: Tensor) -> Tensor:
-        """Which of the images that are known are right."""
-        return logits.argmax(dim=1) == self._known.labels
 
     def _judged(
         self,
@@ -320,31 +291,9 @@ class Search:
     ) -> Candidate:
         """A candidate with its score on select images.
 
-        ``known`` are the logits of those whose groups are known, and ``plain`` of all, if they are not of the change.
+        ``known`` are the logits of those whose groups are known, with the biases by which they are judged; ``plain``
+        are those of all without new biases, if they are not of the change.
         """
         if plain is None:
-            plain = self._on_plain.logits(change) if self._labelled else known
-        plain = plain.double() + shifts
-        accuracy = self._accuracy(plain)
-        loss, pays = self.accuracy_before - accuracy, True
-        if self._labelled:
-            right, before = self._right(known.double() + shifts), self._right(self._known_before)
-            by_group = self._of_groups(right)
-            score = (float(by_group.min()), float(by_group.mean()))
-            pays = self._gains(before, right)
-            if self._shares is not None:
-                loss = max(loss, average_loss(before, right, self._known.group, self._shares))
-        else:
-            chances = plain.softmax(dim=1)
-            taken = [float(chances[near, k].mean()) for k, near in self._near.items() if len(near)]
-            score = (-sum(taken) / len(taken), accuracy) if taken else (math.nan, accuracy)
-        allowed = loss <= self._settings.max_accuracy_loss + 1e-9
-        return Candidate(method, latents, alpha, change, shifts, score, accuracy, allowed, pays, fitted)
-
-    def _of_groups(self, right: Tensor) -> Tensor:
-        """The accuracy of each group that has images, among those that are known."""
-        by_group = group_accuracies(right, self._known.group, int(self._known.group.max()) + 1)
-        return by_group[~by_group.isnan()]
-
-    def _accuracy(self, logits: Tensor) -> float:
-        return float((logits.argmax(dim=1) == self._plain.labels).double().mean())
+            plain = self._on_plain.logits(change) if self._judge.labelled else known - shifts
+        return Candidate(method, latents, alpha, change, shifts, *self._judge.of(known, plain + shifts), fitted)

@@ -48,6 +48,7 @@ SHARED_BY_STAGES = (
         "grouped",
         "counterfactuals",
         "repair_suspects",
+        "judging",
         "repairing",
         "candidates",
         "retraining",

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 
 from experiments.repairs import by_labels
+from salve.editing.gains import gains_worst_group
+from salve.editing.recalibrate import fairest_shift, recalibrated
 from salve.repair_settings import RepairSettings
 from salve.stages.audit import _rows
 from salve.stages.candidates import Candidate, chosen_of
 from salve.stages.grouped import Grouped
+from salve.stages.judging import Judge
 from salve.stages.repair import groups_without_images, small_groups
 from salve.stages.repair_suspects import check_repair, checked_suspects, suspects_of
 from salve.stages.repairing import Search
@@ -29,13 +32,20 @@ def test_what_does_not_pay_is_not_chosen_and_the_network_stays_as_it_was() -> No
     assert chosen_of(tried[:2], untouched) is untouched
 
 
+def judge_of(known: Grouped, before: Tensor | None = None, **others: Any) -> Judge:
+    """Of two classes; without logits given all images are taken for the first one."""
+    before = torch.zeros(len(known), 2) if before is None else before
+    settings = {"seed": 0, "shares": None, "max_loss": 0.1, **others}
+    return Judge(known, known, True, before, before, (0,), 2, **settings)
+
+
 class Crossed(Search):
     """A search among 12 images of 2 groups, in which an edit says to which images it was fitted."""
 
     def __init__(self, objects: Tensor) -> None:
         labels, zero = torch.arange(12) % 2, torch.zeros(12, dtype=torch.long)
-        self._known = Grouped("tag", ("absent",), labels, zero, torch.arange(12), (), zero, False, objects)
-        self._context, self._halves = SimpleNamespace(seed=0), {}  # type: ignore[assignment]
+        known = Grouped("tag", ("absent",), labels, zero, torch.arange(12), (), zero, False, objects)
+        self._known, self._judge, self._halves = known, judge_of(known), {}
         self._on_known = SimpleNamespace(logits=lambda which: which.double().expand(12, 12))  # type: ignore[assignment]
 
     def _fitted_to(self, method: str, which: Tensor) -> Any:
@@ -165,3 +175,48 @@ def test_groups_of_few_images_are_named_with_their_number() -> None:
     context: Any = SimpleNamespace(classes=("ship", "bird"))
     assert small_groups(context, images) == {"ship, tag absent": 24, "bird, tag present": 3}
     assert groups_without_images(context, images) == ["ship, tag present"]
+
+
+def grouped_by_class(count: int) -> Grouped:
+    """So many images of each of two classes, every image of an object of its own."""
+    labels = torch.arange(2).repeat_interleave(count)
+    every, zero = torch.arange(2 * count), torch.zeros(2 * count, dtype=torch.long)
+    return Grouped("tag", ("absent",), labels, zero, every, (), zero, False, every)
+
+
+def test_new_biases_that_only_fit_chance_are_not_kept_though_they_seem_to_help() -> None:
+    """Judged on the images that they fit, biases gain on noise as a rule; judged by halves they seldom do."""
+    known, seem, kept = grouped_by_class(12), 0, 0
+    for seed in range(40):
+        logits = torch.randn(24, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        judge = judge_of(known, logits)
+        best = logits + recalibrated(logits, known.labels, known.group, (0,), fairest_shift)
+        seem += gains_worst_group(judge.right(logits), judge.right(best), known.group, known.object)
+        kept += bool(judge.with_new_biases(logits, (0,))[1].any())
+    assert seem >= 2 * kept > 0
+
+
+def test_new_biases_that_help_are_kept_and_each_half_is_judged_by_the_others() -> None:
+    known, draw = grouped_by_class(40), torch.Generator().manual_seed(0)
+    logits = torch.nn.functional.one_hot(known.labels, 2) * 4 + torch.randn(80, 2, generator=draw)
+    judge = judge_of(known, logits - torch.tensor([5.0, 0.0]))  # the first class is hardly ever said
+    judged, shifts = judge.with_new_biases(judge.before, (0,))
+    assert shifts[0] > 2
+    assert shifts[1] == 0
+    own = known.labels[judge.first], known.group[judge.first]
+    expected = fairest_shift(judge.before[judge.first].double(), *own, 0)
+    moved = (judged - judge.before)[~judge.first]
+    torch.testing.assert_close(moved, torch.tensor([[expected, 0.0]], dtype=torch.float64).expand(40, 2))
+    assert judge.of(judged, judge.before + shifts).score[0] > 0.8
+
+
+def test_the_budget_also_holds_for_the_average_that_weighs_groups_as_the_train_images_have_them() -> None:
+    known = grouped_by_class(20)
+    right = torch.nn.functional.one_hot(known.labels, 2).double()
+    before, after = right.clone(), right.clone()
+    before[20:30] = right[:10]  # half of the second class is wrong before
+    after[:8] = right[20:28]  # afterwards all of it is right, and eight of the first class are wrong
+    alike, mostly_first = torch.tensor([1.0, 1.0]), torch.tensor([95.0, 5.0])
+    assert judge_of(known, before, shares=alike).of(after, after).allowed
+    assert not judge_of(known, before, shares=mostly_first).of(after, after).allowed
+    assert judge_of(known, before, shares=mostly_first, max_loss=0.4).of(after, after).allowed
