@@ -8,8 +8,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from docs.tools import results
+from docs.tools import claims, results
 from docs.tools.results import Table, cell, markdown, shown_on, written
+from salve.artifacts import read_table
 from salve.report.text import Formatter
 from salve.types import UserError
 
@@ -170,3 +171,17 @@ def test_parts_in_brackets_are_left_out_where_a_number_is_missing_or_zero() -> N
 )
 def test_formats(template: str, value: object, text: str) -> None:
     assert Formatter().format(template, value).replace("\u00a0", " ") == text
+
+
+def test_the_table_of_claims_is_made_of_their_file_and_a_new_measurement_takes_the_place_of_the_old_one() -> None:
+    known = read_table(claims.CLAIMS)
+    assert claims.as_markdown(known) == claims.CLAIMS.with_suffix(".md").read_text(encoding="utf-8")
+    assert claims.merged(known, known).equals(known)
+    new = known.iloc[[5]].assign(measured="3 of 10, anew")
+    both = claims.merged(known, new)
+    assert len(both) == len(known)
+    assert both.iloc[5]["measured"] == "3 of 10, anew"
+    assert both.drop(5).equals(known.drop(5))
+    assert "3 of 10, anew" in claims.as_markdown(both)
+    with pytest.raises(UserError, match="--quick"):
+        claims.merged(known, new.assign(quick=True))
