@@ -1,8 +1,8 @@
 """Take claims that were measured into the docs: python -m docs.tools.claims outputs/paper/claims.csv.
 
-``experiments.reproduce`` and every experiment write such a file of what lies in their folder. Its rows take the place of
-those of the same claims and networks in docs/paper/claims.csv; all others stay. The table of the docs is made of both:
-run docs.tools.results afterwards.
+``experiments.reproduce`` and every experiment write such a file of what lies in their folder. Its rows take the place
+of those of the same claims and networks in docs/paper/claims.csv; all others stay. The table of the docs is made of
+both: run docs.tools.results afterwards.
 """
 
 import sys
