@@ -67,7 +67,7 @@ class Rival(NamedTuple):
 
 
 def steered_by(fitting: Fitting, target: Target) -> float:
-    """How far steering at full size moves activations against the direction; negative where it moves them along."""
+    """How far steering at full size moves activations against the direction; negative where it moves them along it."""
     (direction,) = directions(fitting, target, "latent", STEERING)
     return float(fitting.own_mean(target) @ direction.double())
 
