@@ -1,4 +1,4 @@
-"""Permanent edits: the gate, edit files, rival edits, and the evaluation of an edited network.
+"""Permanent edits: the gate, other methods, edit files, and the evaluation of an edited network.
 
 Names are loaded when they are first used: ``salve-edit`` need not wait seconds for Lightning, torchvision and timm.
 """
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from salve.editing.files import load_edit_file, save_edit_file
     from salve.editing.gating import contribution, edited_logits, gate, gates
     from salve.editing.make import NewWeights, make_addition, make_additions, make_edit_file, make_edit_files
-    from salve.editing.rivals import ablated_logits, rank_one_logits, rank_one_rows, rank_one_weight, steered_logits
 
 _MODULES = {
     "AdditionFile": "additions",
@@ -26,7 +25,6 @@ _MODULES = {
     "EditFile": "edits",
     "GateFile": "edits",
     "NewWeights": "make",
-    "ablated_logits": "rivals",
     "apply_edit_file": "applying",
     "apply_edit_files": "applying",
     "contribution": "gating",
@@ -39,11 +37,7 @@ _MODULES = {
     "make_additions": "make",
     "make_edit_file": "make",
     "make_edit_files": "make",
-    "rank_one_logits": "rivals",
-    "rank_one_rows": "rivals",
-    "rank_one_weight": "rivals",
     "save_edit_file": "files",
-    "steered_logits": "rivals",
     "strength_curves": "curves",
     "undo_edit_file": "applying",
     "undo_edit_files": "applying",
@@ -57,7 +51,6 @@ __all__ = [
     "GateFile",
     "HeldEdit",
     "NewWeights",
-    "ablated_logits",
     "apply_edit_file",
     "apply_edit_files",
     "contribution",
@@ -70,11 +63,7 @@ __all__ = [
     "make_additions",
     "make_edit_file",
     "make_edit_files",
-    "rank_one_logits",
-    "rank_one_rows",
-    "rank_one_weight",
     "save_edit_file",
-    "steered_logits",
     "strength_curves",
     "undo_edit_file",
     "undo_edit_files",

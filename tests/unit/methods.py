@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from salve.backbones.cut import Cut
 from salve.backbones.graph import NetworkGraph
+from salve.backbones.site import Reader, Site
 from salve.backbones.sites import head_site
 from salve.editing.methods import Fitting, Target
 from salve.sae import make_sae
@@ -74,3 +75,17 @@ def fitting_at(model: nn.Module, layer: str, latents: int = 6) -> Fitting:
     sae.bias.add_(0.05 - sae.pre_activations(read.flatten(0, 1)).mean(dim=0))
     labels = images.labels.repeat_interleave(read.shape[1])
     return Fitting(cut, read.flatten(0, 1), labels, CLASSES, sae, images.labels, images, seed=0)
+
+
+def fitting_of_head(
+    weight: Tensor, bias: Tensor, rows: Tensor, labels: Tensor, direction: Tensor | None = None
+) -> Fitting:
+    """What edits are fitted on, of a network that is a head alone; the only latent of its SAE has a direction."""
+    head = nn.Linear(weight.shape[1], len(weight), dtype=weight.dtype).requires_grad_(False)
+    head.load_state_dict({"weight": weight, "bias": bias})
+    site = Site("last", (Reader("head.weight"),), weight.shape[1])
+    sae = None
+    if direction is not None:
+        sae = make_sae("relu_l1", len(direction), 1, torch.Generator().manual_seed(2))
+        sae.decoder = nn.Parameter(direction[:, None], requires_grad=False)
+    return Fitting(Cut(nn.ModuleDict({"head": head}), site, torch.arange(len(weight))), rows, labels, len(weight), sae)

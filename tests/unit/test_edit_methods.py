@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional as F
 
-from salve.editing import ablated_logits, edited_logits, rank_one_logits, rank_one_rows, steered_logits
 from salve.editing.methods import METHODS, Affine, Change, FittedEdit, Fitting, Method, Target, key_of, make_method
 from salve.editing.methods.base import logits_at_head
 from salve.editing.methods.change import changed_state
@@ -198,22 +198,24 @@ def test_at_the_last_site_methods_are_what_their_closed_forms_say(model: nn.Modu
     assert tail is not None
     assert fitting.sae is not None
     column = fitting.sae.decoder[:, TARGET.latents[0]]
+    unit = F.normalize(column, dim=0)  # to float64; the column has unit norm in float32
     own = rows[fitting.labels == 1].mean(dim=0)
+    moment = rows.T @ rows / len(rows)
+    moment = moment + 1e-4 * moment.diagonal().mean() * torch.eye(7).double()
+    solved = torch.linalg.solve(moment, own)
+    lead = fitting.lead(TARGET)
     for alpha in ALPHAS:
         found = {name: logits_at_head(fitting.cut, rows, make_method(name).fit(fitting, TARGET).at(alpha))
                  for name in ("gate", "steering", "ablation", "rank_one", "head_bias", "head_row")}  # fmt: skip
-        lead = fitting.lead(TARGET)
-        bias = tail(rows)
+        stored, bias, row = tail(rows), tail(rows), tail(rows)
+        stored[:, 1] -= alpha * lead * (rows @ solved) / (own @ solved)
         bias[:, 1] -= alpha * lead
-        row = tail(rows)
         row[:, 1] = (1 - alpha) * (row[:, 1] - tail.bias[1]) + tail.bias[1]
         expected = {
-            "gate": edited_logits(tail, rows, column, [alpha])[0],
-            "steering": steered_logits(tail, rows, column, [alpha * float(own @ column)])[0],
-            "ablation": ablated_logits(tail, rows, column, [alpha])[0],
-            "rank_one": rank_one_logits(
-                tail, rows, rank_one_rows(rows, fitting.labels, len(tail))[1], 1, [alpha * lead]
-            )[0],
+            "gate": F.linear(rows * (1 - alpha * column.abs()).clamp_min(0), tail.weight, tail.bias),
+            "steering": F.linear(rows - alpha * (own @ column) * column, tail.weight, tail.bias),
+            "ablation": F.linear(rows - alpha * torch.outer(rows @ unit, unit), tail.weight, tail.bias),
+            "rank_one": stored,
             "head_bias": bias,
             "head_row": row,
         }

@@ -21,16 +21,22 @@ from experiments.salve2025.baselines.methods import (
     FINE,
     GATE,
     RANK_ONE,
+    RIVALS,
     STEERING,
     Chosen,
+    Rival,
     at_matched_effect,
     compare_methods,
-    methods,
+    dictionary,
+    fitting_of,
+    logits_of,
     summarise,
 )
 from experiments.testbeds import TESTBEDS
 from salve.backbones.tail import LinearTail
-from salve.editing import rank_one_rows, rank_one_weight
+from salve.editing.curves import LogitsAt
+from salve.editing.methods import Target, make_method
+from salve.editing.methods.base import logits_at_head
 
 CLASSES = ("a", "b", "c")
 DIRECTED = (GATE, STEERING, ABLATION)
@@ -50,6 +56,23 @@ def reader(classes: int = 3, per_class: int = PER_CLASS) -> Reader:
     return Reader(LinearTail(weight, torch.zeros(classes, dtype=torch.float64)), *splits)
 
 
+def edit_of(given: Reader, name: str, own: int, direction: Tensor) -> LogitsAt | None:
+    """A method's edit of a class, along a direction if it follows one."""
+    rival = {one.name: one for one in RIVALS}[name]
+    fitting = fitting_of(given).with_sae(dictionary(direction[None]), 0)
+    return logits_of(rival, given.tail, fitting, Target("own", (own,), (0,), (1,), ("latent",)))
+
+
+def stored_row(given: Reader, own: int) -> Tensor:
+    """``r = C⁻¹k / (kᵀ C⁻¹ k)`` of the rank-one edit, which lowers the class's logit by ``s`` at its mean ``k``."""
+    activations, labels = given.train
+    key = activations[labels == own].mean(dim=0)
+    moment = activations.T @ activations / len(activations)
+    moment = moment + 1e-4 * moment.diagonal().mean() * torch.eye(len(key), dtype=torch.float64)
+    solved = torch.linalg.solve(moment, key)
+    return solved / (solved @ key)
+
+
 def accuracies(logits: Tensor, labels: Tensor) -> list[float]:
     return [float((logits[labels == k].argmax(dim=1) == k).double().mean()) for k in range(3)]
 
@@ -58,7 +81,7 @@ def accuracies(logits: Tensor, labels: Tensor) -> list[float]:
 def test_a_class_is_taken_to_the_level_of_select_at_its_exact_strength(method: str) -> None:
     given = reader()
     weight, bias, (activations, labels) = given.tail.weight, given.tail.bias, given.select
-    direction, row = F.normalize(weight[1], dim=0), rank_one_rows(*given.train, 3)[1]
+    direction, row = F.normalize(weight[1], dim=0), stored_row(given, 1)
     # Own logit falls against every other: an image is lost where the first of the other lines crosses its own.
     logits = F.linear(activations, weight, bias)
     slope = (weight @ direction).expand_as(logits) if method == STEERING else torch.zeros_like(logits)
@@ -71,8 +94,7 @@ def test_a_class_is_taken_to_the_level_of_select_at_its_exact_strength(method: s
             lost_at.append(max(0.0, min(float((y[1] - y[m]) / (v[1] - v[m])) for m in (0, 2))))
     exact = sorted(lost_at, reverse=True)[int(LEVEL * PER_CLASS)]  # the last image that must go
 
-    edit = {one.name: one.edit for one in methods(given)}[method]
-    found = at_matched_effect(given, edit(1, direction), 1)
+    found = at_matched_effect(given, edit_of(given, method, 1, direction), 1)
     assert found["reached"]
     step = 10 ** (1 / 6) - 1  # of the coarse grid, relative
     assert found["alpha"] == pytest.approx(exact, rel=2 * step / (FINE - 1))
@@ -82,7 +104,8 @@ def test_a_class_is_taken_to_the_level_of_select_at_its_exact_strength(method: s
     if method == STEERING:
         edited = F.linear(activations - alpha * direction, weight, bias)
     elif method == RANK_ONE:
-        edited = F.linear(activations, rank_one_weight(weight, row, 1, alpha), bias)
+        stored = weight - alpha * torch.outer(torch.eye(3, dtype=torch.float64)[1], row)
+        edited = F.linear(activations, stored, bias)
     else:
         edited = F.linear(activations, weight, bias - alpha * torch.eye(3, dtype=torch.float64)[1])
     before, after = accuracies(logits, labels), accuracies(edited, labels)
@@ -97,10 +120,66 @@ def test_a_class_is_taken_to_the_level_of_select_at_its_exact_strength(method: s
     assert found["kl"] > 1e-3
 
 
+@pytest.mark.parametrize("turned", [1, -1])
+@pytest.mark.parametrize("name", [rival.name for rival in RIVALS])
+def test_strengths_have_the_methods_own_unit(name: str, turned: int) -> None:
+    """Of steering, a shift along the unit direction whichever side the class lies on; of the head's edits, logits."""
+    given = reader()
+    (weight, bias), (activations, _) = (given.tail.weight, given.tail.bias), given.test
+    unit = turned * F.normalize(weight[1] + 0.3 * weight[0], dim=0)
+    assert turned * float(given.train[0][given.train[1] == 1].mean(dim=0) @ unit) > 0
+    edit, strengths = edit_of(given, name, 1, unit), torch.tensor([0.0, 0.2, 0.8, 30.0], dtype=torch.float64)
+    assert edit is not None
+    found = edit(activations, strengths)
+    if name != GATE:  # whose channels are added in another order
+        assert torch.equal(found[0], given.tail(activations))
+    lowered, row = torch.eye(3, dtype=torch.float64)[1], stored_row(given, 1)
+    for strength, logits in zip(strengths.tolist(), found, strict=True):
+        expected = {
+            GATE: F.linear(activations * (1 - strength * unit.abs()).clamp_min(0), weight, bias),
+            STEERING: F.linear(activations - strength * unit, weight, bias),
+            ABLATION: F.linear(activations - strength * torch.outer(activations @ unit, unit), weight, bias),
+            RANK_ONE: F.linear(activations, weight - strength * torch.outer(lowered, row), bias),
+            BIAS: F.linear(activations, weight, bias - strength * lowered),
+        }[name]
+        torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", [rival.name for rival in RIVALS])
+def test_all_strengths_at_once_give_the_logits_of_the_registrys_changes(name: str) -> None:
+    """In float32, too, and at the fitted edit's own strengths, whose unit is its full size."""
+    given = reader()
+    single = Reader(
+        LinearTail(given.tail.weight.float(), given.tail.bias.float()),
+        *((rows.float(), labels) for rows, labels in (given.train, given.select, given.test)),
+    )
+    rival, fitting = {one.name: one for one in RIVALS}[name], fitting_of(single)
+    fitting = fitting.with_sae(dictionary(F.normalize(single.tail.weight, dim=1)), 0)
+    target, activations = Target("own", (1,), (1,), (1,), ("latent",)), single.test[0]
+    fitted, unit = rival.method.fit(fitting, target), rival.unit(fitting, target)
+    edit, alphas = logits_of(rival, single.tail, fitting, target), [0.0, 0.3, 1.0, 4.0]
+    assert edit is not None
+    found = edit(activations, torch.tensor([alpha * unit for alpha in alphas], dtype=torch.float64))
+    assert found.dtype == torch.float32
+    for alpha, logits in zip(alphas, found, strict=True):
+        exact = logits_at_head(fitting.cut, activations.double(), fitted.at(alpha))
+        torch.testing.assert_close(logits.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_an_edit_that_is_not_linear_in_its_strength_is_refused() -> None:
+    given = reader()
+    bent = Rival("bent", make_method("null_space", {"threshold": 2.0}))
+    pruned = Rival("pruned", make_method("pruning"))
+    target = Target("own", (1,), (), (), ())
+    assert logits_of(bent, given.tail, fitting_of(given), target) is not None
+    with pytest.raises(ValueError, match="pruned is not linear in its strength"):
+        logits_of(pruned, given.tail, fitting_of(given), target)
+
+
 @pytest.mark.parametrize("own", [0, 1, 2])
 def test_lowering_a_bias_loses_no_image_of_another_class(own: int) -> None:
     given = reader()
-    edit = methods(given)[-1].edit(own, torch.zeros(9, dtype=torch.float64))
+    edit = edit_of(given, BIAS, own, torch.zeros(9, dtype=torch.float64))
     assert edit is not None
     before, after = edit(given.test[0], torch.tensor([0.0, 1.7], dtype=torch.float64))
     assert at_matched_effect(given, edit, own)["lost"] == 0
@@ -115,7 +194,7 @@ def test_an_edit_that_cannot_be_had_is_worth_nothing() -> None:
     assert (found["reached"], found["selectivity"], found["alpha"]) == (False, 0, math.inf)
     assert math.isnan(found["kl"])
     assert math.isnan(found["lost"])
-    useless = at_matched_effect(given, methods(given)[1].edit(0, torch.zeros(9, dtype=torch.float64)), 0)
+    useless = at_matched_effect(given, edit_of(given, STEERING, 0, torch.zeros(9, dtype=torch.float64)), 0)
     assert str(useless) == str(found)  # NaN differs from itself
 
 
@@ -126,12 +205,12 @@ def test_classes_that_are_lost_or_empty_before_the_edit_do_not_count() -> None:
     empty = given._replace(**without)
     lost = given._replace(tail=LinearTail(given.tail.weight, torch.tensor([0.0, -1e3, 0.0], dtype=torch.float64)))
     for one, own in ((empty, 2), (lost, 1)):
-        for edit in (methods(one)[1].edit(own, one.tail.weight[own]), None):
+        for edit in (edit_of(one, STEERING, own, one.tail.weight[own]), None):
             found = at_matched_effect(one, edit, own)
             assert not found["reached"]
             assert math.isnan(found["selectivity"])
     # A class without images does not count among the others either.
-    found = at_matched_effect(empty, methods(empty)[1].edit(0, empty.tail.weight[0]), 0)
+    found = at_matched_effect(empty, edit_of(empty, STEERING, 0, empty.tail.weight[0]), 0)
     (rows, labels), weight = empty.test, empty.tail.weight
     edited = F.linear(rows - found["alpha"] * weight[0], weight)
     ones = labels == 1
@@ -154,7 +233,7 @@ def edits() -> pd.DataFrame:
 
 
 def test_every_method_edits_every_class_with_every_sae(edits: pd.DataFrame) -> None:
-    names = [method.name for method in methods(reader())]
+    names = [rival.name for rival in RIVALS]
     assert list(dict.fromkeys(edits["method"])) == names
     counts = edits.groupby(["method", "direction"]).size().to_dict()
     both = {(name, direction): 6 for name in DIRECTED for direction in ("latent", "random")}

@@ -1,7 +1,7 @@
 """The permanent gate against steering and a rank-one edit of the head, at a matched effect.
 
 Every method takes a class to ``LEVEL`` at a strength of its own, and is judged by what the other classes lose there. To
-add a method, add an entry to :func:`experiments.salve2025.baselines.methods.methods`.
+add a method, add an entry to :data:`experiments.salve2025.baselines.methods.RIVALS`.
 """
 
 import math

@@ -1,6 +1,7 @@
 """Edits that take a class away, each at the strength where the class is at ``LEVEL``.
 
-Pure functions on tensors and tables. All they read of a classifier is its linear head and cached activations.
+Pure functions on tensors and tables. All they read of a classifier is its linear head and cached activations. Edits are
+fitted by :mod:`salve.editing.methods`.
 """
 
 import math
@@ -12,13 +13,20 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from numpy import ndarray
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 from experiments import compare
-from salve.editing import ablated_logits, edited_logits, rank_one_logits, rank_one_rows, steered_logits, strength_curves
+from salve.backbones.cut import Cut
+from salve.backbones.site import Reader, Site
+from salve.backbones.tail import LinearTail
+from salve.editing import edited_logits, strength_curves
 from salve.editing.curves import LogitsAt
-from salve.types import Activations, Labels
+from salve.editing.methods import Fitting, Method, Target, make_method
+from salve.editing.methods.base import changed_head
+from salve.editing.methods.directions import directions
+from salve.editing.methods.gate import GateEdit
+from salve.sae import SAE, make_sae
+from salve.types import Activations, Labels, UserError
 
 #: Strengths that are tried first: 0, then six per factor of ten. They span the units of all methods.
 COARSE = np.concatenate([[0.0], np.geomspace(1e-3, 1e5, 49)])
@@ -43,46 +51,98 @@ class Chosen(NamedTuple):
     signs: Int[Tensor, " C"]
 
 
-class Method(NamedTuple):
+class Rival(NamedTuple):
     """One way to take a class away.
 
     Attributes:
         name: as figure and table show it.
-        directed: it follows a direction, the class's latent or, as its control, a random one; otherwise it is the same
-            edit for every SAE.
-        edit: from the class and the direction ``[M]`` to the logits at any strengths; None where there is no such edit.
+        method: fits the edit. One that uses the SAE follows a direction, the class's latent or, as its control, a
+            random one; the others are the same edit for every SAE.
+        unit: how large the edit is at full size (α = 1), in the method's own unit, in which strengths are given.
     """
 
     name: str
-    directed: bool
-    edit: Callable[[int, Tensor], LogitsAt | None]
+    method: Method
+    unit: Callable[[Fitting, Target], float] = lambda _, __: 1.0
 
 
-def methods(reader: compare.Reader) -> list[Method]:
-    """All methods; the first is the one that the others are compared with."""
-    tail = reader.tail
-    rows = rank_one_rows(*reader.train, len(tail))
+def steered_by(fitting: Fitting, target: Target) -> float:
+    """How far steering at full size moves activations against the direction; negative where it moves them along it."""
+    (direction,) = directions(fitting, target, "latent", STEERING)
+    return float(fitting.own_mean(target) @ direction.double())
 
-    def along(logits: Callable[..., Tensor]) -> Callable[[int, Tensor], LogitsAt]:
-        """A method that follows a direction, whichever class it is of."""
-        return lambda _, direction: lambda block, strengths: logits(tail, block, direction, strengths)
 
-    def rank_one(k: int, _: Tensor) -> LogitsAt | None:
-        if bool(rows[k].isnan().any()):
-            return None
-        return lambda block, strengths: rank_one_logits(tail, block, rows[k], k, strengths)
+#: All that is compared; the first is what the others are compared with. Strengths of steering have the unit of the
+#: activations, and those of the last two are logits.
+RIVALS = (
+    Rival(GATE, make_method("gate")),
+    Rival(STEERING, make_method("steering"), steered_by),
+    Rival(ABLATION, make_method("ablation")),
+    Rival(RANK_ONE, make_method("rank_one"), Fitting.lead),
+    Rival(BIAS, make_method("head_bias"), Fitting.lead),
+)
 
-    def lower_bias(k: int, _: Tensor) -> LogitsAt:
-        own = F.one_hot(torch.tensor(k), len(tail)).to(tail.weight.dtype)
-        return lambda block, strengths: tail(block) - strengths.to(own.dtype)[:, None, None] * own  # [K, n, C]
 
-    return [
-        Method(GATE, True, along(edited_logits)),
-        Method(STEERING, True, along(steered_logits)),
-        Method(ABLATION, True, along(ablated_logits)),
-        Method(RANK_ONE, False, rank_one),
-        Method(BIAS, False, lower_bias),
-    ]
+def fitting_of(reader: compare.Reader) -> Fitting:
+    """What edits are fitted on: the train split, and a network in float64 that is the head alone."""
+    tail = reader.tail.to(reader.tail.weight.double())
+    classes, width = tail.weight.shape
+    network = nn.Sequential(nn.Linear(width, classes, dtype=torch.float64)).requires_grad_(False)
+    network.load_state_dict({"0.weight": tail.weight, "0.bias": tail.bias})
+    cut = Cut(network, Site("last", (Reader("0.weight"),), width), torch.arange(classes))
+    activations, labels = reader.train
+    return Fitting(cut, activations.double(), labels, classes)
+
+
+def dictionary(columns: Float[Tensor, "C M"]) -> SAE:
+    """An SAE with the given directions as the columns of its decoder, one latent each."""
+    sae = make_sae("linear_l1", columns.shape[1], len(columns), torch.Generator())
+    sae.decoder = nn.Parameter(columns.T, requires_grad=False)
+    return sae
+
+
+def logits_of(rival: Rival, tail: LinearTail, fitting: Fitting, target: Target) -> LogitsAt | None:
+    """The logits that an edit gives at any strengths; None where there is no such edit.
+
+    Behind the head all edits but the gate move a logit along a straight line, ``y(s) = y − s v``. So all strengths
+    share ``y`` and ``v``, and the edit at α = 1 gives ``v``.
+
+    Args:
+        tail: the head. fitting: see :func:`fitting_of`; with a :func:`dictionary` if the method follows a direction.
+        target: the class, and its latent in the dictionary.
+
+    Raises:
+        ValueError: the edit is not linear in its strength.
+    """
+    try:
+        edit = rival.method.fit(fitting, target)
+    except UserError:  # such as a class without train images
+        return None
+    if isinstance(edit, GateEdit):
+        return lambda block, strengths: edited_logits(tail, block, edit.contributions, strengths)
+
+    def moved_at(alpha: float) -> tuple[Tensor, Tensor]:
+        """By how much the edit lowers weights and biases of the head."""
+        change = edit.at(alpha).weights
+        head = fitting.cut.linear
+        assert change is not None
+        assert head is not None
+        changed = changed_head(fitting.cut, change())
+        return head.weight - changed.weight, head.bias - changed.bias
+
+    weight, bias = moved_at(1.0)
+    if not all(torch.allclose(2 * one, two) for one, two in zip((weight, bias), moved_at(2.0), strict=True)):
+        raise ValueError(f"{rival.name} is not linear in its strength.")
+    unit = rival.unit(fitting, target) or 1.0  # steering of unit 0 changes nothing at all
+    slope = LinearTail(weight / unit, bias / unit).to(tail.weight)
+    constant = not bool(slope.weight.any())  # in all images
+
+    def logits_at(block: Tensor, strengths: Tensor) -> Tensor:
+        level = tail(block)
+        falls = slope.bias if constant else slope(block)  # [C] or [n, C]
+        return torch.addcmul(level, strengths.to(level)[:, None, None], falls, value=-1)  # [K, n, C]
+
+    return logits_at
 
 
 def at_matched_effect(reader: compare.Reader, logits_at: LogitsAt | None, own: int) -> dict[str, float]:
@@ -129,20 +189,25 @@ def compare_methods(reader: compare.Reader, chosen: Mapping[int, Chosen], classe
     Returns:
         One row per method, direction, seed and class: ``method``, ``direction`` (``latent``, ``random`` or ``none``),
         ``seed``, ``class`` and what :func:`at_matched_effect` finds. A method without a direction has one seed, the
-        first. A class without a latent (for the rank-one edit, without train images) is one that no strength reaches.
+        first. A class without a latent, or without the train images that a method needs, is one that no strength
+        reaches.
     """
-    rows = []
-    for method in methods(reader):
-        for direction in ("latent", "random") if method.directed else ("none",):
-            for seed in list(chosen)[: None if method.directed else 1]:
+    rows, fitting = [], fitting_of(reader)
+    for rival in RIVALS:
+        directed = rival.method.needs_sae
+        for direction in ("latent", "random") if directed else ("none",):
+            for seed in list(chosen)[: None if directed else 1]:
                 columns, signs = chosen[seed]
-                along = columns * signs[:, None]
                 if direction == "random":
-                    along = compare.random_directions(len(columns), columns.shape[1], seed)
+                    columns = compare.random_directions(len(columns), columns.shape[1], seed)
+                if direction != "latent":
+                    signs = torch.ones_like(signs)
+                seeded = fitting.with_sae(dictionary(columns) if directed else None, seed)
                 for k, name in enumerate(classes):
-                    possible = direction != "latent" or bool(signs[k])
-                    edit = at_matched_effect(reader, method.edit(k, along[k]) if possible else None, k)
-                    rows.append({"method": method.name, "direction": direction, "seed": seed, "class": name, **edit})
+                    target = Target(name, (k,), (k,), (int(signs[k]),), (direction,))
+                    logits_at = logits_of(rival, reader.tail, seeded, target) if signs[k] else None
+                    edit = at_matched_effect(reader, logits_at, k)
+                    rows.append({"method": rival.name, "direction": direction, "seed": seed, "class": name, **edit})
     return pd.DataFrame(rows)
 
 

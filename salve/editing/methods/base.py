@@ -5,9 +5,11 @@ A method is fitted on train images for a target, such as a class. The edit that 
 still do not compare: compare methods where they have the same effect.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, ClassVar
 
 from jaxtyping import Float
@@ -28,7 +30,7 @@ class FittedEdit:
     """An edit of one target.
 
     Attributes:
-        at: the change at a strength α ≥ 0.
+        at: the change at a strength α ≥ 0; raises UserError if α is infinite or NaN.
         strongest: α beyond which the edit makes no sense, or changes nothing more.
         steps: if the edit changes in steps, a function of α that has one value on each; α itself otherwise.
     """
@@ -36,6 +38,9 @@ class FittedEdit:
     at: Callable[[float], Change]
     strongest: float = 100.0
     steps: Callable[[float], float] = float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "at", partial(_at_finite, self.at))
 
     def logits_by_strength(
         self, cut: Cut, rows: Float[Tensor, "N M"], alphas: Sequence[float]
@@ -53,6 +58,12 @@ class FittedEdit:
         """
         for number, alpha in enumerate(alphas):
             yield number, logits_at_head(cut, rows, self.at(alpha))
+
+
+def _at_finite(at: Callable[[float], Change], alpha: float) -> Change:
+    if not math.isfinite(alpha):
+        raise UserError(f"The strength of an edit must be a finite number, but is {alpha:g}.")
+    return at(alpha)
 
 
 def logits_at_head(cut: Cut, rows: Float[Tensor, "N M"], change: Change) -> Float[Tensor, "N C"]:

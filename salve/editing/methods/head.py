@@ -3,10 +3,18 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from salve.backbones.cut import Cut
+from salve.backbones.site import Reader
 from salve.backbones.sites import head_site
 from salve.editing.methods.base import FittedEdit, Fitting, Method, Target
 from salve.editing.methods.change import Change, Weights
 from salve.types import UserError
+
+
+def _head(cut: Cut) -> Reader:
+    """The head's weight, which reads the last site."""
+    (reader,) = (cut.site if cut.linear is not None else head_site(cut.model)).readers
+    return reader
 
 
 @dataclass(frozen=True)
@@ -20,7 +28,7 @@ class HeadBias(Method):
     def fit(self, fitting: Fitting, target: Target) -> FittedEdit:
         """See :class:`Method`."""
         cut = fitting.cut
-        (reader,) = head_site(cut.model).readers
+        reader = _head(cut)
         bias = dict(cut.model.state_dict()).get(reader.bias)
         if bias is None:
             raise UserError(f"The head {reader.path} has no bias, so that none can be lowered.")
@@ -48,7 +56,7 @@ class HeadRow(Method):
     def fit(self, fitting: Fitting, target: Target) -> FittedEdit:
         """See :class:`Method`."""
         cut = fitting.cut
-        (reader,) = head_site(cut.model).readers
+        reader = _head(cut)
         weight = cut.model.state_dict()[reader.weight]
         units = cut.order[list(target.classes)].to(weight.device)
 
