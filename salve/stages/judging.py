@@ -39,9 +39,8 @@ class Judge:
 
     With labels by the worst group's accuracy, and then by the mean over groups; it must gain more than a standard
     error. Without, by how little the images that come nearest to the classes are still taken for them (the mean
-    probability, without new biases). The budget holds for the accuracy of all, and with labels also for the average
-    that weighs groups by their shares of the train images, as far as the images that are known can tell: its loss less
-    a standard error.
+    probability). The budget holds for the accuracy of all, and with labels also for the average that weighs groups by
+    their shares of the train images, as far as the images that are known can tell: its loss less a standard error.
 
     No image judges what was fitted to it: one half of every group judges what was fitted to the other.
 
@@ -102,14 +101,9 @@ class Judge:
             return known, torch.zeros(known.shape[1], dtype=torch.float64)
         return shifted, recalibrated(known, labels, groups, classes, fairest_shift)
 
-    def of(self, known: Float[Tensor, "n C"], plain: Float[Tensor, "N C"], shifts: Float[Tensor, " C"]) -> Judgement:
-        """Judge a repair.
-
-        Args:
-            known: logits of the images that are known, with the biases by which they are judged.
-            plain: logits of all images, without new biases. shifts: the new biases.
-        """
-        accuracy = self._accuracy(plain + shifts)
+    def of(self, known: Float[Tensor, "n C"], plain: Float[Tensor, "N C"]) -> Judgement:
+        """Judge a repair by the logits of the images that are known, and of all."""
+        accuracy = self._accuracy(plain)
         loss, pays = self.accuracy_before - accuracy, True
         if self.labelled:
             right, before = self.right(known), self.right(self.before)
@@ -120,7 +114,7 @@ class Judge:
             if self.shares is not None:
                 loss = max(loss, average_loss(before, right, self.known.group, self.shares))
         else:
-            chances = plain.double().softmax(dim=1)  # new biases undo what an edit does to the class as a whole
+            chances = plain.double().softmax(dim=1)
             taken = [float(chances[near, k].mean()) for k, near in self._near.items() if len(near)]
             score = (-sum(taken) / len(taken), accuracy) if taken else (math.nan, accuracy)
         return Judgement(score, accuracy, loss <= self.max_loss + 1e-9, pays)

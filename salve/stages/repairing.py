@@ -296,4 +296,4 @@ class Search:
         """
         if plain is None:
             plain = self._on_plain.logits(change) if self._judge.labelled else known - shifts
-        return Candidate(method, latents, alpha, change, shifts, *self._judge.of(known, plain, shifts), fitted)
+        return Candidate(method, latents, alpha, change, shifts, *self._judge.of(known, plain + shifts), fitted)

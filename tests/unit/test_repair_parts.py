@@ -1,6 +1,5 @@
 """Parts of a repair that a whole run does not show."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -208,7 +207,7 @@ def test_new_biases_that_help_are_kept_and_each_half_is_judged_by_the_others() -
     expected = fairest_shift(judge.before[judge.first].double(), *own, 0)
     moved = (judged - judge.before)[~judge.first]
     torch.testing.assert_close(moved, torch.tensor([[expected, 0.0]], dtype=torch.float64).expand(40, 2))
-    assert judge.of(judged, judge.before, shifts).score[0] > 0.8
+    assert judge.of(judged, judge.before + shifts).score[0] > 0.8
 
 
 def test_the_budget_also_holds_for_the_average_that_weighs_groups_as_the_train_images_have_them() -> None:
@@ -218,20 +217,6 @@ def test_the_budget_also_holds_for_the_average_that_weighs_groups_as_the_train_i
     before[20:30] = right[:10]  # half of the second class is wrong before
     after[:8] = right[20:28]  # afterwards all of it is right, and eight of the first class are wrong
     alike, mostly_first = torch.tensor([1.0, 1.0]), torch.tensor([95.0, 5.0])
-    assert judge_of(known, before, shares=alike).of(after, after, torch.zeros(2)).allowed
-    assert not judge_of(known, before, shares=mostly_first).of(after, after, torch.zeros(2)).allowed
-    assert judge_of(known, before, shares=mostly_first, max_loss=0.4).of(after, after, torch.zeros(2)).allowed
-
-
-def test_without_labels_an_edit_is_judged_by_what_it_does_and_not_by_the_biases_that_follow_it() -> None:
-    known = grouped_by_class(20)
-    before = torch.nn.functional.one_hot(known.labels, 2).double() * 2
-    judge = replace(judge_of(known, before), labelled=False)
-    edited = before.clone()
-    edited[20:, 0] -= 3  # images of the second class are no longer near to the first
-    nothing, up = torch.zeros(2), torch.tensor([3.0, 0.0])
-    score = judge.of(edited, edited, nothing).score[0]
-    assert score > judge.of(before, before, nothing).score[0]
-    assert judge.of(edited + up, edited, up).score[0] == score
-    lowered = judge.with_new_biases(before, (0,))
-    assert judge.of(lowered[0], before, lowered[1]).score[0] == judge.of(before, before, nothing).score[0]
+    assert judge_of(known, before, shares=alike).of(after, after).allowed
+    assert not judge_of(known, before, shares=mostly_first).of(after, after).allowed
+    assert judge_of(known, before, shares=mostly_first, max_loss=0.4).of(after, after).allowed
