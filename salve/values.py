@@ -42,6 +42,8 @@ class Range:
         """What is wrong with a value, as the end of a sentence; empty if nothing is."""
         if isinstance(value, bool) or not isinstance(value, int | float):
             return "must be a number"
+        if math.isnan(value):
+            return "must be a number"
         if not value > self.above:
             return f"must be above {self.above:g}"
         if not value >= self.least:

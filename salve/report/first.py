@@ -48,7 +48,8 @@ def _depends(artifacts: Artifacts, main: Headline) -> str:
         before, alone, after = (percent(repair[f"worst_group_{one}"]) for one in ("before", "recalibrated", "after"))
         if not helped(repair):
             return (
-                f"{repair['suspects']}, still: the repair did not help. The worst group was right on {before}, on "
+                f"{repair['suspects']}, still: the repair did not help, or no more than chance would. The "
+                f"worst group was right on {before}, on "
                 f"{alone} with new biases alone, and on {after} after the repair."
             )
         return (

@@ -35,7 +35,8 @@ What it needs
 
 What it may cost
   repair.max_accuracy_loss=0.005   how much of the accuracy on select images may be lost; and with labels,
-                                   of the average that weighs groups as the train images have them
+                                   of the average that weighs groups as the train images have them,
+                                   as far as the labelled images can tell: less a standard error
   A repair is kept only if it gains the worst group of the labelled images more than its standard error. If none does,
   the network stays as it was, and the command says so.
 

@@ -22,7 +22,9 @@ class Candidate:
     Attributes:
         method: its name, or :data:`UNTOUCHED` or :data:`ALONE`. latents: that are edited. alpha: strength.
         change: the edit; None where there is none. shifts: ``[C]``, of the biases.
-        score: on select images; larger is better. accuracy: on select images. allowed: within the budget.
+        score: on select images; larger is better. accuracy: on select images.
+        average_loss: what the average by groups of the train images loses at least; NaN where it is not known.
+        allowed: within the budget.
         pays: whether it gains the worst group more than its standard error; without labels always.
         fitted: the edit at any strength.
         network: of a rival that trains the network again, in place of an edit.
@@ -35,6 +37,7 @@ class Candidate:
     shifts: Tensor
     score: tuple[float, ...]
     accuracy: float
+    average_loss: float
     allowed: bool
     pays: bool
     fitted: FittedEdit | None = field(default=None, repr=False)
@@ -49,6 +52,7 @@ class Candidate:
             "select_score": self.score[0],
             "select_mean": self.score[-1],
             "select_accuracy": self.accuracy,
+            "select_average_loss": self.average_loss,
             "permanent": self.change is None or self.change.permanent,
             "allowed": self.allowed,
             "pays": self.pays,
@@ -58,6 +62,12 @@ class Candidate:
 def chosen_of(candidates: Sequence[Candidate], untouched: Candidate) -> Candidate:
     """The best candidate within the budget that pays; the network as it is where there is none."""
     return best_of([candidate for candidate in candidates if candidate.pays]) or untouched
+
+
+def beyond_budget(candidates: Sequence[Candidate], chosen: Candidate) -> Candidate | None:
+    """The best candidate that pays and is better than the chosen one, but costs more than the budget; None if none."""
+    better = [one for one in candidates if one.pays and not one.allowed and one.score > chosen.score]
+    return max(better, key=lambda candidate: candidate.score, default=None)
 
 
 def best_of(candidates: Sequence[Candidate]) -> Candidate | None:

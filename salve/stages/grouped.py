@@ -121,11 +121,13 @@ def of_split(context: StageContext, split: Split) -> Grouped:
 
 
 def train_shares(context: StageContext, images: Grouped) -> Float[Tensor, " G"] | None:
-    """How many train images each group of some images has, float64; None if these do not know the attribute."""
+    """How many train images each group of some images has, float64; None if these know the attribute of none."""
     groups = context.data.groups("train")
     if groups is None or groups.values != images.values:
         return None
     numbered = groups.numbered(torch.as_tensor(context.data.labels("train")))
+    if not bool((numbered >= 0).any()):
+        return None
     return torch.bincount(numbered[numbered >= 0], minlength=len(context.classes) * len(groups.values)).double()
 
 

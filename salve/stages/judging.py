@@ -23,12 +23,15 @@ class Judgement(NamedTuple):
     """What select images say of a repair.
 
     Attributes:
-        score: larger is better. accuracy: on all. allowed: within the budget.
+        score: larger is better. accuracy: on all.
+        average_loss: what the average by groups of the train images loses at least; NaN where it is not known.
+        allowed: within the budget.
         pays: whether it gains the worst group more than its standard error; without labels always.
     """
 
     score: tuple[float, ...]
     accuracy: float
+    average_loss: float
     allowed: bool
     pays: bool
 
@@ -104,7 +107,7 @@ class Judge:
     def of(self, known: Float[Tensor, "n C"], plain: Float[Tensor, "N C"]) -> Judgement:
         """Judge a repair by the logits of the images that are known, and of all."""
         accuracy = self._accuracy(plain)
-        loss, pays = self.accuracy_before - accuracy, True
+        loss, average, pays = self.accuracy_before - accuracy, math.nan, True
         if self.labelled:
             right, before = self.right(known), self.right(self.before)
             by_group = group_accuracies(right, self.known.group, int(self.known.group.max()) + 1)
@@ -112,12 +115,13 @@ class Judge:
             score = (float(by_group.min()), float(by_group.mean()))
             pays = self._gains(before, right)
             if self.shares is not None:
-                loss = max(loss, average_loss(before, right, self.known.group, self.shares))
+                average = average_loss(before, right, self.known.group, self.shares)
+                loss = max(loss, average)
         else:
             chances = plain.double().softmax(dim=1)
             taken = [float(chances[near, k].mean()) for k, near in self._near.items() if len(near)]
             score = (-sum(taken) / len(taken), accuracy) if taken else (math.nan, accuracy)
-        return Judgement(score, accuracy, loss <= self.max_loss + 1e-9, pays)
+        return Judgement(score, accuracy, average, loss <= self.max_loss + 1e-9, pays)
 
     def _gains(self, before: Bool[Tensor, " n"], after: Bool[Tensor, " n"]) -> bool:
         return gains_worst_group(before, after, self.known.group, self.known.object)

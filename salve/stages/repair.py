@@ -20,7 +20,7 @@ from salve.integrity import USES
 from salve.repair_settings import RETRAINED, RepairSettings
 from salve.report.grouped import REPAIRED_FILE
 from salve.sae import SAE
-from salve.stages.candidates import Candidate, best_of_each, chosen_of, table_of
+from salve.stages.candidates import Candidate, best_of_each, beyond_budget, chosen_of, table_of
 from salve.stages.context import StageContext, settings_of_key
 from salve.stages.counterfactuals import flip_rate
 from salve.stages.grouped import Grouped, Running, attribute_of, grouped, of_split, train_shares
@@ -81,6 +81,7 @@ def repair(
                 tried.append(candidate)
                 advance(1)
             chosen = chosen_of([*tried, alone], untouched)
+            forgone = beyond_budget([*tried, alone], chosen)
             for candidate in search.candidates(edits, permanent=False):
                 tried.append(candidate)
                 advance(1)
@@ -113,7 +114,7 @@ def repair(
         else:
             images, found = grouped_test, logits_of(grouped_test)
         record = {
-            **_choice(context, chosen, alone, search, suspects.name, suspects.classes, labels),
+            **_choice(context, chosen, forgone, alone, search, suspects.name, suspects.classes, labels),
             **{"attribute": images.name, "pairs": images.paired, "test_images": len(images)},
             **{"left_out": search.left_out, "groups_without_images": groups_without_images(context, images)},
             "small_groups": small_groups(context, images),
@@ -162,6 +163,7 @@ def _write_weights(
 def _choice(
     context: StageContext,
     chosen: Candidate,
+    forgone: Candidate | None,
     alone: Candidate,
     search: Search,
     name: str,
@@ -182,6 +184,8 @@ def _choice(
         "shifts_alone": {context.classes[k]: float(alone.shifts[k]) for k in classes},
         "select_score": list(chosen.score),
         "select_score_alone": list(alone.score),
+        "max_accuracy_loss": search.max_accuracy_loss,
+        "beyond_budget": None if forgone is None else {"method": forgone.method, "select_score": forgone.score[0]},
         "select_accuracy": chosen.accuracy,
         "select_accuracy_before": search.accuracy_before,
     }
@@ -297,7 +301,7 @@ def _changed(context: StageContext, images: Grouped, found: Mapping[str, Tensor]
 
 
 def _images(context: StageContext, labelled: set[int]) -> pd.DataFrame:
-    """All select and test images, and of which of the former the attribute was looked at (``labelled``)."""
+    """All select and test images, the attribute's value, and whether it was looked at to choose (``labelled``)."""
     tables = []
     splits: tuple[Split, Split] = ("select", "test")
     for split in splits:
@@ -306,7 +310,7 @@ def _images(context: StageContext, labelled: set[int]) -> pd.DataFrame:
         table["file"] = "" if files is None else list(files)
         table["class"] = [context.classes[int(label)] for label in labels]
         if groups is not None:
-            table[groups.name] = [groups.values[value] if value >= 0 else "" for value in groups.of_image.tolist()]
+            table["value"] = [groups.values[value] if value >= 0 else "" for value in groups.of_image.tolist()]
         table["labelled"] = table["image"].isin(labelled) if split == "select" else False
         tables.append(table)
     return pd.concat(tables, ignore_index=True)

@@ -82,7 +82,7 @@ class Search:
             train_shares(context, self._known) if self._labelled else None,
             settings.max_accuracy_loss,
         )
-        self.accuracy_before = self._judge.accuracy_before
+        self.accuracy_before, self.max_accuracy_loss = self._judge.accuracy_before, settings.max_accuracy_loss
 
     def untouched(self) -> Candidate:
         """The network as it is."""

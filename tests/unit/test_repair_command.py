@@ -75,6 +75,8 @@ MEASURED: dict[str, Any] = {
     "average_before": 0.9,
     "average_after": 0.8,
     "worst_group_after": 0.6,
+    **{"worst_group_before_low": 0.1, "worst_group_before_high": 0.3},
+    **{"worst_group_after_low": 0.5, "worst_group_after_high": 0.7},
 }
 
 
@@ -83,6 +85,12 @@ MEASURED: dict[str, Any] = {
     [
         ({}, "The repair helped: on test images the worst group was right on 20.0 %, on 40.0 %"),
         ({"worst_group_after": 0.4}, "The repair did NOT help"),  # no better than new biases alone
+        ({"worst_group_after": 0.45}, "may have helped, by no more than chance"),  # an error of 0.07 above 0.4
+        ({"max_accuracy_loss": 0.05}, "That is more than the budget"),
+        (
+            {"beyond_budget": {"method": "dfr", "select_score": 0.7}, "select_score": [0.5, 0.8]},
+            "Beyond the budget, dfr has 70.0 % of the worst group of select images in place of 50.0 %",
+        ),
         ({"worst_group_after": 0.1}, "Keep the network as it was."),
         ({"method": "nothing"}, "The network stays as it was"),
         ({"attribute": ""}, "cannot be told without groups or a mark"),

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from experiments.repairs import by_labels
+from salve.data.groups import Groups
 from salve.editing.gains import gains_worst_group
 from salve.editing.recalibrate import fairest_shift, recalibrated
 from salve.repair_settings import RepairSettings
 from salve.stages.audit import _rows
-from salve.stages.candidates import Candidate, chosen_of
-from salve.stages.grouped import Grouped
+from salve.stages.candidates import Candidate, beyond_budget, chosen_of
+from salve.stages.grouped import Grouped, train_shares
 from salve.stages.judging import Judge
-from salve.stages.repair import groups_without_images, small_groups
+from salve.stages.repair import _images, groups_without_images, small_groups
 from salve.stages.repair_suspects import check_repair, checked_suspects, suspects_of
 from salve.stages.repairing import Search
 from salve.types import UserError
@@ -24,12 +25,14 @@ from salve.types import UserError
 
 def test_what_does_not_pay_is_not_chosen_and_the_network_stays_as_it_was() -> None:
     def candidate(name: str, score: float, allowed: bool, pays: bool) -> Candidate:
-        return Candidate(name, (), 1.0, None, torch.zeros(2), (score,), 0.9, allowed, pays)
+        return Candidate(name, (), 1.0, None, torch.zeros(2), (score,), 0.9, 0.0, allowed, pays)
 
     untouched = candidate("nothing", 0.5, True, False)
     tried = [candidate("a", 0.9, False, True), candidate("b", 0.8, True, False), candidate("c", 0.7, True, True)]
     assert chosen_of(tried, untouched).method == "c"
     assert chosen_of(tried[:2], untouched) is untouched
+    assert beyond_budget(tried, tried[2]) is tried[0]
+    assert beyond_budget(tried, tried[0]) is None
 
 
 def judge_of(known: Grouped, before: Tensor | None = None, **others: Any) -> Judge:
@@ -220,3 +223,23 @@ def test_the_budget_also_holds_for_the_average_that_weighs_groups_as_the_train_i
     assert judge_of(known, before, shares=alike).of(after, after).allowed
     assert not judge_of(known, before, shares=mostly_first).of(after, after).allowed
     assert judge_of(known, before, shares=mostly_first, max_loss=0.4).of(after, after).allowed
+
+
+def test_a_table_of_images_keeps_its_columns_whatever_the_attribute_is_called() -> None:
+    groups = SimpleNamespace(name="split", values=("no", "yes"), of_image=torch.tensor([1, -1]))
+    data = SimpleNamespace(
+        labels=lambda _: [0, 1], groups=lambda _: groups, files=lambda split: (f"{split}/a.png", f"{split}/b.png")
+    )
+    context: Any = SimpleNamespace(classes=("ship", "bird"), data=data)
+    found = _images(context, {1})
+    assert list(found) == ["split", "image", "file", "class", "value", "labelled"]
+    assert found["split"].tolist() == ["select", "select", "test", "test"]
+    assert found["value"].tolist() == ["yes", "", "yes", ""]
+    assert found["labelled"].tolist() == [False, True, False, False]
+
+
+def test_shares_of_the_train_images_are_unknown_where_no_train_image_has_the_attribute() -> None:
+    groups = Groups("tag", ("absent",), torch.tensor([-1, -1]))
+    data = SimpleNamespace(labels=lambda _: torch.tensor([0, 1]), groups=lambda _: groups)
+    context: Any = SimpleNamespace(classes=("ship", "bird"), data=data)
+    assert train_shares(context, grouped_by_class(1)) is None

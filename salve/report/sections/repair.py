@@ -1,5 +1,6 @@
 """Suspects, for a person to judge, and what a repair did."""
 
+import math
 from functools import partial
 from typing import Any
 
@@ -159,8 +160,12 @@ def repair(artifacts: Artifacts) -> Section | None:
 
 
 def helped(record: dict[str, Any]) -> bool:
-    """Whether a repair's worst group is better than that of the untouched network and of new biases alone."""
-    return bool(record["worst_group_after"] > max(record["worst_group_before"], record["worst_group_recalibrated"]))
+    """Whether a repair's worst group is better than that of the untouched network and of new biases alone, by more than
+    the standard error of both together: on few test images less is chance."""
+    after, before = record["worst_group_after"], max(record["worst_group_before"], record["worst_group_recalibrated"])
+    spans = [record[f"worst_group_{one}_high"] - record[f"worst_group_{one}_low"] for one in ("before", "after")]
+    error = math.hypot(*spans) / 4  # an interval of 95 % is about four standard errors wide
+    return bool(after - before > error)
 
 
 def verdict(record: dict[str, Any]) -> str:
@@ -168,7 +173,7 @@ def verdict(record: dict[str, Any]) -> str:
     if record["method"] == NOTHING:
         return (
             "The network stays as it was: on select images nothing that was tried gains the worst group more than its "
-            "standard error within the budget (repair.max_accuracy_loss)."
+            "standard error within the budget (repair.max_accuracy_loss)." + _forgone(record)
         )
     if not record["attribute"]:
         return (
@@ -181,9 +186,26 @@ def verdict(record: dict[str, Any]) -> str:
         f"the worst group was right on {before}, on {alone} with new biases alone, and on {after} repaired, and the "
         f"average is {average}"
     )
+    paid = ""
+    if record["average_before"] - record["average_after"] > record.get("max_accuracy_loss", math.inf):
+        paid = " That is more than the budget, which could only be held on select images."
     if helped(record):
-        return f"The repair helped: on test images {numbers_}."
-    return f"The repair did NOT help: on test images {numbers_}. Keep the network as it was."
+        return f"The repair helped: on test images {numbers_}.{paid}{_forgone(record)}"
+    if record["worst_group_after"] > max(record["worst_group_before"], record["worst_group_recalibrated"]):
+        return f"The repair may have helped, by no more than chance: on test images {numbers_}.{paid}{_forgone(record)}"
+    return f"The repair did NOT help: on test images {numbers_}. Keep the network as it was.{_forgone(record)}"
+
+
+def _forgone(record: dict[str, Any]) -> str:
+    """What a larger budget would have allowed."""
+    other = record.get("beyond_budget")
+    if not other or not record["attribute"]:
+        return ""
+    share, chosen = (percent(value) for value in (other["select_score"], record["select_score"][0]))
+    return (
+        f" Beyond the budget, {other['method']} has {share} of the worst group of select images in place of {chosen}; "
+        "a larger repair.max_accuracy_loss allows it."
+    )
 
 
 def state_rows(record: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
