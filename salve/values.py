@@ -40,9 +40,7 @@ class Range:
 
     def refusal(self, value: Any) -> str:
         """What is wrong with a value, as the end of a sentence; empty if nothing is."""
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return "must be a number"
-        if math.isnan(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
             return "must be a number"
         if not value > self.above:
             return f"must be above {self.above:g}"
