@@ -83,7 +83,7 @@ class Makers(NamedTuple):
     """What makes further artifacts, where a comparison needs them.
 
     Attributes:
-        capture: activations at the layer of a context. sae: of other settings, an SAE and what its latents mean.
+        capture: activations at the site of a context. sae: of other settings, an SAE and what its latents mean.
         without: a classifier that is trained without a class.
     """
 

@@ -45,7 +45,8 @@ class Judge:
     probability). The budget holds for the accuracy of all, and with labels also for the average that weighs groups by
     their shares of the train images, as far as the images that are known can tell: its loss less a standard error.
 
-    No image judges what was fitted to it: one half of every group judges what was fitted to the other.
+    Groups are not judged by images that a repair was fitted to: one half of every group judges what was fitted to the
+    other. The accuracy of all also counts images that an eraser or new biases were fitted to.
 
     Attributes:
         known: images whose groups are known; without labels all. plain: all images.
@@ -83,17 +84,15 @@ class Judge:
         """Which of the images that are known are right."""
         return logits.argmax(dim=1) == self.known.labels
 
-    def with_new_biases(
-        self, known: Float[Tensor, "n C"], classes: tuple[int, ...]
-    ) -> tuple[Float[Tensor, "n C"], Float[Tensor, " C"]]:
-        """New biases of some classes, where they pay: the logits by which they are judged, and their shifts.
+    def with_new_biases(self, known: Float[Tensor, "n C"]) -> tuple[Float[Tensor, "n C"], Float[Tensor, " C"]]:
+        """New biases of the suspected classes, where they pay: the logits that are judged, and the shifts.
 
         With labels each half of the images is judged with the biases that are best for the other half.
 
         Args:
-            known: logits of the images that are known. classes: whose biases are set.
+            known: logits of the images that are known.
         """
-        known, labels, groups = known.double(), self.known.labels, self.known.group
+        known, labels, groups, classes = known.double(), self.known.labels, self.known.group, self.suspected
         if not self.labelled:
             shifts = recalibrated(known, labels, labels, classes, likeliest_shift)
             return known + shifts, shifts

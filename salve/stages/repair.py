@@ -117,7 +117,7 @@ def repair(
             **_choice(context, chosen, forgone, alone, search, suspects.name, suspects.classes, labels),
             **{"attribute": images.name, "pairs": images.paired, "test_images": len(images)},
             **{"left_out": search.left_out, "groups_without_images": groups_without_images(context, images)},
-            "small_groups": small_groups(context, images),
+            **{"small_groups": small_groups(context, images), "max_accuracy_loss": settings.max_accuracy_loss},
         }
         measures = {name: _measures(context, images, found[name], plain, on_plain[name]) for name in found}
         for name in STATES:
@@ -184,7 +184,6 @@ def _choice(
         "shifts_alone": {context.classes[k]: float(alone.shifts[k]) for k in classes},
         "select_score": list(chosen.score),
         "select_score_alone": list(alone.score),
-        "max_accuracy_loss": search.max_accuracy_loss,
         "beyond_budget": None if forgone is None else {"method": forgone.method, "select_score": forgone.score[0]},
         "select_accuracy": chosen.accuracy,
         "select_accuracy_before": search.accuracy_before,

@@ -76,13 +76,14 @@ class Search:
         self.labelled_images: set[int] = set(self._known.numbers.tolist()) if self._labelled else set()
         self._on_plain = Running(context, cut, self._plain)
         self._on_known = Running(context, cut, self._known) if self._labelled else self._on_plain
+        before = self._on_plain.logits()
         self._judge = Judge(
-            *(self._known, self._plain, self._labelled, self._on_known.logits(), self._on_plain.logits()),
+            *(self._known, self._plain, self._labelled, self._on_known.logits() if self._labelled else before, before),
             *(suspects.classes, len(context.classes), context.seed),
             train_shares(context, self._known) if self._labelled else None,
             settings.max_accuracy_loss,
         )
-        self.accuracy_before, self.max_accuracy_loss = self._judge.accuracy_before, settings.max_accuracy_loss
+        self.accuracy_before = self._judge.accuracy_before
 
     def untouched(self) -> Candidate:
         """The network as it is."""
@@ -275,7 +276,7 @@ class Search:
     def _candidate(
         self, method: str, latents: tuple[int, ...], alpha: float, change: Change | None, fitted: FittedEdit | None
     ) -> Candidate:
-        known, shifts = self._judge.with_new_biases(self._of_known(method, alpha, change), self.suspects.classes)
+        known, shifts = self._judge.with_new_biases(self._of_known(method, alpha, change))
         return self._judged(method, latents, alpha, change, fitted, known, shifts)
 
     def _judged(

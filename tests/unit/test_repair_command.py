@@ -70,6 +70,7 @@ def test_what_is_no_setting_and_no_folder_is_refused(
 MEASURED: dict[str, Any] = {
     "method": "leace",
     "attribute": "tag",
+    "labels": 25,
     "worst_group_before": 0.2,
     "worst_group_recalibrated": 0.4,
     "average_before": 0.9,
@@ -93,11 +94,18 @@ MEASURED: dict[str, Any] = {
         ),
         ({"worst_group_after": 0.1}, "Keep the network as it was."),
         ({"method": "nothing"}, "The network stays as it was"),
+        ({"method": "nothing", "labels": 0}, "nothing that was tried keeps the accuracy on select images within"),
         ({"attribute": ""}, "cannot be told without groups or a mark"),
     ],
 )
 def test_the_end_says_whether_the_repair_helped(change: dict[str, Any], said: str) -> None:
     assert said in verdict({**MEASURED, **change}).replace("\u00a0", " ")
+
+
+def test_without_labels_the_end_does_not_take_the_score_for_a_share_of_a_group() -> None:
+    other = {"beyond_budget": {"method": "gate", "select_score": -0.03}, "select_score": [-0.04, 0.9]}
+    assert "Beyond the budget" in verdict({**MEASURED, **other})
+    assert "Beyond the budget" not in verdict({**MEASURED, **other, "labels": 0})
 
 
 def test_the_end_names_the_files_and_what_undoes_them(tmp_path: Path) -> None:

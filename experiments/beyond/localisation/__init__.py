@@ -1,6 +1,6 @@
 """Localisation: do the maps of classes' latents lie on the objects that people have boxed?
 
-Each class's latent is compared, at the same layer, with Grad-CAM of the class, a random latent and a Gaussian in the
+Each class's latent is compared, at the same site, with Grad-CAM of the class, a random latent and a Gaussian in the
 middle of the image, which has seen nothing. Boxes of train and select images choose thresholds; test images report.
 """
 

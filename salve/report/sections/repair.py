@@ -170,6 +170,11 @@ def helped(record: dict[str, Any]) -> bool:
 
 def verdict(record: dict[str, Any]) -> str:
     """Whether the repair helped on test images, in a sentence or two."""
+    if record["method"] == NOTHING and not record["labels"]:
+        return (
+            "The network stays as it was: nothing that was tried keeps the accuracy on select images within the budget "
+            "(repair.max_accuracy_loss)."
+        )
     if record["method"] == NOTHING:
         return (
             "The network stays as it was: on select images nothing that was tried gains the worst group more than its "
@@ -199,7 +204,7 @@ def verdict(record: dict[str, Any]) -> str:
 def _forgone(record: dict[str, Any]) -> str:
     """What a larger budget would have allowed."""
     other = record.get("beyond_budget")
-    if not other or not record["attribute"]:
+    if not other or not record["labels"]:  # without labels the score is no share of a group
         return ""
     share, chosen = (percent(value) for value in (other["select_score"], record["select_score"][0]))
     return (
