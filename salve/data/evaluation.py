@@ -38,6 +38,7 @@ class EvaluationSet:
         groups: an attribute of the images; None if none is known.
         digest: gives the hex SHA-256 of images, labels and groups.
         paired: whether image ``i`` and image ``i + N/2`` are one without a shortcut and with it.
+        remark: a caution about these images; "" for none.
     """
 
     name: str
@@ -46,6 +47,7 @@ class EvaluationSet:
     groups: Groups | None
     digest: Callable[[], str]
     paired: bool = False
+    remark: str = ""
 
 
 def evaluation_sets(
@@ -57,11 +59,12 @@ def evaluation_sets(
         entries: each a split of the data, such as ``test``; ``pairs``, the test images without and with the shortcut
             of the data; a corruption of the test images, such as ``fog-3``; the path of a folder with a folder for each
             class; or a mapping with ``data``, the name of a data source, its settings, and if wanted
-            ``take``, the split whose images are taken ("test"), and ``name``.
+            ``take``, the split whose images are taken ("test"), and ``name``. A folder or source may lack classes.
         data: of the run. source: makes a data source from the mapping's other entries.
 
     Raises:
-        UserError: an entry is none of these, is there twice, or lacks a class; or corruptions are not installed.
+        UserError: an entry is none of these, is there twice, or has no class of the run; or corruptions are not
+            installed.
     """
     sets = [
         _of_mapping(entry, data, source) if isinstance(entry, Mapping) else _of_text(str(entry), data)
@@ -146,16 +149,17 @@ def _of_folder(folder: Path, data: ImageData) -> EvaluationSet:
     there = set(subfolders(folder))
     values = getattr(_unmarked(data), "class_values", data.classes)
     own = [next((name for name in names if name in there), None) for names in zip(values, data.classes, strict=True)]
-    if lacking := [name for name, found in zip(data.classes, own, strict=True) if found is None]:
+    labels = {name: label for label, name in enumerate(own) if name is not None}
+    if not labels:
         raise UserError(
-            f"evaluate names the folder {folder}, which lacks a folder for {listing(lacking)}; its folders are "
-            f"{listing(sorted(there), 10) or 'none'}."
+            f"evaluate names the folder {folder}, which has a folder for none of the classes {listing(data.classes)}; "
+            f"its folders are {listing(sorted(there), 10) or 'none'}."
         )
-    chosen = [name for name in own if name is not None]
-    found = find_images(folder, chosen)
-    if empty := [name for name, paths in zip(chosen, found.images, strict=True) if not paths]:
-        raise UserError(f"evaluate names the folder {folder}, which has no image of {listing(empty)}.")
-    files = tuple(ImageFile(path, label) for label, paths in enumerate(found.images) for path in paths)
+    found = find_images(folder, list(labels))
+    images = dict(zip(labels.values(), found.images, strict=True))
+    files = tuple(ImageFile(path, label) for label, paths in images.items() for path in paths)
+    if not files:
+        raise UserError(f"evaluate names the folder {folder}, which has no image of {listing(list(labels))}.")
     refuse_empty(folder, list(files))
     source = _unmarked(data)
     white = source.white if isinstance(source, FileData) else None
@@ -165,8 +169,19 @@ def _of_folder(folder: Path, data: ImageData) -> EvaluationSet:
         rows = [[file.path, file.label, own] for file, own in zip(files, digests, strict=True)]
         return hashlib.sha256(json.dumps([white, rows]).encode()).hexdigest()
 
-    raw = FileImages(folder.parent, folder.name, files, white)
-    return EvaluationSet(os.path.basename(folder.resolve()), raw, torch.tensor([f.label for f in files]), None, digest)
+    raw, name = FileImages(folder.parent, folder.name, files, white), os.path.basename(folder.resolve())
+    numbers = torch.tensor([file.label for file in files])
+    idle = [one for one in sorted(there) if one not in labels]
+    return EvaluationSet(name, raw, numbers, None, digest, remark=_lacking(name, numbers, data.classes, idle))
+
+
+def _lacking(name: str, labels: Labels, classes: Sequence[str], idle: Sequence[str] = ()) -> str:
+    """A caution that classes have no image in a set; ``idle`` are folders in which they may be after all."""
+    present = set(labels.tolist())
+    if not (lacking := [one for number, one in enumerate(classes) if number not in present]):
+        return ""
+    unread = f"; its folders {listing(idle)} are named like no class and were not read" if idle else ""
+    return f"The evaluation set {name} has no image of {listing(lacking)}, of which it says nothing{unread}."
 
 
 def _unmarked(data: ImageData) -> ImageData:
@@ -181,16 +196,18 @@ def _of_mapping(
     split, name = settings.pop("take", "test"), str(settings.pop("name", "") or settings.get("data"))
     check_split(split)
     other = source(settings)
-    if lacking := [of_class for of_class in data.classes if of_class not in other.classes]:
+    if not set(data.classes) & set(other.classes):
         raise UserError(
-            f"The evaluation set {name} has no class {listing(lacking)}; its classes are {listing(other.classes, 10)}."
+            f"The evaluation set {name} has none of the classes {listing(data.classes)}; its classes are "
+            f"{listing(other.classes, 10)}."
         )
     number = torch.tensor([data.classes.index(c) if c in data.classes else -1 for c in other.classes])
     labels, groups = number[torch.as_tensor(other.labels(split))], other.groups(split)
     kept = (labels >= 0).nonzero()[:, 0]
     mine = None if groups is None else Groups(groups.name, groups.values, groups.of_image[kept])
     digest = partial(_digest, other, ["take", split, labels.tolist()], mine)
-    return EvaluationSet(name, _Some(other.raw(split), kept.tolist()), labels[kept], mine, digest)
+    raw, labels = _Some(other.raw(split), kept.tolist()), labels[kept]
+    return EvaluationSet(name, raw, labels, mine, digest, remark=_lacking(name, labels, data.classes))
 
 
 class _Some:

@@ -68,7 +68,8 @@ def build_context(
     data.bind(chosen.preprocess)
     preprocessing = chosen.origin
     unmapped = _without_map(loaded.model, site) if "validate" in config.stages else ""
-    remarks = tuple(one for one in (*data.remarks(), loaded.remark, unmapped) if one)
+    of_sets = (one.remark for one in evaluation)
+    remarks = tuple(one for one in (*data.remarks(), *of_sets, loaded.remark, unmapped) if one)
     log.info("Images: %s", preprocessing)
     for remark in remarks:
         log.warning("Caution: %s", remark)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -103,20 +104,40 @@ def test_folders_and_other_sources_are_matched_by_the_names_of_classes(tmp_path:
         ("fgo-3", "it names 'fgo', which is none of the 15; near it: 'fog'"),
         ("fog-9", "the severities of fog are 1 .mild. to 5 .harsh., such as fog-3"),
         ("pairs", "the folder data cannot show an image with and without a shortcut"),
-        ("LACKING", "which lacks a folder for 'dog'; its folders are 'cat'"),
-        ("EMPTY", "which has no image of 'dog'"),
-        ({"data": "concepts"}, "The evaluation set concepts has no class 'cat', 'dog'; its classes are 'harbour'"),
+        ("LACKING", "which has a folder for none of the classes 'cat', 'dog'; its folders are 'emu'"),
+        ("EMPTY", "which has no image of 'cat', 'dog'"),
+        ({"data": "concepts"}, "concepts has none of the classes 'cat', 'dog'; its classes are 'harbour'"),
         ({"data": "concepts", "take": "val"}, "There is no split 'val'"),
     ],
 )
 def test_what_is_no_set_is_refused(tmp_path: Path, entry: Any, says: str) -> None:
-    write(tmp_path / "lacking" / "cat" / "0.png")
-    write(tmp_path / "empty" / "cat" / "0.png")
-    (tmp_path / "empty" / "dog").mkdir()
+    write(tmp_path / "lacking" / "emu" / "0.png")
+    for name in ("cat", "dog"):
+        (tmp_path / "empty" / name).mkdir(parents=True)
     data = FolderData(fill(tmp_path / "own"), batch_size=2)
     given = {"LACKING": str(tmp_path / "lacking"), "EMPTY": str(tmp_path / "empty")}.get(str(entry), entry)
     with pytest.raises(UserError, match=says):
         sets(data, given)
+
+
+def test_a_set_without_some_classes_says_so(tmp_path: Path) -> None:
+    data = FolderData(fill(tmp_path / "own", ("ant", "cat", "dog")), batch_size=2)
+    for name in ("cats", "dog"):
+        write(tmp_path / "sketches" / name / "0.png")
+    (tmp_path / "sketches" / "ant").mkdir()
+    (folder,) = sets(data, str(tmp_path / "sketches"))
+    assert folder.labels.tolist() == [2]
+    assert folder.remark == (
+        "The evaluation set sketches has no image of 'ant', 'cat', of which it says nothing; its folders 'cats' are "
+        "named like no class and were not read."
+    )
+    table = measured_on(folder, {"": torch.tensor([2])}, data.classes).set_index("class")
+    assert table.loc["dog", "accuracy"] == 1
+    assert np.isnan(table.loc["cat", "accuracy"])
+    (other,) = sets(data, {"data": "folder", "root": fill(tmp_path / "other", ("cat", "emu"), val=4)})
+    assert set(other.labels.tolist()) == {1}
+    assert other.remark == "The evaluation set folder has no image of 'ant', 'dog', of which it says nothing."
+    assert not sets(data, "test")[0].remark
 
 
 def test_two_sets_of_one_name_are_refused(scenes: ConceptsData) -> None:

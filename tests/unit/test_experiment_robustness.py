@@ -17,6 +17,7 @@ from experiments.beyond.robustness.measures import Moved, Seen
 from experiments.claims import load_claims
 from experiments.experiment import carry_out
 from experiments.testbeds import TESTBEDS, Setup
+from salve.artifacts import Store
 from salve.backbones import Reader, Site
 from salve.backbones.tail import LinearTail
 from salve.data.corruptions import KINDS, SEVERITIES
@@ -166,3 +167,60 @@ def test_an_edited_copy_reads_as_if_the_activation_were_gated() -> None:
     copy = measures.edited(cut, gate)  # type: ignore[arg-type]
     torch.testing.assert_close(copy(rows), model(rows * gate))
     assert torch.equal(model.weight, before)
+
+
+class Halves:
+    """In place of an attack: breaks an image within its margin over twice the number of pixels. Counts how often."""
+
+    count = 0
+
+    def __init__(self, logits: Any, pixels: Tensor, labels: Tensor, classes: int, *, seed: int) -> None:
+        two = logits(pixels).topk(2, dim=1).values
+        self.needed = (two[:, 0] - two[:, 1]).double() / 24
+
+    def __call__(self, rows: Tensor, norms: Tensor) -> Tensor:
+        Halves.count += 1
+        return norms >= self.needed[rows]
+
+
+def test_attacks_are_kept_and_an_image_that_the_edit_takes_has_norm_0(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measures, "Attack", Halves)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3, bias=False))
+    weight = torch.eye(3).repeat_interleave(4, dim=1)
+    with torch.no_grad():
+        model[1].weight.copy_(weight)
+
+    def cut_of(network: torch.nn.Module) -> Any:
+        site = Site("last", (Reader("1.weight"),), 12)
+        return SimpleNamespace(model=network, site=site, logits=network, order=[0, 1, 2], of=cut_of)
+
+    labels = torch.tensor([0, 1, 2, 0])
+    pixels = 0.1 + 0.5 * torch.tensor([0.2, 0.4, 0.8, 1.0])[:, None] * weight[labels]
+    pixels[3, 4:8] = 0.9  # the last image is taken for the second class
+    preprocess = SimpleNamespace(denormalise=lambda images: images, mean=[0.0] * 3, std=[1.0] * 3)
+    data = SimpleNamespace(preprocess=preprocess, dataset=lambda split: [(one.view(3, 2, 2), 0) for one in pixels])
+    classifier = SimpleNamespace(kind="classifier", digest="d")
+    context = SimpleNamespace(data=data, device="cpu", on_device=lambda one: one, store=Store(tmp_path))
+    run = SimpleNamespace(artifact=lambda kind: classifier)
+    test = SimpleNamespace(labels=labels)
+    study: Any = SimpleNamespace(
+        context=context, runs=[run], test=test, classes=CLASSES, testbed=SimpleNamespace(name="toy")
+    )
+    vectors = weight[:2] / 2  # α = 2 closes the channels of the class
+    edits = Edits([0, 1], [2.0, 2.0], vectors, [0.0])
+
+    first = measures.attacked(study, cut_of(model), range(4), edits)
+    asked = Halves.count
+    assert asked > 0
+    pd.testing.assert_frame_equal(measures.attacked(study, cut_of(model), range(4), edits), first)
+    assert Halves.count == asked
+    assert list(first["image"]) == [0, 1, 2]
+    margins = 4 * 0.5 * np.array([0.2, 0.4, 0.8]) / 24
+    finest = (measures.LARGEST / measures.SMALLEST) ** (2.0**-measures.HALVINGS)
+    ratio = first["norm"].to_numpy() / margins
+    assert ((ratio >= 1 - 1e-5) & (ratio <= finest)).all()
+    # The first image is edited for the second class, the second one for the first, the third for the first again.
+    assert (first["edit"] != first["class"]).all()
+    assert (first["norm_edited"] > 0).all()

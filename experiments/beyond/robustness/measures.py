@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from copy import deepcopy
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,12 +14,14 @@ from torch.utils.data import DataLoader, Subset
 
 from experiments.beyond.composition.measures import Edits
 from experiments.runs import Study
+from salve.artifacts import digest_of_tensors, write_table
 from salve.backbones.cut import Cut
 from salve.data.base import RawImages, TransformedImages
 from salve.data.corruptions import KINDS, SEVERITIES, corrupted
 from salve.diagnosis.adversarial import Attack, smallest_norms
 from salve.editing import gate
 from salve.report.intervals import Interval, t_interval
+from salve.stages.context import settings_of_key
 from salve.types import Labels
 
 #: Between which norms an attack looks (the largest change of a pixel, on the 0 … 1 scale), and how finely.
@@ -181,8 +184,25 @@ def attacked(study: Study, cut: Cut, numbers: Sequence[int], edits: Edits) -> pd
         found[holds] = smallest_norms(attack, len(kept), SMALLEST, LARGEST, HALVINGS)
         return found
 
+    def kept_norms(rows: Tensor, edit: Float[Tensor, " M"] | None = None) -> Tensor:
+        """The norms of a network, which take minutes to hours: a study that is killed finds those it had."""
+        settings: dict[str, Any] = {
+            "norms": [SMALLEST, LARGEST, HALVINGS],
+            "seed": SEED,
+            "images": [numbers[row] for row in rows.tolist()],
+        }
+        settings["gate"] = "" if edit is None else digest_of_tensors({"gate": edit})
+
+        def make(folder: Path, _: Path) -> None:
+            found = norms(cut if edit is None else cut.of(edited(cut, edit)), rows)
+            write_table(folder / "norms.csv", pd.DataFrame({"image": settings["images"], "norm": found.numpy()}))
+
+        classifier = study.runs[0].artifact("classifier")
+        artifact = context.store.get_or_make("attack", settings_of_key(settings, classifier), make)
+        return torch.tensor(artifact.table("norms.csv")["norm"].to_numpy(float))
+
     every = torch.arange(len(numbers))
-    before = norms(cut, every)
+    before = kept_norms(every)
     held = every[before > 0]
     after, by = torch.full_like(before, torch.nan), torch.full_like(labels, -1)
     for place, row in enumerate(held.tolist()):
@@ -190,7 +210,7 @@ def attacked(study: Study, cut: Cut, numbers: Sequence[int], edits: Edits) -> pd
         by[row] = choice[place % len(choice)] if choice else -1
     for label, alpha, vector in zip(edits.labels, edits.alphas, edits.vectors, strict=True):
         if len(rows := (by == label).nonzero()[:, 0]):
-            after[rows] = norms(cut.of(edited(cut, gate(vector, alpha))), rows)
+            after[rows] = kept_norms(rows, gate(vector, alpha))
     names = [study.classes[label] for label in labels.tolist()]
     of_edit = [study.classes[label] if label >= 0 else "" for label in by.tolist()]
     found = {
