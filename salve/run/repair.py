@@ -37,8 +37,8 @@ What it may cost
   repair.max_accuracy_loss=0.005   how much of the accuracy on select images may be lost; and with labels,
                                    of the average that weighs groups as the train images have them,
                                    as far as the labelled images can tell: less a standard error
-  A repair is kept only if it gains the worst group of the labelled images more than its standard error. If none does,
-  the network stays as it was, and the command says so.
+  A repair is kept only if it gains the worst group of the labelled images more than twice the standard error of that
+  gain. If none does, the network stays as it was, and the command says so.
 
 What it writes
   A run like any other (outputs/runs/<name>/<time>: the page, tables, metrics.json), and in the artifact `repair`

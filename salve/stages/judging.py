@@ -26,7 +26,7 @@ class Judgement(NamedTuple):
         score: larger is better. accuracy: on all.
         average_loss: what the average by groups of the train images loses at least; NaN where it is not known.
         allowed: within the budget.
-        pays: whether it gains the worst group more than its standard error; without labels always.
+        pays: whether it gains the worst group more than twice the error of that gain; without labels always.
     """
 
     score: tuple[float, ...]

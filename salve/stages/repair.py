@@ -14,6 +14,7 @@ from salve.artifacts import Artifact, save_tensors, write_record, write_table
 from salve.backbones.cut import Cut
 from salve.editing import Edit, EditFile, NewWeights, apply_edit_files, make_additions, make_edit_files, save_edit_file
 from salve.editing.files import metadata_with
+from salve.editing.gains import ERRORS
 from salve.editing.recalibrate import group_accuracies, with_shifted_bias
 from salve.editing.verdict import RESAMPLES, percentile_interval, wilson
 from salve.integrity import USES
@@ -66,7 +67,7 @@ def repair(
     attribute = attribute_of(context)
     labels = labels if grouped(context, "select") is not None else 0
     used = {**asdict(settings), "labels": labels, "seed": context.seed, "attribute": attribute}
-    used |= {"kept": "if it pays", "budget": "also of the average", "judged": "by halves"}
+    used |= {"kept": f"beyond {ERRORS:g} errors", "budget": "also of the average", "judged": "by halves"}
     key_settings = settings_of_key(used, classifier, activations, sae, audit)
 
     def make(folder: Path, _: Path) -> None:

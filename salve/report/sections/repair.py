@@ -161,11 +161,11 @@ def repair(artifacts: Artifacts) -> Section | None:
 
 def helped(record: dict[str, Any]) -> bool:
     """Whether a repair's worst group is better than that of the untouched network and of new biases alone, by more than
-    the standard error of both together: on few test images less is chance."""
+    twice the error of that gain: on few test images less may be chance."""
     after, before = record["worst_group_after"], max(record["worst_group_before"], record["worst_group_recalibrated"])
     spans = [record[f"worst_group_{one}_high"] - record[f"worst_group_{one}_low"] for one in ("before", "after")]
     error = math.hypot(*spans) / 4  # an interval of 95 % is about four standard errors wide
-    return bool(after - before > error)
+    return bool(after - before > 2 * error)
 
 
 def verdict(record: dict[str, Any]) -> str:
@@ -177,8 +177,8 @@ def verdict(record: dict[str, Any]) -> str:
         )
     if record["method"] == NOTHING:
         return (
-            "The network stays as it was: on select images nothing that was tried gains the worst group more than its "
-            "standard error within the budget (repair.max_accuracy_loss)." + _forgone(record)
+            "The network stays as it was: on select images nothing that was tried gains the worst group more than "
+            "twice the error of that gain within the budget (repair.max_accuracy_loss)." + _forgone(record)
         )
     if not record["attribute"]:
         return (
