@@ -30,7 +30,7 @@ from salve.stages.context import StageContext, settings_of_key
 from salve.stages.counterfactuals import Counterfactuals
 from salve.stages.effects import watched_attributions
 from salve.stages.grouped import Grouped, Running, attribute_of, grouped, of_split
-from salve.stages.localise import PREFIX, Seen, masks_like
+from salve.stages.localise import PREFIX, Seen
 from salve.types import Labels, Split
 
 #: Images that come nearest to each class without being of it, at most, on which effects are measured: as many as those
@@ -290,7 +290,7 @@ def objects_shown(data: Any, labels: Labels, preprocess: Preprocess, label: int)
     if (truth := data.truth("test")) is not None:
         concept = truth.class_concept[label]
         numbers = (own & truth.presence[:, concept]).nonzero()[:, 0][:LOCATED].tolist()
-        return numbers, masks_like(truth.masks(numbers, concept), preprocess) if numbers else torch.empty(0)
+        return numbers, preprocess.moved_masks(truth.masks(numbers, concept)) if numbers else torch.empty(0)
     if (boxes := data.boxes("test")) is not None:
         numbers = [number for number in own.nonzero()[:, 0].tolist() if len(boxes.of_image.get(number, ()))][:LOCATED]
         return numbers, boxes.masks(numbers, preprocess)
