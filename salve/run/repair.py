@@ -10,8 +10,8 @@ from salve.run.folder import RunFolder
 from salve.run.rerun import callers_own, run_again
 from salve.types import UserError
 
-#: The name of a run that is given none.
-NAME = "repair"
+#: Stages whose runs are called after them where nothing else names them, the last one of a run first.
+NAMING = ("repair", "audit")
 #: What the command runs. What these stages need is made first, or found.
 STAGES = "stages=[audit,repair,report]"
 
@@ -37,8 +37,9 @@ What it may cost
   repair.max_accuracy_loss=0.005   how much of the accuracy on select images may be lost; and with labels,
                                    of the average that weighs groups as the train images have them,
                                    as far as the labelled images can tell: less a standard error
-  A repair is kept only if it gains the worst group of the labelled images more than its standard error. If none does,
-  the network stays as it was, and the command says so.
+  A repair is kept only if it gains the worst group of the labelled images more than its standard error; without labels,
+  if the images nearest to the classes are taken for them less, by more than that. If none does, the network stays as
+  it was, and the command says so.
 
 What it writes
   A run like any other (outputs/runs/<name>/<time>: the page, tables, metrics.json), and in the artifact `repair`
@@ -82,9 +83,20 @@ def run_folder(arguments: Sequence[str]) -> Path | None:
 
 def overrides(arguments: Sequence[str]) -> list[str]:
     """What Hydra is given: the arguments behind ``repair``, with the stages, and a name where nothing gives one."""
-    named = any(argument.partition("=")[0].lstrip("+") in ("name", "experiment") for argument in arguments)
     staged = any(argument.startswith("stages=") for argument in arguments)
-    return [*([] if staged else [STAGES]), *([] if named else [f"name={NAME}"]), *arguments]
+    return [*([] if staged else [STAGES]), *name_of(arguments if staged else [STAGES, *arguments]), *arguments]
+
+
+def name_of(arguments: Sequence[str]) -> list[str]:
+    """The name of a run whose stages are given, and include an audit or a repair: as a setting, or none where the
+    arguments name it, a recipe or a configuration of one's own. Else it would be called as the default run is."""
+    keys = [argument.partition("=")[0].lstrip("+") for argument in arguments]
+    own = any(
+        key in ("name", "experiment", "rerun") or key.startswith(("--config", "-cn", "-cp", "-cd")) for key in keys
+    )
+    given = [argument.partition("=")[2] for argument in arguments if argument.startswith("stages=")]
+    stages = given[-1].strip("[]").replace(" ", "").split(",") if given else []
+    return [] if own else [f"name={stage}" for stage in NAMING if stage in stages][:1]
 
 
 def repair_run(folder: Path, arguments: Sequence[str], console: Console) -> Path:

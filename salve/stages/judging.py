@@ -26,7 +26,7 @@ class Judgement(NamedTuple):
         score: larger is better. accuracy: on all.
         average_loss: what the average by groups of the train images loses at least; NaN where it is not known.
         allowed: within the budget.
-        pays: whether it gains the worst group more than its standard error; without labels always.
+        pays: whether it gains more than a standard error; of the worst group, or without labels of the score.
     """
 
     score: tuple[float, ...]
@@ -42,8 +42,9 @@ class Judge:
 
     With labels by the worst group's accuracy, and then by the mean over groups; it must gain more than a standard
     error. Without, by how little the images that come nearest to the classes are still taken for them (the mean
-    probability). The budget holds for the accuracy of all, and with labels also for the average that weighs groups by
-    their shares of the train images, as far as the images that are known can tell: its loss less a standard error.
+    probability), which must fall by more than its standard error. The budget holds for the accuracy of all, and with
+    labels also for the average that weighs groups by their shares of the train images, as far as the images that are
+    known can tell: its loss less a standard error.
 
     Groups are not judged by images that a repair was fitted to: one half of every group judges what was fitted to the
     other. The accuracy of all also counts images that an eraser or new biases were fitted to.
@@ -117,10 +118,25 @@ class Judge:
                 average = average_loss(before, right, self.known.group, self.shares)
                 loss = max(loss, average)
         else:
-            chances = plain.double().softmax(dim=1)
-            taken = [float(chances[near, k].mean()) for k, near in self._near.items() if len(near)]
-            score = (-sum(taken) / len(taken), accuracy) if taken else (math.nan, accuracy)
+            taken, falls, error = self._taken(plain)
+            score, pays = (-taken, accuracy), falls > error
         return Judgement(score, accuracy, average, loss <= self.max_loss + 1e-9, pays)
+
+    def _taken(self, plain: Float[Tensor, "N C"]) -> tuple[float, float, float]:
+        """The mean probability with which the images nearest to the suspected classes are still taken for them, by how
+        much it falls, and the standard error of that fall, by as many images of a class as show another object."""
+        after, before = (logits.double().softmax(dim=1) for logits in (plain, self.plain_before))
+        taken, falls, square = [], [], []
+        for k, near in self._near.items():
+            if len(near):
+                fall = before[near, k] - after[near, k]
+                taken.append(float(after[near, k].mean()))
+                falls.append(float(fall.mean()))
+                square.append(float(fall.var(unbiased=False)) / len(self.plain.object[near].unique()))
+        if not taken:
+            return math.nan, math.nan, math.nan
+        count = len(taken)
+        return sum(taken) / count, sum(falls) / count, math.sqrt(sum(square)) / count
 
     def _gains(self, before: Bool[Tensor, " n"], after: Bool[Tensor, " n"]) -> bool:
         return gains_worst_group(before, after, self.known.group, self.known.object)

@@ -23,7 +23,7 @@ from salve.sae import SAE
 from salve.stages.candidates import Candidate, best_of_each, beyond_budget, chosen_of, table_of
 from salve.stages.context import StageContext, settings_of_key
 from salve.stages.counterfactuals import flip_rate
-from salve.stages.grouped import Grouped, Running, attribute_of, grouped, of_split, train_shares
+from salve.stages.grouped import Grouped, Running, attribute_of, group_name, grouped, of_split, train_shares
 from salve.stages.repair_suspects import suspects_of
 from salve.stages.repairing import Search
 from salve.stages.retraining import Retraining
@@ -66,7 +66,11 @@ def repair(
     attribute = attribute_of(context)
     labels = labels if grouped(context, "select") is not None else 0
     used = {**asdict(settings), "labels": labels, "seed": context.seed, "attribute": attribute}
-    used |= {"kept": "if it pays", "budget": "also of the average", "judged": "by halves"}
+    used |= {
+        "kept": "if it pays" if labels else "if it pays, also without labels",
+        "budget": "also of the average",
+        "judged": "by halves",
+    }
     key_settings = settings_of_key(used, classifier, activations, sae, audit)
 
     def make(folder: Path, _: Path) -> None:
@@ -193,18 +197,13 @@ def _choice(
 def groups_without_images(context: StageContext, images: Grouped) -> list[str]:
     """Names of the groups that have no image, of which the worst group cannot tell."""
     counts = torch.bincount(images.group, minlength=len(context.classes) * len(images.values))
-    return [_name_of(context, images, group) for group in (counts == 0).nonzero()[:, 0].tolist()]
+    return [group_name(context, images, group) for group in (counts == 0).nonzero()[:, 0].tolist()]
 
 
 def small_groups(context: StageContext, images: Grouped) -> dict[str, int]:
     """By name how many images a group has, of those that have some and fewer than :data:`FEW`."""
     counts = torch.bincount(images.group).tolist()
-    return {_name_of(context, images, group): count for group, count in enumerate(counts) if 0 < count < FEW}
-
-
-def _name_of(context: StageContext, images: Grouped, group: int) -> str:
-    label, value = divmod(group, len(images.values))
-    return ", ".join(filter(None, (context.classes[label], f"{images.name} {images.values[value]}".strip())))
+    return {group_name(context, images, group): count for group, count in enumerate(counts) if 0 < count < FEW}
 
 
 def _of_state(measure: str, state: str) -> str:
@@ -236,7 +235,7 @@ def _measures(
     resampled = rng.beta(right + 0.5, counts.numpy() - right + 0.5, (RESAMPLES, groups))
     at = int(np.where(has, accuracy, np.inf).argmin())
     found: dict[str, Any] = {
-        "worst_group_of": _name_of(context, images, at),
+        "worst_group_of": group_name(context, images, at),
         **_with_interval("worst_group", accuracy[at], resampled[:, has].min(axis=1)),
         **_with_interval("average", accuracy @ share, resampled @ share),
         "accuracy": float((on_plain.argmax(dim=1) == plain.labels).double().mean()),
