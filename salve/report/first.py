@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from salve.report.remarks import CHECKS, misused
-from salve.report.repaired import outcome, worst_of
+from salve.report.repaired import outcome, rough, taken_out, worst_of
 from salve.report.tables import Headline, column, records
 from salve.report.text import count_of, is_missing, label, number, percent, plural, points, span
 from salve.results import Artifacts
@@ -29,10 +29,10 @@ def first_lines(artifacts: Artifacts, main: Headline, rows: pd.DataFrame) -> lis
         artifacts: of the run. main, rows: of :func:`salve.report.tables.headline` and ``class_summary``.
     """
     if main.test_accuracy is not None and misused(artifacts):
-        right = percent(main.test_accuracy)
+        right = f"it is right on {percent(main.test_accuracy)} of the test images"
         return [
             Line(
-                "It depends on", f"what cannot be told: it is right on {right}, as if it always named the same class."
+                "It depends on", f"what cannot be told: {right}, no better than one that always names the same class."
             ),
             Line("Next", f"before anything else, check {CHECKS}."),
         ]
@@ -54,22 +54,22 @@ def _depends(artifacts: Artifacts, main: Headline) -> str:
         before, alone, after = (percent(repair[f"worst_group_{one}"]) for one in ("before", "recalibrated", "after"))
         if found == "kept":
             return (
-                f"{repair['suspects']}, still: nothing that was tried gains enough on select images, so the network "
+                f"{taken_out(repair)}, still: nothing that was tried gains enough on select images, so the network "
                 f"stays as it was. Of test images, {worst} is right on {before}."
             )
         if found == "unknown":
             return (
-                f"{repair['suspects']}, before the repair, and perhaps still: without groups or a mark, test images "
+                f"{taken_out(repair)}, before the repair, and perhaps still: without groups or a mark, test images "
                 "cannot tell."
             )
         if found != "helped":
             return (
-                f"{repair['suspects']}, still: the repair did not help, or no more than chance would. Of test images, "
+                f"{taken_out(repair)}, still: the repair did not help, or no more than chance would. Of test images, "
                 f"{worst} was right on {before}. With new biases alone the worst is right on {alone}, and after the "
                 f"repair on {after}."
             )
         return (
-            f"{repair['suspects']}, before the repair. Of test images, {worst} was right on {before}; after it, the "
+            f"{taken_out(repair)}, before the repair. Of test images, {worst} was right on {before}; after it, the "
             f"worst is right on {after}."
         )
     if suspects:
@@ -105,6 +105,7 @@ def _sure(artifacts: Artifacts, main: Headline) -> str:
         between = span(repair["worst_group_after_low"], repair["worst_group_after_high"], percent)
         when = "" if outcome(repair) == "kept" else " after the repair"
         said.append(f"The {worst_of(repair)}'s accuracy{when} lies in {between} (95\u00a0% interval).")
+        said += filter(None, [rough(repair, NAMED)])
     elif main.verdict is not None:
         verdict = main.verdict
         of = artifacts.record("control", "verdict.json").get("images_per_class")

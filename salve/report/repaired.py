@@ -51,6 +51,12 @@ def outcome(record: dict[str, Any]) -> Outcome:
     return "perhaps" if after > before else "failed"
 
 
+def taken_out(record: dict[str, Any]) -> str:
+    """What a repair takes out: a value of the attribute, or the suspects that a person named for some classes."""
+    name, classes = str(record["suspects"]), record.get("classes", ())
+    return f"the suspects of {' and '.join(classes)}" if name == " + ".join(classes) else name
+
+
 def worst_of(record: dict[str, Any]) -> str:
     """What the worst of is told: groups, or classes where test images have no groups."""
     return "worst group" if record.get("attribute") else "worst class"
@@ -71,14 +77,24 @@ def done(record: dict[str, Any]) -> str:
     return f"{what}{at}, with {biases or 'no bias changed'}" if record["alpha"] else biases
 
 
+def rough(record: dict[str, Any], most: int | None = None) -> str:
+    """A sentence that names the groups of few test images, ``most`` of them; empty if there are none."""
+    few = sorted(record.get("small_groups", {}).items(), key=lambda one: one[1])
+    if not few:
+        return ""
+    named = "; ".join(f"{name} ({count})" for name, count in few[:most])
+    more = f"; and {len(few) - most} more" if most is not None and len(few) > most else ""
+    return f"Groups of few test images, whose accuracy is rough: {named}{more}."
+
+
 def verdict(record: dict[str, Any]) -> str:
     """Whether the repair helped on test images, in a sentence or two."""
     found = outcome(record)
     if found == "kept" and not record["labels"]:
         return (
-            "The network stays as it was: on select images nothing that was tried makes the network less sure, by more "
-            f"than a standard error, that the images nearest to {' and '.join(record['classes'])} are of it, within "
-            "the budget (repair.max_accuracy_loss)."
+            "The network stays as it was: on select images nothing that was tried within the budget "
+            f"(repair.max_accuracy_loss) lowers the probability of {' and '.join(record['classes'])} for the images "
+            "that come nearest to it by more than a standard error."
         )
     if found == "kept":
         return (

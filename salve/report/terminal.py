@@ -14,13 +14,15 @@ from rich.text import Text
 from salve.report.audited import poor_suspects, ranked
 from salve.report.grouped import REPAIRED_FILE
 from salve.report.remarks import cautions, misused
-from salve.report.repaired import WEIGHTS, done, outcome, state_rows, verdict, worst_of
+from salve.report.repaired import WEIGHTS, done, outcome, rough, state_rows, taken_out, verdict, worst_of
 from salve.report.tables import Headline, class_summary, failing_first, headline, records
 from salve.report.text import MISSING, PERCENT, count_of, label, latent_name, number, percent, plural, points, yes_no
 from salve.results import Artifacts
 
 #: Classes in the table: a thousand lines would push everything else off the screen.
 MOST_ROWS = 100
+#: Groups of few images that are named.
+NAMED = 3
 
 
 def summary_table(artifacts: Mapping[str, Path], remarks: Sequence[str] = ()) -> Group:
@@ -71,9 +73,8 @@ def _audited(found: Artifacts) -> list[RenderableType]:
         scored = ", ".join(f"{one['latent']} ({number(one['score'])})" for one in own if one["score"] > 0)
         value = [label(own[0].get("value", ""), 32)] if attribute else []
         table.add_row(*map(Text, (label(name, 32), *value, scored or MISSING)))
-    table.caption, table.caption_justify = Text(ranked(record)), "left"
     poor = poor_suspects(found)
-    return [table, *([Text(f"Caution: {poor}", style="yellow")] if poor else [])]
+    return [table, Text(ranked(record)), *([Text(f"Caution: {poor}", style="yellow")] if poor else [])]
 
 
 def _repaired(found: Artifacts) -> list[RenderableType]:
@@ -82,11 +83,11 @@ def _repaired(found: Artifacts) -> list[RenderableType]:
     if not record:
         return []
     names = [worst_of(record), "average", *(["changed by the mark"] if record["pairs"] else [])]
-    table = _plain_table(f"Repair of {record['suspects']}, on test images", ["network", *names])
+    table = _plain_table(f"Repair of {taken_out(record)}, on test images", ["network", *names])
     for name, cells in state_rows(record):
         table.add_row(Text(name), *(Text(value) for value, _ in cells))
-    table.caption, table.caption_justify = Text(f"Repaired: {done(record) or 'nothing was changed'}."), "left"
-    return [table]
+    told = (f"Repaired: {done(record) or 'nothing was changed'}.", rough(record, NAMED))
+    return [table, Text(" ".join(filter(None, told)))]
 
 
 def repair_ending(artifacts: Mapping[str, Path]) -> list[str]:

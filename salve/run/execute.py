@@ -279,7 +279,7 @@ def _facts(config: Config, context: StageContext) -> dict[str, str]:
     # In a run that was made for an audit or a repair, edits of the classes' own latents are nowhere.
     answered = {"audit", "repair"} & set(config.stages) and not {"control", "diagnose", "compare"} & set(config.stages)
     labels = config.audit.labels if grouped(context, "select") is not None else 0
-    audits = {"labels of the audit": f"of {labels} select images of each group at most" if labels else "none"}
+    audits = {"labels": f"at most {labels} select images of each group" if labels else "none"}
     mark = config.mark
     marked = ", ".join(f"{rate:g} of {name}" for name, rate in mark.rates.items())
     marks = {"mark": f"{mark.kind}, on a share of train images: {marked or 'of no class'}, {mark.rate:g} of others"}

@@ -133,5 +133,5 @@ def test_the_first_lines_say_what_there_is(tmp_path: Path) -> None:
     write_table(tmp_path / "features" / "classes.csv", table)
     misused = said()
     assert list(misused) == ["It depends on", "Next"]
-    assert "as if it always named the same class" in misused["It depends on"]
+    assert "no better than one that always names the same class" in misused["It depends on"]
     assert "check backbone.preprocess" in misused["Next"]

@@ -7,7 +7,7 @@ import pytest
 
 from salve.artifacts import write_record
 from salve.cli import main
-from salve.report.repaired import done, verdict
+from salve.report.repaired import done, rough, taken_out, verdict
 from salve.report.terminal import repair_ending
 from salve.run.repair import STAGES, home_of, name_of, overrides, run_folder
 from salve.types import UserError
@@ -112,7 +112,10 @@ MEASURED: dict[str, Any] = {
         ),
         ({"worst_group_after": 0.1}, "Keep the network as it was."),
         ({"method": "nothing"}, "The network stays as it was"),
-        ({"method": "nothing", "labels": 0}, "that the images nearest to clinic and reef are of it"),
+        (
+            {"method": "nothing", "labels": 0},
+            "lowers the probability of clinic and reef for the images that come nearest to it",
+        ),
         ({"attribute": ""}, "cannot be told without groups or a mark"),
     ],
 )
@@ -143,6 +146,19 @@ def test_what_is_written_is_called_what_the_verdict_says_of_it(
     write_record(tmp_path / "repair.json", {**MEASURED, **change})
     _, weights = repair_ending({"repair": tmp_path})
     assert weights == f"{said}: {tmp_path / 'repaired.safetensors'}"
+
+
+def test_groups_of_few_test_images_are_named_the_smallest_first() -> None:
+    record = {"small_groups": {"a": 9, "b": 1, "c": 4}}
+    assert rough(record) == "Groups of few test images, whose accuracy is rough: b (1); c (4); a (9)."
+    assert rough(record, 2) == "Groups of few test images, whose accuracy is rough: b (1); c (4); and 1 more."
+    assert rough({"small_groups": {}}) == rough({}) == ""
+
+
+def test_suspects_that_a_person_names_are_told_as_those_of_their_classes() -> None:
+    classes = {"classes": ["clinic", "reef"]}
+    assert taken_out({**classes, "suspects": "clinic + reef"}) == "the suspects of clinic and reef"
+    assert taken_out({**classes, "suspects": "tag present"}) == taken_out({"suspects": "tag present"}) == "tag present"
 
 
 def test_what_a_repair_changes_is_told_in_words() -> None:

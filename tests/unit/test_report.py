@@ -25,6 +25,7 @@ from rich.console import Console
 
 from salve.artifacts import load_tensors, save_tensors, write_record, write_table
 from salve.report import style, summary_table, write_report
+from salve.report.blocks import FigureFolder, Prose
 from salve.report.figures import validate as figures
 from salve.report.figures.control import confusion_matrix, matrix_classes
 from salve.report.figures.diagnose import agreement_scatter
@@ -33,6 +34,7 @@ from salve.report.figures.validate import overlay
 from salve.report.page import _copy_edit_files
 from salve.report.remarks import cautions, misused, network_remark, remarks_on
 from salve.report.sections.control import panel_order
+from salve.report.sections.repair import audit as audit_section
 from salve.report.tables import class_summary, headline
 from salve.report.terms import Linker, terms_of
 from salve.report.text import label, number, percent, plural, points, slug, span, times
@@ -1037,6 +1039,40 @@ def test_the_caution_about_the_network_stands_before_all_others() -> None:
     table["test_accuracy"] = [0.9, 0.9]
     assert not misused(artifacts)
     assert cautions(artifacts) == []
+
+
+@pytest.mark.usefixtures("no_figures")
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("fve", [0.02, 0.9])
+def test_beside_suspects_stands_what_their_score_is_and_how_little_a_poor_sae_explains(
+    labelled: bool, fve: float, tmp_path: Path
+) -> None:
+    known = {"labels": 25, "labelled": 80, "attribute": "place"} if labelled else {"labels": 0}
+    suspects = pd.DataFrame({"class": ["a", "a", "b"], "rank": [1, 2, 1], "latent": [3, 5, 4], "sign": 1,
+                             "score": [0.5, 0.0, 0.0], "effect": 1.0, "lift": 2.0})  # fmt: skip
+    if labelled:
+        suspects["value"], suspects["separation"] = ["water", "water", "land"], 0.5
+    for kind in ("audit", "sae"):
+        (tmp_path / kind).mkdir()
+    write_table(tmp_path / "audit" / "suspects.csv", suspects)
+    write_record(tmp_path / "audit" / "audit.json", known)
+    write_record(tmp_path / "sae" / "sae.json", {"select_fve": fve})
+    folders = {kind: tmp_path / kind for kind in ("audit", "sae")}
+    lines = [" ".join(line.split()) for line in _rendered(folders).splitlines()]
+    assert ("a water 3 (0.5)" if labelled else "a 3 (0.5)") in lines  # no suspect without a score
+    assert ("b land –" if labelled else "b –") in lines
+    assert ("class place latent (score), the first suspects" in lines) == labelled
+    section = audit_section(Artifacts(folders), FigureFolder(tmp_path))
+    assert section is not None
+    page = " ".join(block.text for block in section.blocks if isinstance(block, Prose))
+    for text in (" ".join(lines), page):
+        if labelled:
+            assert "on 80 select images whose place is known, at most 25 of each group: how well the latent" in text
+        else:
+            assert "without labels, by a score on select images: the effect, times the lift's logarithm" in text
+        poor = "The SAE explains 2% of the variance of select images' activations (FVE 0.02): most of what pushes"
+        assert (poor in text) == (fve < 0.5)
+        assert ("not among these suspects. Lower sae.sparsity, raise sae.k" in text) == (fve < 0.5)
 
 
 @pytest.mark.usefixtures("no_figures")

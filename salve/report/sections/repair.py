@@ -9,7 +9,7 @@ import pandas as pd
 from salve.report.audited import poor_suspects, ranked
 from salve.report.blocks import Block, Cell, FigureFolder, Prose, Section, StripBlock, TableBlock, numbers
 from salve.report.figures import validate as figures
-from salve.report.repaired import STATES, done, state_rows, verdict, worst_of
+from salve.report.repaired import STATES, done, rough, state_rows, taken_out, verdict, worst_of
 from salve.report.tables import records
 from salve.report.text import is_missing, label, latent_name, number, percent, slug, span, times
 from salve.results import Artifacts
@@ -105,9 +105,8 @@ def repair(artifacts: Artifacts) -> Section | None:
     absent = left = ""
     if names := record["groups_without_images"]:
         absent = f" No test image is in the group {'; '.join(names)}, so the worst group leaves it out."
-    if few := record.get("small_groups"):
-        named = "; ".join(f"{name} ({count})" for name, count in few.items())
-        absent += f" Groups of few test images, whose accuracy is rough: {named}."
+    if few := rough(record):
+        absent += f" {few}"
     if whys := list(dict.fromkeys(record["left_out"])):
         left = f" Left out: {' '.join(whys)}"
     pairs = " Test images count with the mark and without it." if record["pairs"] else ""
@@ -121,7 +120,7 @@ def repair(artifacts: Artifacts) -> Section | None:
         chosen = "the network stays as it was, and repaired.safetensors holds its weights unchanged."
     blocks: list[Block] = [
         Prose(
-            f"The repair of {record['suspects']}: {chosen} {verdict(record)} Biases alone are the control that a "
+            f"The repair of {taken_out(record)}: {chosen} {verdict(record)} Biases alone are the control that a "
             f"repair must beat. All numbers are of test images; {by_groups}, and the average weighs them by their "
             "shares of the train images, or of the test images where no train image's group is known."
             f"{pairs} Below the numbers are 95\u00a0% intervals.{absent}{left}"
