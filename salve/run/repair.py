@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -12,6 +13,8 @@ from salve.types import UserError
 
 #: Stages whose runs are called after them where nothing else names them, the last one of a run first.
 NAMING = ("repair", "audit")
+#: Names of runs that nobody named. A repair that goes on from one is called a repair.
+UNNAMED = ("quickstart", "audit")
 #: What the command runs. What these stages need is made first, or found.
 STAGES = "stages=[audit,repair,report]"
 
@@ -119,7 +122,10 @@ def repair_run(folder: Path, arguments: Sequence[str], console: Console) -> Path
     staged = any(argument.startswith("stages=") for argument in arguments)
     changes = [*([] if staged else [STAGES]), *arguments]
     command = "salve repair " + shlex.join([str(folder), *arguments])
-    return run_again(RunFolder(folder).settings(changes, instead=instead), command, console)
+    config = RunFolder(folder).settings(changes, instead=instead)
+    if config.name in UNNAMED and not any(argument.startswith("name=") for argument in arguments):
+        config = replace(config, name=NAMING[0])
+    return run_again(config, command, console)
 
 
 def home_of(folder: Path) -> Path | None:

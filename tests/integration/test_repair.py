@@ -179,6 +179,11 @@ def test_an_audit_alone_shows_its_suspects_and_what_to_doubt_in_a_run_of_its_nam
     told = (run / "salve.log").read_text()  # four labels a group, and a network of three epochs
     assert "Caution: In 20 of 20 groups, suspects and repairs are chosen on fewer than 10 labelled select" in told
     assert told.index("Caution: In 20 of 20") < told.index("Caution: The network is right on")
+    # The repair that goes on from it is none of its runs.
+    assert salve("repair", str(run), "audit.suspects=2") == 0
+    (repair,) = (folder / "store" / "runs" / "repair").glob("*")
+    assert "<h1>salve: repair</h1>" in (repair / "index.html").read_text()
+    shutil.rmtree(repair)
 
 
 def test_the_command_ends_with_four_rows_and_with_what_undoes_it(
