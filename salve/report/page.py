@@ -191,8 +191,8 @@ def statement(artifacts: Artifacts, main: Headline) -> str:
     if main.test_accuracy is not None:
         place = f"; its activations were read at the site {site}" if site else ""
         sentences.append(
-            f"{network} tells {plural(main.classes, 'class')} apart: it is right on {percent(main.test_accuracy)} of "
-            f"the test images{place}."
+            f"{network} has {plural(main.classes, 'class')}, and is right on {percent(main.test_accuracy)} of the test "
+            f"images{place}."
         )
     if main.verdict is not None:
         verdict = main.verdict
