@@ -115,6 +115,10 @@ def _run(repairs: bool) -> None:
             repair_run(folder, sys.argv[2:], Console(markup=False, emoji=False))
             return
         sys.argv[1:] = overrides(sys.argv[1:])
+    elif any(argument.startswith("stages=") for argument in sys.argv[1:]):
+        from salve.run.repair import name_of
+
+        sys.argv[1:] = [*name_of(sys.argv[1:]), *sys.argv[1:]]
     # Hydra's parser wants all settings behind -m: `salve sae=topk -m sae.k=2,4` would be an error.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
     if not any(argument.startswith("rerun=") for argument in sys.argv[1:]):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
@@ -92,6 +92,15 @@ class Preprocess:
         inside = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width))
         return v2.Compose(self._fit())(inside).as_subclass(Tensor)
 
+    def moved_masks(self, masks: Bool[Tensor, "n H W"]) -> Bool[Tensor, "n S S"]:
+        """Where masks of images lie after :meth:`eval_transform`: each pixel is that of the mask nearest to its centre.
+
+        Args:
+            masks: of images of one size.
+        """
+        # Not tv_tensors.Mask: torchvision moves it by "nearest", which lies up to half a pixel beside the image.
+        return v2.Compose(self._fit(InterpolationMode.NEAREST_EXACT))(masks.to(torch.uint8)).bool()
+
     def train_transform(self, min_scale: float = 0.35) -> Callable[[RawImage], Tensor]:
         """As :meth:`eval_transform`, with a random resized crop and a random flip (torch's global generator).
 
@@ -117,9 +126,9 @@ class Preprocess:
         std = torch.tensor(self.std, dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
         return (images * std + mean).clamp(0, 1)
 
-    def _fit(self) -> list[Callable]:
-        """Bring an image of any size to ``[3, size, size]``."""
-        mode = InterpolationMode(self.interpolation)
+    def _fit(self, mode: InterpolationMode | None = None) -> list[Callable]:
+        """Bring an image of any size to ``[3, size, size]``; ``mode`` in place of its own interpolation."""
+        mode = mode or InterpolationMode(self.interpolation)
         if self.resize is None:
             return [v2.Resize((self.size, self.size), interpolation=mode, antialias=True)]
         return [v2.Resize(self.resize, interpolation=mode, antialias=True), v2.CenterCrop(self.size)]

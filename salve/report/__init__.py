@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from salve.report.page import write_report
-    from salve.report.terminal import repair_ending, summary_table
+    from salve.report.terminal import answers, repair_ending, summary_table
 
-_MODULES = {"repair_ending": "terminal", "summary_table": "terminal", "write_report": "page"}
+_MODULES = {"answers": "terminal", "repair_ending": "terminal", "summary_table": "terminal", "write_report": "page"}
 
-__all__ = ["repair_ending", "summary_table", "write_report"]
+__all__ = ["answers", "repair_ending", "summary_table", "write_report"]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from salve.report.sections.repair import NOTHING, helped
+from salve.report.remarks import CHECKS, misused
+from salve.report.repaired import outcome, rough, taken_out, worst_of
 from salve.report.tables import Headline, column, records
 from salve.report.text import count_of, is_missing, label, number, percent, plural, points, span
 from salve.results import Artifacts
@@ -27,6 +28,14 @@ def first_lines(artifacts: Artifacts, main: Headline, rows: pd.DataFrame) -> lis
     Args:
         artifacts: of the run. main, rows: of :func:`salve.report.tables.headline` and ``class_summary``.
     """
+    if main.test_accuracy is not None and misused(artifacts):
+        right = f"it is right on {percent(main.test_accuracy)} of the test images"
+        return [
+            Line(
+                "It depends on", f"what cannot be told: {right}, no better than one that always names the same class."
+            ),
+            Line("Next", f"before anything else, check {CHECKS}."),
+        ]
     answers = {
         "It depends on": _depends(artifacts, main),
         "Most easily lost": _weakest(rows),
@@ -40,20 +49,28 @@ def first_lines(artifacts: Artifacts, main: Headline, rows: pd.DataFrame) -> lis
 def _depends(artifacts: Artifacts, main: Headline) -> str:
     repair, suspects = artifacts.record("repair", "repair.json"), _first_suspects(artifacts)
     if repair:
-        if repair.get("method") == NOTHING:
-            return (
-                f"{repair['suspects']}, still: nothing that was tried gains enough on select images, so the network "
-                f"stays as it was. The worst group is right on {percent(repair['worst_group_before'])}."
-            )
+        found, group = outcome(repair), repair.get("worst_group_of_before", "")
+        worst = f"the worst group ({group})" if group else "the worst group"
         before, alone, after = (percent(repair[f"worst_group_{one}"]) for one in ("before", "recalibrated", "after"))
-        if not helped(repair):
+        if found == "kept":
             return (
-                f"{repair['suspects']}, still: the repair did not help, or no more than chance would. The "
-                f"worst group was right on {before}, on "
-                f"{alone} with new biases alone, and on {after} after the repair."
+                f"{taken_out(repair)}, still: nothing that was tried gains enough on select images, so the network "
+                f"stays as it was. Of test images, {worst} is right on {before}."
+            )
+        if found == "unknown":
+            return (
+                f"{taken_out(repair)}, before the repair, and perhaps still: without groups or a mark, test images "
+                "cannot tell."
+            )
+        if found != "helped":
+            return (
+                f"{taken_out(repair)}, still: the repair did not help, or no more than chance would. Of test images, "
+                f"{worst} was right on {before}. With new biases alone the worst is right on {alone}, and after the "
+                f"repair on {after}."
             )
         return (
-            f"{repair['suspects']}, before the repair. The worst group was right on {before}, and after it on {after}."
+            f"{taken_out(repair)}, before the repair. Of test images, {worst} was right on {before}; after it, the "
+            f"worst is right on {after}."
         )
     if suspects:
         whose = _listed([f"latent {row['latent']} for {label(row['class'], 30)}" for row in suspects])
@@ -86,7 +103,9 @@ def _sure(artifacts: Artifacts, main: Headline) -> str:
     said = []
     if repair:
         between = span(repair["worst_group_after_low"], repair["worst_group_after_high"], percent)
-        said.append(f"The worst group's accuracy after the repair lies in {between} (95\u00a0% interval).")
+        when = "" if outcome(repair) == "kept" else " after the repair"
+        said.append(f"The {worst_of(repair)}'s accuracy{when} lies in {between} (95\u00a0% interval).")
+        said += filter(None, [rough(repair, NAMED)])
     elif main.verdict is not None:
         verdict = main.verdict
         of = artifacts.record("control", "verdict.json").get("images_per_class")
@@ -116,7 +135,11 @@ def _unseen(artifacts: Artifacts) -> str:
 
 def _next(artifacts: Artifacts, main: Headline, rows: pd.DataFrame) -> str:
     if repair := artifacts.record("repair", "repair.json"):
-        if not helped(repair):
+        if outcome(repair) == "unknown":
+            return (
+                "look at the test images whose prediction changes (changed.csv), and judge; or give test images groups."
+            )
+        if outcome(repair) != "helped":
             return "keep the network as it was; label more images of each group (audit.labels), or try another layer."
         gain = repair["worst_group_after"] - max(repair["worst_group_before"], repair["worst_group_recalibrated"])
         return (

@@ -13,7 +13,7 @@ from salve.artifacts import write_table, write_whole
 from salve.report.blocks import MOST_ROWS, Cell, FigureFolder, Section, TableBlock
 from salve.report.explorer.page import write_explorer
 from salve.report.first import first_lines
-from salve.report.remarks import own_remarks
+from salve.report.remarks import cautions
 from salve.report.sections.compare import compare
 from salve.report.sections.control import (
     CHANGE,
@@ -58,8 +58,8 @@ def write_report(
         artifacts: kind ("classifier", "activations", "sae", "features", "validate", "control", "diagnose") → the
             folder that the stage wrote. A section without its artifacts says which stage to run.
         commands: what to type to repeat this run.
-        remarks: cautions about data, network and SAE. They stand before all results, with those of
-            :func:`salve.report.remarks.own_remarks`.
+        remarks: cautions about data, weights and SAE. They stand before all results, with those that
+            :func:`salve.report.remarks.cautions` adds.
 
     Returns:
         Path of ``index.html``. Beside it: ``explorer.html``, if the features were read;
@@ -94,7 +94,7 @@ def write_report(
         verdict=lines,
         explorer="" if explorer is None else explorer.name,
         statement=statement(found, main),
-        remarks=[*remarks, *own_remarks(found)],
+        remarks=cautions(found, remarks),
         terms=terms if main.classes else [],
         cards=_cards(main) if told else [],
         summary=_summary_block(rows) if len(rows) and told else None,
@@ -191,8 +191,8 @@ def statement(artifacts: Artifacts, main: Headline) -> str:
     if main.test_accuracy is not None:
         place = f"; its activations were read at the site {site}" if site else ""
         sentences.append(
-            f"{network} tells {plural(main.classes, 'class')} apart: it is right on {percent(main.test_accuracy)} of "
-            f"the test images{place}."
+            f"{network} has {plural(main.classes, 'class')}, and is right on {percent(main.test_accuracy)} of the test "
+            f"images{place}."
         )
     if main.verdict is not None:
         verdict = main.verdict

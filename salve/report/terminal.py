@@ -11,15 +11,18 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from salve.report.audited import poor_suspects, ranked
 from salve.report.grouped import REPAIRED_FILE
-from salve.report.remarks import own_remarks
-from salve.report.sections.repair import state_rows, verdict
+from salve.report.remarks import cautions, misused
+from salve.report.repaired import WEIGHTS, done, outcome, rough, state_rows, taken_out, verdict, worst_of
 from salve.report.tables import Headline, class_summary, failing_first, headline, records
 from salve.report.text import MISSING, PERCENT, count_of, label, latent_name, number, percent, plural, points, yes_no
 from salve.results import Artifacts
 
 #: Classes in the table: a thousand lines would push everything else off the screen.
 MOST_ROWS = 100
+#: Groups of few images that are named.
+NAMED = 3
 
 
 def summary_table(artifacts: Mapping[str, Path], remarks: Sequence[str] = ()) -> Group:
@@ -37,50 +40,67 @@ def summary_table(artifacts: Mapping[str, Path], remarks: Sequence[str] = ()) ->
     """
     found = Artifacts(artifacts)
     rows = class_summary(found)
-    cautions = [Text(f"Caution: {one}", style="yellow") for one in (*remarks, *own_remarks(found))]
-    parts: list[RenderableType] = [*cautions]
+    parts: list[RenderableType] = [Text(f"Caution: {one}", style="yellow") for one in cautions(found, remarks)]
     # A run that was made for an audit or a repair has little to say of the classes' own latents.
     if not artifacts.keys() & {"audit", "repair"} or artifacts.keys() & {"validate", "control", "diagnose"}:
         parts.append(class_table(rows, headline(found, rows)))
     return Group(*parts, *_audited(found), *_repaired(found))
 
 
-def _audited(found: Artifacts) -> list[Table]:
-    """The first suspects of each class, those with the highest scores first; empty without an audit."""
-    suspects = found.table("audit", "suspects.csv")
+def answers(artifacts: Mapping[str, Path]) -> Group:
+    """The suspects of an audit, and the network before and after a repair, each where its stage has run."""
+    found = Artifacts(artifacts)
+    return Group(*_audited(found), *_repaired(found))
+
+
+def _audited(found: Artifacts) -> list[RenderableType]:
+    """The suspects of each class, those with the highest scores first; empty without an audit."""
+    suspects, record = found.table("audit", "suspects.csv"), found.record("audit", "audit.json")
     if "score" not in suspects:
         return []
+    attribute = str(record.get("attribute", ""))
     first = suspects[suspects["rank"] == 1].sort_values("score", ascending=False, kind="stable")["class"]
-    table = _plain_table("Suspects, first those with the highest scores", ["class", "suspects (latent, score)"])
+    columns = [
+        "class",
+        *([attribute] if attribute else []),
+        "latent (score), the first suspects",
+    ]
+    table = _plain_table("Suspects: latents that push images towards a class which they are not of", columns)
+    for column_ in table.columns:
+        column_.justify = "left"
     for name in first[:MOST_ROWS]:
         own = records(suspects[suspects["class"] == name])
-        table.add_row(
-            Text(label(name, 32)), Text(", ".join(f"{one['latent']} ({number(one['score'])})" for one in own))
-        )
-    return [table]
+        scored = ", ".join(f"{one['latent']} ({number(one['score'])})" for one in own if one["score"] > 0)
+        value = [label(own[0].get("value", ""), 32)] if attribute else []
+        table.add_row(*map(Text, (label(name, 32), *value, scored or MISSING)))
+    poor = poor_suspects(found)
+    return [table, Text(ranked(record)), *([Text(f"Caution: {poor}", style="yellow")] if poor else [])]
 
 
-def _repaired(found: Artifacts) -> list[Table]:
+def _repaired(found: Artifacts) -> list[RenderableType]:
     """The network before and after a repair; empty without one."""
     record = found.record("repair", "repair.json")
     if not record:
         return []
-    names = ["worst group", "average", *(["changed by the mark"] if record["pairs"] else [])]
-    table = _plain_table(f"Repair of {record['suspects']}, on test images", ["network", *names])
+    names = [worst_of(record), "average", *(["changed by the mark"] if record["pairs"] else [])]
+    table = _plain_table(f"Repair of {taken_out(record)}, on test images", ["network", *names])
     for name, cells in state_rows(record):
         table.add_row(Text(name), *(Text(value) for value, _ in cells))
-    return [table]
+    told = (f"Repaired: {done(record) or 'nothing was changed'}.", rough(record, NAMED))
+    return [table, Text(" ".join(filter(None, told)))]
 
 
-def repair_ending(folder: Path) -> list[str]:
+def repair_ending(artifacts: Mapping[str, Path]) -> list[str]:
     """Whether a repair helped, where its files lie, and the command that undoes it; a line each.
 
     Args:
-        folder: of the artifact.
+        artifacts: stage kind → folder, with one of a repair.
     """
-    found = Artifacts({"repair": folder})
-    edits = [path for _, path in found.files("edits/*.json")]
-    lines = [verdict(found.record("repair", "repair.json")), f"Repaired weights: {folder / REPAIRED_FILE}"]
+    found, folder = Artifacts(artifacts), artifacts["repair"]
+    record = found.record("repair", "repair.json")
+    edits = [path for _, path in Artifacts({"repair": folder}).files("edits/*.json")]
+    caution = [f"Caution: {cautions(found)[0]}"] if misused(found) else []
+    lines = [*caution, verdict(record), f"{WEIGHTS[outcome(record)]}: {folder / REPAIRED_FILE}"]
     if not edits:
         return lines
     undo = ["salve-edit", "undo", *map(str, edits), str(folder / REPAIRED_FILE), "restored.safetensors"]

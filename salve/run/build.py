@@ -4,7 +4,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -34,6 +34,7 @@ from salve.run.target import callback_class, data_class
 from salve.settings import TRAINING_STAGES
 from salve.stages import BackboneSettings, StageContext
 from salve.stages.finetune import classes_without
+from salve.stages.grouped import labels_remark
 from salve.stages.training import torch_flags_kept
 from salve.types import UserError
 
@@ -71,8 +72,6 @@ def build_context(
     of_sets = (one.remark for one in evaluation)
     remarks = tuple(one for one in (*data.remarks(), *of_sets, loaded.remark, unmapped) if one)
     log.info("Images: %s", preprocessing)
-    for remark in remarks:
-        log.warning("Caution: %s", remark)
     device = torch.device(ranks.accelerator, *(ranks.gpus or [])[:1])
     precision = _precision(config.trainer.precision, device)
     if config.sae.precision == "bf16" and _precision("auto", device) != "bf16-mixed":
@@ -102,12 +101,17 @@ def build_context(
             yield lambda done: bars.update(task, advance=done)
 
     machinery = (trainer_factory, device, progress, ranks, config.trainer.memory, precision)
-    return StageContext(
+    context = StageContext(
         *(store, data, config.backbone, site.name, config.seed, *machinery, preprocessing, remarks),
         {stage: _trained_with(config, stage, loaded.model) for stage in TRAINING_STAGES},
         evaluation,
         graphs,
     )
+    if {"audit", "repair"} & set(config.stages) and (few := labels_remark(context, config.audit.labels)):
+        context = replace(context, remarks=(*remarks, few))
+    for remark in context.remarks:
+        log.warning("Caution: %s", remark)
+    return context
 
 
 def _without_map(model: nn.Module, site: Site) -> str:

@@ -15,7 +15,7 @@ from salve.data_settings import NO_MARK
 from salve.edit_settings import GATE
 from salve.integrity import METRICS
 from salve.processes.ranks import gathered
-from salve.report import repair_ending, summary_table
+from salve.report import answers, repair_ending, summary_table
 from salve.report.metrics import SELECT, Metric, run_metrics
 from salve.run.build import build_context
 from salve.run.folder import RunFolder, swept_of
@@ -43,6 +43,7 @@ from salve.stages import (
     validate,
 )
 from salve.stages.compare import Makers
+from salve.stages.grouped import grouped
 from salve.stages.report import report
 from salve.stages.retraining import Retraining
 from salve.types import UserError
@@ -152,13 +153,15 @@ def _list(artifacts: dict[str, Artifact], metrics: dict[str, Metric], console: C
         console.print(f"{name}: {value:.4g}", highlight=False, markup=False)
     for kind, artifact in artifacts.items():
         console.print(f"{kind}: {artifact.path}", soft_wrap=True, highlight=False, markup=False)
+    if artifacts.keys() & {"audit", "repair"}:
+        console.print(answers({kind: artifact.path for kind, artifact in artifacts.items()}))
     _end_of_repair(artifacts, console)
 
 
 def _end_of_repair(artifacts: dict[str, Artifact], console: Console) -> None:
     """Print whether a repair helped, and where its files lie."""
     if "repair" in artifacts:
-        for line in repair_ending(artifacts["repair"].path):
+        for line in repair_ending({kind: artifact.path for kind, artifact in artifacts.items()}):
             console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
@@ -273,6 +276,10 @@ def _facts(config: Config, context: StageContext) -> dict[str, str]:
     sae, edit = asdict(config.sae), config.edit
     how = described(asdict(edit), "scale", "channels") if edit.method == GATE else edit.method
     chosen = ("dictionary_size", "k" if "k" in traits_of(config.sae.variant).takes else "sparsity")
+    # In a run that was made for an audit or a repair, edits of the classes' own latents are nowhere.
+    answered = {"audit", "repair"} & set(config.stages) and not {"control", "diagnose", "compare"} & set(config.stages)
+    labels = config.audit.labels if grouped(context, "select") is not None else 0
+    audits = {"labels": f"at most {labels} select images of each group" if labels else "none"}
     mark = config.mark
     marked = ", ".join(f"{rate:g} of {name}" for name, rate in mark.rates.items())
     marks = {"mark": f"{mark.kind}, on a share of train images: {marked or 'of no class'}, {mark.rate:g} of others"}
@@ -284,6 +291,6 @@ def _facts(config: Config, context: StageContext) -> dict[str, str]:
         + ", ".join(str(len(context.data.labels(split))) for split in SPLITS),
         **({} if mark.kind == NO_MARK else marks),
         "SAE": f"{config.sae.variant}, {described(sae, *chosen)}",
-        "edit": f"{how}, latents chosen by {config.discover.select}",
+        **(audits if answered else {"edit": f"{how}, latents chosen by {config.discover.select}"}),
         "seed": str(config.seed),
     }

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -10,8 +11,10 @@ from salve.run.folder import RunFolder
 from salve.run.rerun import callers_own, run_again
 from salve.types import UserError
 
-#: The name of a run that is given none.
-NAME = "repair"
+#: Stages whose runs are called after them where nothing else names them, the last one of a run first.
+NAMING = ("repair", "audit")
+#: Names of runs that nobody named. A repair that goes on from one is called a repair.
+UNNAMED = ("quickstart", "audit")
 #: What the command runs. What these stages need is made first, or found.
 STAGES = "stages=[audit,repair,report]"
 
@@ -38,7 +41,8 @@ What it may cost
                                    of the average that weighs groups as the train images have them,
                                    as far as the labelled images can tell: less a standard error
   A repair is kept only if it gains the worst group of the labelled images more than twice the standard error of that
-  gain. If none does, the network stays as it was, and the command says so.
+  gain; without labels, if the images nearest to the classes are taken for them less, by more than twice its error. If
+  none does, the network stays as it was, and the command says so.
 
 What it writes
   A run like any other (outputs/runs/<name>/<time>: the page, tables, metrics.json), and in the artifact `repair`
@@ -82,9 +86,20 @@ def run_folder(arguments: Sequence[str]) -> Path | None:
 
 def overrides(arguments: Sequence[str]) -> list[str]:
     """What Hydra is given: the arguments behind ``repair``, with the stages, and a name where nothing gives one."""
-    named = any(argument.partition("=")[0].lstrip("+") in ("name", "experiment") for argument in arguments)
     staged = any(argument.startswith("stages=") for argument in arguments)
-    return [*([] if staged else [STAGES]), *([] if named else [f"name={NAME}"]), *arguments]
+    return [*([] if staged else [STAGES]), *name_of(arguments if staged else [STAGES, *arguments]), *arguments]
+
+
+def name_of(arguments: Sequence[str]) -> list[str]:
+    """The name of a run whose stages are given, and include an audit or a repair: as a setting, or none where the
+    arguments name it, a recipe or a configuration of one's own. Else it would be called as the default run is."""
+    keys = [argument.partition("=")[0].lstrip("+") for argument in arguments]
+    own = any(
+        key in ("name", "experiment", "rerun") or key.startswith(("--config", "-cn", "-cp", "-cd")) for key in keys
+    )
+    given = [argument.partition("=")[2] for argument in arguments if argument.startswith("stages=")]
+    stages = given[-1].strip("[]").replace(" ", "").split(",") if given else []
+    return [] if own else [f"name={stage}" for stage in NAMING if stage in stages][:1]
 
 
 def repair_run(folder: Path, arguments: Sequence[str], console: Console) -> Path:
@@ -107,7 +122,10 @@ def repair_run(folder: Path, arguments: Sequence[str], console: Console) -> Path
     staged = any(argument.startswith("stages=") for argument in arguments)
     changes = [*([] if staged else [STAGES]), *arguments]
     command = "salve repair " + shlex.join([str(folder), *arguments])
-    return run_again(RunFolder(folder).settings(changes, instead=instead), command, console)
+    config = RunFolder(folder).settings(changes, instead=instead)
+    if config.name in UNNAMED and not any(argument.startswith("name=") for argument in arguments):
+        config = replace(config, name=NAMING[0])
+    return run_again(config, command, console)
 
 
 def home_of(folder: Path) -> Path | None:

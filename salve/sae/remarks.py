@@ -10,8 +10,23 @@ FEW_STEPS = 500
 SPARSE = 1 / 4
 #: An SAE with a lower FVE says little about what the classifier reads.
 POOR = 1 / 2
+#: What makes it explain more.
+BETTER = "Lower sae.sparsity, raise sae.k or sae.dictionary_size, or train for more steps."
 #: With a larger share of dead latents, a smaller dictionary would do.
 MANY_DEAD = 1 / 2
+
+
+def explains_little(record: Mapping[str, Any]) -> str:
+    """How little an SAE explains, as the beginning of a sentence; empty if it explains enough.
+
+    Args:
+        record: the content of ``sae.json``.
+    """
+    fve = record.get("select_fve")
+    if fve is None or fve >= POOR:
+        return ""
+    worse = ", less than their mean would" if fve < 0 else ""
+    return f"The SAE explains {max(fve, 0):.0%} of the variance of select images' activations (FVE {fve:.2g}){worse}"
 
 
 def remarks(record: Mapping[str, Any]) -> list[str]:
@@ -31,14 +46,8 @@ def remarks(record: Mapping[str, Any]) -> list[str]:
             f"The SAE had only {steps} steps{after}, too few to converge: another seed may give other latents "
             f"and edits. Set sae.steps to {FEW_STEPS} or more."
         )
-    fve = record.get("select_fve")
-    if fve is not None and fve < POOR:
-        worse = ", less than their mean would" if fve < 0 else ""
-        found.append(
-            f"The SAE explains {max(fve, 0):.0%} of the variance of select images' activations (FVE {fve:.2g}){worse}: "
-            "edits act on this part only. Lower sae.sparsity, raise sae.k or sae.dictionary_size, or train "
-            "for more steps."
-        )
+    if little := explains_little(record):
+        found.append(f"{little}: edits act on this part only. {BETTER}")
     l0, size, width = (record.get(name) for name in ("l0", "dictionary_size", "width"))
     if l0 is not None and size and width and l0 > SPARSE * min(size, width):
         found.append(

@@ -25,7 +25,7 @@ class Candidate:
         score: on select images; larger is better. accuracy: on select images.
         average_loss: what the average by groups of the train images loses at least; NaN where it is not known.
         allowed: within the budget.
-        pays: whether it gains the worst group more than twice the error of that gain; without labels always.
+        pays: whether it gains more than twice the gain's error; of the worst group, or without labels of the score.
         fitted: the edit at any strength.
         network: of a rival that trains the network again, in place of an edit.
     """

@@ -23,6 +23,12 @@ from salve.stages.measure import AT_ONCE
 from salve.stages.through_tail import HELD_BYTES
 from salve.types import Labels, Split
 
+#: With fewer labelled images of a group, what is chosen on them may be chance: its accuracy has a standard error of up
+#: to 16 points.
+FEW_LABELLED = 10
+#: Groups that a remark names.
+_NAMED = 5
+
 
 @dataclass(frozen=True)
 class Grouped:
@@ -92,6 +98,34 @@ def grouped(context: StageContext, split: Split) -> Grouped | None:
     of_known = (labels[known], groups.of_image[known], every[known])
     source, own = torch.zeros_like(every[known]), objects[known]
     return Grouped(groups.name, groups.values, *of_known, (data.raw(split),), source, False, own)
+
+
+def group_name(context: StageContext, images: Grouped, group: int) -> str:
+    """The name of a group, such as "church, place water"."""
+    label, value = divmod(group, len(images.values))
+    return ", ".join(filter(None, (context.classes[label], f"{images.name} {images.values[value]}".strip())))
+
+
+def labels_remark(context: StageContext, labels: int) -> str:
+    """A caution about groups with few labelled select images, which choose suspects and repairs; empty if none has.
+
+    Args:
+        context: of the run. labels: images of each group whose attribute is looked at, at most; 0 for none.
+    """
+    images = grouped(context, "select") if labels else None
+    if images is None:
+        return ""
+    counts = torch.bincount(images.group, minlength=len(context.classes) * len(images.values)).clamp_max(labels)
+    few = [group for group in counts.argsort(stable=True).tolist() if counts[group] < FEW_LABELLED]
+    if not few:
+        return ""
+    named = "; ".join(f"{group_name(context, images, group)} ({int(counts[group])})" for group in few[:_NAMED])
+    more = f"; and {len(few) - _NAMED} more" if len(few) > _NAMED else ""
+    return (
+        f"In {len(few)} of {len(counts)} groups, suspects and repairs are chosen on fewer than {FEW_LABELLED} labelled "
+        f"select images: {named}{more}. What so few choose may be chance: give more select images their "
+        f"{images.name}, and look at more of each group (audit.labels)."
+    )
 
 
 def attribute_of(context: StageContext) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from salve.editing.gains import average_loss, gains_worst_group
+from salve.editing.gains import ERRORS, average_loss, gains_worst_group
 from salve.editing.recalibrate import fairest_shift, group_accuracies, likeliest_shift, recalibrated
 from salve.editing.reweighting import halves_of
 from salve.features.suspects import nearest
@@ -26,7 +26,7 @@ class Judgement(NamedTuple):
         score: larger is better. accuracy: on all.
         average_loss: what the average by groups of the train images loses at least; NaN where it is not known.
         allowed: within the budget.
-        pays: whether it gains the worst group more than twice the error of that gain; without labels always.
+        pays: whether it gains more than twice the gain's error; of the worst group, or without labels of the score.
     """
 
     score: tuple[float, ...]
@@ -40,10 +40,11 @@ class Judgement(NamedTuple):
 class Judge:
     """Judges repairs by the logits of select images.
 
-    With labels by the worst group's accuracy, and then by the mean over groups; it must gain more than a standard
-    error. Without, by how little the images that come nearest to the classes are still taken for them (the mean
-    probability). The budget holds for the accuracy of all, and with labels also for the average that weighs groups by
-    their shares of the train images, as far as the images that are known can tell: its loss less a standard error.
+    With labels by the worst group's accuracy, and then by the mean over groups; it must gain more than twice the error
+    of that gain. Without, by how little the images that come nearest to the classes are still taken for them (the mean
+    probability), which must fall by more than twice the error of that fall. The budget holds for the accuracy of all,
+    and with labels also for the average that weighs groups by their shares of the train images, as far as the images
+    that are known can tell: its loss less a standard error.
 
     Groups are not judged by images that a repair was fitted to: one half of every group judges what was fitted to the
     other. The accuracy of all also counts images that an eraser or new biases were fitted to.
@@ -117,10 +118,25 @@ class Judge:
                 average = average_loss(before, right, self.known.group, self.shares)
                 loss = max(loss, average)
         else:
-            chances = plain.double().softmax(dim=1)
-            taken = [float(chances[near, k].mean()) for k, near in self._near.items() if len(near)]
-            score = (-sum(taken) / len(taken), accuracy) if taken else (math.nan, accuracy)
+            taken, falls, error = self._taken(plain)
+            score, pays = (-taken, accuracy), falls > ERRORS * error
         return Judgement(score, accuracy, average, loss <= self.max_loss + 1e-9, pays)
+
+    def _taken(self, plain: Float[Tensor, "N C"]) -> tuple[float, float, float]:
+        """The mean probability with which the images nearest to the suspected classes are still taken for them, by how
+        much it falls, and the standard error of that fall, by as many images of a class as show another object."""
+        after, before = (logits.double().softmax(dim=1) for logits in (plain, self.plain_before))
+        taken, falls, square = [], [], []
+        for k, near in self._near.items():
+            if len(near):
+                fall = before[near, k] - after[near, k]
+                taken.append(float(after[near, k].mean()))
+                falls.append(float(fall.mean()))
+                square.append(float(fall.var(unbiased=False)) / len(self.plain.object[near].unique()))
+        if not taken:
+            return math.nan, math.nan, math.nan
+        count = len(taken)
+        return sum(taken) / count, sum(falls) / count, math.sqrt(sum(square)) / count
 
     def _gains(self, before: Bool[Tensor, " n"], after: Bool[Tensor, " n"]) -> bool:
         return gains_worst_group(before, after, self.known.group, self.known.object)

@@ -7,7 +7,6 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torchmetrics.functional.classification import binary_auroc
-from torchvision.transforms.v2 import functional as transforms
 
 from salve.backbones import Site
 from salve.data.base import ConceptTruth, ImageData
@@ -126,7 +125,7 @@ def _against_truth(
         "concept": truth.concepts[concept],
         "auroc": float(binary_auroc(value, truth.presence[:, concept].long())),
     }
-    masks = masks_like(truth.masks(indices, concept), inputs.preprocess) if indices else torch.empty(0)
+    masks = inputs.preprocess.moved_masks(truth.masks(indices, concept)) if indices else torch.empty(0)
     return row | _against_masks(inputs, settings, indices, masks, latents, signs, kinds)
 
 
@@ -159,18 +158,6 @@ def _against_masks(
     wide = nn.functional.max_pool2d(masks.float()[:, None], 2 * near + 1, stride=1, padding=near)
     row["chance_pointing"] = float(wide.mean())
     return row
-
-
-def masks_like(masks: Tensor, preprocess: Preprocess) -> Tensor:
-    """Resize and crop masks ``[n, H, W]`` as preprocessing does images: bool ``[n, size, size]``."""
-    side = preprocess.size if preprocess.resize is None else preprocess.resize
-    height, width = masks.shape[1:]
-    shape = (side, side)
-    if preprocess.resize is not None:  # the shorter side becomes `resize`
-        shape = (max(side, round(side * height / width)), max(side, round(side * width / height)))
-    near = transforms.InterpolationMode.NEAREST_EXACT
-    enlarged = transforms.resize(masks.to(torch.uint8), list(shape), interpolation=near)
-    return transforms.center_crop(enlarged, [preprocess.size, preprocess.size]).bool()
 
 
 def _faithfulness(

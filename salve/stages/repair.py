@@ -24,7 +24,7 @@ from salve.sae import SAE
 from salve.stages.candidates import Candidate, best_of_each, beyond_budget, chosen_of, table_of
 from salve.stages.context import StageContext, settings_of_key
 from salve.stages.counterfactuals import flip_rate
-from salve.stages.grouped import Grouped, Running, attribute_of, grouped, of_split, train_shares
+from salve.stages.grouped import Grouped, Running, attribute_of, group_name, grouped, of_split, train_shares
 from salve.stages.repair_suspects import suspects_of
 from salve.stages.repairing import Search
 from salve.stages.retraining import Retraining
@@ -194,18 +194,13 @@ def _choice(
 def groups_without_images(context: StageContext, images: Grouped) -> list[str]:
     """Names of the groups that have no image, of which the worst group cannot tell."""
     counts = torch.bincount(images.group, minlength=len(context.classes) * len(images.values))
-    return [_name_of(context, images, group) for group in (counts == 0).nonzero()[:, 0].tolist()]
+    return [group_name(context, images, group) for group in (counts == 0).nonzero()[:, 0].tolist()]
 
 
 def small_groups(context: StageContext, images: Grouped) -> dict[str, int]:
     """By name how many images a group has, of those that have some and fewer than :data:`FEW`."""
     counts = torch.bincount(images.group).tolist()
-    return {_name_of(context, images, group): count for group, count in enumerate(counts) if 0 < count < FEW}
-
-
-def _name_of(context: StageContext, images: Grouped, group: int) -> str:
-    label, value = divmod(group, len(images.values))
-    return ", ".join(filter(None, (context.classes[label], f"{images.name} {images.values[value]}".strip())))
+    return {group_name(context, images, group): count for group, count in enumerate(counts) if 0 < count < FEW}
 
 
 def _of_state(measure: str, state: str) -> str:
@@ -237,7 +232,7 @@ def _measures(
     resampled = rng.beta(right + 0.5, counts.numpy() - right + 0.5, (RESAMPLES, groups))
     at = int(np.where(has, accuracy, np.inf).argmin())
     found: dict[str, Any] = {
-        "worst_group_of": _name_of(context, images, at),
+        "worst_group_of": group_name(context, images, at),
         **_with_interval("worst_group", accuracy[at], resampled[:, has].min(axis=1)),
         **_with_interval("average", accuracy @ share, resampled @ share),
         "accuracy": float((on_plain.argmax(dim=1) == plain.labels).double().mean()),

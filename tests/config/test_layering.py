@@ -46,6 +46,7 @@ SHARED_BY_STAGES = (
         "training",
         "bench",
         "grouped",
+        "evidence",
         "counterfactuals",
         "repair_suspects",
         "judging",

@@ -13,6 +13,7 @@ from salve.artifacts import Artifact, read_record
 from salve.data import ConceptsData, Preprocess
 from salve.editing import load_edit_file, undo_edit_files
 from salve.editing.cli import main as edit_command
+from salve.report.repaired import WEIGHTS, outcome
 from salve.types import UserError
 from tests.integration.conftest import FEW, NARROW, SMALL, Salve, Start
 from tests.integration.test_pipeline import plain_model
@@ -162,6 +163,29 @@ def undo_command(said: str) -> list[str]:
     return shlex.split(line.removeprefix("Undo: salve-edit "))
 
 
+def test_an_audit_alone_shows_its_suspects_and_what_to_doubt_in_a_run_of_its_name(
+    repaired: tuple[Path, dict[str, Artifact]],
+    salve: Salve,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, _ = repaired
+    arguments = [f"output_dir={folder / 'store'}", *SMALL, *FEW, *NARROW, *SETTINGS]
+    assert salve("stages=[audit]", *arguments, "audit.suspects=3") == 0
+    assert not (folder / "store" / "runs" / "quickstart").exists()
+    (run,) = (folder / "store" / "runs" / "audit").glob("*")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Suspects: latents that push images towards a class" in said
+    assert "select images whose tag is known, at most 4 of each group: how well the latent tells the tag" in said
+    told = (run / "salve.log").read_text()  # four labels a group, and a network of three epochs
+    assert "Caution: In 20 of 20 groups, suspects and repairs are chosen on fewer than 10 labelled select" in told
+    assert told.index("Caution: In 20 of 20") < told.index("Caution: The network is right on")
+    # The repair that goes on from it is none of its runs.
+    assert salve("repair", str(run), "audit.suspects=2") == 0
+    (repair,) = (folder / "store" / "runs" / "repair").glob("*")
+    assert "<h1>salve: repair</h1>" in (repair / "index.html").read_text()
+    shutil.rmtree(repair)
+
+
 def test_the_command_ends_with_four_rows_and_with_what_undoes_it(
     repaired: tuple[Path, dict[str, Artifact]],
     salve: Salve,
@@ -186,7 +210,8 @@ def test_the_command_ends_with_four_rows_and_with_what_undoes_it(
             assert "The network stays as it was" in said
             assert "Undo:" not in said
             continue
-        assert f"Repaired weights: {artifacts['repair'].file('repaired.safetensors')}" in said  # found, not made again
+        record, weights = artifacts["repair"].record("repair.json"), artifacts["repair"].file("repaired.safetensors")
+        assert f"{WEIGHTS[outcome(record)]}: {weights}" in said  # found, not made again
         assert edit_command(undo_command(said)) == 0
         restored = load_file(tmp_path / "restored.safetensors")
         assert all(torch.equal(restored[name], one) for name, one in plain_model(artifacts).state_dict().items())

@@ -3,6 +3,7 @@
 import struct
 import zlib
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -212,3 +213,23 @@ def test_wrong_values_are_refused() -> None:
 def test_constants_are_imagenets() -> None:
     preset = ImageClassification(crop_size=224)
     assert (list(IMAGENET_MEAN), list(IMAGENET_STD)) == (preset.mean, preset.std)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("size", "resize"), [(64, 64), (48, 64), (224, 256), (64, None)])
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (101, 151), (151, 101), (67, 131), (333, 500), (99, 64)])
+def test_masks_go_where_preprocessing_puts_their_pixels(
+    height: int, width: int, size: int, resize: int | None, interpolation: Literal["bilinear", "bicubic"]
+) -> None:
+    """The edge of a mask lies where an image of it crosses half its brightness."""
+    preprocess = Preprocess(size, resize, interpolation, (0, 0, 0), (1, 1, 1))
+    masks = torch.zeros(2, height, width, dtype=torch.bool)
+    masks[0, :, : width // 2] = True
+    masks[1, : height // 2] = True
+    moved = preprocess.moved_masks(masks)
+    assert moved.shape == (2, size, size)
+    for mask, found in zip(masks, moved, strict=True):
+        shown = preprocess.eval_transform()((mask * 255).to(torch.uint8).expand(3, height, width))[0]
+        sure = (shown - 0.5).abs() > 0.02  # at exactly a half, either side is right
+        assert sure.any()
+        assert torch.equal(found[sure], (shown > 0.5)[sure])

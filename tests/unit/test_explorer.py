@@ -112,12 +112,26 @@ def test_the_first_lines_say_what_there_is(tmp_path: Path) -> None:
     ends |= {"worst_group_before_low": 0.1, "worst_group_before_high": 0.3}
     measures = {"worst_group_before": 0.2, "worst_group_recalibrated": 0.4}
     measures |= {"average_before": 0.9, "average_after": 0.8}
-    helped = said(repair={"suspects": "tag present", **measures, **ends, "worst_group_after": 0.6})
-    assert "right on 20.0 %, and after it on 60.0 %" in helped["It depends on"].replace("\u00a0", " ")
+    repair = {"suspects": "tag present", "attribute": "tag", **measures, **ends}
+    helped = said(repair={**repair, "worst_group_after": 0.6})
+    assert "right on 20.0 %; after it, the worst is right on 60.0 %" in helped["It depends on"].replace("\u00a0", " ")
     assert "take repaired.safetensors: its worst group is 20.0 points above" in helped["Next"]
     assert "an average of 80.0 % instead of 90.0 %" in helped["Next"].replace("\u00a0", " ")
     # Better than before, and no better than new biases alone, or by less than a standard error.
     for after in (0.4, 0.45):
-        failed = said(repair={"suspects": "tag present", **measures, **ends, "worst_group_after": after})
+        failed = said(repair={**repair, "worst_group_after": after})
         assert "the repair did not help" in failed["It depends on"]
         assert "keep the network as it was" in failed["Next"]
+    # Without groups on test images nobody can tell, and nothing is advised either way.
+    unknown = said(repair={**repair, "attribute": "", "worst_group_after": 0.4})
+    assert "test images cannot tell" in unknown["It depends on"]
+    assert "worst class's accuracy" in unknown["How sure"]
+    assert "changed.csv" in unknown["Next"]
+    # Of a network that is no better than one class's name, only that is said.
+    (tmp_path / "features").mkdir()
+    table = pd.DataFrame({"class": ["a", "b"], "test_images": [50, 50], "test_accuracy": [1.0, 0.0]})
+    write_table(tmp_path / "features" / "classes.csv", table)
+    misused = said()
+    assert list(misused) == ["It depends on", "Next"]
+    assert "no better than one that always names the same class" in misused["It depends on"]
+    assert "check backbone.preprocess" in misused["Next"]

@@ -7,9 +7,9 @@ import pytest
 
 from salve.artifacts import write_record
 from salve.cli import main
-from salve.report.sections.repair import verdict
+from salve.report.repaired import done, rough, taken_out, verdict
 from salve.report.terminal import repair_ending
-from salve.run.repair import STAGES, home_of, overrides, run_folder
+from salve.run.repair import STAGES, home_of, name_of, overrides, run_folder
 from salve.types import UserError
 
 
@@ -19,7 +19,24 @@ def test_settings_get_the_stages_and_a_name_where_nothing_gives_one() -> None:
     assert overrides(["experiment=repair/quickstart"]) == [STAGES, "experiment=repair/quickstart"]
     assert overrides(["+experiment=repair/quickstart"]) == [STAGES, "+experiment=repair/quickstart"]
     assert overrides(["name=mine", "stages=[audit,repair]"]) == ["name=mine", "stages=[audit,repair]"]
+    assert overrides(["stages=[audit]"]) == ["name=audit", "stages=[audit]"]
     assert overrides(["-m", "seed=0,1"]) == [STAGES, "name=repair", "-m", "seed=0,1"]
+
+
+def test_a_run_is_called_after_its_audit_or_repair_where_nothing_else_names_it() -> None:
+    assert name_of(["stages=[audit,report]", "seed=1"]) == ["name=audit"]
+    assert name_of(["stages=[audit, control, repair]"]) == ["name=repair"]
+    for own in (
+        "name=mine",
+        "experiment=repair/quickstart",
+        "+experiment=x",
+        "--config-name=my",
+        "-cn=my",
+        "rerun=here",
+    ):
+        assert name_of(["stages=[audit,report]", own]) == []
+    assert name_of(["stages=[control,report]"]) == []
+    assert name_of(["seed=1"]) == []
 
 
 def test_a_folder_before_all_settings_is_a_run_to_go_on_from(tmp_path: Path) -> None:
@@ -71,6 +88,7 @@ MEASURED: dict[str, Any] = {
     "method": "leace",
     "attribute": "tag",
     "labels": 25,
+    "classes": ["clinic", "reef"],
     "worst_group_before": 0.2,
     "worst_group_recalibrated": 0.4,
     "average_before": 0.9,
@@ -94,7 +112,10 @@ MEASURED: dict[str, Any] = {
         ),
         ({"worst_group_after": 0.1}, "Keep the network as it was."),
         ({"method": "nothing"}, "The network stays as it was"),
-        ({"method": "nothing", "labels": 0}, "nothing that was tried keeps the accuracy on select images within"),
+        (
+            {"method": "nothing", "labels": 0},
+            "lowers the probability of clinic and reef for the images that come nearest to it",
+        ),
         ({"attribute": ""}, "cannot be told without groups or a mark"),
     ],
 )
@@ -108,14 +129,56 @@ def test_without_labels_the_end_does_not_take_the_score_for_a_share_of_a_group()
     assert "Beyond the budget" not in verdict({**MEASURED, **other, "labels": 0})
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, "Repaired weights"),
+        ({"worst_group_after": 0.45}, "Edited weights, which may not help"),
+        ({"worst_group_after": 0.4, "labels": 0}, "Edited weights, which did not help"),
+        ({"method": "nothing"}, "Weights, unchanged"),
+        ({"method": "nothing", "labels": 0}, "Weights, unchanged"),
+        ({"attribute": ""}, "Edited weights, for you to judge"),
+    ],
+)
+def test_what_is_written_is_called_what_the_verdict_says_of_it(
+    change: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    write_record(tmp_path / "repair.json", {**MEASURED, **change})
+    _, weights = repair_ending({"repair": tmp_path})
+    assert weights == f"{said}: {tmp_path / 'repaired.safetensors'}"
+
+
+def test_groups_of_few_test_images_are_named_the_smallest_first() -> None:
+    record = {"small_groups": {"a": 9, "b": 1, "c": 4}}
+    assert rough(record) == "Groups of few test images, whose accuracy is rough: b (1); c (4); a (9)."
+    assert rough(record, 2) == "Groups of few test images, whose accuracy is rough: b (1); c (4); and 1 more."
+    assert rough({"small_groups": {}}) == rough({}) == ""
+
+
+def test_suspects_that_a_person_names_are_told_as_those_of_their_classes() -> None:
+    classes = {"classes": ["clinic", "reef"]}
+    assert taken_out({**classes, "suspects": "clinic + reef"}) == "the suspects of clinic and reef"
+    assert taken_out({**classes, "suspects": "tag present"}) == taken_out({"suspects": "tag present"}) == "tag present"
+
+
+def test_what_a_repair_changes_is_told_in_words() -> None:
+    record = {"method": "gate", "latents": [3, 7], "alpha": 0.5, "shifts": {"ship": 0.4, "bird": 0.0, "car": -1.0}}
+    biases = "the bias of ship raised by 0.4 logits and the bias of car lowered by 1 logits"
+    assert done(record) == f"gate of the latents 3, 7 at α = 0.5, with {biases}"
+    assert done({**record, "latents": [3], "shifts": {}}) == "gate of the latent 3 at α = 0.5, with no bias changed"
+    assert done({**record, "method": "dfr", "latents": []}) == f"the head trained anew (dfr), with {biases}"
+    assert done({**record, "method": "recalibration alone", "latents": [], "alpha": 0.0}) == biases
+    assert done({"method": "nothing", "latents": [], "alpha": 0.0, "shifts": {"ship": 0.0}}) == ""
+
+
 def test_the_end_names_the_files_and_what_undoes_them(tmp_path: Path) -> None:
     write_record(tmp_path / "repair.json", MEASURED)
-    assert len(repair_ending(tmp_path)) == 2  # no edit file, as where nothing helps
+    assert len(repair_ending({"repair": tmp_path})) == 2  # no edit file, as where nothing helps
     (tmp_path / "edits").mkdir()
     edits = [tmp_path / "edits" / name for name in ("00-leace.json", "01-recalibration.json")]
     for edit in edits:
         edit.touch()
-    _, weights, files, undo = repair_ending(tmp_path)
+    _, weights, files, undo = repair_ending({"repair": tmp_path})
     assert weights == f"Repaired weights: {tmp_path / 'repaired.safetensors'}"
     assert files == f"Edit files: {edits[0]}, {edits[1]}"
     assert (

@@ -1,5 +1,7 @@
 """Parts of a repair that a whole run does not show."""
 
+import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,8 +16,8 @@ from salve.editing.recalibrate import fairest_shift, group_accuracies, recalibra
 from salve.repair_settings import RepairSettings
 from salve.stages.audit import _rows
 from salve.stages.candidates import Candidate, beyond_budget, chosen_of
-from salve.stages.grouped import Grouped, train_shares
-from salve.stages.judging import Judge
+from salve.stages.grouped import Grouped, labels_remark, train_shares
+from salve.stages.judging import Judge, Judgement
 from salve.stages.repair import _images, groups_without_images, small_groups
 from salve.stages.repair_suspects import check_repair, checked_suspects, suspects_of
 from salve.stages.repairing import Search
@@ -251,3 +253,61 @@ def test_shares_of_the_train_images_are_unknown_where_no_train_image_has_the_att
     data = SimpleNamespace(labels=lambda _: torch.tensor([0, 1]), groups=lambda _: groups)
     context: Any = SimpleNamespace(classes=("ship", "bird"), data=data)
     assert train_shares(context, grouped_by_class(1)) is None
+
+
+def test_without_labels_an_edit_is_kept_only_if_the_network_is_less_sure_by_more_than_a_standard_error() -> None:
+    known = grouped_by_class(20)  # the second twenty come near to the first class, and are not of it
+    before = torch.zeros(40, 2, dtype=torch.float64)
+    judge = replace(judge_of(known, before, max_loss=1.0), labelled=False)
+
+    def judged(*moves: float) -> Judgement:
+        """With the first class's logit moved in the twenty images, over and over by these numbers."""
+        logits = before.clone()
+        logits[20:, 0] += torch.tensor(moves, dtype=torch.float64).repeat(20 // len(moves))
+        return judge.of(logits, logits)
+
+    assert not judged(0.0).pays
+    assert judged(-1.0).pays
+    assert judged(-1.0).score[0] == pytest.approx(-1 / (1 + math.e))
+    assert not judged(1.0).pays
+    # Falls of ±0.46 and a little: the error is 0.46 / √20 = 0.10, and of two images of each object 0.46 / √10 = 0.15.
+    assert not judged(-3.0, 3.0).pays
+    falls = judged(-3.0, -3.0, -3.0, 3.0, 3.0)  # the mean falls by 0.09
+    assert not falls.pays
+    falls = judged(-3.0, -3.0, 3.0, -3.0)  # by 0.23, with an error of 0.09
+    assert falls.pays
+    few = replace(judge, plain=replace(known, object=torch.arange(40) // 20))  # all of one object: an error of 0.39
+    logits = before.clone()
+    logits[20:, 0] += torch.tensor([-3.0, -3.0, 3.0, -3.0], dtype=torch.float64).repeat(5)
+    assert not few.of(logits, logits).pays
+
+
+def context_of(images: Grouped, classes: tuple[str, ...]) -> Any:
+    groups = Groups(images.name, images.values, images.value)
+    data = SimpleNamespace(
+        labels=lambda _: images.labels,
+        groups=lambda _: groups,
+        pairs=lambda _: None,
+        objects=lambda _: None,
+        raw=lambda _: (),
+    )
+    return SimpleNamespace(classes=classes, data=data)
+
+
+def test_groups_on_whose_few_labels_a_repair_is_chosen_are_named_before_it() -> None:
+    labels, value = torch.tensor([0] * 12 + [1] * 30), torch.tensor([0] * 11 + [1] + [0] * 9 + [1] * 21)
+    every, zero = torch.arange(42), torch.zeros(42, dtype=torch.long)
+    images = Grouped("tag", ("absent", "present"), labels, value, every, (), zero, False, every)
+    context = context_of(images, ("ship", "bird"))
+    said = labels_remark(context, 25)
+    assert said.startswith(
+        "In 2 of 4 groups, suspects and repairs are chosen on fewer than 10 labelled select images: "
+    )
+    assert "images: ship, tag present (1); bird, tag absent (9). What so few" in said
+    assert "In 4 of 4 groups" in labels_remark(context, 1)  # one label a group
+    assert "bird, tag present (1)" in labels_remark(context, 1)
+    assert labels_remark(context, 0) == ""
+    many = context_of(images.at(torch.arange(42).repeat(10), paired=False), ("ship", "bird"))
+    assert labels_remark(many, 25) == ""
+    without = context_of(images, ("ship", "bird", "car"))
+    assert "car, tag absent (0); car, tag present (0); ship, tag present (1)" in labels_remark(without, 25)

@@ -25,14 +25,16 @@ from rich.console import Console
 
 from salve.artifacts import load_tensors, save_tensors, write_record, write_table
 from salve.report import style, summary_table, write_report
+from salve.report.blocks import FigureFolder, Prose
 from salve.report.figures import validate as figures
 from salve.report.figures.control import confusion_matrix, matrix_classes
 from salve.report.figures.diagnose import agreement_scatter
 from salve.report.figures.discover import class_mean_heat_map, heat_map_columns, latent_use
 from salve.report.figures.validate import overlay
 from salve.report.page import _copy_edit_files
-from salve.report.remarks import own_remarks, remarks_on
+from salve.report.remarks import cautions, misused, network_remark, remarks_on
 from salve.report.sections.control import panel_order
+from salve.report.sections.repair import audit as audit_section
 from salve.report.tables import class_summary, headline
 from salve.report.terms import Linker, terms_of
 from salve.report.text import label, number, percent, plural, points, slug, span, times
@@ -971,12 +973,12 @@ def test_overlay_is_brightest_at_the_peak_and_grey_where_the_map_is_zero() -> No
 @pytest.mark.usefixtures("no_figures")
 def test_what_a_reader_must_know_comes_before_the_results(tmp_path: Path) -> None:
     run = Run(tmp_path / "run", CLASSES[:3], images=4, size=16, top=1)
-    table = run.table("features", "classes.csv").assign(test_accuracy=[0.9, 0.4, 0.26], test_images=[60, 4, 0])
+    table = run.table("features", "classes.csv").assign(test_accuracy=[0.9, 0.75, 0.26], test_images=[60, 4, 0])
     write_table(run.root / "features" / "classes.csv", table)
     remark = "Images of 32 pixels were <b>enlarged</b> to 224."
     page = Page(write(tmp_path / "out", run.folders, remarks=(remark,)))
-    weak = "A classifier that is right on 87 % of the test images"
-    assert weak not in page.sentences  # (60 · 0.9 + 4 · 0.4) / 64
+    weak = "The network is right on 89 % of the test images"
+    assert weak not in page.sentences  # (60 · 0.9 + 4 · 0.75) / 64
     top, _, rest = page.sentences.partition("accuracy on test images")
     assert rest
     assert remark in top
@@ -990,16 +992,87 @@ def test_what_a_reader_must_know_comes_before_the_results(tmp_path: Path) -> Non
     assert text.index("Caution: 1 class of 3 with fewer") < text.index("SALVE, class by class")
 
 
-def test_remarks_on_weak_classifiers_and_few_images() -> None:
-    assert remarks_on(0.8, ["a", "b"], [50, 50]) == []
-    assert remarks_on(None, [], []) == []
-    [weak] = remarks_on(0.52, ["a", "b"], [50, 50])
-    assert weak.startswith("A classifier that is right on 52\u00a0% of the test images is weak.")
+def test_remarks_on_few_images() -> None:
+    assert remarks_on([], []) == []
+    assert remarks_on(["a", "b"], [50, 50]) == []
     many = [f"c{i}" for i in range(1000)]
-    [few] = remarks_on(0.9, many, [49] * 1000)
+    [few] = remarks_on(many, [49] * 1000)
     assert few.startswith("1\u2009000 classes of 1\u2009000 with fewer than 50 test images (fewest: 49, of c0)")
-    [none] = remarks_on(0.9, many, [0] * 7 + [50] * 993)
+    [none] = remarks_on(many, [0] * 7 + [50] * 993)
     assert none.endswith("c0, c1, c2, c3, c4 and 2 more.")
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "images", "said"),
+    [
+        ([], [], ""),
+        ([math.nan, math.nan], [0, 0], ""),
+        ([0.8, 0.8], [50, 50], ""),
+        ([0.6, 0.8], [50, 50], "right on 70\u00a0% of the select images, which is weak"),
+        ([0.9, 0.1], [50, 50], "right on 50\u00a0% of the select images, not clearly better than one that always"),
+        ([1.0, 0.0], [50, 50], "not clearly better"),
+        ([0.55, 0.55], [50, 50], "not clearly better"),  # 0.55 with a standard error of 0.05
+        ([0.65, 0.65], [50, 50], "is weak"),
+        ([1.0, 0.02], [950, 50], "right on 95\u00a0% of the select images, not clearly better"),
+        ([0.97, 0.6], [950, 50], ""),  # right on 95 %, too, and it does tell them apart
+        ([0.2] * 10, [30] * 10, "is weak"),  # 0.2 with a standard error of 0.02, above a tenth
+        ([0.1] * 10, [30] * 10, "not clearly better"),
+        ([1.0, 1.0], [1, 1], "not clearly better"),  # two images are no proof
+    ],
+)
+def test_a_network_that_is_seldom_right_is_told_with_what_to_check(
+    accuracies: list[float], images: list[int], said: str
+) -> None:
+    remark = network_remark(accuracies, images, "select")
+    assert bool(remark) == bool(said)
+    assert said in remark
+    assert not said or "check backbone.preprocess (size, mean and std" in remark
+
+
+def test_the_caution_about_the_network_stands_before_all_others() -> None:
+    table = pd.DataFrame({"class": ["a", "b"], "test_images": [100, 100], "test_accuracy": [0.9, 0.1]})
+    artifacts: Any = SimpleNamespace(table=lambda *_: table, record=lambda *_: {})
+    first, second = cautions(artifacts, ["The SAE has few steps."])
+    assert first.startswith("The network is right on 50\u00a0% of the test images, not clearly better than one")
+    assert second == "The SAE has few steps."
+    assert misused(artifacts)
+    table["test_accuracy"] = [0.9, 0.9]
+    assert not misused(artifacts)
+    assert cautions(artifacts) == []
+
+
+@pytest.mark.usefixtures("no_figures")
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("fve", [0.02, 0.9])
+def test_beside_suspects_stands_what_their_score_is_and_how_little_a_poor_sae_explains(
+    labelled: bool, fve: float, tmp_path: Path
+) -> None:
+    known = {"labels": 25, "labelled": 80, "attribute": "place"} if labelled else {"labels": 0}
+    suspects = pd.DataFrame({"class": ["a", "a", "b"], "rank": [1, 2, 1], "latent": [3, 5, 4], "sign": 1,
+                             "score": [0.5, 0.0, 0.0], "effect": 1.0, "lift": 2.0})  # fmt: skip
+    if labelled:
+        suspects["value"], suspects["separation"] = ["water", "water", "land"], 0.5
+    for kind in ("audit", "sae"):
+        (tmp_path / kind).mkdir()
+    write_table(tmp_path / "audit" / "suspects.csv", suspects)
+    write_record(tmp_path / "audit" / "audit.json", known)
+    write_record(tmp_path / "sae" / "sae.json", {"select_fve": fve})
+    folders = {kind: tmp_path / kind for kind in ("audit", "sae")}
+    lines = [" ".join(line.split()) for line in _rendered(folders).splitlines()]
+    assert ("a water 3 (0.5)" if labelled else "a 3 (0.5)") in lines  # no suspect without a score
+    assert ("b land –" if labelled else "b –") in lines
+    assert ("class place latent (score), the first suspects" in lines) == labelled
+    section = audit_section(Artifacts(folders), FigureFolder(tmp_path))
+    assert section is not None
+    page = " ".join(block.text for block in section.blocks if isinstance(block, Prose))
+    for text in (" ".join(lines), page):
+        if labelled:
+            assert "on 80 select images whose place is known, at most 25 of each group: how well the latent" in text
+        else:
+            assert "without labels, by a score on select images: the effect, times the lift's logarithm" in text
+        poor = "The SAE explains 2% of the variance of select images' activations (FVE 0.02): most of what pushes"
+        assert (poor in text) == (fve < 0.5)
+        assert ("not among these suspects. Lower sae.sparsity, raise sae.k" in text) == (fve < 0.5)
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -1126,10 +1199,10 @@ def test_edits_of_a_sample_are_compared_with_the_same_images() -> None:
     )
     summary = class_summary(artifacts)
     assert summary["test_accuracy"].tolist() == [0.75, 0.5]
-    said = " ".join(own_remarks(artifacts))
+    said = " ".join(cautions(artifacts))
     assert "measured on 16 images of each class" in said
     assert "2 classes of 2 with fewer than 50 test images (fewest: 9, of b)" in said
     records["verdict.json"] = {}
-    said = " ".join(own_remarks(artifacts))
+    said = " ".join(cautions(artifacts))
     assert "edit.images" not in said
     assert "1 class of 2 with fewer than 50 test images" in said

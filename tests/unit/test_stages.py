@@ -10,7 +10,6 @@ import torch
 from scipy import stats
 
 from salve.backbones.tail import LinearTail
-from salve.data.transforms import Preprocess
 from salve.editing import edited_logits
 from salve.editing.curves import edit_accuracies, edit_curves, edit_outcomes
 from salve.editing.verdict import Effect, effect
@@ -20,7 +19,6 @@ from salve.stages.curves import Measured
 from salve.stages.diagnose import strengths
 from salve.stages.diagnose import summarise as summarise_strengths
 from salve.stages.discover import feature_tables
-from salve.stages.localise import masks_like
 from salve.stages.outcome import choose, reason, summarise
 from salve.stages.targets import Target
 from salve.types import Split
@@ -183,15 +181,3 @@ def test_feature_tables_of_a_class_without_images_and_a_dead_latent() -> None:
     assert tables["latents"]["kind"].tolist() == ["class-defining", "class-defining", "dead"]
     assert set(tables["dominant"]["class"]) == {"a", "c"}
     assert tables["dominant"].query("`class` == 'a' and latent == 1")["sign"].tolist() == [-1]
-
-
-def test_masks_go_where_preprocessing_puts_their_pixels() -> None:
-    masks = torch.zeros(1, 64, 64, dtype=torch.bool)
-    masks[0, 16:32, 24:40] = True
-    assert torch.equal(masks_like(masks, Preprocess(64, None)), masks)
-    image = masks.to(torch.uint8).expand(3, 64, 64) * 255
-    for preprocess in (Preprocess(128, None), Preprocess(48, 64), Preprocess(96, 128)):
-        found = masks_like(masks, preprocess)[0]
-        shown = preprocess.eval_transform()(image)[0] > 0
-        assert found.shape == (preprocess.size, preprocess.size)
-        assert (found != shown).float().mean() < 0.02

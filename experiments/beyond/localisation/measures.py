@@ -27,7 +27,6 @@ from salve.saliency import (
     relevance_mass,
     relevance_rank,
 )
-from salve.stages.localise import masks_like
 from salve.stages.targets import balanced
 from salve.types import Split, UserError
 
@@ -86,7 +85,7 @@ def objects_of(study: Study, split: Split) -> Objects:
         of_class = torch.tensor(truth.class_concept)[labels]
         shown = truth.presence.gather(1, of_class[:, None])[:, 0]
         drawn = [image for image in balanced(labels, MASKED) if bool(shown[image])]
-        every = torch.cat([masks_like(truth.masks([image], int(of_class[image])), preprocess) for image in drawn])
+        every = torch.cat([preprocess.moved_masks(truth.masks([image], int(of_class[image]))) for image in drawn])
         kept = [i for i in range(len(drawn)) if every[i].any()]
         indices, masks = [drawn[i] for i in kept], every[kept]
         found = [_around(mask) for mask in masks]

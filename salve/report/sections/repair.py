@@ -1,31 +1,21 @@
 """Suspects, for a person to judge, and what a repair did."""
 
-import math
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from salve.report.audited import poor_suspects, ranked
 from salve.report.blocks import Block, Cell, FigureFolder, Prose, Section, StripBlock, TableBlock, numbers
 from salve.report.figures import validate as figures
+from salve.report.repaired import STATES, done, rough, state_rows, taken_out, verdict, worst_of
 from salve.report.tables import records
-from salve.report.text import is_missing, label, latent_name, number, percent, plural, slug, span, times
+from salve.report.text import is_missing, label, latent_name, number, percent, slug, span, times
 from salve.results import Artifacts
 
 #: Suspects with pictures on the page, at most.
 MOST_STRIPS = 24
-#: The states of a network that a repair is told by, with their names.
-STATES = {
-    "before": "before",
-    "recalibrated": "biases alone",
-    "edited": "edit alone",
-    "after": "repaired",
-}
-#: The method of a repair that leaves the network as it was.
-NOTHING = "nothing"
-#: What a repair that edits no latent does, in words.
-WITHOUT_LATENTS = {"dfr": "the head trained anew (dfr)", "leace": "the attribute erased (leace)"}
 
 
 def audit(artifacts: Artifacts, figure_folder: FigureFolder) -> Section | None:
@@ -38,7 +28,8 @@ def audit(artifacts: Artifacts, figure_folder: FigureFolder) -> Section | None:
         name for name in ("separation", "off_object", "counterfactual") if name in table and table[name].notna().any()
     }
     header = [
-        *(Cell("class"), Cell("rank", "num"), Cell("latent"), Cell("effect", "num"), Cell("lift", "num")),
+        *(Cell("class"), Cell("rank", "num"), Cell("latent"), Cell("score", "num")),
+        *(Cell("effect", "num"), Cell("lift", "num")),
         *([Cell("separation", "num")] if "separation" in has else []),
         *([Cell("off the object", "num")] if "off_object" in has else []),
         *([Cell("turned by the mark", "num"), Cell("undone", "num")] if "counterfactual" in has else []),
@@ -46,7 +37,7 @@ def audit(artifacts: Artifacts, figure_folder: FigureFolder) -> Section | None:
     body = []
     for row in rows:
         cells = [Cell(str(row["class"])), *numbers(number(row["rank"])), Cell(latent_name(row["latent"], row["sign"]))]
-        cells += numbers(number(row["effect"]), times(row["lift"]))
+        cells += numbers(number(row["score"]), number(row["effect"]), times(row["lift"]))
         if "separation" in has:
             cells.append(Cell(number(row["separation"]), "num", str(row.get("value", ""))))
         if "off_object" in has:
@@ -54,20 +45,15 @@ def audit(artifacts: Artifacts, figure_folder: FigureFolder) -> Section | None:
         if "counterfactual" in has:
             cells += numbers(percent(row["turned"]), percent(row["counterfactual"], 0))
         body.append(cells)
-    how = (
-        f"They are ranked on {plural(record['labelled'], 'select image')} whose {record['attribute']} is known, "
-        f"at most {record['labels']} of each group: by how well the latent tells it within a class, times its effect."
-        if record.get("labels")
-        else "They are ranked without labels, on select images: by the effect, times how far the lift is above 1."
-    )
     blocks: list[Block] = [
         Prose(
             "A suspect is a latent that pushes images towards a class which they are not of. Effect: how much the "
             "class's logit falls per strength of the gate, on the images of other classes that come nearest to it. "
             "Lift: how much likelier images of other classes are taken for it, or nearly so, where the latent is "
-            f"active. {how} All numbers here are of test images. Whether the network may rely on a suspect is for you "
-            "to say: look at its images, all of other classes."
+            f"active. {ranked(record)} All other numbers here are of test images. Whether the network may rely on a "
+            "suspect is for you to say: look at its images, all of other classes."
         ),
+        *([Prose(poor)] if (poor := poor_suspects(artifacts)) else []),
         *_strips(artifacts, figure_folder, rows),
         TableBlock("Suspects", header, body, "audit-suspects.csv", folded=len(body) > 25),
     ]
@@ -116,36 +102,28 @@ def repair(artifacts: Artifacts) -> Section | None:
     record = artifacts.record("repair", "repair.json")
     if not record:
         return None
-    latents = ", ".join(map(str, record["latents"]))
-    what = f"{record['method']} of the {'latent' if len(record['latents']) == 1 else 'latents'} {latents}"
-    biases = " and ".join(
-        f"the bias of {name} {'raised' if shift > 0 else 'lowered'} by {number(abs(shift))} logits"
-        for name, shift in record["shifts"].items()
-        if shift
-    )
     absent = left = ""
     if names := record["groups_without_images"]:
         absent = f" No test image is in the group {'; '.join(names)}, so the worst group leaves it out."
-    if few := record.get("small_groups"):
-        named = "; ".join(f"{name} ({count})" for name, count in few.items())
-        absent += f" Groups of few test images, whose accuracy is rough: {named}."
+    if few := rough(record):
+        absent += f" {few}"
     if whys := list(dict.fromkeys(record["left_out"])):
         left = f" Left out: {' '.join(whys)}"
     pairs = " Test images count with the mark and without it." if record["pairs"] else ""
     by_groups = f"groups are classes × {record['attribute']}" if record["attribute"] else "groups are classes"
-    what = what if latents else WITHOUT_LATENTS.get(record["method"], record["method"])
-    at = "" if record["method"] == "dfr" else f" at α = {number(record['alpha'])}"
-    edit = f"{what}{at}, with " if record["alpha"] else ""
-    if edit or biases:
-        chosen = f"{edit}{biases or 'no bias changed'}. This was chosen on select images and is in"
+    if what := done(record):
+        chosen = (
+            f"{what}. This was chosen on select images and is in repaired.safetensors, a plain state_dict; the edit "
+        )
+        chosen += "files undo it."
     else:
-        chosen = "nothing that was tried helps within the budget on select images. The untouched weights are in"
+        chosen = "the network stays as it was, and repaired.safetensors holds its weights unchanged."
     blocks: list[Block] = [
         Prose(
-            f"The repair of {record['suspects']}: {chosen} "
-            "repaired.safetensors, a plain state_dict; the edit files undo it. Biases alone are the "
-            f"control that a repair must beat. All numbers are of test images; {by_groups}, and the average weighs "
-            f"them by their shares of the train images.{pairs} Below the numbers are 95\u00a0% intervals.{absent}{left}"
+            f"The repair of {taken_out(record)}: {chosen} {verdict(record)} Biases alone are the control that a "
+            f"repair must beat. All numbers are of test images; {by_groups}, and the average weighs them by their "
+            "shares of the train images, or of the test images where no train image's group is known."
+            f"{pairs} Below the numbers are 95\u00a0% intervals.{absent}{left}"
         ),
         _states(record),
         _groups(artifacts, record["attribute"]),
@@ -159,76 +137,9 @@ def repair(artifacts: Artifacts) -> Section | None:
     return Section("repair", "Repair: what the network relies on, before and after", blocks, "repair")
 
 
-def helped(record: dict[str, Any]) -> bool:
-    """Whether a repair's worst group is better than that of the untouched network and of new biases alone, by more than
-    twice the error of that gain: on few test images less may be chance."""
-    after, before = record["worst_group_after"], max(record["worst_group_before"], record["worst_group_recalibrated"])
-    spans = [record[f"worst_group_{one}_high"] - record[f"worst_group_{one}_low"] for one in ("before", "after")]
-    error = math.hypot(*spans) / 4  # an interval of 95 % is about four standard errors wide
-    return bool(after - before > 2 * error)
-
-
-def verdict(record: dict[str, Any]) -> str:
-    """Whether the repair helped on test images, in a sentence or two."""
-    if record["method"] == NOTHING and not record["labels"]:
-        return (
-            "The network stays as it was: nothing that was tried keeps the accuracy on select images within the budget "
-            "(repair.max_accuracy_loss)."
-        )
-    if record["method"] == NOTHING:
-        return (
-            "The network stays as it was: on select images nothing that was tried gains the worst group more than "
-            "twice the error of that gain within the budget (repair.max_accuracy_loss)." + _forgone(record)
-        )
-    if not record["attribute"]:
-        return (
-            "Whether this helped cannot be told without groups or a mark on test images: look at the images in "
-            "changed.csv, and judge."
-        )
-    before, alone, after = (percent(record[f"worst_group_{one}"]) for one in ("before", "recalibrated", "after"))
-    average = " instead of ".join(percent(record[f"average_{one}"]) for one in ("after", "before"))
-    numbers_ = (
-        f"the worst group was right on {before}, on {alone} with new biases alone, and on {after} repaired, and the "
-        f"average is {average}"
-    )
-    paid = ""
-    if record["average_before"] - record["average_after"] > record.get("max_accuracy_loss", math.inf):
-        paid = " That is more than the budget, which could only be held on select images."
-    if helped(record):
-        return f"The repair helped: on test images {numbers_}.{paid}{_forgone(record)}"
-    if record["worst_group_after"] > max(record["worst_group_before"], record["worst_group_recalibrated"]):
-        return f"The repair may have helped, by no more than chance: on test images {numbers_}.{paid}{_forgone(record)}"
-    return f"The repair did NOT help: on test images {numbers_}. Keep the network as it was.{_forgone(record)}"
-
-
-def _forgone(record: dict[str, Any]) -> str:
-    """What a larger budget would have allowed."""
-    other = record.get("beyond_budget")
-    if not other or not record["labels"]:  # without labels the score is no share of a group
-        return ""
-    share, chosen = (percent(value) for value in (other["select_score"], record["select_score"][0]))
-    return (
-        f" Beyond the budget, {other['method']} has {share} of the worst group of select images in place of {chosen}; "
-        "a larger repair.max_accuracy_loss allows it."
-    )
-
-
-def state_rows(record: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """For each state its name, and each measure with its interval as text."""
-    measures = ["worst_group", "average", *(["counterfactual_flips"] if record["pairs"] else [])]
-    rows = []
-    for state, name in STATES.items():
-        cells = []
-        for measure in measures:
-            key = f"{measure}_{state}"
-            cells.append((percent(record[key]), span(record[f"{key}_low"], record[f"{key}_high"], percent)))
-        rows.append((name, cells))
-    return rows
-
-
 def _states(record: dict[str, Any]) -> TableBlock:
-    names = ["worst group", "average", *(["prediction changed by the mark"] if record["pairs"] else [])]
-    header = [Cell("network"), *(Cell(name, "num") for name in names), Cell("which group is worst")]
+    names = [worst_of(record), "average", *(["prediction changed by the mark"] if record["pairs"] else [])]
+    header = [Cell("network"), *(Cell(name, "num") for name in names), Cell(f"which is the {worst_of(record)}")]
     body = [
         [
             Cell(name),
