@@ -1,15 +1,16 @@
 """What the channels of a site add to the logits of classes, in the mean over a class's train images."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from salve.artifacts import Artifact
+from salve.artifacts import Artifact, save_tensors
 from salve.backbones.cut import Cut
 from salve.diagnosis import attributions
 from salve.features import ClassMeans
-from salve.stages.context import StageContext
+from salve.stages.context import StageContext, settings_of_key
 from salve.stages.measure import blocks
 from salve.stages.targets import balanced
 from salve.types import Labels, Split
@@ -17,12 +18,15 @@ from salve.types import Labels, Split
 #: Train images of a class, at most, behind a tail that is not linear: each costs a pass forward and one back. The error
 #: of a mean over 32 is a sixth of what single images differ by, and less than the best latents of a class differ by.
 SAMPLED = 32
+#: The file of the artifact that holds attributions.
+TENSORS = "attributions.safetensors"
 
 
 def class_attributions(context: StageContext, classifier: Artifact, activations: Artifact) -> Tensor:
     """The attributions of each class's own logit, in the mean over its train images.
 
-    Behind a linear tail it is ``W_k ⊙ mean a``, over all train images. Elsewhere gradients are taken on a sample.
+    Behind a linear tail it is ``W_k ⊙ mean a``, over all train images. Elsewhere gradients are taken on a sample, and
+    kept as artifact ``attributions``: they are the same for every SAE at the site.
 
     Returns:
         ``[C, M]`` float64; see :func:`salve.features.class_effects`.
@@ -34,8 +38,15 @@ def class_attributions(context: StageContext, classifier: Artifact, activations:
         for rows, labels in blocks(context.activations(activations, "train"), 1):
             means.update(rows, labels)
         return cut.linear.weight[:classes].double() * means.compute().reshape(classes, width)
-    chosen = balanced(context.data.labels("train"), SAMPLED)
-    return watched_attributions(context, cut, "train", chosen, torch.as_tensor(context.data.labels("train"))[chosen])
+    labels = torch.as_tensor(context.data.labels("train"))
+
+    def make(folder: Path, _: Path) -> None:
+        chosen = balanced(labels, SAMPLED)
+        found = watched_attributions(context, cut, "train", chosen, labels[chosen])
+        save_tensors(folder / TENSORS, {"attributions": found})
+
+    key_settings = settings_of_key({"sampled": SAMPLED}, classifier, activations)
+    return context.store.get_or_make("attributions", key_settings, make).tensors(TENSORS)["attributions"]
 
 
 def watched_attributions(

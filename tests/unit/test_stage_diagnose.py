@@ -213,5 +213,11 @@ def test_effects_are_of_a_sample_of_train_images(deep: Inputs, monkeypatch: pyte
         return plain("train", indices=indices)
 
     monkeypatch.setattr(context.data, "loader", loader)
-    assert class_attributions(context, classifier, activations).isfinite().all()
+    found = class_attributions(context, classifier, activations)
+    assert found.isfinite().all()
+    once = len(read)
+    assert once > 0
+    # They are the same for every SAE of the site, and not computed again for another one.
+    assert torch.equal(class_attributions(context, classifier, activations), found)
+    assert len(read) == once
     assert read == balanced(context.data.labels("train"), 1)
