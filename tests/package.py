@@ -73,7 +73,7 @@ def wrong_with_wheel(wheel: Path, version: str) -> list[str]:
 
 def wrong_with_release(tag: str, version: str, metadata: Message, changelog: str, citation: str) -> list[str]:
     """Why a version may not be published under a tag; empty if it may."""
-    wrong = [] if tag == f"v{version}" else [f"the tag is {tag}, and salve/__init__.py says {version}"]
+    wrong = [] if tag == f"v{version}" else [f"the tag is {tag or 'not given'}, and salve/__init__.py says {version}"]
     if not re.search(rf"^## \[{re.escape(version)}\] - \d{{4}}-\d\d-\d\d$", changelog, re.MULTILINE):
         wrong.append(f"CHANGELOG.md has no head '## [{version}] - YYYY-MM-DD'")
     if not re.search(rf"^version: {re.escape(version)}$", citation, re.MULTILINE):

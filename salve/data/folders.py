@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Images in class folders."""
 
 from collections.abc import Mapping, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Images that a table names, with their classes, splits and an attribute: Waterbirds, CelebA, and one's own."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The standard pictures of a sweep: from tables to matplotlib figures; nothing is read or written here."""
 
 import textwrap

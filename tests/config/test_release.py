@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import salve
-from tests.package import WANTED, version_of, wrong_with_release, wrong_with_wheel
+from tests.package import AT_THE_TOP, WANTED, version_of, wrong_with_release, wrong_with_wheel
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -67,6 +67,14 @@ def test_every_python_is_named() -> None:
     assert [one for one in named if "." in one] == PYTHONS
     assert PROJECT["requires-python"] == f">={PYTHONS[0]}"
     assert yaml.safe_load(WORKFLOWS["check.yml"])["jobs"]["test"]["strategy"]["matrix"]["python"] == PYTHONS
+
+
+@pytest.mark.parametrize(("ending", "opens"), [(".py", "# "), (".js", "// "), (".css", "/* ")])
+def test_what_ships_names_its_licence(ending: str, opens: str) -> None:
+    files = [path for top in sorted(AT_THE_TOP) for path in (ROOT / top).rglob(f"*{ending}")]
+    assert files
+    head = f"{opens}SPDX-License-Identifier: {PROJECT['license']}"
+    assert [path for path in files if not path.read_text(encoding="utf-8").startswith(head)] == []
 
 
 # -- the workflows
@@ -163,4 +171,5 @@ def test_a_release_that_is_not_ready_is_seen() -> None:
     ready = ("1.2.3", metadata, "## [1.2.3] - 2026-01-31\n", "version: 1.2.3\n")
     assert wrong_with_release("v1.2.3", *ready) == []
     assert len(wrong_with_release("v1.2.4", *ready)) == 1
+    assert wrong_with_release("", *ready) == ["the tag is not given, and salve/__init__.py says 1.2.3"]
     assert len(wrong_with_release("v1.2.3", "1.2.3", Message(), "## [Unreleased]\n", "version: 1.2.2\n")) == 3
