@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The sweeper of ``salve -m``, in the package where Hydra looks for it.
 
 Imports nothing heavy, since other programs that use Hydra import it too.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """SALVE: understand an image classifier with a sparse autoencoder, then change it for good.
 
 What runs and sweeps left is read with :func:`salve.open_run` and :func:`salve.open_sweep`.

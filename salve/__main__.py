@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """``python -m salve``: the command ``salve``."""
 
 from salve.cli import main

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Content-addressed, immutable results on disk.
 
 ``Store.get_or_make(kind, key_settings, make)`` returns the artifact in the folder ``<root>/<kind>/<key>``. The key is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Tensor types with named axes; import them from :mod:`salve.types`."""
 
 from typing import TypeAlias

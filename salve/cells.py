@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Tables that are safe to open in a spreadsheet, although names in them may begin like formulas."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """``salve``: the command line, over Hydra. Torch is imported only after the settings have been checked."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The settings of marks on images; see :mod:`salve.settings`."""
 
 from dataclasses import asdict, dataclass, field

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Batches over several ranks: each rank takes a part, and together the parts are the batch of a single device.
 
 A row's random draws, such as its augmentation, depend only on the epoch and the row, not on the process that loads it

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The settings of edits, and of their comparison; see :mod:`salve.settings`."""
 
 from dataclasses import dataclass, field

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """End a command that is told to end: by Ctrl-C, by ``kill``, with its terminal, or with the process that started it.
 
 The first signal raises :class:`Stopped` wherever the command is, so that ``finally`` blocks run. No result depends on

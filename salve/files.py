@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Atomic writes, and digests of files that are remembered until the file changes."""
 
 import errno

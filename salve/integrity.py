@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Checks that artifacts and the records of finished runs are unchanged since they were written.
 
 An artifact's ``DONE.json`` holds the SHA-256 of each of its files, a run's ``manifest.json`` that of its own files and

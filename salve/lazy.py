@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Names of a package that are imported from its modules when they are first used."""
 
 from collections.abc import Callable, Mapping

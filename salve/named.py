@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Import what settings name as ``package.module.name``. Nothing is called here."""
 
 from difflib import get_close_matches

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The settings of the audit and of the repair; see :mod:`salve.settings`."""
 
 from dataclasses import dataclass

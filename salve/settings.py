@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The settings of a run's parts, each with the values that it may have.
 
 The allowed values stand in the annotations of the fields (salve.values). Torch takes seconds to import, so nothing

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Errors of the operating system, such as a full disk: found behind any library's error, and put into one sentence."""
 
 import errno

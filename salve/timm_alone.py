@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Import timm without Weights & Biases; everything in salve imports timm from here.
 
 If W&B is installed, timm imports it for a logger of its own. That takes a second and makes temporary folders, which

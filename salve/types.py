@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Axis names and the one error class for bad input.
 
 Axes (docs/method.md): ``N`` images, ``M`` activation width at the site, ``d`` latents, ``C`` classes,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Check files that somebody else may have made, before they are read.
 
 A file may be damaged, or made to fill the memory of whoever opens it. A file that passes is a regular file and takes no

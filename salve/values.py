@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The values that a setting may have, said in the annotation of its field: ``epochs: Annotated[int, ABOVE_ZERO]``."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The SAE variants by name: the settings that each takes, their ranges, and how its dead latents can be revived.
 
 The classes are in :mod:`salve.sae`. This table does without torch, so that a wrong setting is refused at once. A class

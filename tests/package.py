@@ -30,6 +30,8 @@ WANTED = (
 )
 #: The only folders at the top of a wheel, beside its metadata.
 AT_THE_TOP = {"salve", "hydra_plugins"}
+#: The version of the metadata. Tools that upload and install do not all read a newer one yet.
+METADATA = "2.4"
 COMMANDS = ("salve", "salve-edit", "salve-sweep", "salve-store", "salve-sites", "salve-compare")
 SMALL = (
     *("trainer=cpu", "finetune.epochs=1", "sae.steps=20", "sae.dictionary_size=16", "validate.maximisation_steps=2"),
@@ -66,6 +68,8 @@ def wrong_with_wheel(wheel: Path, version: str) -> list[str]:
     wrong += [f"it has {top}/" for top in sorted(tops) if not top.endswith(".dist-info")]
     if metadata["Version"] != version:
         wrong.append(f"its version is {metadata['Version']}, not {version}")
+    if metadata["Metadata-Version"] != METADATA:
+        wrong.append(f"its metadata have version {metadata['Metadata-Version']}, not {METADATA}")
     if metadata["License-Expression"] != "MIT" or not any(name.endswith("licenses/LICENSE") for name in names):
         wrong.append("it does not bring its licence")
     return wrong
@@ -73,7 +77,7 @@ def wrong_with_wheel(wheel: Path, version: str) -> list[str]:
 
 def wrong_with_release(tag: str, version: str, metadata: Message, changelog: str, citation: str) -> list[str]:
     """Why a version may not be published under a tag; empty if it may."""
-    wrong = [] if tag == f"v{version}" else [f"the tag is {tag}, and salve/__init__.py says {version}"]
+    wrong = [] if tag == f"v{version}" else [f"the tag is {tag or 'not given'}, and salve/__init__.py says {version}"]
     if not re.search(rf"^## \[{re.escape(version)}\] - \d{{4}}-\d\d-\d\d$", changelog, re.MULTILINE):
         wrong.append(f"CHANGELOG.md has no head '## [{version}] - YYYY-MM-DD'")
     if not re.search(rf"^version: {re.escape(version)}$", citation, re.MULTILINE):

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Activations at a site: captured once, stored on disk in shards, and fed to a training in batches.
 
 Names are imported lazily, so that reading activations does not import Lightning.

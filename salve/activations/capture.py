@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Capture the activations at a site to disk, in bounded memory, on one rank or several."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Feed activations to a training, in batches or in blocks of batches, from memory or from disk."""
 
 from collections.abc import Iterable, Iterator, Sequence

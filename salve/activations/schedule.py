@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The schedule of an SAE's training, in optimiser steps: which rows each step sees, and when latents count as dead."""
 
 import math

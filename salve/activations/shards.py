@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Activations on disk, read on demand."""
 
 from collections.abc import Iterator, Sequence

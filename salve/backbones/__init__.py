@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Backbones: loading them, their sites, and the :class:`Classifier` that fine-tunes them.
 
 Most names are loaded when they are first used: ``salve-edit`` reads weights and need not wait seconds for torchvision,

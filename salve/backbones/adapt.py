@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Rename the tensors of a file to what the model calls them, and load them."""
 
 from collections import Counter

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Fine-tuning a backbone with Lightning."""
 
 import math

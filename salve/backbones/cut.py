@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A network cut in two at a site: the front makes activations of images, the tail makes logits of activations."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Export a network's forward pass as a graph of tensor operations, and run parts of it.
 
 The graph of ``torch.export`` shows every weight, the tensor that it reads, and what else reads this tensor, whatever

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Find the sites of a network in its graph: the tensors that only weights read (docs/method.md, *Site*).
 
 No line names an architecture.

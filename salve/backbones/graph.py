@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The sites of a network, their activations, and the logits with a site gated."""
 
 from collections.abc import Mapping, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Hugging Face's image classifiers, from a folder or the hub. Code that lies there is never run, and nothing unpickled.
 
 ``transformers`` is imported when the first of them is built: it is optional, and takes seconds.

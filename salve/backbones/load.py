@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Load networks with their weights: torchvision's, timm's, Hugging Face's and the user's own."""
 
 import os

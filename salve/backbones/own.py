@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Networks of the user's own: a class or function that ``backbone._target_`` names."""
 
 import inspect

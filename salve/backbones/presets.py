@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The preprocessing that a backbone's weights expect."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Find the head of any network, and the spatial map in front of it, by running the network once on noise.
 
 No line names an architecture.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Group DRO: train for the group with the largest loss (Sagawa et al. 2020, arXiv 1911.08731)."""
 
 from collections.abc import Sequence

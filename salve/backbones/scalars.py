@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Read NumPy numbers in torch files, such as ``{"best": np.float64(0.9)}``, without calling NumPy's own functions.
 
 Torch refuses such files. Here stand-ins for the functions named in the pickle make plain numbers of a few bytes;

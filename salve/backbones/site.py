@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A site: a tensor in a network that nothing but weights reads (docs/method.md), and the weights that read it."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Sites: where in a backbone an activation vector is read and edited (docs/method.md).
 
 The activation of a site *is* the input of its readers, the weights that read it. So scaling a reader's input channel is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Tails: the part of a network behind a site, which turns activations into logits (docs/method.md, *Tail*)."""
 
 from dataclasses import dataclass

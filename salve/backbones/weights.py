@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Read files of weights, without unpickling code.
 
 Imports neither torchvision nor timm, so that ``salve-edit`` starts fast.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Labelled images: the drawn concepts data, Imagenette, CIFAR-100, and your own, in class folders or with a table.
 
 Names are loaded when they are first used, so that a check of class folders need not wait seconds for torch and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The base class of all data sources: what the stages need of labelled images."""
 
 from abc import abstractmethod

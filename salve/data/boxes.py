@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Boxes that people drew around the objects of images."""
 
 from collections.abc import Mapping, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Read boxes around the objects of images from a CSV file with the columns file, class, x0, y0, x1 and y1."""
 
 from collections import defaultdict

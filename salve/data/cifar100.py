@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """CIFAR-100 through torchvision."""
 
 import hashlib

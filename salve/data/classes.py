@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Class folders: which are used, what they are called, and which output of the network each has."""
 
 import csv

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Paste cut-out objects onto scenes, so that a background goes with a class: a shortcut that is known.
 
     python -m salve.data.compose --objects cut/outs --scenes my/scenes --out my/composed --places dog=land cat=water

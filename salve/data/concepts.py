@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Drawn scenes whose concepts are known, pixel by pixel."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The corruptions of ImageNet-C (Hendrycks & Dietterich 2019): 15 kinds, each in five severities.
 
 The package imagecorruptions-imaug draws them, a kept fork of imagecorruptions. It takes any size from 32 pixels. Widths

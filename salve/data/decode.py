@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Decode image files to three 8-bit channels, as a person sees the picture."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Digests of image files, which are read again only if they may have changed."""
 
 import logging

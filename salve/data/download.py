@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Download public data sets once, even if several processes ask."""
 
 from collections.abc import Callable

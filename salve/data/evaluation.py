@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Evaluation sets: images on which the original and every edited network are measured, besides what stages need."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Images in files, of which the data sources differ in how they find them."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Images in class folders."""
 
 from collections.abc import Mapping, Sequence
@@ -132,7 +133,7 @@ class FolderData(FileData):
         own = {split: files[folder] for split, folder in folders.items()}
         if folders["select"] == folders["test"]:
             held_out = files[folders["test"]]
-            labels = np.asarray([file.label for file in held_out])
+            labels = np.asarray([file.label for file in held_out], dtype=np.int64)
             try:
                 select, test = divide(labels, names, self.select_share, self.split_seed)
             except UserError as error:

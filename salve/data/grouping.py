@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Read which group each image belongs to from a CSV file with the columns file, class and one attribute."""
 
 from collections import Counter, defaultdict

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Groups of images: an attribute beside the class, such as whether a tag is there or what lies behind the object."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Imagenette, in the class folders in which it is published."""
 
 from collections.abc import Mapping, Sequence

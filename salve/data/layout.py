@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Where class folders lie and what they are called. Imports no torch, so that mistakes are reported at once."""
 
 from collections.abc import Callable, Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Images of another data source, some of them with a mark that goes with a class: a shortcut that is known."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Draw marks on images: text, a logo, a border, a tint, or noise.
 
 A mark lies in the middle of the image, in a square with :data:`SEEN` of the shorter side, so that the centre crop of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Lists of names for messages."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Pairs of images that differ in a shortcut alone."""
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Scenes of the concepts data: what is in an image, and how it is drawn.
 
 Image ``i`` of a split is a function of ``(seed, split, i)`` alone. It uses two random streams: one for the layout

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Drawn objects as signed distance functions.
 
 A shape maps points ``(x, y)`` (float32 arrays of one shape, y pointing down) to the signed distance from its edge:

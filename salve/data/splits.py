@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Which folder holds which split, and how one held-out set is divided into *select* and *test*."""
 
 from collections.abc import Mapping, Sequence

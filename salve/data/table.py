@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Images that a table names, with their classes, splits and an attribute: Waterbirds, CelebA, and one's own."""
 
 import os
@@ -174,7 +175,8 @@ class TableData(FileData):
         self._refuse_missing(list(dict.fromkeys(file.path for files in own.values() for file in files)))
         if of_split["select"] == of_split["test"]:
             both = own["test"]
-            select, test = divide(np.asarray([file.label for file in both]), names, self.select_share, self.split_seed)
+            labels = np.asarray([file.label for file in both], dtype=np.int64)
+            select, test = divide(labels, names, self.select_share, self.split_seed)
             own |= {"select": [both[i] for i in select], "test": [both[i] for i in test]}
         limited = {split: first_of_each(files, self.limit_per_class) for split, files in own.items()}
         for split in limited:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Tables that say which images there are: CSV files, and CelebA's text files."""
 
 import csv

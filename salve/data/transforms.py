@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """From a decoded image to the normalised tensor that a backbone reads."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Find the images below class folders, among links, odd names and locked folders."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """How robust each image's class is under an edit."""
 
 from salve.diagnosis.critical import critical_strength

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """How small a change of an image's pixels makes it lose its class, by projected gradient descent with restarts.
 
 The package adversarial-robustness-toolbox attacks (salve[robustness]); the search for the smallest norm is ours. What

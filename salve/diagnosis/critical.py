@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Critical strengths: the α at which an image loses its class (docs/method.md, Law 2)."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Critical strengths behind a tail that is not linear (docs/method.md, *Diagnose*).
 
 There is no law to say where a logit crosses zero. So the first crossing is sought on a grid of strengths, which is part

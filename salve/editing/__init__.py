@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Permanent edits: the gate, other methods, edit files, and the evaluation of an edited network.
 
 Names are loaded when they are first used: ``salve-edit`` need not wait seconds for Lightning, torchvision and timm.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Additions: edits that give tensors of a network new values, by whatever method these were found.
 
 Steering, erasing, fine-tuning and others end in new weights and biases. What such an edit adds to a tensor is the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Apply edits to a ``state_dict``, stack them, and undo them to the same bits.
 
 **Which weights an edit fits.** It is made for the network that salve studied, in float32. It fits every ``state_dict``

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Capacity: how many classes can be edited one after the other, told from the gates alone (docs/method.md, Capacity).
 
 The gates of several edits multiply, so that closed channels only add up. A class that no edit names loses its channels

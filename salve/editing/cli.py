@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """``salve-edit``: apply edits to a file of weights, undo them, or show them.
 
 Heavy modules are imported only where they are used, so that ``--help`` and refusals are fast.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The effect of a grid of strengths on every class, from cached activations."""
 
 from collections.abc import Callable, Iterator

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What ``salve-edit show`` prints of an edit."""
 
 import math

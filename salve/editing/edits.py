@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Edits as values: what an edit says of itself, and what undoing it needs besides.
 
 There are two kinds. *Gates* scale the input channels of a site's readers (docs/method.md, Control). An *addition*

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Evaluate an edited network on images, beside a frozen copy of the original (docs/method.md)."""
 
 import copy

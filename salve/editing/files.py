@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Edit files: an edit as a JSON record that people can read, and the weights that applying and undoing it needs.
 
 ``NAME.json`` describes the edit. That of gates has the contribution vectors (a few numbers per channel), so that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Fine-tune a copy of a network's weights for a few steps: what edit methods and relearning share."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The edit files of a run's folder, by name, and the classifier that they were made for."""
 
 from collections.abc import Sequence

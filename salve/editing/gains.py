@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a change of a network gains and loses, by groups of few images, and how much of that may be chance."""
 
 import math

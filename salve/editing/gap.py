@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The gap to retrained: how far an edited network is from one that never saw the class (docs/method.md)."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The permanent edit as arithmetic (docs/method.md, Flovik 2025): a gate on the activation's channels.
 
 Scaling input channel ``j`` of every reader by ``s_j`` equals gating the activation by ``s_j`` (Law 1).

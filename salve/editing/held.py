@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Edit files and the edits that a file of weights holds, matched with each other."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Make edit files of a network: of latents of an SAE, and of new weights that any method has found."""
 
 from collections import defaultdict

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The strength at which an edit has a given effect, found with few measurements."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Recalibration: set the biases of some classes anew, on images that are not used for reporting.
 
 A class that counted on a shortcut has a bias that is too low without it, so that an edit which takes the shortcut away

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The JSON records of edits: written, and read with every field checked."""
 
 import base64

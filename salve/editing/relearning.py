@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Relearning: does a class that was edited away come back after a few steps of fine-tuning on all classes?"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

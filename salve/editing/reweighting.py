@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Deep feature reweighting (DFR): a head that is trained anew, on few images of known groups."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Whether an edit separates its class from the others, and how certain that is.
 
 An edit *separates* a class if it removes the class and leaves the others as they were. All measures are on images on

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What latents stand for: classes, concepts, and kinds of images."""
 
 from salve.features.classes import ClassMeans, Kind, Selection, class_means, kinds, margins, select_latents, shares

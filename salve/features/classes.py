@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Which latents the classes depend on (docs/method.md)."""
 
 from typing import Literal

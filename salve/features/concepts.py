@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Which latents detect known concepts, on data with ground truth."""
 
 from typing import NamedTuple

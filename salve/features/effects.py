@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Effects of latents on the logits of classes, to first order (docs/method.md)."""
 
 from jaxtyping import Float

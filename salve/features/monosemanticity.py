@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Monosemanticity: how similar the images are for which a latent fires, according to another image encoder."""
 
 from typing import NamedTuple

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Purity and entropy: how far a latent stands for one class."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Which latents a page shows where there are too many."""
 
 from collections.abc import Iterable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Suspects: latents that push images towards a class which they are not of (docs/method.md, *Audit*)."""
 
 import torch

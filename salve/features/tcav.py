@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """TCAV: does the logit of a class grow along the direction in which activations tell a concept from other images?"""
 
 from typing import NamedTuple

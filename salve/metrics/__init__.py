@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Measures: formulas as pure functions, and torchmetrics classes that accumulate them."""
 
 from salve.metrics.dictionaries import (

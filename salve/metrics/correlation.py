@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Rank correlation of two measures, with others held fixed."""
 
 import math

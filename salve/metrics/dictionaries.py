@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Compare dictionaries, whose columns are the features: two SAEs with each other, or an SAE with planted features."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The measures as pure functions of tensors; dtypes are kept."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Accuracy of groups of images, and how often a prediction changes, as pure functions."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The formulas as torchmetrics, which accumulate over batches and ranks."""
 
 import torch

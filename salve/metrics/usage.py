@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """How often and how strongly latents fire over a whole pass."""
 
 import torch

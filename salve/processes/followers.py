@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Followers: the ranks that help a leader with pieces of work.
 
 The leader and its followers meet in a ``torch.distributed`` store. For each piece of work the leader writes an order

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Choose the device of a run, and give runs that share a machine different GPUs."""
 
 import getpass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Show progress as lines, for logs and pipes, where a progress bar cannot be redrawn."""
 
 import math

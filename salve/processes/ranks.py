@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Ranks: several processes that do one training, a leader and its followers.
 
 The leader runs everything: it alone reads settings, runs stages, writes artifacts and logs. For capture, training and

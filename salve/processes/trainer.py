@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Make Lightning's Trainer, the same on every rank."""
 
 import logging

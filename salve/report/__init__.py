@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The report of a run: ``write_report`` makes the page, ``summary_table`` the terminal's summary."""
 
 from importlib import import_module

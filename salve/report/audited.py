@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What an audit's suspects rest on, in words that all parts of a report share."""
 
 from typing import Any

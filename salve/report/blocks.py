@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The parts of a page. The template turns them into HTML and escapes every text."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The first lines of a page: what the network depends on, how sure that is, and what to do next."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Read the table of evaluation sets, for the page and for ``metrics.json``."""
 
 import pandas as pd

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Student's interval of a mean."""
 
 import math

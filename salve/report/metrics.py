@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The numbers of a run: what ``metrics.json`` holds and sweeps compare."""
 
 import math

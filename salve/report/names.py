@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Write settings and their values for people: in tables, figures and names of runs."""
 
 import json

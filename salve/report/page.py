@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Write the report of one run: a page with its figures and tables."""
 
 import math

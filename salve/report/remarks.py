@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Cautions about what was measured, shown before any result."""
 
 import math

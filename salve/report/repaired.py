@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What came of a repair, in words that all parts of a report share."""
 
 import math

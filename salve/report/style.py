@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """One look for every figure: Okabe–Ito colours, readable in print and without colour vision.
 
 Figures are made with matplotlib's object interface: no pyplot, no global back-end, no global settings. A function that

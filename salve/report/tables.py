@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The per-class summary behind the terminal's table and the page's."""
 
 from collections.abc import Mapping, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The summary of a run on the terminal."""
 
 import shlex

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The page's glossary: each word in one sentence, and the links to it."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Write numbers and names the same way in the terminal, in tables and in figures."""
 
 import math

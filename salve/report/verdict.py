@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """How many classes separate, in the words of terminal and page."""
 
 from collections.abc import Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Read what runs and sweeps leave: settings, metrics, tables, tensors and SAEs.
 
 :func:`open_run` and :func:`open_sweep` read a few small files. Everything else is read when it is first asked for, and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Read a run's artifacts while some are still missing, as the report does."""
 
 from collections.abc import Mapping

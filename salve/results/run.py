@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """One run, read from its folder."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A sweep's runs, read from its folder."""
 
 import json

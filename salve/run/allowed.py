@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What settings may name, whoever wrote them: UTF-8 texts, paths, and classes of data, callbacks and networks."""
 
 import os

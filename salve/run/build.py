@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Turn settings into objects. Classes that settings name are called here and nowhere else."""
 
 import json

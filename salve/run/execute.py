@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Execute one run: its stages in order. Artifacts that are there are reused, others are made."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Turn Hydra's errors about settings into one sentence that names the valid choices."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A run's folder: the state of the run, as its files tell it, and the settings that it was made with."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Check that the files, folders and models that the settings name exist, before torch is imported."""
 
 import os

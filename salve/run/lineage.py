@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Log a run's activations, SAE and edit files as versioned W&B artifacts, with what each was made from."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Write ``manifest.json``, the record of a finished run: versions, inputs, artifacts and files."""
 
 import json

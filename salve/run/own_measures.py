@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Measures of the user's own: functions of what a run's stages wrote, whose numbers join its ``metrics.json``."""
 
 import inspect

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Names that are no settings, although people have reason to type them: what to use instead."""
 
 #: Old names of settings.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """``salve repair …``: audit a network, take out what it should not rely on, and report what it relies on then."""
 
 import shlex

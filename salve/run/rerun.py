@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """``salve rerun=FOLDER``: repeat a run from the settings in its folder, and compare the results."""
 
 import logging

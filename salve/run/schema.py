@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The schema of all settings: an unknown key or a wrong type is an error before anything starts."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """``salve-sites``: the sites of a backbone in a table."""
 
 import argparse

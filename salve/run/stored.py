@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Read the settings in a run's folder without trusting them.
 
 A command may name any class of the user's own, and any place to load a network from. A folder may come from somebody

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Import the classes that settings name, and check them. Nothing is called here."""
 
 from typing import TYPE_CHECKING, Any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Loggers: CSV files in the run's folder, or a W&B run for each run and one for the summary of a sweep."""
 
 from collections.abc import Mapping, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Try everything that a run will do on a few images, before anything is trained."""
 
 from collections.abc import Iterator

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Sparse autoencoders: variants, losses, training and files. docs/saes.md says when to use which variant."""
 
 from salve.sae.ensemble import Member, SAEEnsemble

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Adam for parameters stored column by column."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What all sparse autoencoders share (docs/method.md): one meaning of the encoder, decoder and latents.
 
 Every variant is ``z = f(E (a − b_dec) + b)``, ``â = D z + b_dec``: an encoder ``E [d, M]``, a decoder ``D [M, d]`` of

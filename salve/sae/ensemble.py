@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Train many SAEs on the same activations as one batched computation."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Save and load SAEs: one safetensors file each, whose header holds variant, settings and facts."""
 
 import json

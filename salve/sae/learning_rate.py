@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The learning-rate schedule of SAE training."""
 
 from salve.settings import DECAY, WARMUP

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Terms of the training losses (docs/method.md)."""
 
 from jaxtyping import Float

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Memory settings of glibc for training on the CPU."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """All variants by name, and the user's own by their paths."""
 
 import sys

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Train one SAE with Lightning."""
 
 from collections.abc import Callable, Iterable, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The training objective, for one SAE and, under ``torch.vmap``, for many."""
 
 from jaxtyping import Bool, Float

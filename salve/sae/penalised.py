@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Variants with a sparsity penalty in the loss: L1, or for JumpReLU the number of latents that fire."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Latents at the positions of a map, and of the whole image."""
 
 from collections.abc import Callable

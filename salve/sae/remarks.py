@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Warnings about an SAE, from its measures."""
 
 from collections.abc import Mapping

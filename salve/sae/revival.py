@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Dead latents: counting how long each has not fired, and two ways to revive them, AuxK and resampling."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Sparse latents: encoding, decoding and gradients whose cost grows with the latents that may fire, not with ``d``."""
 
 from functools import cached_property

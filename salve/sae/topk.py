@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Variants of TopK: a fixed number of latents fires, per image or on average, without a sparsity penalty."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Saliency: where a latent looks (its own map, Grad-FAM), which image excites it, and scores for its maps."""
 
 from salve.saliency.activation_max import ActivationMaximum, maximise

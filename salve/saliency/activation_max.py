@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Activation maximisation: images, found by gradient ascent, that excite latents (Flovik 2025)."""
 
 from collections.abc import Sequence

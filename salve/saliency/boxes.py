@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """MaxBoxAccV2: whether boxes around the salient parts of maps are those that people drew around the object."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Positions of a map's cells in the image: track them through a forward pass, and enlarge maps with them."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

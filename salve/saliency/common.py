@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Helpers of Grad-FAM and activation maximisation: activations, and checks of arguments."""
 
 from collections.abc import Sequence

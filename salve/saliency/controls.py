@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What maps of latents are compared with: a map that knows no image, and a network that has learned nothing."""
 
 import math

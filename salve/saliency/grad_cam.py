@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Grad-CAM of a class, at the same place as the maps of latents, to compare them with."""
 
 from collections.abc import Sequence

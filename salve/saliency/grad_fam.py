@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Grad-FAM: where in an image a latent comes from (Flovik 2025; Grad-CAM with a latent as the target)."""
 
 import math

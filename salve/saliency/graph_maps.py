@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Maps in a network's graph: tensors whose positions lie in a grid over the image."""
 
 import math

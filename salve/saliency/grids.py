@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Where the positions of a tensor lie in the image, told by following them through a network's operations."""
 
 from collections.abc import Callable, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Scores for saliency maps: do they lie on the object, and does the latent depend on the pixels that they mark?
 
 Compare each score with a control: the score of a random latent's map, or of a random map.

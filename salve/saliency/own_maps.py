@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A latent's own map: its value at every position of a site that is a map."""
 
 from collections.abc import Sequence

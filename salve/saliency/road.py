@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Noisy linear imputation: remove pixels without making an image that no network has seen."""
 
 import numpy as np

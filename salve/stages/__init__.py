@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The stages of a run, one file each. They exchange data only through artifacts."""
 
 from salve.edit_settings import CompareSettings, EditSettings

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Pictures for the explorer: the test images that excite every latent most, small, with the latents' maps."""
 
 import io

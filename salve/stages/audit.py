@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Stage ``audit``: latents that push images towards a class which they are not of, for a person to judge."""
 
 import logging

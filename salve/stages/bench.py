@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Where edit methods are fitted to classes, and measured on select and test images."""
 
 import math

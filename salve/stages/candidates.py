@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a repair and its rivals are chosen from: edits with their biases, and what select images say of them."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Stage ``compare``: edit methods on one footing, each at the strength that takes its class to the same accuracy."""
 
 from collections.abc import Callable, Mapping, Sequence

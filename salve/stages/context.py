@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What every stage works with: store, data, backbone, devices and the Trainer's factory."""
 
 import math

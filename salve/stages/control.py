@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Stage ``control``: edit each class's latent over a grid of strengths, and save the chosen edits as files."""
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Pairs of images that differ in a mark alone: which predictions it changes, and through which latents."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Measures of one edit over the grid of strengths, and the tables of curves of stage ``control``."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Stage ``diagnose``: the critical strength of each image, at which its prediction or logit gives way."""
 
 from collections.abc import Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Stage ``discover``: capture activations, and find the latents of an SAE that each class depends on."""
 
 from collections.abc import Iterable, Iterator

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What the channels of a site add to the logits of classes, in the mean over a class's train images."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Measure the classifier and its edits on the evaluation sets of a run."""
 
 from collections.abc import Mapping

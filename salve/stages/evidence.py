@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What the images of a split say of latents as suspects."""
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Stage ``finetune``: get a classifier whose head fits the data."""
 
 from collections.abc import Mapping, Sequence

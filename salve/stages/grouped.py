@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Images with their groups, class × value of an attribute, and what a changed network says of them."""
 
 from collections.abc import Iterator, Sequence

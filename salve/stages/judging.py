@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """How repairs are judged on select images, by few whose attribute is known."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Latents of whole images: encoded from what was captured at a vector, from the images themselves at a map."""
 
 from collections.abc import Iterator, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Maps of latents over test images, and their scores; stage ``validate`` divides the classes among the ranks."""
 
 from collections.abc import Sequence

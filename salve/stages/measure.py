@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Measures of a finished SAE, computed block by block: memory does not grow with the number of images."""
 
 import math

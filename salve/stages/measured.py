@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Measure edits at any site: from cached activations at the last one, through a sample of images elsewhere."""
 
 from collections.abc import Iterator, Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What networks that differ in some weights say of an evaluation set, and how good it is."""
 
 from collections.abc import Iterator, Mapping

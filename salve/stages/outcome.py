@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The outcome of an edit: choose its strength on select images, and summarise its effect on test images."""
 
 from typing import Any

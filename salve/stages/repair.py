@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Stage ``repair``: take suspects out of the weights, set biases anew, and report what the network then relies on."""
 
 from collections.abc import Mapping, Sequence

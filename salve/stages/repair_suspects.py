@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a repair is to take out: suspects that the settings name, or that the audit has ranked with labels."""
 
 from collections.abc import Mapping, Sequence

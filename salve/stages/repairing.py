@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The search for a repair on select images: what is edited, how, how strongly, and with which biases."""
 
 from collections.abc import Iterator, Sequence

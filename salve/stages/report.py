@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Stage ``report``: write tables, figures, edit files and a page into the run's folder."""
 
 from collections.abc import Mapping, Sequence

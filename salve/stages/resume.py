@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """How a killed training resumes with the same bits: checked checkpoints, kept metrics, one random state per epoch."""
 
 import logging

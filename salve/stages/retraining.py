@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Rivals of a repair that train the network again: JTT, group DRO, and the bound, a network without the shortcut."""
 
 from collections.abc import Callable, Iterator

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A sample of a split's images, run through a changed network in the cheapest way that there is."""
 
 from collections.abc import Iterator, Sequence

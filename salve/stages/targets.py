@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Targets of edits: each class's latent, and sets of latents. Shared by the stages that edit."""
 
 from collections.abc import Sequence

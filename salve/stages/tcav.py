@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """TCAV of a user's concepts: folders of images, against images drawn from the data."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Run images through the tail of a site that is not the last: what an SAE or an edit does to the network's answers."""
 
 from collections.abc import Iterator, Sequence

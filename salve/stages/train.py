@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Train SAEs on captured activations, alone or several together: the second step of stage ``discover``."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Fitting and evaluating a LightningModule on all ranks, with checkpoints from which a killed training resumes."""
 
 import logging

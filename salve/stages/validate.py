@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Stage ``validate``: saliency maps of the classes' latents, scores of the maps, and maximised images."""
 
 from collections.abc import Callable, Sequence

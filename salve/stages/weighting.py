@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """How a training weighs its images, other than all alike."""
 
 from dataclasses import dataclass

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: MIT
 """``salve-store``: list, verify and clean the artifacts of an output folder."""

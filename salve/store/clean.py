@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Find and remove what nobody needs, without touching what a running process works on."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """``salve-store``: list, verify and clean the artifacts of an output folder. Imports nothing slow."""
 
 import argparse

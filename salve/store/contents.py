@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The contents of an output folder: artifacts and the runs that use them, scratch, leftovers of killed processes."""
 
 import os

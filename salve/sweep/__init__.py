@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Sweeps: plan and make their runs (``salve -m``), and sum them up (``salve-sweep``)."""
 
 from typing import TYPE_CHECKING

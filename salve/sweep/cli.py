@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """``salve-sweep``: sum up a sweep in one table, with its standard figures."""
 
 import argparse

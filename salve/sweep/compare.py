@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """``salve-compare``: fit edit methods to every class of a network, and compare them where they have the same effect."""
 
 import argparse

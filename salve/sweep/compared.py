@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a sweep of stage ``compare`` found: one tidy table of edits, and one row per site and method."""
 
 from collections.abc import Iterator

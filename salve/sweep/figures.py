@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The standard pictures of a sweep: from tables to matplotlib figures; nothing is read or written here."""
 
 import textwrap
@@ -289,6 +290,6 @@ def _scale(panels: Sequence[tuple[Axes, pd.DataFrame]], which: str, values: NDAr
         return
     for axes, _ in panels:
         if len(positive) == len(good):
-            log_axis(axes, which, (positive.min() / 1.25, positive.max() * 1.25))
+            log_axis(axes, which, (float(positive.min()) / 1.25, float(positive.max()) * 1.25))
         elif which == "x":
             grid_axis(axes, good)

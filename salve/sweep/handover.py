@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a sweep hands to Hydra's launcher: for each job the keys of its runs, and none of their settings.
 
 A job reads the settings of its runs from their folders, where the plan has put them. Imports nothing heavy: jobs

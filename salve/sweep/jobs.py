@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A job of a sweep: make its runs, from the settings in their folders."""
 
 import io

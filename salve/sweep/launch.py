@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Submit runs to a Hydra launcher, and resubmit those whose job died."""
 
 import threading

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """``sweep.html``: the finished runs of a sweep as points and rows; each says its settings and leads to its page."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Plan a sweep: compose and check each of its runs, and name each after what it computes."""
 
 import itertools

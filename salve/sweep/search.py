@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Search for good settings with Optuna: ask it for trials, run them, and tell it their results.
 
 Hydra's own Optuna plugin is not used: it needs an Optuna below 3, starts from the first trial at every command, and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Watch SLURM's queue while submitit waits for jobs.
 
 submitit needs SLURM's accounting, which some clusters do not have, and gives up at the first job that dies, while other

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Compare the dictionaries that the SAEs of different seeds in a sweep learned."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Summarise a sweep: its table on disk and on the terminal, its pictures, and what is missing."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """``salve -m``: plan a sweep, skip the runs that are finished, and make the others.
 
 Nothing heavy is imported before the settings of all runs are checked.

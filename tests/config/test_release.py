@@ -1,5 +1,6 @@
 """What a release says of itself: one version, a changelog in its form, workflows with few rights, a whole wheel."""
 
+import os
 import re
 import sys
 import zipfile
@@ -11,7 +12,7 @@ import pytest
 import yaml
 
 import salve
-from tests.package import WANTED, version_of, wrong_with_release, wrong_with_wheel
+from tests.package import AT_THE_TOP, WANTED, version_of, wrong_with_release, wrong_with_wheel
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -22,6 +23,8 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
 WORKFLOWS = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / ".github" / "workflows").glob("*.yml")}
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 
 # -- the version, the citation, the changelog
@@ -69,6 +72,14 @@ def test_every_python_is_named() -> None:
     assert yaml.safe_load(WORKFLOWS["check.yml"])["jobs"]["test"]["strategy"]["matrix"]["python"] == PYTHONS
 
 
+@pytest.mark.parametrize(("ending", "opens"), [(".py", "# "), (".js", "// "), (".css", "/* ")])
+def test_what_ships_names_its_licence(ending: str, opens: str) -> None:
+    files = [path for top in sorted(AT_THE_TOP) for path in (ROOT / top).rglob(f"*{ending}")]
+    assert files
+    head = f"{opens}SPDX-License-Identifier: {PROJECT['license']}"
+    assert [path for path in files if not path.read_text(encoding="utf-8").startswith(head)] == []
+
+
 # -- the workflows
 
 
@@ -113,10 +124,23 @@ def test_only_a_tag_publishes_what_was_built_and_tried() -> None:
 
 @pytest.mark.parametrize("workflow", WORKFLOWS)
 def test_workflows_run_what_a_developer_can_run(workflow: str) -> None:
-    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     for line in [step["run"] for step in steps(workflow) if "run" in step]:
         words = [word for word in re.sub(r'"[^"]*"', "", line).split() if "=" not in word]
-        assert words == [".ci/run"] or (words[0] == "make" and set(words[1:]) <= {*targets, "docs"}), line
+        assert words == [".ci/run"] or (words[0] == "make" and set(words[1:]) <= TARGETS), line
+
+
+def test_what_is_run_is_there() -> None:
+    """Targets, files and modules that the workflows, .ci/run and the Makefile name."""
+    whole = ROOT / ".ci" / "run"
+    assert os.access(whole, os.X_OK)
+    script = whole.read_text(encoding="utf-8")
+    assert set(re.findall(r"^ *make ([a-z-]+)", script, re.MULTILINE)) <= TARGETS
+    text = "\n".join([*WORKFLOWS.values(), script, MAKEFILE])
+    files = re.findall(r"\b(?:tests|docs|benchmarks|experiments)/[\w/.-]*\w", text)
+    modules = re.findall(r"-m ((?:tests|docs|experiments)\.[\w.]+)", text)
+    named = [*files, *(f"{module.replace('.', '/')}.py" for module in modules)]
+    assert {"tests/config", "tests/cluster/slurm.sh", "tests/package.py", "docs/tools/results.py"} <= set(named)
+    assert [name for name in named if not (ROOT / name).exists()] == []
 
 
 @pytest.mark.parametrize("name", ["bug.yml", "idea.yml"])
@@ -130,8 +154,10 @@ def test_issue_templates_ask_something(name: str) -> None:
 # -- the checks of a wheel and of a release see what they are there to see
 
 
-def wheel(folder: Path, *, without: str = "", more: str = "", version: str = "1.2.3") -> Path:
-    metadata = f"Metadata-Version: 2.4\nName: salve\nVersion: {version}\nLicense-Expression: MIT\n"
+def wheel(
+    folder: Path, *, without: str = "", more: str = "", version: str = "1.2.3", metadata_version: str = "2.4"
+) -> Path:
+    metadata = f"Metadata-Version: {metadata_version}\nName: salve\nVersion: {version}\nLicense-Expression: MIT\n"
     names = [*WANTED, "salve-1.2.3.dist-info/licenses/LICENSE", "salve-1.2.3.dist-info/RECORD", more]
     path = folder / "salve-1.2.3-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
@@ -151,6 +177,7 @@ def wheel(folder: Path, *, without: str = "", more: str = "", version: str = "1.
         ({"more": "tests/a.py"}, ["it has tests/"]),
         ({"more": "salve_extra/a.py"}, ["it has salve_extra/"]),
         ({"version": "1.2.4"}, ["its version is 1.2.4, not 1.2.3"]),
+        ({"metadata_version": "2.5"}, ["its metadata have version 2.5, not 2.4"]),
     ],
 )
 def test_a_wheel_that_is_not_whole_is_seen(tmp_path: Path, change: dict[str, str], wrong: list[str]) -> None:
@@ -163,4 +190,5 @@ def test_a_release_that_is_not_ready_is_seen() -> None:
     ready = ("1.2.3", metadata, "## [1.2.3] - 2026-01-31\n", "version: 1.2.3\n")
     assert wrong_with_release("v1.2.3", *ready) == []
     assert len(wrong_with_release("v1.2.4", *ready)) == 1
+    assert wrong_with_release("", *ready) == ["the tag is not given, and salve/__init__.py says 1.2.3"]
     assert len(wrong_with_release("v1.2.3", "1.2.3", Message(), "## [Unreleased]\n", "version: 1.2.2\n")) == 3

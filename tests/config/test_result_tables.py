@@ -14,19 +14,40 @@ from salve.artifacts import read_table
 from salve.report.text import Formatter
 from salve.types import UserError
 
-#: Pages whose tables hold what was measured.
-PAGES = ("results.md", "sae_variants.md", "benchmarks.md", "paper/three_splits.md")
-#: First rows of tables that hold no measurement: what a benchmark should reach, its limit, and its parts.
-NOT_MEASURED = ("| goal |", "| limit |", "| what `salve` does |", "| `card` |")
+#: Pages all of whose tables hold what was measured; on the others those that are mostly numbers do.
+PAGES = ("results.md", "sae_variants.md", "benchmarks.md", "explorer.md", "paper/three_splits.md")
+#: Pages that other commands make.
+MADE = ("backbones.md", "settings.md", "paper/claims.md", "notebooks/")
+#: First rows of tables that hold no measurement: what a benchmark should reach, its limit, its parts, and
+#: bytes that are computed.
+NOT_MEASURED = (
+    *("| goal |", "| limit |", "| what `salve` does |", "| `card` |"),
+    *("| labels | 8 for each image", "| 196 positions of each image |"),
+)
+#: What stands between marks, of docs.tools.results and of the commands that sites.md and scale.md name.
+MARKED = re.compile(
+    r"<!-- (table: \S+|claims|families|scale:.*?) -->\n.*?<!-- (/table|/claims|/families|end) -->", re.DOTALL
+)
+#: A number as tables write it: 1,440; 24 %; **−1.9 ± 0.3**; 2.0 (7.3 ×); 0.821 / 0.819; 2, 5, 1; 2,000 of 10,000.
+NUMBER = re.compile(r"[*+−~]*\d[\d,.]*( ?[%×A-Za-z]{1,5})?( ?[-–−±/(, ]*\d.*)?\**")
 TABLES = results.tables_in()
-TEXTS = {page: (results.DOCS / page).read_text(encoding="utf-8") for page in PAGES}
+TEXTS = {
+    page: path.read_text(encoding="utf-8")
+    for path in sorted(results.DOCS.rglob("*.md"))
+    if not (page := path.relative_to(results.DOCS).as_posix()).startswith(MADE)
+}
 
 
-def outside(page: str) -> list[str]:
-    """The headings of the tables of measured numbers that stand outside of marks."""
-    rest = re.sub(r"<!-- (table: \S+|claims) -->\n.*?<!-- /(table|claims) -->", "", page, flags=re.DOTALL)
-    found = re.findall(r"^ *(\|.*\|)\n *\|[ :|-]+\|\n *(.*)$", rest, re.MULTILINE)
-    return [heading for heading, first in found if not first.startswith(NOT_MEASURED)]
+def outside(page: str) -> list[tuple[str, str]]:
+    """Headings and first rows of the tables that stand outside of marks, but for those that hold no measurement."""
+    found = re.findall(r"^ *(\|.*\|)\n *\|[ :|-]+\|\n *(.*)$", MARKED.sub("", page), re.MULTILINE)
+    return [(heading, first) for heading, first in found if not first.startswith(NOT_MEASURED)]
+
+
+def mostly_numbers(row: str) -> bool:
+    """Whether at least half of a row's cells, but for the first and empty ones, are numbers."""
+    cells = [cell for one in row.strip("|").split("|")[1:] if (cell := one.strip())]
+    return bool(cells) and 2 * sum(NUMBER.fullmatch(cell) is not None for cell in cells) >= len(cells)
 
 
 def unused(tables: dict[str, Table], pages: list[str], data: Path) -> set[str]:
@@ -36,15 +57,16 @@ def unused(tables: dict[str, Table], pages: list[str], data: Path) -> set[str]:
     return ({path.stem for path in data.glob("*.csv")} - used) | (set(tables) - shown)
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", TEXTS)
 def test_the_tables_are_those_that_the_command_makes(page: str) -> None:
     assert written(TEXTS[page], TABLES) == TEXTS[page], "run python -m docs.tools.results"
     assert len(shown_on(TEXTS[page])) == len(re.findall(r"<!-- /?table\b", TEXTS[page])) / 2
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", TEXTS)
 def test_no_measured_table_is_written_by_hand(page: str) -> None:
-    assert outside(TEXTS[page]) == []
+    by_hand = [heading for heading, first in outside(TEXTS[page]) if page in PAGES or mostly_numbers(first)]
+    assert by_hand == [], "put its numbers into docs/paper/data (CONTRIBUTING.md, *Docs*)"
 
 
 def test_every_file_is_in_a_table_and_every_table_on_a_page() -> None:
@@ -91,10 +113,31 @@ def test_a_number_that_was_edited_is_noticed(data: Path) -> None:
 
 
 def test_a_table_outside_of_marks_is_noticed() -> None:
-    assert outside(f"{PAGE}\n<!-- claims -->\n{SHOWN}<!-- /claims -->\n") == []
-    assert outside(f"{PAGE}\n- in a list:\n\n  | a | b |\n  | --- | :-: |\n  | 1 | 2 |\n") == ["| a | b |"]
-    assert outside(f"| | |\n|---|---|\n| 1 | 2 |\n\n{PAGE}") == ["| | |"]
+    made = f"<!-- claims -->\n{SHOWN}<!-- /claims -->\n<!-- scale: --cores 16 -->\nRates.\n\n{SHOWN}<!-- end -->\n"
+    assert outside(f"{PAGE}\n{made}") == []
+    listed = f"{PAGE}\n- in a list:\n\n  | a | b |\n  | --- | :-: |\n  | 1 | 2 |\n"
+    assert outside(listed) == [("| a | b |", "| 1 | 2 |")]
+    assert outside(f"| | |\n|---|---|\n| 1 | 2 |\n\n{PAGE}") == [("| | |", "| 1 | 2 |")]
     assert outside("| | |\n|---|---|\n| goal | twice the best peer |\n") == []
+
+
+@pytest.mark.parametrize("name", ["explorer-idle", "sae-steps", "sae-each_variant", "sites-pool", "benchmark-ensemble"])
+def test_what_was_measured_is_told_by_its_numbers(name: str) -> None:
+    assert all(mostly_numbers(row) for row in markdown(TABLES[name]).splitlines()[2:])
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "| `fve` • | 1 − Σ(a − â)² / Σ(a − ā)² | ≤ 1 | 0: the mean activation | `sae.json` |",
+        "| `a` | `[N, M]` | activations at the site, one row per image |",
+        "| accumulate | yes | no |",
+        "| a run raises | 1 of them is listed, and the others go on |",
+        "| `data.root` | | |",
+    ],
+)
+def test_what_explains_is_no_measurement(row: str) -> None:
+    assert not mostly_numbers(row)
 
 
 def test_a_file_that_no_table_is_of_is_noticed(data: Path) -> None:

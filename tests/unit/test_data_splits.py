@@ -54,7 +54,7 @@ def test_all_images_are_as_likely_to_select() -> None:
 
 def test_classes_with_a_single_image_are_refused_by_name() -> None:
     with pytest.raises(UserError, match=r"too few held-out images of 'bee', 'cow'; .* at least two"):
-        divide(np.asarray([0, 0, 1]), NAMES, 0.5, 0)
+        divide(np.asarray([0, 0, 1], dtype=np.int64), NAMES, 0.5, 0)
 
 
 @pytest.mark.parametrize(("share", "seed", "key"), [(0.0, 0, "share"), (1.0, 0, "share"), (0.5, -1, "seed")])

@@ -15,7 +15,7 @@ import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from salve.artifacts import load_tensors
+from salve.artifacts import load_tensors, read_table
 from salve.sae import make_sae, save_sae
 
 ROOT = Path(__file__).parents[2]
@@ -105,3 +105,9 @@ def test_the_tables_of_the_page_are_the_commands(
         monkeypatch.setattr(sys, "argv", ["scale.py", *shlex.split(arguments)])
         scale.main()
         assert shown.strip() == capsys.readouterr().out.strip(), f"python benchmarks/scale.py {arguments}"
+
+
+def test_hours_of_a_capture_follow_from_its_rate(scale: ModuleType) -> None:
+    for row in read_table(ROOT / "docs" / "paper" / "data" / "scale-capture.csv").itertuples():
+        assert row.images == scale.Plan().images
+        assert row.hours == pytest.approx(row.images * row.seconds_per_image / 3600 / row.cores, rel=1e-3)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Edit methods behind one protocol: :class:`.base.Method`. A user's own class is named by ``_target_``."""
 
 import sys

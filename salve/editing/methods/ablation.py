@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Directional ablation: take each activation's own component along a direction."""
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Edits that need the SAE whenever the network runs, so that no weights can hold them."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The one protocol of all edit methods (docs/method.md, *Rivals*).
 
 A method is fitted on train images for a target, such as a class. The edit that comes out has a strength α without unit:

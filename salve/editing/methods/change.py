@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What an edit does to a network at one strength: a change of a site's activations, of weights, or both alike."""
 
 from collections.abc import Callable, Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Class vectors: how fine-tuning moved a class's mean activation, and the edits that move it back."""
 
 import copy

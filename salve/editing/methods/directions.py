@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The directions that edits along a direction follow, and the controls that they must beat."""
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Erasers: take what linear readers can tell of a class, or of latents, from every activation."""
 
 from dataclasses import dataclass

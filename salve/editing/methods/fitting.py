@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What edits are fitted on, and the count of what a fit has used."""
 
 from collections.abc import Callable, Iterator, Sequence

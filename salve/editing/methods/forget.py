@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Forgetting by fine-tuning: away from the class's labels, and towards those of all other images (NegGrad+, SalUn)."""
 
 from collections.abc import Iterator

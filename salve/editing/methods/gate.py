@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The gate (SALVE): scale the site's channels down by how much a latent's decoder column uses them."""
 
 from collections.abc import Iterator, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Edits of the head alone: a lower bias, and a weaker row. They need neither SAE nor activations."""
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """MEMIT: a rank-one edit at each of several sites in a row."""
 
 from copy import deepcopy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Pruning: zero the channels that matter to a class and not to others (COAR-Edit)."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Rank-one edits: store one new pair of key and value in the layer that reads a site (ROME, AlphaEdit)."""
 
 from abc import abstractmethod

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Steering: move every activation by a constant, away from a direction."""
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Store a pair of key and value in the readers of a site: what the rank-one edits (ROME and after) share.
 
 All readers of the site count as one layer, whose outputs lie side by side.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Task arithmetic: train the network further on the class alone, and take what it learns away."""
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 "use strict";
 // The explorer of a run. Everything that it shows lies in the page itself; names are only ever set as text.
 (async () => {

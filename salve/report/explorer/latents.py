@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What the explorer shows of each latent."""
 
 import base64

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Pack arrays into text for the page, as small as what must be exact allows."""
 
 import base64

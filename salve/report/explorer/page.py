@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Write ``explorer.html``: one file that says what an edit would do, wherever it is opened."""
 
 import base64

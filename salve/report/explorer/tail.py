@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What an edit does to the images: computed by the page behind a linear tail, looked up elsewhere."""
 
 from collections.abc import Sequence

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: MIT
 """Figures, one module per verb: arrays and tables in, a matplotlib ``Figure`` out; nothing is read or written here."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What an edit does: accuracy against strength, confusion before and after, fast path against slow path."""
 
 from collections.abc import Mapping, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """How hard a class must be pushed: critical strengths per class, and approximation against the exact value."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What each latent means for each class: the signed heat map of class means; and how much latents are used."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Training curves of the classifier and of the sparse autoencoder."""
 
 from collections.abc import Sequence

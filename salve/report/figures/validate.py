@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a latent looks at: image strips with overlays, and localisation beside its control."""
 
 from collections.abc import Mapping, Sequence

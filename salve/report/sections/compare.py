@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Edit methods beside each other, each at the strength of the same effect."""
 
 from salve.report.blocks import Block, Cell, Prose, Section, TableBlock, numbers

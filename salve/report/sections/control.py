@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What edits do to the class they are for and to all others."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """How hard each class has to be pushed before it breaks."""
 
 import pandas as pd

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The classifier, the SAE, and what its latents mean for the classes."""
 
 import math

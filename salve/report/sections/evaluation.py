@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The original and the edited networks on evaluation sets."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Suspects, for a person to judge, and what a repair did."""
 
 from functools import partial

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What the chosen latents look at, in pictures and, with ground truth, in numbers."""
 
 from collections.abc import Mapping, Sequence
