@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: MIT
 """What a change of a network gains and loses, by groups of few images, and how much of that may be chance."""
 
-import math
-
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -13,28 +11,28 @@ from salve.editing.recalibrate import group_accuracies
 ERRORS = 2.0
 
 
-def gains_worst_group(
+def gains_by_groups(
     before: Bool[Tensor, " N"], after: Bool[Tensor, " N"], groups: Int[Tensor, " N"], objects: Int[Tensor, " N"]
 ) -> bool:
-    """Whether the accuracy of the worst group rises by more than twice its standard error: less may be chance.
+    """Whether the worst group gains, and the mean over groups gains more than twice its standard error.
 
-    Of ``k`` right images among ``n``, as many as the group has objects, since images of one object are one piece of
-    evidence, let ``p = (k + ½) / (n + 1)``. The error of the gain is the root of the sum, over the worst group before
-    and the worst one after, of ``p (1 − p) / n``. That ``p`` is never 0 or 1, so that a group of one image, which is
-    always quite wrong or quite right, shows nothing. Images are not taken as pairs, which is on the safe side.
+    The worst group alone has too few images to tell a gain from chance; the mean over groups, in which small groups
+    count as much as large ones, has all of them. With what each image gains, ``d_i`` (1, 0 or −1), the number ``n_g``
+    of images of its group and the number ``G`` of groups, the gain is the sum of ``d_i / (G n_g)``. Its error is the
+    root of the sum over objects of the squares of what each adds to it: images of one object are one piece of evidence,
+    and where nothing is gained, either sign is as likely for each. Of one group, this is McNemar's test.
 
     Args:
         before, after: which images are right. groups, objects: of each image.
     """
-    count = int(groups.max()) + 1
-    worst, variance = [], 0.0
-    for right in (before, after):
-        share, at = group_accuracies(right, groups, count).nan_to_num(torch.inf).min(dim=0)
-        few = len(objects[groups == at].unique())
-        mean = (float(share) * few + 0.5) / (few + 1)
-        variance += mean * (1 - mean) / few
-        worst.append(float(share))
-    return worst[1] - worst[0] > ERRORS * math.sqrt(variance)
+    counts = torch.bincount(groups)
+    worst_before, worst_after = (
+        group_accuracies(right, groups, len(counts)).nan_to_num(torch.inf).min() for right in (before, after)
+    )
+    gained = (after.double() - before.double()) / (counts[groups] * int((counts > 0).sum()))
+    kinds, of_object = objects.unique(return_inverse=True)
+    by_object = torch.zeros(len(kinds), dtype=torch.float64).index_add_(0, of_object, gained)
+    return bool(worst_after > worst_before and gained.sum() > ERRORS * by_object.norm() + 1e-9)
 
 
 def average_loss(

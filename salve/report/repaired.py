@@ -99,8 +99,9 @@ def verdict(record: dict[str, Any]) -> str:
         )
     if found == "kept":
         return (
-            "The network stays as it was: on select images nothing that was tried gains the worst group more than "
-            "twice the error of that gain within the budget (repair.max_accuracy_loss)." + _forgone(record)
+            "The network stays as it was: nothing that was tried within the budget (repair.max_accuracy_loss) is "
+            "better on select images by more than chance: the worst group must gain, and the mean over groups more "
+            "than twice the error of that gain." + _forgone(record)
         )
     if found == "unknown":
         return (

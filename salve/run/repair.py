@@ -41,9 +41,9 @@ What it may cost
   repair.max_accuracy_loss=0.005   how much of the accuracy on select images may be lost; and with labels,
                                    of the average that weighs groups as the train images have them,
                                    as far as the labelled images can tell: less a standard error
-  A repair is kept only if it gains the worst group of the labelled images more than twice the standard error of that
-  gain; without labels, if the images nearest to the classes are taken for them less, by more than twice its error. If
-  none does, the network stays as it was, and the command says so.
+  A repair is kept only if the worst group of the labelled images gains, and their mean over groups more than twice
+  the standard error of that gain; without labels, if the images nearest to the classes are taken for them less, by more
+  than twice the error of that. If none is, the network stays as it was, and the command says so.
 
 What it writes
   A run like any other (outputs/runs/<name>/<time>: the page, tables, metrics.json), and in the artifact `repair`

@@ -26,7 +26,7 @@ class Candidate:
         score: on select images; larger is better. accuracy: on select images.
         average_loss: what the average by groups of the train images loses at least; NaN where it is not known.
         allowed: within the budget.
-        pays: whether it gains more than twice the gain's error; of the worst group, or without labels of the score.
+        pays: see :class:`salve.stages.judging.Judgement`.
         fitted: the edit at any strength.
         network: of a rival that trains the network again, in place of an edit.
     """

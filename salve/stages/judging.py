@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from salve.editing.gains import ERRORS, average_loss, gains_worst_group
+from salve.editing.gains import ERRORS, average_loss, gains_by_groups
 from salve.editing.recalibrate import fairest_shift, group_accuracies, likeliest_shift, recalibrated
 from salve.editing.reweighting import halves_of
 from salve.features.suspects import nearest
@@ -27,7 +27,8 @@ class Judgement(NamedTuple):
         score: larger is better. accuracy: on all.
         average_loss: what the average by groups of the train images loses at least; NaN where it is not known.
         allowed: within the budget.
-        pays: whether it gains more than twice the gain's error; of the worst group, or without labels of the score.
+        pays: whether it is better by more than chance: see :func:`salve.editing.gains.gains_by_groups`; without labels,
+            whether the score gains more than twice the error of that gain.
     """
 
     score: tuple[float, ...]
@@ -41,11 +42,11 @@ class Judgement(NamedTuple):
 class Judge:
     """Judges repairs by the logits of select images.
 
-    With labels by the worst group's accuracy, and then by the mean over groups; it must gain more than twice the error
-    of that gain. Without, by how little the images that come nearest to the classes are still taken for them (the mean
-    probability), which must fall by more than twice the error of that fall. The budget holds for the accuracy of all,
-    and with labels also for the average that weighs groups by their shares of the train images, as far as the images
-    that are known can tell: its loss less a standard error.
+    With labels by the worst group's accuracy, and then by the mean over groups: the first must gain, and the second
+    more than twice the error of that gain. Without, by how little the images that come nearest to the classes are still
+    taken for them (the mean probability), which must fall by more than twice the error of that fall. The budget holds
+    for the accuracy of all, and with labels also for the average that weighs groups by their shares of the train
+    images, as far as the images that are known can tell: its loss less a standard error.
 
     Groups are not judged by images that a repair was fitted to: one half of every group judges what was fitted to the
     other. The accuracy of all also counts images that an eraser or new biases were fitted to.
@@ -140,7 +141,7 @@ class Judge:
         return sum(taken) / count, sum(falls) / count, math.sqrt(sum(square)) / count
 
     def _gains(self, before: Bool[Tensor, " n"], after: Bool[Tensor, " n"]) -> bool:
-        return gains_worst_group(before, after, self.known.group, self.known.object)
+        return gains_by_groups(before, after, self.known.group, self.known.object)
 
     def _accuracy(self, logits: Float[Tensor, "N C"]) -> float:
         return float((logits.argmax(dim=1) == self.plain.labels).double().mean())

@@ -68,7 +68,11 @@ def repair(
     attribute = attribute_of(context)
     labels = labels if grouped(context, "select") is not None else 0
     used = {**asdict(settings), "labels": labels, "seed": context.seed, "attribute": attribute}
-    used |= {"kept": f"beyond {ERRORS:g} errors", "budget": "also of the average", "judged": "by halves"}
+    used |= {
+        "kept": f"mean over groups beyond {ERRORS:g} errors",
+        "budget": "also of the average",
+        "judged": "by halves",
+    }
     key_settings = settings_of_key(used, classifier, activations, sae, audit)
 
     def make(folder: Path, _: Path) -> None:

@@ -32,7 +32,7 @@ def repaired(start: Start, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     folder = tmp_path_factory.mktemp("repair")
     with pytest.MonkeyPatch.context() as patch:
         # In a network that has hardly learned, nothing does.
-        patch.setattr("salve.stages.judging.gains_worst_group", lambda *_: True)
+        patch.setattr("salve.stages.judging.gains_by_groups", lambda *_: True)
         return folder, start(folder, "stages=[audit,repair,report]", *SETTINGS)
 
 

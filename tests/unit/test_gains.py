@@ -1,11 +1,12 @@
 """What a change gains and loses by groups: against sums that are written out."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
 
-from salve.editing.gains import average_loss, gains_worst_group
+from salve.editing.gains import average_loss, gains_by_groups
 
 # Two groups: 4 images and 9 images.
 GROUPS = torch.tensor([0] * 4 + [1] * 9)
@@ -38,55 +39,60 @@ def test_a_loss_of_all_images_is_certain_and_a_group_without_images_has_no_weigh
     assert average_loss(~nothing, nothing, GROUPS, torch.tensor([1.0, 2.0, 97.0])) == pytest.approx(1)
 
 
-def gain_and_error(right_before: int, right_after: int, count: int) -> tuple[float, float]:
-    """The gain of a group, and its error, written out."""
-    shares = [(right + 0.5) / (count + 1) for right in (right_before, right_after)]
-    return (right_after - right_before) / count, math.sqrt(sum(p * (1 - p) / count for p in shares))
-
-
-def test_the_worst_group_must_gain_more_than_twice_the_error_of_that_gain() -> None:
-    gains = [gains_worst_group(right(4, 1), right(4, number), GROUPS, OBJECTS) for number in range(10)]
-    assert gains == [gain > 2 * error for gain, error in (gain_and_error(1, number, 9) for number in range(10))]
-    assert gains.index(True) == 5
-    assert not gains_worst_group(right(4, 4), right(4, 4), GROUPS, OBJECTS)
-
-
-def test_of_four_groups_the_gain_is_that_of_the_worst_before_and_after() -> None:
-    count, before = 20, {0: 6, 1: 20, 2: 18, 3: 15}
-    groups = torch.arange(4).repeat_interleave(count)
-
-    def of(right: dict[int, int]) -> torch.Tensor:
-        return torch.cat([torch.arange(count) < right[group] for group in range(4)])
-
+def test_of_one_group_a_gain_must_pass_mcnemar_s_test() -> None:
+    groups, objects = torch.zeros(60, dtype=torch.long), torch.arange(60)
     said = set()
-    for number in range(21):
-        after = {**before, 0: number}
-        gain, error = gain_and_error(6, min(after.values()), count)
-        gains = gains_worst_group(of(before), of(after), groups, torch.arange(80))
-        assert gains == (gain > 2 * error), number
-        said.add(gains)
+    for won, lost in product(range(0, 30, 3), range(0, 30, 4)):
+        before, after = torch.zeros(2, 60, dtype=torch.bool)
+        after[:won], before[30 : 30 + lost] = True, True
+        statistic = (won - lost) ** 2 / max(won + lost, 1)
+        found = gains_by_groups(before, after, groups, objects)
+        assert found == (won > lost and statistic > 4), (won, lost)
+        said.add(found)
     assert said == {True, False}
 
 
-def test_a_group_of_one_image_shows_nothing_and_one_of_three_that_are_all_gained_something() -> None:
-    for count, shown in ((1, False), (2, True), (3, True)):
+def test_small_groups_count_as_much_as_large_ones() -> None:
+    """Against the sum over objects that is written out."""
+    draw = torch.Generator().manual_seed(0)
+    groups = torch.tensor([0] * 40 + [1] * 5 + [3] * 15)  # nothing of the third group
+    objects = torch.randint(25, (60,), generator=draw)
+    said = set()
+    for number in range(200):
+        before = torch.rand(60, generator=draw) < 0.5
+        after = before ^ (torch.rand(60, generator=draw) < 0.2) | (torch.rand(60, generator=draw) < number / 400)
+        adds = {int(one): 0.0 for one in objects}
+        for i in range(60):
+            size = int((groups == groups[i]).sum())
+            adds[int(objects[i])] += (int(after[i]) - int(before[i])) / size / 3
+        worst = [min(float(right[groups == g].double().mean()) for g in (0, 1, 3)) for right in (before, after)]
+        wanted = worst[1] > worst[0] and sum(adds.values()) > 2 * math.sqrt(sum(one**2 for one in adds.values()))
+        assert gains_by_groups(before, after, groups, objects) == wanted
+        said.add(wanted)
+    assert said == {True, False}
+
+
+def test_a_mean_that_gains_is_not_enough_where_the_worst_group_does_not() -> None:
+    assert gains_by_groups(right(1, 1), right(2, 9), GROUPS, OBJECTS)
+    assert not gains_by_groups(right(1, 1), right(4, 1), GROUPS, OBJECTS)
+    assert not gains_by_groups(right(4, 4), right(4, 4), GROUPS, OBJECTS)
+
+
+def test_few_images_show_nothing() -> None:
+    for count in (1, 4, 5):
         nothing = torch.zeros(count, dtype=torch.bool)
         groups = torch.zeros(count, dtype=torch.long)
-        assert gains_worst_group(nothing, ~nothing, groups, torch.arange(count)) == shown
+        assert gains_by_groups(nothing, ~nothing, groups, torch.arange(count)) == (count == 5)
 
 
 def test_a_network_that_is_no_better_seldom_seems_to_gain() -> None:
     draw = torch.Generator().manual_seed(0)
-    groups, objects = torch.zeros(25, dtype=torch.long), torch.arange(25)
+    groups, objects = torch.arange(4).repeat_interleave(25), torch.arange(50).repeat(2)
     for share in (0.2, 0.5, 0.8):
-        seem = sum(
-            gains_worst_group(*(torch.rand(2, 25, generator=draw) < share), groups, objects) for _ in range(2000)
-        )
-        assert 0.001 < seem / 2000 < 0.04, share  # one side of a 95 % interval
+        seem = sum(gains_by_groups(*(torch.rand(2, 100, generator=draw) < share), groups, objects) for _ in range(2000))
+        assert 0.003 < seem / 2000 < 0.03, share  # one side of a 95 % interval, and a worst group that gains
 
 
 def test_images_of_one_object_are_one_piece_of_evidence() -> None:
-    objects = OBJECTS.clone()
-    objects[4:] = 99  # all nine images of the second group
-    assert gains_worst_group(right(4, 1), right(4, 7), GROUPS, OBJECTS)
-    assert not gains_worst_group(right(4, 1), right(4, 7), GROUPS, objects)
+    assert gains_by_groups(right(0, 0), right(4, 9), GROUPS, OBJECTS)
+    assert not gains_by_groups(right(0, 0), right(4, 9), GROUPS, OBJECTS // 5)  # three objects

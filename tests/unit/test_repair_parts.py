@@ -201,7 +201,7 @@ def test_new_biases_that_only_fit_chance_are_not_kept_though_they_seem_to_help(m
         assert not judge.with_new_biases(logits)[1].any()
         best = logits + recalibrated(logits, known.labels, known.group, (0,), fairest_shift)
         with monkeypatch.context() as patch:
-            patch.setattr("salve.stages.judging.gains_worst_group", lambda *_: True)
+            patch.setattr("salve.stages.judging.gains_by_groups", lambda *_: True)
             by_halves, _ = judge.with_new_biases(logits)
         fitted += (worst(best) - worst(logits)) / 40
         halves += (worst(by_halves) - worst(logits)) / 40
