@@ -187,10 +187,10 @@ def test_attacks_are_kept_and_an_image_that_the_edit_takes_has_norm_0(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(measures, "Attack", Halves)
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3, bias=False))
-    weight = torch.eye(3).repeat_interleave(4, dim=1)
+    linear, weight = torch.nn.Linear(12, 3, bias=False), torch.eye(3).repeat_interleave(4, dim=1)
     with torch.no_grad():
-        model[1].weight.copy_(weight)
+        linear.weight.copy_(weight)
+    model = torch.nn.Sequential(torch.nn.Flatten(), linear)
 
     def cut_of(network: torch.nn.Module) -> Any:
         site = Site("last", (Reader("1.weight"),), 12)
