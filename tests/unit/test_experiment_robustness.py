@@ -183,7 +183,7 @@ class Halves:
         return norms >= self.needed[rows]
 
 
-def test_attacks_are_kept_and_an_image_that_the_edit_takes_has_norm_0(
+def test_attacks_are_kept_and_images_that_are_taken_wrongly_are_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(measures, "Attack", Halves)
