@@ -103,24 +103,33 @@ def verdict(record: dict[str, Any]) -> str:
             "better on select images by more than chance: the worst group must gain, and the mean over groups more "
             "than twice the error of that gain." + _forgone(record)
         )
-    if found == "unknown":
-        return (
-            "Whether this helped cannot be told without groups or a mark on test images: look at the images in "
-            "changed.csv, and judge."
-        )
     before, alone, after = (percent(record[f"worst_group_{one}"]) for one in ("before", "recalibrated", "after"))
     average = " instead of ".join(percent(record[f"average_{one}"]) for one in ("after", "before"))
     numbers = (
-        f"on test images the worst group was right on {before}, on {alone} with new biases alone, and on {after} "
-        f"repaired, and the average is {average}"
+        f"on test images the {worst_of(record)} was right on {before}, on {alone} with new biases alone, and on "
+        f"{after} repaired, and the average is {average}"
     )
+    if found == "unknown":
+        behind = all(record[f"{one}_after"] < record[f"{one}_recalibrated"] for one in ("worst_group", "average"))
+        better = " New biases alone do better by both: rather keep those." if behind else ""
+        return (
+            f"Whether the shortcut is gone cannot be told without groups or a mark on test images: look at the images "
+            f"in changed.csv, and judge. By class, {numbers}.{better}"
+        )
     paid = ""
     if record["average_before"] - record["average_after"] > record.get("max_accuracy_loss", math.inf):
         paid = " That is more than the budget, which could only be held on select images."
+    without = record.get("groups_without_images", ())
+    unseen = f" Of {' and '.join(without)} there is no test image: what became of it is not known." if without else ""
     if found == "failed":
-        return f"The repair did NOT help: {numbers}. Keep the network as it was.{_forgone(record)}"
-    said = "helped" if found == "helped" else "may have helped, by no more than chance"
-    return f"The repair {said}: {numbers}.{paid}{_forgone(record)}"
+        return f"The repair did NOT help: {numbers}. Keep the network as it was.{unseen}{_forgone(record)}"
+    if found == "helped":
+        return f"The repair helped: {numbers}.{paid}{unseen}{_forgone(record)}"
+    reference = "new biases alone" if record["worst_group_recalibrated"] > record["worst_group_before"] else "no repair"
+    return (
+        f"The repair may have helped: {numbers}. Its gain over {reference} is no more than chance could "
+        f"give.{paid}{unseen}{_forgone(record)}"
+    )
 
 
 def _forgone(record: dict[str, Any]) -> str:

@@ -87,7 +87,7 @@ def _repaired(found: Artifacts) -> list[RenderableType]:
     table = _plain_table(f"Repair of {taken_out(record)}, on test images", ["network", *names])
     for name, cells in state_rows(record):
         table.add_row(Text(name), *(Text(value) for value, _ in cells))
-    told = (f"Repaired: {done(record) or 'nothing was changed'}.", rough(record, NAMED))
+    told = (f"Changed: {done(record) or 'nothing'}.", rough(record, NAMED))
     return [table, Text(" ".join(filter(None, told)))]
 
 

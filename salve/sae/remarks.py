@@ -12,7 +12,7 @@ SPARSE = 1 / 4
 #: An SAE with a lower FVE says little about what the classifier reads.
 POOR = 1 / 2
 #: What makes it explain more.
-BETTER = "Lower sae.sparsity, raise sae.k or sae.dictionary_size, or train for more steps."
+BETTER = "Lower sae.sparsity (or raise sae.k), raise sae.dictionary_size, or train for more steps."
 #: With a larger share of dead latents, a smaller dictionary would do.
 MANY_DEAD = 1 / 2
 
@@ -26,8 +26,9 @@ def explains_little(record: Mapping[str, Any]) -> str:
     fve = record.get("select_fve")
     if fve is None or fve >= POOR:
         return ""
-    worse = ", less than their mean would" if fve < 0 else ""
-    return f"The SAE explains {max(fve, 0):.0%} of the variance of select images' activations (FVE {fve:.2g}){worse}"
+    if fve < 0:
+        return f"The SAE explains select images' activations worse than their mean would (FVE {fve:.2g})"
+    return f"The SAE explains {fve:.0%} of the variance of select images' activations (FVE {fve:.2g})"
 
 
 def remarks(record: Mapping[str, Any]) -> list[str]:
@@ -50,15 +51,17 @@ def remarks(record: Mapping[str, Any]) -> list[str]:
     if little := explains_little(record):
         found.append(f"{little}: edits act on this part only. {BETTER}")
     l0, size, width = (record.get(name) for name in ("l0", "dictionary_size", "width"))
-    if l0 is not None and size and width and l0 > SPARSE * min(size, width):
+    # An SAE that explains little is not to be made sparser, or smaller, on top.
+    if not little and l0 is not None and size and width and l0 > SPARSE * min(size, width):
         found.append(
             f"An L0 of {l0:.0f} is not sparse: an image has {width} channels, the SAE {size} latents. "
             "Raise sae.sparsity, lower sae.k, or train for more steps."
         )
     dead = record.get("dead_fraction")
     if dead is not None and size and dead > MANY_DEAD:
+        smaller = "" if little else "Choose a smaller sae.dictionary_size, or revive"
         found.append(
-            f"{round(dead * size)} of {size} latents are dead: they fire for no training image. Choose a smaller "
-            "sae.dictionary_size, or revive some with sae.resample or sae.auxk, whichever the variant has."
+            f"{round(dead * size)} of {size} latents are dead: they fire for no training image. {smaller or 'Revive'} "
+            "some with sae.resample or sae.auxk, whichever the variant has."
         )
     return found

@@ -198,9 +198,10 @@ def statement(table: "pd.DataFrame") -> str:
         else:
             behind, half = -best["ahead"], best["ahead_half"]
             sure = "" if half != half else f" ± {points(half, False)}"
+            chance = ", which may be chance" if half == half and behind <= half else ""
             line += (
                 f"{best['method']} is the most selective ({points(best['selectivity'], False)} points), "
-                f"{points(behind, False)}{sure} points more than {first['method']}."
+                f"{points(behind, False)}{sure} points more than {first['method']}{chance}."
             )
         if len(permanent) and not best["permanent"]:
             other = permanent.loc[permanent["selectivity"].idxmax()]

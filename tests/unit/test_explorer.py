@@ -108,7 +108,7 @@ def test_the_first_lines_say_what_there_is(tmp_path: Path) -> None:
     assert "latent 9 for a, latent 4 for b" in lines["It depends on"]
     assert "latent 9" in lines["Next"]
     assert "without labels" in lines["How sure"]
-    ends = {"worst_group_after_low": 0.4, "worst_group_after_high": 0.8}
+    ends = {"worst_group_after_low": 0.5, "worst_group_after_high": 0.7}
     ends |= {"worst_group_before_low": 0.1, "worst_group_before_high": 0.3}
     measures = {"worst_group_before": 0.2, "worst_group_recalibrated": 0.4}
     measures |= {"average_before": 0.9, "average_after": 0.8}

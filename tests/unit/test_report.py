@@ -1072,7 +1072,7 @@ def test_beside_suspects_stands_what_their_score_is_and_how_little_a_poor_sae_ex
             assert "without labels, by a score on select images: the effect, times the lift's logarithm" in text
         poor = "The SAE explains 2% of the variance of select images' activations (FVE 0.02): most of what pushes"
         assert (poor in text) == (fve < 0.5)
-        assert ("not among these suspects. Lower sae.sparsity, raise sae.k" in text) == (fve < 0.5)
+        assert ("not among these suspects. Lower sae.sparsity (or raise sae.k)" in text) == (fve < 0.5)
 
 
 @pytest.mark.usefixtures("no_figures")
