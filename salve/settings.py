@@ -23,7 +23,6 @@ Selection = Literal["largest", "margin", "effect"]
 #: How the latents at the positions of a map become those of an image.
 Pool = Literal["mean", "max"]
 
-
 #: Settings and groups that a run's key leaves out, each with the reason why they do not change the results. Of the
 #: trainer's settings the key keeps two: precision changes the arithmetic, and memory decides in which order rows are
 #: shuffled. The number of devices changes only the order in which sums are rounded, as another processor does.

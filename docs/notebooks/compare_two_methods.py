@@ -82,6 +82,6 @@ print("the others change by " + ", ".join(f"{100 * drift:.0f}" for drift in cont
 # %% [markdown]
 # **What to take away.** Compare edits at a matched effect, on images that chose nothing, and beside a control. The
 # control says that the latent's direction matters: a random one takes hardly any class away, and not cleanly. The
-# rival says that the gate is not the cleanest edit at the last layer: each class has a row of the head to itself
+# rival says that the gate is not the cleanest edit at the last site: each class has a row of the head to itself
 # there, and weakening it leaves the others alone. [Compare methods](../compare.md) has twenty of them, and [Which
 # edit, and when](../which_edit.md) says what we found on photographs.

@@ -141,7 +141,10 @@ def _next(artifacts: Artifacts, main: Headline, rows: pd.DataFrame) -> str:
                 "look at the test images whose prediction changes (changed.csv), and judge; or give test images groups."
             )
         if outcome(repair) != "helped":
-            return "keep the network as it was; label more images of each group (audit.labels), or try another layer."
+            return (
+                "keep the network as it was; label more images of each group (audit.labels), or try another site "
+                "(layer=)."
+            )
         gain = repair["worst_group_after"] - max(repair["worst_group_before"], repair["worst_group_recalibrated"])
         return (
             f"look at the price, an average of {percent(repair['average_after'])} instead of "

@@ -134,7 +134,9 @@ class Judge:
                 fall = before[near, k] - after[near, k]
                 taken.append(float(after[near, k].mean()))
                 falls.append(float(fall.mean()))
-                square.append(float(fall.var(unbiased=False)) / len(self.plain.object[near].unique()))
+                objects = len(self.plain.object[near].unique())
+                # How much one object differs from others is not known: it shows nothing.
+                square.append(float(fall.var(unbiased=False)) / objects if objects > 1 else math.inf)
         if not taken:
             return math.nan, math.nan, math.nan
         count = len(taken)

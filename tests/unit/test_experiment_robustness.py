@@ -174,7 +174,7 @@ class Halves:
 
     count = 0
 
-    def __init__(self, logits: Any, pixels: Tensor, labels: Tensor, classes: int, *, seed: int) -> None:
+    def __init__(self, logits: Any, pixels: Tensor, labels: Tensor, classes: int, **_: int) -> None:
         two = logits(pixels).topk(2, dim=1).values
         self.needed = (two[:, 0] - two[:, 1]).double() / 24
 
@@ -203,7 +203,8 @@ def test_attacks_are_kept_and_images_that_are_taken_wrongly_are_left_out(
     data = SimpleNamespace(preprocess=preprocess, dataset=lambda split: [(one.view(3, 2, 2), 0) for one in pixels])
     classifier = SimpleNamespace(kind="classifier", digest="d")
     context = SimpleNamespace(data=data, device="cpu", on_device=lambda one: one, store=Store(tmp_path))
-    run = SimpleNamespace(artifact=lambda kind: classifier)
+    of_images = SimpleNamespace(kind="activations", digest="a")
+    run = SimpleNamespace(artifact=lambda kind: classifier if kind == "classifier" else of_images)
     test = SimpleNamespace(labels=labels)
     study: Any = SimpleNamespace(
         context=context, runs=[run], test=test, classes=CLASSES, testbed=SimpleNamespace(name="toy")
@@ -216,6 +217,10 @@ def test_attacks_are_kept_and_images_that_are_taken_wrongly_are_left_out(
     assert asked > 0
     pd.testing.assert_frame_equal(measures.attacked(study, cut_of(model), range(4), edits), first)
     assert Halves.count == asked
+    # The same numbers of other images are attacked.
+    of_images.digest = "another"
+    measures.attacked(study, cut_of(model), range(4), edits)
+    assert Halves.count == 2 * asked
     assert list(first["image"]) == [0, 1, 2]
     margins = 4 * 0.5 * np.array([0.2, 0.4, 0.8]) / 24
     finest = (measures.LARGEST / measures.SMALLEST) ** (2.0**-measures.HALVINGS)

@@ -255,7 +255,7 @@ def test_shares_of_the_train_images_are_unknown_where_no_train_image_has_the_att
     assert train_shares(context, grouped_by_class(1)) is None
 
 
-def test_without_labels_an_edit_is_kept_only_if_the_network_is_less_sure_by_more_than_a_standard_error() -> None:
+def test_without_labels_an_edit_is_kept_only_if_the_network_is_less_sure_by_more_than_chance() -> None:
     known = grouped_by_class(20)  # the second twenty come near to the first class, and are not of it
     before = torch.zeros(40, 2, dtype=torch.float64)
     judge = replace(judge_of(known, before, max_loss=1.0), labelled=False)
@@ -279,6 +279,10 @@ def test_without_labels_an_edit_is_kept_only_if_the_network_is_less_sure_by_more
     few = replace(judge, plain=replace(known, object=torch.arange(40) // 20))  # all of one object: an error of 0.39
     logits = before.clone()
     logits[20:, 0] += torch.tensor([-3.0, -3.0, 3.0, -3.0], dtype=torch.float64).repeat(5)
+    assert not few.of(logits, logits).pays
+    # All images of one object fall alike: how much others would is not known.
+    logits[20:, 0] = -1.0
+    assert judge.of(logits, logits).pays
     assert not few.of(logits, logits).pays
 
 

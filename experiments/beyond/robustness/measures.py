@@ -26,6 +26,8 @@ from salve.types import Labels
 
 #: Between which norms an attack looks (the largest change of a pixel, on the 0 … 1 scale), and how finely.
 SMALLEST, LARGEST, HALVINGS = 1 / 4096, 1 / 8, 6
+#: Steps of an attack, and its restarts from random points.
+STEPS, RESTARTS = 10, 2
 #: Seed of all corruptions and attacks.
 SEED = 0
 
@@ -180,7 +182,8 @@ def attacked(study: Study, cut: Cut, numbers: Sequence[int], edits: Edits) -> pd
         with torch.no_grad():
             holds = torch.cat([logits(part) for part in pixels[rows].split(64)]).argmax(dim=1).cpu() == labels[rows]
         found, kept = torch.zeros(len(rows), dtype=torch.float64), rows[holds]
-        attack = Attack(logits, pixels[kept], labels[kept], len(cut.order), seed=SEED)
+        given = (logits, pixels[kept], labels[kept], len(cut.order))
+        attack = Attack(*given, steps=STEPS, restarts=RESTARTS, seed=SEED)
         found[holds] = smallest_norms(attack, len(kept), SMALLEST, LARGEST, HALVINGS)
         return found
 
@@ -188,6 +191,7 @@ def attacked(study: Study, cut: Cut, numbers: Sequence[int], edits: Edits) -> pd
         """The norms of a network, which take minutes to hours: a study that is killed finds those it had."""
         settings: dict[str, Any] = {
             "norms": [SMALLEST, LARGEST, HALVINGS],
+            "attack": [STEPS, RESTARTS],
             "seed": SEED,
             "images": [numbers[row] for row in rows.tolist()],
         }
@@ -197,8 +201,9 @@ def attacked(study: Study, cut: Cut, numbers: Sequence[int], edits: Edits) -> pd
             found = norms(cut if edit is None else cut.of(edited(cut, edit)), rows)
             write_table(folder / "norms.csv", pd.DataFrame({"image": settings["images"], "norm": found.numpy()}))
 
-        classifier = study.runs[0].artifact("classifier")
-        artifact = context.store.get_or_make("attack", settings_of_key(settings, classifier), make)
+        # The activations stand for the images: numbers are those of any data that the classifier may be given.
+        inputs = [study.runs[0].artifact(kind) for kind in ("classifier", "activations")]
+        artifact = context.store.get_or_make("attack", settings_of_key(settings, *inputs), make)
         return torch.tensor(artifact.table("norms.csv")["norm"].to_numpy(float))
 
     every = torch.arange(len(numbers))
