@@ -2,7 +2,6 @@
 """What settings may name, whoever wrote them: UTF-8 texts, paths, and classes of data, callbacks and networks."""
 
 import os
-from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -76,21 +75,14 @@ def check_data(data: Any) -> None:
         _refuse_class_in(value, f"data.{name}")
 
 
-def check_evaluate(entries: list[Any], sources: Mapping[str, str]) -> None:
-    """Check that each evaluation set is a text, or a mapping that names one of salve's data sources.
-
-    Args:
-        entries: the setting. sources: the names that ``data`` may have in a mapping.
+def check_evaluate(entries: list[Any]) -> None:
+    """Check that each evaluation set is a text, or a mapping of plain values.
 
     Raises:
         UserError: one is not.
     """
     for entry in entries:
         if isinstance(entry, dict):
-            if entry.get("data") not in sources:
-                raise UserError(
-                    f"evaluate has a set with data: {entry.get('data')}; choose its data from {', '.join(sources)}."
-                )
             _refuse_class_in(entry, "evaluate")
         elif not isinstance(entry, str) or not entry:
             raise UserError(

@@ -30,6 +30,7 @@ from salve.run.allowed import (
     results_folder,
 )
 from salve.run.explain import list_of_choices, no_setting
+from salve.run.sources import with_defaults
 from salve.settings import (
     BackboneSettings,
     CaptureSettings,
@@ -138,7 +139,7 @@ DATA: dict[str, Any] = {
     kind._target_: kind for kind in (ConceptsConfig, FolderConfig, ImagenetteConfig, TableConfig, Cifar100Config)
 }
 
-#: Their names, as ``data=…`` and an entry of ``evaluate`` choose them.
+#: Their names.
 DATA_NAMES: dict[str, str] = {
     "concepts": ConceptsConfig._target_,
     "folder": FolderConfig._target_,
@@ -265,7 +266,9 @@ def resolve(config: DictConfig) -> Config:
     assert isinstance(resolved, Config)
     refuse_undecodable(asdict(resolved))
     check_data(resolved.data)
-    check_evaluate(resolved.evaluate, DATA_NAMES)
+    of_data = {name: [one.name for one in fields(DATA[kind])[1:]] for name, kind in DATA_NAMES.items()}
+    resolved.evaluate = with_defaults(resolved.evaluate, of_data)
+    check_evaluate(resolved.evaluate)
     check_backbone(resolved.backbone)
     check_callbacks(resolved.callbacks)
     check_measures(resolved.measures)

@@ -116,8 +116,9 @@ def test_networks_that_differ_before_the_head_run_whole_images(
 @pytest.mark.parametrize(
     ("entry", "says"),
     [
-        ("{data: nonsense}", "evaluate has a set with data: nonsense; choose its data from concepts, folder"),
-        ("{data: concepts, seeds: 3}", "cannot be made with these settings of evaluate"),
+        ("{data: nonsense}", "evaluate has a set with data: nonsense; choose its data from celeba, cifar100, composed"),
+        ("{data: concepts, seeds: 3}", "evaluate has a set with data: concepts, which has no setting seeds; it has"),
+        ("{data: composed}", "evaluate has a set with data: composed, which does not say root"),
         ("3", "evaluate has 3; an evaluation set is a text, such as test, pairs"),
     ],
 )
