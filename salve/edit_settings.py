@@ -60,6 +60,7 @@ class CompareSettings:
         targets: names of the classes that are edited, or a number, counted from the first; None for all.
         retrained: also train one network without each of them, and measure how far edited networks are from it.
         relearn: after how many steps of training on all classes it is measured whether the class is back.
+        on_select: also measure every edit on select images of all classes.
     """
 
     methods: list[str]
@@ -68,3 +69,4 @@ class CompareSettings:
     targets: Annotated[Any, Takes("a list of class names, or a number of classes, or null")] = None
     retrained: bool = False
     relearn: list[int] = field(default_factory=list)
+    on_select: bool = False

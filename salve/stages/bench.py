@@ -110,10 +110,15 @@ class Bed:
         images = self.settings.images
         return {split: Sample(self.context, self.cut, self.activations, split, images) for split in splits}
 
+    @property
+    def judges(self) -> dict[Split, Sample]:
+        """On which edits are measured: test, and select where something may be chosen by it."""
+        return {split: one for split, one in self.samples.items() if split == "test" or self.settings.on_select}
+
     @cached_property
     def original(self) -> dict[Split, Tensor]:
-        """The logits of the images of select and test without an edit."""
-        return {split: sample.logits() for split, sample in self.samples.items()}
+        """The logits of the images of :attr:`judges` without an edit."""
+        return {split: sample.logits() for split, sample in self.judges.items()}
 
     @cached_property
     def unedited(self) -> dict[tuple[int, ...], float]:
@@ -183,6 +188,8 @@ class Bench:
         """The artifact of one method's edits."""
         site, used = self.site, {name: getattr(self.settings, name) for name in ("images", "targets", "relearn")}
         key = {**key_of(method), **used, "level": LEVEL, "seed": self.seed if method.draws else None, "uses": True}
+        if not self.settings.on_select:
+            key["on_select"] = False
         inputs = [site.classifier, site.activations]
         if method.needs_sae:
             inputs += [one for one in (self.sae, self.features) if one is not None]
@@ -230,7 +237,7 @@ class Bench:
         right = (networks.logits(target.name, select).argmax(dim=1) == select.labels)[mine]
         row["reached"] = bool(len(right)) and float(right.double().mean()) <= LEVEL
         row |= self._effect(
-            {split: networks.logits(target.name, one) for split, one in self.site.samples.items()}, target
+            {split: networks.logits(target.name, one) for split, one in self.site.judges.items()}, target
         )
         others = int((~torch.isin(self.fitting.per_image, torch.tensor(target.classes))).sum())
         weights = self.context.cut(networks.classifiers[target.name]).model.state_dict()
@@ -258,7 +265,8 @@ class Bench:
         if edit is None or not judged or math.isinf(alpha):
             nothing = 0.0 if judged else math.nan  # an edit that does not exist takes and harms nothing
             row |= dict.fromkeys(("after", "drift", "worst_loss", "kl_others"), math.nan)
-            row |= {"drop": nothing, "selectivity": nothing, "select_selectivity": nothing, "worst_class": ""}
+            row |= {"drop": nothing, "selectivity": nothing, "worst_class": ""}
+            row |= {"select_selectivity": nothing} if self.settings.on_select else {}
             reason = reason or ("no strength takes the class to the level" if judged else "nothing to take away")
             return row | uses | self._facts(None, reason), seconds
         change = edit.at(alpha)
@@ -266,7 +274,7 @@ class Bench:
         weights = change.weights() if change.weights else {}
         seconds["apply_seconds"] = time.perf_counter() - began
         row |= {"alpha": alpha, "reached": True}
-        row |= self._effect({split: sample.logits(change) for split, sample in samples.items()}, target)
+        row |= self._effect({split: sample.logits(change) for split, sample in self.site.judges.items()}, target)
         if self.settings.relearn and change.permanent:
             seeded = replace(self.run.fitting, seed=fitting.seed if method.draws else self.context.seed)
             found = relearned(seeded, target, weights, samples["test"].images, self.settings.relearn)
@@ -288,30 +296,31 @@ class Bench:
         return float(effect(before, before, self._own(target)).before)
 
     def _effect(self, logits: Mapping[Split, Tensor], target: Target) -> dict[str, Any]:
-        """What other logits mean for the target, and for the other classes: on test images, and one measure on select,
-        by which something may be chosen."""
+        """What other logits mean for the target, and for the other classes, on test images; and where logits of select
+        are given, one measure on these."""
         labels, own = self.site.samples["test"].labels, self._own(target)
-        found, on_select = (
-            effect(self._by_class(split, self.site.original[split]), self._by_class(split, logits[split]), own)
-            for split in ("test", "select")
-        )
+        found = {
+            split: effect(self._by_class(split, self.site.original[split]), self._by_class(split, changed), own)
+            for split, changed in logits.items()
+        }
         others = ~torch.isin(labels, torch.tensor(target.classes))
         kl = kl_divergence(self.site.original["test"], logits["test"]).clamp_min(0)[others]
-        worst, before = int(found.worst), float(found.before)
         gap: dict[str, float] = {}
         if self.settings.retrained:
             retrained = self.site.retrained.logits(target.name, self.site.samples["test"])
             gap = gap_to_retrained(logits["test"], retrained, labels, target.classes)
-        return gap | {
-            "after": float(found.after),
-            "drift": float(found.mean_change),
-            "worst_loss": float(found.worst_loss),
+        measures = {
+            "after": float(found["test"].after),
+            "drift": float(found["test"].mean_change),
+            "worst_loss": float(found["test"].worst_loss),
             "kl_others": float(kl.mean()) if len(kl) else math.nan,
-            "drop": before - float(found.after),
-            "selectivity": before - float(found.after) - float(found.mean_change),
-            "select_selectivity": float(on_select.before - on_select.after - on_select.mean_change),
-            "worst_class": self.context.classes[worst] if worst >= 0 else "",
+            "drop": float(found["test"].before - found["test"].after),
         }
+        for split, one in found.items():
+            name = "selectivity" if split == "test" else f"{split}_selectivity"
+            measures[name] = float(one.before - one.after - one.mean_change)
+        worst = int(found["test"].worst)
+        return gap | measures | {"worst_class": self.context.classes[worst] if worst >= 0 else ""}
 
     def _facts(self, weights: Mapping[str, Tensor] | None, reason: str) -> dict[str, Any]:
         """How many weights the edit changes, and whether it is permanent; None for an edit that changes none."""

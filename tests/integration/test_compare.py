@@ -90,6 +90,7 @@ def test_the_table_says_what_networks_with_a_lower_bias_do(tmp_path: Path, start
     table, model = edits(artifacts), plain_model(artifacts)
     classes = artifacts["classifier"].record("classifier.json")["classes"]
     assert set(table.index.get_level_values("method")) == {"gate", "push", "bias", "one", "mute", "drawn"}
+    assert "select_selectivity" not in table
     images, labels = images_and_labels()
     assert len(labels) == len(balanced(labels, 4))  # the sample is all there is
     with torch.no_grad():
@@ -144,7 +145,8 @@ def test_at_an_inner_site_the_table_says_what_scaled_weights_do(tmp_path: Path, 
     layer = "layer4.0.conv2"
     trained = ("finetune.epochs=12", "data.train_per_class=24", "discover.select=effect")
     methods = "compare.methods=[gate,bias]"
-    artifacts = start(tmp_path, *COMPARE, methods, f"layer={layer}", "capture.positions=4", *trained)
+    chosen_too = "compare.on_select=true"
+    artifacts = start(tmp_path, *COMPARE, methods, chosen_too, f"layer={layer}", "capture.positions=4", *trained)
     model = plain_model(artifacts)
     classes = artifacts["classifier"].record("classifier.json")["classes"]
     site = graph_of(model, 32).sites[layer]
@@ -184,14 +186,14 @@ def test_every_setting_of_a_comparison_or_a_method_is_in_its_key(tmp_path: Path,
     one = (store, "compare.methods=[bias]", "compare.variants.bias={method: head_bias}", "compare.images=4")
     first = start(tmp_path, "stages=[compare]", *one)["compare"]
     keys = [first.key]
-    for other in ("compare.images=3", "compare.targets=[storm]", "compare.relearn=[1]",
+    for other in ("compare.images=3", "compare.on_select=true", "compare.targets=[storm]", "compare.relearn=[1]",
                   "compare.methods=[bias,head_row]", "compare.variants.bias.method=head_row"):  # fmt: skip
         keys.append(start(tmp_path, "stages=[compare]", *one, other)["compare"].key)
     for edit in (["edit=default"], ["edit=steering"], ["edit=steering", "edit.args.direction=class_mean"]):
         keys.append(
             start(tmp_path, "stages=[control]", "edit.evaluate=0", *edit, "edit.modes=[suppress]")["control"].key
         )
-    assert len(set(keys)) == len(keys) == 9
+    assert len(set(keys)) == len(keys) == 10
     # An edit of the head is the same wherever the network is cut, and is not made again for another site.
     elsewhere = (*one, "layer=layer4.0.conv2", "capture.positions=4", "sae.seed=1")
     again = start(tmp_path, "stages=[compare]", *elsewhere)["compare"]

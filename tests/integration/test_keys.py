@@ -141,6 +141,7 @@ NOT_IN_ANY: dict[str, str] = {
             "images",
             "targets",
             "relearn",
+            "on_select",
             "retrained",
             "variants.random_gate.method",
             "variants.random_gate.direction",
