@@ -155,7 +155,8 @@ def print_summary(summary: SweepSummary, console: Console) -> None:
     if sweep.unfinished:
         console.print("The command that started the sweep finishes what is missing.")
     lines = [f"Page: {summary.page}", f"Table: {summary.csv}", *(f"Figure: {path}" for path in summary.figures)]
-    lines += [f"No figure {name}: {reason}." for name, reason in summary.left_out.items()]
+    if any(not name.endswith("seed") for name in summary.varying):  # nobody awaits a figure of a sweep over seeds alone
+        lines += [f"No figure {name}: {reason}." for name, reason in summary.left_out.items()]
     for line in lines:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 

@@ -417,8 +417,12 @@ def test_a_picture_whose_axes_do_not_vary_is_left_out_with_the_reason(
     assert summary.figures == ()
     for name, reason in reasons.items():
         assert reason in summary.left_out[name]
-        assert f"No figure {name}: " in shown(summary, 80)
+    assert "No figure" not in shown(summary, 80)
     assert not stale.exists()  # a picture of runs that are no longer what they were
+    sweep.finish(metrics, seed=0, layer="other")
+    summary = summarise_sweep(sweep.folder)
+    assert summary.left_out
+    assert all(f"No figure {name}: " in shown(summary, 80) for name in summary.left_out)
 
 
 def test_alpha_flip_that_is_infinite_everywhere_is_no_picture(tmp_path: Path) -> None:
