@@ -24,9 +24,7 @@ def gap_to_retrained(
         predictions to the edited one's, in nats. ``agreement``: share of the images of which both say the same. NaN
         where there are no such images.
     """
-    each = [
-        per_class_accuracy(logits.argmax(dim=1), labels, logits.shape[1]).double() for logits in (edited, retrained)
-    ]
+    each = [per_class_accuracy(logits.argmax(dim=1), labels, logits.shape[1]) for logits in (edited, retrained)]
     mine = torch.isin(torch.arange(len(each[0])), torch.tensor(list(own)))
     parts = [float((each[0][part].nanmean() - each[1][part].nanmean()).abs()) for part in (mine, ~mine)]
     return {

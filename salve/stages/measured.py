@@ -138,7 +138,7 @@ class SampledMeasures:
 
     def _accuracy(self, split: Split, edit: FittedEdit, alpha: float) -> Float[Tensor, " C"]:
         predictions = self._logits(split, edit, alpha).argmax(dim=1)
-        return per_class_accuracy(predictions, self.labels(split), self._classes).double()
+        return per_class_accuracy(predictions, self.labels(split), self._classes)
 
     def _logits(self, split: Split, edit: FittedEdit, alpha: float) -> Tensor:
         if alpha == 0:

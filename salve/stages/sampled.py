@@ -12,12 +12,15 @@ from salve.artifacts import Artifact
 from salve.backbones.cut import Cut
 from salve.editing.methods import Fitting
 from salve.editing.methods.base import changed_head, head_weights
-from salve.editing.methods.change import Change
+from salve.editing.methods.change import Activations, Change
 from salve.sae import SAE
 from salve.stages.context import StageContext
 from salve.stages.targets import balanced
-from salve.stages.through_tail import HELD_BYTES, Tails
+from salve.stages.through_tail import HELD_BYTES, Tails, batches_of
 from salve.types import Split
+
+#: Images of a class that run first: often they tell already that most are still right.
+FIRST = 8
 
 
 def fitting_of(context: StageContext, cut: Cut, activations: Artifact, sae: SAE | None, seed: int) -> Fitting:
@@ -72,33 +75,44 @@ class Sample:
             self._rows = {label: rows[torch.tensor(own)] for label, own in self._of.items()}
         else:
             share = room // max(1, len(self._of))
-            self._tails = {label: Tails(context, cut, split, own, share) for label, own in self._of.items()}
+            self._tails = {label: Tails(context, cut, split, own, share, FIRST) for label, own in self._of.items()}
 
-    @torch.no_grad()
     def logits(self, change: Change | None = None, classes: Sequence[int] | None = None) -> Float[Tensor, "n C"]:
         """The logits of a changed network, in float32; without a change, of the network as it is.
 
         Args:
             change: see :class:`Change`. classes: labels of the classes whose images run; None for all.
         """
+        return torch.cat([torch.empty(0, len(self._cut.order)), *(found for found, _ in self.parts(change, classes))])
+
+    @torch.no_grad()
+    def parts(
+        self, change: Change | None = None, classes: Sequence[int] | None = None
+    ) -> Iterator[tuple[Float[Tensor, "n C"], Int[Tensor, " n"]]]:
+        """The same in parts with their labels. Where images run through a network, no part is computed before it is
+        asked for, and the first part of each class has :data:`FIRST` images."""
         chosen = self.chosen(classes)
-        if not chosen:
-            return torch.empty(0, len(self._cut.order))
         edit = None if change is None else change.activations
         weights = change.weights() if change is not None and change.weights is not None and edit is None else {}
         if self._cut.linear is not None and weights.keys() <= head_weights(self._cut):
-            rows = torch.cat([self._rows[label] for label in chosen])
-            tail = changed_head(self._cut, weights) if weights else self._cut.linear
-            found = tail(rows if edit is None else edit(rows[:, None]))
-        elif self._cut.linear is not None:
-            found = torch.cat([self._whole(label, weights) for label in chosen])
-        else:
-            tails = (tail for label in chosen for tail in self._tails[label])
+            if chosen:
+                rows = torch.cat([self._rows[label] for label in chosen])
+                tail = changed_head(self._cut, weights) if weights else self._cut.linear
+                yield tail(rows if edit is None else edit(rows[:, None])).float().cpu(), self._labels_of(classes)
+            return
+        for label in chosen:
+            for found in (
+                self._whole(label, weights) if self._cut.linear is not None else self._behind(label, weights, edit)
+            ):
+                yield found.float().cpu(), torch.full((len(found),), label)
+
+    def _behind(self, label: int, weights: dict[str, Tensor], edit: Activations | None) -> Iterator[Tensor]:
+        """Through what a change of an inner site reaches."""
+        for tail in self._tails[label]:
             if weights:
-                found = torch.cat([tail.with_weights(weights) for tail in tails])
+                yield tail.with_weights(weights)
             else:
-                found = torch.cat([tail(edit(tail.activations) if edit else tail.activations) for tail in tails])
-        return found.float().cpu()
+                yield tail(edit(tail.activations) if edit else tail.activations)
 
     def images(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The images on the network's device, in batches with their labels."""
@@ -106,7 +120,7 @@ class Sample:
         for images, labels in self._context.data.loader(self.split, indices=numbers):
             yield self._context.on_device(images), labels
 
-    def labels_of(self, classes: Sequence[int] | None) -> Int[Tensor, " n"]:
+    def _labels_of(self, classes: Sequence[int] | None) -> Int[Tensor, " n"]:
         """The labels of the images of classes, as :meth:`logits` orders them."""
         chosen = self.chosen(classes)
         return torch.cat([torch.full((len(self._of[label]),), label) for label in chosen] or [self.labels[:0]])
@@ -117,22 +131,21 @@ class Sample:
 
     def _images(self, label: int) -> Iterator[Tensor]:
         """The images of a class on the network's device, in batches."""
-        size = self._context.data.batch_size
-        for start in range(0, len(self._of[label]), size):
-            if (images := self._held.get((label, start))) is None:
-                numbers = self._of[label][start : start + size]
-                ((images, _),) = self._context.data.loader(self.split, indices=numbers, batch_size=size)
+        for number, indices in enumerate(batches_of(self._of[label], self._context.data.batch_size, FIRST)):
+            if (images := self._held.get((label, number))) is None:
+                ((images, _),) = self._context.data.loader(self.split, indices=indices, batch_size=len(indices))
                 images = self._context.on_device(images)
                 if images.nbytes <= self._room:
                     self._room -= images.nbytes
-                    self._held[label, start] = images
+                    self._held[label, number] = images
             yield images
 
-    def _whole(self, label: int, weights: dict[str, Tensor]) -> Tensor:
+    def _whole(self, label: int, weights: dict[str, Tensor]) -> Iterator[Tensor]:
         """Through the whole network with other weights."""
         context, model = self._context, self._cut.model
         # Of a module that the network holds twice, functional_call takes one name, and ties the other to it.
         once = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
         weights = {name: tensor for name, tensor in weights.items() if name in once}
         order = self._cut.order.to(context.device)
-        return torch.cat([functional_call(model, weights, (images,))[:, order] for images in self._images(label)])
+        for images in self._images(label):
+            yield functional_call(model, weights, (images,))[:, order]

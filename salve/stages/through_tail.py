@@ -2,6 +2,7 @@
 """Run images through the tail of a site that is not the last: what an SAE or an edit does to the network's answers."""
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -52,23 +53,35 @@ def measure_through_tail(context: StageContext, cut: Cut, sae: SAE, mean: Tensor
     return finite_or_none(measures)
 
 
+def batches_of(numbers: Sequence[int], size: int, first: int = 0) -> list[Sequence[int]]:
+    """Numbers in batches of a size; the first of ``first`` numbers, if it is to be a smaller one."""
+    edges = [0, *range(first if 0 < first < size else size, len(numbers), size), len(numbers)]
+    return [numbers[start:end] for start, end in pairwise(edges) if start < end]
+
+
 class Tails:
     """The tails of some images of a split, in batches, held in memory as far as :data:`HELD_BYTES` go.
 
     Args:
         context: of the run. cut: the network. split: its name. numbers: of the images in the split.
-        room: bytes that may be held.
+        room: bytes that may be held. first: images of the first batch, if it is to be a small one.
 
     Attributes:
         labels: ``[n]``, of the images.
     """
 
     def __init__(
-        self, context: StageContext, cut: Cut, split: Split, numbers: Sequence[int], room: int = HELD_BYTES
+        self,
+        context: StageContext,
+        cut: Cut,
+        split: Split,
+        numbers: Sequence[int],
+        room: int = HELD_BYTES,
+        first: int = 0,
     ) -> None:
         self._context, self._cut, self._split = context, cut, split
         self.labels = torch.as_tensor(context.data.labels(split))[list(numbers)]
-        self._batches = [list(part) for part in torch.tensor(list(numbers)).split(context.data.batch_size)]
+        self._batches = batches_of(numbers, context.data.batch_size, first)
         self._held: dict[int, GraphTail] = {}
         self._room = room
 
@@ -78,7 +91,7 @@ class Tails:
     def __iter__(self) -> Iterator[GraphTail]:
         for number, indices in enumerate(self._batches):
             if (tail := self._held.get(number)) is None:
-                tail = self._tail([int(index) for index in indices])
+                tail = self._tail(indices)
                 if tail.bytes <= self._room:
                     self._room -= tail.bytes
                     self._held[number] = tail

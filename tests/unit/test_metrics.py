@@ -110,6 +110,11 @@ def test_per_class_accuracy_of_a_class_without_images_is_nan() -> None:
     assert math.isnan(found[2])
 
 
+def test_an_accuracy_is_the_number_that_its_share_is() -> None:
+    predictions = torch.tensor([0] * 2 + [1] * 38)
+    assert per_class_accuracy(predictions, torch.zeros(40, dtype=torch.long), 2)[0] == 0.05
+
+
 def test_mean_over_batches_is_weighted_by_their_rows_and_shows_a_divergence() -> None:
     values = np.random.default_rng(0).normal(size=11)
     batches = np.split(values, [4, 4, 10])  # of 4, 0, 6 and 1 rows

@@ -114,7 +114,7 @@ def _mean(values: Values) -> float:
 def _accuracy(study: Study, activations: Tensor) -> Values:
     """Of every class on test ``[C]``."""
     predictions = study.tail(activations).argmax(dim=1)
-    return per_class_accuracy(predictions, study.test.labels, len(study.classes)).double().numpy()
+    return per_class_accuracy(predictions, study.test.labels, len(study.classes)).numpy()
 
 
 def _joint(study: Study, edits: Edits, chosen: Sequence[int]) -> Values:

@@ -51,7 +51,7 @@ class Forget(FineTuning, Method):
         saliency: share of the weights that may move; None lets all move. The others: see :class:`FineTuning`.
     """
 
-    steps: int = 30
+    steps: int = 10
     labels: str = "random"
     weight: float = 1.0
     saliency: float | None = None

@@ -33,7 +33,7 @@ class TaskArithmetic(FineTuning, Method):
     """
 
     learning_rate: float = 1e-5
-    steps: int = 30
+    steps: int = 10
 
     source: ClassVar[str] = "Ilharco et al. 2022 (arXiv 2212.04089)"
     full_size: ClassVar[str] = "the weights go as far away from those fine-tuned on the class as these are from them"
