@@ -35,7 +35,7 @@ class EvaluationSet:
 
     Attributes:
         name: what tables call it.
-        raw: the decoded images. labels: ``[N]``, indices into the run's classes.
+        raw: the decoded images with their labels. labels: ``[N]``, indices into the run's classes.
         groups: an attribute of the images; None if none is known.
         digest: gives the hex SHA-256 of images, labels and groups.
         paired: whether image ``i`` and image ``i + N/2`` are one without a shortcut and with it.
@@ -207,21 +207,22 @@ def _of_mapping(
     kept = (labels >= 0).nonzero()[:, 0]
     mine = None if groups is None else Groups(groups.name, groups.values, groups.of_image[kept])
     digest = partial(_digest, other, ["take", split, labels.tolist()], mine)
-    raw, labels = _Some(other.raw(split), kept.tolist()), labels[kept]
+    labels = labels[kept]
+    raw = _Some(other.raw(split), kept.tolist(), labels.tolist())
     return EvaluationSet(name, raw, labels, mine, digest, remark=_lacking(name, labels, data.classes))
 
 
 class _Some:
-    """Some of the images of a source; their labels are still its own."""
+    """Some of the images of a source, with the run's labels, which may not be the source's."""
 
-    def __init__(self, raw: RawImages, indices: list[int]) -> None:
-        self.raw, self.indices = raw, indices
+    def __init__(self, raw: RawImages, indices: list[int], labels: list[int]) -> None:
+        self.raw, self.indices, self.labels = raw, indices, labels
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> tuple[RawImage, int]:
-        return self.raw[self.indices[index]]
+        return self.raw[self.indices[index]][0], self.labels[index]
 
 
 def _digest(data: ImageData, what: list[Any], groups: Groups | None) -> str:

@@ -94,6 +94,7 @@ def test_folders_and_other_sources_are_matched_by_the_names_of_classes(tmp_path:
     assert (other.name, other.labels.tolist()) == ("others", [1, 1, 0, 0])
     names = [file.path for file in source(entry).raw("test").files]  # type: ignore[attr-defined]
     assert [other.raw.indices[i] for i in range(4)] == [i for i, name in enumerate(names) if "ant" not in name]  # type: ignore[attr-defined]
+    assert [other.raw[i][1] for i in range(4)] == other.labels.tolist()  # not those of the source
     assert sets(data, {**entry, "take": "train"})[0].labels.tolist() == [1] * 3 + [0] * 3
 
 

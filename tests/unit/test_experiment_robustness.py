@@ -94,6 +94,8 @@ def test_changes_are_shares_of_the_accuracy_that_there_is() -> None:
     assert apart.half == pytest.approx(plain.clean.half * 2**0.5)
     unknown = Moved(torch.ones(1, 51), torch.cat([change, torch.full((1, 1), torch.nan)], dim=1))
     assert measures.change(unknown, unknown).clean.n == 50
+    never = Moved(torch.zeros(1, 50), torch.ones(1, 50))
+    assert np.isnan(measures.change(always, never, same_images=False).beyond.mean)
 
 
 def test_findings(study: Any, edits: Edits, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,8 +159,9 @@ def _measured(study: Study, facts: dict[str, Any]) -> list[Measured]:
         measured("robustness.corruptions", study, corrupted.mean, change=_interval(corrupted), **facts),
         measured("robustness.adversarial", study, ratio.mean, **facts),
     ]
-    if facts["shifts"]:
-        name, worst = min(facts["shifts"].items(), key=lambda one: one[1].beyond.mean)
+    # Of images of which the network knows none, edits can take nothing.
+    if known := {name: shift for name, shift in facts["shifts"].items() if not np.isnan(shift.beyond.mean)}:
+        name, worst = min(known.items(), key=lambda one: one[1].beyond.mean)
         found.append(measured("robustness.shift", study, worst.beyond.mean, where=name, change=_interval(worst.beyond)))
     for outcome in OUTCOMES:
         row, words = facts["flip"][outcome], facts["verdict"][outcome]

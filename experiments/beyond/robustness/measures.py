@@ -127,11 +127,12 @@ def change(clean: Moved, changed: Moved, same_images: bool = True) -> Change:
 
 
 def _linearised(moved: Moved) -> tuple[float, Float[Tensor, " n"]]:
-    """The ratio of means of change and accuracy, and each image's share in its error."""
+    """The ratio of means of change and accuracy, and each image's share in its error; NaN where no image is right."""
     known = ~moved.change.isnan().any(dim=0)
     change, before = moved.change[:, known].mean(dim=0).double(), moved.before[:, known].mean(dim=0).double()
-    rate = change.mean() / before.mean()
-    return float(rate), (change - rate * before) / before.mean()
+    accuracy = before.mean() if before.any() else torch.tensor(torch.nan)
+    rate = change.mean() / accuracy
+    return float(rate), (change - rate * before) / accuracy
 
 
 def _around(mean: float, residuals: Float[Tensor, " n"]) -> Interval:
