@@ -16,6 +16,7 @@ SCENES = (
 
 
 @pytest.mark.nightly
+@pytest.mark.timeout(900)  # it trains a network and an SAE; beside other work this takes minutes
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_planted_shortcut_is_among_the_first_suspects_and_first_with_labels(seed: int, tmp_path: Path) -> None:
     first = {}
