@@ -191,7 +191,10 @@ class ImageData(pl.LightningDataModule):
         if min(width, height) >= (size if shorter is None else shorter):
             return []
         one = "" if len(set(sizes)) == 1 else "median "
-        return [f"The images ({one}{width} × {height}) are enlarged to {size} × {size}."]
+        to = f"to {size} × {size}"
+        if shorter not in (None, size):
+            to = f"to {shorter} pixels at the shorter side, of which the middle {size} × {size} are kept"
+        return [f"The images ({one}{width} × {height}) are enlarged {to}."]
 
     def files(self, split: Split) -> list[str] | None:
         """The path of each image of a split, from the root of the data; None if they are no files."""

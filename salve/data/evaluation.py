@@ -25,6 +25,8 @@ from salve.data.walk import find_images, subfolders
 from salve.types import Labels, Split, UserError
 
 PAIRS = "pairs"
+#: Names of sets of the run's own images, which no other set may have.
+RESERVED = (*get_args(Split), PAIRS)
 #: Seed of corruptions: the same for all runs, so that their numbers can be compared.
 CORRUPTION_SEED = 0
 
@@ -171,6 +173,8 @@ def _of_folder(folder: Path, data: ImageData) -> EvaluationSet:
         return hashlib.sha256(json.dumps([white, rows]).encode()).hexdigest()
 
     raw, name = FileImages(folder.parent, folder.name, files, white), os.path.basename(folder.resolve())
+    if name in RESERVED:
+        name = f"{folder.resolve().parent.name}-{name}"
     numbers = torch.tensor([file.label for file in files])
     idle = [one for one in sorted(there) if one not in labels]
     return EvaluationSet(name, raw, numbers, None, digest, remark=_lacking(name, numbers, data.classes, idle))
@@ -195,8 +199,13 @@ def _of_mapping(
 ) -> EvaluationSet:
     settings = {str(name): value for name, value in entry.items()}
     split, name = settings.pop("take", "test"), str(settings.pop("name", "") or settings.get("data"))
-    check_split(split)
-    other = source(settings)
+    if name in RESERVED:
+        raise UserError(f"evaluate has a set called {name}, as images of the run's own data are; give it another name.")
+    try:
+        check_split(split)
+        other = source(settings)
+    except UserError as error:
+        raise UserError(f"The evaluation set {name}: {str(error).replace('data.', '')}") from error
     if not set(data.classes) & set(other.classes):
         raise UserError(
             f"The evaluation set {name} has none of the classes {listing(data.classes)}; its classes are "

@@ -70,8 +70,8 @@ def _depends(artifacts: Artifacts, main: Headline) -> str:
                 f"repair on {after}."
             )
         return (
-            f"{taken_out(repair)}, before the repair. Of test images, {worst} was right on {before}; after it, the "
-            f"worst is right on {after}."
+            f"{taken_out(repair)}, and less so since the repair. Of test images, {worst} was right on {before}; after "
+            f"it, the worst is right on {after}."
         )
     if suspects:
         whose = _listed([f"latent {row['latent']} for {label(row['class'], 30)}" for row in suspects])

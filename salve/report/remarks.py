@@ -60,8 +60,10 @@ def network_remark(accuracies: Sequence[float], images: Sequence[int], split: Sp
     if accuracy < WEAK:
         return (
             f"The network is right on {percent(accuracy, 0)} of the {split} images, which is weak. If it was better in "
-            f"training, check {CHECKS}; if not, train it longer, or on more images. Images near the edge change sides "
-            "with any small edit, so that what an edit changes says as much about the network as about the latents."
+            f"training, it may rely on what goes with a class there and not here (groups show that), or is not used as "
+            f"it was trained: check {CHECKS}. If not, train it longer, or on more images. Images near the edge change "
+            "sides with any small edit, so that what an edit changes says as much about the network as about the "
+            "latents."
         )
     return ""
 

@@ -95,6 +95,8 @@ def _wanted(said: str, argument: str) -> str:
     if "is not a ListConfig, list or tuple" in said:
         return f"a list, such as {key}=[{value}]"
     if said.startswith("Cannot merge DictConfig with ListConfig"):
+        if value.lstrip().startswith("{"):
+            return f"a list, such as {key}=[{value}]"
         return f"a mapping, such as {key}={{NAME: {value.strip('[]').split(',')[0] or 'VALUE'}}}"
     return next((kind for ending, kind in _TYPES.items() if ending in said), "")
 

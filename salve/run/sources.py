@@ -35,7 +35,8 @@ def _filled(entry: dict[str, Any], settings: Mapping[str, Sequence[str]]) -> dic
     name = entry.get("data")
     known = sorted(path.stem for path in (conf_dir() / "data").glob("*.yaml") if not path.stem.endswith("_schema"))
     if name not in known:
-        raise UserError(f"evaluate has a set with data: {name}; choose its data from {', '.join(known)}.")
+        said = "that does not say its data" if name is None else f"with data: {name}"
+        raise UserError(f"evaluate has a set {said}; choose data: {', '.join(known)}.")
     source, defaults = _defaults(name)
     kept = {key: value for key, value in defaults.items() if key not in OF_THE_RUN}
     filled = {**kept, "name": name, **entry, "data": source}

@@ -142,8 +142,9 @@ def write_comparison(sweep: "Sweep", command: str, console: "Console") -> Path:
     from salve.report.blocks import FigureFolder, Section
     from salve.report.page import write_page
     from salve.sweep.compared import edits_of, forest_figure, table_of
+    from salve.sweep.summary import varying
 
-    edits = edits_of(sweep)
+    edits = edits_of(sweep, varying(sweep))
     table = table_of(edits)
     folder = sweep.folder / "compare"
     try:
@@ -167,7 +168,7 @@ def write_comparison(sweep: "Sweep", command: str, console: "Console") -> Path:
             folder,
             title="Edit methods at a matched effect",
             statement=statement(table),
-            sections=[Section("methods", "Methods", [*figure, block(table)], "compare")],
+            sections=[Section("methods", "Methods", [*figure, block(_named(table))], "compare")],
             commands=[command],
             tables=["edits.csv", "methods.csv"],
         )
@@ -178,12 +179,20 @@ def write_comparison(sweep: "Sweep", command: str, console: "Console") -> Path:
     return page
 
 
+def _named(table: "pd.DataFrame") -> "pd.DataFrame":
+    """The table with sites that say of which network they are, where there are several."""
+    if table["backbone"].nunique() < 2:
+        return table
+    return table.assign(site=[f"{site} of {of}" for site, of in zip(table["site"], table["backbone"], strict=True)])
+
+
 def statement(table: "pd.DataFrame") -> str:
     """Which edit is the most selective at each site, and how the first one compares with it."""
     from salve.report.text import plural, points
 
     said = []
-    for (_, site), here in table[table["method"] != RETRAINED].groupby(["backbone", "site"], sort=False):
+    named = _named(table[table["method"] != RETRAINED])
+    for (_, site), here in named.groupby(["backbone", "site"], sort=False):
         if here["selectivity"].isna().all():
             said.append(f"At {site}: nothing to compare, since the network is right on too few images of each class.")
             continue

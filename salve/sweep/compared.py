@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What a sweep of stage ``compare`` found: one tidy table of edits, and one row per site and method."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from salve.report.intervals import t_interval
+from salve.report.names import short_names, value_text
 from salve.report.style import BLACK, BLUE, GREY, WIDTH, new_figure, styled
 from salve.results import Run, Sweep
 from salve.results.artifacts import table_in
@@ -23,19 +24,35 @@ GAP = ("gap", "gap_own", "gap_others", "gap_kl", "agreement")
 SECONDS = ("fit_seconds", "apply_seconds")
 
 
-def edits_of(sweep: Sweep) -> pd.DataFrame:
+#: Settings in which runs of one comparison may differ: what rows and tables are of, and which methods there are.
+OF_ONE_TABLE = ("layer", "backbone.name", "sae.seed", "seed", "data.seed")
+OF_METHODS = ("compare.methods", "compare.variants")
+
+
+def edits_of(sweep: Sweep, varying: Sequence[str] = ()) -> pd.DataFrame:
     """One row per backbone, site, seed of the SAE, method and class, from a sweep's finished runs.
 
     Columns: ``backbone``, ``site``, ``seed``, those of the stage's ``edits.csv``, and ``fit_seconds`` and
-    ``apply_seconds``, as measured where the edit was made.
+    ``apply_seconds``, as measured where the edit was made. Where runs differ in more, such as in their images,
+    ``backbone`` also says in what, so that no mean is over networks that were not meant as one.
+
+    Args:
+        sweep: its runs. varying: the settings that tell them apart.
 
     Raises:
         UserError: no run has finished stage ``compare``.
     """
-    tables = [table for run in sweep.finished for table in edits_of_run(run)]
+    apart = [name for name in varying if name not in OF_ONE_TABLE and not name.startswith(OF_METHODS)]
+    short, tables = short_names(apart), []
+    for run in sweep.finished:
+        for table in edits_of_run(run):
+            own = [f"{short[name]}={value_text(run.flat_settings.get(name))}" for name in apart]
+            tables.append(table.assign(backbone=", ".join([str(table["backbone"].iloc[0]), *own])))
     if not tables:
         raise UserError(f"No run of {sweep.folder} has finished stage compare.")
-    return pd.concat(tables, ignore_index=True)
+    # The same edit may be in several runs, of which one compares more methods.
+    edits = pd.concat(tables, ignore_index=True)
+    return edits.drop_duplicates([name for name in edits if name not in SECONDS], ignore_index=True)
 
 
 def edits_of_run(run: Run) -> Iterator[pd.DataFrame]:

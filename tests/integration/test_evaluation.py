@@ -116,7 +116,11 @@ def test_networks_that_differ_before_the_head_run_whole_images(
 @pytest.mark.parametrize(
     ("entry", "says"),
     [
-        ("{data: nonsense}", "evaluate has a set with data: nonsense; choose its data from celeba, cifar100, composed"),
+        ("{data: nonsense}", "evaluate has a set with data: nonsense; choose data: celeba, cifar100, composed"),
+        ("{root: here}", "evaluate has a set that does not say its data; choose data: celeba"),
+        ("{data: concepts, name: test}", "evaluate has a set called test, as images of the run's own data are"),
+        ("{data: folder, root: nowhere}", "The evaluation set folder: root=nowhere is no folder"),
+        ("{data: concepts, take: val}", "The evaluation set concepts: There is no split 'val'"),
         ("{data: concepts, seeds: 3}", "evaluate has a set with data: concepts, which has no setting seeds; it has"),
         ("{data: composed}", "evaluate has a set with data: composed, which does not say root"),
         ("3", "evaluate has 3; an evaluation set is a text, such as test, pairs"),

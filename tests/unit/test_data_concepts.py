@@ -305,7 +305,8 @@ def test_remarks_on_few_images_and_on_enlarged_ones() -> None:
     data.bind(Preprocess(64, None))
     assert data.remarks() == few
     data.bind(Preprocess(224, 256))
-    assert data.remarks() == [*few, "The images (64 × 64) are enlarged to 224 × 224."]
+    cut = "to 256 pixels at the shorter side, of which the middle 224 × 224 are kept."
+    assert data.remarks() == [*few, f"The images (64 × 64) are enlarged {cut}"]
 
 
 def test_fingerprint_follows_the_pixels_and_nothing_else() -> None:

@@ -142,8 +142,16 @@ def test_a_set_without_some_classes_says_so(tmp_path: Path) -> None:
 
 
 def test_two_sets_of_one_name_are_refused(scenes: ConceptsData) -> None:
-    with pytest.raises(UserError, match="evaluate has two sets called 'test'"):
-        sets(scenes, "test", {"data": "concepts", "name": "test"})
+    with pytest.raises(UserError, match="evaluate has two sets called 'again'"):
+        sets(scenes, *({"data": "concepts", "name": "again", "seed": seed} for seed in (1, 2)))
+
+
+@pytest.mark.parametrize("name", ["train", "select", "test", "pairs"])
+def test_the_runs_own_images_keep_their_names(scenes: ConceptsData, tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=f"evaluate has a set called {name}, as images of the run's own data are"):
+        sets(scenes, {"data": "concepts", "name": name})
+    write(tmp_path / "other" / name / scenes.classes[0] / "0.png")
+    assert sets(scenes, str(tmp_path / "other" / name))[0].name == f"other-{name}"
 
 
 def test_accuracies_and_flips_against_plain_loops() -> None:
