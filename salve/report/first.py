@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from salve.report.remarks import CHECKS, misused
-from salve.report.repaired import outcome, rough, taken_out, worst_of
+from salve.report.repaired import few_objects, outcome, rough, taken_out, worst_of
 from salve.report.tables import Headline, column, records
 from salve.report.text import count_of, is_missing, label, number, percent, plural, points, span
 from salve.results import Artifacts
@@ -106,7 +106,7 @@ def _sure(artifacts: Artifacts, main: Headline) -> str:
         between = span(repair["worst_group_after_low"], repair["worst_group_after_high"], percent)
         when = "" if outcome(repair) == "kept" else " after the repair"
         said.append(f"The {worst_of(repair)}'s accuracy{when} lies in {between} (95\u00a0% interval).")
-        said += filter(None, [rough(repair, NAMED)])
+        said += filter(None, [rough(repair, NAMED), few_objects(repair)])
     elif main.verdict is not None:
         verdict = main.verdict
         of = artifacts.record("control", "verdict.json").get("images_per_class")

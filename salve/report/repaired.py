@@ -4,7 +4,7 @@
 import math
 from typing import Any, Literal
 
-from salve.report.text import number, percent, span
+from salve.report.text import number, percent, plural, span
 
 #: The states of a network that a repair is told by, with their names.
 STATES = {
@@ -86,6 +86,18 @@ def rough(record: dict[str, Any], most: int | None = None) -> str:
     named = "; ".join(f"{name} ({count})" for name, count in few[:most])
     more = f"; and {len(few) - most} more" if most is not None and len(few) > most else ""
     return f"Groups of few test images, whose accuracy is rough: {named}{more}."
+
+
+def few_objects(record: dict[str, Any]) -> str:
+    """A sentence on how few objects have chosen a repair, of the class that shows the fewest; empty if they suffice."""
+    few = sorted(record.get("few_objects", {}).items(), key=lambda one: one[1])
+    if not few or not done(record):
+        return ""
+    name, count = few[0]
+    return (
+        f"The labelled select images of {name} show only {plural(count, 'object')}: what is better on these may be "
+        "worse on others, so label images of more."
+    )
 
 
 def verdict(record: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from rich.text import Text
 from salve.report.audited import poor_suspects, ranked
 from salve.report.grouped import REPAIRED_FILE
 from salve.report.remarks import cautions, misused
-from salve.report.repaired import WEIGHTS, done, outcome, rough, state_rows, taken_out, verdict, worst_of
+from salve.report.repaired import WEIGHTS, done, few_objects, outcome, rough, state_rows, taken_out, verdict, worst_of
 from salve.report.tables import Headline, class_summary, failing_first, headline, records
 from salve.report.text import MISSING, PERCENT, count_of, label, latent_name, number, percent, plural, points, yes_no
 from salve.results import Artifacts
@@ -87,7 +87,7 @@ def _repaired(found: Artifacts) -> list[RenderableType]:
     table = _plain_table(f"Repair of {taken_out(record)}, on test images", ["network", *names])
     for name, cells in state_rows(record):
         table.add_row(Text(name), *(Text(value) for value, _ in cells))
-    told = (f"Changed: {done(record) or 'nothing'}.", rough(record, NAMED))
+    told = (f"Changed: {done(record) or 'nothing'}.", rough(record, NAMED), few_objects(record))
     return [table, Text(" ".join(filter(None, told)))]
 
 

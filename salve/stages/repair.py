@@ -124,6 +124,7 @@ def repair(
             **{"attribute": images.name, "pairs": images.paired, "test_images": len(images)},
             **{"left_out": search.left_out, "groups_without_images": groups_without_images(context, images)},
             **{"small_groups": small_groups(context, images), "max_accuracy_loss": settings.max_accuracy_loss},
+            **{"few_objects": few_objects(context, search.chosen_by)},
         }
         measures = {name: _measures(context, images, found[name], plain, on_plain[name]) for name in found}
         for name in STATES:
@@ -206,6 +207,19 @@ def small_groups(context: StageContext, images: Grouped) -> dict[str, int]:
     """By name how many images a group has, of those that have some and fewer than :data:`FEW`."""
     counts = torch.bincount(images.group).tolist()
     return {group_name(context, images, group): count for group, count in enumerate(counts) if 0 < count < FEW}
+
+
+def few_objects(context: StageContext, images: Grouped | None) -> dict[str, int]:
+    """By class how many objects the images show, where several show one and they are fewer than :data:`FEW`."""
+    if images is None:
+        return {}
+    found = {}
+    for label in images.labels.unique().tolist():
+        own = images.labels == label
+        objects, pictures = (len(of[own].unique()) for of in (images.object, images.numbers))
+        if objects < min(FEW, pictures):
+            found[context.classes[label]] = objects
+    return found
 
 
 def _of_state(measure: str, state: str) -> str:

@@ -19,7 +19,7 @@ from salve.repair_settings import RepairSettings
 from salve.sae import SAE
 from salve.stages.candidates import ALONE, UNTOUCHED, Candidate
 from salve.stages.context import StageContext
-from salve.stages.grouped import Running, grouped, of_split, train_shares
+from salve.stages.grouped import Grouped, Running, grouped, of_split, train_shares
 from salve.stages.judging import Judge
 from salve.stages.repair_suspects import Suspects
 from salve.stages.retraining import Retraining
@@ -85,6 +85,11 @@ class Search:
             settings.max_accuracy_loss,
         )
         self.accuracy_before = self._judge.accuracy_before
+
+    @property
+    def chosen_by(self) -> Grouped | None:
+        """The labelled images that choose; None without labels."""
+        return self._known if self._labelled else None
 
     def untouched(self) -> Candidate:
         """The network as it is."""

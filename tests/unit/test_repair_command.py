@@ -7,7 +7,7 @@ import pytest
 
 from salve.artifacts import write_record
 from salve.cli import main
-from salve.report.repaired import done, rough, taken_out, verdict
+from salve.report.repaired import done, few_objects, rough, taken_out, verdict
 from salve.report.terminal import repair_ending
 from salve.run.repair import STAGES, home_of, name_of, overrides, run_folder
 from salve.types import UserError
@@ -160,6 +160,14 @@ def test_groups_of_few_test_images_are_named_the_smallest_first() -> None:
     assert rough(record) == "Groups of few test images, whose accuracy is rough: b (1); c (4); a (9)."
     assert rough(record, 2) == "Groups of few test images, whose accuracy is rough: b (1); c (4); and 1 more."
     assert rough({"small_groups": {}}) == rough({}) == ""
+
+
+def test_few_objects_that_have_chosen_a_repair_are_told() -> None:
+    changed = {"method": "dfr", "latents": [], "alpha": 1.0, "shifts": {}}
+    record = {**MEASURED, **changed, "few_objects": {"ship": 12, "bird": 9}}
+    said = "The labelled select images of bird show only 9 objects: what is better on these may be worse on others, so "
+    assert few_objects(record) == f"{said}label images of more."
+    assert few_objects({**record, "method": "nothing", "alpha": 0.0}) == few_objects({**MEASURED, **changed}) == ""
 
 
 def test_suspects_that_a_person_names_are_told_as_those_of_their_classes() -> None:

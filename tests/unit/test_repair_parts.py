@@ -18,7 +18,7 @@ from salve.stages.audit import _rows
 from salve.stages.candidates import Candidate, beyond_budget, chosen_of
 from salve.stages.grouped import Grouped, labels_remark, train_shares
 from salve.stages.judging import Judge, Judgement
-from salve.stages.repair import _images, groups_without_images, small_groups
+from salve.stages.repair import _images, few_objects, groups_without_images, small_groups
 from salve.stages.repair_suspects import check_repair, checked_suspects, suspects_of
 from salve.stages.repairing import Search
 from salve.types import UserError
@@ -179,6 +179,16 @@ def test_groups_of_few_images_are_named_with_their_number() -> None:
     context: Any = SimpleNamespace(classes=("ship", "bird"))
     assert small_groups(context, images) == {"ship, tag absent": 24, "bird, tag present": 3}
     assert groups_without_images(context, images) == ["ship, tag present"]
+
+
+def test_few_objects_are_told_where_images_share_them() -> None:
+    labels, zero = torch.tensor([0] * 60 + [1] * 60 + [2] * 10), torch.zeros(130, dtype=torch.long)
+    every = torch.arange(130)
+    objects = torch.cat([every[:60] // 7, every[60:120] // 2, every[120:]])  # 9 of ship, 30 of bird, 10 of bee
+    context: Any = SimpleNamespace(classes=("ship", "bird", "bee"))
+    images = Grouped("place", ("land",), labels, zero, every, (), zero, False, objects)
+    assert few_objects(context, images) == {"ship": 9}  # every image of bee shows another one
+    assert few_objects(context, None) == {}
 
 
 def grouped_by_class(count: int) -> Grouped:
