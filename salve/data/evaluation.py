@@ -27,6 +27,8 @@ from salve.types import Labels, Split, UserError
 PAIRS = "pairs"
 #: Names of sets of the run's own images, which no other set may have.
 RESERVED = (*get_args(Split), PAIRS)
+#: What stands before a setting of the run's data, such as ``data.root=``.
+_OF_DATA = re.compile(r"(?<![\w./=])data\.(?=\w+=)")
 #: Seed of corruptions: the same for all runs, so that their numbers can be compared.
 CORRUPTION_SEED = 0
 
@@ -200,12 +202,13 @@ def _of_mapping(
     settings = {str(name): value for name, value in entry.items()}
     split, name = settings.pop("take", "test"), str(settings.pop("name", "") or settings.get("data"))
     if name in RESERVED:
-        raise UserError(f"evaluate has a set called {name}, as images of the run's own data are; give it another name.")
+        raise UserError(f"evaluate has a set called {name}, the name of images of the run's own data; give it another.")
     try:
         check_split(split)
         other = source(settings)
     except UserError as error:
-        raise UserError(f"The evaluation set {name}: {str(error).replace('data.', '')}") from error
+        # Of its own settings, which the message names as those of the run's data.
+        raise UserError(f"The evaluation set {name}: {_OF_DATA.sub('', str(error))}") from error
     if not set(data.classes) & set(other.classes):
         raise UserError(
             f"The evaluation set {name} has none of the classes {listing(data.classes)}; its classes are "

@@ -161,7 +161,7 @@ def _next(artifacts: Artifacts, main: Headline, rows: pd.DataFrame) -> str:
     failing = [str(row["class"]) for row in records(rows) if row["separates"] == "False"]
     if main.verdict is not None and failing:
         names = _listed([label(name, 30) for name in failing])
-        return f"see in the explorer what goes along with {names}; try another SAE (sae=topk) or layer."
+        return f"see in the explorer what goes along with {names}; try another SAE (sae=topk) or another site (layer=)."
     if main.verdict is not None:
         return (
             "ask whether it depends on what it should not: salve stages=[audit,report], with the options of this run."

@@ -96,7 +96,7 @@ def few_objects(record: dict[str, Any]) -> str:
     name, count = few[0]
     return (
         f"The labelled select images of {name} show only {plural(count, 'object')}: what is better on these may be "
-        "worse on others, so label images of more."
+        "worse on others, so label images of more objects."
     )
 
 

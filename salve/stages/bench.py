@@ -28,6 +28,8 @@ from salve.stages.sampled import Sample, fitting_of
 from salve.stages.targets import targets_of
 from salve.types import Split, UserError
 
+#: In the key: the level, and that 2 of 40 images are at 5 %, which in float32 were above it.
+COUNTED = {"level": LEVEL, "counted_in": "float64"}
 #: The table of a comparison, without what depends on the machine.
 EDITS = "edits.csv"
 
@@ -194,9 +196,8 @@ class Bench:
     def measured(self, name: str, method: Method) -> Artifact:
         """The artifact of one method's edits."""
         site, used = self.site, {name: getattr(self.settings, name) for name in ("images", "targets", "relearn")}
-        key = {**key_of(method), **used, "level": LEVEL, "seed": self.seed if method.draws else None, "uses": True}
-        if not self.settings.on_select:
-            key["on_select"] = False
+        used["on_select"] = self.settings.on_select
+        key = {**key_of(method), **used, **COUNTED, "seed": self.seed if method.draws else None, "uses": True}
         inputs = [site.classifier, site.activations]
         if method.needs_sae:
             inputs += [one for one in (self.sae, self.features) if one is not None]
@@ -207,7 +208,7 @@ class Bench:
 
     def bound(self) -> Artifact:
         """The artifact of the networks that never saw a class, measured as edits are."""
-        key = {"class": RETRAINED, "images": self.settings.images, "level": LEVEL}
+        key = {"class": RETRAINED, "images": self.settings.images, **COUNTED, "on_select": self.settings.on_select}
         return self._made(RETRAINED, key, [self.site.classifier], lambda: self.targets(False), self._without)
 
     def _made(

@@ -100,10 +100,10 @@ class Sample:
                 tail = changed_head(self._cut, weights) if weights else self._cut.linear
                 yield tail(rows if edit is None else edit(rows[:, None])).float().cpu(), self._labels_of(classes)
             return
+        at_last = self._cut.linear is not None
         for label in chosen:
-            for found in (
-                self._whole(label, weights) if self._cut.linear is not None else self._behind(label, weights, edit)
-            ):
+            through = self._whole(label, weights) if at_last else self._behind(label, weights, edit)
+            for found in through:
                 yield found.float().cpu(), torch.full((len(found),), label)
 
     def _behind(self, label: int, weights: dict[str, Tensor], edit: Activations | None) -> Iterator[Tensor]:

@@ -286,7 +286,12 @@ def _print(table: "pd.DataFrame", console: "Console") -> None:
 
     for (backbone, site), here in table.groupby(["backbone", "site"], sort=False):
         shown = Table(
-            title=f"{backbone}, {site}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+            title=f"{backbone}, {site}",
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            show_edge=False,  # so that 80 columns hold all
+            pad_edge=False,
+            padding=(0, 1, 0, 0),
         )
         for name in SHOWN.values():
             shown.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
@@ -295,7 +300,7 @@ def _print(table: "pd.DataFrame", console: "Console") -> None:
             # Of what the others lose the page has the interval.
             cells["others change"] = cells["others change"].partition(" ±")[0]
             shown.add_row(*(cells[name] for name in SHOWN))
-        console.print(shown)
+        console.print(shown, "")
 
 
 if __name__ == "__main__":

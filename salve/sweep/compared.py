@@ -47,12 +47,13 @@ def edits_of(sweep: Sweep, varying: Sequence[str] = ()) -> pd.DataFrame:
     for run in sweep.finished:
         for table in edits_of_run(run):
             own = [f"{short[name]}={value_text(run.flat_settings.get(name))}" for name in apart]
-            tables.append(table.assign(backbone=", ".join([str(table["backbone"].iloc[0]), *own])))
+            of = str([run.flat_settings.get(name) for name in OF_ONE_TABLE])
+            tables.append(table.assign(backbone=", ".join([str(table["backbone"].iloc[0]), *own]), of=of))
     if not tables:
         raise UserError(f"No run of {sweep.folder} has finished stage compare.")
     # The same edit may be in several runs, of which one compares more methods.
-    edits = pd.concat(tables, ignore_index=True)
-    return edits.drop_duplicates([name for name in edits if name not in SECONDS], ignore_index=True)
+    edits = pd.concat(tables).drop_duplicates(["backbone", "of", "method", "class"], ignore_index=True)
+    return edits.drop(columns="of")
 
 
 def edits_of_run(run: Run) -> Iterator[pd.DataFrame]:

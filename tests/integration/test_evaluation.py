@@ -118,8 +118,10 @@ def test_networks_that_differ_before_the_head_run_whole_images(
     [
         ("{data: nonsense}", "evaluate has a set with data: nonsense; choose data: celeba, cifar100, composed"),
         ("{root: here}", "evaluate has a set that does not say its data; choose data: celeba"),
-        ("{data: concepts, name: test}", "evaluate has a set called test, as images of the run's own data are"),
+        ("{data: concepts, name: test}", "evaluate has a set called test, the name of images of the run's own data"),
         ("{data: folder, root: nowhere}", "The evaluation set folder: root=nowhere is no folder"),
+        ("{data: folder, root: my/data.v2}", "The evaluation set folder: root=my/data.v2 is no folder"),
+        ("{data: folder, root: data.v2}", "The evaluation set folder: root=data.v2 is no folder"),
         ("{data: concepts, take: val}", "The evaluation set concepts: There is no split 'val'"),
         ("{data: concepts, seeds: 3}", "evaluate has a set with data: concepts, which has no setting seeds; it has"),
         ("{data: composed}", "evaluate has a set with data: composed, which does not say root"),

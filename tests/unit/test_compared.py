@@ -12,7 +12,7 @@ from salve.results import Sweep
 from salve.sweep import compared
 from salve.sweep.compare import statement
 
-VARYING = ("sae.seed", "data.root", "compare.methods")
+VARYING = ("sae.seed", "seed", "data.root", "compare.methods")
 
 
 def sweep(monkeypatch: pytest.MonkeyPatch, *runs: Mapping[str, Any]) -> Sweep:
@@ -27,7 +27,10 @@ def sweep(monkeypatch: pytest.MonkeyPatch, *runs: Mapping[str, Any]) -> Sweep:
     monkeypatch.setattr(compared, "edits_of_run", rows)
     finished = [
         SimpleNamespace(
-            flat_settings={"sae.seed": run["seed"], "data.root": run["root"], "compare.methods": [*run["found"]]},
+            flat_settings={
+                **{"sae.seed": run["seed"], "seed": run.get("of", 0)},
+                **{"data.root": run["root"], "compare.methods": [*run["found"]]},
+            },
             **{"found": run["found"], "seconds": k},
         )
         for k, run in enumerate(runs)
@@ -63,3 +66,12 @@ def test_more_methods_of_the_same_network_are_one_table_in_which_an_edit_counts_
     edits = compared.edits_of(here, ("compare.methods",))
     assert edits[["backbone", "method"]].to_numpy().tolist() == [["net", "gate"], ["net", "bias"]]
     assert "At last, over 1 SAE: bias" in statement(compared.table_of(edits))
+
+
+def test_networks_of_other_seeds_count_each_even_where_they_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [0.2, 0.2, 0.8]
+    here = sweep(
+        monkeypatch, *({"seed": 0, "of": k, "root": "a", "found": {"gate": one}} for k, one in enumerate(found))
+    )
+    (row,) = compared.table_of(compared.edits_of(here, VARYING[:2])).itertuples()
+    assert row.selectivity == pytest.approx(0.4)

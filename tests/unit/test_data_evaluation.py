@@ -148,7 +148,7 @@ def test_two_sets_of_one_name_are_refused(scenes: ConceptsData) -> None:
 
 @pytest.mark.parametrize("name", ["train", "select", "test", "pairs"])
 def test_the_runs_own_images_keep_their_names(scenes: ConceptsData, tmp_path: Path, name: str) -> None:
-    with pytest.raises(UserError, match=f"evaluate has a set called {name}, as images of the run's own data are"):
+    with pytest.raises(UserError, match=f"evaluate has a set called {name}, the name of images of the run's own data"):
         sets(scenes, {"data": "concepts", "name": name})
     write(tmp_path / "other" / name / scenes.classes[0] / "0.png")
     assert sets(scenes, str(tmp_path / "other" / name))[0].name == f"other-{name}"

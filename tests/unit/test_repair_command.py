@@ -166,7 +166,7 @@ def test_few_objects_that_have_chosen_a_repair_are_told() -> None:
     changed = {"method": "dfr", "latents": [], "alpha": 1.0, "shifts": {}}
     record = {**MEASURED, **changed, "few_objects": {"ship": 12, "bird": 9}}
     said = "The labelled select images of bird show only 9 objects: what is better on these may be worse on others, so "
-    assert few_objects(record) == f"{said}label images of more."
+    assert few_objects(record) == f"{said}label images of more objects."
     assert few_objects({**record, "method": "nothing", "alpha": 0.0}) == few_objects({**MEASURED, **changed}) == ""
 
 
